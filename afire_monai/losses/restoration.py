@@ -1,0 +1,56 @@
+"""The restoration loss: how well the decoder removes what was added."""
+
+from __future__ import annotations
+
+import torch.nn as nn
+from torch import Tensor
+
+from afire_monai.distributed import sum_over_processes, world_size
+from afire_monai.errors import AfireError
+
+
+class RestorationLoss(nn.Module):
+    """Weighted mean squared error between restored and clean image (AFiRe, arXiv 2504.10972, §Restoration).
+
+    The paper "particularly focuses on" abnormal cells, the release weights all cells alike: hence the weight. The mean
+    is weighted, Σ w e / Σ w over the cells of all processes, so the value stays a mean squared error.
+
+    Args:
+        abnormal_weight: weight of abnormal cells against 1 for the others; 1 is the released loss.
+
+    Raises:
+        AfireError: if the weight is not above zero.
+    """
+
+    def __init__(self, abnormal_weight: float = 1.0) -> None:
+        super().__init__()
+        if abnormal_weight <= 0:
+            raise AfireError(f"abnormal_weight must be above 0, got {abnormal_weight}")
+        self.abnormal_weight = abnormal_weight
+
+    def forward(self, restored: Tensor, target: Tensor, abnormal: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            restored: (B, C, H, W) in the encoder's normalised units.
+            target: (B, C, H, W), the clean image in the same units.
+            abnormal: (B, L) bool.
+            grid: rows and columns (h, w) of cells, L = h·w.
+
+        Returns:
+            Scalar; averaged over processes it is the loss of the global batch.
+
+        Raises:
+            AfireError: for shapes that do not fit one another.
+        """
+        h, w = grid
+        batch, _, height, width = restored.shape
+        if restored.shape != target.shape or abnormal.shape != (batch, h * w) or height % h or width % w:
+            raise AfireError(
+                f"restored {tuple(restored.shape)}, target {tuple(target.shape)}, abnormal {tuple(abnormal.shape)} "
+                f"and grid {h} x {w} do not fit one another"
+            )
+        error = (restored.float() - target.float()).square().mean(1)
+        per_cell = error.view(batch, h, height // h, w, width // w).mean((2, 4)).reshape(batch, h * w)
+        weight = 1 + (self.abnormal_weight - 1) * abnormal.float()
+        return (per_cell * weight).sum() * world_size() / sum_over_processes(weight.sum())

@@ -1,0 +1,180 @@
+"""The token-wise contrastive loss: structure and category consistency."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from afire_monai.distributed import (
+    max_over_processes,
+    sum_over_processes,
+    sum_over_processes_with_gradient,
+    world_size,
+)
+from afire_monai.errors import AfireError
+
+
+class TokenContrastiveTerms(NamedTuple):
+    """The two terms, each a scalar; averaged over processes they are the loss of the global batch."""
+
+    structure: Tensor
+    category: Tensor
+
+
+def cell_indices(batch: int, tokens: int, device: torch.device) -> Tensor:
+    """Give the cell index (B, L) of the published form, where token l of each image shows cell l."""
+    return torch.arange(tokens, device=device).expand(batch, tokens)
+
+
+def similarities(student_logits: Tensor, assignment: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Compare each token with each prototype.
+
+    Args:
+        student_logits: (B, L, K) cosines.
+        assignment: (N, K), each row a distribution.
+        temperature: τ_s, divides the cosines.
+
+    Returns:
+        ``cross`` (B, L, N) and ``log_partition`` (B, L): s(i, j, n) = Σ_k C_nk log q_ijk = cross − log_partition, as the
+        rows of C sum to one. Kept apart because the second cancels in a softmax over n.
+    """
+    logits = student_logits.float() / temperature
+    return logits @ assignment.float().T, torch.logsumexp(logits, dim=-1)
+
+
+@torch.no_grad()
+def own_cell_accuracy(
+    student_logits: Tensor, assignment: Tensor, temperature: float, cells: Tensor | None = None
+) -> Tensor:
+    """Give the share of tokens, a scalar in 0…1, whose most similar prototype is that of the cell they show.
+
+    Args:
+        student_logits: (B, L, K) cosines.
+        assignment: (N, K), each row a distribution.
+        temperature: τ_s.
+        cells: (B, L) int64; None when token l shows cell l.
+    """
+    cross, _ = similarities(student_logits, assignment, temperature)
+    if cells is None:
+        cells = cell_indices(*student_logits.shape[:2], student_logits.device)
+    return (cross.argmax(-1) == cells).float().mean()
+
+
+class TokenContrastiveLoss(nn.Module):
+    r"""Pull each normal token to the prototype of its own cell (AFiRe, arXiv 2504.10972, §Token-wise contrastive loss).
+
+    With log q = log softmax(Q_S / τ_s), C the assignment, s(i,j,n) = Σ_k C_nk log q_ijk and c the cell of token (i, j):
+
+    - structure, ``"contrastive"``: −mean over normal tokens of log [e^{s(i,j,c)/τ} / Σ_n e^{s(i,j,n)/τ}];
+    - structure, ``"cross_entropy"``: −mean over normal tokens of s(i,j,c), the only term of the released code;
+    - category: −mean, over normal tokens of cells that also hold abnormal tokens in the batch, of
+      log [e^{s(i,j,c)/τ} / (e^{s(i,j,c)/τ} + Σ e^{s(i',j',c)/τ})], the sum over the abnormal tokens that show cell c.
+
+    The paper names both terms and the quantity that they bound; both denominators are this project's reading. Means and
+    sums run over all processes. A term without any token is zero, with zero gradient.
+
+    Args:
+        structure: which reading of the first term.
+        category_weight: weight of the second term; 0 leaves it out (the release).
+        student_temperature: τ_s.
+        temperature: τ; this project's reading, the paper gives no value.
+
+    Raises:
+        AfireError: for an unknown reading or a temperature that is not above zero.
+    """
+
+    def __init__(
+        self,
+        structure: Literal["contrastive", "cross_entropy"] = "contrastive",
+        category_weight: float = 1.0,
+        student_temperature: float = 0.1,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if structure not in ("contrastive", "cross_entropy"):
+            raise AfireError(f"structure must be 'contrastive' or 'cross_entropy', got {structure!r}")
+        if student_temperature <= 0 or temperature <= 0 or category_weight < 0:
+            raise AfireError(
+                f"temperatures must be above 0 and category_weight at least 0, got student_temperature "
+                f"{student_temperature}, temperature {temperature}, category_weight {category_weight}"
+            )
+        self.structure = structure
+        self.category_weight = category_weight
+        self.student_temperature = student_temperature
+        self.temperature = temperature
+
+    def forward(
+        self, student_logits: Tensor, assignment: Tensor, abnormal: Tensor, cells: Tensor | None = None
+    ) -> TokenContrastiveTerms:
+        """Compute both terms.
+
+        Args:
+            student_logits: (B, L, K) cosines of the student for the lesioned twin.
+            assignment: (N, K), each row a distribution, from ``PrototypeBank.assignment``.
+            abnormal: (B, L) bool, cells with lesion.
+            cells: (B, L) int64, the canvas cell that each token shows; None when token l shows cell l (then N = L).
+
+        Returns:
+            Both terms, unweighted; multiply ``category`` by :attr:`category_weight`.
+
+        Raises:
+            AfireError: for shapes that do not fit one another.
+        """
+        batch, tokens, dim = student_logits.shape
+        if assignment.shape[1] != dim or abnormal.shape != (batch, tokens):
+            raise AfireError(
+                f"student_logits {tuple(student_logits.shape)} needs an assignment (N, {dim}) and abnormal "
+                f"({batch}, {tokens}), got {tuple(assignment.shape)} and {tuple(abnormal.shape)}"
+            )
+        if cells is None:
+            if assignment.shape[0] != tokens:
+                raise AfireError(f"{assignment.shape[0]} prototypes for {tokens} tokens: give their cells")
+            cells = cell_indices(batch, tokens, student_logits.device)
+        cross, log_partition = similarities(student_logits, assignment, self.student_temperature)
+        own_cross = cross.gather(-1, cells[..., None])[..., 0]
+        own = own_cross - log_partition
+        if self.structure == "contrastive":
+            per_token = torch.logsumexp(cross / self.temperature, dim=-1) - own_cross / self.temperature
+        else:
+            per_token = -own
+        return self._reduce(per_token, own / self.temperature, abnormal, cells, assignment.shape[0])
+
+    def _reduce(
+        self, structure: Tensor, own: Tensor, abnormal: Tensor, cells: Tensor, cell_count: int
+    ) -> TokenContrastiveTerms:
+        """Average per-token values (all (B, L)) over the tokens of all processes that each term is about."""
+        index = cells.reshape(-1)
+        normal = (~abnormal).float()
+        counts = own.new_zeros(2, cell_count)
+        counts[0].index_add_(0, index, normal.reshape(-1))
+        counts[1].index_add_(0, index, 1 - normal.reshape(-1))
+        counts = sum_over_processes(counts)
+        # each process holds its share of the global mean, times the number of processes that gradients are averaged over
+        scale = world_size()
+        structure_term = (structure * normal).sum() * scale / counts[0].sum().clamp_min(1)
+        if self.category_weight == 0:
+            return TokenContrastiveTerms(structure_term, torch.zeros_like(structure_term))
+        log_abnormal = self._log_abnormal_mass(own, abnormal, index, cell_count)
+        weight = normal * (counts[1] > 0).float()[cells]
+        pairs = (counts[0] * (counts[1] > 0)).sum().clamp_min(1)
+        category_term = (F.softplus(log_abnormal[cells] - own) * weight).sum() * scale / pairs
+        return TokenContrastiveTerms(structure_term, category_term)
+
+    @staticmethod
+    def _log_abnormal_mass(own: Tensor, abnormal: Tensor, index: Tensor, cell_count: int) -> Tensor:
+        """Give log Σ e^{own} over the abnormal tokens of each cell, (N,); 0 where a cell has none."""
+        flat, mask = own.reshape(-1), abnormal.reshape(-1)
+        low = torch.finfo(flat.dtype).min
+        peak = flat.new_full((cell_count,), low)
+        peak = peak.scatter_reduce(0, index, flat.detach().masked_fill(~mask, low), "amax")
+        peak = max_over_processes(peak)
+        peak = torch.where(peak == low, torch.zeros_like(peak), peak)
+        # masking before the exponential keeps the gradient of left-out tokens at zero instead of 0 · inf
+        shifted = torch.where(mask, flat - peak[index], torch.full_like(flat, -1e4))
+        mass = flat.new_zeros(cell_count).index_add(0, index, shifted.exp())
+        mass = sum_over_processes_with_gradient(mass)
+        return torch.where(mass > 0, mass, torch.ones_like(mass)).log() + peak

@@ -1,0 +1,159 @@
+"""Health of an AFiRe run: collapse, prototypes, and whether the contrastive task needs the image at all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from afire_monai.losses import own_cell_accuracy
+from afire_monai.losses.token_contrastive import cell_indices, similarities
+
+if TYPE_CHECKING:
+    from afire_monai.methods.afire import AFiRe
+
+
+def feature_std_ratio(tokens: Tensor) -> float:
+    """Compare the spread of features over images with that of healthy features.
+
+    Args:
+        tokens: (B, L, D) features, B at least 2.
+
+    Returns:
+        Standard deviation over the images of L2-normalised tokens of one cell, averaged over cells and dimensions, times
+        √D: 1 for features spread evenly on the sphere, 0 when all images look alike.
+    """
+    unit = torch.nn.functional.normalize(tokens.float(), dim=-1)
+    return (unit.std(0).mean() * tokens.shape[-1] ** 0.5).item()
+
+
+def effective_rank(features: Tensor) -> float:
+    """Give the effective rank of features (B, D): the exponential of the entropy of their singular values.
+
+    Between 1 and min(B − 1, D), after centring (Roy and Vetterli, EUSIPCO 2007).
+    """
+    values = torch.linalg.svdvals((features - features.mean(0)).double())
+    share = values / values.sum().clamp_min(1e-12)
+    return torch.special.entr(share).sum().exp().item()
+
+
+def rank_auroc(positive: Tensor, negative: Tensor) -> float:
+    """Give the area under the ROC curve of two sets of scores (1-D), 0.5 where one is empty; ties count half."""
+    if len(positive) == 0 or len(negative) == 0:
+        return 0.5
+    scores = torch.cat([positive, negative]).double()
+    _, inverse, counts = scores.unique(return_inverse=True, return_counts=True)
+    ranks = (counts.cumsum(0) - (counts - 1) / 2)[inverse]
+    n, m = len(positive), len(negative)
+    return ((ranks[:n].sum() - n * (n + 1) / 2) / (n * m)).item()
+
+
+def content_free_inputs(images: Tensor, patch_size: int) -> dict[str, Tensor]:
+    """Make inputs that hold the grid but not the anatomy.
+
+    Args:
+        images: (B, C, H, W) in 0…1.
+        patch_size: side P of a cell in pixels.
+
+    Returns:
+        ``blank`` (grey at the batch's mean), ``noise`` (the batch's mean and spread, independent pixels) and ``shuffled``
+        (each image's own patches in random order), each like ``images``. The same for the same shape.
+    """
+    generator = torch.Generator().manual_seed(0)
+    batch, channels, height, width = images.shape
+    h, w, p = height // patch_size, width // patch_size, patch_size
+    noise = torch.randn(images.shape, generator=generator).to(images)
+    order = torch.rand(batch, h * w, generator=generator).argsort(1).to(images.device)
+    patches = images.reshape(batch, channels, h, p, w, p).permute(0, 2, 4, 1, 3, 5).reshape(batch, h * w, -1)
+    patches = patches.gather(1, order[..., None].expand_as(patches)).view(batch, h, w, channels, p, p)
+    return {
+        "blank": images.mean().expand_as(images),
+        "noise": (images.mean() + noise * images.std()).clamp(0, 1),
+        "shuffled": patches.permute(0, 3, 1, 4, 2, 5).reshape(images.shape),
+    }
+
+
+@torch.no_grad()
+def measure_health(method: AFiRe, images: Tensor, uniforms: Tensor) -> dict[str, float]:
+    """Measure collapse and the position shortcut on normal images that training does not see.
+
+    Args:
+        method: the method in training.
+        images: (B, C, Hc, Wc) in 0…1.
+        uniforms: (B, draws) in 0…1.
+
+    Returns:
+        ``feature_std_ratio``, ``effective_rank`` (teacher, pooled tokens), ``prototype_entropy`` (mean row entropy of the
+        assignment over log K), ``prototype_usage`` (share of distinct strongest dimensions among min(N, K)),
+        ``structure_{real,blank,noise,shuffled}`` (this run's structure loss, all tokens), ``own_cell_{…}``
+        (accuracy), ``position_gap`` (least structure loss of the content-free inputs minus that of real images; near
+        zero: the task is solved from positions alone), ``lesion_token_auroc`` (similarity to the own prototype telling
+        lesioned from normal tokens).
+    """
+    v = method.views(images, uniforms)
+    clean, twin, cells = v["clean"], v["twin"], v["cells"]
+    assert clean is not None  # for the type checker: views always gives these two
+    assert twin is not None
+    assignment = method.prototypes.assignment()
+    tokens = method.export_encoder(clean)[:, 1:]
+    figures = {
+        "feature_std_ratio": feature_std_ratio(tokens),
+        "effective_rank": effective_rank(tokens.float().mean(1)),
+        "prototype_entropy": (
+            torch.special.entr(assignment).sum(1).mean() / torch.tensor(assignment.shape[1]).log()
+        ).item(),
+        "prototype_usage": len(assignment.argmax(1).unique()) / min(assignment.shape),
+    }
+    temperature = method.token_loss.student_temperature
+    for name, inputs in {"real": clean, **content_free_inputs(clean, method.grid_shift.patch_size)}.items():
+        logits = _student_logits(method, inputs)
+        none_abnormal = torch.zeros(logits.shape[:2], dtype=torch.bool, device=logits.device)
+        structure = method.token_loss(logits, assignment, none_abnormal, cells).structure
+        figures[f"structure_{name}"] = structure.item()
+        figures[f"own_cell_{name}"] = own_cell_accuracy(logits, assignment, temperature, cells).item()
+    free = min(figures[f"structure_{name}"] for name in ("blank", "noise", "shuffled"))
+    figures["position_gap"] = free - figures["structure_real"]
+    logits = _student_logits(method, twin)
+    index = cell_indices(*logits.shape[:2], logits.device) if cells is None else cells
+    cross, log_partition = similarities(logits, assignment, temperature)
+    own = cross.gather(-1, index[..., None])[..., 0] - log_partition
+    abnormal = v["abnormal"]
+    assert abnormal is not None  # as above
+    figures["lesion_token_auroc"] = rank_auroc(own[~abnormal], own[abnormal])
+    return figures
+
+
+def _student_logits(method: AFiRe, images: Tensor) -> Tensor:
+    """Give the student's token logits (B, L, K) without the decoder."""
+    student = method.student
+    logits: Tensor = student.head(student.encoder(images)[:, 1:])  # type: ignore[operator]  # submodules of the student
+    return logits
+
+
+def health_warnings(figures: dict[str, float]) -> list[str]:
+    """Say in plain words what is wrong, if anything, with what :func:`measure_health` found."""
+    warnings = []
+    if figures["feature_std_ratio"] < 0.05 or figures["effective_rank"] < 2:
+        warnings.append(
+            f"COLLAPSE: the encoder gives nearly the same features for every image (spread "
+            f"{figures['feature_std_ratio']:.3f} of a healthy 1, effective rank {figures['effective_rank']:.1f}). "
+            "Try a lower learning rate, a longer warm-up, a larger batch, or a larger restoration weight."
+        )
+    if figures["prototype_usage"] < 0.1:
+        warnings.append(
+            f"COLLAPSE: the prototypes use only {figures['prototype_usage']:.0%} of the dimensions that they could. "
+            "Try a lower learning rate or a higher prototype momentum."
+        )
+    return warnings
+
+
+def shortcut_in_words(figures: dict[str, float]) -> str:
+    """Say in plain words whether the structure term needs the image."""
+    gap, real = figures["position_gap"], figures["structure_real"]
+    if gap < 0.05 * max(abs(real), 1e-6) and gap < 0.05:
+        return (
+            f"Position shortcut: the structure loss is as low without the anatomy (gap {gap:+.3f}), so the contrastive "
+            "task teaches the encoder nothing about content. Expected for shift 0; set shift above 0 to avoid it."
+        )
+    return f"Position shortcut: none; without the anatomy the structure loss is higher by {gap:.3f} (real {real:.3f})."

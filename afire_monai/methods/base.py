@@ -1,0 +1,100 @@
+"""What the trainer needs of any pre-training method."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from afire_monai.networks import ViTEncoder
+
+
+class Method(nn.Module, ABC):
+    """A student-teacher pre-training method.
+
+    A subclass sets :attr:`student` (what the optimiser trains, one forward call a step) and :attr:`teacher` (its moving
+    average, without gradient, whose submodules have the student's names). Everything that must survive a restart is a
+    parameter or buffer of the method.
+    """
+
+    student: nn.Module
+    teacher: nn.Module
+    #: uniform numbers in 0…1 that one image needs in one step
+    draws: int
+    #: weight of each named loss in the total
+    loss_weights: dict[str, float]
+
+    def __init__(self) -> None:
+        super().__init__()
+        # what is called for the student: the student itself, or its distributed or compiled form; kept out of the
+        # module tree, so that state-dict names do not depend on it
+        self._student_call: list[Callable[..., tuple[Tensor, ...]]] = []
+
+    def call_student_through(self, wrapper: Callable[..., tuple[Tensor, ...]]) -> None:
+        """Send the student's forward calls through ``wrapper``, for example ``DistributedDataParallel(student)``."""
+        self._student_call = [wrapper]
+
+    def student_forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Call the student, through its distributed or compiled form where one is set."""
+        call = self._student_call[0] if self._student_call else self.student
+        return call(*inputs)
+
+    @abstractmethod
+    def losses(self, images: Tensor, uniforms: Tensor, first_epoch: bool) -> dict[str, Tensor]:
+        """Compute the named losses of one step.
+
+        Args:
+            images: (B, C, Hc, Wc) normal radiographs in 0…1, at :attr:`canvas_size`.
+            uniforms: (B, draws) float32 in 0…1, this step's random numbers.
+            first_epoch: whether this is the first epoch of training.
+
+        Returns:
+            Unweighted scalars; averaged over processes each is the loss of the global batch.
+        """
+
+    @abstractmethod
+    def health(self, images: Tensor, uniforms: Tensor) -> dict[str, float]:
+        """Measure, without gradient, whether training is sound on normal images that it does not see.
+
+        Args:
+            images: as for :meth:`losses`.
+            uniforms: as for :meth:`losses`.
+        """
+
+    @abstractmethod
+    def panels(self, images: Tensor, uniforms: Tensor) -> dict[str, Tensor]:
+        """Give named pictures (B, 1, H, W) in 0…1 that show what the method does to these images."""
+
+    @property
+    @abstractmethod
+    def canvas_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the images that the method wants."""
+
+    @property
+    @abstractmethod
+    def export_encoder(self) -> ViTEncoder:
+        """The encoder that later tasks take (the teacher's, where there is one)."""
+
+    def last_layer_parameters(self) -> list[nn.Parameter]:
+        """Give the parameters that stay frozen at the start of training; none unless a method says otherwise."""
+        return []
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """Give the student's named parameters that the optimiser trains."""
+        return [(name, p) for name, p in self.student.named_parameters() if p.requires_grad]
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float) -> None:
+        """Move the teacher towards the student: teacher ← m · teacher + (1 − m) · student."""
+        student = dict(self.student.named_parameters())
+        pairs = [(p, student[name]) for name, p in self.teacher.named_parameters()]
+        torch._foreach_lerp_([t for t, _ in pairs], [s.detach() for _, s in pairs], 1 - momentum)
+
+    def train(self, mode: bool = True) -> Method:
+        """Set training mode for the student only: a teacher is always in evaluation mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self

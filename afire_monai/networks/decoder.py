@@ -1,0 +1,86 @@
+"""The anomaly-removal restoration decoder: from tokens of the lesioned twin to the clean image."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from afire_monai.errors import AfireError
+from afire_monai.networks.blocks import init_transformer, transformer_block
+from afire_monai.networks.encoder import sincos_positions
+
+
+class AnomalyRestorationDecoder(nn.Module):
+    """Restore the normal image (AFiRe, arXiv 2504.10972, §Anomaly-removal restoration).
+
+    Tokens of abnormal cells are replaced by learned mask tokens (one per cell, as released), so what a lesion covered
+    must be restored from the rest of the picture.
+
+    Args:
+        in_dim: encoder width D.
+        grid: rows and columns (h, w) of the token grid.
+        patch_size: side P of a patch in pixels.
+        channels: channels of the restored image.
+        dim: width of the decoder.
+        depth: number of blocks.
+        num_heads: attention heads.
+        mlp_ratio: hidden width of each MLP as a multiple of ``dim``.
+        layer_norm_eps: ε of the layer norms; released weights need 1e-5.
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        in_dim: int,
+        grid: tuple[int, int],
+        patch_size: int = 16,
+        channels: int = 1,
+        dim: int = 512,
+        depth: int = 8,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        layer_norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.grid = (int(grid[0]), int(grid[1]))
+        self.patch_size = patch_size
+        self.channels = channels
+        self.embedding = nn.Linear(in_dim, dim)
+        self.mask_token = nn.Parameter(torch.empty(1, self.grid[0] * self.grid[1], dim))
+        self.register_buffer("positions", sincos_positions(self.grid, dim), persistent=False)
+        self.blocks = nn.ModuleList(transformer_block(dim, num_heads, mlp_ratio, layer_norm_eps) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, eps=layer_norm_eps)
+        self.image_pred = nn.Linear(dim, patch_size**2 * channels)
+        self.apply(init_transformer)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, tokens: Tensor, abnormal: Tensor) -> Tensor:
+        """Restore the image behind the tokens.
+
+        Args:
+            tokens: (B, 1 + L, D) from the encoder, class token first.
+            abnormal: (B, L) bool, cells to be restored from the rest.
+
+        Returns:
+            (B, C, H, W) in the encoder's normalised units (see ``ViTEncoder.denormalise``).
+
+        Raises:
+            AfireError: if the number of tokens does not fit the decoder's grid.
+        """
+        h, w = self.grid
+        if tokens.shape[1] != 1 + h * w or abnormal.shape[1] != h * w:
+            raise AfireError(
+                f"the decoder has a grid of {h} x {w} cells: tokens must be (B, {1 + h * w}, D) and abnormal "
+                f"(B, {h * w}), got {tuple(tokens.shape)} and {tuple(abnormal.shape)}"
+            )
+        x = self.embedding(tokens)
+        patches = torch.where(abnormal[..., None], self.mask_token.to(x.dtype), x[:, 1:]) + self.positions.to(x.dtype)
+        x = torch.cat([x[:, :1], patches], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        pixels = self.image_pred(self.norm(x)[:, 1:])
+        p = self.patch_size
+        pixels = pixels.view(-1, h, w, p, p, self.channels).permute(0, 5, 1, 3, 2, 4)
+        return pixels.reshape(-1, self.channels, h * p, w * p)

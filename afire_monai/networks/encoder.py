@@ -1,0 +1,217 @@
+"""The vision-transformer encoder that every method here trains and every task here uses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from afire_monai.errors import AfireError
+from afire_monai.networks.blocks import init_transformer, transformer_block
+
+# width, depth, heads; vit_ti6 is ViT-Ti cut to six layers, for laptops and tests
+ENCODER_PRESETS: dict[str, dict[str, int]] = {
+    "vit_ti6": {"embed_dim": 192, "depth": 6, "num_heads": 3},
+    "vit_ti": {"embed_dim": 192, "depth": 12, "num_heads": 3},
+    "vit_s": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "vit_b": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+}
+
+
+def sincos_positions(grid: tuple[int, int], dim: int, reference: tuple[int, int] | None = None) -> Tensor:
+    """Give fixed two-dimensional sine-cosine positions for a grid of patch tokens.
+
+    Half of the channels encode the column, half the row, each as sines then cosines of geometrically spaced
+    frequencies (the layout of MAE, which AFiRe's release uses). For a grid other than ``reference`` the coordinates are
+    stretched to span the same image, so the same anatomy keeps the same position at another resolution; as the
+    functions are analytic this is exact, not a resampling.
+
+    Args:
+        grid: rows and columns of patch tokens (h, w).
+        dim: token width D; must be a multiple of 4.
+        reference: the grid that the encoder was trained on; defaults to ``grid``.
+
+    Returns:
+        (h·w, D) float32, row-major over the grid.
+
+    Raises:
+        AfireError: if ``dim`` is not a multiple of 4.
+    """
+    if dim % 4:
+        raise AfireError(f"token width must be a multiple of 4 for sine-cosine positions, got {dim}")
+    reference = reference or grid
+    frequency = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    axes = []
+    for size, reference_size in zip(grid, reference, strict=True):
+        coordinate = (torch.arange(size, dtype=torch.float64) + 0.5) * reference_size / size - 0.5
+        angle = coordinate[:, None] * frequency
+        axes.append(torch.cat([angle.sin(), angle.cos()], dim=1))
+    rows, columns = axes
+    h, w = grid
+    position = torch.cat([columns[None].expand(h, w, -1), rows[:, None].expand(h, w, -1)], dim=-1)
+    return position.reshape(h * w, dim).float()
+
+
+class ViTEncoder(nn.Module):
+    """Vision transformer with a class token and fixed sine-cosine positions (AFiRe, arXiv 2504.10972, §Implementation).
+
+    Normalisation to the data set's grey-level mean and standard deviation is part of the encoder, so callers always
+    give images in 0…1. Built on MONAI's ``TransformerBlock``.
+
+    Args:
+        image_size: side in pixels, or (height, width); each must be a multiple of ``patch_size``.
+        patch_size: side P of a patch in pixels.
+        in_channels: 1 for radiographs; 3 for released weights that were trained on grey images repeated thrice.
+        embed_dim: token width D.
+        depth: number of transformer blocks.
+        num_heads: attention heads.
+        mlp_ratio: hidden width of each MLP as a multiple of D.
+        mean: grey-level mean of the training data in 0…1, one value or one per channel.
+        std: grey-level standard deviation in 0…1, one value or one per channel.
+        layer_norm_eps: ε of the layer norms.
+        check_range: refuse images outside 0…1 (costs a host synchronisation on a GPU; on for exported encoders).
+
+    Raises:
+        AfireError: if the image size is not a multiple of the patch size, or a value is out of range.
+    """
+
+    positions: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        image_size: int | Sequence[int] = 224,
+        patch_size: int = 16,
+        in_channels: int = 1,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        mean: float | Sequence[float] = 0.5,
+        std: float | Sequence[float] = 0.25,
+        layer_norm_eps: float = 1e-6,
+        check_range: bool = False,
+    ) -> None:
+        super().__init__()
+        height, width = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        self.patch_size = patch_size
+        self.in_channels = in_channels
+        self.image_size = (height, width)
+        self.grid = self.grid_of(height, width)
+        self.embed_dim = embed_dim
+        self.check_range = check_range
+        self.config: dict[str, Any] = {
+            "image_size": [height, width],
+            "patch_size": patch_size,
+            "in_channels": in_channels,
+            "embed_dim": embed_dim,
+            "depth": depth,
+            "num_heads": num_heads,
+            "mlp_ratio": mlp_ratio,
+            "mean": self._per_channel(mean, "mean"),
+            "std": self._per_channel(std, "std"),
+            "layer_norm_eps": layer_norm_eps,
+        }
+        if min(self.config["std"]) <= 0:
+            raise AfireError(f"std must be above zero, got {std}")
+        self.register_buffer("mean", torch.tensor(self.config["mean"]).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.config["std"]).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("positions", sincos_positions(self.grid, embed_dim), persistent=False)
+
+        self.patch_embed = nn.Conv2d(in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.blocks = nn.ModuleList(
+            transformer_block(embed_dim, num_heads, mlp_ratio, layer_norm_eps) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(embed_dim, eps=layer_norm_eps)
+        self.apply(init_transformer)
+        nn.init.xavier_uniform_(self.patch_embed.weight.view(embed_dim, -1))
+        nn.init.zeros_(self.patch_embed.bias)  # type: ignore[arg-type]  # the convolution has a bias
+        nn.init.normal_(self.cls_token, std=0.02)
+
+    def _per_channel(self, value: float | Sequence[float], name: str) -> list[float]:
+        values = [float(value)] * self.in_channels if isinstance(value, (int, float)) else [float(v) for v in value]
+        if len(values) != self.in_channels or not all(math.isfinite(v) for v in values):
+            raise AfireError(f"{name} must hold one finite value for each of {self.in_channels} channels, got {value}")
+        return values
+
+    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+        """Give the token grid (h, w) of an image size.
+
+        Args:
+            height: pixels.
+            width: pixels.
+
+        Raises:
+            AfireError: if the patch size does not divide both sides.
+        """
+        p = self.patch_size
+        if height < p or width < p or height % p or width % p:
+            raise AfireError(
+                f"image size {height} x {width} must be a multiple of the patch size {p} on both sides; "
+                f"resize or pad to {math.ceil(height / p) * p} x {math.ceil(width / p) * p}"
+            )
+        return height // p, width // p
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Bring images (B, C, H, W) in 0…1 to zero mean and unit standard deviation of the training data."""
+        return (images - self.mean) / self.std
+
+    def denormalise(self, images: Tensor) -> Tensor:
+        """Undo :meth:`normalise`."""
+        return images * self.std + self.mean
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode images.
+
+        Args:
+            images: (B, C, H, W) in 0…1; H and W multiples of the patch size, not necessarily the trained size.
+
+        Returns:
+            (B, 1 + L, D): the class token, then the L patch tokens in row-major order.
+
+        Raises:
+            AfireError: for a wrong shape or, with ``check_range``, values outside 0…1.
+        """
+        if images.ndim != 4 or images.shape[1] != self.in_channels:
+            raise AfireError(f"images must be (B, {self.in_channels}, H, W), got {tuple(images.shape)}")
+        grid = self.grid_of(images.shape[2], images.shape[3])
+        if self.check_range:
+            self._refuse_wrong_range(images)
+        tokens = self.patch_embed(self.normalise(images)).flatten(2).transpose(1, 2)
+        positions = self.positions
+        if grid != self.grid:
+            positions = sincos_positions(grid, self.embed_dim, self.grid).to(tokens)
+        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens + positions], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+    @staticmethod
+    def _refuse_wrong_range(images: Tensor) -> None:
+        low, high = images.aminmax()
+        if not (low >= -1e-3 and high <= 1 + 1e-3):
+            raise AfireError(
+                f"images must lie in 0…1, got {low.item():.4g}…{high.item():.4g}; "
+                "read them with afire_monai.data.RadiographReader, or divide by the largest value of their type"
+            )
+
+
+def build_encoder(preset: str, **overrides: Any) -> ViTEncoder:
+    """Build an encoder from a preset of :data:`ENCODER_PRESETS`.
+
+    Args:
+        preset: ``vit_ti6``, ``vit_ti``, ``vit_s`` or ``vit_b``.
+        overrides: any argument of :class:`ViTEncoder`.
+
+    Raises:
+        AfireError: for an unknown preset.
+    """
+    if preset not in ENCODER_PRESETS:
+        raise AfireError(f"unknown encoder preset {preset!r}; choose one of {', '.join(ENCODER_PRESETS)}")
+    return ViTEncoder(**{**ENCODER_PRESETS[preset], **overrides})

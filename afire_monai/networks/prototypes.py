@@ -1,0 +1,108 @@
+"""The spatial-aware prototype bank: one prototype per grid cell, and its balanced assignment."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from afire_monai.distributed import sum_over_processes
+from afire_monai.errors import AfireError
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, temperature: float = 0.05, iterations: int = 3) -> Tensor:
+    """Turn scores into a balanced assignment by Sinkhorn-Knopp, in float32 and in the log domain.
+
+    Each iteration first makes the K columns equally used, then each row a distribution.
+
+    Args:
+        scores: (N, K) real.
+        temperature: divides the scores; smaller is sharper.
+        iterations: rounds of both normalisations.
+
+    Returns:
+        (N, K) float32; each row sums to 1, each column to about N / K.
+
+    Raises:
+        AfireError: if ``scores`` is not two-dimensional or a setting is not above zero.
+    """
+    if scores.ndim != 2 or temperature <= 0 or iterations < 1:
+        raise AfireError(
+            f"sinkhorn needs (N, K) scores, a temperature above 0 and at least 1 iteration, got shape "
+            f"{tuple(scores.shape)}, temperature {temperature}, iterations {iterations}"
+        )
+    log_q = scores.float() / temperature
+    for _ in range(iterations):
+        log_q = log_q - torch.logsumexp(log_q, dim=0, keepdim=True)
+        log_q = log_q - torch.logsumexp(log_q, dim=1, keepdim=True)
+    return log_q.exp()
+
+
+class PrototypeBank(nn.Module):
+    """Spatial-aware prototypes (AFiRe, arXiv 2504.10972, §Spatial-aware prototypes).
+
+    Row n is the moving average of the teacher's token outputs that show cell n, over the batch and all processes. The
+    state is a buffer: it is saved in checkpoints and equal on all processes.
+
+    Args:
+        cells: N, number of cells of the canvas.
+        dim: K, width of the token head's output.
+        momentum: weight of the past in the moving average (0.75 in the paper).
+        temperature: Sinkhorn temperature (0.05 in the paper).
+        iterations: Sinkhorn iterations (3 in the paper).
+    """
+
+    prototypes: Tensor
+
+    def __init__(
+        self, cells: int, dim: int = 256, momentum: float = 0.75, temperature: float = 0.05, iterations: int = 3
+    ) -> None:
+        super().__init__()
+        if not 0 <= momentum < 1:
+            raise AfireError(f"prototype momentum must be in 0…1 (1 excluded), got {momentum}")
+        self.cells = cells
+        self.momentum = momentum
+        self.temperature = temperature
+        self.iterations = iterations
+        self.register_buffer("prototypes", torch.zeros(cells, dim))
+
+    @torch.no_grad()
+    def update(self, teacher_logits: Tensor, cells: Tensor | None = None, replace: bool = False) -> None:
+        """Move each prototype towards the mean of the tokens that show its cell.
+
+        Args:
+            teacher_logits: (B, L, K) cosines of the teacher for normal images.
+            cells: (B, L) int64, the cell that each token shows; None when token l shows cell l (then L = N).
+            replace: forget the past, as in the first epoch of the release.
+
+        Raises:
+            AfireError: for shapes that do not fit the bank.
+        """
+        batch, tokens, dim = teacher_logits.shape
+        if dim != self.prototypes.shape[1] or (cells is None and tokens != self.cells):
+            raise AfireError(
+                f"the bank holds {self.cells} prototypes of width {self.prototypes.shape[1]}, "
+                f"got teacher output of shape {tuple(teacher_logits.shape)}"
+            )
+        values = teacher_logits.float()
+        # one row more for the number of tokens, so that a single small collective is enough
+        totals = values.new_zeros(self.cells, dim + 1)
+        if cells is None:
+            totals[:, :dim] = values.sum(0)
+            totals[:, dim] = batch
+        else:
+            index = cells.reshape(-1)
+            totals[:, :dim].index_add_(0, index, values.reshape(-1, dim))
+            totals[:, dim].index_add_(0, index, torch.ones_like(index, dtype=values.dtype))
+        totals = sum_over_processes(totals)
+        count = totals[:, dim:]
+        mean = totals[:, :dim] / count.clamp_min(1)
+        past = 0.0 if replace else self.momentum
+        moved = self.prototypes * past + mean * (1 - past)
+        # a cell that no crop showed keeps its prototype
+        self.prototypes.copy_(torch.where(count > 0, moved, self.prototypes))
+
+    def assignment(self) -> Tensor:
+        """Give the balanced assignment of cells to the K dimensions: (N, K) float32, each row a distribution."""
+        return sinkhorn(self.prototypes, self.temperature, self.iterations)
