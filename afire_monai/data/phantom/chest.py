@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects, label
+from scipy.ndimage import binary_closing, binary_fill_holes, find_objects, label
 
 from afire_monai.data.phantom.anatomy import build_scene
 from afire_monai.data.phantom.exposure import Exposure
@@ -101,7 +101,7 @@ class ChestPhantom:
             # scatter of the normal patient for both: a finding must change no pixel far away from it
             abnormal_signal = exposure.signal(changed, scattered)
             difference = exposure.show(abnormal_signal, window) - exposure.show(signal, window)
-            mask = _without_specks(np.abs(difference) > _VISIBLE)
+            mask = _finding_mask(np.abs(difference))
             image = np.where(mask > 0, exposure.show(abnormal_signal, window, noise), image)
         return PhantomSample(
             image=image[None],
@@ -113,8 +113,10 @@ class ChestPhantom:
         )
 
 
-def _without_specks(mask: NDArray[np.bool_]) -> Mask:
-    """Drop connected parts smaller than a tenth of the largest one."""
+def _finding_mask(difference: Array) -> Mask:
+    """Where a change (H, W) is seen, without cracks in it and without parts under a tenth of the largest one."""
+    mask = binary_closing(np.pad(difference > _VISIBLE, 2), iterations=2)[2:-2, 2:-2]
+    mask = binary_fill_holes(mask) & (difference > 0)
     parts, count = label(mask)
     if count == 0:
         return mask.astype(np.uint8)
