@@ -1,0 +1,217 @@
+"""The data list file: JSON in the style of MONAI and the Medical Segmentation Decathlon.
+
+``{"name": …, "labels": ["Normal", "Pneumonia"], "meta": {…}, "training": […], "validation": […], "test": […]}``, where
+an item holds ``image`` and may hold ``label`` (one of 1 present, 0 absent, -1 unknown for each of ``labels``),
+``group`` (patient), ``mask`` and ``boxes`` (``[x, y, width, height, name]`` in pixels from the top left). Paths are absolute, or
+relative to the folder of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, overload
+
+from afire_monai.errors import DataListError
+
+SECTIONS = ("training", "validation", "test")
+PATH_KEYS = ("image", "mask")
+DEFAULT_NORMAL = "Normal"
+
+DataList = dict[str, Any]
+StrPath = str | os.PathLike[str]
+
+
+@overload
+def load_datalist(path: StrPath, base_dir: StrPath | None = None, section: None = None) -> DataList: ...
+@overload
+def load_datalist(path: StrPath, base_dir: StrPath | None = None, *, section: str) -> list[dict[str, Any]]: ...
+@overload
+def load_datalist(path: StrPath, base_dir: StrPath | None, section: str) -> list[dict[str, Any]]: ...
+def load_datalist(
+    path: StrPath, base_dir: StrPath | None = None, section: str | None = None
+) -> DataList | list[dict[str, Any]]:
+    """Read a data list with all paths made absolute.
+
+    Args:
+        path: the JSON file.
+        base_dir: folder that relative paths start from; None for the folder of the file.
+        section: "training", "validation" or "test", to get the items of one section.
+
+    Returns:
+        The whole list, or with ``section`` its items, ready for a MONAI ``Dataset``.
+
+    Raises:
+        DataListError: no such file, not JSON, not a data list, or no such section.
+    """
+    datalist = read_raw(Path(path))
+    base = Path(base_dir) if base_dir is not None else Path(path).absolute().parent
+    resolved = resolve_paths(datalist, base, where=str(path))
+    if section is None:
+        return resolved
+    if section not in resolved:
+        present = ", ".join(s for s in SECTIONS if s in resolved) or "none"
+        raise DataListError(f"{path}: no section {section!r}; it has {present}. Name one of these")
+    return resolved[section]
+
+
+def save_datalist(datalist: DataList, path: StrPath, relative: bool = True) -> Path:
+    """Write a data list in one piece: a reader sees the old file or the new one, never a part.
+
+    Args:
+        datalist: as `load_datalist` returns or the ``datalist_from_…`` functions build; relative paths are kept.
+        path: file to write; its folder is made.
+        relative: store absolute paths relative to the folder of the file, so that both can move together.
+
+    Returns:
+        The path. ``meta.sha256`` in the file is the `datalist_hash` of what was written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = dict(datalist)
+    if relative:
+        here = path.absolute().parent
+        for section in present_sections(datalist):
+            written[section] = [_relative_item(item, here) for item in datalist[section]]
+    written["meta"] = {**datalist.get("meta", {}), "sha256": datalist_hash(written)}
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(written, file, indent=1, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def datalist_hash(datalist: DataList) -> str:
+    """SHA-256 of sections and label names as canonical JSON (sorted keys, no blanks): what a checkpoint records."""
+    content = {key: datalist[key] for key in ("labels", *SECTIONS) if key in datalist}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
+
+
+def training_items(
+    path: StrPath, section: str = "training", only_normal: bool = True, base_dir: StrPath | None = None
+) -> list[dict[str, Any]]:
+    """Items of one section; for pre-training, the normal images alone.
+
+    A list that knows no labels is taken to hold normal images only, for nothing in it says otherwise.
+
+    Args:
+        path: the JSON file.
+        section: "training", "validation" or "test".
+        only_normal: leave out items that are not `is_normal`, where the list has labels.
+        base_dir: as in `load_datalist`.
+
+    Raises:
+        DataListError: as `load_datalist`, or no item is left.
+    """
+    datalist = load_datalist(path, base_dir)
+    items = load_datalist(path, base_dir, section=section)
+    if only_normal and datalist.get("labels"):
+        normal = normal_label(datalist)
+        items = [item for item in items if is_normal(item, datalist["labels"], normal)]
+    if not items:
+        raise DataListError(
+            f"{path}: section {section!r} has no {'normal ' if only_normal else ''}image. "
+            "Build the list with other fractions, or ask for all images with only_normal=False"
+        )
+    return items
+
+
+def is_normal(item: dict[str, Any], labels: list[str], normal: str = DEFAULT_NORMAL) -> bool:
+    """Whether an item is known to be without finding.
+
+    With a label for normal: it is 1 and no other label is 1. Without such a label: all labels are 0 (none unknown).
+    An item without labels is not known to be normal.
+    """
+    values = item.get("label")
+    if not values or len(values) != len(labels):
+        return False
+    findings = [value for name, value in zip(labels, values, strict=True) if name != normal]
+    if normal in labels:
+        return values[labels.index(normal)] == 1 and 1 not in findings
+    return all(value == 0 for value in findings)
+
+
+def normal_label(datalist: DataList) -> str:
+    """Name of the label that means "no finding" in this list (``meta.normal_label``)."""
+    return str(datalist.get("meta", {}).get("normal_label", DEFAULT_NORMAL))
+
+
+def present_sections(datalist: DataList) -> list[str]:
+    """Names of the sections that a list has, in the order training, validation, test."""
+    return [section for section in SECTIONS if section in datalist]
+
+
+def resolve_paths(datalist: DataList, base: Path, where: str = "data list") -> DataList:
+    """Copy of a list with absolute paths; an item that is a bare name (Decathlon's tests) becomes ``{"image": …}``.
+
+    Raises:
+        DataListError: there is no section, or an item without image.
+    """
+    sections = present_sections(datalist)
+    if not sections:
+        raise DataListError(
+            f"{where}: none of {', '.join(SECTIONS)} is in it; keys are {', '.join(datalist) or 'none'}"
+        )
+    resolved = dict(datalist)
+    for section in sections:
+        if not isinstance(datalist[section], list):
+            raise DataListError(f"{where}: {section!r} is a {type(datalist[section]).__name__}; a list is expected")
+        resolved[section] = [
+            _resolve_item(item, base, f"{where}: {section}[{i}]") for i, item in enumerate(datalist[section])
+        ]
+    return resolved
+
+
+def read_raw(path: Path) -> DataList:
+    """Content of a data list file as it stands, with its paths as they are.
+
+    Raises:
+        DataListError: no such file, not JSON, or not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataListError(f"{path}: {error.strerror or 'not readable'}; a JSON data list is expected") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DataListError(f"{path}: not JSON ({error}). Build it again with `afire datalist`") from error
+    if not isinstance(content, dict):
+        raise DataListError(
+            f"{path}: a {type(content).__name__} at the top; an object with {', '.join(SECTIONS)} is expected"
+        )
+    return content
+
+
+def _resolve_item(item: Any, base: Path, where: str) -> dict[str, Any]:
+    item = {"image": item} if isinstance(item, str) else item
+    if not isinstance(item, dict) or not isinstance(item.get("image"), str) or not item["image"]:
+        raise DataListError(f'{where} has no image path; {{"image": "path", …}} is expected')
+    absolute = {key: os.path.abspath(base / item[key]) for key in PATH_KEYS if isinstance(item.get(key), str)}
+    return {**item, **absolute}
+
+
+def _relative_item(item: dict[str, Any], here: Path) -> dict[str, Any]:
+    return {
+        key: _relative(value, here) if key in PATH_KEYS and isinstance(value, str) else value
+        for key, value in item.items()
+    }
+
+
+def _relative(path: str, here: Path) -> str:
+    if not os.path.isabs(path):
+        return path
+    try:
+        return Path(os.path.relpath(path, here)).as_posix()
+    except ValueError:  # another drive
+        return path
