@@ -14,7 +14,7 @@ from monai.utils import TransformBackends, convert_data_type, convert_to_dst_typ
 from afire_monai.errors import RadiographError
 from afire_monai.transforms.lesion_search import texture_circle
 from afire_monai.transforms.lesion_settings import (
-    _GREY_LEVEL,
+    GREY_LEVEL,
     LesionRecord,
     LesionSettings,
     Polarity,
@@ -196,7 +196,7 @@ def _blob(image: np.ndarray, center: tuple[float, float], settings: LesionSettin
     corner = np.floor(np.asarray(center, dtype=np.float32) - np.float32((side - 1) / 2 - 0.5)).astype(int)
     top, left = np.clip(corner, 0, (height - side, width - side))
     patch = image[top : top + side, left : left + side]
-    flat = patch.max() < 4 * _GREY_LEVEL or image.max() - image.min() < _GREY_LEVEL
+    flat = patch.max() < 4 * GREY_LEVEL or image.max() - image.min() < GREY_LEVEL
     blob: np.ndarray = _weights(side, settings) * (np.float32(0.5) if flat else patch)
     return blob
 
@@ -224,5 +224,5 @@ def _render(blob: np.ndarray, record: LesionRecord) -> np.ndarray:
     for top, left, rows, columns in record.boxes:
         lesion = _interpolation(rows, side) @ blob @ _interpolation(columns, side).T
         added[top : top + rows, left : left + columns] += lesion
-    added[added < _GREY_LEVEL] = 0
+    added[added < GREY_LEVEL] = 0
     return added

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from afire_monai.errors import AfireError
 from afire_monai.transforms.lesion_search_batch import EnclosingCircle, largest_region, otsu_threshold
 from afire_monai.transforms.lesion_settings import (
-    _GREY_LEVEL,
+    GREY_LEVEL,
     LesionSettings,
     check_size,
     lesion_boxes,
@@ -79,10 +79,11 @@ class SyntheticLesionMaskBatch(nn.Module):
             small = F.adaptive_avg_pool2d(plain[:, :1].float(), (rows, columns))[:, 0]
             levels = (small * 255).round().clamp(0, 255)
             bright = levels > otsu_threshold(levels)[:, None, None]
+            found = bright.flatten(1).any(1)
             center = self.circle(largest_region(bright))
-            scale = torch.tensor([height / rows, width / columns], device=center.device)
-            middle = torch.tensor([(height - 1) / 2, (width - 1) / 2], device=center.device)
-            return torch.where(bright.flatten(1).any(1, keepdim=True), (center + 0.5) * scale - 0.5, middle)
+            row = torch.where(found, (center[:, 0] + 0.5) * (height / rows) - 0.5, (height - 1) / 2)
+            column = torch.where(found, (center[:, 1] + 0.5) * (width / columns) - 0.5, (width - 1) / 2)
+            return torch.stack([row, column], dim=1)
 
     def _check(self, images: Tensor, uniforms: Tensor) -> None:
         if images.ndim != 4 or not images.is_floating_point():
@@ -96,7 +97,7 @@ class SyntheticLesionMaskBatch(nn.Module):
         """Texture centres (B, 2) with the share that comes from elsewhere put in."""
         if self.settings.elsewhere_probability == 0:
             return centers
-        anywhere = uniforms[:, 3:5] * torch.tensor([height - 1.0, width - 1.0], device=uniforms.device)
+        anywhere = torch.stack([uniforms[:, 3] * (height - 1), uniforms[:, 4] * (width - 1)], dim=1)
         return torch.where(uniforms[:, 2:3] < self.settings.elsewhere_probability, anywhere, centers)
 
     def _blob(self, pictures: Tensor, centers: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ class SyntheticLesionMaskBatch(nn.Module):
         index = ((top[:, None] + offsets) * width)[:, :, None] + (left[:, None] + offsets)[:, None, :]
         patch = pictures.flatten(1).gather(1, index.flatten(1)).view(-1, side, side)
         low, high = pictures.flatten(1).aminmax(dim=1)
-        flat = (high - low < _GREY_LEVEL) | (patch.flatten(1).amax(1) < 4 * _GREY_LEVEL)
+        flat = (high - low < GREY_LEVEL) | (patch.flatten(1).amax(1) < 4 * GREY_LEVEL)
         return torch.where(flat[:, None, None], 0.5, patch) * _weights(side, self.settings, pictures.device)
 
     def _render(self, blob: Tensor, uniforms: Tensor, height: int, width: int) -> Tensor:
@@ -122,7 +123,7 @@ class SyntheticLesionMaskBatch(nn.Module):
         across = _interpolation(left, columns, width, side).transpose(2, 3)  # (B, N, t, W)
         stretched = (blob[:, None] @ across).reshape(batch, -1, width)
         added = down.transpose(1, 2).reshape(batch, height, -1) @ stretched
-        return torch.where(added < _GREY_LEVEL, 0.0, added)
+        return torch.where(added < GREY_LEVEL, 0.0, added)
 
     def _add(self, pictures: Tensor, added: Tensor, uniforms: Tensor) -> Tensor:
         """Add or subtract (B, 1, H, W); the clip never moves a pixel against the lesion's direction."""

@@ -14,7 +14,7 @@ Polarity = Literal["bright", "dark"]
 _DRAWS_PER_IMAGE = 5  # count, polarity, texture from elsewhere, and its row and column
 _DRAWS_PER_LESION = 4  # height, width, top, left
 _MINIMUM_SIDE = 8  # pixels; below it a lesion of the published range has no inside
-_GREY_LEVEL = 1.0 / 255.0
+GREY_LEVEL = 1.0 / 255.0
 
 
 @dataclass(frozen=True)
