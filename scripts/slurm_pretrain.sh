@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Pre-training on several nodes under Slurm; goes on by itself after a time limit or a pre-emption.
+#   sbatch --nodes 4 --gpus-per-node 8 scripts/slurm_pretrain.sh [more options of `monai.bundle run`]
+# Submit from the repository's root. Set before submitting:
+#   AFIRE_DATASET  folder of the data list                AFIRE_OUTPUT  folder on a disk that all nodes share
+#   AFIRE_VENV     the environment, default .venv in the repository; make it beforehand with scripts/environment.sh
+#SBATCH --job-name=afire-pretrain
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@180
+#SBATCH --output=%x-%j.log
+set -euo pipefail
+
+# Slurm runs a copy of this file from elsewhere, so its own path says nothing about the repository
+cd "${SLURM_SUBMIT_DIR:?submit this file with sbatch}"
+dataset="${AFIRE_DATASET:?set AFIRE_DATASET to the folder of the data list}"
+output="${AFIRE_OUTPUT:?set AFIRE_OUTPUT to a folder that all nodes share}"
+environment="${AFIRE_VENV:-$PWD/.venv}"
+if [[ ! -f "$environment/bin/activate" ]]; then
+    echo "$environment: no environment here; make it on a node with network: bash scripts/environment.sh" >&2
+    exit 1
+fi
+# shellcheck disable=SC1091  # made by scripts/environment.sh
+source "$environment/bin/activate"
+
+head_node="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+# a port derived from the job's number: two jobs that share a node do not meet
+port=$((20000 + SLURM_JOB_ID % 20000))
+gpus="$(nvidia-smi -L | wc -l)"
+configs="['bundle/configs/pretrain.yaml','bundle/configs/method_afire.yaml','bundle/configs/multi_gpu.yaml']"
+
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-4}"
+srun --kill-on-bad-exit=1 torchrun \
+    --nnodes "$SLURM_JOB_NUM_NODES" \
+    --nproc_per_node "${SLURM_GPUS_ON_NODE:-$gpus}" \
+    --rdzv_id "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \
+    --rdzv_backend c10d \
+    --rdzv_endpoint "$head_node:$port" \
+    -m monai.bundle run \
+    --config_file "$configs" \
+    --dataset_dir "$dataset" \
+    --output_dir "$output" \
+    --resume true \
+    "$@" &
+step=$!
+
+go_on_later() {
+    echo "time is nearly up: back into the queue, to resume from the last checkpoint"
+    kill -TERM "$step" 2>/dev/null || true
+    wait "$step" || true
+    scontrol requeue "$SLURM_JOB_ID"
+    exit 0
+}
+trap go_on_later USR1
+wait "$step"

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Everything that has to pass before a commit: environment, style, types, tests.
+#   scripts/test.sh [options of pytest]
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/environment.sh
+source scripts/environment.sh "dicom,export,dev"
+ruff check .
+ruff format --check .
+mypy
+# two workers with one thread each: torch would otherwise start a thread per core in each of them
+OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" pytest -n 2 "$@"

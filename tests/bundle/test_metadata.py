@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import copy
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import afire_monai
+
+ROOT = Path(__file__).resolve().parents[2]
+METADATA = ROOT / "bundle/configs/metadata.json"
+SCHEMA = ROOT / "bundle/configs/metadata_schema.json"
+
+
+@pytest.fixture
+def metadata():
+    return json.loads(METADATA.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def verify(tmp_path, monkeypatch):
+    """Verify a dictionary the way `python -m monai.bundle verify_metadata` does, with the network cut off."""
+    from monai.bundle import verify_metadata
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("verification went to the network")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+
+    def run(content):
+        path = tmp_path / "metadata.json"
+        path.write_text(json.dumps(content), encoding="utf-8")
+        verify_metadata(meta_file=str(path), filepath=str(SCHEMA))
+
+    return run
+
+
+def pins():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return dict(re.fullmatch(r"([\w-]+)==([\w.]+)", pin).groups() for pin in project["dependencies"])
+
+
+def test_the_bundle_metadata_is_verified_offline(verify, metadata):
+    verify(metadata)
+
+
+@pytest.mark.parametrize(
+    "key", ["version", "monai_version", "required_packages_version", "task", "network_data_format"]
+)
+def test_metadata_without_a_required_key_is_refused(verify, metadata, key):
+    del metadata[key]
+    with pytest.raises(ValueError, match="Failed validating"):
+        verify(metadata)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_channels", "1"),
+        ("spatial_shape", ["height", "width"]),
+        ("spatial_shape", []),
+        ("value_range", [0]),
+        ("dtype", "float"),
+        ("is_patch_data", "false"),
+        ("channel_def", {"red": "radiograph"}),
+    ],
+)
+def test_a_wrong_tensor_description_is_refused(verify, metadata, key, value):
+    wrong = copy.deepcopy(metadata)
+    wrong["network_data_format"]["inputs"]["image"][key] = value
+    with pytest.raises(ValueError, match="Failed validating"):
+        verify(wrong)
+
+
+def test_every_channel_is_described(metadata):
+    for tensors in metadata["network_data_format"].values():
+        for tensor in tensors.values():
+            assert sorted(tensor["channel_def"]) == [str(i) for i in range(tensor["num_channels"])]
+
+
+def test_metadata_names_the_versions_that_the_package_is_pinned_to(metadata):
+    pinned = pins()
+    assert metadata["version"] == afire_monai.__version__
+    assert metadata["monai_version"] == pinned["monai"]
+    assert metadata["pytorch_version"] == pinned["torch"]
+    assert metadata["numpy_version"] == pinned["numpy"]
+    required = metadata["required_packages_version"]
+    assert required == {name: pinned[name] for name in required}
+
+
+def test_the_changelog_covers_this_version(metadata):
+    assert metadata["version"] in metadata["changelog"]
