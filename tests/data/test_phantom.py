@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from afire_monai.data.datalist import validate_datalist
 from afire_monai.data.phantom import PHANTOM_LABELS, ChestPhantom, write_phantom_dataset
 from afire_monai.errors import AfireError, DataListError
 
@@ -181,3 +182,9 @@ def test_data_set_is_rewritten_in_place_but_never_over_another_one(tmp_path):
         write_phantom_dataset(tmp_path, normal=10, abnormal=0, size=32)
     with pytest.raises(AfireError, match="normal=2"):
         write_phantom_dataset(tmp_path, normal=2)
+
+
+def test_data_set_passes_the_check_of_data_lists(tmp_path):
+    report = validate_datalist(write_phantom_dataset(tmp_path, normal=10, abnormal=4, size=32), decode=True)
+    assert report.problems == []
+    assert sum(report.counts.values()) == 14

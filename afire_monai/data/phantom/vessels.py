@@ -41,9 +41,11 @@ def splat(points: Array, u: Array, v: Array) -> Array:
     """Count points (N, 2) of the patient frame into the picture's pixels (bilinear); result (H, W)."""
     size = u.shape[0]
     # the frame is a rotated square grid, so its inverse is affine and can be read off three corners
-    origin = np.array([u[0, 0], v[0, 0]])
-    basis = np.array([[u[0, 1] - u[0, 0], u[1, 0] - u[0, 0]], [v[0, 1] - v[0, 0], v[1, 0] - v[0, 0]]])
-    column, row = np.linalg.solve(basis, (points - origin).T)
+    across = u[0, 1] - u[0, 0], v[0, 1] - v[0, 0]
+    down = u[1, 0] - u[0, 0], v[1, 0] - v[0, 0]
+    du, dv = points[:, 0] - u[0, 0], points[:, 1] - v[0, 0]
+    area = across[0] * down[1] - across[1] * down[0]
+    column, row = (du * down[1] - dv * down[0]) / area, (dv * across[0] - du * across[1]) / area
     keep = (column >= 0) & (column < size - 1) & (row >= 0) & (row < size - 1)
     column, row = column[keep], row[keep]
     left, top = column.astype(np.int64), row.astype(np.int64)
