@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from afire_monai.data.phantom.bones import ribs, shoulder_girdle, spine
 from afire_monai.data.phantom.build import Build, cage_table
-from afire_monai.data.phantom.shapes import TABLE_AXIS, Array, Rng, ball, dome, look_up, ramp
+from afire_monai.data.phantom.shapes import TABLE_AXIS, Array, Rng, ball, dome, look_up, ramp, window
 from afire_monai.data.phantom.vessels import vessels
 
 
@@ -65,8 +65,12 @@ def build_scene(size: int, rng: Rng) -> Scene:
         - 0.86 * lung
         + _abdomen(build, u, v) * (1 - above) * ramp((1.02 - reach) * 9)
     )
-    bone = build.bone * (ribs(build, v, side, reach) + spine(build, u, v) + shoulder_girdle(build, side, v))
-    attenuation = np.maximum(soft - _airways(build, u, v), 0) + bone + tree
+    tube = window(u, v, 0.25, build.apex + 0.8)
+    soft[tube] -= _airways(build, u[tube], v[tube])
+    bone = ribs(build, v, side, reach) + shoulder_girdle(build, side, v)
+    column = window(u, v, 0.1, 2)
+    bone[column] += spine(build, u[column], v[column])
+    attenuation = np.maximum(soft, 0) + build.bone * bone + tree
     lungs = np.where(lung > 0.3, np.where(u < 0, 1, 2), 0).astype(np.uint8)
     return Scene(build, u, v, reach, lung, tree, attenuation.astype(np.float32), lungs)
 

@@ -38,18 +38,37 @@ def look_up(table: Array, coordinate: Array) -> Array:
 
 def dome(x: Array) -> Array:
     """Half chord of a unit sphere, √(1 − x²) inside and 0 outside; same shape as `x`."""
-    return np.sqrt(np.maximum(1 - x * x, 0, dtype=np.float32))
+    return _root(1 - x * x)
 
 
 def ball(x: Array, y: Array) -> Array:
     """Half chord of a unit sphere, √(1 − x² − y²) inside and 0 outside; same shape as `x` and `y`."""
-    return np.sqrt(np.maximum(1 - x * x - y * y, 0, dtype=np.float32))
+    squared = x * x
+    squared += y * y
+    return _root(1 - squared)
 
 
 def ramp(x: Array) -> Array:
     """Smooth step from 0 at x ≤ 0 to 1 at x ≥ 1; same shape as `x`."""
     t = np.clip(x, 0, 1)
-    return t * t * (3 - 2 * t)
+    result = -2 * t
+    result += 3
+    result *= t
+    result *= t
+    return result
+
+
+def _root(x: Array) -> Array:
+    """√x, 0 where x is negative, in place."""
+    np.maximum(x, 0, out=x)
+    return np.sqrt(x, out=x)
+
+
+def window(u: Array, v: Array, side: float, lowest: float) -> tuple[slice, slice]:
+    """Rows and columns that hold all pixels with |u| ≤ `side` and v ≤ `lowest`, for a turn of a few degrees."""
+    columns = np.nonzero((np.abs(u[0]) <= side) | (np.abs(u[-1]) <= side))[0]
+    rows = np.nonzero((v[:, 0] <= lowest) | (v[:, -1] <= lowest))[0]
+    return slice(0, rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def blur(image: Array, width: float) -> Array:
