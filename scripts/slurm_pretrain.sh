@@ -28,7 +28,8 @@ fi
 # shellcheck disable=SC1091  # made by scripts/environment.sh
 source "$environment/bin/activate"
 
-head_node="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+hosts="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
+head_node="${hosts%%$'\n'*}"
 # a port derived from the job's number: two jobs that share a node do not meet
 port=$((20000 + SLURM_JOB_ID % 20000))
 gpus="$(nvidia-smi -L | wc -l)"
