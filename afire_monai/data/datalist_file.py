@@ -2,8 +2,8 @@
 
 ``{"name": …, "labels": ["Normal", "Pneumonia"], "meta": {…}, "training": […], "validation": […], "test": […]}``, where
 an item holds ``image`` and may hold ``label`` (one of 1 present, 0 absent, -1 unknown for each of ``labels``),
-``group`` (patient), ``mask`` and ``boxes`` (``[x, y, width, height, name]`` in pixels from the top left). Paths are absolute, or
-relative to the folder of the file.
+``group`` (patient), ``mask`` and ``boxes`` (``[x, y, width, height, name]`` in pixels from the top left). Paths
+are absolute, or relative to the folder of the file.
 """
 
 from __future__ import annotations

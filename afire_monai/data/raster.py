@@ -38,7 +38,7 @@ def read_raster(path: Path, png16_max: WhiteLevel = "dtype") -> Picture:
         RadiographError: broken, truncated, colour, animated or too large.
     """
     try:
-        with Image.open(path, formats=("PNG", "JPEG", "MPO")) as image:
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
             check_size(path, image.height, image.width)
             frames = getattr(image, "n_frames", 1)
             if frames > 1:

@@ -21,9 +21,9 @@ from afire_monai.data.raster import WhiteLevel
 
 @dataclass(frozen=True)
 class RadiographFile:
-    """A file that `RadiographReader.get_data` is going to decode."""
+    """What `RadiographReader.get_data` is going to decode: one path, or several that it will refuse."""
 
-    path: Path
+    paths: tuple[Path, ...]
 
 
 class RadiographReader(ImageReader):
@@ -69,10 +69,7 @@ class RadiographReader(ImageReader):
         ``LoadImage`` answers an error in this method by trying MONAI's own readers, which would accept what this
         reader refuses, transposed. An error in `get_data` reaches the user.
         """
-        names = ensure_tuple(data)
-        if len(names) != 1:  # refused later, for the reason above
-            return RadiographFile(Path(";".join(str(name) for name in names)))
-        return RadiographFile(Path(names[0]))
+        return RadiographFile(tuple(Path(name) for name in ensure_tuple(data)))
 
     def get_data(self, img: RadiographFile) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Decode.
@@ -83,9 +80,12 @@ class RadiographReader(ImageReader):
         Raises:
             RadiographError: the file is not a radiograph that can be used.
         """
-        picture = read_picture(img.path, self.modalities, self.window_index, self.png16_max)
+        path, *others = img.paths
+        if others:
+            raise refusal(path, "several files", f"{len(img.paths)} files for one image; a radiograph is one file")
+        picture = read_picture(path, self.modalities, self.window_index, self.png16_max)
         if not np.isfinite(picture.pixels).all():
-            raise refusal(img.path, "not finite", "decoding gave values that are NaN or infinite")
+            raise refusal(path, "not finite", "decoding gave values that are NaN or infinite")
         return picture.pixels[None], _metadata(picture)
 
 

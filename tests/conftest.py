@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real radiographs and DICOM files, not part of the repository."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("AFIRE_REAL_DATA", default))
+    if not (folder / "cxr" / "manifest.csv").is_file():
+        pytest.skip(f"no real data at {folder}; set AFIRE_REAL_DATA")
+    return folder
