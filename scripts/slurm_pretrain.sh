@@ -2,8 +2,8 @@
 # Pre-training on several nodes under Slurm; goes on by itself after a time limit or a pre-emption.
 #   sbatch --nodes 4 --gpus-per-node 8 scripts/slurm_pretrain.sh [more options of `monai.bundle run`]
 # Submit from the repository's root. Set before submitting:
-#   AFIRE_DATASET  folder of the data list                AFIRE_OUTPUT  folder on a disk that all nodes share
-#   AFIRE_VENV     the environment, default .venv in the repository; make it beforehand with scripts/environment.sh
+#   AFIRE_DATALIST  the data list (JSON)           AFIRE_OUTPUT  folder on a disk that all nodes share
+#   AFIRE_VENV      the environment, default .venv in the repository; make it beforehand with scripts/environment.sh
 #SBATCH --job-name=afire-pretrain
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -18,7 +18,7 @@ set -euo pipefail
 
 # Slurm runs a copy of this file from elsewhere, so its own path says nothing about the repository
 cd "${SLURM_SUBMIT_DIR:?submit this file with sbatch}"
-dataset="${AFIRE_DATASET:?set AFIRE_DATASET to the folder of the data list}"
+datalist="${AFIRE_DATALIST:?set AFIRE_DATALIST to the data list}"
 output="${AFIRE_OUTPUT:?set AFIRE_OUTPUT to a folder that all nodes share}"
 environment="${AFIRE_VENV:-$PWD/.venv}"
 if [[ ! -f "$environment/bin/activate" ]]; then
@@ -44,7 +44,7 @@ srun --kill-on-bad-exit=1 torchrun \
     --rdzv_endpoint "$head_node:$port" \
     -m monai.bundle run \
     --config_file "$configs" \
-    --dataset_dir "$dataset" \
+    --datalist "$datalist" \
     --output_dir "$output" \
     --resume true \
     "$@" &
