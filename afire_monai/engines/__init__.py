@@ -1,1 +1,23 @@
-"""..."""
+"""Training: plan, trainer, checkpoints, health checks and logs."""
+
+from afire_monai.engines import startup
+from afire_monai.engines.checkpoint import CheckpointKeeper, find_checkpoint, load_checkpoint, save_checkpoint
+from afire_monai.engines.handlers import CsvLogger, HealthMonitor, PanelWriter, ProgressBar, mlflow_handler
+from afire_monai.engines.plan import TrainingPlan, parameter_groups
+from afire_monai.engines.trainer import PretrainTrainer
+
+__all__ = [
+    "CheckpointKeeper",
+    "CsvLogger",
+    "HealthMonitor",
+    "PanelWriter",
+    "PretrainTrainer",
+    "ProgressBar",
+    "TrainingPlan",
+    "find_checkpoint",
+    "load_checkpoint",
+    "mlflow_handler",
+    "parameter_groups",
+    "save_checkpoint",
+    "startup",
+]

@@ -39,8 +39,8 @@ def similarities(student_logits: Tensor, assignment: Tensor, temperature: float)
         temperature: τ_s, divides the cosines.
 
     Returns:
-        ``cross`` (B, L, N) and ``log_partition`` (B, L): s(i, j, n) = Σ_k C_nk log q_ijk = cross − log_partition, as the
-        rows of C sum to one. Kept apart because the second cancels in a softmax over n.
+        ``cross`` (B, L, N) and ``log_partition`` (B, L): s(i, j, n) = Σ_k C_nk log q_ijk = cross − log_partition, as
+        the rows of C sum to one. Kept apart because the second cancels in a softmax over n.
     """
     logits = student_logits.float() / temperature
     return logits @ assignment.float().T, torch.logsumexp(logits, dim=-1)
@@ -60,7 +60,7 @@ def own_cell_accuracy(
     """
     cross, _ = similarities(student_logits, assignment, temperature)
     if cells is None:
-        cells = cell_indices(*student_logits.shape[:2], student_logits.device)
+        cells = cell_indices(student_logits.shape[0], student_logits.shape[1], student_logits.device)
     return (cross.argmax(-1) == cells).float().mean()
 
 
@@ -153,7 +153,7 @@ class TokenContrastiveLoss(nn.Module):
         counts[0].index_add_(0, index, normal.reshape(-1))
         counts[1].index_add_(0, index, 1 - normal.reshape(-1))
         counts = sum_over_processes(counts)
-        # each process holds its share of the global mean, times the number of processes that gradients are averaged over
+        # each process holds its share of the global mean, times the number of processes that average gradients
         scale = world_size()
         structure_term = (structure * normal).sum() * scale / counts[0].sum().clamp_min(1)
         if self.category_weight == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -16,6 +17,25 @@ from afire_monai.methods.base import Method
 from afire_monai.methods.grid_shift import GridShift
 from afire_monai.networks import AnomalyRestorationDecoder, PrototypeBank, TokenHead, ViTEncoder
 from afire_monai.transforms import SyntheticLesionMaskBatch
+
+
+class AFiReViews(NamedTuple):
+    """What student and teacher see in one step; images (B, C, H, W) in 0…1."""
+
+    #: the student's crop with lesions
+    twin: Tensor
+    #: the student's crop without lesions: what is to be restored
+    clean: Tensor
+    #: the teacher's crop, without lesions
+    normal: Tensor
+    #: (B, 1, H, W), 1 where lesion was added
+    mask: Tensor
+    #: (B, L) bool, cells with lesion
+    abnormal: Tensor
+    #: (B, L) int64, canvas cell of each student token; None in the published form
+    cells: Tensor | None
+    #: (B, L) int64, canvas cell of each teacher token; None in the published form
+    teacher_cells: Tensor | None
 
 
 class AFiReStudent(nn.Module):
@@ -62,10 +82,10 @@ def abnormal_cells(mask: Tensor, patch_size: int) -> Tensor:
 class AFiRe(Method):
     """AFiRe (Liu et al., AAAI 2025, arXiv 2504.10972), in its published and in its grid-shifted form.
 
-    With ``shift`` 0 this is the published method: the student sees the whole lesioned twin, the teacher the whole normal
-    image, and token l always shows cell l. With ``shift`` s above 0 (this project's form, made so that the structure
-    term cannot be solved without looking at the image) both see crops of a canvas that is s cells larger each way, at
-    offsets of their own; prototypes belong to canvas cells and one head layer is shared by all cells.
+    With ``shift`` 0 this is the published method: the student sees the whole lesioned twin, the teacher the whole
+    normal image, and token l always shows cell l. With ``shift`` s above 0 (this project's form, made so that the
+    structure term cannot be solved without looking at the image) both see crops of a canvas that is s cells larger
+    each way, at offsets of their own; prototypes belong to canvas cells and one head layer is shared by all cells.
 
     Args:
         encoder: the student's encoder; the teacher starts as a copy.
@@ -154,17 +174,12 @@ class AFiRe(Method):
         """Give the per-cell (or shared) last layer of the student's head."""
         return [self.student.head.weight]  # type: ignore[union-attr,list-item]
 
-    def views(self, images: Tensor, uniforms: Tensor) -> dict[str, Tensor | None]:
+    def views(self, images: Tensor, uniforms: Tensor) -> AFiReViews:
         """Make what student and teacher see in one step.
 
         Args:
             images: (B, C, Hc, Wc) in 0…1.
             uniforms: (B, draws) in 0…1.
-
-        Returns:
-            ``twin``, ``clean`` (student's crop with and without lesions), ``normal`` (teacher's crop), each
-            (B, C, H, W); ``mask`` (B, 1, H, W); ``abnormal`` (B, L) bool; ``cells`` and ``teacher_cells`` (B, L) int64,
-            or None in the published form.
 
         Raises:
             AfireError: if the images have another size than the canvas.
@@ -175,36 +190,26 @@ class AFiRe(Method):
                 f"got {images.shape[2]} x {images.shape[3]}"
             )
         lesion_draws, shift_draws = uniforms.split([self.lesion.draws, self.grid_shift.draws], dim=1)
-        if self.grid_shift.shift == 0:
-            twin, mask = self.lesion(images, lesion_draws)
-            clean, normal, cells, teacher_cells = images, images, None, None
-        else:
+        clean, normal, cells, teacher_cells = images, images, None, None
+        if self.grid_shift.shift:
             student, teacher = self.grid_shift.offsets(shift_draws)
             clean, normal = self.grid_shift.crop(images, student), self.grid_shift.crop(images, teacher)
-            twin, mask = self.lesion(clean, lesion_draws)
             cells, teacher_cells = self.grid_shift.cells(student), self.grid_shift.cells(teacher)
+        twin, mask = self.lesion(clean, lesion_draws)
         abnormal = abnormal_cells(mask, self.grid_shift.patch_size)
-        return {
-            "twin": twin,
-            "clean": clean,
-            "normal": normal,
-            "mask": mask,
-            "abnormal": abnormal,
-            "cells": cells,
-            "teacher_cells": teacher_cells,
-        }
+        return AFiReViews(twin, clean, normal, mask, abnormal, cells, teacher_cells)
 
     def losses(self, images: Tensor, uniforms: Tensor, first_epoch: bool) -> dict[str, Tensor]:
         """Compute structure, category and restoration losses of one step (see :class:`Method`)."""
         with torch.no_grad():
             v = self.views(images, uniforms)
-            teacher_logits = self.teacher(v["normal"])
-            self.prototypes.update(teacher_logits, v["teacher_cells"], replace=first_epoch)
+            teacher_logits = self.teacher(v.normal)
+            self.prototypes.update(teacher_logits, v.teacher_cells, replace=first_epoch)
             assignment = self.prototypes.assignment()
-        student_logits, restored = self.student_forward(v["twin"], v["abnormal"])
-        target = self.export_encoder.normalise(v["clean"])
-        terms = self.token_loss(student_logits, assignment, v["abnormal"], v["cells"])
-        restoration = self.restoration_loss(restored, target, v["abnormal"], self.grid_shift.grid)
+        student_logits, restored = self.student_forward(v.twin, v.abnormal)
+        target = self.export_encoder.normalise(v.clean)
+        terms = self.token_loss(student_logits, assignment, v.abnormal, v.cells)
+        restoration = self.restoration_loss(restored, target, v.abnormal, self.grid_shift.grid)
         return {"structure": terms.structure, "category": terms.category, "restoration": restoration}
 
     @torch.no_grad()
@@ -216,7 +221,7 @@ class AFiRe(Method):
     def panels(self, images: Tensor, uniforms: Tensor) -> dict[str, Tensor]:
         """Show the normal image, its lesioned twin, the lesion mask and the restoration, each (B, 1, H, W) in 0…1."""
         v = self.views(images, uniforms)
-        _, restored = self.student(v["twin"], v["abnormal"])
+        _, restored = self.student(v.twin, v.abnormal)
         restored = self.export_encoder.denormalise(restored.float()).clamp(0, 1)
-        pictures = {"image": v["clean"], "twin": v["twin"], "mask": v["mask"], "restoration": restored}
-        return {name: p.float().mean(1, keepdim=True) for name, p in pictures.items() if p is not None}
+        pictures = {"image": v.clean, "twin": v.twin, "mask": v.mask, "restoration": restored}
+        return {name: p.float().mean(1, keepdim=True) for name, p in pictures.items()}

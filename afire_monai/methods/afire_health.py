@@ -21,8 +21,8 @@ def feature_std_ratio(tokens: Tensor) -> float:
         tokens: (B, L, D) features, B at least 2.
 
     Returns:
-        Standard deviation over the images of L2-normalised tokens of one cell, averaged over cells and dimensions, times
-        √D: 1 for features spread evenly on the sphere, 0 when all images look alike.
+        Standard deviation over the images of L2-normalised tokens of one cell, averaged over cells and dimensions,
+        times √D: 1 for features spread evenly on the sphere, 0 when all images look alike.
     """
     unit = torch.nn.functional.normalize(tokens.float(), dim=-1)
     return (unit.std(0).mean() * tokens.shape[-1] ** 0.5).item()
@@ -57,8 +57,8 @@ def content_free_inputs(images: Tensor, patch_size: int) -> dict[str, Tensor]:
         patch_size: side P of a cell in pixels.
 
     Returns:
-        ``blank`` (grey at the batch's mean), ``noise`` (the batch's mean and spread, independent pixels) and ``shuffled``
-        (each image's own patches in random order), each like ``images``. The same for the same shape.
+        ``blank`` (grey at the batch's mean), ``noise`` (the batch's mean and spread, independent pixels) and
+        ``shuffled`` (each image's own patches in random order), each like ``images``. The same for the same shape.
     """
     generator = torch.Generator().manual_seed(0)
     batch, channels, height, width = images.shape
@@ -84,17 +84,15 @@ def measure_health(method: AFiRe, images: Tensor, uniforms: Tensor) -> dict[str,
         uniforms: (B, draws) in 0…1.
 
     Returns:
-        ``feature_std_ratio``, ``effective_rank`` (teacher, pooled tokens), ``prototype_entropy`` (mean row entropy of the
-        assignment over log K), ``prototype_usage`` (share of distinct strongest dimensions among min(N, K)),
+        ``feature_std_ratio``, ``effective_rank`` (teacher, pooled tokens), ``prototype_entropy`` (mean row entropy of
+        the assignment over log K), ``prototype_usage`` (share of distinct strongest dimensions among min(N, K)),
         ``structure_{real,blank,noise,shuffled}`` (this run's structure loss, all tokens), ``own_cell_{…}``
         (accuracy), ``position_gap`` (least structure loss of the content-free inputs minus that of real images; near
-        zero: the task is solved from positions alone), ``lesion_token_auroc`` (similarity to the own prototype telling
-        lesioned from normal tokens).
+        zero: the task is solved from positions alone), ``validation_restoration`` (mean squared error in normalised
+        units), ``lesion_token_auroc`` (similarity to the own prototype telling lesioned from normal tokens).
     """
     v = method.views(images, uniforms)
-    clean, twin, cells = v["clean"], v["twin"], v["cells"]
-    assert clean is not None  # for the type checker: views always gives these two
-    assert twin is not None
+    clean, cells = v.clean, v.cells
     assignment = method.prototypes.assignment()
     tokens = method.export_encoder(clean)[:, 1:]
     figures = {
@@ -114,12 +112,14 @@ def measure_health(method: AFiRe, images: Tensor, uniforms: Tensor) -> dict[str,
         figures[f"own_cell_{name}"] = own_cell_accuracy(logits, assignment, temperature, cells).item()
     free = min(figures[f"structure_{name}"] for name in ("blank", "noise", "shuffled"))
     figures["position_gap"] = free - figures["structure_real"]
-    logits = _student_logits(method, twin)
-    index = cell_indices(*logits.shape[:2], logits.device) if cells is None else cells
+    logits, restored = method.student(v.twin, v.abnormal)
+    target = method.export_encoder.normalise(clean)
+    restoration = method.restoration_loss(restored, target, v.abnormal, method.grid_shift.grid)
+    figures["validation_restoration"] = restoration.item()
+    index = cell_indices(logits.shape[0], logits.shape[1], logits.device) if cells is None else cells
     cross, log_partition = similarities(logits, assignment, temperature)
     own = cross.gather(-1, index[..., None])[..., 0] - log_partition
-    abnormal = v["abnormal"]
-    assert abnormal is not None  # as above
+    abnormal = v.abnormal
     figures["lesion_token_auroc"] = rank_auroc(own[~abnormal], own[abnormal])
     return figures
 

@@ -37,7 +37,7 @@ def transformer_block(dim: int, num_heads: int, mlp_ratio: float, layer_norm_eps
 
 
 def init_transformer(module: nn.Module) -> None:
-    """Initialise linears with Xavier-uniform weights and zero biases, layer norms with ones and zeros (paper's release).
+    """Initialise linears Xavier-uniform with zero biases, layer norms with ones and zeros (as released).
 
     Meant for ``nn.Module.apply``.
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn as nn
 from torch import Tensor
@@ -45,6 +47,17 @@ class AnomalyRestorationDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.grid = (int(grid[0]), int(grid[1]))
+        self.config: dict[str, Any] = {
+            "in_dim": in_dim,
+            "grid": list(self.grid),
+            "patch_size": patch_size,
+            "channels": channels,
+            "dim": dim,
+            "depth": depth,
+            "num_heads": num_heads,
+            "mlp_ratio": mlp_ratio,
+            "layer_norm_eps": layer_norm_eps,
+        }
         self.patch_size = patch_size
         self.channels = channels
         self.embedding = nn.Linear(in_dim, dim)

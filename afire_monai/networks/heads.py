@@ -13,9 +13,9 @@ from afire_monai.errors import AfireError
 class TokenHead(nn.Module):
     """Project each patch token to K cosines (AFiRe, arXiv 2504.10972, §Token-wise projection).
 
-    An MLP D → hidden → hidden → bottleneck with GELU, L2 normalisation, then a linear layer without bias whose rows have
-    norm one, so that every output is a cosine. The published form has one such layer per grid cell; with ``cells=None``
-    one layer is shared by all cells, as the grid-shifted form needs (this project's reading).
+    An MLP D → hidden → hidden → bottleneck with GELU, L2 normalisation, then a linear layer without bias whose rows
+    have norm one, so that every output is a cosine. The published form has one such layer per grid cell; with
+    ``cells=None`` one layer is shared by all cells, as the grid-shifted form needs (this project's reading).
 
     Args:
         in_dim: encoder width D.

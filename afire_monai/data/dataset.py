@@ -1,0 +1,116 @@
+"""A data set of radiographs that survives bad files and can keep the decoded pictures in memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from afire_monai.errors import DataListError, RadiographError
+
+logger = logging.getLogger(__name__)
+
+
+class RadiographDataset(Dataset[dict[str, Any]]):
+    """Radiographs of a data list, read and resized by a transform.
+
+    A file that cannot be used is left out with a warning and counted in :attr:`refused`; the run goes on.
+
+    Args:
+        data: data-list items, each with ``image``.
+        transform: turns an item into a dictionary with ``image`` (C, H, W) float32 in 0…1.
+        cache: read everything once, in threads, and keep it in shared memory as float16 (2 bytes a pixel): the workers
+            of a loader share it. Without it each file is read when asked for, and the next usable one takes the place
+            of one that cannot be used.
+        threads: readers while the cache fills.
+
+    Raises:
+        DataListError: if there is no item, or none of them can be used.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        transform: Callable[[Mapping[str, Any]], Any],
+        cache: bool = False,
+        threads: int = 2,
+    ) -> None:
+        if not data:
+            raise DataListError("the data list has no image here; look at its sections with `afire check`")
+        self.items = list(data)
+        self.transform = transform
+        self.refused: dict[int, str] = {}
+        self.cached: Tensor | None = None
+        if cache:
+            self._fill_cache(threads)
+
+    def _fill_cache(self, threads: int) -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            read = pool.map(self._try, range(len(self.items)))
+            images = list(tqdm(read, total=len(self.items), desc="reading images", unit="image", leave=False))
+        usable = [i for i, image in enumerate(images) if image is not None]
+        if not usable:
+            raise DataListError(f"none of {len(images)} images can be used; the first: {self.refused[0]}")
+        self.items = [self.items[i] for i in usable]
+        self.cached = torch.stack([image.half() for image in images if image is not None]).share_memory_()
+        if self.refused:
+            logger.warning("%d of %d images cannot be used and are left out", len(self.refused), len(images))
+
+    def _try(self, index: int) -> Tensor | None:
+        try:
+            return self._read(index)
+        except (RadiographError, OSError, RuntimeError) as error:
+            # MONAI wraps what a transform raises: the cause has the words for the user
+            cause = error.__cause__ if isinstance(error.__cause__, RadiographError) else error
+            if index not in self.refused:
+                logger.warning("image %d of the list is left out: %s", index, cause)
+            self.refused[index] = str(cause)
+            return None
+
+    def _read(self, index: int) -> Tensor:
+        image = torch.as_tensor(self.transform(self.items[index])["image"]).contiguous()
+        return image
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if self.cached is not None:
+            return {"image": self.cached[index].float(), "index": index}
+        for attempt in range(len(self.items)):
+            place = (index + attempt) % len(self.items)
+            image = None if place in self.refused else self._try(place)
+            if image is not None:
+                return {"image": image, "index": place}
+        raise DataListError(f"none of {len(self.items)} images can be used; the first: {self.refused[index]}")
+
+    def file_of(self, index: int) -> str:
+        """Give the file behind an index, as the data list names it."""
+        return str(self.items[index]["image"])
+
+
+def image_statistics(dataset: RadiographDataset, samples: int = 256) -> tuple[float, float]:
+    """Measure the grey-level mean and standard deviation of a data set.
+
+    Args:
+        dataset: the training images.
+        samples: number of images, evenly spaced over the list.
+
+    Returns:
+        Mean and standard deviation in 0…1 units, rounded to four digits so that they can be written down.
+    """
+    step = max(1, len(dataset) // samples)
+    total, squares, count = 0.0, 0.0, 0
+    for index in range(0, len(dataset), step):
+        image = dataset[index]["image"].double()
+        total += image.sum().item()
+        squares += image.square().sum().item()
+        count += image.numel()
+    mean = total / count
+    return round(mean, 4), round(max(squares / count - mean**2, 1e-6) ** 0.5, 4)

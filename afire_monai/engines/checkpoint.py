@@ -1,0 +1,129 @@
+"""Checkpoints: everything that a run needs to go on exactly, as tensors and plain containers, written atomically."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from ignite.engine import Events
+
+from afire_monai.distributed import rank
+from afire_monai.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from afire_monai.engines.trainer import PretrainTrainer
+
+logger = logging.getLogger(__name__)
+_NAME = re.compile(r"checkpoint_(\d+)\.pt")
+
+
+def save_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint so that a reader sees the old file or the whole new one, never half of it.
+
+    Args:
+        state: tensors, numbers, strings, lists and dictionaries only.
+        path: where to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint with ``weights_only=True``, to the CPU.
+
+    Raises:
+        CheckpointError: if the file cannot be read or is none of ours.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail anywhere inside torch's reader
+        raise CheckpointError(
+            f"{path} is not a checkpoint that can be read ({type(error).__name__}: {error})"
+        ) from error
+    if not isinstance(state, dict) or "method" not in state or "progress" not in state:
+        raise CheckpointError(f"{path} is not a checkpoint of this project: it lacks 'method' or 'progress'")
+    return state
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Give the numbered checkpoints of a folder, oldest first."""
+    found = [(int(match[1]), path) for path in folder.glob("checkpoint_*.pt") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Give the newest checkpoint that can be read, with its content; a damaged one is passed over with a warning."""
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            return path, load_checkpoint(path)
+        except CheckpointError as error:
+            logger.warning("%s; trying the one before it", error)
+    return None
+
+
+class CheckpointKeeper:
+    """Write checkpoints during training: the last few, and the best.
+
+    Args:
+        folder: where to; made if absent.
+        every_epochs: write at the end of each so many epochs and at the end of training.
+        every_iterations: also write each so many iterations, for long epochs; 0 switches it off.
+        keep: how many of the last ones to keep.
+        best_key: name in the trainer's metrics whose lowest value marks the best checkpoint; None keeps no best.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        every_epochs: int = 1,
+        every_iterations: int = 0,
+        keep: int = 2,
+        best_key: str | None = "validation_restoration",
+    ) -> None:
+        self.folder = Path(folder)
+        self.every_epochs = every_epochs
+        self.every_iterations = every_iterations
+        self.keep = max(1, keep)
+        self.best_key = best_key
+
+    def attach(self, engine: PretrainTrainer) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
+        if self.every_iterations:
+            engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.every_iterations), self._after_iteration)
+
+    def _after_iteration(self, engine: PretrainTrainer) -> None:
+        if engine.state.iteration % engine.state.epoch_length:
+            self.save(engine)
+
+    def _after_epoch(self, engine: PretrainTrainer) -> None:
+        if engine.state.epoch % self.every_epochs == 0 or engine.state.epoch == engine.state.max_epochs:
+            self.save(engine, may_be_best=True)
+
+    def save(self, engine: PretrainTrainer, may_be_best: bool = False) -> None:
+        """Write a checkpoint now; every process must call this, process 0 writes."""
+        engine.check_finite()
+        value = engine.state.metrics.get(self.best_key) if self.best_key and may_be_best else None
+        best = False
+        if value is not None and value < engine.best_value:
+            best, engine.best_value = True, float(value)
+        state = engine.checkpoint_state()
+        if rank():
+            return
+        save_checkpoint(state, self.folder / f"checkpoint_{engine.state.iteration:08d}.pt")
+        if best:
+            save_checkpoint(state, self.folder / "best.pt")
+        for old in list_checkpoints(self.folder)[: -self.keep]:
+            old.unlink(missing_ok=True)

@@ -1,0 +1,225 @@
+"""Handlers that let people see how a run is doing: progress, logs, health and pictures."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Events
+from ignite.handlers.tqdm_logger import ProgressBar as IgniteProgressBar
+from monai.handlers import MLFlowHandler
+from PIL import Image
+from torch import Tensor
+
+from afire_monai.data.dataset import RadiographDataset
+from afire_monai.distributed import rank
+from afire_monai.engines.trainer import PretrainTrainer
+from afire_monai.methods.afire_health import health_warnings, shortcut_in_words
+
+logger = logging.getLogger(__name__)
+
+
+class ProgressBar:
+    """Show losses, speed and an estimate of the time left for the whole run, on process 0.
+
+    Args:
+        every: iterations between updates.
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        self.every = every
+
+    def attach(self, engine: PretrainTrainer) -> None:
+        """Register with the trainer."""
+        if rank() == 0:
+            bar = IgniteProgressBar(
+                desc="pre-training",
+                bar_format="{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
+                ncols=None,
+                mininterval=1.0,
+            )
+            bar.attach(
+                engine,
+                event_name=Events.ITERATION_COMPLETED(every=self.every),
+                closing_event_name=Events.COMPLETED,
+                output_transform=lambda output: {name: value.item() for name, value in output.items()},
+            )
+
+
+class CsvLogger:
+    """Append one line an epoch with everything in the trainer's metrics, and the schedules.
+
+    Attach it after the handlers whose figures it shall hold. A resumed run keeps the lines of the epochs before and
+    replaces the later ones.
+
+    Args:
+        path: the CSV file; its folder is made if absent.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def attach(self, engine: PretrainTrainer) -> None:
+        """Register with the trainer."""
+        if rank() == 0:
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+
+    def _write(self, engine: PretrainTrainer) -> None:
+        row = {"epoch": engine.state.epoch, **engine.values_now(), **engine.state.metrics}
+        before = [r for r in read_csv_log(self.path) if r["epoch"] < engine.state.epoch]
+        rows = [*before, row]
+        names = list(dict.fromkeys(name for r in rows for name in r))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        with part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(part, self.path)
+
+
+def read_csv_log(path: Path) -> list[dict[str, float]]:
+    """Read what :class:`CsvLogger` wrote, one dictionary an epoch; empty if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def fixed_batch(dataset: RadiographDataset, count: int) -> Tensor:
+    """Give up to ``count`` images (B, C, H, W), evenly spaced over the data set; the same at each call."""
+    count = min(count, len(dataset))
+    return torch.stack([dataset[index * len(dataset) // count]["image"] for index in range(count)])
+
+
+class HealthMonitor:
+    """Measure each epoch, on normal images that training does not see, whether training is sound.
+
+    Figures go to the trainer's metrics (so to the CSV log, MLflow and the choice of the best checkpoint); what is wrong
+    is said in plain words.
+
+    Args:
+        dataset: normal validation images.
+        count: how many of them; at least 2.
+        every_epochs: epochs between measurements; the last epoch is always measured.
+    """
+
+    def __init__(self, dataset: RadiographDataset, count: int = 64, every_epochs: int = 1) -> None:
+        self.images = fixed_batch(dataset, count)
+        self.every_epochs = every_epochs
+
+    def attach(self, engine: PretrainTrainer) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._measure)
+
+    def _measure(self, engine: PretrainTrainer) -> None:
+        last = engine.state.epoch == engine.state.max_epochs
+        if engine.state.epoch % self.every_epochs and not last:
+            return
+        method, device = engine.method, engine.state.device
+        method.eval()
+        # the same draws each time, so that figures of different epochs can be compared
+        uniforms = torch.rand(len(self.images), method.draws, generator=torch.Generator().manual_seed(1)).to(device)
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=engine.precision == "bfloat16"):
+            figures = method.health(self.images.to(device), uniforms)
+        engine.state.metrics.update(figures)
+        if rank():
+            return
+        for warning in health_warnings(figures):
+            logger.warning("epoch %d: %s", engine.state.epoch, warning)
+        if last or engine.state.epoch == self.every_epochs:
+            logger.info("epoch %d: %s", engine.state.epoch, shortcut_in_words(figures))
+
+
+class PanelWriter:
+    """Write a picture that shows what the method does to a few images, at intervals and at the end.
+
+    Args:
+        dataset: images to show.
+        folder: where the PNG files go.
+        count: images in a panel.
+        every_epochs: epochs between panels.
+        mlflow: log the pictures as artefacts of this handler's run as well.
+    """
+
+    def __init__(
+        self,
+        dataset: RadiographDataset,
+        folder: str | Path,
+        count: int = 6,
+        every_epochs: int = 10,
+        mlflow: MLFlowHandler | None = None,
+    ) -> None:
+        self.images = fixed_batch(dataset, count)
+        self.folder = Path(folder)
+        self.every_epochs = every_epochs
+        self.mlflow = mlflow
+
+    def attach(self, engine: PretrainTrainer) -> None:
+        """Register with the trainer."""
+        if rank() == 0:
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+
+    def _write(self, engine: PretrainTrainer) -> None:
+        if engine.state.epoch % self.every_epochs and engine.state.epoch != engine.state.max_epochs:
+            return
+        method, device = engine.method, engine.state.device
+        method.eval()
+        uniforms = torch.rand(len(self.images), method.draws, generator=torch.Generator().manual_seed(2)).to(device)
+        path = self.folder / f"epoch_{engine.state.epoch:04d}.png"
+        write_panel(method.panels(self.images.to(device), uniforms), path)
+        if self.mlflow is not None and self.mlflow.cur_run is not None:
+            self.mlflow.client.log_artifact(self.mlflow.cur_run.info.run_id, str(path), "panels")
+
+
+def write_panel(pictures: dict[str, Tensor], path: Path) -> None:
+    """Write named pictures as a PNG: one row a name, one column an image.
+
+    Args:
+        pictures: each (B, 1, H, W) in 0…1.
+        path: where to; its folder is made if absent.
+    """
+    rows = [torch.cat(list(p[:, 0].cpu()), dim=1) for p in pictures.values()]
+    grey = (torch.cat(rows, dim=0) * 255).round().clamp(0, 255).numpy().astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(grey).save(path)
+
+
+def mlflow_handler(
+    output_dir: str | Path,
+    run_name: str,
+    experiment: str = "afire-pretraining",
+    tracking_uri: str = "",
+    every: int = 10,
+    parameters: dict[str, Any] | None = None,
+    artifacts: Sequence[str | Path] = (),
+) -> MLFlowHandler:
+    """Log losses each few iterations and all epoch figures to MLflow, under one explicit run name.
+
+    Args:
+        output_dir: the run's folder; the default store is an SQLite file in it.
+        run_name: of this run; a resumed run goes on under the same one.
+        experiment: MLflow experiment.
+        tracking_uri: another store (``MLFLOW_TRACKING_URI`` wins over both).
+        every: iterations between logged losses.
+        parameters: small settings to log; long ones belong in a file among ``artifacts``.
+        artifacts: files or folders to keep with the run at its end.
+    """
+    folder = Path(output_dir).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    return MLFlowHandler(
+        tracking_uri=tracking_uri or f"sqlite:///{folder / 'mlflow.db'}",
+        iteration_log=lambda _engine, iteration: iteration % every == 0,
+        output_transform=lambda output: {f"step/{name}": value.item() for name, value in output.items()},
+        experiment_name=experiment,
+        run_name=run_name,
+        experiment_param={key: str(value)[:250] for key, value in (parameters or {}).items()},
+        artifacts=[str(a) for a in artifacts],
+        close_on_complete=True,
+    )

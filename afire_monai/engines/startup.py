@@ -1,0 +1,214 @@
+"""What happens before a bundle run starts: settings are checked, data found, and the run's folder made ready."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import yaml
+from monai.bundle import ConfigParser
+
+from afire_monai.data import RadiographReader, load_datalist, training_items
+from afire_monai.data.datalist import datalist_hash
+from afire_monai.data.dataset import image_statistics
+from afire_monai.data.phantom import write_phantom_dataset
+from afire_monai.distributed import rank, world_size
+from afire_monai.errors import AfireError, DataListError
+
+__all__ = [
+    "command_line",
+    "data_hash",
+    "find_datalist",
+    "image_statistics",
+    "normal_items",
+    "prepare_run",
+    "reading",
+    "refuse_unknown_keys",
+    "start_processes",
+    "stop_processes",
+]
+
+logger = logging.getLogger(__name__)
+# what `python -m monai.bundle run` takes for itself
+_RUNNER_ARGUMENTS = {
+    "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",
+    "workflow_type",
+}  # fmt: skip
+
+
+def command_line(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Split the command line of ``python -m monai.bundle run`` into config files and overrides.
+
+    Args:
+        arguments: as ``sys.argv``.
+
+    Returns:
+        The config files, and every other ``--key value`` or ``--key=value``.
+    """
+    options: dict[str, str] = {}
+    waiting: str | None = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            options[name] = value
+            waiting = None if equals else name
+        elif waiting is not None:
+            options[waiting] = argument
+            waiting = None
+    files = yaml.safe_load(options.get("config_file", "[]") or "[]")
+    files = [files] if isinstance(files, str) else list(files)
+    return files, {name: value for name, value in options.items() if name not in _RUNNER_ARGUMENTS}
+
+
+def refuse_unknown_keys(config: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Refuse an override that names nothing in the config: a typing error would otherwise change nothing, in silence.
+
+    Args:
+        config: the merged config files.
+        overrides: keys as on the command line (``epochs``, ``train#dataloader#num_workers``, ``a::b``).
+
+    Raises:
+        AfireError: naming the key and the nearest ones that exist.
+    """
+    for override in overrides:
+        at: Any = config
+        for part in override.lstrip("+").replace("::", "#").split("#"):
+            if isinstance(at, dict) and part in at:
+                at = at[part]
+            elif isinstance(at, list) and part.isdigit() and int(part) < len(at):
+                at = at[int(part)]
+            else:
+                known = [str(k) for k in at] if isinstance(at, dict) else []
+                near = difflib.get_close_matches(part, known, 3) or sorted(k for k in known if not k.startswith("_"))
+                raise AfireError(f"unknown setting --{override}: {part!r} is not there; nearest: {', '.join(near)}")
+
+
+def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) -> None:
+    """Check the command line and write the resolved settings to ``settings.yaml`` in the run's folder.
+
+    Args:
+        output_dir: the run's folder; made if absent.
+        arguments: defaults to ``sys.argv``; anything but a bundle run on the command line is left alone.
+
+    Raises:
+        AfireError: for a setting that does not exist.
+    """
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    files, overrides = command_line(sys.argv if arguments is None else arguments)
+    if not files or not all(Path(f).exists() for f in files):
+        return
+    config = ConfigParser.load_config_files(files)
+    refuse_unknown_keys(config, list(overrides))
+    if rank() == 0:
+        parser = ConfigParser(config)
+        parser.update({key: yaml.safe_load(value) if value else value for key, value in overrides.items()})
+        # folders of the machine are nobody's business in a log that is passed on
+        settings = {k: v for k, v in parser.get().items() if k not in ("dataset_dir", "output_dir", "bundle_root")}
+        (folder / "settings.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
+def find_datalist(datalist: str, dataset_dir: str, output_dir: str | Path) -> Path:
+    """Find the data list of a run, or make the embedded default.
+
+    Args:
+        datalist: path of a data list, absolute or relative to ``dataset_dir``; ``phantom`` for the embedded default, a
+            few hundred synthetic radiographs written once into ``output_dir``.
+        dataset_dir: folder of the data set; may be empty if ``datalist`` is a path by itself.
+        output_dir: the run's folder.
+
+    Raises:
+        DataListError: if there is no such file.
+    """
+    if datalist == "phantom":
+        path = Path(output_dir) / "phantoms" / "datalist.json"
+        if rank() == 0 and not path.exists():
+            logger.info("no data list given: using synthetic phantoms; --datalist takes your own")
+            write_phantom_dataset(path.parent, normal=320, abnormal=64, size=192)
+        if world_size() > 1:
+            dist.barrier()
+        return path
+    for path in (Path(datalist), Path(dataset_dir) / datalist):
+        if path.is_file():
+            return path
+    raise DataListError(
+        f"no data list at {datalist!r}" + (f" nor in dataset_dir {dataset_dir!r}" if dataset_dir else "") + "; "
+        "make one with `afire datalist`, then give --datalist PATH (and --dataset_dir FOLDER if it lies there)"
+    )
+
+
+def normal_items(datalist: Path, section: str, dataset_dir: str = "") -> list[dict[str, Any]]:
+    """Give a section's normal images; for validation, the last training images if the list has no such section.
+
+    Args:
+        datalist: the data list.
+        section: ``training`` or ``validation``.
+        dataset_dir: base of relative image paths; empty for the data list's own folder.
+    """
+    base = dataset_dir or None
+    if section == "validation" and not load_datalist(datalist, base).get("validation"):
+        logger.warning("the data list has no validation images: health is measured on training images")
+        return training_items(datalist, "training", base_dir=base)[-64:]
+    return training_items(datalist, section, base_dir=base)
+
+
+def data_hash(datalist: Path) -> str:
+    """Give the SHA-256 of a data list's content, which identifies what an encoder was trained on."""
+    return datalist_hash(load_datalist(datalist))
+
+
+def reading(size: Sequence[int], modalities: Sequence[str] | None = None) -> Callable[[Any], Any]:
+    """Build the reading of one radiograph: any supported file to (1, H, W) float32 in 0…1 at a size.
+
+    Pictures are scaled to the size without keeping their aspect ratio, so that no lung is cut off (this project's
+    choice), and averaged over areas, so that nothing aliases.
+
+    Args:
+        size: height and width in pixels.
+        modalities: DICOM modalities to accept; None for radiographs only.
+    """
+    from monai.transforms import Compose, EnsureTyped, LoadImaged, Resized
+
+    reader = RadiographReader() if modalities is None else RadiographReader(modalities=modalities)
+    return Compose(
+        [
+            LoadImaged(keys="image", reader=reader, image_only=True),
+            Resized(keys="image", spatial_size=list(size), mode="area"),
+            EnsureTyped(keys="image", dtype=torch.float32, track_meta=False),
+        ]
+    )
+
+
+def start_processes(backend: str = "") -> torch.device:
+    """Join the process group that ``torchrun`` set up, and give this process's device.
+
+    Args:
+        backend: ``nccl`` or ``gloo``; empty chooses by whether there is a GPU.
+
+    Raises:
+        AfireError: if the processes were not started by ``torchrun``.
+    """
+    if "RANK" not in os.environ:
+        raise AfireError("multi_gpu.yaml needs torchrun: torchrun --nproc_per_node=N -m monai.bundle run …")
+    gpu = torch.cuda.is_available()
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if gpu:
+        torch.cuda.set_device(local)
+    if not dist.is_initialized():
+        dist.init_process_group(backend or ("nccl" if gpu else "gloo"))
+    if rank():
+        logging.getLogger().setLevel(logging.ERROR)
+    return torch.device("cuda", local) if gpu else torch.device("cpu")
+
+
+def stop_processes() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,111 @@
+"""Probes: how much of a label can be read from frozen features."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from afire_monai.errors import AfireError
+from afire_monai.networks import ViTEncoder
+
+Pooling = Literal["mean", "class", "regions"]
+
+
+@torch.no_grad()
+def extract_features(
+    encoder: ViTEncoder, images: Tensor, pooling: Pooling = "mean", batch_size: int = 64
+) -> NDArray[np.float32]:
+    """Run a frozen encoder over images.
+
+    Args:
+        encoder: images (B, C, H, W) in 0…1 to tokens (B, 1 + L, D).
+        images: (n, C, H, W) in 0…1.
+        pooling: ``mean`` of the patch tokens; ``class`` token (AFiRe does not train it); ``regions``, the patch tokens
+            averaged over a 4 x 4 partition of the picture and put side by side.
+        batch_size: images at a time.
+
+    Returns:
+        (n, D), or (n, 16 D) for ``regions``.
+
+    Raises:
+        AfireError: for an unknown pooling.
+    """
+    encoder.eval()
+    return np.concatenate(
+        [
+            _pool(encoder(images[i : i + batch_size]), encoder, pooling).numpy()
+            for i in range(0, len(images), batch_size)
+        ]
+    )
+
+
+def _pool(tokens: Tensor, encoder: ViTEncoder, pooling: Pooling) -> Tensor:
+    tokens = tokens.float().cpu()
+    if pooling == "mean":
+        return tokens[:, 1:].mean(1)
+    if pooling == "class":
+        return tokens[:, 0]
+    if pooling == "regions":
+        grid = tokens[:, 1:].transpose(1, 2).unflatten(2, encoder.grid)
+        return torch.nn.functional.adaptive_avg_pool2d(grid, 4).flatten(1)
+    raise AfireError(f"pooling must be mean, class or regions, got {pooling!r}")
+
+
+def raw_pixels(images: Tensor, side: int = 32) -> NDArray[np.float32]:
+    """Give images (n, C, H, W) reduced to side x side pixels as features (n, C·side²): the floor for any encoder."""
+    return torch.nn.functional.adaptive_avg_pool2d(images, side).flatten(1).numpy()
+
+
+def knn_probe(train: NDArray, labels: NDArray, test: NDArray, k: int = 20) -> NDArray[np.float64]:
+    """Score test features by their nearest training features.
+
+    Features are standardised with the training set's mean and deviation, then compared by cosine; the k nearest vote
+    with weight exp(similarity / 0.07), as is usual for self-supervised encoders (Wu et al., CVPR 2018).
+
+    Args:
+        train: (n, d).
+        labels: (n,) 0 or 1.
+        test: (m, d).
+        k: neighbours, at most n.
+
+    Returns:
+        (m,) share of positive votes in 0…1.
+    """
+    scaler = StandardScaler().fit(train)
+    a, b = scaler.transform(train), scaler.transform(test)
+    a /= np.linalg.norm(a, axis=1, keepdims=True).clip(1e-12)
+    b /= np.linalg.norm(b, axis=1, keepdims=True).clip(1e-12)
+    similarity = b @ a.T
+    nearest = np.argpartition(-similarity, min(k, len(train)) - 1, axis=1)[:, :k]
+    weights = np.exp(np.take_along_axis(similarity, nearest, 1) / 0.07)
+    votes = np.asarray(labels, dtype=np.float64)[nearest]
+    return np.asarray((weights * votes).sum(1) / weights.sum(1))
+
+
+def linear_probe(train: NDArray, labels: NDArray, test: NDArray, groups: NDArray, seed: int = 0) -> NDArray[np.float64]:
+    """Fit a logistic regression on frozen features; its strength is chosen inside the training set, by patient.
+
+    Args:
+        train: (n, d).
+        labels: (n,) 0 or 1.
+        test: (m, d).
+        groups: (n,) patient of each training case.
+        seed: of the folds.
+
+    Returns:
+        (m,) decision values, higher means positive.
+    """
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
+    strengths = {"logisticregression__C": np.logspace(-5, 1, 7)}
+    search = GridSearchCV(model, strengths, cv=folds, scoring="roc_auc")
+    search.fit(train, np.asarray(labels), groups=groups)
+    return np.asarray(search.decision_function(test), dtype=np.float64)

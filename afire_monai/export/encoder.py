@@ -1,0 +1,104 @@
+"""An encoder as two files: weights (safetensors) and a JSON that says what they are."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from afire_monai import __version__
+from afire_monai.errors import CheckpointError
+from afire_monai.networks import ViTEncoder
+
+
+def save_module_files(tensors: dict[str, Any], description: dict[str, Any], path: Path) -> Path:
+    """Write tensors to ``path`` and their description beside it (``.json``), each atomically.
+
+    Args:
+        tensors: by name.
+        description: what the tensors are; plain values.
+        path: a ``.safetensors`` file; its folder is made if absent.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
+    os.replace(part, path)
+    part.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, path.with_suffix(".json"))
+    return path
+
+
+def load_module_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read what :func:`save_module_files` wrote.
+
+    Args:
+        path: the ``.safetensors`` file, or a folder with ``encoder.safetensors``.
+
+    Returns:
+        Tensors by name, and the description.
+
+    Raises:
+        CheckpointError: if one of the two files is missing or damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "encoder.safetensors"
+    try:
+        description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        return load_file(path), description
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"{path} and {path.with_suffix('.json').name} beside it must both be there and whole: {error}"
+        ) from error
+
+
+def export_encoder(encoder: ViTEncoder, path: str | Path, **facts: Any) -> Path:
+    """Write an encoder for later use.
+
+    Args:
+        encoder: what to write.
+        path: a ``.safetensors`` file, or a folder to write ``encoder.safetensors`` into.
+        facts: plain values to keep in the JSON: method, training-data hash, epochs.
+
+    Returns:
+        The weights file.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        path = path / "encoder.safetensors"
+    description = {
+        "format": "afire-monai encoder 1",
+        "version": __version__,
+        "architecture": encoder.config,
+        "input": "images (B, C, H, W) float32 in 0…1, bright = dense, row 0 at the top; normalised inside",
+        "output": "tokens (B, 1 + L, D): class token, then patch tokens row by row",
+        **facts,
+    }
+    return save_module_files(encoder.state_dict(), description, path)
+
+
+def load_encoder(path: str | Path, **overrides: Any) -> ViTEncoder:
+    """Give back an exported encoder, in evaluation mode.
+
+    It maps images (B, C, H, W) in 0…1 to tokens (B, 1 + L, D), and refuses images in another range.
+
+    Args:
+        path: ``encoder.safetensors`` or the folder that holds it.
+        overrides: arguments of :class:`ViTEncoder` to change, for example ``image_size``: positions follow.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged, or weights and description do not fit.
+    """
+    tensors, description = load_module_files(path)
+    if "architecture" not in description:
+        raise CheckpointError(f"{path}: its JSON lacks 'architecture', so it does not describe an encoder")
+    encoder = ViTEncoder(**{**description["architecture"], "check_range": True, **overrides})
+    try:
+        encoder.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: the weights do not fit their description: {error}") from error
+    return encoder.eval()

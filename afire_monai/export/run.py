@@ -1,0 +1,53 @@
+"""What a finished pre-training run leaves for later tasks."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from afire_monai.distributed import rank
+from afire_monai.export.encoder import export_encoder, save_module_files
+from afire_monai.methods.afire import AFiRe
+
+if TYPE_CHECKING:
+    from afire_monai.engines.trainer import PretrainTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def export_run(trainer: PretrainTrainer, folder: str | Path, data_hash: str) -> None:
+    """Write the encoder that later tasks take and, for AFiRe, what restores pictures; process 0 only.
+
+    Args:
+        trainer: at the end of training.
+        folder: gets ``encoder.safetensors`` (the teacher's, as the paper fine-tunes it) and, for AFiRe,
+            ``restorer.safetensors`` (the student's encoder and decoder), each with a JSON.
+        data_hash: SHA-256 of the data list.
+    """
+    if rank():
+        return
+    method, folder = trainer.method, Path(folder)
+    facts: dict[str, Any] = {
+        "method_name": type(method).__name__,
+        "epochs": trainer.state.epoch,
+        "data_sha256": data_hash,
+    }
+    export_encoder(method.export_encoder, folder, **facts)
+    if isinstance(method, AFiRe):
+        export_restorer(method, folder, **facts)
+    logger.info("encoder written to %s", (folder / "encoder.safetensors").name)
+
+
+def export_restorer(method: AFiRe, folder: Path, **facts: Any) -> Path:
+    """Write the student's encoder and decoder, which restore pictures, as ``restorer.safetensors``."""
+    student, decoder = method.student, method.student.decoder
+    tensors = {k: v for k, v in student.state_dict().items() if not k.startswith("head.")}
+    description = {
+        "format": "afire-monai restorer 1",
+        "encoder": method.export_encoder.config,
+        "decoder": decoder.config,  # type: ignore[union-attr]  # a decoder's description
+        "input": "images (B, C, H, W) float32 in 0…1, bright = dense, row 0 at the top; normalised inside",
+        **facts,
+    }
+    return save_module_files(tensors, description, folder / "restorer.safetensors")
