@@ -159,6 +159,7 @@ def _label_problems(datalist: DataList, entries: list[Entry]) -> Iterator[Proble
         names = []
     if len(set(names)) < len(names):
         yield Problem("unknown label", "labels", str(names), "Every label name may occur once")
+    unknown: Counter[str] = Counter()
     for _, where, item in entries:
         if "label" in item:
             yield from _label_vector_problems(item["label"], len(names), where)
@@ -167,8 +168,12 @@ def _label_problems(datalist: DataList, entries: list[Entry]) -> Iterator[Proble
             if not _is_box(box):
                 yield Problem("wrong box", where, str(box), "[x, y, width, height, name] is expected")
             elif names and box[4] not in names:
-                advice = f"The labels of the list are {', '.join(names)}; correct the name or add it"
-                yield Problem("unknown label", f"{where}.boxes", repr(box[4]), advice, "warning")
+                unknown[box[4]] += 1
+    for name, count in unknown.items():
+        advice = (
+            f"The labels of the list are {', '.join(names)}; correct the name unless the boxes have names of their own"
+        )
+        yield Problem("unknown label", "boxes", f"{name!r} in {count} boxes", advice, "warning")
 
 
 def _label_vector_problems(label: Any, length: int, where: str) -> Iterator[Problem]:

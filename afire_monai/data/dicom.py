@@ -16,6 +16,13 @@ from afire_monai.data.picture import Picture, check_size, refusal
 RADIOGRAPHY_MODALITIES = ("CR", "DX", "DR", "RG", "XR")
 """Modalities read by default: CR, DX and RG are defined terms; DR and XR are in use without being defined."""
 
+_USED_ELEMENTS = (
+    *("SOPClassUID", "Modality", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration", "PixelData"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
+    *("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction", "PixelSpacing", "ImagerPixelSpacing"),
+)
+
 
 def read_dicom(
     path: Path, modalities: Collection[str] | None = RADIOGRAPHY_MODALITIES, window_index: int = 0
@@ -73,8 +80,8 @@ def _open(path: Path) -> Any:
 
     try:
         dataset = pydicom.dcmread(path, force=True)
-        for keyword in ("Rows", "Columns", "Modality", "SOPClassUID"):
-            dataset.get(keyword)  # elements are converted when asked for: a damaged one shows here
+        for keyword in _USED_ELEMENTS:
+            dataset.get(keyword)  # elements are converted when first asked for: a damaged one shows here
     except Exception as error:  # pydicom raises many unrelated types on damaged files
         raise refusal(
             path,
@@ -111,8 +118,10 @@ def _decode(path: Path, dataset: Any) -> NDArray[np.integer[Any]]:
     install = "pip install 'afire-monai[dicom]' brings the decoders for JPEG, JPEG-LS, JPEG 2000 and RLE"
     try:
         available = not syntax.is_compressed or get_decoder(syntax).is_available
-    except NotImplementedError:
-        raise refusal(path, "unsupported codec", f"{syntax.name} is not a codec for still images") from None
+    except (NotImplementedError, ValueError):  # a codec without decoder; a UID that is no transfer syntax
+        raise refusal(
+            path, "unsupported codec", f"no decoder is known for transfer syntax {syntax.name}. Export it uncompressed"
+        ) from None
     if not available:
         raise refusal(path, "codec not installed", f"pixels are stored as {syntax.name}; {install}")
     try:

@@ -116,7 +116,7 @@ def _apply_lut(values: NDArray[np.int64], item: Any, dataset: Any, name: str) ->
         count, first, depth = (int(v) for v in item.LUTDescriptor)
         count = count or 0x10000
         data = _lut_data(item.LUTData, count, dataset)
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, NotImplementedError) as error:
         raise ValueError(f"the {name} cannot be read: {error}") from error
     if first > 0x7FFF and values.min() < 0:
         first -= 0x10000

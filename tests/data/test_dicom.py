@@ -273,6 +273,32 @@ def test_truncated_file_is_refused(tmp_path: Path, keep: float, compressed: bool
         read_picture(path)
 
 
+def test_damaged_bytes_give_a_picture_in_range_or_a_refusal(tmp_path: Path) -> None:
+    whole = save(make(**WINDOW, **CURVE, PixelSpacing=[1, 1], NumberOfFrames=1), tmp_path / "a.dcm").read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for position in rng.integers(128, len(whole), size=4):
+            damaged[position if rng.random() < 0.3 else 128 + position % 700] = rng.integers(256)
+        (tmp_path / "a.dcm").write_bytes(damaged)
+        try:
+            pixels = read_picture(tmp_path / "a.dcm").pixels
+        except RadiographError:
+            refused += 1
+        else:
+            assert pixels.min() >= 0
+            assert pixels.max() <= 1
+    assert 0 < refused < 300
+
+
+def test_unknown_transfer_syntax_is_refused(tmp_path: Path) -> None:
+    path = save(make(), tmp_path / "a.dcm")
+    path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.1\x00", b"1.2.840.10008.9.9.9\x00"))
+    with pytest.raises(RadiographError, match="unsupported codec"):
+        read_picture(path)
+
+
 # ---- real files
 
 
