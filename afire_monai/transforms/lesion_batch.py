@@ -109,20 +109,30 @@ class SyntheticLesionMaskBatch(nn.Module):
         top, left = corner[:, 0].clamp(0, height - side), corner[:, 1].clamp(0, width - side)
         index = ((top[:, None] + offsets) * width)[:, :, None] + (left[:, None] + offsets)[:, None, :]
         patch = pictures.flatten(1).gather(1, index.flatten(1)).view(-1, side, side)
-        low, high = pictures.flatten(1).aminmax(dim=1)
+        low, high = pictures.amin((1, 2)), pictures.amax((1, 2))  # many times faster than aminmax on a CPU
         flat = (high - low < GREY_LEVEL) | (patch.flatten(1).amax(1) < 4 * GREY_LEVEL)
         return torch.where(flat[:, None, None], 0.5, patch) * _weights(side, self.settings, pictures.device)
 
     def _render(self, blob: Tensor, uniforms: Tensor, height: int, width: int) -> Tensor:
-        """Sum (B, H, W) of the resized blobs, as two matrix products per lesion slot."""
+        """Sum (B, H, W) of the blobs (B, t, t) resized to their boxes.
+
+        Columns are resized for all lesions by one matrix product. Each output row then is a weighted sum of two of
+        these rows per lesion: a product with a sparse matrix, which an embedding bag does without building it.
+        """
         batch, side, _ = blob.shape
         top, left, rows, columns = lesion_boxes(self.settings, uniforms, height, width)
         slots = torch.arange(top.shape[1], device=blob.device)
+        taps, weights = _bilinear(left, columns, width, side)  # (B, N, 2, W)
+        across = blob.new_zeros(batch, side, top.shape[1], width)
+        across.scatter_(1, taps.transpose(1, 2), weights.transpose(1, 2))
+        stretched = (blob @ across.flatten(2)).view(-1, width)  # row (b · t + i) · N + n
+        taps, weights = _bilinear(top, rows, height, side)  # (B, N, 2, H)
         live = slots < lesion_number(self.settings, uniforms)[:, None]
-        down = _interpolation(top, rows, height, side) * live[:, :, None, None]  # (B, N, H, t)
-        across = _interpolation(left, columns, width, side).transpose(2, 3)  # (B, N, t, W)
-        stretched = (blob[:, None] @ across).reshape(batch, -1, width)
-        added = down.transpose(1, 2).reshape(batch, height, -1) @ stretched
+        images = torch.arange(batch, device=blob.device)[:, None, None, None] * side
+        table = (images + taps) * top.shape[1] + slots[:, None, None]
+        bags = table.permute(0, 3, 1, 2).flatten(2).flatten(0, 1)  # (B · H, 2 · N)
+        shares = (weights * live[:, :, None, None]).permute(0, 3, 1, 2).flatten(2).flatten(0, 1)
+        added = F.embedding_bag(bags, stretched, mode="sum", per_sample_weights=shares).view(batch, height, width)
         return torch.where(added < GREY_LEVEL, 0.0, added)
 
     def _add(self, pictures: Tensor, added: Tensor, uniforms: Tensor) -> Tensor:
@@ -144,8 +154,8 @@ def _weights(side: int, settings: LesionSettings, device: torch.device | None = 
     return (bell - low) / (high - low) * settings.peak
 
 
-def _interpolation(start: Tensor, length: Tensor, size: int, side: int) -> Tensor:
-    """Matrices that resize `side` samples bilinearly to `length` and place them at `start` of `size` samples.
+def _bilinear(start: Tensor, length: Tensor, size: int, side: int) -> tuple[Tensor, Tensor]:
+    """Bilinear resize of `side` samples to `length`, placed at `start` of `size` samples.
 
     Pixel areas are aligned (half-pixel centres) and the border value is repeated, as in most image libraries.
 
@@ -153,14 +163,16 @@ def _interpolation(start: Tensor, length: Tensor, size: int, side: int) -> Tenso
         start: (B, N) first sample.
         length: (B, N) number of samples, at least 1.
         size: number of output samples.
-        side: number of input samples.
+        side: number of input samples, at least 2.
 
     Returns:
-        (B, N, size, side); rows outside start…start + length are zero.
+        The two input samples that each output sample takes, (B, N, 2, size) int64, and their weights, which are zero
+        outside start…start + length.
     """
     position = torch.arange(size, device=start.device, dtype=torch.float32) - start[:, :, None]
     inside = (position >= 0) & (position < length[:, :, None])
     source = ((position + 0.5) * (side / length[:, :, None]) - 0.5).clamp(0, side - 1)
-    source = torch.where(inside, source, -1e4)
-    taps = torch.arange(side, device=start.device, dtype=torch.float32)
-    return (1 - (source[..., None] - taps).abs_()).clamp_(min=0)
+    lower = source.floor().clamp(max=side - 2)
+    share = source - lower
+    weights = torch.stack([1 - share, share], dim=2) * inside[:, :, None]
+    return torch.stack([lower, lower + 1], dim=2).long(), weights

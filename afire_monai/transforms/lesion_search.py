@@ -16,6 +16,7 @@ from afire_monai.transforms.lesion_settings import LesionSettings
 Point = tuple[float, float]
 
 _DIAGONAL = np.ones((3, 3), dtype=bool)
+_LEVELS = np.arange(256)
 
 
 def texture_circle(image: np.ndarray, settings: LesionSettings) -> tuple[Point, float]:
@@ -32,16 +33,20 @@ def texture_circle(image: np.ndarray, settings: LesionSettings) -> tuple[Point, 
     rows, columns = settings.search_grid(height, width)
     small = F.adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(image))[None], (rows, columns))[0]
     levels = small.mul(255).round().to(torch.uint8).numpy()
-    if levels.min() == levels.max():
+    counts = np.bincount(levels.ravel(), minlength=256)
+    if counts.max() == levels.size:
         return ((height - 1) / 2, (width - 1) / 2), 0.0
-    (row, column), radius = enclosing_circle(_outline_points(_largest_region(levels > threshold_otsu(levels))))
+    bright = levels > threshold_otsu(hist=(counts, _LEVELS))
+    (row, column), radius = enclosing_circle(_outline_points(_largest_region(bright)))
     down, across = height / rows, width / columns
     return ((row + 0.5) * down - 0.5, (column + 0.5) * across - 0.5), radius * max(down, across)
 
 
 def _largest_region(bright: np.ndarray) -> np.ndarray:
     """Cells (h, w) bool of the region with the largest outline: 8-connected, its holes counted as its own."""
-    background, _ = ndimage.label(np.pad(~bright, 1, constant_values=True))
+    dark = np.ones((bright.shape[0] + 2, bright.shape[1] + 2), dtype=bool)  # the rim joins all that reaches the border
+    np.logical_not(bright, out=dark[1:-1, 1:-1])
+    background, _ = ndimage.label(dark)
     labels, _ = ndimage.label((background != background[0, 0])[1:-1, 1:-1], _DIAGONAL)
     counts = np.bincount(labels.ravel())
     counts[0] = 0
