@@ -108,20 +108,21 @@ def _window(values: Floats, centre: float, width: float, function: str) -> Float
 def _apply_lut(values: NDArray[np.int64], item: Any, dataset: Any, name: str) -> tuple[Floats, float]:
     """Look values up in a LUT sequence item; also its white level.
 
-    The white level is the largest number of as many bits as the largest entry needs, at most the depth in the
-    descriptor: tables of 12-bit entries are often declared 16 bits deep, and would come out nearly black (this
-    project's reading).
+    The white level is the largest number of as many bits as the largest entry needs; the depth in the descriptor is not
+    believed. Tables of 12-bit entries are often declared 16 bits deep, and would come out nearly black (this project's
+    reading).
     """
     try:
-        count, first, depth = (int(v) for v in item.LUTDescriptor)
+        count, first, _ = (int(v) for v in item.LUTDescriptor)
         count = count or 0x10000
         data = _lut_data(item.LUTData, count, dataset)
-    except (AttributeError, TypeError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"the {name} cannot be read: {error}") from error
+    except Exception as error:  # pydicom converts elements of an item only here, and raises many types on damaged ones
+        reason = str(error) if type(error) is ValueError else type(error).__name__
+        raise ValueError(f"the {name} cannot be read: {reason}") from error
     if first > 0x7FFF and values.min() < 0:
         first -= 0x10000
     table = data.astype(np.float64)
-    bits = min(max(int(data.max()).bit_length(), 1), max(depth, 1))
+    bits = max(int(data.max()).bit_length(), 1)
     return table[np.clip(values - first, 0, count - 1)], float(2**bits - 1)
 
 
