@@ -128,7 +128,7 @@ def check_path(
     base_dir: str | os.PathLike[str] | None = None,
     workers: int | None = None,
     progress: bool = True,
-    modalities: Collection[str] | None = RADIOGRAPHY_MODALITIES,
+    modalities: Collection[str] | str | None = RADIOGRAPHY_MODALITIES,
 ) -> CheckReport:
     """Read every image of a data list (a .json file), of a folder, or a single file; bad files do not stop it.
 
@@ -164,7 +164,7 @@ def check_files(
     files: list[str],
     workers: int | None = None,
     progress: bool = False,
-    modalities: Collection[str] | None = RADIOGRAPHY_MODALITIES,
+    modalities: Collection[str] | str | None = RADIOGRAPHY_MODALITIES,
 ) -> CheckReport:
     """As `check_path`, for the given image files. Threads suffice: decoding leaves the interpreter lock alone."""
     report = CheckReport()
@@ -182,7 +182,7 @@ def check_files(
     return report
 
 
-def _examiner(modalities: Collection[str] | None) -> Callable[[str], FileFacts | RefusedFile]:
+def _examiner(modalities: Collection[str] | str | None) -> Callable[[str], FileFacts | RefusedFile]:
     def examine(path: str) -> FileFacts | RefusedFile:
         try:
             return _facts(path, read_picture(path, modalities))

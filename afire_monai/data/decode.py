@@ -24,7 +24,7 @@ _NAMED_OTHERS = {
 
 def read_picture(
     path: str | os.PathLike[str],
-    modalities: Collection[str] | None = RADIOGRAPHY_MODALITIES,
+    modalities: Collection[str] | str | None = RADIOGRAPHY_MODALITIES,
     window_index: int = 0,
     png16_max: WhiteLevel = "dtype",
 ) -> Picture:

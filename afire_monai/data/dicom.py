@@ -25,7 +25,7 @@ _USED_ELEMENTS = (
 
 
 def read_dicom(
-    path: Path, modalities: Collection[str] | None = RADIOGRAPHY_MODALITIES, window_index: int = 0
+    path: Path, modalities: Collection[str] | str | None = RADIOGRAPHY_MODALITIES, window_index: int = 0
 ) -> Picture:
     """Decode a DICOM radiograph; a file without preamble and file meta information is read as well.
 
@@ -45,7 +45,8 @@ def read_dicom(
     modality = str(dataset.get("Modality") or "").strip().upper()
     if not modality:
         _check_image(path, dataset)  # a file without pixels is better refused for that than for a missing modality
-    if modalities is not None and modality not in {m.upper() for m in modalities}:
+    modalities = modality_names(modalities)
+    if modalities is not None and modality not in modalities:
         raise refusal(
             path,
             f"modality {modality or 'absent'}",
@@ -60,6 +61,14 @@ def read_dicom(
     spacing, source = _spacing(dataset)
     bits = integer(dataset, "BitsStored", integer(dataset, "BitsAllocated", 16))
     return Picture(pixels, "DICOM", intensity, bits, spacing, source, inverted, modality)
+
+
+def modality_names(modalities: Collection[str] | str | None) -> tuple[str, ...] | None:
+    """Modalities in capitals from several names, or from one text with commas; None stays None."""
+    if modalities is None:
+        return None
+    names = modalities.split(",") if isinstance(modalities, str) else modalities
+    return tuple(name.strip().upper() for name in names)
 
 
 def integer(dataset: Any, keyword: str, default: int) -> int:
@@ -128,7 +137,9 @@ def _decode(path: Path, dataset: Any) -> NDArray[np.integer[Any]]:
         stored = np.asarray(dataset.pixel_array)
     except Exception as error:  # each codec raises its own types
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = "; ".join(lines[:3]) or type(error).__name__
+        reason = (
+            "; ".join(lines[1:] or lines) or type(error).__name__
+        )  # one line for each decoder follows a general one
         kind = "pixels do not decode" if syntax.is_compressed else "broken or truncated"
         raise refusal(
             path,

@@ -14,7 +14,7 @@ from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from numpy.typing import NDArray
 
 from afire_monai.data.decode import RADIOGRAPH_SUFFIXES, read_picture
-from afire_monai.data.dicom import RADIOGRAPHY_MODALITIES
+from afire_monai.data.dicom import RADIOGRAPHY_MODALITIES, modality_names
 from afire_monai.data.picture import Picture, refusal
 from afire_monai.data.raster import WhiteLevel
 
@@ -50,12 +50,12 @@ class RadiographReader(ImageReader):
 
     def __init__(
         self,
-        modalities: Collection[str] | None = RADIOGRAPHY_MODALITIES,
+        modalities: Collection[str] | str | None = RADIOGRAPHY_MODALITIES,
         window_index: int = 0,
         png16_max: WhiteLevel = "dtype",
     ) -> None:
         super().__init__()
-        self.modalities = None if modalities is None else tuple(modalities)
+        self.modalities = modality_names(modalities)
         self.window_index = window_index
         self.png16_max: WhiteLevel = png16_max
 

@@ -248,7 +248,7 @@ def test_dataset_without_pixels_is_refused(tmp_path: Path) -> None:
 
 def test_other_modality_is_read_when_asked_for(tmp_path: Path) -> None:
     path = save(make(Modality="OT"), tmp_path / "a.dcm")
-    for modalities in (["OT"], None):
+    for modalities in (["OT"], "CR, ot", None):
         np.testing.assert_allclose(read_picture(path, modalities).pixels, RAMP / 4032, atol=1e-6)
 
 
