@@ -211,18 +211,32 @@ def _weights(side: int, settings: LesionSettings) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=512)
-def _interpolation(length: int, side: int) -> np.ndarray:
-    """Matrix (length, side) that resizes bilinearly: half-pixel centres aligned, border value repeated."""
+def _taps(length: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """First of the two of `side` samples that each of `length` samples takes, and the share (length, 1) of the second.
+
+    Bilinear: half-pixel centres aligned, border value repeated.
+    """
     source = np.clip((np.arange(length) + 0.5) * side / length - 0.5, 0, side - 1)
-    return np.clip(1 - np.abs(source[:, None] - np.arange(side)), 0, None).astype(np.float32)
+    lower = np.minimum(source.astype(int), side - 2)
+    return lower, (source - lower).astype(np.float32)[:, None]
+
+
+def _stretch(blob: np.ndarray, length: int) -> np.ndarray:
+    """Resize the rows of (t, n) to (length, n), bilinearly.
+
+    No matrix product: for so little work the threads of a BLAS library cost more than they save.
+    """
+    lower, share = _taps(length, blob.shape[0])
+    first = blob[lower]
+    resized: np.ndarray = first + share * (blob[lower + 1] - first)
+    return resized
 
 
 def _render(blob: np.ndarray, record: LesionRecord) -> np.ndarray:
     """Sum (H, W) of the blob resized to each box; what is below one 8-bit grey level is zero."""
     added = np.zeros(record.image_size, dtype=np.float32)
-    side = blob.shape[0]
     for top, left, rows, columns in record.boxes:
-        lesion = _interpolation(rows, side) @ blob @ _interpolation(columns, side).T
-        added[top : top + rows, left : left + columns] += lesion
+        lesion = _stretch(np.ascontiguousarray(_stretch(blob, rows).T), columns)
+        added[top : top + rows, left : left + columns] += lesion.T
     added[added < GREY_LEVEL] = 0
     return added

@@ -6,10 +6,8 @@ import itertools
 import math
 
 import numpy as np
-import torch
 from scipy import ndimage
 from skimage.filters import threshold_otsu
-from torch.nn import functional as F
 
 from afire_monai.transforms.lesion_settings import LesionSettings
 
@@ -31,8 +29,8 @@ def texture_circle(image: np.ndarray, settings: LesionSettings) -> tuple[Point, 
     """
     height, width = image.shape
     rows, columns = settings.search_grid(height, width)
-    small = F.adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(image))[None], (rows, columns))[0]
-    levels = small.mul(255).round().to(torch.uint8).numpy()
+    small = _area_mean(np.ascontiguousarray(_area_mean(image, rows).T), columns).T
+    levels = np.rint(small * np.float32(255)).astype(np.uint8)
     counts = np.bincount(levels.ravel(), minlength=256)
     if counts.max() == levels.size:
         return ((height - 1) / 2, (width - 1) / 2), 0.0
@@ -40,6 +38,22 @@ def texture_circle(image: np.ndarray, settings: LesionSettings) -> tuple[Point, 
     (row, column), radius = enclosing_circle(_outline_points(_largest_region(bright)))
     down, across = height / rows, width / columns
     return ((row + 0.5) * down - 0.5, (column + 0.5) * across - 0.5), radius * max(down, across)
+
+
+def _area_mean(image: np.ndarray, rows: int) -> np.ndarray:
+    """Reduce the rows of an image (H, W) to (rows, W) by means over windows; they overlap where H is no multiple.
+
+    The windows are those of PyTorch's adaptive pooling. PyTorch is not called here because its threads, started for so
+    little work, make a busy machine wait many times longer than the work takes.
+    """
+    height = image.shape[0]
+    if height % rows == 0:
+        return image.reshape(rows, height // rows, -1).mean(1)
+    start = np.arange(rows) * height // rows
+    stop = -(-np.arange(1, rows + 1) * height // rows)
+    sums = np.add.reduceat(image, np.stack([start, stop], axis=1).ravel()[:-1], axis=0)[::2]
+    mean: np.ndarray = sums / (stop - start)[:, None].astype(np.float32)
+    return mean
 
 
 def _largest_region(bright: np.ndarray) -> np.ndarray:
