@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 class RadiographDataset(Dataset[dict[str, Any]]):
     """Radiographs of a data list, read and resized by a transform.
 
-    A file that cannot be used is left out with a warning and counted in :attr:`refused`; the run goes on.
+    A file that cannot be used is left out with a warning, its reason kept in :attr:`left_out` (found while reading all
+    files at the start) or :attr:`refused` (found later); the run goes on.
 
     Args:
         data: data-list items, each with ``image``.
@@ -29,6 +30,8 @@ class RadiographDataset(Dataset[dict[str, Any]]):
             of a loader share it. Without it each file is read when asked for, and the next usable one takes the place
             of one that cannot be used.
         threads: readers while the cache fills.
+        skip: try all files first and leave out those that cannot be used, so that each usable image comes exactly once
+            (for inference); costs a second reading unless ``cache`` is on, which does the same.
 
     Raises:
         DataListError: if there is no item, or none of them can be used.
@@ -40,27 +43,43 @@ class RadiographDataset(Dataset[dict[str, Any]]):
         transform: Callable[[Mapping[str, Any]], Any],
         cache: bool = False,
         threads: int = 2,
+        skip: bool = False,
     ) -> None:
         if not data:
             raise DataListError("the data list has no image here; look at its sections with `afire check`")
         self.items = list(data)
         self.transform = transform
         self.refused: dict[int, str] = {}
+        self.left_out: list[str] = []
         self.cached: Tensor | None = None
-        if cache:
-            self._fill_cache(threads)
+        if cache or skip:
+            self._read_all(threads, keep=cache)
 
-    def _fill_cache(self, threads: int) -> None:
+    def _read_all(self, threads: int, keep: bool) -> None:
+        def read(index: int) -> Tensor | None:
+            image = self._try(index)
+            return image if image is None or keep else image[:, :0, :0]
+
         with ThreadPoolExecutor(threads) as pool:
-            read = pool.map(self._try, range(len(self.items)))
-            images = list(tqdm(read, total=len(self.items), desc="reading images", unit="image", leave=False))
+            images = list(
+                tqdm(
+                    pool.map(read, range(len(self.items))),
+                    total=len(self.items),
+                    desc="reading images",
+                    unit="image",
+                    leave=False,
+                )
+            )
         usable = [i for i, image in enumerate(images) if image is not None]
         if not usable:
             raise DataListError(f"none of {len(images)} images can be used; the first: {self.refused[0]}")
         self.items = [self.items[i] for i in usable]
-        self.cached = torch.stack([image.half() for image in images if image is not None]).share_memory_()
+        if keep:
+            self.cached = torch.stack([image.half() for image in images if image is not None]).share_memory_()
         if self.refused:
             logger.warning("%d of %d images cannot be used and are left out", len(self.refused), len(images))
+            # the remaining items are numbered anew
+            self.left_out, self.refused = list(self.refused.values()), {}
 
     def _try(self, index: int) -> Tensor | None:
         try:
@@ -69,7 +88,9 @@ class RadiographDataset(Dataset[dict[str, Any]]):
             # MONAI wraps what a transform raises: the cause has the words for the user
             cause = error.__cause__ if isinstance(error.__cause__, RadiographError) else error
             if index not in self.refused:
-                logger.warning("image %d of the list is left out: %s", index, cause)
+                # names and paths of DICOM files can identify a patient, so logs give the place in the list alone
+                reason = str(cause).replace(self.file_of(index), f"image {index}")
+                logger.warning("image %d of the list is left out: %s", index, reason.replace("\n", " ")[:300])
             self.refused[index] = str(cause)
             return None
 

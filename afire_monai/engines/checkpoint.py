@@ -97,16 +97,20 @@ class CheckpointKeeper:
         self.every_iterations = every_iterations
         self.keep = max(1, keep)
         self.best_key = best_key
+        self._due = False
 
     def attach(self, engine: PretrainTrainer) -> None:
         """Register with the trainer."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
         if self.every_iterations:
-            engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.every_iterations), self._after_iteration)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
 
     def _after_iteration(self, engine: PretrainTrainer) -> None:
-        if engine.state.iteration % engine.state.epoch_length:
+        self._due = self._due or engine.state.iteration % self.every_iterations == 0
+        # gradients gathered half-way to an update are not saved: wait for the update; epoch ends have their own save
+        if self._due and engine.at_update and engine.state.iteration % engine.state.epoch_length:
             self.save(engine)
+            self._due = False
 
     def _after_epoch(self, engine: PretrainTrainer) -> None:
         if engine.state.epoch % self.every_epochs == 0 or engine.state.epoch == engine.state.max_epochs:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ import torch.distributed as dist
 import yaml
 from monai.bundle import ConfigParser
 
-from afire_monai.data import RadiographReader, load_datalist, training_items
+from afire_monai.data import RadiographReader, list_images, load_datalist, training_items
 from afire_monai.data.datalist import datalist_hash
 from afire_monai.data.dataset import image_statistics
 from afire_monai.data.phantom import write_phantom_dataset
@@ -26,6 +27,8 @@ __all__ = [
     "command_line",
     "data_hash",
     "find_datalist",
+    "folder_items",
+    "image_batch",
     "image_statistics",
     "normal_items",
     "prepare_run",
@@ -100,6 +103,7 @@ def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) 
     Raises:
         AfireError: for a setting that does not exist.
     """
+    sys.excepthook = _say_the_cause
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     files, overrides = command_line(sys.argv if arguments is None else arguments)
@@ -107,12 +111,27 @@ def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) 
         return
     config = ConfigParser.load_config_files(files)
     refuse_unknown_keys(config, list(overrides))
+    for key, value in overrides.items():
+        if value in ("true", "false") and key != "resume":
+            # the bundle's command line would hand this on as a word, and any word counts as true
+            raise AfireError(f"--{key} {value}: write --{key} {value.capitalize()}")
     if rank() == 0:
         parser = ConfigParser(config)
         parser.update({key: yaml.safe_load(value) if value else value for key, value in overrides.items()})
         # folders of the machine are nobody's business in a log that is passed on
         settings = {k: v for k, v in parser.get().items() if k not in ("dataset_dir", "output_dir", "bundle_root")}
         (folder / "settings.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
+def _say_the_cause(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what a user can act on, in place of the bundle runner's chain of errors; AFIRE_TRACEBACK=1 shows that too."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, AfireError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None or os.environ.get("AFIRE_TRACEBACK"):
+        sys.__excepthook__(kind, error, trace)
+    if cause is not None:
+        print(f"\nerror: {cause}", file=sys.stderr)
 
 
 def find_datalist(datalist: str, dataset_dir: str, output_dir: str | Path) -> Path:
@@ -157,6 +176,27 @@ def normal_items(datalist: Path, section: str, dataset_dir: str = "") -> list[di
         logger.warning("the data list has no validation images: health is measured on training images")
         return training_items(datalist, "training", base_dir=base)[-64:]
     return training_items(datalist, section, base_dir=base)
+
+
+def folder_items(folder: str | Path) -> list[dict[str, Any]]:
+    """Give a data-list item for each radiograph in a folder and its subfolders, sorted by path.
+
+    Raises:
+        DataListError: if the folder is not there or holds none.
+    """
+    if not Path(folder).is_dir():
+        raise DataListError(f"no folder {str(folder)!r}: give --dataset_dir a folder of radiographs")
+    items = [{"image": str(path)} for path in list_images(folder)]
+    if not items:
+        raise DataListError(f"no radiograph (PNG, JPEG, NIfTI, DICOM) in {str(folder)!r} or below")
+    return items
+
+
+def image_batch(
+    batch: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False, **_: Any
+) -> tuple[torch.Tensor, None]:
+    """Give what an evaluator without labels needs of a batch: images (B, C, H, W) on the device, and no target."""
+    return batch["image"].to(device, non_blocking=non_blocking), None
 
 
 def data_hash(datalist: Path) -> str:

@@ -136,6 +136,12 @@ class PretrainTrainer(SupervisedTrainer):
         """Optimiser steps in one epoch."""
         return math.ceil(self.state.epoch_length / self.accumulation_steps)
 
+    @property
+    def at_update(self) -> bool:
+        """Whether the current iteration ends with an update of the weights."""
+        local = (self.state.iteration - 1) % self.state.epoch_length + 1
+        return bool(local % self.accumulation_steps == 0 or local == self.state.epoch_length)
+
     def values_now(self) -> dict[str, float]:
         """Give lr, weight decay and teacher momentum of the current iteration."""
         done, local = divmod(self.state.iteration - 1, self.state.epoch_length)
@@ -173,8 +179,7 @@ class PretrainTrainer(SupervisedTrainer):
         for group in self.optimizer.param_groups:
             group["lr"] = values["lr"]
             group["weight_decay"] = values["weight_decay"] if group["decay"] else 0.0
-        local = (self.state.iteration - 1) % self.state.epoch_length + 1
-        stepping = local % self.accumulation_steps == 0 or local == self.state.epoch_length
+        stepping = self.at_update
         self.method.train()
         uniforms = self.uniforms(self.state.iteration, len(images), self.method.draws)
         wait = self._student.no_sync() if world_size() > 1 and not stepping else contextlib.nullcontext()
@@ -320,6 +325,8 @@ class PretrainTrainer(SupervisedTrainer):
         Raises:
             CheckpointError: if a fresh start would mix with the checkpoints of an earlier run.
         """
+        if isinstance(resume, str) and resume.lower() in ("true", "false"):
+            resume = resume.lower() == "true"  # as the bundle's command line hands it on
         if isinstance(resume, str):
             self.restore(load_checkpoint(Path(resume)), resume)
         elif resume:

@@ -1,0 +1,72 @@
+"""Small methods, images and loaders that several tests train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.utils.data import DataLoader
+
+from afire_monai.data.dataset import RadiographDataset
+from afire_monai.data.sampler import EpochSampler
+from afire_monai.engines import PretrainTrainer, TrainingPlan, parameter_groups
+from afire_monai.losses import RestorationLoss, TokenContrastiveLoss
+from afire_monai.methods import AFiRe
+from afire_monai.networks import AnomalyRestorationDecoder, PrototypeBank, TokenHead, ViTEncoder
+from afire_monai.transforms import SyntheticLesionMaskBatch
+
+PATCH = 8
+
+
+def tiny_afire(shift: int = 0, seed: int = 0, side: int = 32, **loss: object) -> AFiRe:
+    """An AFiRe of a few thousand parameters on a 4 x 4 grid."""
+    torch.manual_seed(seed)
+    encoder = ViTEncoder(side, PATCH, embed_dim=32, depth=2, num_heads=2)
+    h, w = encoder.grid
+    return AFiRe(
+        encoder,
+        TokenHead(32, None if shift else h * w, out_dim=16, hidden_dim=32, bottleneck_dim=16),
+        AnomalyRestorationDecoder(32, encoder.grid, PATCH, dim=32, depth=1, num_heads=2),
+        PrototypeBank((h + shift) * (w + shift), 16),
+        TokenContrastiveLoss(**loss),  # type: ignore[arg-type]
+        RestorationLoss(),
+        SyntheticLesionMaskBatch(),
+        shift=shift,
+    )
+
+
+def smooth_images(count: int, size: tuple[int, int], seed: int = 0) -> torch.Tensor:
+    """(count, 1, H, W) in 0…1: random low-frequency pictures, so that Otsu and contours have something to find."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 1, 4, 4, generator=generator)
+    return torch.nn.functional.interpolate(coarse, size, mode="bilinear", align_corners=True)
+
+
+def dataset_of(images: torch.Tensor) -> RadiographDataset:
+    """A data set of tensors that are already there."""
+    items = [{"image": f"picture{i}.png", "tensor": image} for i, image in enumerate(images)]
+    return RadiographDataset(items, lambda item: {"image": item["tensor"]})
+
+
+def tiny_trainer(
+    method: AFiRe,
+    images: torch.Tensor,
+    epochs: int = 2,
+    batch_size: int = 4,
+    handlers: Sequence[object] = (),
+    lr: float = 0.05,
+    **options: object,
+) -> PretrainTrainer:
+    dataset = dataset_of(images)
+    sampler = EpochSampler(dataset, batch_size, seed=3)
+    plan = TrainingPlan(lr=lr, warmup=0.1)
+    return PretrainTrainer(
+        "cpu",
+        epochs,
+        DataLoader(dataset, batch_size, sampler=sampler),
+        method,
+        torch.optim.AdamW(parameter_groups(method), lr=1e-3),
+        plan,
+        train_handlers=handlers,
+        **options,  # type: ignore[arg-type]
+    )
