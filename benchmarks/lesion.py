@@ -1,6 +1,6 @@
 """Time of the Synthetic Lesion Mask: the published recipe pixel by pixel against the array and the batched form.
 
-    python benchmarks/lesion.py [--size 224] [--batch 64] [--device cuda]
+    python benchmarks/lesion.py [--size 224] [--batch 64] [--threads 1] [--device cuda]
 
 The pixel-by-pixel form walks over the pixels in Python and is given twice: `loop` takes the steps that an imaging
 library offers (Otsu, regions, circle, bilinear resize) from one and loops over the rest; `all-loop` loops over
@@ -173,7 +173,10 @@ def main() -> None:
     parser.add_argument("--loop-images", type=int, default=8, help="images of the pixel-by-pixel forms")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device of the batched form")
+    parser.add_argument("--threads", type=int, help="PyTorch's threads; by default as many as it finds")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     images = pictures(options.batch, options.size)
     batch = SyntheticLesionMaskBatch().to(options.device)
     draws = torch.rand(options.batch, batch.draws, generator=torch.Generator().manual_seed(0))
