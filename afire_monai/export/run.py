@@ -11,6 +11,7 @@ from afire_monai.export.encoder import export_encoder, save_module_files
 from afire_monai.methods.afire import AFiRe
 
 if TYPE_CHECKING:
+    from afire_monai.data.dataset import RadiographDataset
     from afire_monai.engines.trainer import PretrainTrainer
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,30 @@ def export_run(trainer: PretrainTrainer, folder: str | Path, data_hash: str) -> 
     if isinstance(method, AFiRe):
         export_restorer(method, folder, **facts)
     logger.info("encoder written to %s", (folder / "encoder.safetensors").name)
+
+
+def write_run_report(run_dir: str | Path, dataset: RadiographDataset, count: int = 64) -> None:
+    """Write the run's report page and the mean picture behind its prototype map; process 0 only.
+
+    A page that cannot be drawn must not lose a run that has been trained: any failure is a warning in the log.
+
+    Args:
+        run_dir: the run's output_dir.
+        dataset: the training images.
+        count: how many of them, evenly spaced, the mean picture is made from.
+    """
+    if rank():
+        return
+    # here, because drawing is not needed by those who import this module for anything else
+    from afire_monai.export.report import write_mean_image, write_report
+
+    try:
+        write_mean_image(dataset, run_dir, count)
+        page = write_report(run_dir)
+    except Exception:
+        logger.warning("the report could not be written; `afire report` tries again", exc_info=True)
+        return
+    logger.info("report written to %s", page.name)
 
 
 def export_restorer(method: AFiRe, folder: Path, **facts: Any) -> Path:

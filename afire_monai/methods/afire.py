@@ -219,9 +219,22 @@ class AFiRe(Method):
 
     @torch.no_grad()
     def panels(self, images: Tensor, uniforms: Tensor) -> dict[str, Tensor]:
-        """Show the normal image, its lesioned twin, the lesion mask and the restoration, each (B, 1, H, W) in 0…1."""
+        """Show what the method does to images, each picture (B, 1, H, W) in 0…1.
+
+        Returns:
+            The normal ``image``, its lesioned ``twin``, the lesion ``mask``, the whole ``restoration``, and
+            ``repaired``: the twin with its abnormal cells, and only these, taken from the restoration.
+        """
         v = self.views(images, uniforms)
         _, restored = self.student(v.twin, v.abnormal)
         restored = self.export_encoder.denormalise(restored.float()).clamp(0, 1)
-        pictures = {"image": v.clean, "twin": v.twin, "mask": v.mask, "restoration": restored}
+        h, w = self.grid_shift.grid
+        hidden = F.interpolate(v.abnormal.view(-1, 1, h, w).float(), scale_factor=self.grid_shift.patch_size) > 0
+        pictures = {
+            "image": v.clean,
+            "twin": v.twin,
+            "mask": v.mask,
+            "restoration": restored,
+            "repaired": torch.where(hidden, restored, v.twin),
+        }
         return {name: p.float().mean(1, keepdim=True) for name, p in pictures.items()}

@@ -1,0 +1,73 @@
+"""The console script ``afire``. Nothing heavy is imported before a command is known to be sound."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from afire_monai.commands.arguments import CommandTree, parse
+from afire_monai.commands.check import check
+from afire_monai.commands.datalist import from_csv, from_folder, validate
+from afire_monai.commands.demo import demo
+from afire_monai.commands.release import import_release
+from afire_monai.commands.report import report
+from afire_monai.errors import AfireError
+
+COMMANDS: CommandTree = {
+    "demo": demo,
+    "datalist": {"from-csv": from_csv, "from-folder": from_folder, "validate": validate},
+    "check": check,
+    "import-release": import_release,
+    "report": report,
+}
+ABOUT = """
+Building and checking data lists: afire datalist --help
+Pre-training is MONAI's bundle runner, from the folder that holds bundle/:
+    python -m monai.bundle run --config_file "['bundle/configs/pretrain.yaml','bundle/configs/method_afire.yaml']" \\
+        --datalist mine.json --output_dir runs/mine"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave the process with its exit status.
+
+    0: done; 1: done, and problems were found (``check``, ``validate``); 2: the command line or its input is wrong;
+    130: interrupted.
+
+    Args:
+        arguments: the words after the program's name; None for those of this process.
+    """
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line and give its exit status (see :func:`main`)."""
+    try:
+        call = parse(COMMANDS, arguments)
+        if isinstance(call, str):
+            print(call.rstrip())
+            if not any(word in COMMANDS for word in arguments):
+                print(ABOUT)
+            return 0
+        return call()
+    except KeyboardInterrupt:
+        print("\nafire: interrupted; every file that was finished is whole, none is half written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # the reader of a pipe went away (`afire check … | head`): Python's own last flush must not complain about it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        cause = user_error(error)
+        if cause is None or os.environ.get("AFIRE_TRACEBACK"):
+            raise
+        print(f"afire: {cause}", file=sys.stderr)
+        return 2
+
+
+def user_error(error: BaseException) -> AfireError | None:
+    """Give the error that a user can act on, if one is behind what was raised (MONAI wraps what a config raises)."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, AfireError):
+        seen = seen.__cause__ or seen.__context__
+    return seen

@@ -1,0 +1,30 @@
+"""``afire check``: can everything in a data list or folder be used?"""
+
+from __future__ import annotations
+
+
+def check(path: str, *, base_dir: str | None = None, workers: int | None = None, quiet: bool = False) -> int:
+    """Read every image of a data list, a folder or one file, and say what cannot be used and why.
+
+    Of a data list its keys, labels, splits and duplicates are checked as well. Exit status 1: something was found.
+
+    Example: afire check list.json
+
+    Example: afire check radiographs
+
+    Args:
+        path: data list (.json), folder or image.
+        base_dir: folder that the list's relative paths start from; the list's own folder unless given.
+        workers: threads that read; the number of cores unless given.
+        quiet: no progress bar.
+    """
+    from afire_monai.data import check_path, validate_datalist
+
+    sound = True
+    if path.lower().endswith(".json"):
+        listed = validate_datalist(path, base_dir)
+        print(listed.summary())
+        sound = listed.ok
+    report = check_path(path, base_dir, workers=workers, progress=not quiet)
+    print(report.summary())
+    return 0 if sound and report.ok else 1

@@ -1,0 +1,93 @@
+"""The page of a pre-training run: what it was, what came out, whether it is sound, and what to do next."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from PIL import Image
+
+from afire_monai.data.dataset import RadiographDataset
+from afire_monai.engines.handlers import fixed_batch
+from afire_monai.export import report_pictures as pictures
+from afire_monai.export.report_files import RunFiles
+from afire_monai.export.report_page import page_text
+
+# rows of a panel of AFiRe, from top to bottom
+PANEL_ROWS = ("normal", "twin with\nlesions", "lesion mask", "restored", "twin, lesion\ncells restored")
+LOSSES = (
+    ("structure loss", (("structure", "training"),)),
+    ("category loss", (("category", "training"),)),
+    ("restoration loss", (("restoration", "training"), ("validation_restoration", "unseen images"))),
+)
+SCHEDULES = (
+    ("learning rate", (("lr", "lr"),)),
+    ("weight decay", (("weight_decay", "weight decay"),)),
+    ("teacher momentum", (("momentum", "momentum"),)),
+)
+HEALTH = (
+    ("spread of features", (("feature_std_ratio", "spread"),)),
+    ("position gap", (("position_gap", "gap"),)),
+    ("lesions told from normal (AUROC)", (("lesion_token_auroc", "AUROC"),)),
+)
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write ``report.html``, one file that needs nothing else, and its pictures as PNG, into a run's folder.
+
+    Args:
+        run_dir: output_dir of a pre-training run; what it lacks is left out of the page.
+
+    Returns:
+        The page.
+
+    Raises:
+        AfireError: if there is no log of a run in the folder.
+        CheckpointError: if no checkpoint can be read though there are some.
+    """
+    run = RunFiles.read(Path(run_dir))
+    drawn = draw_pictures(run, run.folder / "pictures")
+    page = run.folder / "report.html"
+    part = page.with_suffix(".part")
+    part.write_text(page_text(run, drawn), encoding="utf-8")
+    os.replace(part, page)
+    return page
+
+
+def write_mean_image(dataset: RadiographDataset, run_dir: str | Path, count: int) -> Path:
+    """Write the mean picture of a data set, for the prototype map, as ``pictures/mean_image.png`` of a run.
+
+    Args:
+        dataset: images (C, H, W) in 0…1.
+        run_dir: the run's folder.
+        count: how many images, evenly spaced over the data set.
+    """
+    path = Path(run_dir) / "pictures" / "mean_image.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mean = fixed_batch(dataset, count).mean((0, 1))
+    Image.fromarray((mean * 255).round().byte().cpu().numpy()).save(path)
+    return path
+
+
+def draw_pictures(run: RunFiles, folder: Path) -> dict[str, Path]:
+    """Draw all pictures that the run has data for, and give them by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn: dict[str, Path | None] = {}
+    if run.panel is not None and run.image_size is not None:
+        drawn["restoration"] = _draw_panel(run, run.panel, run.image_size, folder / "restoration.png")
+    prototypes = (run.checkpoint or {}).get("method", {}).get("prototypes.prototypes")
+    grid = None if prototypes is None else run.canvas_grid(len(prototypes))
+    if grid is not None:
+        mean = folder / "mean_image.png"
+        path = folder / "prototypes.png"
+        drawn["prototypes"] = pictures.draw_prototypes(prototypes, grid, mean if mean.exists() else None, path)
+    for name, curves in (("losses", LOSSES), ("schedules", SCHEDULES), ("health", HEALTH)):
+        drawn[name] = pictures.draw_curves(run.log, folder / f"{name}.png", curves)
+    return {name: path for name, path in drawn.items() if path is not None}
+
+
+def _draw_panel(run: RunFiles, panel: Path, size: tuple[int, int], path: Path) -> Path:
+    with Image.open(panel) as picture:
+        rows = max(1, picture.height // size[0])
+    ours = run.encoder.get("method_name", "AFiRe") == "AFiRe" and rows <= len(PANEL_ROWS)
+    return pictures.draw_panel(panel, path, PANEL_ROWS[:rows] if ours else [""] * rows, size)
