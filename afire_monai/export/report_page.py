@@ -67,9 +67,9 @@ RESTORATION_CAPTION = (
 
 def _prototype_caption(run: RunFiles) -> str:
     caption = (
-        "Each square is one grid cell of the picture, coloured by its prototype (assignment to the prototype "
-        "dimensions, first three principal components as red, green and blue). Cells of like colour are treated as "
-        "like anatomy; one colour everywhere would mean that the prototypes have collapsed. "
+        "Each square is one grid cell of the picture, coloured by its prototype (first three principal components as "
+        "red, green and blue). Cells of like colour are treated as like anatomy, so colours should change from organ "
+        "to organ and gently within one; one colour everywhere would mean that the prototypes have collapsed. "
     )
     if run.settings.get("shift"):
         return caption + "Prototypes belong to cells of the larger canvas from which student and teacher see crops."

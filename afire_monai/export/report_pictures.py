@@ -12,18 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from afire_monai.networks import sinkhorn
-
 LINE, SECOND, GREY = "#1f5f8b", "#b5541c", "#666666"
 Log = Sequence[dict[str, float]]
 
 
-def new_figure(width: float, height: float) -> Any:
-    """Give an empty figure (inches) that no window system knows of."""
+def new_figure(width: float, height: float, constrained: bool = True) -> Any:
+    """Give an empty figure (inches) that no window system knows of; ``constrained``: axes are placed by themselves."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained" if constrained else None)
     FigureCanvasAgg(figure)
     return figure
 
@@ -43,24 +41,29 @@ def draw_panel(
     pixels = np.asarray(Image.open(panel).convert("L"))
     shown = pixels[:, : cell[1] * columns] if columns else pixels
     rows, count = len(names), shown.shape[1] // cell[1]
-    figure = new_figure(1.25 + 1.35 * count, 1.4 * rows)
-    axes = figure.subplots(rows, 1, squeeze=False)[:, 0]
-    for axis, name, strip in zip(axes, names, np.split(shown, rows), strict=True):
-        axis.imshow(strip, cmap="gray", vmin=0, vmax=255, interpolation="bilinear")
-        axis.set_yticks([strip.shape[0] / 2], [name], fontsize=11)
-        axis.tick_params(length=0)
-        axis.set_xticks([])
-        axis.set_frame_on(False)
+    label, side, gap = 1.3, 1.35, 0.05
+    height = side * cell[0] / cell[1]
+    figure = new_figure(label + side * count, (height + gap) * rows, constrained=False)
+    total_width, total_height = figure.get_size_inches()
+    for index, (name, strip) in enumerate(zip(names, np.split(shown, rows), strict=True)):
+        bottom = total_height - (index + 1) * (height + gap) + gap / 2
+        box = (label / total_width, bottom / total_height, side * count / total_width, height / total_height)
+        axis = figure.add_axes(box)
+        axis.imshow(strip, cmap="gray", vmin=0, vmax=255, interpolation="bilinear", aspect="auto")
+        axis.set_axis_off()
+        centre = (bottom + height / 2) / total_height
+        figure.text((label - 0.1) / total_width, centre, name, fontsize=11, ha="right", va="center")
     figure.savefig(path, dpi=100)
     Image.open(path).convert("L").save(path, optimize=True)
     return path
 
 
-def assignment_colours(prototypes: Tensor) -> NDArray[np.float64]:
-    """Turn prototypes into colours: cells with like assignment get like colours.
+def prototype_colours(prototypes: Tensor) -> NDArray[np.float64]:
+    """Turn prototypes into colours: cells with like prototypes get like colours.
 
-    The rows of the balanced assignment (N, K) are projected on their first three principal components, each stretched
-    to 0…1 from its 2nd to its 98th percentile. A component's sign is chosen so that its largest loading is positive.
+    The rows are projected on their first three principal components, each stretched to 0…1 from its 2nd to its 98th
+    percentile. A component's sign is chosen so that its largest loading is positive. (Rows of the assignment would not
+    do: they are close to one-hot, so all pairs of cells are about equally unlike.)
 
     Args:
         prototypes: (N, K).
@@ -68,14 +71,14 @@ def assignment_colours(prototypes: Tensor) -> NDArray[np.float64]:
     Returns:
         (N, 3) red, green and blue in 0…1; mid grey where all rows are equal.
     """
-    rows = sinkhorn(prototypes).double()
+    rows = prototypes.double()
     centred = rows - rows.mean(0)
     _, strengths, directions = torch.linalg.svd(centred, full_matrices=False)
     directions = directions[:3]
     strongest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
     scores = torch.zeros(len(rows), 3, dtype=torch.float64)
     # components of rounding noise only carry no colour
-    real = int((strengths[:3] > 1e-9).sum())
+    real = int((strengths[:3] > 1e-6).sum())
     scores[:, :real] = (centred @ (directions * strongest.sign()).T)[:, :real]
     low, high = scores.quantile(0.02, dim=0), scores.quantile(0.98, dim=0)
     span = high - low
@@ -92,7 +95,7 @@ def draw_prototypes(prototypes: Tensor, grid: tuple[int, int], mean_image: Path 
         mean_image: grey PNG of the whole canvas.
         path: the PNG to write.
     """
-    colours = assignment_colours(prototypes).reshape(*grid, 3)
+    colours = prototype_colours(prototypes).reshape(*grid, 3)
     mean = None if mean_image is None else np.asarray(Image.open(mean_image).convert("L")) / 255
     figure = new_figure(9.3 if mean is not None else 3.2, 3.3)
     axes = figure.subplots(1, 3 if mean is not None else 1, squeeze=False)[0]
@@ -110,6 +113,12 @@ def draw_prototypes(prototypes: Tensor, grid: tuple[int, int], mean_image: Path 
     axes[1 if mean is not None else 0].set_title(f"prototypes of {grid[0]} x {grid[1]} cells", fontsize=10)
     figure.savefig(path, dpi=100)
     return path
+
+
+def measured(log: Log, key: str) -> list[tuple[float, float]]:
+    """Give (epoch, value) of a figure; what was only carried on from an earlier measurement is left out."""
+    points = [(row["epoch"], row[key]) for row in log if key in row]
+    return [p for i, p in enumerate(points) if i in (0, len(points) - 1) or p[1] != points[i - 1][1]]
 
 
 def draw_curves(log: Log, path: Path, curves: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> Path | None:
@@ -132,7 +141,7 @@ def draw_curves(log: Log, path: Path, curves: Sequence[tuple[str, Sequence[tuple
     figure = new_figure(3.1 * len(present), 2.5)
     for axis, (title, lines) in zip(figure.subplots(1, len(present), squeeze=False)[0], present, strict=True):
         for (key, name), colour in zip(lines, (LINE, SECOND, GREY), strict=False):
-            points = [(row["epoch"], row[key]) for row in log if key in row]
+            points = measured(log, key)
             axis.plot(*zip(*points, strict=True), color=colour, label=name, marker="." if len(points) < 12 else None)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("epoch", fontsize=9)
