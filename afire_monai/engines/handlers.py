@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Events
-from ignite.handlers.tqdm_logger import ProgressBar as IgniteProgressBar
 from monai.handlers import MLFlowHandler
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from afire_monai.data.dataset import RadiographDataset
-from afire_monai.distributed import rank
+from afire_monai.distributed import rank, world_size
 from afire_monai.engines.trainer import PretrainTrainer
 from afire_monai.methods.afire_health import health_warnings, shortcut_in_words
 
@@ -26,30 +27,45 @@ logger = logging.getLogger(__name__)
 
 
 class ProgressBar:
-    """Show losses, speed and an estimate of the time left for the whole run, on process 0.
+    """Show losses, images a second and an estimate of the time left for the whole run, on process 0.
 
     Args:
-        every: iterations between updates.
+        seconds: between updates; each reads the losses from the device.
     """
 
-    def __init__(self, every: int = 1) -> None:
-        self.every = every
+    def __init__(self, seconds: float = 2.0) -> None:
+        self.seconds = seconds
 
     def attach(self, engine: PretrainTrainer) -> None:
         """Register with the trainer."""
         if rank() == 0:
-            bar = IgniteProgressBar(
-                desc="pre-training",
-                bar_format="{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
-                ncols=None,
-                mininterval=1.0,
-            )
-            bar.attach(
-                engine,
-                event_name=Events.ITERATION_COMPLETED(every=self.every),
-                closing_event_name=Events.COMPLETED,
-                output_transform=lambda output: {name: value.item() for name, value in output.items()},
-            )
+            engine.add_event_handler(Events.STARTED, self._open)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._show)
+            engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._close)
+
+    def _open(self, engine: PretrainTrainer) -> None:
+        total = engine.state.max_epochs * engine.state.epoch_length
+        self.bar = tqdm(
+            total=total, initial=engine.state.iteration, desc="pre-training", unit="step", dynamic_ncols=True
+        )
+        self.shown = self.start = time.monotonic()
+        self.first = engine.state.iteration
+
+    def _show(self, engine: PretrainTrainer) -> None:
+        now, iteration = time.monotonic(), engine.state.iteration
+        if now - self.shown < self.seconds and iteration < self.bar.total:
+            return
+        self.shown = now
+        losses = {name: f"{value.item():.3f}" for name, value in engine.state.output.items()}
+        speed = (iteration - self.first) * engine.batch_size * world_size() / max(now - self.start, 1e-9)
+        epoch = f"{engine.state.epoch}/{engine.state.max_epochs}"
+        self.bar.set_postfix({"epoch": epoch, "images/s": f"{speed:.0f}", **losses}, refresh=False)
+        self.bar.update(iteration - self.bar.n)
+
+    def _close(self, engine: PretrainTrainer, error: BaseException | None = None) -> None:
+        self.bar.close()
+        if error is not None:
+            raise error
 
 
 class CsvLogger:

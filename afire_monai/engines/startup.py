@@ -124,7 +124,7 @@ def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) 
 
 
 def _say_the_cause(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print what a user can act on, in place of the bundle runner's chain of errors; AFIRE_TRACEBACK=1 shows that too."""
+    """Print what a user can act on instead of the runner's chain of errors; AFIRE_TRACEBACK=1 shows that as well."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, AfireError):
         cause = cause.__cause__ or cause.__context__

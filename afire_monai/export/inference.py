@@ -35,9 +35,9 @@ class AnomalyOutput(NamedTuple):
 class AnomalyNetwork(nn.Module):
     """Restore a radiograph cell by cell from its surroundings, and show where it differs.
 
-    The cells are masked in two complementary checkerboards, so that each is restored from its neighbours (this project's
-    reading: the paper restores synthetic lesions, whose place is known; for a real picture no cell is known to be
-    abnormal). The map is a difference of grey levels and no probability.
+    The cells are masked in two complementary checkerboards, so that each is restored from its neighbours (this
+    project's reading: the paper restores synthetic lesions, whose place is known; for a real picture no cell is known
+    to be abnormal). The map is a difference of grey levels and no probability.
 
     Args:
         encoder: the student's encoder.
@@ -62,7 +62,7 @@ class AnomalyNetwork(nn.Module):
         pictures = [self.decoder(tokens, group.expand(len(images), -1)) for group in (odd, ~odd)]
         pixels = odd.view(1, 1, h, w).repeat_interleave(self.decoder.patch_size, 2)
         pixels = pixels.repeat_interleave(self.decoder.patch_size, 3)
-        restored = self.encoder.denormalise(torch.where(pixels, *pictures).float()).clamp(0, 1)
+        restored = self.encoder.denormalise(torch.where(pixels, pictures[0], pictures[1]).float()).clamp(0, 1)
         difference = (images - restored).abs().mean(1, keepdim=True)
         window = self.decoder.patch_size // 2 * 2 + 1
         anomaly = F.avg_pool2d(difference, window, stride=1, padding=window // 2, count_include_pad=False)
@@ -120,8 +120,8 @@ class ResultWriter:
 
     Args:
         output_dir: gets ``NAME_restored.png``, ``NAME_anomaly.png`` (white is a difference of half the grey scale or
-            more), ``NAME_tokens.npy`` (1 + L, D) and ``summary.csv``. NAME is the place in the list and, for PNG and JPEG
-            files, the file's name; names of DICOM files can identify a patient and are left out.
+            more), ``NAME_tokens.npy`` (1 + L, D) and ``summary.csv``. NAME is the place in the list and, for PNG and
+            JPEG files, the file's name; names of DICOM files can identify a patient and are left out.
         items: data-list items in the order of the loader.
     """
 

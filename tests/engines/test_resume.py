@@ -61,8 +61,8 @@ def test_four_epochs_equal_two_and_two(tmp_path):
 
 def test_resume_in_the_middle_of_an_epoch_takes_up_the_order_of_images(tmp_path):
     whole = train(tmp_path / "whole", 3)
-    # epochs of 5 iterations, updates after the 2nd, 4th and 5th of each: iteration 8 asks for a checkpoint in the middle
-    # of an update, so iteration 9 gets it
+    # epochs of 5 iterations, updates after the 2nd, 4th and 5th of each: iteration 8 asks for a checkpoint in the
+    # middle of an update, so iteration 9 gets it
     train(tmp_path / "parts", 3, stop_after=10, every=8)
     found = find_checkpoint(tmp_path / "parts")
     assert found is not None
