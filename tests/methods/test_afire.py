@@ -1,0 +1,331 @@
+"""The step against a slow reference that goes through the tokens one by one, as the released code does."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from helpers import PATCH, smooth_images, tiny_afire
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from afire_monai.errors import AfireError
+from afire_monai.losses import RestorationLoss, TokenContrastiveLoss
+from afire_monai.methods import AFiRe
+from afire_monai.methods.afire import abnormal_cells
+from afire_monai.networks import AnomalyRestorationDecoder, PrototypeBank, TokenHead, ViTEncoder
+from afire_monai.transforms import SyntheticLesionMaskBatch
+
+
+def uniforms_for(method: AFiRe, batch: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(batch, method.draws, generator=torch.Generator().manual_seed(seed))
+
+
+def total_of(method: AFiRe, losses: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.stack([losses[name] * weight for name, weight in method.loss_weights.items()]).sum()
+
+
+class FixedMask(nn.Module):
+    """Stands in for the lesion synthesis: one mask for all images, brightened by a tenth."""
+
+    draws = 1
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, images: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mask = torch.full_like(images[:, :1], self.value)
+        return (images + 0.1 * mask).clamp(0, 1), mask
+
+
+# the slow reference --------------------------------------------------------------------------------------------------
+
+
+def slow_head(head: TokenHead, tokens: torch.Tensor) -> list[list[torch.Tensor]]:
+    """Cosines of each token, as a list of images of lists of tokens."""
+    bottleneck = head.mlp(tokens)
+    return [
+        [F.normalize(head.weight[cell], dim=1) @ (token / token.norm()) for cell, token in enumerate(image)]
+        for image in bottleneck
+    ]
+
+
+class SlowRelease:
+    """The released step: cross-entropy of normal tokens to Sinkhorn-balanced prototypes, and a plain MSE."""
+
+    def __init__(self, method: AFiRe) -> None:
+        self.student = copy.deepcopy(method.student)
+        self.teacher = copy.deepcopy(method.teacher)
+        self.prototypes = list(method.prototypes.prototypes.clone())
+        self.lesion = method.lesion
+
+    def loss(self, images: torch.Tensor, uniforms: torch.Tensor, first_epoch: bool) -> dict[str, torch.Tensor]:
+        twin, mask = self.lesion(images, uniforms)
+        h, w = self.student.encoder.grid
+        with torch.no_grad():
+            teacher = slow_head(self.teacher.head, self.teacher.encoder(images)[:, 1:])
+            means = [sum(image[cell] for image in teacher) / len(teacher) for cell in range(h * w)]
+            if first_epoch:
+                self.prototypes = means  # nothing but the last batch
+            else:
+                self.prototypes = [0.75 * p + 0.25 * m for p, m in zip(self.prototypes, means, strict=True)]
+            assignment = self._sinkhorn(torch.stack(self.prototypes))
+        tokens = self.student.encoder(twin)
+        student = slow_head(self.student.head, tokens[:, 1:])
+        terms, abnormal = [], torch.zeros(len(images), h * w, dtype=torch.bool)
+        for i in range(len(images)):
+            for cell in range(h * w):
+                row, column = divmod(cell, w)
+                patch = mask[i, 0, row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH]
+                abnormal[i, cell] = bool((patch > 0).any())
+                if not abnormal[i, cell]:
+                    log_q = torch.log_softmax(student[i][cell] / 0.1, dim=0)
+                    terms.append(-(assignment[cell] * log_q).sum())
+        restored = self.student.decoder(tokens, abnormal)
+        target = (images - self.student.encoder.mean) / self.student.encoder.std
+        return {"structure": sum(terms) / len(terms), "restoration": ((restored - target) ** 2).mean()}
+
+    @staticmethod
+    def _sinkhorn(prototypes: torch.Tensor) -> torch.Tensor:
+        q = torch.exp(prototypes / 0.05).T
+        dims, cells = q.shape
+        q = q / q.sum()
+        for _ in range(3):
+            q = q / q.sum(1, keepdim=True) / dims
+            q = q / q.sum(0, keepdim=True) / cells
+        return (q * cells).T
+
+    def update_teacher(self, momentum: float) -> None:
+        for ours, theirs in ((self.teacher.encoder, self.student.encoder), (self.teacher.head, self.student.head)):
+            for t, s in zip(ours.parameters(), theirs.parameters(), strict=True):
+                t.data = momentum * t.data + (1 - momentum) * s.data
+
+
+@pytest.mark.parametrize("first_epoch", [(True, True), (False, False), (True, False)])
+def test_released_form_equals_the_slow_reference_over_two_steps(first_epoch):
+    method = tiny_afire(structure="cross_entropy", category_weight=0)
+    slow = SlowRelease(method)
+    for step, first in enumerate(first_epoch):
+        images, uniforms = smooth_images(4, (32, 32), seed=step), uniforms_for(method, 4, seed=step)
+        losses, expected = method.losses(images, uniforms, first), slow.loss(images, uniforms, first)
+        for name, value in expected.items():
+            torch.testing.assert_close(losses[name], value, atol=1e-5, rtol=0)
+        assert losses["category"].item() == 0
+        torch.testing.assert_close(method.prototypes.prototypes, torch.stack(slow.prototypes), atol=1e-6, rtol=0)
+        total_of(method, losses).backward()
+        (expected["structure"] + expected["restoration"]).backward()
+        reference = dict(slow.student.named_parameters())
+        for name, parameter in method.student.named_parameters():
+            torch.testing.assert_close(parameter.grad, reference[name].grad, atol=1e-5, rtol=1e-4, msg=name)
+        # large steps, so that the second one starts from other weights and another teacher than the first
+        for model in (method.student, slow.student):
+            for parameter in model.parameters():
+                parameter.data -= 0.5 * parameter.grad
+                parameter.grad = None
+        method.update_teacher(0.5)
+        slow.update_teacher(0.5)
+
+
+# teacher -------------------------------------------------------------------------------------------------------------
+
+
+def test_teacher_starts_as_a_copy_of_its_own_without_gradient_and_never_trains():
+    method = tiny_afire()
+    student = method.student.state_dict()
+    for name, parameter in method.teacher.named_parameters():
+        assert torch.equal(parameter, student[name])
+        assert parameter.data_ptr() != student[name].data_ptr()
+        assert not parameter.requires_grad
+    method.train()
+    assert method.student.training
+    assert not any(module.training for module in method.teacher.modules())
+    total_of(method, method.losses(smooth_images(2, (32, 32)), uniforms_for(method, 2), True)).backward()
+    assert all(parameter.grad is None for parameter in method.teacher.parameters())
+    trained = {id(parameter) for _, parameter in method.trainable()}
+    assert not trained & {id(parameter) for parameter in method.teacher.parameters()}
+
+
+def test_moving_average_equals_a_loop_over_parameters():
+    method = tiny_afire()
+    with torch.no_grad():
+        for parameter in method.student.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    student = dict(method.student.named_parameters())
+    expected = {n: 0.9 * p.detach() + 0.1 * student[n].detach() for n, p in method.teacher.named_parameters()}
+    before = {n: p.detach().clone() for n, p in student.items()}
+    method.update_teacher(0.9)
+    for name, parameter in method.teacher.named_parameters():
+        torch.testing.assert_close(parameter.data, expected[name])
+        assert torch.equal(student[name], before[name])
+    method.update_teacher(1.0)
+    for name, parameter in method.teacher.named_parameters():
+        torch.testing.assert_close(parameter.data, expected[name])
+
+
+def test_exported_encoder_is_the_teachers():
+    method = tiny_afire()
+    assert method.export_encoder is method.teacher.encoder
+
+
+def test_last_layer_is_the_heads():
+    method = tiny_afire()
+    assert [id(p) for p in method.last_layer_parameters()] == [id(method.student.head.weight)]
+
+
+# views ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shift", [0, 2])
+def test_twin_equals_the_clean_picture_outside_the_mask(shift):
+    method = tiny_afire(shift)
+    canvas = smooth_images(16, method.canvas_size)
+    views = method.views(canvas, uniforms_for(method, 16))
+    assert torch.equal(views.twin[views.mask == 0], views.clean[views.mask == 0])
+    inside = views.mask > 0
+    assert (views.twin[inside] >= views.clean[inside]).all()
+    assert (views.twin != views.clean).flatten(1).any(1).all()
+    assert inside.flatten(1).any(1).all()
+    assert torch.equal(views.abnormal, abnormal_cells(views.mask, PATCH))
+    assert 0 < views.abnormal.float().mean() < 1
+
+
+def test_published_form_shows_the_whole_picture_to_both():
+    method = tiny_afire()
+    images = smooth_images(3, (32, 32))
+    views = method.views(images, uniforms_for(method, 3))
+    assert torch.equal(views.clean, images)
+    assert torch.equal(views.normal, images)
+    assert views.cells is None
+    assert views.teacher_cells is None
+
+
+def test_a_single_lesion_pixel_makes_its_cell_abnormal_and_no_other():
+    mask = torch.zeros(2, 1, 16, 24)
+    mask[0, 0, 7, 8] = 1e-6  # the last row of the first row of cells, the first column of the second
+    mask[1, 0, 8, 23] = 1
+    assert abnormal_cells(mask, 8).nonzero().tolist() == [[0, 1], [1, 5]]
+    assert not abnormal_cells(torch.zeros(1, 1, 16, 24), 8).any()
+
+
+def test_pictures_of_another_size_than_the_canvas_are_refused_with_both_sizes():
+    method = tiny_afire(shift=2)
+    with pytest.raises(AfireError, match=r"must be 48 x 48 pixels.*got 32 x 32"):
+        method.views(smooth_images(2, (32, 32)), uniforms_for(method, 2))
+
+
+def test_repaired_panel_takes_abnormal_cells_from_the_restoration_and_the_rest_from_the_twin():
+    method = tiny_afire(shift=2)
+    images, uniforms = smooth_images(4, (48, 48)), uniforms_for(method, 4)
+    panels = method.panels(images, uniforms)
+    for picture in panels.values():
+        assert picture.shape == (4, 1, 32, 32)
+        assert 0 <= picture.min() <= picture.max() <= 1
+    abnormal = method.views(images, uniforms).abnormal.view(4, 1, 4, 4)
+    hidden = abnormal.repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
+    assert torch.equal(panels["repaired"][hidden], panels["restoration"][hidden])
+    assert torch.equal(panels["repaired"][~hidden], panels["twin"][~hidden])
+
+
+# awkward inputs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("structure", ["contrastive", "cross_entropy"])
+@pytest.mark.parametrize("shift", [0, 2], ids=["published", "grid-shifted"])
+@pytest.mark.parametrize("kind", ["black", "white", "batch of one", "all abnormal", "none abnormal"])
+def test_awkward_batches_give_finite_losses_and_a_gradient_for_every_parameter(kind, shift, structure):
+    method = tiny_afire(shift, structure=structure).train()
+    batch = 1 if kind == "batch of one" else 3
+    images = smooth_images(batch, method.canvas_size)
+    if kind in ("black", "white"):
+        images = torch.full_like(images, float(kind == "white"))
+    if kind in ("all abnormal", "none abnormal"):
+        method.lesion = FixedMask(float(kind == "all abnormal"))
+        method.draws = method.lesion.draws + method.grid_shift.draws
+    for step, first_epoch in enumerate((True, False)):
+        losses = method.losses(images, uniforms_for(method, batch, seed=step), first_epoch)
+        assert all(loss.isfinite() for loss in losses.values()), losses
+        total_of(method, losses).backward()
+    for name, parameter in method.student.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    assert method.prototypes.prototypes.isfinite().all()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+        self.what = ""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.numel() > self.numel and leaf.untyped_storage().nbytes():
+                self.numel, self.what = leaf.numel(), f"{func} {tuple(leaf.shape)}"
+        return result
+
+
+@pytest.mark.parametrize("shift", [0, 2])
+def test_no_tensor_compares_every_token_with_every_prototype_dimension_by_dimension(shift):
+    method = tiny_afire(shift, side=64)
+    batch, tokens, dims = 4, 64, 16
+    images, uniforms = smooth_images(batch, method.canvas_size), uniforms_for(method, batch)
+    with LargestTensor() as largest:
+        total_of(method, method.losses(images, uniforms, True)).backward()
+    assert largest.numel < batch * tokens * tokens * dims, largest.what
+
+
+# parts that do not fit ------------------------------------------------------------------------------------------------
+
+
+def parts(**replaced) -> dict:
+    encoder = ViTEncoder(32, PATCH, embed_dim=32, depth=1, num_heads=2)
+    return {
+        "encoder": encoder,
+        "head": TokenHead(32, 16, out_dim=16, hidden_dim=32, bottleneck_dim=16),
+        "decoder": AnomalyRestorationDecoder(32, (4, 4), PATCH, dim=32, depth=1, num_heads=2),
+        "prototypes": PrototypeBank(16, 16),
+        "token_loss": TokenContrastiveLoss(),
+        "restoration_loss": RestorationLoss(),
+        "lesion": SyntheticLesionMaskBatch(),
+        **replaced,
+    }
+
+
+@pytest.mark.parametrize(
+    ("replaced", "text"),
+    [
+        (
+            {"decoder": AnomalyRestorationDecoder(32, (3, 4), PATCH, dim=32, depth=1, num_heads=2)},
+            r"decoder grid \(3, 4\) at patch 8 differs from the encoder's \(4, 4\)",
+        ),
+        (
+            {"decoder": AnomalyRestorationDecoder(32, (4, 4), 4, dim=32, depth=1, num_heads=2)},
+            r"at patch 4 differs .* at patch 8",
+        ),
+        ({"head": TokenHead(32, None, 16)}, r"shift 0 the head needs cells=16 \(a layer per cell\), got None"),
+        ({"shift": 2}, r"shift 2 the head needs cells=None \(one layer shared by all cells\), got 16"),
+        (
+            {"shift": 2, "head": TokenHead(32, None, 16)},
+            "4 x 4 grid with shift 2 has 36 canvas cells, the prototype bank has 16",
+        ),
+        ({"shift": -1}, "shift must be at least 0 cells, got -1"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_by_name(replaced, text):
+    AFiRe(**parts())
+    with pytest.raises(AfireError, match=text):
+        AFiRe(**parts(**replaced))
+
+
+def test_loss_weights_name_every_loss():
+    method = AFiRe(**parts(token_loss=TokenContrastiveLoss(category_weight=0.3)), structure_weight=2.0)
+    assert method.loss_weights == {"structure": 2.0, "category": 0.3, "restoration": 1.0}
+    losses = method.losses(smooth_images(2, (32, 32)), uniforms_for(method, 2), True)
+    assert losses.keys() == method.loss_weights.keys()
