@@ -44,6 +44,7 @@ def rank_auroc(positive: Tensor, negative: Tensor) -> float:
         return 0.5
     scores = torch.cat([positive, negative]).double()
     _, inverse, counts = scores.unique(return_inverse=True, return_counts=True)
+    counts = counts.double()
     ranks = (counts.cumsum(0) - (counts - 1) / 2)[inverse]
     n, m = len(positive), len(negative)
     return ((ranks[:n].sum() - n * (n + 1) / 2) / (n * m)).item()
@@ -126,8 +127,7 @@ def measure_health(method: AFiRe, images: Tensor, uniforms: Tensor) -> dict[str,
 
 def _student_logits(method: AFiRe, images: Tensor) -> Tensor:
     """Give the student's token logits (B, L, K) without the decoder."""
-    student = method.student
-    logits: Tensor = student.head(student.encoder(images)[:, 1:])  # type: ignore[operator]  # submodules of the student
+    logits: Tensor = method.student.head(method.student.encoder(images)[:, 1:])
     return logits
 
 
