@@ -6,13 +6,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from afire_monai.commands.arguments import CommandTree, parse
+from afire_monai.commands.arguments import CommandTree, parse, user_error
 from afire_monai.commands.check import check
 from afire_monai.commands.datalist import from_csv, from_folder, validate
 from afire_monai.commands.demo import demo
 from afire_monai.commands.release import import_release
 from afire_monai.commands.report import report
-from afire_monai.errors import AfireError
 
 COMMANDS: CommandTree = {
     "demo": demo,
@@ -63,11 +62,3 @@ def run(arguments: Sequence[str]) -> int:
             raise
         print(f"afire: {cause}", file=sys.stderr)
         return 2
-
-
-def user_error(error: BaseException) -> AfireError | None:
-    """Give the error that a user can act on, if one is behind what was raised (MONAI wraps what a config raises)."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, AfireError):
-        seen = seen.__cause__ or seen.__context__
-    return seen

@@ -21,6 +21,14 @@ class UsageError(AfireError):
     """The command line cannot be understood."""
 
 
+def user_error(error: BaseException) -> AfireError | None:
+    """Give the error that a user can act on, if one is behind what was raised (MONAI wraps what a config raises)."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, AfireError):
+        seen = seen.__cause__ or seen.__context__
+    return seen
+
+
 def parse(tree: CommandTree, arguments: Sequence[str]) -> Callable[[], int] | str:
     """Let Fire match the words of a command line to a command's parameters.
 

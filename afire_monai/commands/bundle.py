@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import afire_monai
+from afire_monai.commands.arguments import user_error
 from afire_monai.errors import AfireError
 
 CONFIGS = ("pretrain.yaml", "method_afire.yaml")
@@ -48,15 +49,17 @@ def pretrain(settings: dict[str, Any], configs: tuple[str, ...] = CONFIGS) -> No
         # MONAI warns that a config is code; these configs came with the package
         warnings.filterwarnings("ignore", message="parsing config_file")
         warnings.filterwarnings("ignore", category=FutureWarning)
-        workflow = ConfigWorkflow(
-            config_file=files,
-            meta_file=str(bundle_root() / "configs" / "metadata.json"),
-            logging_file=False,
-            **settings,
-        )
-        workflow.initialize()
-        workflow.run()
-        workflow.finalize()
+        meta = str(bundle_root() / "configs" / "metadata.json")
+        try:
+            workflow = ConfigWorkflow(config_file=files, meta_file=meta, logging_file=False, **settings)
+            workflow.initialize()
+            workflow.run()
+            workflow.finalize()
+        except Exception as error:
+            cause = user_error(error)
+            if cause is None:
+                raise
+            raise cause from error
 
 
 def _calm_logging() -> None:

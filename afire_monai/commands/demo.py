@@ -78,6 +78,18 @@ def run_demo(
         AfireError: if the folder is in use and neither ``resume`` nor ``overwrite`` says what to do with it.
     """
     make_way(folder, resume, overwrite)
+    try:
+        page = _run(folder, settings, phantoms, resume)
+    except KeyboardInterrupt:
+        for part in folder.rglob("*.part"):
+            part.unlink(missing_ok=True)
+        raise
+    print(f"3/3  done. Open this page in a browser:\n\n    {page}\n")
+    print("Next, with your own normal radiographs:\n\n    afire datalist from-folder FOLDER --out mine.json")
+    return page
+
+
+def _run(folder: Path, settings: dict[str, Any], phantoms: dict[str, int], resume: bool) -> Path:
     from afire_monai.commands.bundle import pretrain
     from afire_monai.data.phantom import write_phantom_dataset
 
@@ -92,8 +104,6 @@ def run_demo(
         from afire_monai.export.report import write_report
 
         write_report(folder)
-    print(f"3/3  done. Open this page in a browser:\n\n    {page}\n")
-    print("Next, with your own normal radiographs:\n\n    afire datalist from-folder FOLDER --out mine.json")
     return page
 
 

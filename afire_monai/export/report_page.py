@@ -52,7 +52,7 @@ def page_text(run: RunFiles, drawn: dict[str, Path]) -> str:
         _table(["figure", "value", "healthy", "what it is"], health_rows(run.figures)),
         "<h2>What was run</h2>",
         _table([], facts(run)),
-        f"<h2>Next</h2><pre>{html.escape(next_commands(run))}</pre></body></html>",
+        f"<h2>Next</h2><pre>{html.escape(next_commands(run), quote=False)}</pre></body></html>",
     ]
     return "\n".join(part for part in parts if part)
 
