@@ -5,12 +5,12 @@ All sides are measured in turns in one process, and the ratios of their medians 
 - ``bare``: teacher encoder forward; student encoder and decoder forward and backward under a squared error; clipping,
   AdamW and teacher average over those parameters.
 - ``full``: the whole step as the trainer does it: lesions, both heads, prototypes, Sinkhorn, all losses.
-- ``loop``: ``full`` with one head layer per cell called in a loop and a loss that goes through the tokens one by one, as
-  the released code does it (cross-entropy only).
+- ``loop``: ``full`` with one head layer per cell called in a loop and a loss that goes through the tokens one by one,
+  as the released code does it (cross-entropy only).
 
-    python benchmarks/step.py                                             # ViT-B/16, 224 px, CPU
+    python benchmarks/step.py                  # ViT-B/16, 224 px, CPU
     python benchmarks/step.py --device cuda --precision bfloat16 --batch 64 --compile
-    python benchmarks/step.py --memory                                    # peak memory at small batches, and at 64
+    python benchmarks/step.py --memory         # peak memory at small batches, and what 64 would take
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Steps:
         self.optimizer = torch.optim.AdamW(parameter_groups(method), lr=1e-6, fused=True)
         bare = [*student.encoder.parameters(), *student.decoder.parameters()]
         self.bare_optimizer = torch.optim.AdamW(bare, lr=1e-6, fused=True)
-        self.bare_teacher = list(method.teacher.encoder.parameters())
-        self.bare_student = list(student.encoder.parameters())
+        self.bare_teacher: list[Tensor] = [*method.teacher.encoder.parameters()]
+        self.bare_student: list[Tensor] = [*student.encoder.parameters()]
         self.abnormal = torch.rand(len(images), student.decoder.grid[0] * student.decoder.grid[1]) < 0.35
         self.abnormal = self.abnormal.to(self.device)
         self.uniforms = torch.rand(len(images), method.draws, device=self.device)
@@ -149,8 +149,8 @@ def measure(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     method = build(args.preset, args.size, args.shift, device)
     if args.compile:
-        method.call_student_through(torch.compile(method.student))
-        method.teacher.forward = torch.compile(method.teacher.forward)  # type: ignore[method-assign]
+        method.student.compile()
+        method.teacher.compile()
     images = torch.rand(args.batch, 1, *method.canvas_size).to(device)
     steps = Steps(method, images, args.precision)
     sides = {"bare": steps.bare, "full": steps.full} | ({} if args.no_loop else {"loop": steps.loop})

@@ -71,7 +71,7 @@ def export_restorer(method: AFiRe, folder: Path, **facts: Any) -> Path:
     description = {
         "format": "afire-monai restorer 1",
         "encoder": method.export_encoder.config,
-        "decoder": decoder.config,  # type: ignore[union-attr]  # a decoder's description
+        "decoder": decoder.config,
         "input": "images (B, C, H, W) float32 in 0…1, bright = dense, row 0 at the top; normalised inside",
         **facts,
     }

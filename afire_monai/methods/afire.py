@@ -41,6 +41,10 @@ class AFiReViews(NamedTuple):
 class AFiReStudent(nn.Module):
     """Encoder, token head and restoration decoder, called once a step."""
 
+    encoder: ViTEncoder
+    head: TokenHead
+    decoder: AnomalyRestorationDecoder
+
     def __init__(self, encoder: ViTEncoder, head: TokenHead, decoder: AnomalyRestorationDecoder) -> None:
         super().__init__()
         self.encoder = encoder
@@ -55,6 +59,9 @@ class AFiReStudent(nn.Module):
 
 class AFiReTeacher(nn.Module):
     """Encoder and token head; a moving average of the student's."""
+
+    encoder: ViTEncoder
+    head: TokenHead
 
     def __init__(self, encoder: ViTEncoder, head: TokenHead) -> None:
         super().__init__()
@@ -102,6 +109,11 @@ class AFiRe(Method):
     Raises:
         AfireError: if the parts do not fit one another.
     """
+
+    student: AFiReStudent
+    teacher: AFiReTeacher
+    prototypes: PrototypeBank
+    lesion: SyntheticLesionMaskBatch
 
     def __init__(
         self,
@@ -166,13 +178,11 @@ class AFiRe(Method):
     @property
     def export_encoder(self) -> ViTEncoder:
         """The teacher's encoder, as the paper fine-tunes it."""
-        encoder = self.teacher.encoder
-        assert isinstance(encoder, ViTEncoder)  # for the type checker: set in __init__
-        return encoder
+        return self.teacher.encoder
 
     def last_layer_parameters(self) -> list[nn.Parameter]:
         """Give the per-cell (or shared) last layer of the student's head."""
-        return [self.student.head.weight]  # type: ignore[union-attr,list-item]
+        return [self.student.head.weight]
 
     def views(self, images: Tensor, uniforms: Tensor) -> AFiReViews:
         """Make what student and teacher see in one step.
