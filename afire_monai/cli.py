@@ -8,14 +8,14 @@ from collections.abc import Sequence
 
 from afire_monai.commands.arguments import CommandTree, parse, user_error
 from afire_monai.commands.check import check
-from afire_monai.commands.datalist import from_csv, from_folder, validate
+from afire_monai.commands.datalist import from_csv, from_folder, merge, validate
 from afire_monai.commands.demo import demo
 from afire_monai.commands.release import import_release
 from afire_monai.commands.report import report
 
 COMMANDS: CommandTree = {
     "demo": demo,
-    "datalist": {"from-csv": from_csv, "from-folder": from_folder, "validate": validate},
+    "datalist": {"from-csv": from_csv, "from-folder": from_folder, "merge": merge, "validate": validate},
     "check": check,
     "import-release": import_release,
     "report": report,

@@ -80,7 +80,8 @@ def test_a_required_option_that_is_missing_is_named(capsys):
 
 
 COMMANDS = [
-    "demo", "check", "report", "import-release", "datalist from-csv", "datalist from-folder", "datalist validate",
+    "demo", "check", "report", "import-release", "datalist from-csv", "datalist from-folder", "datalist merge",
+    "datalist validate",
 ]  # fmt: skip
 
 
@@ -189,6 +190,22 @@ def test_a_csv_becomes_one_list_for_each_source(tmp_path, capsys):
     assert sorted(p.name for p in (tmp_path / "lists").iterdir()) == ["a.json", "b.json"]
     assert cli.run(words) == 2
     assert "no column 'path', 'group'" in capsys.readouterr().err
+
+
+def test_lists_are_merged_into_one(tmp_path, capsys):
+    for name in "ab":
+        write_images(tmp_path / name, 5)
+        out = ["--out", str(tmp_path / f"{name}.json"), "--fractions", "0.6,0.2,0.2"]
+        # patients of the two folders are told apart by the folder's name
+        assert cli.run(["datalist", "from-folder", str(tmp_path / name), *out, "--name", name]) == 0
+        content = json.loads((tmp_path / f"{name}.json").read_text())
+        for section in ("training", "validation", "test"):
+            for item in content[section]:
+                item["group"] = name + item["group"]
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    merged = tmp_path / "merged.json"
+    assert cli.run(["datalist", "merge", *(str(tmp_path / f"{n}.json") for n in "ab"), "--out", str(merged)]) == 0
+    assert [len(json.loads(merged.read_text())[s]) for s in ("training", "validation", "test")] == [6, 2, 2]
 
 
 def test_check_exits_1_when_a_file_is_refused(tmp_path, capsys):

@@ -83,8 +83,13 @@ def _stand_ins(tree: CommandTree, pending: list[Callable[[], int]]) -> CommandTr
 
 def _call(command: Command, values: Sequence[str], options: dict[str, str]) -> int:
     signature = inspect.signature(command)
-    given = signature.bind(*values, **options).arguments
-    return command(**{name: convert(name, text, signature.parameters[name].annotation) for name, text in given.items()})
+    bound = signature.bind(*values, **options)
+    for name, text in bound.arguments.items():
+        parameter = signature.parameters[name]
+        several = parameter.kind is parameter.VAR_POSITIONAL
+        kind = parameter.annotation
+        bound.arguments[name] = [convert(name, t, kind) for t in text] if several else convert(name, text, kind)
+    return command(*bound.args, **bound.kwargs)
 
 
 def convert(name: str, text: str, annotation: str) -> Any:

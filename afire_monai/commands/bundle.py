@@ -49,6 +49,8 @@ def pretrain(settings: dict[str, Any], configs: tuple[str, ...] = CONFIGS) -> No
         # MONAI warns that a config is code; these configs came with the package
         warnings.filterwarnings("ignore", message="parsing config_file")
         warnings.filterwarnings("ignore", category=FutureWarning)
+        # of an optional decoder that is not needed here
+        warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
         meta = str(bundle_root() / "configs" / "metadata.json")
         try:
             workflow = ConfigWorkflow(config_file=files, meta_file=meta, logging_file=False, **settings)
@@ -66,7 +68,6 @@ def _calm_logging() -> None:
     """Show what this package says, and of other packages only what they warn of."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("afire_monai").setLevel(logging.INFO)
-    # says that no logging file was given, which is meant
-    logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
-    for name in ("mlflow", "alembic"):
+    # that no logging file was given, which is meant; that an optional decoder is absent; that a database is set up
+    for name in ("monai.bundle.workflows", "monai.data.nvimgcodec_pydicom_plugin", "mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)

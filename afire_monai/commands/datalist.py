@@ -98,6 +98,23 @@ def from_folder(
     return 0
 
 
+def merge(*paths: str, out: str, name: str = "merged") -> int:
+    """Join data lists into one, for pre-training on several sources; each image keeps its section.
+
+    Example: afire datalist merge lists/crd_normal.json lists/nih.json --out adults.json
+
+    Args:
+        paths: the data lists.
+        out: JSON file to write.
+        name: of the joined list.
+    """
+    from afire_monai.data.datalist_merge import merge_datalists
+
+    print(_counts(merge_datalists(paths, out, name)))
+    _next_step(out, out)
+    return 0
+
+
 def validate(path: str, *, base_dir: str | None = None, decode: bool = False) -> int:
     """Check a data list: keys, labels, patients in two splits, missing and duplicate files.
 
