@@ -69,7 +69,7 @@ class ProgressBar:
 
 
 class CsvLogger:
-    """Append one line an epoch with everything in the trainer's metrics, and the schedules.
+    """Append one line an epoch with everything in the trainer's metrics: losses, schedules, speed, health.
 
     Attach it after the handlers whose figures it shall hold. A resumed run keeps the lines of the epochs before and
     replaces the later ones.
@@ -87,7 +87,7 @@ class CsvLogger:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
 
     def _write(self, engine: PretrainTrainer) -> None:
-        row = {"epoch": engine.state.epoch, **engine.values_now(), **engine.state.metrics}
+        row = {"epoch": engine.state.epoch, **engine.state.metrics}
         before = [r for r in read_csv_log(self.path) if r["epoch"] < engine.state.epoch]
         rows = [*before, row]
         names = list(dict.fromkeys(name for r in rows for name in r))

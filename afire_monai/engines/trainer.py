@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
-import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,15 +23,15 @@ from torch.utils.data import DataLoader
 from afire_monai.data.dataset import RadiographDataset
 from afire_monai.data.sampler import EpochSampler
 from afire_monai.distributed import rank, sum_over_processes, world_size
-from afire_monai.engines.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
 from afire_monai.engines.plan import TrainingPlan
-from afire_monai.errors import AfireError, CheckpointError, TrainingHaltedError
+from afire_monai.engines.resume import Resumable
+from afire_monai.errors import AfireError, TrainingHaltedError
 from afire_monai.methods.base import Method
 
 logger = logging.getLogger(__name__)
 
 
-class PretrainTrainer(SupervisedTrainer):
+class PretrainTrainer(Resumable, SupervisedTrainer):
     """Train a :class:`~afire_monai.methods.Method` on normal radiographs.
 
     All random numbers of a step are drawn on the CPU from (seed, iteration) for the global batch, and each process
@@ -127,11 +125,6 @@ class PretrainTrainer(SupervisedTrainer):
     # progress -------------------------------------------------------------------------------------------------------
 
     @property
-    def batch_size(self) -> int:
-        """Images that this process takes in one iteration."""
-        return self.data_loader.sampler.batch_size
-
-    @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps in one epoch."""
         return math.ceil(self.state.epoch_length / self.accumulation_steps)
@@ -151,13 +144,14 @@ class PretrainTrainer(SupervisedTrainer):
 
     def uniforms(self, iteration: int, batch: int, draws: int) -> Tensor:
         """Give this process's share (batch, draws) of the random numbers in 0…1 of one iteration."""
-        generator = torch.Generator().manual_seed((self.seed << 40) + iteration)
-        everybody = torch.rand(batch * world_size(), draws, generator=generator)
+        # numpy's, as torch's generator on a CPU looks at 32 bits of a seed only, too few to hold two numbers
+        generator = np.random.default_rng([self.seed, iteration])
+        everybody = torch.from_numpy(generator.random((batch * world_size(), draws), dtype=np.float32))
         return everybody[rank() :: world_size()].to(self.state.device, non_blocking=True)
 
     def _start_epoch(self) -> None:
         done, local = divmod(self.state.iteration, self.state.epoch_length)
-        self.data_loader.sampler.start_at(done, local)
+        self.sampler.start_at(done, local)
         self._epoch_sums = {}
         self._epoch_images = 0
         self._epoch_start = time.perf_counter()
@@ -169,6 +163,7 @@ class PretrainTrainer(SupervisedTrainer):
             iterations = self._epoch_images / self.batch_size
             means = sum_over_processes(torch.stack([self._epoch_sums[n] for n in names])) / (world_size() * iterations)
             self.state.metrics.update(dict(zip(names, means.tolist(), strict=True)))
+        self.state.metrics.update(self.values_now())
         self.state.metrics["images_per_second"] = self._epoch_images * world_size() / max(seconds, 1e-9)
 
     # one step -------------------------------------------------------------------------------------------------------
@@ -232,115 +227,6 @@ class PretrainTrainer(SupervisedTrainer):
             f"Images of that batch: {', '.join(shown)}. The last checkpoint was written before this happened: look at "
             "those images with `afire check`, lower lr or lengthen warmup, then go on with --resume true"
         )
-
-    # checkpoints ----------------------------------------------------------------------------------------------------
-
-    def checkpoint_state(self) -> dict[str, Any]:
-        """Give everything that a run needs to go on exactly; a collective call."""
-        states = [torch.get_rng_state()]
-        if world_size() > 1:
-            mine = states[0].to(self.state.device)
-            gathered = [torch.empty_like(mine) for _ in range(world_size())]
-            dist.all_gather(gathered, mine)
-            states = [g.cpu() for g in gathered]
-        numpy_state: Any = np.random.get_state()  # noqa: NPY002  # the state that MONAI's transforms fall back on
-        python_state: Any = random.getstate()
-        return {
-            "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "progress": {
-                "iteration": self.state.iteration,
-                "epoch_length": self.state.epoch_length,
-                "max_epochs": self.state.max_epochs,
-                "global_batch": self.batch_size * world_size(),
-                "images": self.data_loader.sampler.length,
-                "seed": self.seed,
-                "best_value": self.best_value,
-            },
-            "random": {
-                "torch": states,
-                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-                "numpy": json.dumps([numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]]),
-                "python": json.dumps(python_state),
-            },
-        }
-
-    def restore(self, state: dict[str, Any], source: str) -> None:
-        """Go on from a checkpoint.
-
-        Args:
-            state: from :func:`load_checkpoint`.
-            source: its name, for messages.
-
-        Raises:
-            CheckpointError: if network, data or batch differ from those that the checkpoint was written with.
-        """
-        progress = state["progress"]
-        here = {
-            "epoch_length": self.state.epoch_length,
-            "global_batch": self.batch_size * world_size(),
-            "images": self.data_loader.sampler.length,
-            "seed": self.seed,
-        }
-        for key, value in here.items():
-            if progress[key] != value:
-                raise CheckpointError(
-                    f"{source} was written with {key} {progress[key]}, this run has {value}: going on would not be the "
-                    "same training. Use the same data list, batch and seed, or start anew in another output_dir"
-                )
-        try:
-            self.method.load_state_dict(state["method"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{source} does not fit this network: {error}") from error
-        if progress["max_epochs"] != self.state.max_epochs:
-            logger.warning(
-                "planned epochs change from %d to %d: schedules span the new length",
-                progress["max_epochs"],
-                self.state.max_epochs,
-            )
-        self.state.iteration = progress["iteration"]
-        self.state.epoch = progress["iteration"] // progress["epoch_length"]
-        self.best_value = progress["best_value"]
-        self._restore_random(state["random"])
-
-    def _restore_random(self, states: dict[str, Any]) -> None:
-        torch.set_rng_state(states["torch"][rank() % len(states["torch"])])
-        if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(states["cuda"])
-        name, keys, *rest = json.loads(states["numpy"])
-        np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002  # as above
-        version, words, gauss = json.loads(states["python"])
-        random.setstate((version, tuple(words), gauss))
-
-    def resume(self, folder: str | Path, resume: bool | str) -> None:
-        """Go on from a folder's newest checkpoint or a named one, or make sure that nothing is overwritten.
-
-        Args:
-            folder: where this run keeps its checkpoints.
-            resume: True for the newest in ``folder`` (a fresh start if there is none), a path for that file, False
-            for a
-                fresh start.
-
-        Raises:
-            CheckpointError: if a fresh start would mix with the checkpoints of an earlier run.
-        """
-        if isinstance(resume, str) and resume.lower() in ("true", "false"):
-            resume = resume.lower() == "true"  # as the bundle's command line hands it on
-        if isinstance(resume, str):
-            self.restore(load_checkpoint(Path(resume)), resume)
-        elif resume:
-            found = find_checkpoint(Path(folder))
-            if found is None:
-                logger.warning("nothing to resume in %s: starting anew", Path(folder).name)
-                return
-            self.restore(found[1], found[0].name)
-            logger.info("going on from %s, epoch %d", found[0].name, self.state.epoch)
-        elif list_checkpoints(Path(folder)):
-            raise CheckpointError(
-                f"{folder} holds checkpoints of an earlier run; "
-                "go on with --resume true, or choose another --output_dir"
-            )
 
     def run(self) -> None:
         """Train until ``max_epochs``; a run that has already got there is left as it is."""
