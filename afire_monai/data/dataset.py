@@ -89,7 +89,9 @@ class RadiographDataset(Dataset[dict[str, Any]]):
             cause = error.__cause__ if isinstance(error.__cause__, RadiographError) else error
             if index not in self.refused:
                 # names and paths of DICOM files can identify a patient, so logs give the place in the list alone
-                reason = str(cause).replace(self.file_of(index), f"image {index}")
+                reason = str(cause)
+                for spelling in (self.file_of(index), getattr(cause, "path", "")):
+                    reason = reason.replace(spelling, f"image {index}") if spelling else reason
                 logger.warning("image %d of the list is left out: %s", index, reason.replace("\n", " ")[:300])
             self.refused[index] = str(cause)
             return None
