@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from afire_monai import cli
+from afire_monai.commands.arguments import parse
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CODE = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    """Each command of the README's code blocks, continued lines joined."""
+    lines = "".join(CODE).replace("\\\n", " ").splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.strip()]
+
+
+def settings_table():
+    table = README.split("<!-- settings")[1].split("\n\n")[0].splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in table if line.startswith("| `")]
+    return [pair for keys, values in rows for pair in zip(keys.split(", "), values.split(", "), strict=True)]
+
+
+@pytest.fixture(scope="module")
+def configs():
+    files = [ROOT / "bundle/configs" / name for name in ("pretrain.yaml", "method_afire.yaml")]
+    return {k: v for file in files for k, v in yaml.safe_load(file.read_text(encoding="utf-8")).items()}
+
+
+def test_every_setting_of_the_table_has_the_default_that_the_configs_give(configs):
+    told = {key.strip("`"): value.strip("`") for key, value in settings_table()}
+    # 1.0e-6 in YAML is a number, and 1e-06 in Python
+    assert told == {key: str(configs[key]).lower() if configs[key] != "" else "" for key in told}
+
+
+def test_every_setting_that_a_user_may_give_is_in_the_table(configs):
+    plain = {k for k, v in configs.items() if isinstance(v, str | int | float) and not str(v).startswith(("$", "@"))}
+    assert {key.strip("`") for key, _ in settings_table()} == plain - {"bundle_root"}
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("afire ")])
+def test_every_command_of_afire_is_understood(command):
+    assert callable(parse(cli.COMMANDS, shlex.split(command)[1:]))
+
+
+def test_every_file_that_the_readme_names_is_there():
+    named = re.findall(r"(?:bundle/configs|scripts)/[\w.]+", README) + re.findall(r"\]\((?!http)([^)]+)\)", README)
+    assert [name for name in dict.fromkeys(named) if not (ROOT / name).exists()] == []
