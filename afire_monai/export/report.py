@@ -86,8 +86,10 @@ def draw_pictures(run: RunFiles, folder: Path) -> dict[str, Path]:
     return {name: path for name, path in drawn.items() if path is not None}
 
 
-def _draw_panel(run: RunFiles, panel: Path, size: tuple[int, int], path: Path) -> Path:
+def _draw_panel(run: RunFiles, panel: Path, size: tuple[int, int], path: Path) -> Path | None:
     with Image.open(panel) as picture:
-        rows = max(1, picture.height // size[0])
+        rows, rest = divmod(picture.height, size[0])
+        if rows < 1 or rest or picture.width % size[1]:
+            return None
     ours = run.encoder.get("method_name", "AFiRe") == "AFiRe" and rows <= len(PANEL_ROWS)
     return pictures.draw_panel(panel, path, PANEL_ROWS[:rows] if ours else [""] * rows, size)

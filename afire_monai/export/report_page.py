@@ -108,7 +108,7 @@ def facts(run: RunFiles) -> list[list[str]]:
     speeds = [row["images_per_second"] for row in run.log if "images_per_second" in row]
     rows = [
         ("method", run.encoder.get("method_name")),
-        ("form", None if shift is None else f"grid-shifted by {shift} cells" if shift else "published (no shift)"),
+        ("form", None if shift is None else f"grid-shifted (shift {shift})" if shift else "published (no shift)"),
         ("encoder", s.get("encoder_preset")),
         (
             "image",

@@ -95,7 +95,7 @@ def test_the_facts_are_those_of_the_run(run_dir):
     assert told["epochs"] == "3 of 3"
     assert told["training images"] == "40"
     assert told["image"] == "32 x 32 px, cells of 8 px"
-    assert told["form"] == "grid-shifted by 1 cells"
+    assert told["form"] == "grid-shifted (shift 1)"
     assert told["speed"].startswith("20.0 images/s")
 
 
