@@ -119,7 +119,11 @@ def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) 
         parser = ConfigParser(config)
         parser.update({key: yaml.safe_load(value) if value else value for key, value in overrides.items()})
         # folders of the machine are nobody's business in a log that is passed on
-        settings = {k: v for k, v in parser.get().items() if k not in ("dataset_dir", "output_dir", "bundle_root")}
+        settings = {
+            key: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+            for key, value in parser.get().items()
+            if key not in ("dataset_dir", "output_dir", "bundle_root")
+        }
         (folder / "settings.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
