@@ -88,7 +88,8 @@ def load_encoder(path: str | Path, **overrides: Any) -> ViTEncoder:
 
     Args:
         path: ``encoder.safetensors`` or the folder that holds it.
-        overrides: arguments of :class:`ViTEncoder` to change, for example ``image_size``: positions follow.
+        overrides: arguments of :class:`ViTEncoder` to change, for example ``image_size``: positions are stretched to
+            span the picture as they did in training.
 
     Raises:
         CheckpointError: if a file is missing or damaged, or weights and description do not fit.
@@ -96,7 +97,10 @@ def load_encoder(path: str | Path, **overrides: Any) -> ViTEncoder:
     tensors, description = load_module_files(path)
     if "architecture" not in description:
         raise CheckpointError(f"{path}: its JSON lacks 'architecture', so it does not describe an encoder")
-    encoder = ViTEncoder(**{**description["architecture"], "check_range": True, **overrides})
+    trained = description["architecture"]
+    # also where the description does not name it: at another size, positions still count the trained grid's cells
+    grid = [side // trained["patch_size"] for side in trained["image_size"]]
+    encoder = ViTEncoder(**{"position_grid": grid, **trained, "check_range": True, **overrides})
     try:
         encoder.load_state_dict(tensors)
     except RuntimeError as error:

@@ -73,6 +73,8 @@ class ViTEncoder(nn.Module):
         mean: grey-level mean of the training data in 0…1, one value or one per channel.
         std: grey-level standard deviation in 0…1, one value or one per channel.
         layer_norm_eps: ε of the layer norms.
+        position_grid: rows and columns of the token grid whose cells positions count; None for the grid of
+            ``image_size``. An encoder that goes on at another size keeps the grid that it was trained on.
         check_range: refuse images outside 0…1 (costs a host synchronisation on a GPU; on for exported encoders).
 
     Raises:
@@ -95,6 +97,7 @@ class ViTEncoder(nn.Module):
         mean: float | Sequence[float] = 0.5,
         std: float | Sequence[float] = 0.25,
         layer_norm_eps: float = 1e-6,
+        position_grid: Sequence[int] | None = None,
         check_range: bool = False,
     ) -> None:
         super().__init__()
@@ -103,6 +106,8 @@ class ViTEncoder(nn.Module):
         self.in_channels = in_channels
         self.image_size = (height, width)
         self.grid = self.grid_of(height, width)
+        rows, columns = position_grid or self.grid
+        self.position_grid = (int(rows), int(columns))
         self.embed_dim = embed_dim
         self.check_range = check_range
         self.config: dict[str, Any] = {
@@ -116,12 +121,13 @@ class ViTEncoder(nn.Module):
             "mean": self._per_channel(mean, "mean"),
             "std": self._per_channel(std, "std"),
             "layer_norm_eps": layer_norm_eps,
+            "position_grid": list(self.position_grid),
         }
         if min(self.config["std"]) <= 0:
             raise AfireError(f"std must be above zero, got {std}")
         self.register_buffer("mean", torch.tensor(self.config["mean"]).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.config["std"]).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("positions", sincos_positions(self.grid, embed_dim), persistent=False)
+        self.register_buffer("positions", sincos_positions(self.grid, embed_dim, self.position_grid), persistent=False)
 
         self.patch_embed = nn.Conv2d(in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -186,7 +192,7 @@ class ViTEncoder(nn.Module):
         tokens = self.patch_embed(self.normalise(images)).flatten(2).transpose(1, 2)
         positions = self.positions
         if grid != self.grid:
-            positions = sincos_positions(grid, self.embed_dim, self.grid).to(tokens)
+            positions = sincos_positions(grid, self.embed_dim, self.position_grid).to(tokens)
         tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens + positions], dim=1)
         for block in self.blocks:
             tokens = block(tokens)
