@@ -71,3 +71,5 @@ def _calm_logging() -> None:
     # that no logging file was given, which is meant; that an optional decoder is absent; that a database is set up
     for name in ("monai.bundle.workflows", "monai.data.nvimgcodec_pydicom_plugin", "mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # that an error ends the run, which whoever catches the error says better
+    logging.getLogger("ignite.engine.engine.PretrainTrainer").setLevel(logging.CRITICAL)
