@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 
 def check(path: str, *, base_dir: str | None = None, workers: int | None = None, quiet: bool = False) -> int:
     """Read every image of a data list, a folder or one file, and say what cannot be used and why.
@@ -20,6 +22,8 @@ def check(path: str, *, base_dir: str | None = None, workers: int | None = None,
     """
     from afire_monai.data import check_path, validate_datalist
 
+    # pydicom's remarks on odd headers quote their values, which can be a patient's
+    warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
     sound = True
     if path.lower().endswith(".json"):
         listed = validate_datalist(path, base_dir)

@@ -57,7 +57,10 @@ def from_csv(
     lists = list(made.values()) if by_source else [made]
     for datalist in lists:
         print(_counts(datalist))
-    _next_step(f"{out}/*.json" if by_source else out, f"{len(lists)} lists in {out}" if by_source else out)
+    if by_source:
+        _next_step(f"{out}/{next(iter(made))}.json", f"{len(lists)} lists in {out}")
+    else:
+        _next_step(out, out)
     return 0
 
 
