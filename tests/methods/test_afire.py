@@ -130,6 +130,36 @@ def test_released_form_equals_the_slow_reference_over_two_steps(first_epoch):
         slow.update_teacher(0.5)
 
 
+@pytest.mark.parametrize("first_epoch", [True, False])
+def test_shifted_form_books_each_token_under_the_canvas_cell_that_it_shows(first_epoch):
+    method = tiny_afire(shift=2)
+    method.prototypes.prototypes.copy_(torch.rand(36, 16) * 2 - 1)
+    before = method.prototypes.prototypes.clone()
+    images, uniforms = smooth_images(3, method.canvas_size), uniforms_for(method, 3)
+    views = method.views(images, uniforms)
+    losses = method.losses(images, uniforms, first_epoch)
+    with torch.no_grad():
+        taught = method.teacher(views.normal)
+        seen, restored = method.student(views.twin, views.abnormal)
+    for cell in range(36):
+        shown = [taught[i, j] for i in range(3) for j in range(16) if views.teacher_cells[i, j] == cell]
+        expected = before[cell]
+        if shown:
+            mean = torch.stack(shown).mean(0)
+            expected = mean if first_epoch else 0.75 * expected + 0.25 * mean
+        torch.testing.assert_close(method.prototypes.prototypes[cell], expected, atol=1e-6, rtol=1e-5)
+    assignment = method.prototypes.assignment()
+    terms = []
+    for i in range(3):
+        for j in range(16):
+            if not views.abnormal[i, j]:
+                similarity = assignment @ torch.log_softmax(seen[i, j] / 0.1, dim=0)
+                terms.append(-torch.log_softmax(similarity, dim=0)[views.cells[i, j]])
+    torch.testing.assert_close(losses["structure"].detach(), torch.stack(terms).mean(), atol=1e-5, rtol=0)
+    target = (views.clean - 0.5) / 0.25
+    torch.testing.assert_close(losses["restoration"].detach(), F.mse_loss(restored, target), atol=1e-6, rtol=1e-5)
+
+
 # teacher -------------------------------------------------------------------------------------------------------------
 
 
