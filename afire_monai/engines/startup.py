@@ -253,6 +253,7 @@ def start_processes(backend: str = "") -> torch.device:
 
 
 def stop_processes() -> None:
-    """Leave the process group."""
+    """Leave the process group, once all processes have come this far."""
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()

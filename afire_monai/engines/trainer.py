@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import math
 import time
@@ -108,11 +109,12 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         for handler in train_handlers or ():
             if handler is not None:  # switched off in the config
                 handler.attach(self)
-        self._student = self._wrap_student(compile)
+        self.compile = compile
+        self._student: Any = method.student
 
-    def _wrap_student(self, compiled: bool) -> Any:
+    def _wrap_student(self) -> None:
         student: Any = self.method.student
-        if compiled:  # in place, so that the names in checkpoints stay the same
+        if self.compile:  # in place, so that the names in checkpoints stay the same
             student.compile()
             self.method.teacher.compile()
         if world_size() > 1:
@@ -120,7 +122,13 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
                 dist.broadcast(tensor, 0)
             student = DistributedDataParallel(student, gradient_as_bucket_view=True)
         self.method.call_student_through(student)
-        return student
+        self._student = student
+
+    def _unwrap_student(self) -> None:
+        """Let go of the distributed wrapper: one that outlives its process group can abort the process at exit."""
+        self.method.call_student_through(self.method.student)
+        self._student = self.method.student
+        gc.collect()
 
     # progress -------------------------------------------------------------------------------------------------------
 
@@ -233,7 +241,11 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         if self.state.epoch >= self.state.max_epochs:
             logger.warning("already trained for %d epochs: ask for more with --epochs", self.state.epoch)
             return
-        super().run()
+        self._wrap_student()
+        try:
+            super().run()
+        finally:
+            self._unwrap_student()
 
 
 def clip_each(optimizer: torch.optim.Optimizer, limit: float) -> None:

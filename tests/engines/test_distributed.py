@@ -16,6 +16,7 @@ import sys
 import torch
 import torch.distributed as dist
 from ignite.engine import Events
+from afire_monai.engines.startup import stop_processes
 from helpers import smooth_images, tiny_afire, tiny_trainer
 
 torch.set_num_threads(1)
@@ -45,7 +46,7 @@ trainer._update = first_gradients
 trainer.run()
 if dist.get_rank() == 0:
     torch.save({"state": trainer.method.state_dict(), "gradients": gradients, "losses": losses}, out)
-dist.destroy_process_group()
+stop_processes()
 """
 
 
@@ -82,9 +83,9 @@ def test_two_processes_equal_one_of_twice_the_batch(tmp_path, shift):
     torch.testing.assert_close(torch.tensor(two["losses"]), torch.tensor(losses), atol=1e-5, rtol=1e-5)
     assert gradients.keys() == two["gradients"].keys()
     for name, gradient in gradients.items():
-        torch.testing.assert_close(
-            two["gradients"][name], gradient, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        # relative to the whole tensor: single elements are differences of larger sums, rounded in another order
+        difference = torch.linalg.vector_norm(two["gradients"][name] - gradient)
+        assert difference <= 1e-5 * torch.linalg.vector_norm(gradient) + 1e-7, name
     for name, value in trainer.method.state_dict().items():
         other = two["state"][name]
         if name.endswith("qkv.bias"):
