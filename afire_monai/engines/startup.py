@@ -6,6 +6,7 @@ import difflib
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,9 +19,12 @@ from monai.bundle import ConfigParser
 
 from afire_monai.data import RadiographReader, list_images, load_datalist, training_items
 from afire_monai.data.datalist import datalist_hash
+from afire_monai.data.datalist_file import read_raw
+from afire_monai.data.datalist_validate import validate_datalist
 from afire_monai.data.dataset import image_statistics
 from afire_monai.data.phantom import write_phantom_dataset
 from afire_monai.distributed import rank, world_size
+from afire_monai.engines.settings import parse_value, refuse_wrong_values
 from afire_monai.errors import AfireError, DataListError
 
 __all__ = [
@@ -101,23 +105,23 @@ def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) 
         arguments: defaults to ``sys.argv``; anything but a bundle run on the command line is left alone.
 
     Raises:
-        AfireError: for a setting that does not exist.
+        AfireError: for a setting that does not exist, or a value that it cannot have.
     """
     sys.excepthook = _say_the_cause
     folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AfireError(f"output_dir {folder}: {error.strerror}; give a folder that can be written to") from error
     files, overrides = command_line(sys.argv if arguments is None else arguments)
     if not files or not all(Path(f).exists() for f in files):
         return
     config = ConfigParser.load_config_files(files)
     refuse_unknown_keys(config, list(overrides))
-    for key, value in overrides.items():
-        if value in ("true", "false") and key != "resume":
-            # the bundle's command line would hand this on as a word, and any word counts as true
-            raise AfireError(f"--{key} {value}: write --{key} {value.capitalize()}")
+    refuse_wrong_values(config, overrides)
     if rank() == 0:
         parser = ConfigParser(config)
-        parser.update({key: yaml.safe_load(value) if value else value for key, value in overrides.items()})
+        parser.update({key: parse_value(value) for key, value in overrides.items()})
         # folders of the machine are nobody's business in a log that is passed on
         settings = {
             key: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
@@ -129,6 +133,9 @@ def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) 
 
 def _say_the_cause(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print what a user can act on instead of the runner's chain of errors; AFIRE_TRACEBACK=1 shows that as well."""
+    if issubclass(kind, KeyboardInterrupt) and not os.environ.get("AFIRE_TRACEBACK"):
+        print("\nstopped; a training goes on from its newest checkpoint with --resume true", file=sys.stderr)
+        return
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, AfireError):
         cause = cause.__cause__ or cause.__context__
@@ -148,7 +155,7 @@ def find_datalist(datalist: str, dataset_dir: str, output_dir: str | Path) -> Pa
         output_dir: the run's folder.
 
     Raises:
-        DataListError: if there is no such file.
+        DataListError: if there is no such file or folder, or the list has errors that would spoil the training.
     """
     if datalist == "phantom":
         path = Path(output_dir) / "phantoms" / "datalist.json"
@@ -160,11 +167,25 @@ def find_datalist(datalist: str, dataset_dir: str, output_dir: str | Path) -> Pa
         return path
     for path in (Path(datalist), Path(dataset_dir) / datalist):
         if path.is_file():
+            _refuse_wrong_list(path, dataset_dir)
             return path
     raise DataListError(
         f"no data list at {datalist!r}" + (f" nor in dataset_dir {dataset_dir!r}" if dataset_dir else "") + "; "
         "make one with `afire datalist`, then give --datalist PATH (and --dataset_dir FOLDER if it lies there)"
     )
+
+
+def _refuse_wrong_list(path: Path, dataset_dir: str) -> None:
+    """Refuse a list with errors; numbers and kinds only, as its names and groups can identify patients."""
+    if dataset_dir and not Path(dataset_dir).is_dir():
+        raise DataListError(f"no folder {dataset_dir!r}: --dataset_dir is where the list's relative paths start")
+    report = validate_datalist(path, dataset_dir or None, check_files=False)
+    kinds = Counter(problem.kind for problem in report.problems if problem.severity == "error")
+    if kinds:
+        found = ", ".join(f"{kind} ({count})" for kind, count in kinds.items())
+        raise DataListError(f"{path}: {found}. `afire check {path}` says where; mend the list, or build it again")
+    for kind, count in Counter(problem.kind for problem in report.problems).items():
+        logger.warning("data list: %s (%d); `afire check` says where", kind, count)
 
 
 def normal_items(datalist: Path, section: str, dataset_dir: str = "") -> list[dict[str, Any]]:
@@ -205,7 +226,7 @@ def image_batch(
 
 def data_hash(datalist: Path) -> str:
     """Give the SHA-256 of a data list's content, which identifies what an encoder was trained on."""
-    return datalist_hash(load_datalist(datalist))
+    return datalist_hash(read_raw(datalist))  # with paths as they stand, so that the folder makes no difference
 
 
 def reading(size: Sequence[int], modalities: Sequence[str] | None = None) -> Callable[[Any], Any]:

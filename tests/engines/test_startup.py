@@ -10,7 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
-from afire_monai.data.datalist import datalist_hash, load_datalist
+from afire_monai.data.datalist import datalist_hash, load_datalist, save_datalist
 from afire_monai.engines import startup
 from afire_monai.errors import AfireError, CheckpointError, DataListError
 
@@ -137,6 +137,21 @@ def test_errors_that_are_nobodys_fault_keep_their_traceback(tmp_path, capsys):
     assert "ZeroDivisionError: bug" in capsys.readouterr().err
 
 
+def test_interruption_ends_in_a_sentence_with_the_way_to_go_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("AFIRE_TRACEBACK", raising=False)
+    startup.prepare_run(tmp_path, [])
+    sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+    shown = capsys.readouterr().err
+    assert "--resume true" in shown
+    assert "Traceback" not in shown
+
+
+def test_folder_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(AfireError, match=r"output_dir .*file/out: Not a directory"):
+        startup.prepare_run(tmp_path / "file" / "out", [])
+
+
 # data -----------------------------------------------------------------------------------------------------------------
 
 
@@ -162,6 +177,33 @@ def test_missing_data_list_is_refused_with_where_it_was_looked_for_and_the_way_o
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataListError, match=text + ".*afire datalist.*--datalist PATH"):
         startup.find_datalist("list.json", folder, "out")
+
+
+@pytest.mark.parametrize(
+    ("lists", "kind"),
+    [
+        ({"training": [{"image": "a.png", "group": "Doe"}], "validation": [{"image": "b.png", "group": "Doe"}]}, "two"),
+        ({"labels": ["Normal"], "training": [{"image": "a.png", "label": [1, 0]}]}, "label length"),
+        ({"training": [{"image": "Doe.png"}, {"image": "Doe.png"}]}, "duplicate file"),
+    ],
+)
+def test_list_with_errors_is_refused_by_kind_without_naming_patients(lists, kind, tmp_path):
+    path = datalist(tmp_path / "list.json", **lists)
+    with pytest.raises(DataListError, match=rf"list.json: .*{kind}.* \(1\)|{kind}.*afire check") as caught:
+        startup.find_datalist(str(path), "", tmp_path)
+    assert "Doe" not in str(caught.value)
+
+
+def test_list_with_a_misspelt_key_is_taken_and_the_key_counted(tmp_path, caplog):
+    path = datalist(tmp_path / "list.json", training=[{"image": "a.png", "grup": "1"}])
+    assert startup.find_datalist(str(path), "", tmp_path) == path
+    assert "unknown key (1)" in caplog.text
+
+
+def test_missing_folder_of_the_data_set_is_named_before_any_image_is_read(tmp_path):
+    path = datalist(tmp_path / "list.json", training=[{"image": "a.png"}])
+    with pytest.raises(DataListError, match=r"no folder .*absent.*--dataset_dir"):
+        startup.find_datalist(str(path), str(tmp_path / "absent"), tmp_path)
 
 
 def test_phantoms_stand_in_where_no_data_list_is_given_and_are_written_once(tmp_path, monkeypatch):
@@ -192,13 +234,15 @@ def test_without_validation_images_health_takes_training_images_and_says_so(tmp_
     assert "no validation images" in caplog.text
 
 
-def test_hash_is_that_of_the_content_of_the_list(tmp_path):
-    path = datalist(tmp_path / "list.json", training=[{"image": "a.png"}])
+def test_hash_is_the_one_that_the_list_was_saved_with_wherever_it_lies(tmp_path):
+    built = {"name": "x", "training": [{"image": str(tmp_path / "one" / "a.png")}]}
+    path = save_datalist(built, tmp_path / "one" / "list.json")
     first = startup.data_hash(path)
-    assert first == datalist_hash(load_datalist(path))
+    assert first == load_datalist(path)["meta"]["sha256"]
+    assert first == datalist_hash({"training": [{"image": "a.png"}]})
     assert len(first) == 64
-    datalist(tmp_path / "list.json", training=[{"image": "b.png"}])
-    assert startup.data_hash(path) != first
+    assert startup.data_hash(datalist(tmp_path / "two" / "list.json", training=[{"image": "a.png"}])) == first
+    assert startup.data_hash(datalist(path, training=[{"image": "b.png"}])) != first
 
 
 def test_folder_items_are_all_radiographs_below_it_by_path(tmp_path):
