@@ -27,15 +27,25 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     Args:
         state: tensors, numbers, strings, lists and dictionaries only.
         path: where to.
+
+    Raises:
+        CheckpointError: if there is no room, or no right to write; older files are left as they are.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer raises the latter where a disk is full
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = getattr(cause, "strerror", None) or str(cause).split("\n")[0][:150]
+        raise CheckpointError(
+            f"{path.name} cannot be written ({reason}); earlier checkpoints are whole. Make room in {path.parent}, "
+            "then go on with --resume true"
+        ) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -46,12 +56,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if the file cannot be read or is none of ours.
     """
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint {path}: --resume true finds the newest of output_dir")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail anywhere inside torch's reader
-        raise CheckpointError(
-            f"{path} is not a checkpoint that can be read ({type(error).__name__}: {error})"
-        ) from error
+        reason = str(error).split(". ")[0][:150]  # torch goes on about file systems
+        raise CheckpointError(f"{path.name} is not a checkpoint that can be read ({reason})") from error
     if not isinstance(state, dict) or "method" not in state or "progress" not in state:
         raise CheckpointError(f"{path} is not a checkpoint of this project: it lacks 'method' or 'progress'")
     return state
@@ -100,7 +111,10 @@ class CheckpointKeeper:
         self._due = False
 
     def attach(self, engine: PretrainTrainer) -> None:
-        """Register with the trainer."""
+        """Register with the trainer, and clear away what a killed run left half written."""
+        if rank() == 0:
+            for part in self.folder.glob(".*.pt.*.part"):
+                part.unlink(missing_ok=True)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
         if self.every_iterations:
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
@@ -126,8 +140,11 @@ class CheckpointKeeper:
         state = engine.checkpoint_state()
         if rank():
             return
-        save_checkpoint(state, self.folder / f"checkpoint_{engine.state.iteration:08d}.pt")
+        newest = self.folder / f"checkpoint_{engine.state.iteration:08d}.pt"
+        save_checkpoint(state, newest)
         if best:
             save_checkpoint(state, self.folder / "best.pt")
-        for old in list_checkpoints(self.folder)[: -self.keep]:
+        # damaged files with higher numbers may be left from before: what was just written must not make room for them
+        others = [path for path in list_checkpoints(self.folder) if path != newest]
+        for old in others[: len(others) - (self.keep - 1)] if len(others) >= self.keep else []:
             old.unlink(missing_ok=True)

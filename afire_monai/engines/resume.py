@@ -99,7 +99,11 @@ class Resumable:
             self.method.load_state_dict(state["method"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{source} does not fit this network: {error}") from error
+            reason = " ".join(str(error).split())[:300]  # torch names every key
+            raise CheckpointError(
+                f"{source} does not fit this network; give the settings that it was trained with (encoder_preset, "
+                f"image_size, shift, …; settings.yaml has them), or another --output_dir. Seen: {reason}"
+            ) from error
         if progress["max_epochs"] != self.state.max_epochs:
             logger.warning(
                 "planned epochs change from %d to %d: schedules span the new length",
@@ -126,11 +130,11 @@ class Resumable:
         Args:
             folder: where this run keeps its checkpoints.
             resume: True for the newest in ``folder`` (a fresh start if there is none), a path for that file, False
-            for a
-                fresh start.
+                for a fresh start.
 
         Raises:
-            CheckpointError: if a fresh start would mix with the checkpoints of an earlier run.
+            CheckpointError: if a fresh start would mix with the checkpoints of an earlier run, or none of those that
+                are there can be read.
         """
         if isinstance(resume, str) and resume.lower() in ("true", "false"):
             resume = resume.lower() == "true"  # as the bundle's command line hands it on
@@ -138,6 +142,11 @@ class Resumable:
             self.restore(load_checkpoint(Path(resume)), resume)
         elif resume:
             found = find_checkpoint(Path(folder))
+            if found is None and list_checkpoints(Path(folder)):
+                raise CheckpointError(
+                    f"no checkpoint in {folder} can be read, so there is nothing to go on from. If best.pt is there, "
+                    "try --resume PATH of it; else start anew in another --output_dir"
+                )
             if found is None:
                 logger.warning("nothing to resume in %s: starting anew", Path(folder).name)
                 return

@@ -15,6 +15,7 @@ import torch
 from helpers import smooth_images, tiny_afire, tiny_trainer
 
 from afire_monai.engines import CheckpointKeeper, find_checkpoint, load_checkpoint
+from afire_monai.engines.checkpoint import save_checkpoint
 from afire_monai.errors import CheckpointError
 
 IMAGES = smooth_images(20, (48, 48))
@@ -142,6 +143,48 @@ def test_damaged_newest_checkpoint_is_passed_over(tmp_path, caplog):
     assert newest.name in caplog.text
 
 
+def test_where_no_checkpoint_can_be_read_the_run_does_not_start_anew_in_silence(tmp_path):
+    train(tmp_path, 1)
+    for path in tmp_path.glob("checkpoint_*.pt"):
+        path.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"no checkpoint .*can be read.*best\.pt"):
+        train(tmp_path, 1, resume=True)
+    assert [path.read_bytes() for path in tmp_path.glob("checkpoint_*.pt")] == [b"damaged"]
+
+
+def test_checkpoint_just_written_is_kept_beside_a_damaged_one_of_a_higher_number(tmp_path):
+    train(tmp_path, 1)
+    (tmp_path / "checkpoint_00000099.pt").write_bytes(b"damaged")
+    trainer = tiny_trainer(tiny_afire(shift=2), IMAGES, 2, handlers=[CheckpointKeeper(tmp_path, keep=1)])
+    trainer.resume(tmp_path, True)
+    trainer.run()
+    assert [path.name for path in tmp_path.glob("checkpoint_*.pt")] == ["checkpoint_00000010.pt"]
+
+
+def test_what_a_killed_run_left_half_written_is_cleared_away(tmp_path):
+    (tmp_path / ".checkpoint_00000005.pt.123.part").write_bytes(b"half")
+    train(tmp_path, 1)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".pt"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device without room")
+def test_full_disk_is_told_with_the_way_out_and_leaves_the_earlier_file(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint_00000001.pt"
+    path.write_bytes(b"earlier")
+    original = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda self, *a, **k: original(Path("/dev/full") if self.suffix == ".part" else self, *a, **k)
+    )
+    with pytest.raises(CheckpointError, match=r"cannot be written .*Make room in .*--resume true"):
+        save_checkpoint({"tensor": torch.zeros(100_000)}, path)
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"earlier"]
+
+
+def test_checkpoint_that_is_not_there_is_told_so(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no checkpoint .*absent\.pt: --resume true"):
+        load_checkpoint(tmp_path / "absent.pt")
+
+
 def test_fresh_start_does_not_mix_with_an_earlier_run(tmp_path):
     train(tmp_path, 1)
     with pytest.raises(CheckpointError, match="--resume true"):
@@ -157,6 +200,10 @@ def test_changed_data_or_network_is_refused_by_name(tmp_path):
         )
     with pytest.raises(CheckpointError, match="does not fit this network"):
         tiny_trainer(tiny_afire(shift=0), IMAGES, accumulation_steps=2).restore(state, "it")
+    with pytest.raises(CheckpointError) as caught:
+        tiny_trainer(tiny_afire(shift=3), smooth_images(20, (56, 56)), accumulation_steps=2).restore(state, "it")
+    assert "settings.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_checkpoints_hold_tensors_and_plain_values_only_and_old_ones_go(tmp_path):
