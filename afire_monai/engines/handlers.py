@@ -122,7 +122,7 @@ class HealthMonitor:
 
     Args:
         dataset: normal validation images.
-        count: how many of them; at least 2.
+        count: how many of them; of fewer than 2, nothing is measured, which is said.
         every_epochs: epochs between measurements; the last epoch is always measured.
     """
 
@@ -132,6 +132,9 @@ class HealthMonitor:
 
     def attach(self, engine: PretrainTrainer) -> None:
         """Register with the trainer."""
+        if len(self.images) < 2:
+            logger.warning("health is not measured: it takes 2 validation images, there is %d", len(self.images))
+            return
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._measure)
 
     def _measure(self, engine: PretrainTrainer) -> None:

@@ -80,6 +80,14 @@ def test_health_is_measured_at_intervals_and_always_at_the_end():
     assert measured == [2, 3]
 
 
+def test_health_of_a_single_picture_is_not_measured_and_raises_no_alarm(caplog):
+    trainer = trainer_with(HealthMonitor(UNSEEN, 1), epochs=1)
+    trainer.run()
+    assert "feature_std_ratio" not in trainer.state.metrics
+    assert "takes 2 validation images, there is 1" in caplog.text
+    assert "COLLAPSE" not in caplog.text
+
+
 def test_health_is_measured_on_the_same_pictures_and_draws_each_time():
     seen = []
     trainer = trainer_with(HealthMonitor(UNSEEN, 6), epochs=2)
