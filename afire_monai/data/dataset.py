@@ -87,13 +87,13 @@ class RadiographDataset(Dataset[dict[str, Any]]):
         except (RadiographError, OSError, RuntimeError) as error:
             # MONAI wraps what a transform raises: the cause has the words for the user
             cause = error.__cause__ if isinstance(error.__cause__, RadiographError) else error
+            # names and paths of DICOM files can identify a patient, so logs give the place in the list alone
+            reason = str(cause)
+            for spelling in (self.file_of(index), getattr(cause, "path", "")):
+                reason = reason.replace(spelling, f"image {index}") if spelling else reason
             if index not in self.refused:
-                # names and paths of DICOM files can identify a patient, so logs give the place in the list alone
-                reason = str(cause)
-                for spelling in (self.file_of(index), getattr(cause, "path", "")):
-                    reason = reason.replace(spelling, f"image {index}") if spelling else reason
                 logger.warning("image %d of the list is left out: %s", index, reason.replace("\n", " ")[:300])
-            self.refused[index] = str(cause)
+            self.refused[index] = reason
             return None
 
     def _read(self, index: int) -> Tensor:

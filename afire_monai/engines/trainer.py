@@ -49,12 +49,10 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         seed: of every random number in the steps.
         precision: ``float32`` or ``bfloat16`` (autocast without a gradient scaler, which bfloat16 does not need).
         accumulation_steps: batches whose gradients are averaged before each update. Prototypes and the category term
-        see
-            one batch at a time.
+            see one batch at a time.
         compile: compile student and teacher with ``torch.compile``.
         finite_check_interval: iterations between looks at whether the losses are finite; 0 chooses 1 on a CPU and 20
-        on a
-            GPU, where each look waits for the device.
+            on a GPU, where each look waits for the device.
         train_handlers: handlers with ``attach``.
         inferer: unused; bundles must be able to name one.
 
@@ -232,7 +230,7 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         ]
         raise TrainingHaltedError(
             f"the loss is not finite at iteration {self.state.iteration} (or up to {len(recent) - 1} before it). "
-            f"Images of that batch: {', '.join(shown)}. The last checkpoint was written before this happened: look at "
+            f"Images of that batch: {', '.join(shown)}. Checkpoints there are from before this happened: look at "
             "those images with `afire check`, lower lr or lengthen warmup, then go on with --resume true"
         )
 
