@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from torch import Tensor
 from afire_monai.errors import CheckpointError
 from afire_monai.export.encoder import load_module_files
 from afire_monai.networks import AnomalyRestorationDecoder, ViTEncoder
+
+logger = logging.getLogger(__name__)
 
 
 class AnomalyOutput(NamedTuple):
@@ -165,3 +168,4 @@ class ResultWriter:
             writer.writeheader()
             writer.writerows(self.rows)
         os.replace(part, self.folder / "summary.csv")
+        logger.info("%d images: pictures, tokens and summary.csv written to %s", len(self.rows), self.folder.name)

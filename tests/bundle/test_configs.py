@@ -261,11 +261,17 @@ def test_inference_writes_a_set_for_each_picture_and_passes_over_a_broken_one(tr
         rows = list(csv.DictReader(file))
     names = ["00000_p0001", "00001_p0002", "00002_p0003", "00003_p0004"]
     assert [row["name"] for row in rows] == names
-    assert len(list((foreign / "results").iterdir())) == 3 * 4 + 1
+    assert len(list((foreign / "results").iterdir())) == 3 * 4 + 2  # the summary and the settings
     for name, row in zip(names, rows, strict=True):
         assert Image.open(foreign / "results" / f"{name}_restored.png").size == (128, 128)
         assert 0 < float(row["anomaly_mean"]) < float(row["anomaly_max"]) <= 1
     assert "1 of 5 images cannot be used" in caplog.text
+
+
+def test_inference_refuses_settings_that_it_does_not_have(trained, phantoms, foreign):
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        run_bundle(foreign, INFERENCE, dataset_dir=str(phantoms.parent), modeldir=str(trained), device="cpu")
+    assert "unknown setting --modeldir" in str(cause_of(caught.value))
 
 
 def test_inference_without_a_model_names_the_files_that_are_missing(foreign, phantoms):
