@@ -1,0 +1,83 @@
+"""What a run leaves behind names no patient: headers and file names with planted names go in, none comes out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+
+CONFIGS = Path(__file__).resolve().parents[2] / "bundle" / "configs"
+PLANTED = ("Zyxwolski", "PAT7734421", "19431107")
+
+
+def write_radiograph(path: Path, seed: int) -> None:
+    """A digital radiograph with a name, a number and a date of birth in its header."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    item = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    item.SOPClassUID, item.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    item.PatientName, item.PatientID, item.PatientBirthDate = f"{PLANTED[0]}^Anna", PLANTED[1], PLANTED[2]
+    item.Modality, item.PhotometricInterpretation = "DX", "MONOCHROME2"
+    item.Rows = item.Columns = 64
+    item.SamplesPerPixel, item.BitsAllocated, item.BitsStored, item.HighBit = 1, 16, 12, 11
+    item.PixelRepresentation = 0
+    coarse = np.random.default_rng(seed).integers(0, 4096, (4, 4), dtype=np.uint16)
+    item.PixelData = np.kron(coarse, np.ones((16, 16), dtype=np.uint16)).tobytes()
+    item.save_as(path, enforce_file_format=True)
+
+
+def contents(path: Path) -> list[bytes]:
+    """A file's bytes, and those of its parts if it is an archive (checkpoints are)."""
+    parts = [path.read_bytes()]
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            parts += [archive.read(name) for name in archive.namelist()]
+    return parts
+
+
+@pytest.mark.slow
+def test_names_in_headers_and_file_names_get_into_no_file_and_no_log(tmp_path):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for index in range(14):
+        write_radiograph(scans / f"{PLANTED[0]}_{PLANTED[2]}_{index:02d}.dcm", index)
+    whole = (scans / f"{PLANTED[0]}_{PLANTED[2]}_00.dcm").read_bytes()
+    (scans / f"{PLANTED[0]}_{PLANTED[2]}_98.dcm").write_bytes(whole[:-4000])
+    (scans / f"{PLANTED[0]}_{PLANTED[2]}_99.dcm").write_bytes(b"")
+
+    def call(*words: str) -> str:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        done = subprocess.run(
+            [sys.executable, "-m", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    logs = [call("afire_monai", "datalist", "from-folder", "scans", "--out", "list.json", "--fractions", "0.8,0.2,0")]
+    files = str([str(CONFIGS / name) for name in ("pretrain.yaml", "method_afire.yaml")])
+    tiny = ("--epochs", "1", "--image_size", "48", "--batch_size", "4", "--health_images", "4")
+    run = ("monai.bundle", "run", "--config_file")
+    logs.append(call(*run, files, "--datalist", "list.json", "--output_dir", "out", *tiny))
+    assert "cannot be used and are left out" in logs[-1]  # so that what is said of bad files is looked at as well
+    words = ("--model_dir", "out/models", "--dataset_dir", "scans", "--output_dir", "results")
+    logs.append(call(*run, str(CONFIGS / "inference.yaml"), *words))
+
+    written = [path for folder in ("out", "results") for path in (tmp_path / folder).rglob("*") if path.is_file()]
+    assert {"log.csv", "settings.yaml", "mlflow.db", "encoder.json", "report.html", "summary.csv", "best.pt"} <= {
+        path.name for path in written
+    }
+    assert PLANTED[0] in (tmp_path / "list.json").read_text(encoding="utf-8")  # the user's own paths
+    for word in PLANTED:
+        assert [path.name for path in written if word in path.name] == []
+        assert [path.name for path in written if any(word.encode() in part for part in contents(path))] == []
+        assert [log for log in logs if word in log] == []
