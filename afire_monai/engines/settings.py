@@ -1,16 +1,23 @@
-"""Values on the command line: read as the bundle reads them, and refused where they cannot be meant."""
+"""Settings on the command line: read as the bundle reads them, and refused where they cannot be meant."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from afire_monai.errors import AfireError
 
-__all__ = ["parse_value", "refuse_wrong_values"]
+__all__ = ["command_line", "parse_value", "refuse_unknown_keys", "refuse_wrong_values"]
+
+# what `python -m monai.bundle run` takes for itself
+_RUNNER_ARGUMENTS = {
+    "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",
+    "workflow_type",
+}  # fmt: skip
 
 # the least value that means something; of what is absent here, any number of the right kind is passed on
 _LEAST: dict[str, int] = {
@@ -21,6 +28,53 @@ _LEAST: dict[str, int] = {
     **dict.fromkeys(("lr", "final_lr", "warmup", "weight_decay", "final_weight_decay"), 0),
     "health_images": 2,  # features of a single image differ from nothing
 }
+
+
+def command_line(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Split the command line of ``python -m monai.bundle run`` into config files and overrides.
+
+    Args:
+        arguments: as ``sys.argv``.
+
+    Returns:
+        The config files, and every other ``--key value`` or ``--key=value``.
+    """
+    options: dict[str, str] = {}
+    waiting: str | None = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            options[name] = value
+            waiting = None if equals else name
+        elif waiting is not None:
+            options[waiting] = argument
+            waiting = None
+    files = yaml.safe_load(options.get("config_file", "[]") or "[]")
+    files = [files] if isinstance(files, str) else list(files)
+    return files, {name: value for name, value in options.items() if name not in _RUNNER_ARGUMENTS}
+
+
+def refuse_unknown_keys(config: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Refuse an override that names nothing in the config: a typing error would otherwise change nothing, in silence.
+
+    Args:
+        config: the merged config files.
+        overrides: keys as on the command line (``epochs``, ``train#dataloader#num_workers``, ``a::b``).
+
+    Raises:
+        AfireError: naming the key and the nearest ones that exist.
+    """
+    for override in overrides:
+        at: Any = config
+        for part in override.lstrip("+").replace("::", "#").split("#"):
+            if isinstance(at, dict) and part in at:
+                at = at[part]
+            elif isinstance(at, list) and part.isdigit() and int(part) < len(at):
+                at = at[int(part)]
+            else:
+                known = [str(k) for k in at] if isinstance(at, dict) else []
+                near = difflib.get_close_matches(part, known, 3) or sorted(k for k in known if not k.startswith("_"))
+                raise AfireError(f"unknown setting --{override}: {part!r} is not there; nearest: {', '.join(near)}")
 
 
 def parse_value(text: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import sys
@@ -24,11 +23,10 @@ from afire_monai.data.datalist_validate import validate_datalist
 from afire_monai.data.dataset import image_statistics
 from afire_monai.data.phantom import write_phantom_dataset
 from afire_monai.distributed import rank, world_size
-from afire_monai.engines.settings import parse_value, refuse_wrong_values
+from afire_monai.engines.settings import command_line, parse_value, refuse_unknown_keys, refuse_wrong_values
 from afire_monai.errors import AfireError, DataListError
 
 __all__ = [
-    "command_line",
     "data_hash",
     "find_datalist",
     "folder_items",
@@ -37,64 +35,11 @@ __all__ = [
     "normal_items",
     "prepare_run",
     "reading",
-    "refuse_unknown_keys",
     "start_processes",
     "stop_processes",
 ]
 
 logger = logging.getLogger(__name__)
-# what `python -m monai.bundle run` takes for itself
-_RUNNER_ARGUMENTS = {
-    "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",
-    "workflow_type",
-}  # fmt: skip
-
-
-def command_line(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Split the command line of ``python -m monai.bundle run`` into config files and overrides.
-
-    Args:
-        arguments: as ``sys.argv``.
-
-    Returns:
-        The config files, and every other ``--key value`` or ``--key=value``.
-    """
-    options: dict[str, str] = {}
-    waiting: str | None = None
-    for argument in arguments:
-        if argument.startswith("--"):
-            name, equals, value = argument[2:].partition("=")
-            options[name] = value
-            waiting = None if equals else name
-        elif waiting is not None:
-            options[waiting] = argument
-            waiting = None
-    files = yaml.safe_load(options.get("config_file", "[]") or "[]")
-    files = [files] if isinstance(files, str) else list(files)
-    return files, {name: value for name, value in options.items() if name not in _RUNNER_ARGUMENTS}
-
-
-def refuse_unknown_keys(config: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Refuse an override that names nothing in the config: a typing error would otherwise change nothing, in silence.
-
-    Args:
-        config: the merged config files.
-        overrides: keys as on the command line (``epochs``, ``train#dataloader#num_workers``, ``a::b``).
-
-    Raises:
-        AfireError: naming the key and the nearest ones that exist.
-    """
-    for override in overrides:
-        at: Any = config
-        for part in override.lstrip("+").replace("::", "#").split("#"):
-            if isinstance(at, dict) and part in at:
-                at = at[part]
-            elif isinstance(at, list) and part.isdigit() and int(part) < len(at):
-                at = at[int(part)]
-            else:
-                known = [str(k) for k in at] if isinstance(at, dict) else []
-                near = difflib.get_close_matches(part, known, 3) or sorted(k for k in known if not k.startswith("_"))
-                raise AfireError(f"unknown setting --{override}: {part!r} is not there; nearest: {', '.join(near)}")
 
 
 def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from afire_monai.engines.settings import parse_value, refuse_wrong_values
+from afire_monai.engines.settings import command_line, parse_value, refuse_unknown_keys, refuse_wrong_values
 from afire_monai.errors import AfireError
 
 CONFIG = {"epochs": 50, "lr": 0.008, "cache": True, "resume": False, "structure": "a", "shift": 2, "health_images": 64}
@@ -61,3 +61,43 @@ def test_values_that_can_be_meant_are_taken(key, text):
 def test_values_that_cannot_be_meant_are_refused_with_what_is_expected(key, text, expected):
     with pytest.raises(AfireError, match=f"--{key} {text}: .*{expected}"):
         refuse_wrong_values(CONFIG, {key: text})
+
+
+@pytest.mark.parametrize(
+    ("words", "files", "overrides"),
+    [
+        ("run --config_file a.yaml --epochs 3", ["a.yaml"], {"epochs": "3"}),
+        ("run --config_file=['a.yaml','b.yaml'] --lr=0.1", ["a.yaml", "b.yaml"], {"lr": "0.1"}),
+        ("run --run_id run --meta_file m.json --config_file a.yaml --train#x 1", ["a.yaml"], {"train#x": "1"}),
+        ("run --config_file a.yaml --dataset_dir= --seed 1", ["a.yaml"], {"dataset_dir": "", "seed": "1"}),
+        ("-q -x tests", [], {}),
+    ],
+)
+def test_command_line_is_split_into_config_files_and_overrides(words, files, overrides):
+    assert command_line(words.split()) == (files, overrides)
+
+
+NESTED = {"epochs": 1, "encoder_preset": "a", "train": {"dataloader": {"num_workers": 0}, "handlers": [{"count": 1}]}}
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["epochs", "train#dataloader#num_workers", "train::dataloader::num_workers", "train#handlers#0#count", "+train"],
+)
+def test_keys_that_are_there_are_taken(key):
+    refuse_unknown_keys(NESTED, [key])
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("epoch", "'epoch' is not there; nearest: epochs"),
+        ("encoder-preset", "nearest: encoder_preset"),
+        ("train#dataloader#workers", "'workers' is not there; nearest: num_workers"),
+        ("train#handlers#1#count", "'1' is not there"),
+        ("zzz", "nearest: encoder_preset, epochs, train"),
+    ],
+)
+def test_unknown_keys_are_refused_with_the_nearest_that_exist(key, nearest):
+    with pytest.raises(AfireError, match=f"unknown setting --{key}: .*{nearest}"):
+        refuse_unknown_keys(NESTED, [key])

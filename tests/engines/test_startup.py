@@ -33,46 +33,6 @@ def prepare(folder: Path, *words: str) -> dict:
 # the command line -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("words", "files", "overrides"),
-    [
-        ("run --config_file a.yaml --epochs 3", ["a.yaml"], {"epochs": "3"}),
-        ("run --config_file=['a.yaml','b.yaml'] --lr=0.1", ["a.yaml", "b.yaml"], {"lr": "0.1"}),
-        ("run --run_id run --meta_file m.json --config_file a.yaml --train#x 1", ["a.yaml"], {"train#x": "1"}),
-        ("run --config_file a.yaml --dataset_dir= --seed 1", ["a.yaml"], {"dataset_dir": "", "seed": "1"}),
-        ("-q -x tests", [], {}),
-    ],
-)
-def test_command_line_is_split_into_config_files_and_overrides(words, files, overrides):
-    assert startup.command_line(words.split()) == (files, overrides)
-
-
-CONFIG = {"epochs": 1, "encoder_preset": "a", "train": {"dataloader": {"num_workers": 0}, "handlers": [{"count": 1}]}}
-
-
-@pytest.mark.parametrize(
-    "key",
-    ["epochs", "train#dataloader#num_workers", "train::dataloader::num_workers", "train#handlers#0#count", "+train"],
-)
-def test_keys_that_are_there_are_taken(key):
-    startup.refuse_unknown_keys(CONFIG, [key])
-
-
-@pytest.mark.parametrize(
-    ("key", "nearest"),
-    [
-        ("epoch", "'epoch' is not there; nearest: epochs"),
-        ("encoder-preset", "nearest: encoder_preset"),
-        ("train#dataloader#workers", "'workers' is not there; nearest: num_workers"),
-        ("train#handlers#1#count", "'1' is not there"),
-        ("zzz", "nearest: encoder_preset, epochs, train"),
-    ],
-)
-def test_unknown_keys_are_refused_with_the_nearest_that_exist(key, nearest):
-    with pytest.raises(AfireError, match=f"unknown setting --{key}: .*{nearest}"):
-        startup.refuse_unknown_keys(CONFIG, [key])
-
-
 def test_unknown_key_on_the_command_line_stops_the_run_before_it_starts(tmp_path):
     with pytest.raises(AfireError, match=r"unknown setting --imagesize.*nearest: image_size"):
         prepare(tmp_path, "--imagesize", "64")
