@@ -115,7 +115,11 @@ def convert(name: str, text: str, annotation: str) -> Any:
     if text == "True":
         raise UsageError(f"{option} needs a value")
     try:
-        return _SCALARS[kind](text) if kind in _SCALARS else tuple(_SCALARS[kind[6:-6]](t) for t in text.split(","))
+        return (
+            _SCALARS[kind](text)
+            if kind in _SCALARS
+            else tuple(_SCALARS[kind[6:-6]](t) for t in text.strip("()[] ").split(","))
+        )
     except ValueError:
         raise UsageError(f"{option} must be {_IN_WORDS[kind]}, got {text!r}") from None
 

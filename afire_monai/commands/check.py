@@ -31,4 +31,14 @@ def check(path: str, *, base_dir: str | None = None, workers: int | None = None,
         sound = listed.ok
     report = check_path(path, base_dir, workers=workers, progress=not quiet)
     print(report.summary())
-    return 0 if sound and report.ok else 1
+    if not (sound and report.ok):
+        print("result:  not ready; see above")
+        return 1
+    print("result:  ready")
+    if path.lower().endswith(".json"):
+        print(
+            "next:    python -m monai.bundle run "
+            "--config_file \"['bundle/configs/pretrain.yaml','bundle/configs/method_afire.yaml']\" "
+            f"--datalist {path} --output_dir runs/mine"
+        )
+    return 0

@@ -97,7 +97,9 @@ class CheckReport:
 
     def summary(self, most: int = 5) -> str:
         """Plain text: counts, sizes, formats, then each reason with at most ``most`` files."""
-        lines = [f"{self.total} files: {len(self.readable)} readable, {len(self.refused)} refused"]
+        lines = [
+            f"{self.total} file{'s' * (self.total != 1)}: {len(self.readable)} readable, {len(self.refused)} refused"
+        ]
         if self.readable:
             sizes = np.array([(facts.height, facts.width) for facts in self.readable])
             low, middle, high = sizes.min(axis=0), np.median(sizes, axis=0).astype(int), sizes.max(axis=0)
@@ -118,7 +120,7 @@ class CheckReport:
             lines += [f"  {path}" for path in paths[:most]]
             lines += [f"  … and {len(paths) - most} more"] if len(paths) > most else []
         lines.append(
-            "all files can be used" if self.ok else "remove or repair the files named above" if self.total else ""
+            "all files can be read" if self.ok else "remove or repair the files named above" if self.total else ""
         )
         return "\n".join(line for line in lines if line)
 

@@ -78,7 +78,7 @@ class DataListReport:
         lines += [str(problem) for problem in self.problems[:most]]
         rest = Counter(problem.kind for problem in self.problems[most:])
         lines += [f"… and {n} more of: {kind}" for kind, n in rest.items()]
-        lines.append("no problem found" if not self.problems else f"{len(self.problems)} problems")
+        lines.append("no problem found" if not self.problems else f"problems: {len(self.problems)}")
         return "\n".join(lines)
 
 

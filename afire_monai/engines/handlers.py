@@ -223,7 +223,7 @@ def mlflow_handler(
 
     Args:
         output_dir: the run's folder; the default store is an SQLite file in it.
-        run_name: of this run; a resumed run goes on under the same one.
+        run_name: of this run; one that was killed is taken up again under the same name, an ended one is not.
         experiment: MLflow experiment.
         tracking_uri: another store (``MLFLOW_TRACKING_URI`` wins over both).
         every: iterations between logged losses.
