@@ -186,7 +186,7 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def measure_memory(args: argparse.Namespace) -> None:
-    """Peak memory of whole processes that do three full steps, at small batches, and the line through them."""
+    """Peak memory of whole processes that do three full steps, and the line through the two largest batches."""
     if args.one_memory:
         method = build(args.preset, args.size, args.shift, torch.device("cpu"))
         steps = Steps(method, torch.rand(args.batch, 1, *method.canvas_size), args.precision)
@@ -195,15 +195,17 @@ def measure_memory(args: argparse.Namespace) -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
         return
     points = []
-    for batch in (2, 4, 8):
+    for batch in (4, 8, 16):
         command = [sys.executable, __file__, "--memory", "--one-memory", "--batch", str(batch)]
         command += ["--preset", args.preset, "--size", str(args.size), "--shift", str(args.shift)]
         points.append((batch, float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)))
         print(f"batch {batch}: {points[-1][1]:.2f} GiB")
-    slope = (points[-1][1] - points[0][1]) / (points[-1][0] - points[0][0])
-    print(f"per image {slope * 1024:.0f} MiB; batch 64 by the line: {points[-1][1] + slope * 56:.1f} GiB (float32)")
+    # the smallest batch may peak while the networks are built, so the line is through the two largest
+    slope = (points[-1][1] - points[-2][1]) / (points[-1][0] - points[-2][0])
+    at_64 = points[-1][1] + slope * (64 - points[-1][0])
+    print(f"per image {slope * 1024:.0f} MiB; batch 64 by the line: {at_64:.1f} GiB (float32)")
     tokens = (args.size // 16) ** 2
-    print(f"a (B, L, L, K) tensor alone would take {64 * tokens**2 * 256 * 4 / 2**30:.0f} GiB at batch 64")
+    print(f"a (B, L, L, K) tensor alone would take {64 * tokens**2 * 256 * 4 / 2**30:.1f} GiB at batch 64")
 
 
 def main() -> None:

@@ -42,8 +42,10 @@ def similarities(student_logits: Tensor, assignment: Tensor, temperature: float)
         ``cross`` (B, L, N) and ``log_partition`` (B, L): s(i, j, n) = Σ_k C_nk log q_ijk = cross − log_partition, as
         the rows of C sum to one. Kept apart because the second cancels in a softmax over n.
     """
-    logits = student_logits.float() / temperature
-    return logits @ assignment.float().T, torch.logsumexp(logits, dim=-1)
+    # autocast would round the product to bfloat16, by more than tokens of one cell differ
+    with torch.autocast(student_logits.device.type, enabled=False):
+        logits = student_logits.float() / temperature
+        return logits @ assignment.float().T, torch.logsumexp(logits, dim=-1)
 
 
 @torch.no_grad()

@@ -116,6 +116,17 @@ def test_extreme_similarities_stay_finite():
     assert gradient.isfinite().all()
 
 
+def test_autocast_does_not_round_the_similarities():
+    logits, assignment, abnormal, _ = random_case(4, shifted=False)
+    loss = TokenContrastiveLoss(temperature=0.05)
+    plain = loss(logits, assignment, abnormal)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = loss(logits, assignment, abnormal)
+    assert cast.structure.dtype == torch.float32
+    assert torch.equal(plain.structure, cast.structure)
+    assert torch.equal(plain.category, cast.category)
+
+
 def test_category_weight_zero_leaves_the_term_out():
     logits, assignment, abnormal, _ = random_case(3, shifted=False)
     assert TokenContrastiveLoss(category_weight=0)(logits, assignment, abnormal).category.item() == 0
