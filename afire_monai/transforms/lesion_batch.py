@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
@@ -16,6 +18,9 @@ from afire_monai.transforms.lesion_settings import (
     lesion_boxes,
     lesion_number,
 )
+
+# what is kept is at least one grey level; F.threshold keeps what is more than its threshold
+_BELOW_GREY_LEVEL = math.nextafter(GREY_LEVEL, 0)
 
 
 class SyntheticLesionMaskBatch(nn.Module):
@@ -60,7 +65,7 @@ class SyntheticLesionMaskBatch(nn.Module):
             blob = self._blob(pictures[:, 0], self._place(centers, uniforms, plain.shape[2], plain.shape[3]))
             added = self._render(blob, uniforms, plain.shape[2], plain.shape[3]).unsqueeze(1)
             twin = self._add(pictures, added, uniforms)
-        return twin.to(plain.dtype), (added > 0).float()
+        return twin.to(plain.dtype), added.sign()
 
     @torch.no_grad()
     def texture_centers(self, images: Tensor) -> Tensor:
@@ -133,7 +138,7 @@ class SyntheticLesionMaskBatch(nn.Module):
         bags = table.permute(0, 3, 1, 2).flatten(2).flatten(0, 1)  # (B · H, 2 · N)
         shares = (weights * live[:, :, None, None]).permute(0, 3, 1, 2).flatten(2).flatten(0, 1)
         added = F.embedding_bag(bags, stretched, mode="sum", per_sample_weights=shares).view(batch, height, width)
-        return torch.where(added < GREY_LEVEL, 0.0, added)
+        return F.threshold(added, _BELOW_GREY_LEVEL, 0.0)
 
     def _add(self, pictures: Tensor, added: Tensor, uniforms: Tensor) -> Tensor:
         """Add or subtract (B, 1, H, W); the clip never moves a pixel against the lesion's direction."""

@@ -48,11 +48,13 @@ def connected_labels(mask: Tensor, diagonal: bool) -> Tensor:
         (B, h·w) int64 index of a cell in row order, 0 outside the mask.
     """
     batch, height, width = mask.shape
-    inner = mask[:, 1:-1, 1:-1].long()
+    # indices of a reduced grid fit 16 bits, and looking at neighbours is bound by memory
+    small = torch.int16 if height * width < 2**15 else torch.int64
+    inner = mask[:, 1:-1, 1:-1].to(small)
     labels = torch.arange(height * width, device=mask.device) * mask.flatten(1)
     for _ in range(_ROUNDS):
-        seen = _neighbours(labels.view(batch, height, width), diagonal) * inner
-        found = F.pad(seen, (1, 1, 1, 1)).flatten(1)
+        seen = _neighbours(labels.to(small).view(batch, height, width), diagonal) * inner
+        found = F.pad(seen, (1, 1, 1, 1)).flatten(1).long()
         labels = found.scatter_reduce(1, labels, found, "amax")
         labels = labels.gather(1, labels)
         labels = labels.gather(1, labels)
@@ -127,9 +129,9 @@ class EnclosingCircle(nn.Module):
         points = torch.stack([y.gather(1, extreme), x.gather(1, extreme).nan_to_num(0, 0, 0)], dim=2)
         middles = points[:, self.pairs].mean(1)
         candidates = torch.cat([middles, _circumcenters(points[:, self.triples])], dim=1)
-        y_gap = candidates[:, :, None, 0] - points[:, None, :, 0]
-        x_gap = candidates[:, :, None, 1] - points[:, None, :, 1]
-        best = (y_gap.square() + x_gap.square()).amax(2).argmin(1)
+        # |c − p|² = |c|² + (|p|² − 2 c·p): one small matrix product instead of all differences
+        reach = torch.baddbmm(points.square().sum(2)[:, None], candidates, points.transpose(1, 2), alpha=-2)
+        best = (reach.amax(2) + candidates.square().sum(2)).argmin(1)
         return candidates.gather(1, best[:, None, None].expand(-1, 1, 2))[:, 0]
 
 
