@@ -64,19 +64,21 @@ class SyntheticLesionMask(RandomizableTransform):
         Raises:
             RadiographError: the image has another shape, unequal channels, or values that are not within 0…1.
         """
-        if randomize or self.record is None:
-            self.randomize(img, name)
-        if self.record is None:  # for the type checker: `randomize` has set it
-            raise RuntimeError("randomize drew nothing")
-        return self.apply(img, self.record, name)
+        if self.record is not None and not randomize:
+            return self.apply(img, self.record, name)
+        image = _checked(img, name)
+        self.record = self._draw(image)
+        return self._add(img, image, self.record)
 
     def randomize(self, data: NdarrayOrTensor, name: str = "image") -> None:
         """Draw lesions for an image (C, H, W) and keep them in `record`."""
+        self.record = self._draw(_checked(data, name))
+
+    def _draw(self, image: np.ndarray) -> LesionRecord:
         super().randomize(None)
-        image = _checked(data, name)
         numbers = self.R.random_sample(self.settings.draws).astype(np.float32)
         uniforms = np.minimum(numbers, np.float32(1 - 2**-24))  # rounding to float32 can give 1
-        self.record = self.plan(image[0], uniforms)
+        return self.plan(image[0], uniforms)
 
     def plan(self, image: np.ndarray, uniforms: np.ndarray) -> LesionRecord:
         """Record for an image (H, W) float32 and (draws,) uniform numbers, which decide everything."""
@@ -102,6 +104,12 @@ class SyntheticLesionMask(RandomizableTransform):
         image = _checked(img, name)
         if image.shape[1:] != tuple(record.image_size):
             raise RadiographError(f"'{name}' is {image.shape[1:]}; the lesion record is for {record.image_size}.")
+        return self._add(img, image, record)
+
+    def _add(
+        self, img: NdarrayOrTensor, image: np.ndarray, record: LesionRecord
+    ) -> tuple[NdarrayOrTensor, NdarrayOrTensor]:
+        """Twin and mask of an image that was checked (`image`), as the type of what was given (`img`)."""
         added = _render(_blob(image[0], record.texture_center, self.settings), record)
         if record.polarity == "dark":
             twin = np.minimum(image, np.maximum(image - added, np.float32(self.settings.floor)))
@@ -196,7 +204,9 @@ def _blob(image: np.ndarray, center: tuple[float, float], settings: LesionSettin
     corner = np.floor(np.asarray(center, dtype=np.float32) - np.float32((side - 1) / 2 - 0.5)).astype(int)
     top, left = np.clip(corner, 0, (height - side, width - side))
     patch = image[top : top + side, left : left + side]
-    flat = patch.max() < 4 * GREY_LEVEL or image.max() - image.min() < GREY_LEVEL
+    low, high = patch.min(), patch.max()
+    # the whole image is looked at only where its patch is constant
+    flat = high < 4 * GREY_LEVEL or (high - low < GREY_LEVEL and image.max() - image.min() < GREY_LEVEL)
     blob: np.ndarray = _weights(side, settings) * (np.float32(0.5) if flat else patch)
     return blob
 
@@ -238,5 +248,5 @@ def _render(blob: np.ndarray, record: LesionRecord) -> np.ndarray:
     for top, left, rows, columns in record.boxes:
         lesion = _stretch(np.ascontiguousarray(_stretch(blob, rows).T), columns)
         added[top : top + rows, left : left + columns] += lesion.T
-    added[added < GREY_LEVEL] = 0
+    added *= added >= GREY_LEVEL
     return added
