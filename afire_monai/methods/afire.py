@@ -101,7 +101,8 @@ class AFiRe(Method):
         prototypes: bank with (h + s)(w + s) cells.
         token_loss: structure and category terms.
         restoration_loss: restoration term.
-        lesion: synthesis of lesions on the device.
+        lesion: synthesis of lesions on the device; None for the ablation without lesions (the twin is the image, no
+            cell is abnormal, the category term is zero and restoration is plain autoencoding).
         shift: s, in cells.
         structure_weight: weight of the structure term in the total.
         restoration_weight: weight of the restoration term in the total.
@@ -113,7 +114,7 @@ class AFiRe(Method):
     student: AFiReStudent
     teacher: AFiReTeacher
     prototypes: PrototypeBank
-    lesion: SyntheticLesionMaskBatch
+    lesion: SyntheticLesionMaskBatch | None
 
     def __init__(
         self,
@@ -123,7 +124,7 @@ class AFiRe(Method):
         prototypes: PrototypeBank,
         token_loss: TokenContrastiveLoss,
         restoration_loss: RestorationLoss,
-        lesion: SyntheticLesionMaskBatch,
+        lesion: SyntheticLesionMaskBatch | None,
         shift: int = 0,
         structure_weight: float = 1.0,
         restoration_weight: float = 1.0,
@@ -137,7 +138,7 @@ class AFiRe(Method):
         self.token_loss = token_loss
         self.restoration_loss = restoration_loss
         self.lesion = lesion
-        self.draws = lesion.draws + self.grid_shift.draws
+        self.draws = (lesion.draws if lesion is not None else 0) + self.grid_shift.draws
         self.loss_weights = {
             "structure": structure_weight,
             "category": token_loss.category_weight,
@@ -199,13 +200,15 @@ class AFiRe(Method):
                 f"images must be {self.canvas_size[0]} x {self.canvas_size[1]} pixels (grid plus shift), "
                 f"got {images.shape[2]} x {images.shape[3]}"
             )
-        lesion_draws, shift_draws = uniforms.split([self.lesion.draws, self.grid_shift.draws], dim=1)
+        lesion_draws, shift_draws = uniforms.tensor_split([uniforms.shape[1] - self.grid_shift.draws], dim=1)
         clean, normal, cells, teacher_cells = images, images, None, None
         if self.grid_shift.shift:
             student, teacher = self.grid_shift.offsets(shift_draws)
             clean, normal = self.grid_shift.crop(images, student), self.grid_shift.crop(images, teacher)
             cells, teacher_cells = self.grid_shift.cells(student), self.grid_shift.cells(teacher)
-        twin, mask = self.lesion(clean, lesion_draws)
+        twin, mask = clean, torch.zeros_like(clean[:, :1])
+        if self.lesion is not None:
+            twin, mask = self.lesion(clean, lesion_draws)
         abnormal = abnormal_cells(mask, self.grid_shift.patch_size)
         return AFiReViews(twin, clean, normal, mask, abnormal, cells, teacher_cells)
 

@@ -359,3 +359,27 @@ def test_loss_weights_name_every_loss():
     assert method.loss_weights == {"structure": 2.0, "category": 0.3, "restoration": 1.0}
     losses = method.losses(smooth_images(2, (32, 32)), uniforms_for(method, 2), True)
     assert losses.keys() == method.loss_weights.keys()
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_without_lesions_the_twin_is_the_image_and_only_the_category_term_is_silent(shift: int) -> None:
+    method = tiny_afire(shift=shift)
+    bare = AFiRe(
+        method.student.encoder,
+        method.student.head,
+        method.student.decoder,
+        method.prototypes,
+        method.token_loss,
+        method.restoration_loss,
+        lesion=None,
+        shift=shift,
+    )
+    images = smooth_images(3, bare.canvas_size)
+    views = bare.views(images, uniforms_for(bare, 3))
+    assert torch.equal(views.twin, views.clean)
+    assert not views.abnormal.any()
+    losses = bare.losses(images, uniforms_for(bare, 3), first_epoch=True)
+    assert losses["category"] == 0
+    assert losses["structure"] > 0
+    assert losses["restoration"] > 0
+    assert "lesion_token_auroc" in bare.health(images, uniforms_for(bare, 3))
