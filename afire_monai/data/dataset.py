@@ -32,6 +32,8 @@ class RadiographDataset(Dataset[dict[str, Any]]):
         threads: readers while the cache fills.
         skip: try all files first and leave out those that cannot be used, so that each usable image comes exactly once
             (for inference); costs a second reading unless ``cache`` is on, which does the same.
+        extras: further keys of the transform's result to give as tensors of one shape each, such as ``target`` or
+            ``mask``; cached as they are.
 
     Raises:
         DataListError: if there is no item, or none of them can be used.
@@ -44,6 +46,7 @@ class RadiographDataset(Dataset[dict[str, Any]]):
         cache: bool = False,
         threads: int = 2,
         skip: bool = False,
+        extras: Sequence[str] = (),
     ) -> None:
         if not data:
             raise DataListError("the data list has no image here; look at its sections with `afire check`")
@@ -52,16 +55,18 @@ class RadiographDataset(Dataset[dict[str, Any]]):
         self.refused: dict[int, str] = {}
         self.left_out: list[str] = []
         self.cached: Tensor | None = None
+        self.extras = tuple(extras)
+        self.cached_extras: dict[str, Tensor] = {}
         if cache or skip:
             self._read_all(threads, keep=cache)
 
     def _read_all(self, threads: int, keep: bool) -> None:
-        def read(index: int) -> Tensor | None:
-            image = self._try(index)
-            return image if image is None or keep else image[:, :0, :0]
+        def read(index: int) -> dict[str, Tensor] | None:
+            tensors = self._try(index)
+            return tensors if tensors is None or keep else {}
 
         with ThreadPoolExecutor(threads) as pool:
-            images = list(
+            results = list(
                 tqdm(
                     pool.map(read, range(len(self.items))),
                     total=len(self.items),
@@ -70,18 +75,21 @@ class RadiographDataset(Dataset[dict[str, Any]]):
                     leave=False,
                 )
             )
-        usable = [i for i, image in enumerate(images) if image is not None]
+        usable = [i for i, result in enumerate(results) if result is not None]
         if not usable:
-            raise DataListError(f"none of {len(images)} images can be used; the first: {self.refused[0]}")
+            raise DataListError(f"none of {len(results)} images can be used; the first: {self.refused[0]}")
         self.items = [self.items[i] for i in usable]
         if keep:
-            self.cached = torch.stack([image.half() for image in images if image is not None]).share_memory_()
+            kept = [result for result in results if result is not None]
+            self.cached = torch.stack([result["image"].half() for result in kept]).share_memory_()
+            for name in self.extras:
+                self.cached_extras[name] = torch.stack([result[name] for result in kept]).share_memory_()
         if self.refused:
-            logger.warning("%d of %d images cannot be used and are left out", len(self.refused), len(images))
+            logger.warning("%d of %d images cannot be used and are left out", len(self.refused), len(results))
             # the remaining items are numbered anew
             self.left_out, self.refused = list(self.refused.values()), {}
 
-    def _try(self, index: int) -> Tensor | None:
+    def _try(self, index: int) -> dict[str, Tensor] | None:
         try:
             return self._read(index)
         except (RadiographError, OSError, RuntimeError) as error:
@@ -96,21 +104,22 @@ class RadiographDataset(Dataset[dict[str, Any]]):
             self.refused[index] = reason
             return None
 
-    def _read(self, index: int) -> Tensor:
-        image = torch.as_tensor(self.transform(self.items[index])["image"]).contiguous()
-        return image
+    def _read(self, index: int) -> dict[str, Tensor]:
+        result = self.transform(self.items[index])
+        return {name: torch.as_tensor(result[name]).contiguous() for name in ("image", *self.extras)}
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if self.cached is not None:
-            return {"image": self.cached[index].float(), "index": index}
+            extras = {name: values[index] for name, values in self.cached_extras.items()}
+            return {"image": self.cached[index].float(), **extras, "index": index}
         for attempt in range(len(self.items)):
             place = (index + attempt) % len(self.items)
-            image = None if place in self.refused else self._try(place)
-            if image is not None:
-                return {"image": image, "index": place}
+            tensors = None if place in self.refused else self._try(place)
+            if tensors is not None:
+                return {**tensors, "index": place}
         raise DataListError(f"none of {len(self.items)} images can be used; the first: {self.refused[index]}")
 
     def file_of(self, index: int) -> str:

@@ -175,10 +175,11 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
     # one step -------------------------------------------------------------------------------------------------------
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Tensor]:
-        images = batchdata["image"].to(self.state.device, non_blocking=True)
+        batch = {k: v.to(self.state.device, non_blocking=True) for k, v in batchdata.items() if k != "index"}
+        images = batch["image"]
         values = self.values_now()
         for group in self.optimizer.param_groups:
-            group["lr"] = values["lr"]
+            group["lr"] = values["lr"] * group.get("lr_scale", 1.0)
             group["weight_decay"] = values["weight_decay"] if group["decay"] else 0.0
         stepping = self.at_update
         self.method.train()
@@ -186,7 +187,7 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         wait = self._student.no_sync() if world_size() > 1 and not stepping else contextlib.nullcontext()
         with wait:
             with torch.autocast(self.state.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                losses = self.method.losses(images, uniforms, first_epoch=self.state.epoch == 1)
+                losses = self.method.batch_losses(batch, uniforms, first_epoch=self.state.epoch == 1)
             total = torch.stack([losses[name] * weight for name, weight in self.method.loss_weights.items()]).sum()
             (total / self.accumulation_steps).backward()
         output = {name: loss.detach() for name, loss in losses.items()} | {"loss": total.detach()}

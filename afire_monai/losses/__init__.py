@@ -1,6 +1,14 @@
 """Losses: pure tensors in, scalars out."""
 
+from afire_monai.losses.masked import MaskedBCELoss, MaskedDiceCELoss
 from afire_monai.losses.restoration import RestorationLoss
 from afire_monai.losses.token_contrastive import TokenContrastiveLoss, TokenContrastiveTerms, own_cell_accuracy
 
-__all__ = ["RestorationLoss", "TokenContrastiveLoss", "TokenContrastiveTerms", "own_cell_accuracy"]
+__all__ = [
+    "MaskedBCELoss",
+    "MaskedDiceCELoss",
+    "RestorationLoss",
+    "TokenContrastiveLoss",
+    "TokenContrastiveTerms",
+    "own_cell_accuracy",
+]

@@ -42,6 +42,19 @@ class Method(nn.Module, ABC):
         call = self._student_call[0] if self._student_call else self.student
         return call(*inputs)
 
+    def batch_losses(self, batch: dict[str, Tensor], uniforms: Tensor, first_epoch: bool) -> dict[str, Tensor]:
+        """Compute the losses of one step from the loader's batch; the trainer calls this.
+
+        Args:
+            batch: ``image`` (B, C, Hc, Wc), and what else the data set gives, on the device.
+            uniforms: (B, draws), as for :meth:`losses`.
+            first_epoch: as for :meth:`losses`.
+
+        Returns:
+            As :meth:`losses`, which is what this calls unless a method needs more than images.
+        """
+        return self.losses(batch["image"], uniforms, first_epoch)
+
     @abstractmethod
     def losses(self, images: Tensor, uniforms: Tensor, first_epoch: bool) -> dict[str, Tensor]:
         """Compute the named losses of one step.

@@ -172,14 +172,28 @@ class ViTEncoder(nn.Module):
         """Undo :meth:`normalise`."""
         return images * self.std + self.mean
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, residual_scale: Tensor | None = None) -> Tensor:
         """Encode images.
 
         Args:
             images: (B, C, H, W) in 0…1; H and W multiples of the patch size, not necessarily the trained size.
+            residual_scale: see :meth:`hidden_states`.
 
         Returns:
             (B, 1 + L, D): the class token, then the L patch tokens in row-major order.
+
+        Raises:
+            AfireError: for a wrong shape or, with ``check_range``, values outside 0…1.
+        """
+        return self.norm(self.hidden_states(images, residual_scale)[-1])
+
+    def hidden_states(self, images: Tensor, residual_scale: Tensor | None = None) -> list[Tensor]:
+        """Give the tokens (B, 1 + L, D) before the first block and after each of them, before the last layer norm.
+
+        Args:
+            images: (B, C, H, W) in 0…1.
+            residual_scale: (B, depth), what each block's change of the tokens is multiplied by: 0 leaves the block out
+                for that image (stochastic depth); None for 1.
 
         Raises:
             AfireError: for a wrong shape or, with ``check_range``, values outside 0…1.
@@ -194,9 +208,14 @@ class ViTEncoder(nn.Module):
         if grid != self.grid:
             positions = sincos_positions(grid, self.embed_dim, self.position_grid).to(tokens)
         tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens + positions], dim=1)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.norm(tokens)
+        states = [tokens]
+        for place, block in enumerate(self.blocks):
+            after = block(tokens)
+            if residual_scale is not None:
+                after = torch.lerp(tokens, after, residual_scale[:, place, None, None].to(after.dtype))
+            tokens = after
+            states.append(tokens)
+        return states
 
     @staticmethod
     def _refuse_wrong_range(images: Tensor) -> None:

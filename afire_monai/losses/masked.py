@@ -1,0 +1,101 @@
+"""Losses of the later tasks, which leave out what is not known: unlabelled findings, pixels marked "ignore"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from afire_monai.distributed import sum_over_processes, world_size
+from afire_monai.errors import AfireError
+
+
+class MaskedBCELoss(nn.Module):
+    """Binary cross-entropy over the labels that are known.
+
+    Args:
+        positive_weight: (C,) weight of a positive of each label against 1 for a negative (class imbalance); None for 1.
+        smoothing: targets are moved from 0 and 1 by half of this, 0…1.
+
+    Raises:
+        AfireError: for a weight that is not above zero, or a smoothing outside 0…1.
+    """
+
+    weight: Tensor | None
+
+    def __init__(self, positive_weight: Sequence[float] | Tensor | None = None, smoothing: float = 0.0) -> None:
+        super().__init__()
+        weight = None if positive_weight is None else torch.as_tensor(positive_weight, dtype=torch.float32)
+        if weight is not None and not (weight > 0).all():
+            raise AfireError(f"positive weights must be above 0, got {weight.tolist()}")
+        if not 0 <= smoothing < 1:
+            raise AfireError(f"label smoothing must be in 0…1, got {smoothing}")
+        self.register_buffer("weight", weight, persistent=False)
+        self.smoothing = smoothing
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Compute the mean over known labels.
+
+        Args:
+            logits: (B, C).
+            target: (B, C), 1, 0, or NaN where not known.
+
+        Returns:
+            Scalar; averaged over processes it is the loss of the global batch. Zero, with zero gradient, if nothing is
+            known.
+
+        Raises:
+            AfireError: for shapes that differ.
+        """
+        if logits.shape != target.shape:
+            raise AfireError(f"logits {tuple(logits.shape)} and target {tuple(target.shape)} must have one shape")
+        known = ~target.isnan()
+        value = target.nan_to_num() * (1 - self.smoothing) + self.smoothing / 2
+        loss = F.binary_cross_entropy_with_logits(logits.float(), value, pos_weight=self.weight, reduction="none")
+        return (loss * known).sum() * world_size() / sum_over_processes(known.sum().float()).clamp(min=1)
+
+
+class MaskedDiceCELoss(nn.Module):
+    """Dice loss plus binary cross-entropy, each class by itself, over the pixels that are known.
+
+    The Dice term is a mean over the (image, class) pairs whose mask is not empty: an empty mask has no overlap to
+    improve, and the cross-entropy, which runs over all images, already punishes what is marked in it.
+
+    Args:
+        dice_weight: weight of the Dice term.
+        ce_weight: weight of the cross-entropy.
+    """
+
+    def __init__(self, dice_weight: float = 1.0, ce_weight: float = 1.0) -> None:
+        super().__init__()
+        self.dice_weight = dice_weight
+        self.ce_weight = ce_weight
+
+    def forward(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Compute both terms.
+
+        Args:
+            logits: (B, C, H, W).
+            target: (B, C, H, W), 1 inside, 0 outside, NaN for pixels to ignore.
+
+        Returns:
+            ``dice`` and ``cross_entropy``, unweighted scalars; averaged over processes they are those of the global batch.
+
+        Raises:
+            AfireError: for shapes that differ.
+        """
+        if logits.shape != target.shape:
+            raise AfireError(f"logits {tuple(logits.shape)} and target {tuple(target.shape)} must have one shape")
+        known, value, logits = ~target.isnan(), target.nan_to_num(), logits.float()
+        ce = F.binary_cross_entropy_with_logits(logits, value, reduction="none") * known
+        probability = logits.sigmoid() * known
+        overlap, total = (probability * value).sum((2, 3)), (probability + value).sum((2, 3))
+        present = value.sum((2, 3)) > 0
+        dice = (1 - 2 * overlap / total.clamp(min=1e-6)) * present
+        return {
+            "dice": dice.sum() * world_size() / sum_over_processes(present.sum().float()).clamp(min=1),
+            "cross_entropy": ce.sum() * world_size() / sum_over_processes(known.sum().float()).clamp(min=1),
+        }

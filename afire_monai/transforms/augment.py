@@ -1,0 +1,89 @@
+"""Mild augmentation for fine-tuning, batched on the device: geometry that a repeated exposure could have, and exposure."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from afire_monai.errors import AfireError
+
+
+class RadiographAugment(nn.Module):
+    """Rotate, scale, move and re-expose radiographs.
+
+    No mirror image by default: the heart is on the left. Everything is a function of given uniform numbers, so that a
+    draw can be repeated. Pixels from outside the picture are black.
+
+    Args:
+        rotate: largest angle in degrees, either way.
+        scale: largest relative change of size, either way.
+        translate: largest shift as a fraction of the side, either way.
+        gamma: the exponent is drawn log-uniformly from 1/(1 + gamma) … 1 + gamma.
+        contrast: largest relative change of contrast about the picture's mean, either way.
+        brightness: largest added grey level, either way.
+        flip: probability of a mirror image (left and right).
+
+    Raises:
+        AfireError: for a value that is negative, or a probability above 1.
+    """
+
+    draws = 8
+
+    def __init__(
+        self,
+        rotate: float = 10.0,
+        scale: float = 0.1,
+        translate: float = 0.05,
+        gamma: float = 0.2,
+        contrast: float = 0.2,
+        brightness: float = 0.05,
+        flip: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if min(rotate, scale, translate, gamma, contrast, brightness, flip) < 0 or flip > 1 or scale >= 1:
+            raise AfireError(
+                f"augmentation values must not be negative, scale must be below 1 and flip at most 1; got rotate {rotate}, "
+                f"scale {scale}, translate {translate}, gamma {gamma}, contrast {contrast}, brightness {brightness}, flip {flip}"
+            )
+        self.rotate, self.scale, self.translate = rotate, scale, translate
+        self.gamma, self.contrast, self.brightness, self.flip = gamma, contrast, brightness, flip
+
+    def forward(self, images: Tensor, uniforms: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Change images, and masks in the same way.
+
+        Args:
+            images: (B, C, H, W) in 0…1.
+            uniforms: (B, 8) in 0…1.
+            mask: (B, K, H, W) of any values, NaN included; moved with nearest-neighbour sampling. New pixels are 0.
+
+        Returns:
+            Images in 0…1 and the mask (None if there was none).
+        """
+        grid = F.affine_grid(self._matrices(uniforms, images), list(images.shape), align_corners=False)
+        moved = F.grid_sample(images, grid, align_corners=False).clamp(0, 1)
+        if mask is not None:
+            mask = F.grid_sample(mask, grid, mode="nearest", align_corners=False)
+        return self._expose(moved, uniforms), mask
+
+    def _matrices(self, uniforms: Tensor, images: Tensor) -> Tensor:
+        """Give (B, 2, 3): where each output pixel comes from, in coordinates of -1…1."""
+        signed = uniforms * 2 - 1
+        angle = signed[:, 0] * math.radians(self.rotate)
+        size = 1 + signed[:, 1] * self.scale
+        mirror = torch.where(uniforms[:, 7] < self.flip, -1.0, 1.0)
+        aspect = images.shape[2] / images.shape[3]  # a rotation is one in pixels, not in -1…1
+        cos, sin = angle.cos() / size, angle.sin() / size
+        rows = torch.stack([cos * mirror, -sin * aspect, signed[:, 2] * 2 * self.translate], dim=1)
+        columns = torch.stack([sin / aspect * mirror, cos, signed[:, 3] * 2 * self.translate], dim=1)
+        return torch.stack([rows, columns], dim=1).to(images.dtype)
+
+    def _expose(self, images: Tensor, uniforms: Tensor) -> Tensor:
+        signed = (uniforms * 2 - 1)[:, :, None, None, None]
+        images = images.clamp(min=1e-4) ** torch.exp(signed[:, 4] * math.log1p(self.gamma))
+        mean = images.mean((1, 2, 3), keepdim=True)
+        images = mean + (images - mean) * (1 + signed[:, 5] * self.contrast)
+        return (images + signed[:, 6] * self.brightness).clamp(0, 1)
