@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from afire_monai.data.decode import list_images, read_picture
     from afire_monai.data.reader import RadiographReader
     from afire_monai.data.splits import split_by_group
+    from afire_monai.data.subsets import label_fraction, patient_folds
+    from afire_monai.data.targets import positive_weights, target_matrix
 
 _HOME = {
     "CheckReport": "check",
@@ -27,11 +29,15 @@ _HOME = {
     "check_path": "check",
     "datalist_from_csv": "datalist",
     "datalist_from_folder": "datalist",
+    "label_fraction": "subsets",
     "list_images": "decode",
     "load_datalist": "datalist",
+    "patient_folds": "subsets",
+    "positive_weights": "targets",
     "read_picture": "decode",
     "save_datalist": "datalist",
     "split_by_group": "splits",
+    "target_matrix": "targets",
     "training_items": "datalist",
     "validate_datalist": "datalist",
 }
@@ -42,11 +48,15 @@ __all__ = [
     "check_path",
     "datalist_from_csv",
     "datalist_from_folder",
+    "label_fraction",
     "list_images",
     "load_datalist",
+    "patient_folds",
+    "positive_weights",
     "read_picture",
     "save_datalist",
     "split_by_group",
+    "target_matrix",
     "training_items",
     "validate_datalist",
 ]

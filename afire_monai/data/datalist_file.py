@@ -1,9 +1,10 @@
 """The data list file: JSON in the style of MONAI and the Medical Segmentation Decathlon.
 
 ``{"name": …, "labels": ["Normal", "Pneumonia"], "meta": {…}, "training": […], "validation": […], "test": […]}``, where
-an item holds ``image`` and may hold ``label`` (one of 1 present, 0 absent, -1 unknown for each of ``labels``),
-``group`` (patient), ``mask`` and ``boxes`` (``[x, y, width, height, name]`` in pixels from the top left). Paths
-are absolute, or relative to the folder of the file.
+an item holds ``image`` and may hold ``label`` (one of 1 present, 0 absent, -1 uncertain, null not known for each of
+``labels``), ``group`` (patient), ``mask``, ``boxes`` (``[x, y, width, height, name]`` in pixels from the top left),
+``sex`` (F, M), ``age`` (years), ``view`` (PA, AP, …) and ``source``. Paths are absolute, or relative to the folder of
+the file.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from afire_monai.errors import DataListError
 def merge_datalists(paths: Sequence[StrPath], out: StrPath | None = None, name: str = "merged") -> DataList:
     """Join lists section by section; an image keeps the section that its own list gave it.
 
-    Label names are those of all lists in order of appearance; a label that a list does not know is -1 (unknown) for its
+    Label names are those of all lists in order of appearance; a label that a list does not know is null for its
     images, except that an image known to be normal has none of the others' findings.
 
     Args:
@@ -46,7 +46,7 @@ def _relabel(item: dict[str, Any], datalist: DataList, labels: list[str]) -> dic
         return item
     values = dict(zip(own, item["label"], strict=True))
     normal = values.get("Normal") == 1
-    return {**item, "label": [values.get(label, 0 if normal else -1) for label in labels]}
+    return {**item, "label": [values.get(label, 0 if normal else None) for label in labels]}
 
 
 def _refuse_shared_patients(merged: DataList) -> None:

@@ -19,9 +19,11 @@ from afire_monai.data.datalist_file import (
     resolve_paths,
 )
 
-ITEM_KEYS = ("image", "label", "group", "mask", "boxes")
+ITEM_KEYS = ("image", "label", "group", "mask", "boxes", "sex", "age", "view", "source")
 TOP_KEYS = ("name", "labels", "meta", "training", "validation", "test")
-LABEL_VALUES = (0, 1, -1)
+LABEL_VALUES = (0, 1, -1, None)
+SEXES = ("F", "M")
+OLDEST = 130
 
 Entry = tuple[str, str, dict[str, Any]]
 """Section, place in words, item."""
@@ -110,6 +112,7 @@ def validate_datalist(
     datalist = resolve_paths(datalist, base, where)
     entries = [(s, f"{s}[{i}]", item) for s in present_sections(datalist) for i, item in enumerate(datalist[s])]
     problems += [*_key_problems(datalist, entries), *_label_problems(datalist, entries), *_group_problems(entries)]
+    problems += _fact_problems(entries)
     problems += _same_path_problems(entries)
     if check_files:
         problems += _file_problems(entries)
@@ -178,12 +181,29 @@ def _label_problems(datalist: DataList, entries: list[Entry]) -> Iterator[Proble
 
 def _label_vector_problems(label: Any, length: int, where: str) -> Iterator[Problem]:
     if not isinstance(label, list):
-        yield Problem("unknown label", where, repr(label), "A list of 1, 0 or -1 in the order of `labels` is expected")
+        yield Problem(
+            "unknown label", where, repr(label), "A list of 1, 0, -1 or null in the order of `labels` is expected"
+        )
     elif len(label) != length:
         advice = f"The list has {length} labels; give one value for each"
         yield Problem("label length", where, f"{len(label)} values", advice)
     elif any(isinstance(value, bool) or value not in LABEL_VALUES for value in label):
-        yield Problem("unknown label", where, str(label), "Values are 1 (present), 0 (absent) and -1 (unknown)")
+        advice = "Values are 1 (present), 0 (absent), -1 (uncertain) and null (not known)"
+        yield Problem("unknown label", where, str(label), advice)
+
+
+def _fact_problems(entries: list[Entry]) -> Iterator[Problem]:
+    """Sex, age, view and source that subgroup tables could not use."""
+    for _, where, item in entries:
+        if item.get("sex") not in (None, *SEXES):
+            yield Problem("wrong fact", where, f"sex {item['sex']!r}", "F or M is expected; leave it out if not known")
+        age = item.get("age")
+        if age is not None and not (isinstance(age, int | float) and not isinstance(age, bool) and 0 <= age <= OLDEST):
+            advice = f"Years from 0 to {OLDEST} as a number are expected; leave it out if not known"
+            yield Problem("wrong fact", where, f"age {age!r}", advice)
+        for key in ("view", "source"):
+            if not isinstance(item.get(key, ""), str | None):
+                yield Problem("wrong fact", where, f"{key} {item[key]!r}", "A word is expected")
 
 
 def _is_box(box: Any) -> bool:
