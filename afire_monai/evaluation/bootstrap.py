@@ -1,18 +1,22 @@
-"""Bootstrap intervals for the area under the ROC curve, resampling patients and not pictures."""
+"""Bootstrap intervals, resampling patients and not pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from afire_monai.errors import AfireError
+from afire_monai.evaluation.ranking import auroc, weighted_curve
+
+# weights held at a time: 32 MB
+MOST_WEIGHTS = 4_000_000
 
 
-class AurocInterval(NamedTuple):
-    """An AUROC, or a difference of two, with the bounds of its 95 % interval."""
+class Interval(NamedTuple):
+    """A figure, or a difference of two, with the bounds of its 95 % interval; NaN where something cannot be said."""
 
     value: float
     low: float
@@ -22,41 +26,46 @@ class AurocInterval(NamedTuple):
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
-def _weighted_auroc(scores: NDArray[np.float64], labels: NDArray[np.bool_], weights: NDArray[np.float64]) -> NDArray:
-    """Give the AUROC of each row of ``weights`` (R, n): how often each case was drawn; nan where a class is missing."""
-    # ties share a rank, so a cumulative sum over distinct scores counts each tied pair half
-    dense = rankdata(scores, method="dense").astype(int) - 1
-    bins = dense.max() + 1
-    positive = np.zeros((len(weights), bins))
-    negative = np.zeros((len(weights), bins))
-    np.add.at(positive.T, dense[labels], weights.T[labels])
-    np.add.at(negative.T, dense[~labels], weights.T[~labels])
-    below = np.cumsum(negative, axis=1) - negative
-    wins = (positive * (below + negative / 2)).sum(1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(wins / (positive.sum(1) * negative.sum(1)))
+AurocInterval = Interval
 
 
-def _draw_patients(groups: NDArray, repeats: int, seed: int) -> NDArray[np.float64]:
-    """Give how often each case is drawn (repeats, n) when whole patients are drawn with replacement."""
+def patient_weights(groups: NDArray, repeats: int, seed: int, most: int = MOST_WEIGHTS) -> Iterator[NDArray]:
+    """Draw whole patients with replacement, as many as there are.
+
+    Args:
+        groups: (n,) patient of each case.
+        repeats: draws.
+        seed: of the draws.
+        most: numbers in one block; the draws do not depend on it.
+
+    Yields:
+        Blocks (r, n) of how often each case counts, (1 + repeats) rows in all. The first row counts each case once.
+    """
     names, index = np.unique(groups, return_inverse=True)
     generator = np.random.default_rng(seed)
-    counts = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=repeats)
-    return counts[:, index].astype(np.float64)
+    yield np.ones((1, len(index)))
+    step = max(1, most // max(1, len(index)))
+    for start in range(0, repeats, step):
+        rows = min(step, repeats - start)
+        counts = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=rows)
+        yield counts[:, index].astype(np.float64)
 
 
-def _check(labels: NDArray, *others: NDArray) -> NDArray[np.bool_]:
-    labels = np.asarray(labels).astype(bool)
-    if any(len(other) != len(labels) for other in others):
-        raise AfireError(f"{len(labels)} labels need as many scores and groups, got {[len(o) for o in others]}")
-    if labels.all() or not labels.any():
-        raise AfireError(f"an AUROC needs both classes, got {labels.sum()} positives among {len(labels)}")
-    return labels
+def percentile_interval(values: NDArray[np.float64], several: bool = True) -> Interval:
+    """Turn the figure of the sample and of each draw into a 95 % percentile interval.
+
+    Args:
+        values: (1 + R,), the sample's own first; draws in which the figure is not defined (NaN) are left out.
+        several: whether there was more than one patient; of one, no interval can be given.
+    """
+    draws = values[1:][~np.isnan(values[1:])]
+    if np.isnan(values[0]) or not len(draws) or not several:
+        return Interval(float(values[0]), float("nan"), float("nan"))
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Interval(float(values[0]), float(low), float(high))
 
 
-def bootstrap_auroc(
-    labels: NDArray, scores: NDArray, groups: NDArray, repeats: int = 2000, seed: int = 0
-) -> AurocInterval:
+def bootstrap_auroc(labels: NDArray, scores: NDArray, groups: NDArray, repeats: int = 2000, seed: int = 0) -> Interval:
     """Give the AUROC with a percentile bootstrap 95 % interval over patients.
 
     Args:
@@ -74,7 +83,7 @@ def bootstrap_auroc(
 
 def bootstrap_auroc_difference(
     labels: NDArray, scores: NDArray, baseline: NDArray, groups: NDArray, repeats: int = 2000, seed: int = 0
-) -> AurocInterval:
+) -> Interval:
     """Give AUROC(scores) − AUROC(baseline) on the same cases, with a paired bootstrap 95 % interval over patients.
 
     Args:
@@ -92,11 +101,20 @@ def bootstrap_auroc_difference(
     return _interval(labels, both, groups, repeats, seed)
 
 
-def _interval(labels: NDArray, scores: list[NDArray], groups: NDArray, repeats: int, seed: int) -> AurocInterval:
-    truth = _check(labels, *scores, np.asarray(groups))
-    weights = np.vstack([np.ones(len(truth)), _draw_patients(np.asarray(groups), repeats, seed)])
-    values = _weighted_auroc(scores[0], truth, weights)
-    if len(scores) == 2:
-        values = values - _weighted_auroc(scores[1], truth, weights)
-    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
-    return AurocInterval(float(values[0]), float(low), float(high))
+def _interval(labels: NDArray, scores: list[NDArray], groups: NDArray, repeats: int, seed: int) -> Interval:
+    groups = np.asarray(groups)
+    truth = _check(labels, *scores, groups)
+    blocks = []
+    for weights in patient_weights(groups, repeats, seed):
+        values = [auroc(weighted_curve(column, truth, weights)) for column in scores]
+        blocks.append(values[0] - values[1] if len(values) == 2 else values[0])
+    return percentile_interval(np.concatenate(blocks), several=len(np.unique(groups)) > 1)
+
+
+def _check(labels: NDArray, *others: NDArray) -> NDArray[np.bool_]:
+    labels = np.asarray(labels).astype(bool)
+    if any(len(other) != len(labels) for other in others):
+        raise AfireError(f"{len(labels)} labels need as many scores and groups, got {[len(o) for o in others]}")
+    if labels.all() or not labels.any():
+        raise AfireError(f"an AUROC needs both classes, got {labels.sum()} positives among {len(labels)}")
+    return labels

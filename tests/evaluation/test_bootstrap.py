@@ -6,7 +6,8 @@ from sklearn.metrics import roc_auc_score
 
 from afire_monai.errors import AfireError
 from afire_monai.evaluation import bootstrap_auroc, bootstrap_auroc_difference
-from afire_monai.evaluation.bootstrap import _draw_patients, _weighted_auroc
+from afire_monai.evaluation.bootstrap import patient_weights
+from afire_monai.evaluation.ranking import auroc, weighted_curve
 
 
 def cases(n: int = 120, levels: int = 0, seed: int = 0, signal: float = 0.8):
@@ -27,7 +28,7 @@ def test_value_equals_scikit_learn_with_and_without_ties(levels):
 def test_each_draw_equals_scikit_learn_on_the_cases_that_were_drawn(levels):
     labels, scores = cases(40, levels)
     weights = np.random.default_rng(1).multinomial(40, np.full(40, 1 / 40), size=20).astype(float)
-    values = _weighted_auroc(scores, labels, weights)
+    values = auroc(weighted_curve(scores, labels, weights))
     for value, weight in zip(values, weights, strict=True):
         drawn = np.repeat(np.arange(40), weight.astype(int))
         assert value == pytest.approx(roc_auc_score(labels[drawn], scores[drawn]), abs=1e-12)
@@ -35,7 +36,11 @@ def test_each_draw_equals_scikit_learn_on_the_cases_that_were_drawn(levels):
 
 def test_patients_are_drawn_whole():
     groups = np.array(["a", "b", "a", "c", "b", "a"])
-    counts = _draw_patients(groups, 200, 0)
+    first, *blocks = patient_weights(groups, 200, 0, most=100)
+    assert (first == 1).all()
+    assert len(blocks) > 1
+    counts = np.vstack(blocks)
+    np.testing.assert_array_equal(counts, np.vstack(list(patient_weights(groups, 200, 0))[1:]))
     assert counts.shape == (200, 6)
     assert (counts[:, [0, 0, 1]] == counts[:, [2, 5, 4]]).all()
     assert (counts[:, [0, 1, 3]].sum(1) == 3).all()  # three patients a draw
@@ -96,6 +101,12 @@ def test_draws_that_miss_a_class_are_left_out():
     value, low, high = bootstrap_auroc(labels, np.array([0.9, 0.1, 0.95, 0.3]), np.arange(4), repeats=200)
     assert value == pytest.approx(2 / 3)
     assert 0 <= low <= value <= high <= 1
+
+
+def test_of_one_patient_no_interval_is_given():
+    value, low, high = bootstrap_auroc(np.array([0, 1, 1]), np.array([0.1, 0.2, 0.0]), np.array(["a", "a", "a"]))
+    assert value == 0.5
+    assert np.isnan([low, high]).all()
 
 
 def test_integer_labels_and_scores_are_taken():
