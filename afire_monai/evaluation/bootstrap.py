@@ -65,6 +65,32 @@ def percentile_interval(values: NDArray[np.float64], several: bool = True) -> In
     return Interval(float(values[0]), float(low), float(high))
 
 
+def ratio_interval(above: NDArray, below: NDArray, groups: NDArray, repeats: int = 2000, seed: int = 0) -> Interval:
+    """Give Σ above / Σ below over cases with a percentile bootstrap 95 % interval over patients.
+
+    With ``below`` 1 for each case that counts and 0 for the others, this is a mean.
+
+    Args:
+        above: (n,) finite.
+        below: (n,) not negative; the figure is NaN where its sum is 0.
+        groups: (n,) patient of each case.
+        repeats: bootstrap draws.
+        seed: of the draws.
+    """
+    above, below, groups = (np.asarray(a) for a in (above, below, groups))
+    if not len(groups):
+        return Interval(float("nan"), float("nan"), float("nan"))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        draws = [(w @ above) / (w @ below) for w in patient_weights(groups, repeats, seed)]
+    return percentile_interval(np.concatenate(draws), several=len(np.unique(groups[below > 0])) > 1)
+
+
+def mean_interval(values: NDArray, groups: NDArray, repeats: int = 2000, seed: int = 0) -> Interval:
+    """Give the mean over cases, those with NaN left out, with a percentile bootstrap 95 % interval over patients."""
+    known = ~np.isnan(np.asarray(values, dtype=np.float64))
+    return ratio_interval(np.where(known, values, 0.0), known.astype(np.float64), groups, repeats, seed)
+
+
 def bootstrap_auroc(labels: NDArray, scores: NDArray, groups: NDArray, repeats: int = 2000, seed: int = 0) -> Interval:
     """Give the AUROC with a percentile bootstrap 95 % interval over patients.
 

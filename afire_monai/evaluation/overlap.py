@@ -1,0 +1,146 @@
+"""Agreement of predicted masks with drawn ones: Dice and Hausdorff distance, with intervals over patients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from monai.metrics import compute_dice, compute_hausdorff_distance
+from numpy.typing import NDArray
+from PIL import Image
+
+from afire_monai.errors import AfireError
+from afire_monai.evaluation.bootstrap import Interval, mean_interval
+
+IGNORE = 127
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class OverlapResult:
+    """Agreement over a set of images, for one class of the masks.
+
+    Attributes:
+        cases: images.
+        positives: images whose drawn mask is not empty.
+        dice: mean over all images; an image where both masks are empty counts 1, where only one is, 0.
+        dice_positives: mean over images whose drawn mask is not empty.
+        hd95: mean over images where neither mask is empty, in pixels, or in millimetres if spacing was given.
+        both_empty: images without the class in either mask.
+        missed: images with the class drawn and none predicted.
+        invented: images with the class predicted and none drawn.
+        values: Dice of each image (n,).
+    """
+
+    cases: int
+    positives: int
+    dice: Interval
+    dice_positives: Interval
+    hd95: Interval
+    both_empty: int
+    missed: int
+    invented: int
+    values: NDArray[np.float64]
+
+
+def evaluate_overlap(
+    pairs: Iterable[tuple[NDArray, NDArray]],
+    groups: NDArray,
+    classes: Mapping[str, int] | None = None,
+    ignore: int | None = IGNORE,
+    spacing: Iterable[tuple[float, float] | None] | None = None,
+    repeats: int = 2000,
+    seed: int = 0,
+) -> dict[str, OverlapResult]:
+    """Judge predicted masks against drawn ones.
+
+    Args:
+        pairs: predicted mask and drawn mask of each image, (H, W) label values; a predicted mask of another size is
+            brought to that of the drawn one, nearest neighbour.
+        groups: (n,) patient of each image.
+        classes: label value of each class in both masks; None for one class "foreground", all that is neither 0 nor
+            ``ignore``.
+        ignore: value in drawn masks that marks pixels to leave out; None if there is none.
+        spacing: millimetres per (row, column) step of each image; None for pixels.
+        repeats: bootstrap draws.
+        seed: of the draws.
+
+    Raises:
+        AfireError: if a mask is not (H, W), or there are not as many pairs as patients.
+    """
+    names = list(classes or {"foreground": -1})
+    rows: list[list[tuple[float, float, bool, bool]]] = []
+    spacings = [None] * len(groups) if spacing is None else list(spacing)
+    for (predicted, drawn), step in zip(pairs, spacings, strict=False):
+        predicted, drawn = _same_size(np.asarray(predicted), np.asarray(drawn))
+        valid = np.ones(drawn.shape, dtype=bool) if ignore is None else drawn != ignore
+        row = []
+        for name in names:
+            a, b = (_of_class(mask, (classes or {}).get(name), ignore) & valid for mask in (predicted, drawn))
+            row.append((dice(a, b), hausdorff95(a, b, step), bool(a.any()), bool(b.any())))
+        rows.append(row)
+    if len(rows) != len(groups):
+        raise AfireError(f"{len(rows)} pairs of masks for {len(groups)} patients; one each is expected")
+    table = np.array(rows, dtype=np.float64).reshape(len(rows), len(names), 4)
+    return {name: _summary(table[:, c], np.asarray(groups), repeats, seed) for c, name in enumerate(names)}
+
+
+def dice(predicted: Mask, drawn: Mask) -> float:
+    """Dice coefficient of two masks (H, W), 2 |A ∩ B| / (|A| + |B|), by MONAI; 1 where both are empty."""
+    return float(compute_dice(_batch(predicted), _batch(drawn), ignore_empty=False))
+
+
+def hausdorff95(predicted: Mask, drawn: Mask, spacing: tuple[float, float] | None = None) -> float:
+    """95th percentile of the distances between two outlines, the larger of both directions, by MONAI.
+
+    Args:
+        predicted: (H, W).
+        drawn: (H, W).
+        spacing: millimetres per (row, column) step; None for pixels.
+
+    Returns:
+        The distance; NaN where a mask is empty.
+    """
+    if not predicted.any() or not drawn.any():
+        return float("nan")
+    distance = compute_hausdorff_distance(
+        _batch(predicted), _batch(drawn), include_background=True, percentile=95, spacing=spacing
+    )
+    return float(distance)
+
+
+def _summary(table: NDArray[np.float64], groups: NDArray, repeats: int, seed: int) -> OverlapResult:
+    values, distances = table[:, 0], table[:, 1]
+    predicted, drawn = table[:, 2] > 0, table[:, 3] > 0
+    return OverlapResult(
+        cases=len(table),
+        positives=int(drawn.sum()),
+        dice=mean_interval(values, groups, repeats, seed),
+        dice_positives=mean_interval(np.where(drawn, values, np.nan), groups, repeats, seed),
+        hd95=mean_interval(distances, groups, repeats, seed),
+        both_empty=int((~predicted & ~drawn).sum()),
+        missed=int((~predicted & drawn).sum()),
+        invented=int((predicted & ~drawn).sum()),
+        values=values,
+    )
+
+
+def _same_size(predicted: NDArray, drawn: NDArray) -> tuple[NDArray, NDArray]:
+    if predicted.ndim != 2 or drawn.ndim != 2 or not drawn.size or not predicted.size:
+        raise AfireError(f"masks are (H, W), got {predicted.shape} and {drawn.shape}")
+    if predicted.shape != drawn.shape:
+        picture = Image.fromarray(predicted.astype(np.uint8))
+        predicted = np.asarray(picture.resize(drawn.shape[::-1], Image.Resampling.NEAREST))
+    return predicted, drawn
+
+
+def _of_class(mask: NDArray, value: int | None, ignore: int | None) -> Mask:
+    if value is not None:
+        return mask == value
+    return (mask != 0) if ignore is None else (mask != 0) & (mask != ignore)
+
+
+def _batch(mask: Mask) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(mask)).float()[None, None]
