@@ -13,6 +13,8 @@ def from_csv(
     group_column: str | None = "group",
     labels_column: str | None = "labels",
     label_separator: str = "|",
+    label_columns: tuple[str, ...] | None = None,
+    keep: tuple[str, ...] | None = ("auto",),
     source_column: str | None = "source",
     source: tuple[str, ...] | None = None,
     by_source: bool = False,
@@ -30,6 +32,8 @@ def from_csv(
 
     Example: afire datalist from-csv manifest.csv --out mine.json --image-column file --group-column patient
 
+    Example: afire datalist from-csv mine.csv --out mine.json --label-columns Atelectasis,Edema --keep sex=gender,age
+
     Args:
         path: the CSV file, with a header line.
         out: JSON file to write; with --by-source a folder.
@@ -37,6 +41,9 @@ def from_csv(
         group_column: column of patients; None if there is none.
         labels_column: column of label names; None if there is none.
         label_separator: between several names in one cell.
+        label_columns: instead of --labels-column: columns of one label each, with 1, 0, -1 (uncertain) or nothing.
+        keep: facts for subgroup results, out of sex,age,view,source, each alone or as sex=column; auto: those that have
+            a column of that name; none: no facts.
         source_column: column of sources.
         source: keep the rows of this source, or of several with commas between them.
         by_source: write one list for each source.
@@ -52,7 +59,7 @@ def from_csv(
 
     made = datalist_from_csv(
         path, out, image_column, group_column, labels_column, label_separator, source_column, source, by_source,
-        mask_column, boxes_csv, base_dir, fractions, seed, normal_label, name,
+        mask_column, boxes_csv, base_dir, fractions, seed, normal_label, name, label_columns, keep,
     )  # fmt: skip
     lists = list(made.values()) if by_source else [made]
     for datalist in lists:

@@ -1,8 +1,9 @@
-"""Data lists: the public functions, from the three modules that hold them."""
+"""Data lists: the public functions, from the modules that hold them."""
 
 from __future__ import annotations
 
-from afire_monai.data.datalist_build import datalist_from_csv, datalist_from_folder
+from afire_monai.data.datalist_build import datalist_from_folder
+from afire_monai.data.datalist_csv import datalist_from_csv
 from afire_monai.data.datalist_file import (
     SECTIONS,
     datalist_hash,

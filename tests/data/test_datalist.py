@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 from pathlib import Path
@@ -22,6 +23,7 @@ from afire_monai.data.datalist import (
     training_items,
     validate_datalist,
 )
+from afire_monai.data.datalist_merge import merge_datalists
 from afire_monai.data.reader import RadiographReader
 from afire_monai.errors import DataListError
 
@@ -96,13 +98,13 @@ def test_seed_decides_the_split(manifest: Path) -> None:
     assert datalist_from_csv(manifest, seed=1)["training"] != datalist_from_csv(manifest, seed=2)["training"]
 
 
-def test_empty_label_cell_is_unknown_and_empty_group_is_the_image(tmp_path: Path) -> None:
+def test_empty_label_cell_is_not_known_and_empty_group_is_the_image(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         picture(tmp_path / name)
     (tmp_path / "m.csv").write_text("path,group,labels\na.png,,Normal\nb.png,,\n")
     items = {Path(item["image"]).name: item for item in all_items(datalist_from_csv(tmp_path / "m.csv"))}
     assert items["a.png"]["label"] == [1]
-    assert items["b.png"]["label"] == [-1]
+    assert items["b.png"]["label"] == [None]
     assert items["a.png"]["group"] != items["b.png"]["group"]
 
 
@@ -131,6 +133,71 @@ def test_wrong_csv_options_are_refused_with_what_is_there(
 ) -> None:
     with pytest.raises(DataListError, match=message):
         datalist_from_csv(manifest, **options)
+
+
+def table(tmp_path: Path, text: str) -> Path:
+    """A manifest whose first column names pictures that are there."""
+    for line in text.splitlines()[1:]:
+        picture(tmp_path / line.split(",")[0])
+    (tmp_path / "m.csv").write_text(text)
+    return tmp_path / "m.csv"
+
+
+def test_facts_are_kept_where_the_csv_has_columns_of_their_names(tmp_path: Path) -> None:
+    path = table(
+        tmp_path, "path,group,labels,sex,age,view\na.png,1,x,Female,57,PA\nb.png,2,x,?,058Y,\nc.png,3,x,m,411,AP\n"
+    )
+    datalist = datalist_from_csv(path)
+    items = {Path(item["image"]).name: item for item in all_items(datalist)}
+    assert [items["a.png"].get(key) for key in ("sex", "age", "view", "source")] == ["F", 57, "PA", None]
+    assert [items["b.png"].get(key) for key in ("sex", "age", "view")] == [None, 58, None]
+    assert [items["c.png"].get(key) for key in ("sex", "age", "view")] == ["M", None, "AP"]
+    assert datalist["meta"]["skipped"]["unusable_sex"] == datalist["meta"]["skipped"]["unusable_age"] == 1
+    assert "no problem found" in validate_datalist(datalist, check_files=False).summary()
+
+
+def test_facts_can_be_renamed_or_left_out(tmp_path: Path) -> None:
+    path = table(tmp_path, "path,group,labels,sex,Years\na.png,1,x,F,57\n")
+    (item,) = all_items(datalist_from_csv(path, keep=["age=Years"]))
+    assert item["age"] == 57
+    assert "sex" not in item
+    (item,) = all_items(datalist_from_csv(path, keep=None))
+    assert {"sex", "age"}.isdisjoint(item)
+
+
+def test_one_column_a_label_keeps_uncertain_and_unknown_apart(tmp_path: Path) -> None:
+    text = "path,group,Edema,Mass,No Finding\na.png,1,1.0,,0\nb.png,2,-1.0,0,\nc.png,3,0,0,1\n"
+    datalist = datalist_from_csv(
+        table(tmp_path, text), label_columns=["No Finding", "Mass", "Edema"], normal_label="No Finding"
+    )
+    items = {Path(item["image"]).name: item["label"] for item in all_items(datalist)}
+    assert datalist["labels"] == ["No Finding", "Mass", "Edema"]
+    assert items == {"a.png": [0, None, 1], "b.png": [None, 0, -1], "c.png": [1, 0, 0]}
+    assert validate_datalist(datalist, check_files=False).ok
+
+
+def test_gzipped_csv_is_read(tmp_path: Path) -> None:
+    path = table(tmp_path, "path,group,labels\na.png,1,x\n")
+    with gzip.open(tmp_path / "m.csv.gz", "wt") as file:
+        file.write(path.read_text())
+    assert all_items(datalist_from_csv(tmp_path / "m.csv.gz")) == all_items(datalist_from_csv(path))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_columns": ["Edema", "Oedema"]}, "no column 'Oedema'; its columns are path, group, Edema"),
+        ({"label_columns": ["Edema"]}, r"line 3, column 'Edema': 'maybe'; 1 \(present\)"),
+        ({"label_columns": []}, "at least one"),
+        ({"labels_column": None, "keep": ["gender"]}, "keep names 'gender'; sex, age, view, source"),
+        ({"labels_column": None, "keep": ["sex"]}, "no column 'sex'"),
+        ({"labels_column": None, "keep": ["auto", "sex"]}, "'auto' alone"),
+    ],
+)
+def test_wrong_facts_and_label_columns_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    path = table(tmp_path, "path,group,Edema\na.png,1,1\nb.png,2,maybe\n")
+    with pytest.raises(DataListError, match=message):
+        datalist_from_csv(path, **options)
 
 
 # ---- from a folder
@@ -261,6 +328,20 @@ def test_list_without_labels_is_all_normal_and_no_normal_image_is_an_error(tmp_p
         training_items(save_datalist(sick, tmp_path / "m.json"))
 
 
+# ---- joining
+
+
+def test_label_that_a_list_does_not_know_is_null_unless_the_image_is_normal(tmp_path: Path) -> None:
+    one = save_datalist(
+        {"labels": ["Normal", "Mass"], "training": [{"image": "a", "label": [1, 0]}, {"image": "b", "label": [0, -1]}]},
+        tmp_path / "one.json",
+    )
+    two = save_datalist({"labels": ["Edema"], "training": [{"image": "c", "label": [1]}]}, tmp_path / "two.json")
+    merged = merge_datalists([one, two])
+    assert merged["labels"] == ["Normal", "Mass", "Edema"]
+    assert [item["label"] for item in merged["training"]] == [[1, 0, 0], [0, -1, None], [None, None, 1]]
+
+
 # ---- validation
 
 
@@ -289,6 +370,11 @@ def two(first: dict[str, Any], second: dict[str, Any], **top: Any) -> dict[str, 
         (two({"label": "Mass"}, {}, labels=["x"]), "unknown label", "error"),
         (two({"boxes": [[1, 2, 3, 4, "Mass"]]}, {}, labels=["x"]), "unknown label", "warning"),
         (two({"boxes": [[1, 2, 0, 4, "x"]]}, {}, labels=["x"]), "wrong box", "error"),
+        (two({"sex": "female"}, {}), "wrong fact", "error"),
+        (two({"age": "57"}, {"age": 57.5, "sex": "M", "view": "PA", "source": "a"}), "wrong fact", "error"),
+        (two({"age": 411}, {}), "wrong fact", "error"),
+        (two({"view": 1}, {}), "wrong fact", "error"),
+        (two({"label": [True]}, {}, labels=["x"]), "unknown label", "error"),
         (two({"lable": [1]}, {}), "unknown key", "warning"),
         (two({}, {}, trainning=[]), "unknown key", "warning"),
         (two({}, {}, validation=[]), "empty section", "warning"),
