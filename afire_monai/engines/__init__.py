@@ -1,10 +1,11 @@
 """Training: plan, trainer, checkpoints, health checks and logs."""
 
-from afire_monai.engines import startup
+from afire_monai.engines import finetuning, startup
 from afire_monai.engines.checkpoint import CheckpointKeeper, find_checkpoint, load_checkpoint, save_checkpoint
 from afire_monai.engines.handlers import CsvLogger, HealthMonitor, PanelWriter, ProgressBar, mlflow_handler
 from afire_monai.engines.plan import TrainingPlan, parameter_groups
 from afire_monai.engines.trainer import PretrainTrainer
+from afire_monai.engines.validation import ValidationMonitor, predict_dataset
 
 __all__ = [
     "CheckpointKeeper",
@@ -14,10 +15,13 @@ __all__ = [
     "PretrainTrainer",
     "ProgressBar",
     "TrainingPlan",
+    "ValidationMonitor",
     "find_checkpoint",
+    "finetuning",
     "load_checkpoint",
     "mlflow_handler",
     "parameter_groups",
+    "predict_dataset",
     "save_checkpoint",
     "startup",
 ]

@@ -31,10 +31,12 @@ class ProgressBar:
 
     Args:
         seconds: between updates; each reads the losses from the device.
+        name: of what is going on.
     """
 
-    def __init__(self, seconds: float = 2.0) -> None:
+    def __init__(self, seconds: float = 2.0, name: str = "pre-training") -> None:
         self.seconds = seconds
+        self.name = name
 
     def attach(self, engine: PretrainTrainer) -> None:
         """Register with the trainer."""
@@ -45,9 +47,7 @@ class ProgressBar:
 
     def _open(self, engine: PretrainTrainer) -> None:
         total = engine.state.max_epochs * engine.state.epoch_length
-        self.bar = tqdm(
-            total=total, initial=engine.state.iteration, desc="pre-training", unit="step", dynamic_ncols=True
-        )
+        self.bar = tqdm(total=total, initial=engine.state.iteration, desc=self.name, unit="step", dynamic_ncols=True)
         self.shown = self.start = time.monotonic()
         self.first = engine.state.iteration
 

@@ -31,6 +31,8 @@ class Resumable:
     state: Any
     seed: int
     best_value: float
+    best_epoch: int
+    stopped_early: bool
 
     @property
     def sampler(self) -> EpochSampler:
@@ -69,6 +71,8 @@ class Resumable:
                 "iteration": self.state.iteration,
                 "max_epochs": self.state.max_epochs,
                 "best_value": self.best_value,
+                "best_epoch": self.best_epoch,
+                "stopped_early": self.stopped_early,
             },
             "random": {
                 "torch": states,
@@ -113,6 +117,8 @@ class Resumable:
         self.state.iteration = progress["iteration"]
         self.state.epoch = progress["iteration"] // progress["epoch_length"]
         self.best_value = progress["best_value"]
+        self.best_epoch = progress.get("best_epoch", self.state.epoch)
+        self.stopped_early = progress.get("stopped_early", False)
         self._restore_random(state["random"])
 
     def _restore_random(self, states: dict[str, Any]) -> None:

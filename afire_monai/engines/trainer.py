@@ -85,6 +85,8 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         self.seed = seed
         self.precision = precision
         self.best_value = math.inf
+        self.best_epoch = 0
+        self.stopped_early = False
         device = torch.device(device)
         self.finite_check_interval = finite_check_interval or (1 if device.type == "cpu" else 20)
         self._recent: list[tuple[Tensor, Tensor]] = []
@@ -239,6 +241,9 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         """Train until ``max_epochs``; a run that has already got there is left as it is."""
         if self.state.epoch >= self.state.max_epochs:
             logger.warning("already trained for %d epochs: ask for more with --epochs", self.state.epoch)
+            return
+        if self.stopped_early:
+            logger.warning("this training was stopped early, after epoch %d: it is left as it is", self.state.epoch)
             return
         self._wrap_student()
         try:

@@ -1,0 +1,198 @@
+"""What the fine-tuning configs call: before a run, and at its end to leave a calibrated model and its predictions."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from afire_monai import __version__
+from afire_monai.data.dataset import RadiographDataset, image_statistics
+from afire_monai.distributed import rank, world_size
+from afire_monai.engines.checkpoint import load_checkpoint
+from afire_monai.engines.startup import reading
+from afire_monai.engines.validation import predict_dataset
+from afire_monai.evaluation.predictions import Predictions, save_predictions
+from afire_monai.export.encoder import load_module_files
+from afire_monai.tasks.base import Task
+from afire_monai.tasks.calibration import CalibrationMethod, ThresholdRule, calibrate, choose_thresholds
+from afire_monai.tasks.data import TaskData
+from afire_monai.tasks.files import export_task
+
+if TYPE_CHECKING:
+    from afire_monai.engines.trainer import PretrainTrainer
+
+logger = logging.getLogger(__name__)
+
+
+__all__ = [
+    "facts",
+    "finish_classification",
+    "finish_segmentation",
+    "statistics_of",
+    "test_dataset",
+    "usable_batch",
+]
+
+
+def statistics_of(data: TaskData) -> Callable[[], tuple[float, float]]:
+    """Give what measures grey-level mean and deviation of a task's training images, when it is asked to."""
+
+    def measure() -> tuple[float, float]:
+        return image_statistics(RadiographDataset(data.training, reading((64, 64))))
+
+    return measure
+
+
+def usable_batch(batch_size: int, dataset: RadiographDataset) -> int:
+    """Give the batch size, or less where there are too few images for one batch (1 % of the labels of a small list)."""
+    share = len(dataset) // world_size()
+    if share < batch_size:
+        logger.warning("%d training images: batch_size %d becomes %d", len(dataset), batch_size, max(share, 1))
+    return max(1, min(batch_size, share))
+
+
+def test_dataset(data: TaskData, transform: Callable[[Any], Any], extra: str) -> RadiographDataset | None:
+    """Give the test images with their ``target`` or ``mask``, or None if the list has none."""
+    return RadiographDataset(data.test, transform, cache=True, extras=(extra,)) if data.test else None
+
+
+def facts(init: str, fraction: float, folds: int, fold: int, seed: int) -> dict[str, Any]:
+    """Say where a model comes from, in plain values: the encoder's own description, the data used, the seed.
+
+    Args:
+        init: a model folder, or ``random``.
+        fraction: share of the labels.
+        folds: of a cross-validation, or 0.
+        fold: which one validated.
+        seed: of the run.
+    """
+    origin: dict[str, Any] = {"encoder": "random"}
+    if init != "random":
+        _, description = load_module_files(init)
+        origin = {"encoder": {k: v for k, v in description.items() if k in ("method_name", "epochs", "data_sha256")}}
+    cross = {"folds": folds, "fold": fold} if folds else {}
+    return {**origin, "version": __version__, "fraction": fraction, "seed": seed, **cross}
+
+
+def _load_best(trainer: PretrainTrainer, checkpoint_dir: str | Path) -> Task:
+    task = trainer.method
+    assert isinstance(task, Task)
+    best = Path(checkpoint_dir) / "best.pt"
+    if best.is_file():
+        task.load_state_dict(load_checkpoint(best)["method"])
+    return task
+
+
+def _places(dataset: RadiographDataset) -> np.ndarray:
+    return np.array([item["place"] for item in dataset.items], dtype=np.int64)
+
+
+def finish_classification(
+    trainer: PretrainTrainer,
+    datasets: dict[str, RadiographDataset | None],
+    output_dir: str | Path,
+    data_hash: str,
+    calibration: CalibrationMethod = "temperature",
+    threshold_rule: ThresholdRule = "youden",
+    about: dict[str, Any] | None = None,
+) -> None:
+    """Calibrate the best weights on the validation set, export them, and write predictions; process 0 only.
+
+    Args:
+        trainer: at the end of training.
+        datasets: ``validation`` and ``test`` (None if the list has no test images), each with ``target``.
+        output_dir: gets ``models/classifier.safetensors``, ``predictions/validation`` and ``predictions/test``.
+        data_hash: SHA-256 of the data list.
+        calibration: how probabilities are calibrated.
+        threshold_rule: how thresholds are chosen.
+        about: plain values to keep with the model: where the encoder came from, fraction, fold, seed.
+    """
+    if rank():
+        return
+    output, device = Path(output_dir), trainer.state.device
+    task: Any = _load_best(trainer, output / "checkpoints")
+    network = task.network
+    validation = datasets["validation"]
+    assert validation is not None
+    logits, batch = predict_dataset(task, validation, 64, device)
+    calibrate(network, logits, batch["target"], calibration)
+    network.to("cpu")
+    probabilities = network.calibrated(logits).detach().numpy()
+    cuts = choose_thresholds(probabilities, batch["target"].numpy(), threshold_rule)
+    thresholds = dict(zip(network.labels, cuts, strict=True))
+    figures = task.to("cpu").figures(logits, {"target": batch["target"]})
+    model = {
+        "thresholds": thresholds,
+        "threshold_rule": threshold_rule,
+        "calibration": calibration,
+        "validation": {k: round(v, 5) for k, v in figures.items()},
+        "epochs": trainer.state.epoch,
+        "best_epoch": trainer.best_epoch,
+        "data_sha256": data_hash,
+        **(about or {}),
+    }
+    export_task(network, output / "models", **model)
+    task.to(device)
+    for section, dataset in datasets.items():
+        if dataset is None:
+            continue
+        if section != "validation":
+            logits, _ = predict_dataset(task, dataset, 64, device)
+        scores = network.to("cpu").calibrated(logits.cpu()).detach().numpy().astype(np.float64)
+        network.to(device)
+        columns = {label: scores[:, place] for place, label in enumerate(network.labels)}
+        told = {"section": section, "datalist_sha256": data_hash, "thresholds": thresholds, "model": about or {}}
+        save_predictions(Predictions(_places(dataset), columns, facts=told), output / "predictions" / section)
+    logger.info("classifier and predictions written to %s", output.name)
+
+
+def finish_segmentation(
+    trainer: PretrainTrainer,
+    datasets: dict[str, RadiographDataset | None],
+    output_dir: str | Path,
+    data_hash: str,
+    about: dict[str, Any] | None = None,
+) -> None:
+    """Export the best weights and write figures of validation and test set; process 0 only.
+
+    Args:
+        trainer: at the end of training.
+        datasets: ``validation`` and ``test`` (None if the list has no test masks), each with ``mask``.
+        output_dir: gets ``models/segmenter.safetensors``, ``segmentation.json`` (Dice at the model's resolution) and
+            ``predictions/SECTION`` with masks at that resolution (255 where the first class is more likely than not).
+        data_hash: SHA-256 of the data list.
+        about: plain values to keep with the model.
+    """
+    if rank():
+        return
+    output, device = Path(output_dir), trainer.state.device
+    task: Any = _load_best(trainer, output / "checkpoints")
+    result: dict[str, Any] = {}
+    for section, dataset in datasets.items():
+        if dataset is None:
+            continue
+        logits, batch = predict_dataset(task, dataset, 16, device)
+        result[section] = {k.removeprefix("validation_"): v for k, v in task.figures(logits, batch).items()}
+        told = {"section": section, "datalist_sha256": data_hash, "model": about or {}}
+        masks = [(plane > 0).numpy().astype(np.uint8) * 255 for plane in logits[:, 0]]
+        save_predictions(Predictions(_places(dataset), {}, facts=told), output / "predictions" / section, masks=masks)
+    model = {
+        "mask_values": dict.fromkeys(task.network.classes, 255),
+        "validation": result["validation"],
+        "epochs": trainer.state.epoch,
+        "best_epoch": trainer.best_epoch,
+        "data_sha256": data_hash,
+        **(about or {}),
+    }
+    export_task(task.network.to("cpu"), output / "models", **model)
+    task.to(device)
+    part = output / "segmentation.part"
+    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, output / "segmentation.json")
+    logger.info("segmenter written; %s", json.dumps(result.get("test", result["validation"])))
