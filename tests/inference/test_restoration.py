@@ -11,8 +11,8 @@ from ignite.engine import Engine
 from PIL import Image
 
 from afire_monai.errors import AfireError, CheckpointError
-from afire_monai.export.inference import AnomalyInferer, AnomalyNetwork, ResultWriter, load_restorer
 from afire_monai.export.run import export_restorer
+from afire_monai.inference import AnomalyInferer, AnomalyNetwork, ResultWriter, load_restorer
 from afire_monai.networks import ViTEncoder
 
 

@@ -1,0 +1,131 @@
+"""Where a model looked: Grad-CAM on the token map, and attention rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from afire_monai.errors import AfireError
+
+
+def grad_cam(model: nn.Module, images: Tensor, label: int, block: int | None = None) -> Tensor:
+    """Map what speaks for a label: Grad-CAM (Selvaraju et al., ICCV 2017) on the encoder's patch tokens.
+
+    Token channels are weighted by the mean gradient of the label's logit over the patch tokens, summed, and negative
+    values cut off. The class token is no place in the picture and is left out.
+
+    Args:
+        model: has ``encoder`` (:class:`~afire_monai.networks.ViTEncoder`) and gives logits (B, C). Weights are not
+            changed and collect no gradient.
+        images: (B, C, H, W) in 0…1.
+        label: column of the logits.
+        block: the map is made of the tokens after this transformer block, negative counts from the end; None for the
+            encoder's output or, where that has no gradient because only the class token goes on (pooling ``class``),
+            for what enters the last block (this project's reading: the paper names no layer for transformers).
+
+    Returns:
+        (B, h, w) float32, at least 0; comparable within an image, not between images.
+
+    Raises:
+        AfireError: for a label or block that does not exist.
+    """
+    encoder: Any = model.encoder
+    depth = len(encoder.blocks)
+    if block is None:
+        class_token = getattr(model, "pooling", "mean") == "class"
+        layer = encoder.blocks[depth - 2] if class_token and depth > 1 else encoder.norm
+        if class_token and depth == 1:
+            raise AfireError("Grad-CAM of a class token needs an encoder of at least 2 blocks, got 1")
+    elif -depth <= block < depth:
+        layer = encoder.blocks[block]
+    else:
+        raise AfireError(f"block must be in {-depth}…{depth - 1}, got {block}")
+    kept: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        # cut off here: what comes before needs no gradient, and frozen weights would give tokens without one
+        kept.append(output.detach().requires_grad_())
+        return kept[0]
+
+    handle = layer.register_forward_hook(keep)
+    try:
+        with torch.enable_grad():
+            logits = model(images)
+            if not 0 <= label < logits.shape[1]:
+                raise AfireError(f"label {label} is not one of the {logits.shape[1]} columns of the logits")
+            (gradient,) = torch.autograd.grad(logits[:, label].sum(), kept[0])
+    finally:
+        handle.remove()
+    tokens, gradient = kept[0].detach()[:, 1:].float(), gradient[:, 1:].float()
+    weights = gradient.mean(1, keepdim=True)
+    h, w = encoder.grid_of(images.shape[2], images.shape[3])
+    return F.relu((weights * tokens).sum(-1)).view(len(images), h, w)
+
+
+@torch.no_grad()
+def attention_rollout(model: nn.Module, images: Tensor, start: str = "auto") -> Tensor:
+    """Map where attention flows from: attention rollout (Abnar and Zuidema, ACL 2020).
+
+    Attention is averaged over heads, mixed half and half with the identity for the residual connection, and multiplied
+    over the layers. It says what was looked at, for no label in particular.
+
+    Args:
+        model: an encoder, or a module with ``encoder``.
+        images: (B, C, H, W) in 0…1.
+        start: ``class`` follows the class token, ``mean`` the mean of the patch tokens; ``auto`` what the model pools
+            (mean where it does not say).
+
+    Returns:
+        (B, h, w) float32, at least 0: the share of each patch; the class token's share is left out.
+
+    Raises:
+        AfireError: for an unknown start.
+    """
+    encoder: Any = getattr(model, "encoder", model)
+    start = getattr(model, "pooling", "mean") if start == "auto" else start
+    if start not in ("class", "mean"):
+        raise AfireError(f"start must be auto, class or mean, got {start!r}")
+    maps = attention_maps(encoder, images)
+    identity = torch.eye(maps[0].shape[-1], device=images.device)
+    rollout = identity
+    for attention in maps:
+        rollout = 0.5 * (attention + identity) @ rollout
+    shares = rollout[:, 0] if start == "class" else rollout[:, 1:].mean(1)
+    h, w = encoder.grid_of(images.shape[2], images.shape[3])
+    return shares[:, 1:].view(len(images), h, w)
+
+
+def attention_maps(encoder: Any, images: Tensor) -> list[Tensor]:
+    """Give each block's attention, averaged over heads: (B, 1 + L, 1 + L) float32, rows sum to 1.
+
+    The fused attention of the blocks does not keep its weights; they are computed again from what enters it.
+
+    Args:
+        encoder: :class:`~afire_monai.networks.ViTEncoder`.
+        images: (B, C, H, W) in 0…1.
+    """
+    maps: list[Tensor] = []
+
+    def note(attention: Any, arguments: tuple[Tensor, ...]) -> None:
+        q, k, _ = attention.input_rearrange(attention.qkv(arguments[0])).float()
+        maps.append((q @ k.transpose(-1, -2) * attention.scale).softmax(-1).mean(1))
+
+    with _noting(encoder, note):
+        encoder(images)
+    return maps
+
+
+@contextmanager
+def _noting(encoder: Any, note: Any) -> Iterator[None]:
+    handles = [block.attn.register_forward_pre_hook(note) for block in encoder.blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
