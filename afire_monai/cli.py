@@ -10,12 +10,19 @@ from afire_monai.commands.arguments import CommandTree, parse, user_error
 from afire_monai.commands.check import check
 from afire_monai.commands.datalist import from_csv, from_folder, merge, validate
 from afire_monai.commands.demo import demo
+from afire_monai.commands.public_datasets import PUBLIC_DATASETS
 from afire_monai.commands.release import import_release
 from afire_monai.commands.report import report
 
 COMMANDS: CommandTree = {
     "demo": demo,
-    "datalist": {"from-csv": from_csv, "from-folder": from_folder, "merge": merge, "validate": validate},
+    "datalist": {
+        "from-csv": from_csv,
+        "from-folder": from_folder,
+        "merge": merge,
+        "validate": validate,
+        **PUBLIC_DATASETS,
+    },
     "check": check,
     "import-release": import_release,
     "report": report,

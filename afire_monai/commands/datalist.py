@@ -144,6 +144,21 @@ def validate(path: str, *, base_dir: str | None = None, decode: bool = False) ->
     return 0 if report.ok else 1
 
 
+def print_made(datalist: dict[str, Any], out: str) -> int:
+    """Say what a list holds and what was left out of it, with the next command.
+
+    Args:
+        datalist: that was written.
+        out: where to.
+    """
+    print(_counts(datalist))
+    shared = datalist["meta"].get("patients_in_two_sections", 0)
+    if shared:
+        print(f"note: {shared} patients are in two sections, as published: results may be too good")
+    _next_step(out, out)
+    return 0
+
+
 def _counts(datalist: dict[str, Any]) -> str:
     sections = [s for s in ("training", "validation", "test") if s in datalist]
     line = f"{datalist['name']}: " + ", ".join(f"{section} {len(datalist[section])}" for section in sections)

@@ -89,7 +89,7 @@ def parse_sex(text: str) -> str | None:
 
 
 def parse_age(text: str) -> float | None:
-    """Age in years from ``57``, ``57.0``, ``057Y``, ``18M`` (months), ``3W`` or ``10D``; None if it is none up to 130."""
+    """Age in years from ``57``, ``57.0``, ``057Y``, ``18M`` (months), ``3W`` or ``10D``; None unless up to 130."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([YMWD]?)\s*", text, re.IGNORECASE)
     if match is None:
         return None
