@@ -10,7 +10,7 @@ from PIL import Image
 import afire_monai
 from afire_monai import cli
 from afire_monai.commands import demo
-from afire_monai.commands.bundle import CONFIGS, bundle_root, pretrain
+from afire_monai.commands.bundle import CONFIGS, bundle_root, run_configs
 from afire_monai.engines.handlers import read_csv_log
 from afire_monai.errors import AfireError, CheckpointError
 
@@ -115,4 +115,4 @@ def test_settings_that_make_no_sense_are_refused(tmp_path, capsys, words, said):
 def test_the_bundle_is_found_and_a_setting_that_it_lacks_is_refused(tmp_path):
     assert all((bundle_root() / "configs" / name).is_file() for name in CONFIGS)
     with pytest.raises(AfireError, match="epochz"):
-        pretrain({"output_dir": str(tmp_path), "epochz": 3})
+        run_configs({"output_dir": str(tmp_path), "epochz": 3})

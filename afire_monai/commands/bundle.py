@@ -27,8 +27,8 @@ def bundle_root() -> Path:
     raise AfireError(f"the bundle's configs are not beside the package in {package.parent}; install the package anew")
 
 
-def pretrain(settings: dict[str, Any], configs: tuple[str, ...] = CONFIGS) -> None:
-    """Pre-train through the bundle in this process.
+def run_configs(settings: dict[str, Any], configs: tuple[str, ...] = CONFIGS) -> None:
+    """Train through the bundle in this process: pre-training unless other configs are named.
 
     Args:
         settings: overrides of the configs, as after ``--`` on the bundle's command line; ``output_dir`` is needed.

@@ -96,7 +96,7 @@ def run_demo(
 
 
 def _run(folder: Path, settings: dict[str, Any], phantoms: dict[str, int], resume: bool) -> Path:
-    from afire_monai.commands.bundle import pretrain
+    from afire_monai.commands.bundle import run_configs
     from afire_monai.data.phantom import write_phantom_dataset
 
     datalist = folder / "phantoms" / "datalist.json"
@@ -104,7 +104,7 @@ def _run(folder: Path, settings: dict[str, Any], phantoms: dict[str, int], resum
         print(f"1/3  writing {sum(phantoms.values()) - phantoms['size']} synthetic radiographs", flush=True)
         write_phantom_dataset(datalist.parent, seed=settings["seed"], **phantoms)
     print(f"2/3  pre-training for {settings['epochs']} epochs", flush=True)
-    pretrain({**settings, "datalist": str(datalist), "output_dir": str(folder), "resume": resume})
+    run_configs({**settings, "datalist": str(datalist), "output_dir": str(folder), "resume": resume})
     page = folder / "report.html"
     if not page.exists():
         from afire_monai.export.report import write_report
