@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from afire_monai.commands.arguments import CommandTree, parse, user_error
 from afire_monai.commands.check import check
+from afire_monai.commands.crossvalidate import crossvalidate
 from afire_monai.commands.datalist import from_csv, from_folder, merge, validate
 from afire_monai.commands.demo import demo
 from afire_monai.commands.public_datasets import PUBLIC_DATASETS
@@ -24,6 +25,7 @@ COMMANDS: CommandTree = {
         **PUBLIC_DATASETS,
     },
     "check": check,
+    "crossvalidate": crossvalidate,
     "import-release": import_release,
     "report": report,
 }

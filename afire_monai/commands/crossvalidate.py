@@ -1,0 +1,114 @@
+"""``afire crossvalidate``: fine-tune a classifier once a fold, and say how the folds differ."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+from afire_monai.errors import AfireError
+
+
+def crossvalidate(
+    datalist: str,
+    *,
+    init: str = "random",
+    out: str,
+    folds: int = 5,
+    seed: int = 0,
+    settings: tuple[str, ...] = (),
+) -> int:
+    """Fine-tune a classifier once for each fold of a data list's training and validation images.
+
+    Patients are never divided between folds. Each fold's run has its own folder, and one that is complete is not run
+    again, so the command can be stopped and given again. The summary holds each fold's validation AUROC, their mean
+    and standard deviation, for each label and the mean over labels.
+
+    Example: afire crossvalidate list.json --init runs/first/models --out runs/five_folds --settings epochs=20,lr=0.004
+
+    Args:
+        datalist: the data list, with labels.
+        init: model folder of a pre-trained encoder; random for fresh weights.
+        out: folder of the runs and of crossvalidation.json.
+        folds: number of folds.
+        seed: of folds, weights and order.
+        settings: of finetune_classification.yaml, as key=value.
+    """
+    from afire_monai.commands.bundle import run_configs
+
+    if folds < 2:
+        raise AfireError(f"--folds {folds}: at least 2 are expected")
+    extra = _parse(settings)
+    results = []
+    for fold in range(folds):
+        folder = Path(out) / f"fold_{fold}"
+        model = folder / "models" / "classifier.json"
+        wanted = {"folds": folds, "fold": fold, "seed": seed}
+        if not model.is_file():
+            print(f"fold {fold + 1} of {folds}", flush=True)
+            given = {"datalist": datalist, "init": init, "output_dir": str(folder), "resume": "true"}
+            run_configs({**extra, **given, **wanted}, ("finetune_classification.yaml",))
+        description = json.loads(model.read_text(encoding="utf-8"))
+        if {key: description.get(key) for key in wanted} != wanted:
+            seen = ", ".join(f"{key} {description.get(key)}" for key in wanted)
+            raise AfireError(
+                f"{folder} holds a run of {seen}, not of {folds} folds with seed {seed}; give another --out"
+            )
+        results.append(description["validation"])
+    _write(Path(out), summarise(results), folds, seed)
+    return 0
+
+
+def summarise(results: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
+    """Give each figure's values, mean and standard deviation over folds.
+
+    Args:
+        results: validation figures of each fold; a figure may be missing where a fold lacks a class.
+
+    Returns:
+        For each figure ``values`` (None where missing), ``mean``, ``sd`` (None below two values) and ``folds`` counted.
+    """
+    names = dict.fromkeys(name for result in results for name in result if "auroc" in name)
+    summary: dict[str, dict[str, Any]] = {}
+    for name in names:
+        values = [result.get(name) for result in results]
+        known = [v for v in values if v is not None and math.isfinite(v)]
+        summary[name.removeprefix("validation_")] = {
+            "values": values,
+            "mean": statistics.fmean(known),
+            "sd": statistics.stdev(known) if len(known) > 1 else None,
+            "folds": len(known),
+        }
+    return summary
+
+
+def _parse(settings: tuple[str, ...]) -> dict[str, Any]:
+    from afire_monai.engines.settings import parse_value
+
+    parsed = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise AfireError(f"--settings {setting}: key=value is expected, for example epochs=20")
+        parsed[key] = parse_value(value)
+    taken = {"datalist", "init", "output_dir", "folds", "fold", "seed", "resume"} & set(parsed)
+    if taken:
+        raise AfireError(f"--settings {', '.join(sorted(taken))}: set by the command itself; use its options")
+    return parsed
+
+
+def _write(out: Path, summary: dict[str, dict[str, Any]], folds: int, seed: int) -> None:
+    part = out / "crossvalidation.part"
+    part.write_text(json.dumps({"folds": folds, "seed": seed, "figures": summary}, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, out / "crossvalidation.json")
+    width = max((len(name) for name in summary), default=0)
+    for name, figure in summary.items():
+        spread = f" ± {figure['sd']:.3f}" if figure["sd"] is not None else ""
+        missing = f"  ({figure['folds']} of {folds} folds have both classes)" if figure["folds"] < folds else ""
+        print(f"{name:{width}}  {figure['mean']:.3f}{spread}{missing}")
+    if not summary:
+        print("no fold has a label with both classes among its validation images: use fewer folds or more images")
+    print(f"written: {out / 'crossvalidation.json'}")
