@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 
 from afire_monai import __version__
 from afire_monai.export.report_files import RunFiles
 from afire_monai.methods.afire_health import health_warnings, shortcut_in_words
+from afire_monai.pages import RESEARCH_ONLY, page, paragraph, section, table
 
 # key, name, what is healthy, what it is
 HEALTH_TABLE = (
@@ -23,38 +22,25 @@ HEALTH_TABLE = (
     ("lesion_token_auroc", "lesion AUROC", "above 0.5", "lesion tokens lie further from their cell's prototype"),
     ("validation_restoration", "restoration error", "falls", "squared error on unseen images; 1 = grey-level variance"),
 )  # fmt: skip
-STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
-h1{font-size:1.6rem;margin-bottom:.2rem} h2{font-size:1.15rem;margin-top:2.2rem} img{max-width:100%;height:auto}
-table{border-collapse:collapse;font-size:.93rem} td,th{text-align:left;padding:.2rem .9rem .2rem 0;vertical-align:top}
-tr+tr td{border-top:1px solid #e4e4e4} pre{background:#f3f3f1;padding:.8rem;overflow-x:auto;font-size:.88rem}
-.good,.bad,.note{padding:.5rem .8rem;margin:.5rem 0;border-left:.35rem solid #2f7d4f;background:#eef6f0}
-.bad{border-color:#b3261e;background:#fbeceb} .note{border-color:#888;background:#f3f3f1}
-.small{color:#555;font-size:.9rem}
-"""
 
 
 def page_text(run: RunFiles, drawn: dict[str, Path]) -> str:
     """Put the page together."""
     name = str(run.settings.get("run_name", run.folder.name))
     parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width,initial-scale=1'>",
-        f"<title>Pre-training: {html.escape(name)}</title><style>{STYLE}</style></head><body>",
-        f"<h1>Pre-training: {html.escape(name)}</h1>",
-        f"<p class='small'>afire-monai {__version__}. Research software: not a medical device, not for diagnosis.</p>",
-        *(f"<p class='{kind}'>{html.escape(text)}</p>" for kind, text in verdicts(run)),
-        _section("Lesions removed", drawn.get("restoration"), RESTORATION_CAPTION),
-        _section("What the prototypes have learnt", drawn.get("prototypes"), _prototype_caption(run)),
-        _section("Losses", drawn.get("losses"), "Each is the mean of an epoch. Unseen images: validation images."),
-        _section("Schedules", drawn.get("schedules"), "Set anew at each step; drawn at the end of each epoch."),
-        _section("Health", drawn.get("health"), "Measured on normal images that training does not see."),
-        _table(["figure", "value", "healthy", "what it is"], health_rows(run.figures)),
+        paragraph(f"afire-monai {__version__}. {RESEARCH_ONLY}", "small"),
+        *(paragraph(text, kind) for kind, text in verdicts(run)),
+        section("Lesions removed", drawn.get("restoration"), RESTORATION_CAPTION),
+        section("What the prototypes have learnt", drawn.get("prototypes"), _prototype_caption(run)),
+        section("Losses", drawn.get("losses"), "Each is the mean of an epoch. Unseen images: validation images."),
+        section("Schedules", drawn.get("schedules"), "Set anew at each step; drawn at the end of each epoch."),
+        section("Health", drawn.get("health"), "Measured on normal images that training does not see."),
+        table(["figure", "value", "healthy", "what it is"], health_rows(run.figures)),
         "<h2>What was run</h2>",
-        _table([], facts(run)),
-        f"<h2>Next</h2><pre>{html.escape(next_commands(run), quote=False)}</pre></body></html>",
+        table([], facts(run)),
+        f"<h2>Next</h2><pre>{html.escape(next_commands(run), quote=False)}</pre>",
     ]
-    return "\n".join(part for part in parts if part)
+    return page(f"Pre-training: {name}", parts)
 
 
 RESTORATION_CAPTION = (
@@ -139,21 +125,3 @@ afire datalist from-folder FOLDER --out mine.json
 afire check mine.json
 python -m monai.bundle run --config_file "['bundle/configs/pretrain.yaml','bundle/configs/method_afire.yaml']" \\
     --datalist mine.json --output_dir runs/mine"""
-
-
-def _section(title: str, picture: Path | None, caption: str) -> str:
-    if picture is None:
-        return ""
-    data = base64.b64encode(picture.read_bytes()).decode("ascii")
-    return (
-        f"<h2>{html.escape(title)}</h2><img alt='{html.escape(title)}' src='data:image/png;base64,{data}'>"
-        f"<p class='small'>{html.escape(caption)}</p>"
-    )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    if not rows:
-        return ""
-    top = "<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>" if head else ""
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table>{top}{body}</table>"

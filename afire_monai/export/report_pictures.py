@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,18 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-LINE, SECOND, GREY = "#1f5f8b", "#b5541c", "#666666"
+from afire_monai.pages import GREY, LINE, SECOND, new_figure
+
 Log = Sequence[dict[str, float]]
-
-
-def new_figure(width: float, height: float, constrained: bool = True) -> Any:
-    """Give an empty figure (inches) that no window system knows of; ``constrained``: axes are placed by themselves."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained" if constrained else None)
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def draw_panel(
