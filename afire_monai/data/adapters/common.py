@@ -87,9 +87,9 @@ def finish(
     sections = {section: gathered.sections[section] for section in SECTIONS if gathered.sections[section]}
     if not sections:
         missing = gathered.skipped["missing_image"]
+        seen = f"none of the {missing} images that the tables name was" if missing else f"no image of {name} was"
         raise DataListError(
-            f"{folder}: none of the {missing} images that the tables of {name} name was found. "
-            "Unpack the images into this folder as published, or give the folder that holds them"
+            f"{folder}: {seen} found. Unpack the images into this folder as published, or give their folder"
         )
     shared = shared_patients(sections)
     for (one, other), patients in shared.items():
