@@ -11,6 +11,7 @@ from afire_monai.commands.check import check
 from afire_monai.commands.crossvalidate import crossvalidate
 from afire_monai.commands.datalist import from_csv, from_folder, merge, validate
 from afire_monai.commands.demo import demo
+from afire_monai.commands.evaluate import evaluate
 from afire_monai.commands.public_datasets import PUBLIC_DATASETS
 from afire_monai.commands.release import import_release
 from afire_monai.commands.report import report
@@ -26,6 +27,7 @@ COMMANDS: CommandTree = {
     },
     "check": check,
     "crossvalidate": crossvalidate,
+    "evaluate": evaluate,
     "import-release": import_release,
     "report": report,
 }

@@ -17,7 +17,15 @@ from afire_monai.evaluation.bootstrap import (
     percentile_interval,
     ratio_interval,
 )
-from afire_monai.evaluation.heatmaps import CUTS, T_IOBB, T_IOU, ImageFigures, image_figures, resize_heatmap
+from afire_monai.evaluation.heatmaps import (
+    CUTS,
+    T_IOBB,
+    T_IOU,
+    ImageFigures,
+    image_figures,
+    lesion_pixels,
+    resize_heatmap,
+)
 
 PRIOR_SIDE = 64
 Floats = NDArray[np.float64]
@@ -28,14 +36,20 @@ class LesionCase:
     """One picture with lesions whose place is known.
 
     Attributes:
-        lesion: (H, W), True on lesions.
+        shape: height and width of the picture.
         boxes: (m, 4) left, top, width, height in pixels of the picture.
         group: patient.
+        mask: (H, W), True on lesions, if they are drawn as a mask; else the boxes are the lesions.
     """
 
-    lesion: NDArray[np.bool_]
+    shape: tuple[int, int]
     boxes: Floats
     group: str
+    mask: NDArray[np.bool_] | None = None
+
+    def lesion(self) -> NDArray[np.bool_]:
+        """Mark the lesions (H, W); made when asked for, as thousands of large pictures would not fit into memory."""
+        return lesion_pixels(self.boxes, self.shape) if self.mask is None else self.mask
 
 
 @dataclass(frozen=True)
@@ -121,7 +135,7 @@ def summarise(
         **means,
         pooled_auroc=pooled_auroc,
         pooled_average_precision=pooled_precision,
-        lesion_share=float(np.mean([case.lesion.mean() for case in cases])),
+        lesion_share=float((inside.sum(1) / (inside + outside).sum(1)).mean()),
         rows=list(_box_rows(figures, groups, repeats, seed)),
         per_case=per_case,
     )
@@ -129,7 +143,7 @@ def summarise(
 
 def centre_figures(cases: Sequence[LesionCase]) -> list[ImageFigures]:
     """Figures of a map that is brightest in the centre of the picture and falls off evenly: chance, first form."""
-    return [image_figures(centre_map(case.lesion.shape), case.lesion, case.boxes) for case in cases]
+    return [image_figures(centre_map(case.shape), case.lesion(), case.boxes) for case in cases]
 
 
 def prior_figures(cases: Sequence[LesionCase]) -> list[ImageFigures]:
@@ -143,10 +157,12 @@ def prior_figures(cases: Sequence[LesionCase]) -> list[ImageFigures]:
     if len(names) < 2:
         raise AfireError("the mean lesion of the other patients needs a second patient")
     side = (PRIOR_SIDE, PRIOR_SIDE)
-    small = np.stack([resize_heatmap(case.lesion.astype(np.float32), side) for case in cases]).astype(np.float64)
+    small = np.stack([resize_heatmap(case.lesion().astype(np.float32), side) for case in cases]).astype(np.float64)
     own = np.stack([small[which == k].sum(0) for k in range(len(names))])
     others = (small.sum(0) - own) / (len(cases) - np.bincount(which))[:, None, None]
-    return [image_figures(others[k].clip(0, 1), case.lesion, case.boxes) for k, case in zip(which, cases, strict=True)]
+    return [
+        image_figures(others[k].clip(0, 1), case.lesion(), case.boxes) for k, case in zip(which, cases, strict=True)
+    ]
 
 
 def centre_map(shape: Sequence[int]) -> NDArray[np.float32]:

@@ -91,10 +91,21 @@ class Predictions:
             raise AfireError(f"{self.folder}/{MASKS}/{index:05d}.png: a mask has 8 bits, got {pixels.dtype}. {AGAIN}")
         return pixels
 
+    def has_heatmap(self, index: int) -> bool:
+        """Whether there is a heatmap of an image."""
+        return self.folder is not None and self._path(HEATMAPS, index).is_file()
+
+    def has_mask(self, index: int) -> bool:
+        """Whether there is a predicted mask of an image."""
+        return self.folder is not None and self._path(MASKS, index).is_file()
+
+    def _path(self, kind: str, index: int) -> Path:
+        return (self.folder or Path()) / kind / f"{index:05d}.png"
+
     def _picture(self, kind: str, index: int) -> NDArray | None:
         if self.folder is None:
             return None
-        path = self.folder / kind / f"{index:05d}.png"
+        path = self._path(kind, index)
         if not path.is_file():
             return None
         try:

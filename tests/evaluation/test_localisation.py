@@ -29,7 +29,7 @@ def peak(row, column, shape=SHAPE):
 
 def case(boxes, group="a", shape=SHAPE):
     boxes = np.array(boxes, dtype=float)
-    return LesionCase(lesion_pixels(boxes, shape), boxes, group)
+    return LesionCase(shape, boxes, group)
 
 
 def test_pixels_of_boxes_are_those_whose_centre_lies_inside():
@@ -65,9 +65,9 @@ def test_of_several_maxima_the_share_that_hits_counts():
 def test_pixel_figures_equal_scikit_learn():
     generator = np.random.default_rng(0)
     cases = [case(BOX, "a"), case([[5, 40, 20, 30], [60, 5, 30, 30]], "b")]
-    maps = [np.clip(generator.random(SHAPE) * 0.6 + 0.3 * c.lesion, 0, 1) ** 2 for c in cases]
-    result = summarise([image_figures(m, c.lesion, c.boxes) for m, c in zip(maps, cases, strict=True)], cases, 20)
-    truths, scores = [c.lesion.ravel() for c in cases], [m.ravel() for m in maps]
+    maps = [np.clip(generator.random(SHAPE) * 0.6 + 0.3 * c.lesion(), 0, 1) ** 2 for c in cases]
+    result = summarise([image_figures(m, c.lesion(), c.boxes) for m, c in zip(maps, cases, strict=True)], cases, 20)
+    truths, scores = [c.lesion().ravel() for c in cases], [m.ravel() for m in maps]
     for name, function in (("auroc", roc_auc_score), ("average_precision", average_precision_score)):
         single = [function(t, s) for t, s in zip(truths, scores, strict=True)]
         assert getattr(result, f"pixel_{name}").value == pytest.approx(np.mean(single), abs=2e-3)
@@ -112,7 +112,7 @@ def test_accuracy_and_false_positives_by_hand():
     first[70:75, 90:95] = 1  # on nothing
     second[0:10, 0:20] = 1  # exact
     maps = zip((first, second), cases, strict=True)
-    result = summarise([image_figures(m, c.lesion, c.boxes) for m, c in maps], cases, 20)
+    result = summarise([image_figures(m, c.lesion(), c.boxes) for m, c in maps], cases, 20)
     rows = {(r.cut, r.ratio, r.threshold): r for r in result.rows}
     assert len(rows) == 2 * (len(T_IOU) + len(T_IOBB))
     assert (result.cases, result.boxes) == (2, 3)
@@ -153,7 +153,7 @@ def test_the_prior_is_the_mean_lesion_of_other_patients_only():
 def test_order_of_pictures_changes_nothing():
     generator = np.random.default_rng(3)
     cases = [case([[*generator.integers(0, 40, 2), *generator.integers(5, 30, 2)]], str(i)) for i in range(6)]
-    figures = [image_figures(generator.random(SHAPE), c.lesion, c.boxes) for c in cases]
+    figures = [image_figures(generator.random(SHAPE), c.lesion(), c.boxes) for c in cases]
     order = generator.permutation(6)
     a = summarise(figures, cases, 10)
     b = summarise([figures[i] for i in order], [cases[i] for i in order], 10)

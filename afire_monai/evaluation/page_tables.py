@@ -1,0 +1,248 @@
+"""The tables of an evaluation page."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+from afire_monai.pages import paragraph, table
+
+Results = dict[str, Any]
+DASH = "–"
+
+
+def heading(text: str) -> str:
+    """Give a heading."""
+    return f"<h2>{html.escape(text)}</h2>"
+
+
+def interval(figure: dict[str, Any] | None, digits: int = 3, signed: bool = False) -> str:
+    """Write a value with its interval, or a dash where it is not defined."""
+    if not figure or figure["value"] is None:
+        return DASH
+    sign = "+" if signed else ""
+    value = f"{figure['value']:{sign}.{digits}f}"
+    if figure["low"] is None:
+        return f"{value} (no interval)"
+    return f"{value} ({figure['low']:{sign}.{digits}f} to {figure['high']:{sign}.{digits}f})"
+
+
+def labels(results: Results) -> str:
+    """Figures of each label and their mean."""
+    found = results["labels"]
+    head = [
+        "finding",
+        "with / without",
+        "AUROC",
+        "average precision",
+        "sensitivity at 95 % specificity",
+        "Brier",
+        "ECE",
+    ]
+    figures = ("auroc", "average_precision", "sensitivity_at_95_specificity", "brier", "ece")
+    rows = []
+    for row in found["labels"]:
+        counts = f"{row['positives']} / {row['negatives']}"
+        if row["figures"]:
+            rows.append([row["name"], counts, *(interval(row["figures"][f]) for f in figures)])
+        else:
+            rows.append([row["name"], counts, f"not judged: {row['status']}", *[""] * 4])
+    if len(found["macro_over"]) > 1:
+        rows.append([f"mean of {len(found['macro_over'])}", "", *(interval(found["macro"][f]) for f in figures)])
+    return table(head, rows)
+
+
+def confusion(results: Results) -> str:
+    """Counts and rates at each label's threshold."""
+    head = ["finding", "threshold", "TP", "FP", "FN", "TN", "sensitivity", "specificity", "PPV", "NPV"]
+    rows = [
+        [
+            row["name"],
+            f"{row['threshold']:.3g}",
+            *(str(row["confusion"][k]) for k in ("tp", "fp", "fn", "tn")),
+            *(interval(row["figures"][f], 2) for f in ("sensitivity", "specificity", "ppv", "npv")),
+        ]
+        for row in results["labels"]["labels"]
+        if row["figures"]
+    ]
+    note = "PPV and NPV hold for the share of findings in this section only."
+    return table(head, rows) + paragraph(note, "small")
+
+
+def comparison(results: Results) -> str:
+    """Differences to another model."""
+    compared = results["comparison"]
+    parts = []
+    if compared:
+        figures = ("auroc", "average_precision", "sensitivity_at_95_specificity", "brier", "ece")
+        head = ["finding", "AUROC", "average precision", "sensitivity at 95 % specificity", "Brier", "ECE"]
+        rows = [[name, *(interval(row[f], signed=True) for f in figures)] for name, row in compared["labels"].items()]
+        if len(compared["macro_over"]) > 1:
+            mean = [interval(compared["macro"][f], signed=True) for f in figures]
+            rows.append([f"mean of {len(compared['macro_over'])}", *mean])
+        note = f"On {compared['cases']} images that both judged. For Brier and ECE, negative is better."
+        parts = [table(head, rows), paragraph(note, "small")]
+    others = {
+        "anomaly score": (results["anomaly"] or {}).get("difference", {}),
+        "masks, Dice": (results["masks"] or {}).get("difference", {}),
+        "heatmaps": (results["heatmaps"] or {}).get("difference", {}),
+    }
+    rest = [
+        [part, name.replace("_", " "), interval(figure, signed=True)]
+        for part, figures_of in others.items()
+        for name, figure in figures_of.items()
+    ]
+    parts.append(table(["part", "figure", "difference"], rest))
+    if not any(parts):
+        return ""
+    note = "This model minus the compared one, on the same draws of patients; an interval without 0 shows a difference."
+    return "".join([heading("Comparison"), paragraph(note, "small"), *parts])
+
+
+def subgroups(results: Results) -> str:
+    """Figures by sex, age, view and source."""
+    groups = results["subgroups"]
+    if not groups:
+        return ""
+    single = len(results["labels"]["macro_over"]) <= 1
+    head = ["", "group", "images", "patients", "AUROC" if single else "mean AUROC", "over"]
+    rows = [
+        [
+            group["by"],
+            group["name"],
+            str(group["cases"]),
+            str(group["patients"]),
+            interval(group["macro"]) if group["macro"] else "too small",
+            ", ".join(group["macro_over"]) if len(group["macro_over"]) < 3 else f"{len(group['macro_over'])} findings",
+        ]
+        for group in groups
+    ]
+    note = (
+        "The mean is over the findings that can be judged in every group of a kind, so that groups can be compared. "
+        "A finding with fewer than 10 images with or without it in a group is too small to be judged there."
+    )
+    return heading("Groups") + table(head, rows) + paragraph(note, "small") + _subgroup_labels(groups)
+
+
+def _subgroup_labels(groups: list[dict[str, Any]]) -> str:
+    head = ["", "group", "finding", "with / without", "AUROC", "sensitivity", "specificity"]
+    rows = []
+    for group in groups:
+        for name, row in group["labels"].items():
+            figures = row["figures"]
+            rows.append(
+                [
+                    group["by"],
+                    group["name"],
+                    name,
+                    f"{row['positives']} / {row['negatives']}",
+                    interval(figures["auroc"]) if figures else "too small",
+                    interval(figures.get("sensitivity"), 2) if figures else "",
+                    interval(figures.get("specificity"), 2) if figures else "",
+                ]
+            )
+    return (
+        f"<details><summary>Each finding in each group, rates at the threshold</summary>{table(head, rows)}</details>"
+    )
+
+
+def anomaly(results: Results) -> str:
+    """Figures of the anomaly score."""
+    row = results["anomaly"]["result"]
+    if not row["figures"]:
+        return paragraph(f"Not judged: {row['status']}.", "note")
+    head = ["abnormal / normal", "AUROC", "average precision", "sensitivity at 95 % specificity"]
+    figures = ("auroc", "average_precision", "sensitivity_at_95_specificity")
+    first = table(head, [[f"{row['positives']} / {row['negatives']}", *(interval(row["figures"][f]) for f in figures)]])
+    text = (
+        f"From the {row['threshold']:.0f}th percentile on: sensitivity {interval(row['figures']['sensitivity'], 2)}, "
+        f"specificity {interval(row['figures']['specificity'], 2)}. Normals that are like the reference give "
+        f"a specificity of {row['threshold'] / 100:.2f}."
+    )
+    return first + paragraph(text)
+
+
+def masks(results: Results) -> str:
+    """Figures of predicted masks."""
+    if not results["masks"]:
+        return ""
+    head = ["class", "images", "drawn", "Dice", "Dice where drawn", "HD95 (pixels)", "both empty", "missed", "invented"]
+    rows = [
+        [
+            name,
+            str(row["cases"]),
+            str(row["positives"]),
+            *(interval(row[f]) for f in ("dice", "dice_positives")),
+            interval(row["hd95"], 1),
+            *(str(row[k]) for k in ("both_empty", "missed", "invented")),
+        ]
+        for name, row in results["masks"]["classes"].items()
+    ]
+    note = (
+        "Dice is 1 where both masks are empty. HD95 is over the images where neither is. Missed: drawn, none "
+        "predicted. Invented: predicted, none drawn."
+    )
+    return heading("Masks") + table(head, rows) + paragraph(note, "small")
+
+
+def heatmaps(results: Results) -> str:
+    """Figures of heatmaps beside chance."""
+    found = results["heatmaps"]
+    if not found:
+        return ""
+    rows = [(f"model: {k}" if len(found["boxes"]) > 1 else "model", v) for k, v in found["boxes"].items()]
+    rows += [(f"chance: {name}", v) for name, v in found["chance"].items()]
+    head = ["", "images", "pointing", "within 15 px", "pixel AUROC", "pooled", "pixel AP", "pooled"]
+    figures = (
+        "pointing", "pointing_tolerant", "pixel_auroc", "pooled_auroc", "pixel_average_precision",
+        "pooled_average_precision",
+    )  # fmt: skip
+    first = [[name, str(v["cases"]), *(interval(v[f], 2) for f in figures)] for name, v in rows]
+    share = next(iter(found["boxes"].values()))["lesion_share"]
+    note = (
+        f"Lesions cover {100 * share:.1f} % of these pictures on average: the pixel AP of a random map. A map is worth "
+        "something where it beats both forms of chance, which never saw the picture."
+    )
+    return heading("Heatmaps") + table(head, first) + paragraph(note, "small") + _box_tables(rows)
+
+
+def _box_tables(rows: list[tuple[str, dict[str, Any]]]) -> str:
+    made = []
+    for name, figures in rows:
+        body = [
+            [
+                str(row["cut"]),
+                f"{row['ratio']} > {row['threshold']:g}",
+                interval(row["accuracy"], 2),
+                interval(row["false_positives"], 2),
+            ]
+            for row in figures["rows"]
+        ]
+        head = ["cut at (of 255)", "a box counts as found if", "boxes found", "false boxes an image"]
+        if body:
+            title = f"Boxes, {name}: {figures['boxes']} drawn"
+            made.append(f"<details><summary>{html.escape(title)}</summary>{table(head, body)}</details>")
+    return "".join(made)
+
+
+def facts(results: Results) -> list[list[str]]:
+    """Say what was run."""
+    settings, named = results["settings"], results["datalist"]
+    rows = [
+        ["data list", f"{named['name']}, section {named['section']}"],
+        ["SHA-256", named["sha256"]],
+        [
+            "uncertain labels",
+            {"ignore": "left out", "zeros": "count as absent", "ones": "count as present"}[settings["uncertain"]],
+        ],
+        ["draws, seed", f"{settings['repeats']}, {settings['seed']}"],
+    ]
+    rows += [[f"model: {key}", str(value)] for key, value in _short(results["model"])]
+    rows += [[f"compared with: {key}", str(value)] for key, value in _short(results["compared_with"] or {})]
+    return rows
+
+
+def _short(model: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [
+        (k, v) for k, v in model.items() if isinstance(v, str | int | float) and len(str(v)) <= 80 and "/" not in str(v)
+    ]
