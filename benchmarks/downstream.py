@@ -46,6 +46,8 @@ def classification_run(
         "datalist": datalist,
         "labels": labels if labels == "all" else labels.split(","),
         "init": encoder,
+        # fresh lower blocks have everything to learn: the same rate for all is the fairer baseline
+        "layer_decay": 1.0 if encoder == "random" else 0.75,
         "output_dir": str(work),
         "fraction": fraction,
         "seed": seed,
@@ -100,7 +102,7 @@ def segmentation_run(datalist: str, encoder: str, fraction: float, seed: int, wo
     shutil.rmtree(work, ignore_errors=True)
     settings: dict[str, Any] = {
         "datalist": datalist, "init": encoder, "output_dir": str(work), "fraction": fraction, "seed": seed, "epochs": 20,
-        "image_size": 128, "patience": 0, "decoder_width": 8, "classes": {"lung": [255]}, "validate_every": 4,
+        "image_size": 128, "patience": 0, "decoder_width": 8, "classes": {"lung": [255]}, "layer_decay": 1.0 if encoder == "random" else 0.75, "validate_every": 4,
     }  # fmt: skip
     run_configs(settings, ("finetune_segmentation.yaml",))
     result = json.loads((work / "segmentation.json").read_text())

@@ -1,21 +1,27 @@
-"""Small methods, images and loaders that several tests train."""
+"""Small methods, images and loaders that several tests train; bundles as users run them."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from afire_monai.data.dataset import RadiographDataset
 from afire_monai.data.sampler import EpochSampler
 from afire_monai.engines import PretrainTrainer, TrainingPlan, parameter_groups
+from afire_monai.errors import AfireError
 from afire_monai.losses import RestorationLoss, TokenContrastiveLoss
 from afire_monai.methods import AFiRe
 from afire_monai.networks import AnomalyRestorationDecoder, PrototypeBank, TokenHead, ViTEncoder
 from afire_monai.transforms import SyntheticLesionMaskBatch
 
 PATCH = 8
+CONFIGS = Path(__file__).resolve().parents[1] / "bundle" / "configs"
+METADATA = str(CONFIGS / "metadata.json")
 
 
 def tiny_afire(shift: int = 0, seed: int = 0, side: int = 32, **loss: object) -> AFiRe:
@@ -70,3 +76,25 @@ def tiny_trainer(
         train_handlers=handlers,
         **options,  # type: ignore[arg-type]
     )
+
+
+def run_bundle(folder: Path, files: list[str] | str, **settings: object) -> None:
+    """Run a bundle in `folder` as `python -m monai.bundle run` does, with its command line where it is looked for."""
+    from monai.bundle import run
+
+    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setattr(sys, "argv", ["monai.bundle", "run", "--config_file", str(files), *words])
+        patch.setattr(sys, "excepthook", sys.excepthook)
+        run(config_file=files, meta_file=METADATA, logging_file=False, **settings)
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What this package raised, behind what MONAI wrapped around it."""
+    while not isinstance(error, AfireError):
+        following = error.__cause__ or error.__context__
+        assert following is not None, error
+        error = following
+    return error

@@ -147,7 +147,13 @@ def finish_classification(
         scores = network.to("cpu").calibrated(logits.cpu()).detach().numpy().astype(np.float64)
         network.to(device)
         columns = {label: scores[:, place] for place, label in enumerate(network.labels)}
-        told = {"section": section, "datalist_sha256": data_hash, "thresholds": thresholds, "model": about or {}}
+        pooled = section == "validation" and (about or {}).get("folds")
+        told = {
+            "section": "training+validation" if pooled else section,
+            "datalist_sha256": data_hash,
+            "thresholds": thresholds,
+            "model": about or {},
+        }
         save_predictions(Predictions(_places(dataset), columns, facts=told), output / "predictions" / section)
     logger.info("classifier and predictions written to %s", output.name)
 

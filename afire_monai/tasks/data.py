@@ -32,7 +32,8 @@ class TaskData:
 
     Attributes:
         labels: names of labels or classes.
-        training: items to train on, each with ``place`` (its place in the section) and, for labels, ``target``.
+        training: items to train on, each with ``place`` (its place in the section; with folds, in the training section
+            followed by the validation section) and, for labels, ``target``.
         validation: items to stop early, calibrate and choose thresholds on.
         test: items to judge on; may be empty.
     """
@@ -87,7 +88,9 @@ def classification_data(
     if folds:
         if not 0 <= fold < folds:
             raise DataListError(f"fold {fold} of {folds}: 0 to {folds - 1} is expected")
-        pool = parts["training"] + parts["validation"]
+        # places of a pool: those of the training section, then those of the validation section
+        behind = len(content.get("training") or [])
+        pool = parts["training"] + [{**i, "place": i["place"] + behind} for i in parts["validation"]]
         inside, outside = patient_folds(pool, _targets(pool), folds, seed)[fold]
         parts["training"], parts["validation"] = [pool[i] for i in inside], [pool[i] for i in outside]
     for part in ("training", "validation"):

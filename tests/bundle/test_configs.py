@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers import METADATA, cause_of, run_bundle
 from PIL import Image
 
 from afire_monai.data.phantom import write_phantom_dataset
 from afire_monai.engines import load_checkpoint
 from afire_monai.engines.handlers import read_csv_log
-from afire_monai.errors import AfireError, CheckpointError
+from afire_monai.errors import CheckpointError
 from afire_monai.export import load_encoder
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundle" / "configs"
-METADATA = str(CONFIGS / "metadata.json")
 PRETRAIN = [str(CONFIGS / name) for name in ("pretrain.yaml", "method_afire.yaml")]
 INFERENCE = str(CONFIGS / "inference.yaml")
 TINY = {
@@ -29,28 +29,6 @@ TINY = {
     **{"prototype_dim": 32, "head_hidden": 64, "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
 }
 SMALL = {**TINY, "image_size": 48, "epochs": 1}
-
-
-def run_bundle(folder: Path, files: list[str] | str, **settings: object) -> None:
-    """Run a bundle in `folder` as `python -m monai.bundle run` does, with its command line where it is looked for."""
-    from monai.bundle import run
-
-    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.setattr(sys, "argv", ["monai.bundle", "run", "--config_file", str(files), *words])
-        patch.setattr(sys, "excepthook", sys.excepthook)
-        run(config_file=files, meta_file=METADATA, logging_file=False, **settings)
-
-
-def cause_of(error: BaseException) -> BaseException:
-    """What this package raised, behind what MONAI wrapped around it."""
-    while not isinstance(error, AfireError):
-        following = error.__cause__ or error.__context__
-        assert following is not None, error
-        error = following
-    return error
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ from afire_monai.errors import AfireError, DataListError
 def write_phantom_dataset(folder: Path, normal: int = 200, abnormal: int = 40, size: int = 160, seed: int = 0) -> Path:
     """Write a data set of phantoms: 8-bit grey PNG pictures and masks and the data list that names them.
 
-    Seven in ten normal pictures are for training, the others and all abnormal ones are shared between validation and
-    test. Each picture is a patient of its own. The data list is written last, so it never names a missing file.
+    Seven in ten normal pictures are for training, the others are shared between validation and test. Of abnormal
+    pictures half are for training (of a classifier; pre-training takes normal ones alone), a quarter each for the others.
+    Each picture is a patient of its own. The data list is written last, so it never names a missing file.
 
     Args:
         folder: made if needed; gets images/, masks/ and datalist.json.
@@ -49,7 +50,7 @@ def write_phantom_dataset(folder: Path, normal: int = 200, abnormal: int = 40, s
     splits: dict[str, list[dict[str, object]]] = {"training": [], "validation": [], "test": []}
     order = [_split_of_normal(i, normal) for i in range(normal)]
     plan: list[tuple[str, str | None]] = [(split, None) for split in order]
-    plan += [(("validation", "test")[i // 4 % 2], phantom.findings[i % 4]) for i in range(abnormal)]
+    plan += [(("validation", "test", "training", "training")[i // 4 % 4], phantom.findings[i % 4]) for i in range(abnormal)]
     for number, (split, finding) in enumerate(plan):
         splits[split].append(_write_item(folder, f"p{number + 1:04d}", phantom(first + number, finding)))
     content = {"name": "phantom", "labels": list(PHANTOM_LABELS), **splits}
