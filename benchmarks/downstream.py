@@ -1,17 +1,17 @@
 """What an encoder is worth: fine-tuning with 1, 10 and 100 % of the labels, and segmentation, against baselines.
 
-For each task, encoder, share of the labels and seed one run of the bundle's own fine-tuning config; baselines without a network
-are principal components of raw pixels with a logistic regression. Runs that are already in the results file are not repeated,
-so the command can be stopped and given again.
+For each task, encoder, share of the labels and seed one run of the bundle's own fine-tuning config; the baseline
+without a network is a logistic regression on principal components of raw pixels. Runs that are already in the results
+file are not repeated, so the command can be stopped and given again.
 
-    python benchmarks/downstream.py run --out results --task kermany=kermany.json:Pneumonia --segment jsrt=jsrt.json \\
-        --encoder afire=runs/first/models --encoder random=random
+    python benchmarks/downstream.py run --out results --task kermany=kermany.json:Pneumonia \\
+        --segment jsrt=jsrt.json --encoder afire=runs/first/models --encoder random=random
     python benchmarks/downstream.py table --out results
 
-Seeds decide the share of the labels, the order of images, augmentation and fresh weights; test images are the same for all.
-Figures: mean over seeds of the macro AUROC over labels with at least 5 positive test images, its standard deviation over
-seeds, and a 95 % bootstrap interval over patients (of that mean; the same draws for all rows of a task, so differences are
-paired). Segmentation: mean over seeds of the mean Dice of the test images at the model's resolution.
+Seeds decide the share of the labels, the order of images, augmentation and fresh weights; test images are the same for
+all. Figures: mean over seeds of the macro AUROC over labels with at least 5 positive test images, its standard
+deviation over seeds, and a 95 % bootstrap interval over patients (of that mean; the same draws for all rows of a task,
+so differences are paired). Segmentation: mean over seeds of the mean Dice of the test images at the model resolution.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from sklearn.preprocessing import StandardScaler
 # passes over the training images; more where there are fewer images, so that every run has steps enough to converge
 EPOCHS = {1.0: 10, 0.1: 50, 0.01: 60}
 LEAST_POSITIVES = 5
+REPEATS = 1000
 
 
 def classification_run(
@@ -101,9 +102,19 @@ def segmentation_run(datalist: str, encoder: str, fraction: float, seed: int, wo
 
     shutil.rmtree(work, ignore_errors=True)
     settings: dict[str, Any] = {
-        "datalist": datalist, "init": encoder, "output_dir": str(work), "fraction": fraction, "seed": seed, "epochs": 20,
-        "image_size": 128, "patience": 0, "decoder_width": 8, "classes": {"lung": [255]}, "layer_decay": 1.0 if encoder == "random" else 0.75, "validate_every": 4,
-    }  # fmt: skip
+        "datalist": datalist,
+        "init": encoder,
+        "layer_decay": 1.0 if encoder == "random" else 0.75,
+        "output_dir": str(work),
+        "fraction": fraction,
+        "seed": seed,
+        "epochs": 20,
+        "image_size": 128,
+        "patience": 0,
+        "validate_every": 4,
+        "decoder_width": 8,
+        "classes": {"lung": [255]},
+    }
     run_configs(settings, ("finetune_segmentation.yaml",))
     result = json.loads((work / "segmentation.json").read_text())
     shutil.rmtree(work)
@@ -162,55 +173,53 @@ def run(args: argparse.Namespace) -> None:
         print(f"[{number + 1}/{len(jobs)}] {key}: {row['seconds']} s, about {left / 60:.0f} min left", flush=True)
 
 
-def table(args: argparse.Namespace) -> None:
+def macro_draws(rows: list[dict[str, Any]], folder: Path) -> tuple[np.ndarray, list[float], int]:
+    """Give the macro AUROC of the sample and of each bootstrap draw, averaged over seeds; of each seed; labels."""
     from afire_monai.data import load_datalist
     from afire_monai.data.targets import target_matrix
-    from afire_monai.evaluation.bootstrap import _draw_patients, _weighted_auroc
+    from afire_monai.evaluation.metrics import figure_draws, macro_mean
 
-    rows = [json.loads(line) for line in (Path(args.out) / "results.jsonl").read_text().splitlines()]
-    by: dict[tuple[str, str, str, float], list[dict[str, Any]]] = {}
+    content = load_datalist(rows[0]["datalist"])
+    draws = []
     for row in rows:
+        saved = np.load(folder / "scores" / f"{row['key'].replace('/', '_')}.npz")
+        items = [content["test"][i] for i in saved["index"]]
+        truth = target_matrix(items, content["labels"], select=[str(x) for x in saved["labels"]]).astype(float)
+        groups = np.array([i.get("group", i["image"]) for i in items])
+        enough = [c for c, t in enumerate(truth.T) if min((t == 1).sum(), (t == 0).sum()) >= LEAST_POSITIVES]
+        levels = np.full(truth.shape[1], 0.5)
+        figure = figure_draws(truth, saved["scores"].astype(float), groups, levels, ("auroc",), REPEATS, 0)["auroc"]
+        draws.append(macro_mean(figure, enough))
+    return np.mean(draws, 0), [float(d[0]) for d in draws], len(enough)
+
+
+def interval(draws: np.ndarray, sign: str = "") -> str:
+    low, high = np.nanpercentile(draws[1:], [2.5, 97.5])
+    return f"{draws[0]:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
+
+
+def table(args: argparse.Namespace) -> None:
+    folder = Path(args.out)
+    by: dict[tuple[str, str, str, float], list[dict[str, Any]]] = {}
+    for line in (folder / "results.jsonl").read_text().splitlines():
+        row = json.loads(line)
         kind, task, name, fraction, _ = row["key"].split("/")
         by.setdefault((kind, task, name, float(fraction)), []).append(row)
-    values: dict[tuple[str, float, str], np.ndarray] = {}
-    print("| task | labels used | encoder | AUROC (95 %) | s.d. over seeds | minus fresh weights (95 %) | seeds |")
-    print("|---|---|---|---|---|---|---|")
     order = sorted((k for k in by if k[0] == "classification"), key=lambda k: (k[1], -k[3], k[2] != "random", k[2]))
+    base: dict[tuple[str, float], np.ndarray] = {}
+    print("| task | labels used | encoder | AUROC (95 %) | s.d. over seeds | minus fresh weights | labels | seeds |")
+    print("|---|---|---|---|---|---|---|---|")
     for kind, task, name, fraction in order:
-        made = by[kind, task, name, fraction]
-        content = load_datalist(made[0]["datalist"])
-        macro, single = [], []
-        for row in made:
-            saved = np.load(Path(args.out) / "scores" / f"{row['key'].replace('/', '_')}.npz")
-            items = [content["test"][i] for i in saved["index"]]
-            truth = target_matrix(items, content["labels"], select=[str(x) for x in saved["labels"]])
-            groups = np.array([i.get("group", i["image"]) for i in items])
-            weights = np.vstack([np.ones(len(items)), _draw_patients(groups, 1000, 0)])
-            columns = [
-                _weighted_auroc(
-                    saved["scores"][~np.isnan(t), c].astype(float), t[~np.isnan(t)] == 1, weights[:, ~np.isnan(t)]
-                )
-                for c, t in enumerate(truth.T)
-                if (t == 1).sum() >= LEAST_POSITIVES and (t == 0).sum() >= LEAST_POSITIVES
-            ]
-            macro.append(np.nanmean(columns, 0))
-            single.append(macro[-1][0])
-        draws = np.mean(macro, 0)
-        values[task, fraction, name] = draws
-        low, high = np.percentile(draws[1:], [2.5, 97.5])
-        line = [task, f"{fraction:.0%}", name, f"{draws[0]:.3f} ({low:.3f} to {high:.3f})"]
-        line.append(f"{np.std(single, ddof=1):.3f}" if len(single) > 1 else "")
-        base = values.get((task, fraction, "random"))
-        if base is None or name == "random":
-            line.append("")
-        else:
-            difference = draws - base
-            low, high = np.percentile(difference[1:], [2.5, 97.5])
-            line.append(f"{difference[0]:+.3f} ({low:+.3f} to {high:+.3f})")
-        print("| " + " | ".join([*line, str(len(made))]) + " |")
-    print(
-        "\n| structure | training share | encoder | Dice, mean over seeds | s.d. over seeds | seeds |\n|---|---|---|---|---|---|"
-    )
+        draws, single, labels = macro_draws(by[kind, task, name, fraction], folder)
+        spread = f"{np.std(single, ddof=1):.3f}" if len(single) > 1 else ""
+        if name == "random":
+            base[task, fraction] = draws
+        against = base.get((task, fraction))
+        gain = "" if name == "random" or against is None else interval(draws - against, "+")
+        cells = [task, f"{fraction:.0%}", name, interval(draws), spread, gain, str(labels), str(len(single))]
+        print("| " + " | ".join(cells) + " |")
+    print("\n| structure | training share | encoder | Dice, mean over seeds | s.d. over seeds | seeds |")
+    print("|---|---|---|---|---|---|")
     for kind, task, name, fraction in sorted(k for k in by if k[0] == "segmentation"):
         dice = [row["dice"] for row in by[kind, task, name, fraction]]
         spread = f"{np.std(dice, ddof=1):.4f}" if len(dice) > 1 else ""
