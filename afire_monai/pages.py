@@ -18,7 +18,7 @@ table{border-collapse:collapse;font-size:.93rem} td,th{text-align:left;padding:.
 tr+tr td{border-top:1px solid #e4e4e4} pre{background:#f3f3f1;padding:.8rem;overflow-x:auto;font-size:.88rem}
 .good,.bad,.note{padding:.5rem .8rem;margin:.5rem 0;border-left:.35rem solid #2f7d4f;background:#eef6f0}
 .bad{border-color:#b3261e;background:#fbeceb} .note{border-color:#888;background:#f3f3f1}
-.small{color:#555;font-size:.9rem}
+.small{color:#555;font-size:.9rem} details{margin:.6rem 0} summary{cursor:pointer}
 """
 
 
@@ -43,9 +43,11 @@ def paragraph(text: str, kind: str = "") -> str:
 
 
 def embedded(picture: Path | bytes, name: str) -> str:
-    """Give an image element that holds a PNG itself."""
-    data = base64.b64encode(picture if isinstance(picture, bytes) else picture.read_bytes()).decode("ascii")
-    return f"<img alt='{html.escape(name, quote=True)}' src='data:image/png;base64,{data}'>"
+    """Give an image element that holds a PNG or JPEG itself."""
+    content = picture if isinstance(picture, bytes) else picture.read_bytes()
+    kind = "jpeg" if content.startswith(b"\xff\xd8") else "png"
+    data = base64.b64encode(content).decode("ascii")
+    return f"<img alt='{html.escape(name, quote=True)}' src='data:image/{kind};base64,{data}'>"
 
 
 def section(title: str, picture: Path | bytes | None, caption: str) -> str:
@@ -78,4 +80,11 @@ def png(figure: Any, dpi: int = 100) -> bytes:
     """Give a figure as the bytes of a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=dpi, format="png")
+    return buffer.getvalue()
+
+
+def jpeg(figure: Any, dpi: int = 100) -> bytes:
+    """Give a figure as the bytes of a JPEG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=dpi, format="jpeg", pil_kwargs={"quality": 88})
     return buffer.getvalue()

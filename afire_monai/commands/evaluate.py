@@ -67,4 +67,5 @@ def _summary(results: dict[str, Any]) -> list[str]:
         lines.append(
             f"heatmaps, {name}: pointing {interval(row['pointing'])}, pixel AUROC {interval(row['pixel_auroc'])}"
         )
-    return [*lines, *(text for _, text in verdicts(results)), *(f"note: {text}" for text in results["notes"])]
+    new = [text for _, text in verdicts(results) if text.rstrip(".") not in lines]
+    return [*lines, *new, *(f"note: {text}" for text in results["notes"])]

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation page, each as the bytes of a PNG."""
+"""The pictures of an evaluation page, each as the bytes of a PNG or JPEG."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from afire_monai.evaluation.cases import Cases
 from afire_monai.evaluation.heatmaps import resize_heatmap
 from afire_monai.evaluation.metrics import calibration_bins
 from afire_monai.evaluation.predictions import Predictions
-from afire_monai.pages import GREY, LINE, SECOND, new_figure, png
+from afire_monai.pages import GREY, LINE, SECOND, jpeg, new_figure, png
 
 Floats = NDArray[np.float64]
 WORST = 4
@@ -31,15 +31,15 @@ def draw_overview(rows: Sequence[tuple[str, dict[str, Any], dict[str, Any] | Non
     """
     figure = new_figure(7.6, 0.75 + 0.27 * len(rows))
     axis = figure.subplots()
-    for place, (_, own, other) in enumerate(rows):
+    for place, (_, own, _) in enumerate(rows):
         last = place == len(rows) - 1 and len(rows) > 1
         if own["low"] is not None:
             axis.plot([own["low"], own["high"]], [place, place], color=LINE, linewidth=2 + last)
-        axis.plot(own["value"], place, "D" if last else "o", color=LINE, label="this model" if not place else None)
-        if other is not None and other["value"] is not None:
-            axis.plot(
-                other["value"], place, "x", color=SECOND, label="compared model" if axis.get_legend() is None else None
-            )
+        axis.plot(own["value"], place, "D" if last else "o", color=LINE)
+    theirs = [(other["value"], place) for place, (_, _, other) in enumerate(rows) if other]
+    if theirs:
+        axis.plot(*zip(*theirs, strict=True), "x", color=SECOND, label="compared model")
+        axis.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0)
     axis.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
     axis.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=9)
     axis.invert_yaxis()
@@ -68,7 +68,7 @@ def draw_curves(truth: NDArray[np.bool_], scores: Floats, other: Floats | None, 
         curve = ranking.weighted_curve(column, known, np.ones((1, len(known))))
         true, false = curve.true[0], curve.false[0]
         roc.plot([0, *false / false[-1]], [0, *true / true[-1]], color=colour, label=name)
-        precision.step([0, *true / true[-1]], [1, *true / (true + false)], where="pre", color=colour)
+        precision.plot(true / true[-1], true / (true + false), color=colour, linewidth=1)
         mean, share, count = calibration_bins(known, column)
         reliability.plot(mean[count > 0], share[count > 0], color=colour, linewidth=0.8)
         reliability.scatter(mean, share, s=6 + 90 * count / count.max(), color=colour, alpha=0.7)
@@ -77,12 +77,12 @@ def draw_curves(truth: NDArray[np.bool_], scores: Floats, other: Floats | None, 
     roc.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
     precision.axhline(truth.mean(), color=GREY, linewidth=0.8, linestyle=":")
     reliability.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
-    words = (("1 - specificity", "sensitivity", "ROC (dot: threshold)"), ("sensitivity", "precision", "precision"))
-    for axis, (x, y, title) in zip(
-        (roc, precision, reliability),
-        (*words, ("stated probability", "share with finding", "reliability")),
-        strict=True,
-    ):
+    words = (
+        ("1 - specificity", "sensitivity", "ROC (dot: threshold)"),
+        ("sensitivity", "precision", "precision over sensitivity"),
+        ("stated probability", "share with finding", "reliability"),
+    )
+    for axis, (x, y, title) in zip((roc, precision, reliability), words, strict=True):
         axis.set_xlabel(x, fontsize=9)
         axis.set_ylabel(y, fontsize=9)
         axis.set_title(title, fontsize=10)
@@ -122,7 +122,7 @@ def draw_worst(cases: Cases, predictions: Predictions, label: int, threshold: fl
         threshold: only cases on its wrong side are shown.
 
     Returns:
-        The PNG; None if no case is on the wrong side of the threshold.
+        The JPEG; None if no case is on the wrong side of the threshold.
     """
     high, low = worst_cases(cases.targets[:, label], cases.scores[:, label], threshold)
     if not len(high) and not len(low):
@@ -141,7 +141,7 @@ def draw_worst(cases: Cases, predictions: Predictions, label: int, threshold: fl
         for axis, place in zip(line, places, strict=False):
             axis.set_title(f"{cases.scores[place, label]:.2f}   no. {cases.index[place]}", fontsize=9)
             _draw_case(axis, cases.items[place], predictions.heatmap(int(cases.index[place])))
-    return png(figure, 90)
+    return jpeg(figure, 90)  # a PNG of radiographs is five times as large
 
 
 def worst_cases(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import html
+import re
 from typing import Any
 
 from afire_monai.pages import paragraph, table
 
 Results = dict[str, Any]
 DASH = "–"
+FEW = 10
+"""Cases of a class below which a bootstrap interval is not to be trusted."""
 
 
 def heading(text: str) -> str:
@@ -25,6 +28,12 @@ def interval(figure: dict[str, Any] | None, digits: int = 3, signed: bool = Fals
     if figure["low"] is None:
         return f"{value} (no interval)"
     return f"{value} ({figure['low']:{sign}.{digits}f} to {figure['high']:{sign}.{digits}f})"
+
+
+def _cell(figure: dict[str, Any] | None, digits: int = 3, signed: bool = False) -> str:
+    """As `interval`, with the bounds kept on one line."""
+    value, bracket, bounds = interval(figure, digits, signed).partition("(")
+    return value + bracket + bounds.replace(" ", "\u00a0")
 
 
 def labels(results: Results) -> str:
@@ -44,12 +53,14 @@ def labels(results: Results) -> str:
     for row in found["labels"]:
         counts = f"{row['positives']} / {row['negatives']}"
         if row["figures"]:
-            rows.append([row["name"], counts, *(interval(row["figures"][f]) for f in figures)])
+            rows.append([row["name"], counts, *(_cell(row["figures"][f]) for f in figures)])
         else:
             rows.append([row["name"], counts, f"not judged: {row['status']}", *[""] * 4])
     if len(found["macro_over"]) > 1:
-        rows.append([f"mean of {len(found['macro_over'])}", "", *(interval(found["macro"][f]) for f in figures)])
-    return table(head, rows)
+        rows.append([f"mean of {len(found['macro_over'])}", "", *(_cell(found["macro"][f]) for f in figures)])
+    few = [r["name"] for r in found["labels"] if r["figures"] and min(r["positives"], r["negatives"]) < FEW]
+    note = f"Fewer than {FEW} images with or without the finding, so take value and interval lightly: {', '.join(few)}."
+    return table(head, rows) + (paragraph(note, "small") if few else "")
 
 
 def confusion(results: Results) -> str:
@@ -60,7 +71,7 @@ def confusion(results: Results) -> str:
             row["name"],
             f"{row['threshold']:.3g}",
             *(str(row["confusion"][k]) for k in ("tp", "fp", "fn", "tn")),
-            *(interval(row["figures"][f], 2) for f in ("sensitivity", "specificity", "ppv", "npv")),
+            *(_cell(row["figures"][f], 2) for f in ("sensitivity", "specificity", "ppv", "npv")),
         ]
         for row in results["labels"]["labels"]
         if row["figures"]
@@ -76,9 +87,9 @@ def comparison(results: Results) -> str:
     if compared:
         figures = ("auroc", "average_precision", "sensitivity_at_95_specificity", "brier", "ece")
         head = ["finding", "AUROC", "average precision", "sensitivity at 95 % specificity", "Brier", "ECE"]
-        rows = [[name, *(interval(row[f], signed=True) for f in figures)] for name, row in compared["labels"].items()]
+        rows = [[name, *(_cell(row[f], signed=True) for f in figures)] for name, row in compared["labels"].items()]
         if len(compared["macro_over"]) > 1:
-            mean = [interval(compared["macro"][f], signed=True) for f in figures]
+            mean = [_cell(compared["macro"][f], signed=True) for f in figures]
             rows.append([f"mean of {len(compared['macro_over'])}", *mean])
         note = f"On {compared['cases']} images that both judged. For Brier and ECE, negative is better."
         parts = [table(head, rows), paragraph(note, "small")]
@@ -88,7 +99,7 @@ def comparison(results: Results) -> str:
         "heatmaps": (results["heatmaps"] or {}).get("difference", {}),
     }
     rest = [
-        [part, name.replace("_", " "), interval(figure, signed=True)]
+        [part, name.replace("_", " "), _cell(figure, signed=True)]
         for part, figures_of in others.items()
         for name, figure in figures_of.items()
     ]
@@ -112,7 +123,7 @@ def subgroups(results: Results) -> str:
             group["name"],
             str(group["cases"]),
             str(group["patients"]),
-            interval(group["macro"]) if group["macro"] else "too small",
+            _cell(group["macro"]) if group["macro"] else "too small",
             ", ".join(group["macro_over"]) if len(group["macro_over"]) < 3 else f"{len(group['macro_over'])} findings",
         ]
         for group in groups
@@ -136,9 +147,9 @@ def _subgroup_labels(groups: list[dict[str, Any]]) -> str:
                     group["name"],
                     name,
                     f"{row['positives']} / {row['negatives']}",
-                    interval(figures["auroc"]) if figures else "too small",
-                    interval(figures.get("sensitivity"), 2) if figures else "",
-                    interval(figures.get("specificity"), 2) if figures else "",
+                    _cell(figures["auroc"]) if figures else "too small",
+                    _cell(figures.get("sensitivity"), 2) if figures else "",
+                    _cell(figures.get("specificity"), 2) if figures else "",
                 ]
             )
     return (
@@ -153,10 +164,10 @@ def anomaly(results: Results) -> str:
         return paragraph(f"Not judged: {row['status']}.", "note")
     head = ["abnormal / normal", "AUROC", "average precision", "sensitivity at 95 % specificity"]
     figures = ("auroc", "average_precision", "sensitivity_at_95_specificity")
-    first = table(head, [[f"{row['positives']} / {row['negatives']}", *(interval(row["figures"][f]) for f in figures)]])
+    first = table(head, [[f"{row['positives']} / {row['negatives']}", *(_cell(row["figures"][f]) for f in figures)]])
     text = (
-        f"From the {row['threshold']:.0f}th percentile on: sensitivity {interval(row['figures']['sensitivity'], 2)}, "
-        f"specificity {interval(row['figures']['specificity'], 2)}. Normals that are like the reference give "
+        f"From the {row['threshold']:.0f}th percentile on: sensitivity {_cell(row['figures']['sensitivity'], 2)}, "
+        f"specificity {_cell(row['figures']['specificity'], 2)}. Normals that are like the reference give "
         f"a specificity of {row['threshold'] / 100:.2f}."
     )
     return first + paragraph(text)
@@ -172,8 +183,8 @@ def masks(results: Results) -> str:
             name,
             str(row["cases"]),
             str(row["positives"]),
-            *(interval(row[f]) for f in ("dice", "dice_positives")),
-            interval(row["hd95"], 1),
+            *(_cell(row[f]) for f in ("dice", "dice_positives")),
+            _cell(row["hd95"], 1),
             *(str(row[k]) for k in ("both_empty", "missed", "invented")),
         ]
         for name, row in results["masks"]["classes"].items()
@@ -192,37 +203,44 @@ def heatmaps(results: Results) -> str:
         return ""
     rows = [(f"model: {k}" if len(found["boxes"]) > 1 else "model", v) for k, v in found["boxes"].items()]
     rows += [(f"chance: {name}", v) for name, v in found["chance"].items()]
-    head = ["", "images", "pointing", "within 15 px", "pixel AUROC", "pooled", "pixel AP", "pooled"]
+    sides = {"model": next(iter(found["boxes"].values())), **found["chance"]}
+    head = [
+        "",
+        "images",
+        "pointing",
+        "within 15 px",
+        "pixel AUROC",
+        "pooled pixel AUROC",
+        "pixel AP",
+        "pooled pixel AP",
+    ]
     figures = (
         "pointing", "pointing_tolerant", "pixel_auroc", "pooled_auroc", "pixel_average_precision",
         "pooled_average_precision",
     )  # fmt: skip
-    first = [[name, str(v["cases"]), *(interval(v[f], 2) for f in figures)] for name, v in rows]
+    first = [[name, str(v["cases"]), *(_cell(v[f], 2) for f in figures)] for name, v in rows]
     share = next(iter(found["boxes"].values()))["lesion_share"]
     note = (
         f"Lesions cover {100 * share:.1f} % of these pictures on average: the pixel AP of a random map. A map is worth "
         "something where it beats both forms of chance, which never saw the picture."
     )
-    return heading("Heatmaps") + table(head, first) + paragraph(note, "small") + _box_tables(rows)
+    return heading("Heatmaps") + table(head, first) + paragraph(note, "small") + _box_table(sides)
 
 
-def _box_tables(rows: list[tuple[str, dict[str, Any]]]) -> str:
-    made = []
-    for name, figures in rows:
-        body = [
-            [
-                str(row["cut"]),
-                f"{row['ratio']} > {row['threshold']:g}",
-                interval(row["accuracy"], 2),
-                interval(row["false_positives"], 2),
-            ]
-            for row in figures["rows"]
-        ]
-        head = ["cut at (of 255)", "a box counts as found if", "boxes found", "false boxes an image"]
-        if body:
-            title = f"Boxes, {name}: {figures['boxes']} drawn"
-            made.append(f"<details><summary>{html.escape(title)}</summary>{table(head, body)}</details>")
-    return "".join(made)
+def _box_table(columns: dict[str, dict[str, Any]]) -> str:
+    """Boxes found and false boxes of the model and of chance, side by side."""
+    head = ["cut at, of 255", "a box counts as found if"]
+    for name in columns:
+        head += [f"{name}: boxes found", "false boxes an image"]
+    body = []
+    for rows in zip(*(figures["rows"] for figures in columns.values()), strict=True):
+        cells = [str(rows[0]["cut"]), f"{rows[0]['ratio']} > {rows[0]['threshold']:g}"]
+        for row in rows:
+            cells += [_cell(row["accuracy"], 2), _cell(row["false_positives"], 2)]
+        body.append(cells)
+    drawn = next(iter(columns.values()))["boxes"]
+    title = f"<details><summary>As boxes, against {drawn} drawn ones</summary>"
+    return f"{title}{table(head, body)}</details>" if body else ""
 
 
 def facts(results: Results) -> list[list[str]]:
@@ -243,6 +261,6 @@ def facts(results: Results) -> list[list[str]]:
 
 
 def _short(model: dict[str, Any]) -> list[tuple[str, Any]]:
-    return [
-        (k, v) for k, v in model.items() if isinstance(v, str | int | float) and len(str(v)) <= 80 and "/" not in str(v)
-    ]
+    """Facts that fit into a cell and are no paths of the machine."""
+    texts = [(k, v) for k, v in model.items() if isinstance(v, str | int | float) and len(str(v)) <= 80]
+    return [(k, v) for k, v in texts if not re.search(r"\\|^[./~]|/.*/", str(v))]
