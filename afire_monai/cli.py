@@ -12,6 +12,8 @@ from afire_monai.commands.crossvalidate import crossvalidate
 from afire_monai.commands.datalist import from_csv, from_folder, merge, validate
 from afire_monai.commands.demo import demo
 from afire_monai.commands.evaluate import evaluate
+from afire_monai.commands.figures import figures
+from afire_monai.commands.predict import predict, reference
 from afire_monai.commands.public_datasets import PUBLIC_DATASETS
 from afire_monai.commands.release import import_release
 from afire_monai.commands.report import report
@@ -28,7 +30,10 @@ COMMANDS: CommandTree = {
     "check": check,
     "crossvalidate": crossvalidate,
     "evaluate": evaluate,
+    "figures": figures,
     "import-release": import_release,
+    "predict": predict,
+    "reference": reference,
     "report": report,
 }
 ABOUT = """
