@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from afire_monai.distributed import rank
 from afire_monai.export.encoder import export_encoder, save_module_files
 from afire_monai.methods.afire import AFiRe
+from afire_monai.networks import TokenHead
 
 if TYPE_CHECKING:
     from afire_monai.data.dataset import RadiographDataset
@@ -23,7 +24,8 @@ def export_run(trainer: PretrainTrainer, folder: str | Path, data_hash: str) -> 
     Args:
         trainer: at the end of training.
         folder: gets ``encoder.safetensors`` (the teacher's, as the paper fine-tunes it) and, for AFiRe,
-            ``restorer.safetensors`` (the student's encoder and decoder), each with a JSON.
+            ``restorer.safetensors`` (the student's encoder and decoder) and ``detector.safetensors`` (the student's
+            token head and the prototypes), each with a JSON.
         data_hash: SHA-256 of the data list.
     """
     if rank():
@@ -34,9 +36,12 @@ def export_run(trainer: PretrainTrainer, folder: str | Path, data_hash: str) -> 
         "epochs": trainer.state.epoch,
         "data_sha256": data_hash,
     }
+    if isinstance(method, AFiRe):
+        facts["shift"] = method.grid_shift.shift
     export_encoder(method.export_encoder, folder, **facts)
     if isinstance(method, AFiRe):
         export_restorer(method, folder, **facts)
+        export_detector(method, folder, **facts)
     logger.info("encoder written to %s", (folder / "encoder.safetensors").name)
 
 
@@ -65,7 +70,10 @@ def write_run_report(run_dir: str | Path, dataset: RadiographDataset, count: int
 
 
 def export_restorer(method: AFiRe, folder: Path, **facts: Any) -> Path:
-    """Write the student's encoder and decoder, which restore pictures, as ``restorer.safetensors``."""
+    """Write the student's encoder and decoder, which restore pictures, as ``restorer.safetensors``.
+
+    ``shift`` in its JSON says by how many cells the radiograph that it is to see is larger than its grid.
+    """
     student, decoder = method.student, method.student.decoder
     tensors = {k: v for k, v in student.state_dict().items() if not k.startswith("head.")}
     description = {
@@ -73,6 +81,32 @@ def export_restorer(method: AFiRe, folder: Path, **facts: Any) -> Path:
         "encoder": method.export_encoder.config,
         "decoder": decoder.config,
         "input": "images (B, C, H, W) float32 in 0…1, bright = dense, row 0 at the top; normalised inside",
-        **facts,
+        **{"shift": method.grid_shift.shift, **facts},
     }
     return save_module_files(tensors, description, folder / "restorer.safetensors")
+
+
+def export_detector(method: AFiRe, folder: Path, **facts: Any) -> Path:
+    """Write what compares tokens of the restorer's encoder with prototypes as ``detector.safetensors``.
+
+    Tensors: ``head.*`` (the student's token head), ``prototypes`` and ``assignment``, both (N, K) for N canvas cells.
+    """
+    head, bank = method.student.head, method.prototypes
+    tensors = {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
+    tensors |= {"prototypes": bank.prototypes, "assignment": bank.assignment()}
+    description = {
+        "format": "afire-monai detector 1",
+        "head": _head_config(head),
+        "canvas": list(method.grid_shift.canvas_grid),
+        "temperature": method.token_loss.student_temperature,
+        **{"shift": method.grid_shift.shift, **facts},
+    }
+    return save_module_files(tensors, description, folder / "detector.safetensors")
+
+
+def _head_config(head: TokenHead) -> dict[str, Any]:
+    """Give the arguments that build a token head of the same shape."""
+    first = head.state_dict()["mlp.0.weight"]
+    _, out_dim, bottleneck = head.weight.shape
+    widths = {"in_dim": first.shape[1], "hidden_dim": first.shape[0], "out_dim": out_dim, "bottleneck_dim": bottleneck}
+    return {"cells": head.cells, **widths}

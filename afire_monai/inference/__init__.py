@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from afire_monai.inference.anomaly import AnomalyDetector, AnomalyFeatures, load_detector
 from afire_monai.inference.attribution import attention_rollout, grad_cam
 from afire_monai.inference.bundle_writer import ResultWriter
+from afire_monai.inference.make_reference import make_reference
+from afire_monai.inference.predict import predict
+from afire_monai.inference.reference import NormalReference, build_reference
 from afire_monai.inference.restoration import AnomalyInferer, AnomalyNetwork, AnomalyOutput, load_restorer
 
 __all__ = [
+    "AnomalyDetector",
+    "AnomalyFeatures",
     "AnomalyInferer",
     "AnomalyNetwork",
     "AnomalyOutput",
+    "NormalReference",
     "ResultWriter",
     "attention_rollout",
+    "build_reference",
     "grad_cam",
+    "load_detector",
     "load_restorer",
+    "make_reference",
+    "predict",
 ]

@@ -1,0 +1,240 @@
+"""Anomaly detection without labels: what in a radiograph is unlike the same place in normal ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from afire_monai.errors import AfireError, CheckpointError
+from afire_monai.export.encoder import load_encoder, load_module_files
+from afire_monai.inference.restoration import AnomalyNetwork, box_mean, load_restorer
+from afire_monai.losses.token_contrastive import similarities
+from afire_monai.methods.grid_shift import GridShift
+from afire_monai.networks import TokenHead, ViTEncoder
+
+PARTS = ("tokens", "residual", "difference", "prototypes")
+"""What a cell can be judged by; see `AnomalyDetector`."""
+
+
+@dataclass
+class AnomalyFeatures:
+    """What a detector sees in a batch, by cells of the canvas (N cells, row by row).
+
+    Attributes:
+        tokens: (B, N, D) of the encoder.
+        cells: for each part but ``tokens`` a number a cell, (B, N).
+        restored: (B, C, Hc, Wc) in 0…1, or None.
+        difference: (B, Hc, Wc) absolute difference of picture and restoration, smoothed over a cell; or None.
+    """
+
+    tokens: Tensor
+    cells: dict[str, Tensor] = field(default_factory=dict)
+    restored: Tensor | None = None
+    difference: Tensor | None = None
+
+
+class AnomalyDetector(nn.Module):
+    """Look at each anatomical cell of a radiograph in the ways that pre-training on normals offers.
+
+    A model of the grid-shifted form was trained on crops of a canvas that is larger by ``shift`` cells. The whole
+    radiograph is read at the canvas' size, seen through the crops at its corners (which together show every cell), and
+    what overlapping crops say of a cell is averaged (this project's reading). With ``shift`` 0 there is one crop.
+
+    Parts, each a number for each cell:
+
+    - ``tokens``: distance of the cell's token to the tokens of the same cell in normal radiographs (in the way of
+      PaDiM, Defard et al., ICPR 2021); needs a :class:`~afire_monai.inference.NormalReference`;
+    - ``residual``: grey level minus that of the restoration, averaged over the cell: above 0 what is denser;
+    - ``difference``: the same without sign;
+    - ``prototypes``: cross-entropy of the cell's token to the prototype of its cell (the structure term's similarity).
+
+    Args:
+        encoder: gives the tokens; the restorer's where there is one.
+        shift: s, in cells.
+        restorer: for ``residual`` and ``difference``; its encoder must be ``encoder``.
+        head: token head on ``encoder``, for ``prototypes``.
+        assignment: (N, K) of the prototypes (`PrototypeBank.assignment`), for ``prototypes``.
+        temperature: of the head's softmax, τ_s.
+
+    Raises:
+        AfireError: if the parts do not fit.
+    """
+
+    assignment: Tensor | None
+
+    def __init__(
+        self,
+        encoder: ViTEncoder,
+        shift: int = 0,
+        restorer: AnomalyNetwork | None = None,
+        head: TokenHead | None = None,
+        assignment: Tensor | None = None,
+        temperature: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.restorer = restorer
+        self.head = head
+        self.temperature = temperature
+        self.canvas = GridShift(encoder.grid, encoder.patch_size, shift)
+        self.register_buffer("assignment", assignment, persistent=False)
+        if restorer is not None and restorer.encoder is not encoder:
+            raise AfireError("the restorer must have the detector's encoder")
+        if (head is None) != (assignment is None):
+            raise AfireError("the token head and the prototypes are needed together")
+        if assignment is not None and len(assignment) != self.canvas.canvas_cells:
+            raise AfireError(f"{len(assignment)} prototypes do not fit a canvas of {self.canvas.canvas_cells} cells")
+
+    @property
+    def canvas_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the pictures that the detector wants."""
+        return self.canvas.canvas_size
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Parts that this detector can give."""
+        able = {
+            "residual": self.restorer is not None,
+            "difference": self.restorer is not None,
+            "prototypes": self.head is not None,
+        }
+        return tuple(part for part in PARTS if able.get(part, True))
+
+    @property
+    def default_parts(self) -> tuple[str, ...]:
+        """Tokens, and the residual where there is a restorer: what did best on real radiographs (docs/predict.md)."""
+        return tuple(part for part in ("tokens", "residual") if part in self.parts)
+
+    def offsets(self) -> list[tuple[int, int]]:
+        """Give the crops' offsets (row, column) in cells: the canvas' corners, and between them if need be."""
+        s, grid = self.canvas.shift, self.canvas.grid
+        rows, columns = (sorted({s, *range(0, s, side)}) for side in grid)
+        return [(row, column) for row in rows for column in columns]
+
+    def features(self, images: Tensor, parts: Sequence[str] | None = None, restore: bool = False) -> AnomalyFeatures:
+        """Look at radiographs.
+
+        Args:
+            images: (B, 1 or C, Hc, Wc) in 0…1, of :attr:`canvas_size`.
+            parts: which to compute; None for all that there are.
+            restore: give the restored pictures and the difference whatever the parts.
+
+        Raises:
+            AfireError: for pictures of another size, or parts that the detector does not have.
+        """
+        parts = self.parts if parts is None else parts
+        if missing := [part for part in parts if part not in self.parts]:
+            raise AfireError(f"the detector has no {', '.join(missing)}; it has {', '.join(self.parts)}")
+        if tuple(images.shape[2:]) != self.canvas_size:
+            h, w = self.canvas_size
+            raise AfireError(f"pictures must be {h} x {w} pixels, got {images.shape[2]} x {images.shape[3]}")
+        images = images.expand(-1, self.encoder.in_channels, -1, -1)
+        offsets = torch.tensor(self.offsets(), device=images.device).repeat_interleave(len(images), 0)
+        crops = self.canvas.crop(images.repeat(len(self.offsets()), 1, 1, 1), offsets)
+        seen = self.encoder(crops)
+        found = AnomalyFeatures(self._on_canvas(seen[:, 1:].float()))
+        if "prototypes" in parts:
+            found.cells["prototypes"] = self._prototype_distance(seen, offsets)
+        if restore or {"residual", "difference"} & set(parts):
+            self._compare(images, crops, seen, parts, found)
+        return found
+
+    def _compare(
+        self, images: Tensor, crops: Tensor, tokens: Tensor, parts: Sequence[str], found: AnomalyFeatures
+    ) -> None:
+        if self.restorer is None:
+            raise AfireError("there is no restorer, so nothing can be restored")
+        p = self.encoder.patch_size
+        pixels = self.restorer.restore(crops, tokens)
+        # as tokens with C·P² channels, so that overlapping crops are averaged in the same way
+        restored = self._on_canvas(F.pixel_unshuffle(pixels, p).flatten(2).transpose(1, 2))
+        h, w = self.canvas.canvas_grid
+        found.restored = F.pixel_shuffle(restored.transpose(1, 2).unflatten(2, (h, w)), p)
+        signed = (images - found.restored).mean(1, keepdim=True)
+        found.difference = box_mean(signed.abs(), p // 2 * 2 + 1)[:, 0]
+        if "residual" in parts:
+            found.cells["residual"] = F.avg_pool2d(signed, p).flatten(1)
+        if "difference" in parts:
+            found.cells["difference"] = F.avg_pool2d(signed.abs(), p).flatten(1)
+
+    def _prototype_distance(self, tokens: Tensor, offsets: Tensor) -> Tensor:
+        assert self.head is not None
+        assert self.assignment is not None
+        cells = self.canvas.cells(offsets)
+        cross, log_partition = similarities(self.head(tokens[:, 1:]), self.assignment, self.temperature)
+        own = cross.gather(-1, cells[..., None])[..., 0] - log_partition
+        return self._on_canvas(-own[..., None])[..., 0]
+
+    def _on_canvas(self, values: Tensor) -> Tensor:
+        """Bring values of crop cells (crops · B, L, F) to canvas cells (B, N, F), averaged where crops overlap."""
+        (h, w), (hc, wc) = self.canvas.grid, self.canvas.canvas_grid
+        offsets = self.offsets()
+        crops = values.unflatten(0, (len(offsets), -1)).unflatten(2, (h, w))
+        total = values.new_zeros(crops.shape[1], hc, wc, values.shape[-1])
+        count = values.new_zeros(hc, wc, 1)
+        for crop, (row, column) in zip(crops, offsets, strict=True):
+            total[:, row : row + h, column : column + w] += crop
+            count[row : row + h, column : column + w] += 1
+        return (total / count).flatten(1, 2)
+
+
+def load_detector(path: str | Path | Mapping[str, Path]) -> AnomalyDetector:
+    """Build a detector from what is in a model folder, in evaluation mode.
+
+    Taken are the restorer (``restorer.safetensors``) or, without one, the encoder (``encoder.safetensors``); and the
+    student's token head with the prototypes (``detector.safetensors``) if they are there. A restorer that an earlier
+    version wrote does not say its shift; it is then taken to be 0.
+
+    Args:
+        path: the folder, or paths of the files by kind.
+
+    Raises:
+        CheckpointError: if there is neither encoder nor restorer, or a file is damaged.
+    """
+    files = dict(path) if isinstance(path, Mapping) else _files_of(Path(path))
+    if "restorer" not in files:
+        if "encoder" not in files:
+            raise CheckpointError(f"{path}: neither restorer.safetensors nor encoder.safetensors is there")
+        description = load_module_files(files["encoder"])[1]
+        return AnomalyDetector(load_encoder(files["encoder"]), int(description.get("shift", 0))).eval()
+    restorer = load_restorer(files["restorer"])
+    shift = int(load_module_files(files["restorer"])[1].get("shift", 0))
+    head, assignment, temperature = None, None, 0.1
+    if "detector" in files:
+        head, assignment, temperature = _load_head(files["detector"])
+    return AnomalyDetector(restorer.encoder, shift, restorer, head, assignment, temperature).eval()
+
+
+def _files_of(folder: Path) -> dict[str, Path]:
+    kinds = ("encoder", "restorer", "detector")
+    return {kind: folder / f"{kind}.safetensors" for kind in kinds if (folder / f"{kind}.safetensors").is_file()}
+
+
+def _load_head(path: Path) -> tuple[TokenHead, Tensor, float]:
+    tensors, description = load_module_files(path)
+    try:
+        head = TokenHead(**description["head"])
+        head.load_state_dict({k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")})
+        return head, tensors["assignment"], float(description["temperature"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: the weights do not fit their description: {error}") from error
+
+
+def heat_of(standardised: Tensor) -> Tensor:
+    """Turn standard deviations above the normal mean into 0…1: z / (z + 3) above 0, 0 below; 3 gives a half.
+
+    Never saturated, so that places keep their order, and comparable between images.
+    """
+    above = standardised.clamp_min(0)
+    return above / (above + 3)
+
+
+def enlarge_cells(cells: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Draw cells (B, N) as pictures (B, H, W), bilinear between the cells' centres."""
+    return F.interpolate(cells.unflatten(1, grid)[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]

@@ -1,0 +1,253 @@
+"""The normal reference: what normal radiographs look like to a detector, so that others can be ranked among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from afire_monai import __version__
+from afire_monai.errors import AfireError, CheckpointError
+from afire_monai.export.encoder import load_module_files, save_module_files
+from afire_monai.inference.anomaly import AnomalyDetector, AnomalyFeatures, enlarge_cells, heat_of
+from afire_monai.inference.gaussian import CellGaussian, Moments
+
+Pooling = Literal["mean", "top", "max"]
+MIN_NORMALS = 20
+FOLDS = 5
+
+
+@dataclass
+class Judgement:
+    """What the reference says of a batch.
+
+    Attributes:
+        score: (B,) combined standard deviations above the normal mean, pooled over cells.
+        percentile: (B,) in 0…100, how many of the normal radiographs score lower.
+        heat: (B, Hc, Wc) in 0…1, `heat_of` the combined cells.
+        cells: for each part (B, N) standard deviations above the normal mean of that cell; ``combined`` as well.
+    """
+
+    score: Tensor
+    percentile: Tensor
+    heat: Tensor
+    cells: dict[str, Tensor]
+
+
+class NormalReference(nn.Module):
+    """Statistics of normal radiographs.
+
+    Every part of a detector is standardised in each cell by the mean and the standard deviation of the normal
+    radiographs there; the parts are averaged, standardised again in each cell, and pooled over cells into the image's
+    score, which is ranked among those of the normal radiographs. For the part ``tokens`` the distance is Mahalanobis'
+    to the mean token of the cell, with one covariance for all cells. Its distances and scores of normals are
+    cross-fitted (each patient's from the statistics of others), or new normals would seem more unusual than they are.
+
+    Args:
+        parts: of the detector, in the order of ``mean`` and ``std``.
+        pooling: ``mean`` of all cells, of the ``top`` 5 %, or ``max``.
+        mean: (M, N) of the M parts.
+        std: (M, N).
+        combined_std: (N,) of the average of the standardised parts.
+        scores: (n,) of the normal radiographs.
+        gaussian: of the tokens; None without that part.
+        facts: plain values, as saved.
+    """
+
+    mean: Tensor
+    std: Tensor
+    combined_std: Tensor
+    scores: Tensor
+
+    def __init__(
+        self,
+        parts: Sequence[str],
+        pooling: str,
+        mean: Tensor,
+        std: Tensor,
+        combined_std: Tensor,
+        scores: Tensor,
+        gaussian: CellGaussian | None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.parts = tuple(parts)
+        self.pooling = pooling
+        self.facts = dict(facts or {})
+        self.gaussian = gaussian
+        for name, value in (("mean", mean), ("std", std), ("combined_std", combined_std)):
+            self.register_buffer(name, value.float())
+        self.register_buffer("scores", scores.float().sort().values)
+
+    @property
+    def count(self) -> int:
+        """Number of normal radiographs."""
+        return len(self.scores)
+
+    @torch.no_grad()
+    def judge(self, features: AnomalyFeatures, canvas: tuple[int, int], size: tuple[int, int]) -> Judgement:
+        """Rank radiographs among the normal ones.
+
+        Args:
+            features: of the detector that the reference was made with.
+            canvas: rows and columns (hc, wc) of its cells.
+            size: height and width of the heatmap.
+        """
+        values = dict(features.cells)
+        if self.gaussian is not None:
+            values["tokens"] = self.gaussian.distance(features.tokens)
+        raw = torch.stack([values[part] for part in self.parts], 1)
+        standard = (raw - self.mean) / self.std
+        combined = standard.mean(1) / self.combined_std
+        score = pool(combined, self.pooling)
+        # above the ties and half of them
+        below = torch.searchsorted(self.scores, score) + torch.searchsorted(self.scores, score, right=True)
+        cells = {part: standard[:, place] for place, part in enumerate(self.parts)}
+        heat = heat_of(enlarge_cells(combined, canvas, size))
+        return Judgement(score, 50 * below / self.count, heat, {**cells, "combined": combined})
+
+    def in_words(self, percentile: float) -> dict[str, Any]:
+        """Say what a percentile means, as plain values for a record."""
+        highest = percentile > 100 - 50 / self.count
+        share = "all" if highest else f"{int(percentile)} % of"
+        return {"normals": self.count, "meaning": f"more unusual than {share} {self.count} normal radiographs"}
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``reference.safetensors`` and its JSON into a model folder; give the first."""
+        tensors = {"mean": self.mean, "std": self.std, "combined_std": self.combined_std, "scores": self.scores}
+        if self.gaussian is not None:
+            tensors |= {"token_mean": self.gaussian.mean, "token_whitening": self.gaussian.whitening}
+        description = {
+            "format": "afire-monai reference 1",
+            "version": __version__,
+            "parts": list(self.parts),
+            "pooling": self.pooling,
+            "count": self.count,
+            "resolution_percent": round(100 / self.count, 3),
+            **self.facts,
+        }
+        return save_module_files(tensors, description, Path(folder) / "reference.safetensors")
+
+    @classmethod
+    def load(cls, path: str | Path) -> NormalReference:
+        """Read what :meth:`save` wrote.
+
+        Args:
+            path: the file, or the folder that holds it.
+
+        Raises:
+            CheckpointError: if a file is missing or damaged.
+        """
+        path = Path(path)
+        path = path / "reference.safetensors" if path.is_dir() else path
+        tensors, description = load_module_files(path)
+        try:
+            gaussian = None
+            if "tokens" in description["parts"]:
+                gaussian = CellGaussian(tensors["token_mean"], tensors["token_whitening"])
+            mean, std, combined_std, scores = (tensors[name] for name in ("mean", "std", "combined_std", "scores"))
+            parts, pooling = description["parts"], description["pooling"]
+            return cls(parts, pooling, mean, std, combined_std, scores, gaussian, description).eval()
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: {error} is missing, so it is no normal reference; make it again") from error
+
+    def check(self, detector: AnomalyDetector, hashes: Mapping[str, str]) -> None:
+        """See that a detector is the one that this reference was made with.
+
+        Args:
+            detector: to be judged by it.
+            hashes: SHA-256 of its weights files by kind.
+
+        Raises:
+            CheckpointError: if it is another.
+        """
+        made_with = self.facts.get("model_sha256") or {}
+        differing = [kind for kind, value in made_with.items() if hashes.get(kind) != value]
+        missing = [part for part in self.parts if part not in detector.parts]
+        if differing or missing or self.mean.shape[1] != detector.canvas.canvas_cells:
+            what = f"other {', '.join(differing)} weights" if differing else "another detector"
+            raise CheckpointError(f"reference.safetensors was made with {what}; make it again with `afire reference`")
+
+
+def pool(cells: Tensor, pooling: str) -> Tensor:
+    """Pool cells (B, N) into scores (B,): ``mean``, mean of the ``top`` 5 %, or ``max``."""
+    if pooling == "mean":
+        return cells.mean(1)
+    return cells.topk(1 if pooling == "max" else max(1, round(0.05 * cells.shape[1])), 1).values.mean(1)
+
+
+@torch.no_grad()
+def build_reference(
+    detector: AnomalyDetector,
+    batches: Iterable[Tensor],
+    groups: Sequence[str],
+    parts: Sequence[str] | None = None,
+    pooling: str = "mean",
+    facts: Mapping[str, Any] | None = None,
+) -> NormalReference:
+    """Gather the statistics of normal radiographs.
+
+    Args:
+        detector: what looks at them.
+        batches: their pictures (B, 1, Hc, Wc) in 0…1.
+        groups: the patient of each, in the same order; patients are kept whole when cross-fitting.
+        parts: which parts to use; None for the detector's default.
+        pooling: see :class:`NormalReference`.
+        facts: plain values to keep: data list, section, model.
+
+    Raises:
+        AfireError: for fewer than 20 radiographs or 2 patients, unknown parts or pooling.
+    """
+    parts = detector.default_parts if parts is None else tuple(parts)
+    if pooling not in get_args(Pooling) or not parts:
+        raise AfireError(f"pooling must be mean, top or max and there must be a part, got {pooling!r} and {parts}")
+    found = [detector.features(images, parts) for images in batches]
+    count = sum(len(f.tokens) for f in found)
+    fold = _folds(groups, count)
+    values = {part: torch.cat([f.cells[part] for f in found]).cpu() for part in parts if part != "tokens"}
+    gaussian = None
+    if "tokens" in parts:
+        tokens = torch.cat([f.tokens.half() for f in found]).cpu()
+        gaussian, values["tokens"] = _fit_tokens(tokens, fold)
+    raw = torch.stack([values[part] for part in parts], 1).float()
+    mean, std = raw.mean(0), _floored(raw.std(0))
+    combined = ((raw - mean) / std).mean(1)
+    combined_std = _floored(combined.std(0)[None])[0]
+    described = {**(facts or {}), "patients": len(set(groups))}
+    scores = pool(combined / combined_std, pooling)
+    return NormalReference(parts, pooling, mean, std, combined_std, scores, gaussian, described).eval()
+
+
+def _folds(groups: Sequence[str], count: int) -> Tensor:
+    """Give the fold of each radiograph (n,); a patient's are in one fold."""
+    if count < MIN_NORMALS:
+        raise AfireError(
+            f"{count} normal radiographs are too few for a reference: percentiles would come in steps of "
+            f"{100 / max(count, 1):.0f} %; at least {MIN_NORMALS} are needed, some hundreds are better"
+        )
+    if len(groups) != count:
+        raise AfireError(f"{len(groups)} groups do not fit {count} radiographs")
+    numbers = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    if len(numbers) < 2:
+        raise AfireError(f"the {count} normal radiographs are of one patient; a reference needs several")
+    return torch.tensor([numbers[group] for group in groups]) % min(FOLDS, len(numbers))
+
+
+def _fit_tokens(tokens: Tensor, fold: Tensor) -> tuple[CellGaussian, Tensor]:
+    """Fit a Gaussian to all tokens (n, N, D); give each radiograph's distances (n, N) to the fit without its fold."""
+    parts = [Moments.of(tokens[fold == number]) for number in range(int(fold.max()) + 1)]
+    total = Moments.sum(parts)
+    distances = torch.zeros(tokens.shape[:2])
+    for number, part in enumerate(parts):
+        distances[fold == number] = (total - part).fit().distance(tokens[fold == number].float())
+    return total.fit(), distances
+
+
+def _floored(std: Tensor) -> Tensor:
+    """Keep standard deviations (M, N) from vanishing where all radiographs are alike, such as black borders."""
+    return std.clamp_min(1e-6).maximum(0.1 * std.median(dim=1, keepdim=True).values)
