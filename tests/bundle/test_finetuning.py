@@ -221,3 +221,21 @@ def test_cross_validation_refuses_settings_of_its_own_and_unknown_ones(phantoms,
     assert run([*start, "--settings", "epoch=2"]) == 2
     assert "nearest: epochs" in capsys.readouterr().err
     assert run([*start, "--folds", "1"]) == 2
+
+
+# evaluation -----------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_predicts_and_judges_in_one_run(classified, phantoms, foreign):
+    model = [str(classified / "models")]
+    given = {"model": model, "device": "cpu", "repeats": 100, "output_dir": "judged"}
+    run_bundle(foreign, str(CONFIGS / "evaluate.yaml"), datalist=str(phantoms), **given)
+    result = json.loads((foreign / "judged" / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
+    assert result["cases"] == len(load_datalist(phantoms)["test"])
+    assert (foreign / "judged" / "evaluation" / "evaluation.html").stat().st_size > 10_000
+    # what the training run predicted itself, up to the rounding of its cache
+    own = load_predictions(classified / "predictions" / "test")
+    again = load_predictions(foreign / "judged" / "predictions")
+    assert own.index.tolist() == again.index.tolist()
+    for label, scores in own.scores.items():
+        np.testing.assert_allclose(again.scores[label], scores, atol=2e-3)
