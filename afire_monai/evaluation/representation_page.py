@@ -18,8 +18,9 @@ CAPTIONS = {
     ),
     "segments": (
         "Co-segmentation without labels",
-        "Tokens of all images clustered together (k-means, no labels); one colour is one cluster. White lines are "
-        "masks, where there are some, which the clusters have not seen.",
+        "Tokens of all images clustered together (k-means, no labels); one colour is one cluster. White lines are masks "
+        "that the clusters have not seen, where there are some. Clusters with the same borders in every picture follow "
+        "the place, as the mean mask in the table does.",
     ),
     "tsne_cells": (
         "Tokens by cell",
@@ -34,7 +35,7 @@ CAPTIONS = {
     "atlas": (
         "Prototype atlas",
         "From left: mean of the images; the strongest dimension of each cell's prototype; the mean of all patches "
-        "whose token chose that cell's prototype (like the picture beside it where prototypes stand for anatomy; orange: "
+        "whose token chose that cell's prototype (like the mean picture where prototypes stand for anatomy; orange: "
         "chosen by none); how many tokens of a cell chose their own.",
     ),
 }
