@@ -12,7 +12,7 @@ from afire_monai.evaluation import metrics
 from afire_monai.evaluation.cases import AGAIN, Cases, read_cases, scores_of_other
 from afire_monai.evaluation.parts import evaluate_anomaly, evaluate_heatmaps, evaluate_masks
 from afire_monai.evaluation.predictions import Predictions, load_predictions
-from afire_monai.evaluation.result_files import plain, write_results
+from afire_monai.evaluation.result_files import plain, without_folders, write_results
 from afire_monai.evaluation.subgroups import evaluate_subgroups
 
 FORMAT = "afire evaluation 1"
@@ -137,8 +137,8 @@ def evaluate_cases(
         "cases": len(cases),
         "patients": cases.patients,
         "settings": settings,
-        "model": predictions.facts.get("model") or {},
-        "compared_with": (other.facts.get("model") or {}) if other is not None else None,
+        "model": without_folders(predictions.facts.get("model") or {}),
+        "compared_with": without_folders(other.facts.get("model") or {}) if other is not None else None,
         "notes": cases.notes,
     }
     made: dict[str, Any] = plain({**about, **parts})

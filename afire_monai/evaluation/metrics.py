@@ -207,7 +207,8 @@ def figure_draws(
         for c in np.flatnonzero(known.any(0)):
             rows = known[:, c]
             truth, column = targets[rows, c] == 1, scores[rows, c]
-            for f, values in _figures(truth, column, weights[:, rows], thresholds[c], figures).items():
+            counts = weights if rows.all() else weights[:, rows]
+            for f, values in _figures(truth, column, counts, thresholds[c], figures).items():
                 draws[f][c, at : at + len(weights)] = values
         at += len(weights)
     return draws

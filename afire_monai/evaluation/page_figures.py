@@ -41,7 +41,7 @@ def draw_overview(rows: Sequence[tuple[str, dict[str, Any], dict[str, Any] | Non
         axis.plot(*zip(*theirs, strict=True), "x", color=SECOND, label="compared model")
         axis.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0)
     axis.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
-    axis.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=9)
+    axis.set_yticks(range(len(rows)), [name.replace("$", r"\$") for name, _, _ in rows], fontsize=9)
     axis.invert_yaxis()
     axis.set_xlabel("AUROC with 95 % interval over patients (dotted: chance)", fontsize=9)
     axis.tick_params(axis="x", labelsize=8)

@@ -193,7 +193,8 @@ def masks(results: Results) -> str:
         "Dice is 1 where both masks are empty. HD95 is over the images where neither is. Missed: drawn, none "
         "predicted. Invented: predicted, none drawn."
     )
-    return heading("Masks") + table(head, rows) + paragraph(note, "small")
+    more = paragraph(results["masks"]["note"], "note") if results["masks"]["note"] else ""
+    return heading("Masks") + table(head, rows) + paragraph(note, "small") + more
 
 
 def heatmaps(results: Results) -> str:
@@ -224,6 +225,8 @@ def heatmaps(results: Results) -> str:
         f"Lesions cover {100 * share:.1f} % of these pictures on average: the pixel AP of a random map. A map is worth "
         "something where it beats both forms of chance, which never saw the picture."
     )
+    if found["kind"]:
+        note = f"Kind of heatmap: {found['kind']}. {note}"
     return heading("Heatmaps") + table(head, first) + paragraph(note, "small") + _box_table(sides)
 
 

@@ -13,7 +13,7 @@ from afire_monai.evaluation.bootstrap import Interval, mean_interval
 from afire_monai.evaluation.cases import Cases
 from afire_monai.evaluation.heatmaps import ImageFigures, image_figures
 from afire_monai.evaluation.localisation import LesionCase, Localisation, centre_figures, prior_figures, summarise
-from afire_monai.evaluation.overlap import evaluate_overlap
+from afire_monai.evaluation.overlap import IGNORE, evaluate_overlap
 from afire_monai.evaluation.predictions import Predictions
 from afire_monai.evaluation.truth import box_names, lesion_case, read_mask
 
@@ -58,9 +58,9 @@ def evaluate_masks(
     if not places:
         return None
     groups = cases.groups[places]
-    classes = _classes(predictions)
+    classes, note = _classes(cases, predictions, places)
     result = evaluate_overlap(_pairs(cases, predictions, places), groups, classes, repeats=repeats, seed=seed)
-    made: dict[str, Any] = {"classes": result}
+    made: dict[str, Any] = {"classes": result, "note": note}
     shared = [p for p in _mask_places(cases, other) if p in set(places)] if other is not None else []
     if other is not None and shared:
         theirs = evaluate_overlap(_pairs(cases, other, shared), cases.groups[shared], classes, repeats=1, seed=seed)
@@ -78,11 +78,13 @@ def evaluate_heatmaps(
     """Judge heatmaps against the list's boxes, and its masks if these show lesions, beside two forms of chance.
 
     Returns:
-        ``boxes``: for "all boxes", and for each name of a box where there are several, the model's figures;
-        ``chance``: figures of the centre and of the mean lesion of other patients; ``difference`` to another model.
+        ``kind``: what the heatmaps are, as far as the predictions say; ``boxes``: the model's figures for "all boxes",
+        and for each name of a box where there are several; ``chance``: figures of the centre and of the mean lesion of
+        other patients; ``difference`` to another model.
     """
     kinds = ["", *box_names(cases.items)]
-    made: dict[str, Any] = {"boxes": {}, "chance": {}}
+    said = [predictions.facts.get(key) for key in ("heatmap", "label")]
+    made: dict[str, Any] = {"kind": " of ".join(s for s in said if isinstance(s, str)), "boxes": {}, "chance": {}}
     for kind in kinds if len(kinds) > 2 else kinds[:1]:
         places = _lesion_places(cases, predictions, kind, masks)
         if not places:
@@ -155,10 +157,23 @@ def _pairs(cases: Cases, predictions: Predictions, places: list[int]) -> Iterato
         yield predicted, read_mask(path) if path else np.zeros(predicted.shape, dtype=np.uint8)
 
 
-def _classes(predictions: Predictions) -> dict[str, int] | None:
-    """Classes of the masks by name; None where there is one only, which is then all that is not background."""
+def _classes(cases: Cases, predictions: Predictions, places: list[int]) -> tuple[dict[str, int] | None, str]:
+    """Give the values of the classes of the masks, and what there is to say of them.
+
+    Of one class all that is not background counts. So it does of several, if the drawn masks have other values.
+    """
     values = predictions.facts.get("mask_values")
-    return {str(k): int(v) for k, v in values.items()} if isinstance(values, dict) and len(values) > 1 else None
+    if not isinstance(values, dict) or len(values) < 2:
+        return None, ""
+    classes = {str(name): int(value) for name, value in values.items()}
+    paths = [cases.items[p]["mask"] for p in places if cases.items[p].get("mask")]
+    drawn = {int(v) for path in paths for v in np.unique(read_mask(path))} - {0, IGNORE}
+    if drawn <= set(classes.values()):
+        return classes, ""
+    return None, (
+        f"The list's masks hold values {sorted(drawn)}, the predicted classes are {classes}: classes cannot be told "
+        "apart, so all that is not background is judged as one."
+    )
 
 
 def _aligned(cases: Cases, other: Predictions, column: NDArray[np.float64]) -> NDArray[np.float64]:

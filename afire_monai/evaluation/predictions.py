@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -285,8 +286,12 @@ def load_predictions(folder: str | Path) -> Predictions:
 def write_text(path: Path, text: str) -> None:
     """Write a file in one piece: a reader sees the old one or the new one, never a part."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
@@ -306,9 +311,13 @@ def _read_facts(path: Path) -> dict[str, Any]:
         raise AfireError(f"{path}: 'labels' (names) and 'count' (a number) are expected. {AGAIN}")
     _check_names(facts["labels"])
     thresholds = facts.get("thresholds") or {}
-    if not isinstance(thresholds, dict) or not all(isinstance(v, int | float) for v in thresholds.values()):
+    if not isinstance(thresholds, dict) or not all(_is_number(v) for v in thresholds.values()):
         raise AfireError(f"{path}: 'thresholds' must give a number for each label, got {thresholds!r}. {AGAIN}")
     return facts
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _read_table(path: Path, columns: Sequence[str]) -> dict[str, NDArray[np.float64]]:

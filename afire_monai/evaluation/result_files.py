@@ -8,7 +8,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,16 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def without_folders(value: Any) -> Any:
+    """Cut absolute paths, anywhere in plain values, down to their last part: folders tell of machine and people."""
+    if isinstance(value, Mapping):
+        return {k: without_folders(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(v) for v in value]
+    absolute = isinstance(value, str) and (PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute())
+    return PureWindowsPath(value).name if absolute else value  # knows both kinds of slash
 
 
 def write_results(results: dict[str, Any], page: str, folder: Path) -> None:

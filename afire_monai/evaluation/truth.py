@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -86,15 +87,14 @@ def lesion_case(
 
 def box_names(items: list[dict[str, Any]]) -> list[str]:
     """Names of the boxes of items, sorted."""
-    return sorted({str(box[4]) for item in items for box in item.get("boxes") or [] if len(box) == 5})
+    return sorted(
+        {str(box[4]) for item in items for box in item.get("boxes") or [] if isinstance(box, list) and len(box) == 5}
+    )
 
 
 def _box(box: Any, where: str) -> list[float]:
     numbers = box[:4] if isinstance(box, list) and len(box) == 5 else []
-    if (
-        not numbers
-        or any(isinstance(v, bool) or not isinstance(v, int | float) for v in numbers)
-        or min(numbers[2:]) <= 0
-    ):
+    sound = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in numbers)
+    if not numbers or not sound or min(numbers[2:]) <= 0:
         raise DataListError(f"{where}: box {box!r}; [x, y, width, height, name] in pixels is expected")
     return [float(v) for v in numbers]

@@ -169,6 +169,21 @@ def test_a_box_that_cannot_be_is_refused_with_its_place(small):
             judged(small)
 
 
+def test_classes_of_masks_are_judged_each_where_the_list_tells_them_apart(small):
+    folder = small.predictions(mask_values={"lung": 255, "heart": 100})
+    assert set(judged(small, folder)["masks"]["classes"]) == {"lung", "heart"}
+    other = small.predictions("other", mask_values={"lung": 1, "heart": 2})
+    masks = judged(small, other)["masks"]
+    assert set(masks["classes"]) == {"foreground"}
+    assert "values [255]" in masks["note"]
+
+
+def test_folders_of_the_machine_stay_out_of_the_results(small):
+    model = {"encoder": "/home/me/runs/a/models", "other": {"path": ["C:\\me\\b"]}, "kind": "ViT-Ti/6", "n": 3}
+    folder = small.predictions(model=model)
+    assert judged(small, folder)["model"] == {"encoder": "models", "other": {"path": ["b"]}, "kind": "ViT-Ti/6", "n": 3}
+
+
 def test_same_seed_same_results_and_single_image_is_survived(small):
     folder = small.predictions()
     assert judged(small, folder, seed=3) == judged(small, folder, seed=3)
