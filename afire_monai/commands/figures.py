@@ -34,7 +34,8 @@ def figures(
         seed: of everything random.
     """
     from afire_monai.evaluation.representation_page import verdicts
-    from afire_monai.evaluation.representation_run import Settings, draw_figures
+    from afire_monai.evaluation.representation_parts import Settings
+    from afire_monai.evaluation.representation_run import draw_figures
 
     page, numbers = draw_figures(
         encoder, datalist, out, Settings(section, label, images, clusters, shift, mask_ignore, seed)

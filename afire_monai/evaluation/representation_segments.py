@@ -92,6 +92,13 @@ def best_union(segments: NDArray[np.int64], masks: NDArray[np.float32], clusters
     return [int(c) for c in np.flatnonzero(unions[int(np.argmax(scores))])]
 
 
+def by_cells(masks: NDArray[np.float32], grid: tuple[int, int]) -> NDArray[np.bool_]:
+    """Draw masks (n, H, W) from how much of each cell they fill, interpolated as clusters are."""
+    known = torch.from_numpy(np.nan_to_num(masks))[:, None]
+    filled = F.interpolate(F.adaptive_avg_pool2d(known, grid), masks.shape[1:], mode="bilinear", align_corners=False)
+    return (filled[:, 0] > 0.5).numpy()
+
+
 def mean_mask(masks: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Pixels (H, W) that most masks (n, H, W) hold: the answer of someone who never looks at the picture."""
     known = ~np.isnan(masks)

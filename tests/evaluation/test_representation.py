@@ -23,8 +23,9 @@ from afire_monai.evaluation.representation import (
     silhouette,
 )
 from afire_monai.evaluation.representation_atlas import build_atlas
-from afire_monai.evaluation.representation_run import Settings, draw_figures
-from afire_monai.evaluation.representation_segments import best_union, cluster_tokens, dice, mean_mask
+from afire_monai.evaluation.representation_parts import Settings
+from afire_monai.evaluation.representation_run import draw_figures
+from afire_monai.evaluation.representation_segments import best_union, by_cells, cluster_tokens, dice, mean_mask
 from afire_monai.evaluation.representation_views import choose_items, corner_cells, corner_crops, pixel_tokens
 from afire_monai.export import export_encoder
 from afire_monai.export.run import export_detector, export_restorer
@@ -124,7 +125,8 @@ def test_distance_ratio_equals_all_pairs_listed() -> None:
     features, labels = draw(12, 5).numpy() + 3, np.array([0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3])
     unit = features - features.mean(0)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    within, between = [], []
+    within: list[float] = []
+    between: list[float] = []
     for i, j in combinations(range(12), 2):
         (within if labels[i] == labels[j] else between).append(1 - unit[i] @ unit[j])
     assert distance_ratio(features, labels) == pytest.approx(np.mean(within) / np.mean(between), rel=1e-5)
@@ -275,25 +277,14 @@ def listed(tmp_path: Path) -> Path:
         pixels[10:20, 10:20] += 100 * (i % 2)
         path = tmp_path / f"Planted_Name_{i}.png"
         Image.fromarray(pixels).save(path)
-        items.append(
-            {"image": str(path), "group": f"PLANTED-{i}", "label": [i % 2], "mask": str(tmp_path / "mask.png")}
-        )
+        item = {"image": str(path), "group": f"PLANTED-{i}", "label": [i % 2]}
+        items.append({**item, "mask": str(tmp_path / "mask.png")})
     return save_datalist({"name": "planted", "labels": ["Mass"], "test": items}, tmp_path / "list.json")
 
 
 def test_figures_are_written_with_numbers_and_name_nobody(model: Path, listed: Path, tmp_path: Path) -> None:
-    command = [
-        "figures",
-        "--encoder",
-        str(model),
-        "--datalist",
-        str(listed),
-        "--out",
-        str(tmp_path / "f"),
-        "--clusters",
-        "3",
-    ]
-    assert run(command) == 0
+    places = ["--encoder", str(model), "--datalist", str(listed), "--out", str(tmp_path / "f")]
+    assert run(["figures", *places, "--clusters", "3"]) == 0
     files = {path.name for path in (tmp_path / "f").iterdir()}
     pictures = {"correspondence.png", "segments.png", "tsne_cells.png", "tsne_disease.png"}
     assert files == pictures | {"figures.json", "figures.html"}
@@ -305,7 +296,7 @@ def test_figures_are_written_with_numbers_and_name_nobody(model: Path, listed: P
     # the mask is the same for everyone
     assert numbers["segmentation"]["dice"]["mean mask"]["value"] == 1
     assert (numbers["segmentation"]["chosen_on"], numbers["segmentation"]["judged_on"]) == (10, 10)
-    assert any("holds no prototypes" in note for note in numbers["notes"])
+    assert any("holds no detector" in note for note in numbers["notes"])
     page = (tmp_path / "f" / "figures.html").read_text()
     assert page.count("data:image/png;base64,") == 4
     assert "lanted_" not in page + json.dumps(numbers)
@@ -346,3 +337,12 @@ def test_unreadable_files_are_left_out_and_counted(model: Path, listed: Path, tm
     _, numbers = draw_figures(model, listed, tmp_path / "f", Settings(clusters=2))
     assert numbers["images"] == 19
     assert "1 files cannot be used" in (tmp_path / "f" / "figures.html").read_text()
+
+
+def test_masks_by_cells_keep_what_fills_whole_cells() -> None:
+    mask = np.zeros((1, 16, 16), dtype=np.float32)
+    mask[0, :, :8] = 1
+    np.testing.assert_array_equal(by_cells(mask, (4, 4)), mask == 1)
+    # what fills a quarter of a cell is lost
+    mask[0, :4, 15] = 1
+    assert not by_cells(mask, (4, 4))[0, :, 8:].any()
