@@ -80,7 +80,16 @@ def verdicts(results: dict[str, Any]) -> list[tuple[str, str]]:
         said.append(
             ("note", f"Abnormal told from normal: AUROC {interval(results['anomaly']['result']['figures']['auroc'])}.")
         )
+    if results["heatmaps"] and "beyond_prior" in results["heatmaps"]:
+        said.append(_beyond_prior(results["heatmaps"]["beyond_prior"]["pointing"]))
     return said
+
+
+def _beyond_prior(gain: dict[str, Any]) -> tuple[str, str]:
+    words = f"{interval(gain, signed=True)} pointing, minus the mean lesion of other patients, which sees no picture."
+    if gain["low"] is not None and gain["low"] > 0:
+        return "good", f"Heatmaps find lesions: {words}"
+    return "bad", f"Heatmaps are not shown to find lesions better than a guess by place: {words}"
 
 
 def _labels(results: dict[str, Any]) -> Iterator[str]:

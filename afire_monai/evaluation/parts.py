@@ -20,7 +20,7 @@ from afire_monai.evaluation.truth import box_names, lesion_case, read_mask
 ANOMALY_FIGURES = (*metrics.RANKING, *metrics.RATES)
 ANOMALY_THRESHOLD = 95.0
 """Percentile of normals from which an image counts as abnormal in the table of rates."""
-ALL = "all boxes"
+ALL, PRIOR = "all boxes", "mean lesion of other patients"
 Place = tuple[int, LesionCase]
 
 
@@ -80,7 +80,7 @@ def evaluate_heatmaps(
     Returns:
         ``kind``: what the heatmaps are, as far as the predictions say; ``boxes``: the model's figures for "all boxes",
         and for each name of a box where there are several; ``chance``: figures of the centre and of the mean lesion of
-        other patients; ``difference`` to another model.
+        other patients; ``beyond_prior``: figures minus those of the mean lesion, paired; ``difference`` to another one.
     """
     kinds = ["", *box_names(cases.items)]
     said = [predictions.facts.get(key) for key in ("heatmap", "label")]
@@ -95,9 +95,13 @@ def evaluate_heatmaps(
         if not kind:
             made["chance"]["centre of the picture"] = summarise(centre_figures(lesions), lesions, repeats, seed)
             if len({lesion.group for lesion in lesions}) > 1:
-                made["chance"]["mean lesion of other patients"] = summarise(
-                    prior_figures(lesions), lesions, repeats, seed
-                )
+                prior = summarise(prior_figures(lesions), lesions, repeats, seed)
+                made["chance"][PRIOR] = prior
+                groups = cases.groups[[p for p, _ in places]]
+                made["beyond_prior"] = {
+                    name: _difference(values, prior.per_case[name], groups, repeats, seed)
+                    for name, values in result.per_case.items()
+                }
             if other is not None:
                 made["difference"] = _heatmap_difference(cases, other, places, result, repeats, seed)
     return made if made["boxes"] else None

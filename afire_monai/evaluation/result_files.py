@@ -105,6 +105,7 @@ def _other_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                     part, name, what, {"accuracy": row["accuracy"], "false_positives": row["false_positives"]}
                 )
         yield from _figure_rows("difference", "heatmaps", "", heatmaps.get("difference", {}))
+        yield from _figure_rows("difference", "heatmaps, mean lesion", "", heatmaps.get("beyond_prior", {}))
 
 
 def _label_rows(part: str, group: str, label: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -88,6 +88,8 @@ def test_heatmaps_are_judged_beside_chance(small):
     assert list(found["chance"]) == ["centre of the picture", "mean lesion of other patients"]
     # all first boxes are in one place, so the others' mean knows it
     assert found["chance"]["mean lesion of other patients"]["pointing"]["value"] == 1
+    model = found["boxes"]["all boxes"]["pointing"]["value"]
+    assert found["beyond_prior"]["pointing"]["value"] == pytest.approx(model - 1)
     with_masks = judged(small, lesion_masks=True)["heatmaps"]["boxes"]["all boxes"]
     assert with_masks["cases"] == sum(
         item["label"][1] or item["label"][2] for item in small.items if item["label"][1] != -1
@@ -240,6 +242,7 @@ def test_command_line(small, tmp_path, capsys):
     assert "toy, test: 90 images of 45 patients" in said
     assert "Hernia: not judged: no positives among 89 cases" in said
     assert "Mean of 2 findings: AUROC" in said
+    assert "not shown to find lesions better than a guess by place" in said
     assert (out / "evaluation.html").is_file()
     assert run([*arguments, "--section", "training"]) == 2
     assert "give --section test" in capsys.readouterr().err
