@@ -76,7 +76,7 @@ class Moments:
     def fit(self) -> CellGaussian:
         """Fit the Gaussian; a hundredth of the mean variance is added to each direction, so that none vanishes."""
         mean = self.first / self.count
-        covariance = (self.second - self.count * mean.T @ mean) / (self.count * len(mean))
+        covariance = (self.second - self.count * mean.T @ mean) / (max(self.count - 1, 1) * len(mean))
         ridge = RIDGE * covariance.diagonal().mean().clamp_min(1e-12)
         factor = torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance), dtype=torch.float64))
         whitening = torch.linalg.inv(factor).T.contiguous()

@@ -109,19 +109,15 @@ def predict(
     mine = range(rank, len(source.files), world)
     todo = [index for index in mine if not folder.finished(index)]
     job = _Job(source, scorer, folder, overlays, batch_size, _threads(workers))
-    left_out = job.run(todo, progress and rank == 0)
-    everywhere: list[Any] = [(left_out, len(mine) - len(todo))]
-    if world > 1:
-        everywhere = [None] * world
-        dist.all_gather_object(everywhere, (left_out, len(mine) - len(todo)))
-    reasons = {index: reason for part, _ in everywhere for index, reason in part.items()}
-    earlier = sum(count for _, count in everywhere)
-    scored = len(source.files) - len(reasons)
+    left_out, earlier = _gathered(job.run(todo, progress and rank == 0), len(mine) - len(todo), world)
+    scored = len(source.files) - len(left_out)
     if rank == 0:
         facts = {**run, "thresholds": scorer.thresholds, "mask_values": scorer.mask_values, "note": NOTE}
-        scored = folder.finish(len(source.files), reasons, facts, scorer.labels)
+        scored = folder.finish(len(source.files), left_out, facts, scorer.labels)
     _wait(world)
-    return PredictionSummary(len(source.files), scored, reasons, earlier, rank)
+    if world > 1:
+        dist.destroy_process_group()
+    return PredictionSummary(len(source.files), scored, left_out, earlier, rank)
 
 
 @dataclass
@@ -143,7 +139,7 @@ class _Job:
         bar = tqdm(reading, total=len(todo), desc="predicting", unit="image", disable=not progress)
         with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
             for batch in _batches(bar, self.batch_size, left_out):
-                for radiograph, answer in zip(batch, self.scorer.score(batch), strict=True):
+                for radiograph, answer in zip(batch, self._score(batch), strict=True):
                     writing.append(writer.submit(self._write, radiograph, answer))
                 while len(writing) > 2 * self.batch_size:
                     writing.popleft().result()
@@ -154,10 +150,24 @@ class _Job:
     def _read(self, index: int) -> Radiograph | LeftOut:
         return read_radiograph(index, self.source.files[index], self.scorer.sizes, self.overlays)
 
+    def _score(self, batch: list[Radiograph]) -> list[Answer]:
+        try:
+            return self.scorer.score(batch)
+        except torch.OutOfMemoryError as error:
+            raise AfireError(
+                f"the device has too little memory for {len(batch)} radiographs at once; give a smaller --batch-size "
+                "and --resume"
+            ) from error
+
     def _write(self, radiograph: Radiograph, answer: Answer) -> None:
         pictures = pictures_of(radiograph, answer, list(self.scorer.mask_values.values()), self.overlays)
         record = {**answer.record, "model": self.scorer.facts, "note": NOTE}
-        self.folder.write(radiograph.index, record, pictures)
+        try:
+            self.folder.write(radiograph.index, record, pictures)
+        except OSError as error:
+            raise AfireError(
+                f"{self.folder.folder}: {error.strerror or error}; what is finished is kept, --resume goes on with it"
+            ) from error
 
 
 def _batches(
@@ -176,6 +186,15 @@ def _batches(
             batch = []
     if batch:
         yield batch
+
+
+def _gathered(left_out: dict[int, str], earlier: int, world: int) -> tuple[dict[int, str], int]:
+    """Put together what all processes left out and found finished; waits for them."""
+    if world == 1:
+        return left_out, earlier
+    everywhere: list[Any] = [None] * world
+    dist.all_gather_object(everywhere, (left_out, earlier))
+    return {i: reason for part, _ in everywhere for i, reason in part.items()}, sum(n for _, n in everywhere)
 
 
 def _threads(workers: int | None) -> int:

@@ -19,7 +19,7 @@ from afire_monai.inference.gaussian import CellGaussian, Moments
 
 Pooling = Literal["mean", "top", "max"]
 MIN_NORMALS = 20
-FOLDS = 5
+FOLDS = 10
 
 
 @dataclass
@@ -109,7 +109,7 @@ class NormalReference(nn.Module):
         below = torch.searchsorted(self.scores, score) + torch.searchsorted(self.scores, score, right=True)
         cells = {part: standard[:, place] for place, part in enumerate(self.parts)}
         heat = heat_of(enlarge_cells(combined, canvas, size))
-        return Judgement(score, 50 * below / self.count, heat, {**cells, "combined": combined})
+        return Judgement(score, 50 * below.double() / self.count, heat, {**cells, "combined": combined})
 
     def in_words(self, percentile: float) -> dict[str, Any]:
         """Say what a percentile means, as plain values for a record."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from afire_monai.errors import AfireError
-from afire_monai.evaluation.predictions import FACTS, FORMAT, HEATMAPS, INDEX, MASKS, PERCENTILE, TABLE, Predictions
-from afire_monai.evaluation.predictions import write_text as write_text
+from afire_monai.evaluation.predictions import (
+    FACTS,
+    FORMAT,
+    HEATMAPS,
+    INDEX,
+    MASKS,
+    PERCENTILE,
+    TABLE,
+    Predictions,
+    write_text,
+)
 
 RECORDS, OVERLAYS, RESTORED = "json", "overlays", "restored"
 RUN, KEY, LEFT_OUT = "run.json", "index.csv", "left_out.csv"
@@ -42,20 +54,22 @@ class ResultFolder:
             AfireError: if the folder cannot be written, holds other results, or ``resume`` is off and it holds any.
         """
         earlier = self.folder / RUN
-        if earlier.exists() or (self.folder / FACTS).exists():
+        if earlier.exists():
             if not resume:
                 raise AfireError(
                     f"{self.folder}: holds predictions of an earlier run; --resume goes on with them, or give another "
                     "folder with --out"
                 )
             self._compare(dict(run), key)
+        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise AfireError(f"{self.folder}: not an empty folder, and not of `afire predict`; give another with --out")
         try:
             for kind in ("", RECORDS, HEATMAPS, MASKS, OVERLAYS, RESTORED):
                 (self.folder / kind).mkdir(parents=True, exist_ok=True)
             # a folder without facts is not taken for finished predictions
             (self.folder / FACTS).unlink(missing_ok=True)
-            write_private(self.folder / KEY, key)
             write_text(earlier, json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+            write_private(self.folder / KEY, key)
         except OSError as error:
             raise AfireError(
                 f"{self.folder}: {error.strerror}; give a folder that can be written with --out"
@@ -122,7 +136,7 @@ class ResultFolder:
         Returns:
             How many images have a prediction.
         """
-        for part in self.folder.rglob("*.part"):
+        for part in self.folder.glob("*/[0-9]*.part"):
             part.unlink()  # of a process that was killed
         found = {i: r for i in range(count) if (r := self.record(i)) is not None}
         columns = {name: [_number(r["labels"].get(name), "probability") for r in found.values()] for name in labels}
@@ -135,11 +149,10 @@ class ResultFolder:
             dict(facts),
         )
         write_text(self.folder / TABLE, _csv_of(table))
-        lines = [f'{i},"{reason.replace(chr(34), chr(39))}"' for i, reason in sorted(left_out.items())]
-        write_text(self.folder / LEFT_OUT, "\n".join(["index,reason", *lines]) + "\n")
+        write_text(self.folder / LEFT_OUT, csv_text([["index", "reason"], *sorted(left_out.items())]))
         for kind in (HEATMAPS, MASKS, OVERLAYS, RESTORED):
-            if not any((self.folder / kind).iterdir()):
-                (self.folder / kind).rmdir()
+            with contextlib.suppress(OSError):
+                (self.folder / kind).rmdir()  # where it is empty
         described = {**facts, "format": FORMAT, "labels": labels, "count": len(table), "anomaly": anomaly}
         write_text(self.folder / FACTS, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
         return len(table)
@@ -163,15 +176,16 @@ def _number(entry: Mapping[str, Any] | None, name: str) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _csv_of(table: Predictions) -> str:
-    import csv
-    import io
-
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Give rows as the text of a CSV file."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    anomaly = table.anomaly_percentile
-    writer.writerow([INDEX, *table.labels, *([PERCENTILE] if anomaly is not None else [])])
-    columns = [*table.scores.values(), *([anomaly] if anomaly is not None else [])]
-    for place, index in enumerate(table.index):
-        writer.writerow([int(index), *("" if np.isnan(c[place]) else repr(float(c[place])) for c in columns)])
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
+
+
+def _csv_of(table: Predictions) -> str:
+    anomaly = table.anomaly_percentile
+    head = [INDEX, *table.labels, *([PERCENTILE] if anomaly is not None else [])]
+    columns = [*table.scores.values(), *([anomaly] if anomaly is not None else [])]
+    cells = [["" if np.isnan(value) else repr(float(value)) for value in column] for column in columns]
+    return csv_text([head, *zip(map(int, table.index), *cells, strict=True)])

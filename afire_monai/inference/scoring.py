@@ -79,7 +79,7 @@ class Scorer:
         restored: bool = False,
     ) -> None:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.files = find_model_files(folders)
+        self.files = _used(find_model_files(folders))
         self.classifier: Any = None
         self.segmenter: Any = None
         self.detector: AnomalyDetector | None = None
@@ -108,6 +108,8 @@ class Scorer:
             self.mask_values = _distinct(self.segmenter.classes, description.get("mask_values") or {})
         if "reference" in self.files:
             self.reference = NormalReference.load(self.files["reference"]).to(self.device)
+            if "prototypes" not in self.reference.parts:
+                self.files.pop("detector", None)
         if self.reference is not None or "restorer" in self.files:
             self.detector = load_detector(self.files).to(self.device)
         if self.reference is not None and self.detector is not None:
@@ -165,6 +167,11 @@ class Scorer:
             if self.detector is not None:
                 self._find_anomalies(self.detector, images[self.detector.canvas_size], batch)
         chosen = self._explain(images, batch)
+        for values in (batch.probabilities, batch.anomaly.get("score")):
+            if values is not None and not values.isfinite().all():
+                raise AfireError(
+                    "the model gives values that are not finite: its weights are damaged, or training failed"
+                )
         parts = [batch.probabilities, batch.heatmap, batch.restored, batch.masks]
         batch.probabilities, batch.heatmap, batch.restored, batch.masks = (p if p is None else p.cpu() for p in parts)
         batch.anomaly = {name: values.cpu() for name, values in batch.anomaly.items()}
@@ -276,6 +283,15 @@ def model_files(folders: Sequence[str | Path]) -> dict[str, Path]:
 
 def _names(files: dict[str, Path]) -> str:
     return ", ".join(path.name for path in files.values()) or "no weights"
+
+
+def _used(files: dict[str, Path]) -> dict[str, Path]:
+    """Leave out what takes no part: the encoder where a restorer has its own, both without use for a detector."""
+    if "restorer" in files:
+        unused = {"encoder"} if "reference" in files else {"encoder", "detector"}
+    else:
+        unused = {"detector"} if "reference" in files else {"encoder", "detector"}
+    return {kind: path for kind, path in files.items() if kind not in unused}
 
 
 def _distinct(classes: Sequence[str], values: dict[str, int]) -> dict[str, int]:

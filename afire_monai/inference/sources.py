@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from afire_monai.data import list_images, load_datalist
 from afire_monai.data.datalist import datalist_hash
 from afire_monai.data.datalist_file import read_raw
 from afire_monai.errors import DataListError
+from afire_monai.inference.results import csv_text
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,7 @@ class Source:
 
     def key(self) -> str:
         """Give the table that tells which index is which file. It can identify patients: it stays with its owner."""
-        text = io.StringIO()
-        writer = csv.writer(text)
-        writer.writerow(["index", "file"])
-        writer.writerows(enumerate(self.files))
-        return text.getvalue()
+        return csv_text([["index", "file"], *enumerate(self.files)])
 
 
 def find_source(inputs: Sequence[str | os.PathLike[str]], section: str = "test") -> Source:
