@@ -11,7 +11,7 @@ def figures(
     label: str | None = None,
     section: str = "test",
     images: int = 150,
-    clusters: int = 6,
+    clusters: int = 8,
     shift: int | None = None,
     mask_ignore: int | None = 127,
     seed: int = 0,

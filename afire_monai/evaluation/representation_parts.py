@@ -60,7 +60,7 @@ class Settings:
     section: str = "test"
     label: str | None = None
     images: int = 150
-    clusters: int = 6
+    clusters: int = 8
     shift: int | None = None
     mask_ignore: int | None = 127
     seed: int = 0

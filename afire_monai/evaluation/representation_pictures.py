@@ -167,7 +167,7 @@ def draw_atlas(
     for (row, column), value in np.ndenumerate(strongest):
         x, y = ((column + 0.5) * width / strongest.shape[1], (row + 0.5) * height / strongest.shape[0])
         axes[1].text(x, y, str(value), ha="center", va="center", fontsize=6, color="white")
-    _plain(axes[1], f"strongest dimension of each cell ({len(names)} in use)")
+    _plain(axes[1], f"strongest dimension of each cell\n({len(names)} in use)")
     axes[2].imshow(np.ma.masked_invalid(mosaic), cmap="gray", vmin=0, vmax=1)
     axes[2].set_facecolor("#b5541c")
     _plain(axes[2], "mean patch that chose each prototype")
