@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -121,7 +122,7 @@ def group_of(item: Item) -> str:
 
 
 def find_files(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
-    """Path of each file below a folder by its name; of equal names the first by path.
+    """Path of each file below a folder by its name; of equal names the first that is met. Links are followed.
 
     Args:
         folder: searched with its sub-folders, but not hidden ones.
@@ -134,9 +135,13 @@ def find_files(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
         raise DataListError(f"{folder}: no such folder. Give the folder that the data set was unpacked into")
     endings = tuple(suffixes)
     found: dict[str, Path] = {}
-    for where, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        for name in names:
+    seen: set[str] = set()
+    for where, folders, names in os.walk(folder, followlinks=True):
+        # a link to a folder above would lead around in a circle
+        real = os.path.realpath(where)
+        folders[:] = sorted(n for n in folders if real not in seen and not n.startswith((".", "__MACOSX")))
+        seen.add(real)
+        for name in sorted(names):
             if name.lower().endswith(endings) and not name.startswith("."):
                 found.setdefault(name, Path(where, name))
     return found
@@ -183,7 +188,10 @@ def header_facts(path: Path) -> dict[str, Any]:
 
     tags = ["PatientSex", "PatientAge", "ViewPosition"]
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+        with warnings.catch_warnings():
+            # remarks on odd headers quote their values, which can be a patient's
+            warnings.simplefilter("ignore")
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
     except Exception:  # pydicom raises many types; one strange header must not end the reading of thousands
         return {}
     return facts_of(*(str(header.get(tag) or "") for tag in tags))

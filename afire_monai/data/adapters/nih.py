@@ -90,8 +90,10 @@ def _boxes(path: Path | None) -> dict[str, list[list[Any]]]:
     if path is None:
         return boxes
     for number, row in enumerate(read_table(path, ["Image Index", "Finding Label"]), start=2):
-        cells = list(row.values())
-        numbers = parse_numbers(cells[2:6], f"{path}: line {number}: x, y, width, height")
+        cells = list(row.values())[2:6]
+        if len(cells) < 4:
+            raise DataListError(f"{path}: {len(row)} columns; image, finding, x, y, width and height are expected")
+        numbers = parse_numbers(cells, f"{path}: line {number}: x, y, width, height")
         name = "Infiltration" if row["Finding Label"] == "Infiltrate" else row["Finding Label"]
         boxes[row["Image Index"]].append([*numbers, name])
     return boxes

@@ -57,9 +57,10 @@ def datalist_from_siim(
         if positive and len(positive) < len(texts):
             raise DataListError(f"{table}: {image} has both a mask and -1; one or the other is expected")
         item = {"image": str(files[image].absolute()), "group": image, "label": [int(bool(positive))]}
-        mask = union_of_runs(positive, SIDE, SIDE, f"{table}: {image}")
-        if positive and target is not None:
-            item["mask"] = write_mask(mask, target / f"{image}.png")
+        if positive:
+            mask = union_of_runs(positive, SIDE, SIDE, f"{table}: {image}")
+            if target is not None:
+                item["mask"] = write_mask(mask, target / f"{image}.png")
         gathered.sections["training"].append(item | (header_facts(files[image]) if read_headers else {}))
     gathered.divide(fractions, seed)
     return finish("siim-acr", gathered, root, out)

@@ -100,6 +100,7 @@ def test_nih_lists_that_share_a_patient_are_refused_unless_official(nih: Path) -
         ("test_list.txt", None, "test_list.txt: not readable.*one a line"),
         ("test_list.txt", "", "test_list.txt: it is empty"),
         ("BBox_List_2017.csv", "Image Index,Finding Label,Bbox [x,y,w,h]\n1.png,Mass,a,1,1,1\n", "line 2: x, y, width"),
+        ("BBox_List_2017.csv", "Image Index,Finding Label,Bbox\n1.png,Mass,1\n", "3 columns; image, finding, x"),
     ],
 )
 def test_nih_errors_name_file_and_what_was_expected(nih: Path, file: str, text: str | None, message: str) -> None:
@@ -108,6 +109,14 @@ def test_nih_errors_name_file_and_what_was_expected(nih: Path, file: str, text: 
         write(nih / file, text)
     with pytest.raises(DataListError, match=message):
         datalist_from_nih(nih)
+
+
+def test_linked_folders_are_followed_and_circles_are_not(nih: Path) -> None:
+    before = items(datalist_from_nih(nih))
+    (nih / "images_001").rename(nih.parent / "elsewhere")
+    (nih / "images_001").symlink_to(nih.parent / "elsewhere")
+    (nih / "images_002" / "round").symlink_to(nih)
+    assert items(datalist_from_nih(nih)).keys() == before.keys()
 
 
 def test_nih_without_pictures_is_refused_with_their_number(nih: Path) -> None:
