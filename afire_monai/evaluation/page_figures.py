@@ -13,8 +13,8 @@ from afire_monai.data.decode import read_picture
 from afire_monai.errors import RadiographError
 from afire_monai.evaluation import ranking
 from afire_monai.evaluation.cases import Cases
+from afire_monai.evaluation.draws import calibration_bins
 from afire_monai.evaluation.heatmaps import resize_heatmap
-from afire_monai.evaluation.metrics import calibration_bins
 from afire_monai.evaluation.predictions import Predictions
 from afire_monai.pages import GREY, LINE, SECOND, jpeg, new_figure, png
 

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from afire_monai.evaluation import metrics
 from afire_monai.evaluation.bootstrap import Interval, mean_interval
 from afire_monai.evaluation.cases import Cases
+from afire_monai.evaluation.draws import RANKING, RATES
 from afire_monai.evaluation.heatmaps import ImageFigures, image_figures
 from afire_monai.evaluation.localisation import LesionCase, Localisation, centre_figures, prior_figures, summarise
 from afire_monai.evaluation.overlap import IGNORE, evaluate_overlap
 from afire_monai.evaluation.predictions import Predictions
 from afire_monai.evaluation.truth import box_names, lesion_case, read_mask
 
-ANOMALY_FIGURES = (*metrics.RANKING, *metrics.RATES)
+ANOMALY_FIGURES = (*RANKING, *RATES)
 ANOMALY_THRESHOLD = 95.0
 """Percentile of normals from which an image counts as abnormal in the table of rates."""
 ALL, PRIOR = "all boxes", "mean lesion of other patients"
@@ -40,7 +41,7 @@ def evaluate_anomaly(
         theirs = _aligned(cases, other, other.anomaly_percentile)[:, None]
         compared = metrics.compare_labels(
             cases.abnormal[:, None], column, theirs, cases.groups, ["abnormal"],
-            figures=metrics.RANKING, repeats=repeats, seed=seed,
+            figures=RANKING, repeats=repeats, seed=seed,
         )  # fmt: skip
         made["difference"] = compared.labels.get("abnormal", {})
     return made

@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import math
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from afire_monai.errors import AfireError
+from afire_monai.evaluation.predictions_file import (
+    AGAIN,
+    FACTS,
+    FORMAT,
+    HEATMAPS,
+    INDEX,
+    MASKS,
+    PERCENTILE,
+    TABLE,
+    check_names,
+    read_facts,
+    read_table,
+    write_text,
+)
+from afire_monai.evaluation.predictions_writer import PredictionsWriter
 
-TABLE, FACTS, HEATMAPS, MASKS = "predictions.csv", "predictions.json", "heatmaps", "masks"
-INDEX, PERCENTILE = "index", "anomaly_percentile"
-FORMAT = "afire predictions 1"
-AGAIN = "Write the predictions again with `afire predict`"
+__all__ = [
+    "FACTS",
+    "FORMAT",
+    "HEATMAPS",
+    "INDEX",
+    "MASKS",
+    "PERCENTILE",
+    "TABLE",
+    "Predictions",
+    "PredictionsWriter",
+    "load_predictions",
+    "save_predictions",
+    "write_text",
+]
 
 
 @dataclass(frozen=True)
@@ -119,109 +139,6 @@ class Predictions:
         return pixels
 
 
-class PredictionsWriter:
-    """Write predictions image by image; the folder counts as predictions only when all are written.
-
-    Use as a context manager. The facts file is removed first and written last, so that a folder of an interrupted run
-    is refused by `load_predictions` instead of read in part. Old tables, heatmaps and masks are replaced.
-
-    Args:
-        folder: made if need be.
-        labels: names of the columns.
-        facts: as `Predictions.facts`.
-        anomaly: whether there is a column for the anomaly percentile.
-
-    Raises:
-        AfireError: for label names that cannot be columns, or if the folder cannot be written.
-    """
-
-    def __init__(
-        self, folder: str | Path, labels: Sequence[str], facts: Mapping[str, Any], anomaly: bool = False
-    ) -> None:
-        self.folder = Path(folder)
-        self.labels = list(labels)
-        self.facts = dict(facts)
-        self.anomaly = anomaly
-        self._seen: set[int] = set()
-        self._file: TextIO | None = None
-        _check_names(self.labels)
-
-    def __enter__(self) -> PredictionsWriter:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / FACTS).unlink(missing_ok=True)
-            for kind in (HEATMAPS, MASKS):
-                for old in (self.folder / kind).glob("*.png"):
-                    if old.stem.isdigit():
-                        old.unlink()
-            self._file = (self.folder / f".{TABLE}.part").open("w", encoding="utf-8", newline="")
-        except OSError as error:
-            raise AfireError(f"{self.folder}: {error.strerror}; give a folder that can be written") from error
-        self._rows = csv.writer(self._file)
-        self._rows.writerow([INDEX, *self.labels, *([PERCENTILE] if self.anomaly else [])])
-        return self
-
-    def add(
-        self,
-        index: int,
-        scores: Mapping[str, float] | None = None,
-        anomaly_percentile: float | None = None,
-        heatmap: NDArray | None = None,
-        mask: NDArray | None = None,
-    ) -> None:
-        """Write one image.
-
-        Args:
-            index: place in the section or in the sorted folder.
-            scores: probability of each label; a label that is not in it is written as unknown.
-            anomaly_percentile: 0…100.
-            heatmap: (H, W) in 0…1.
-            mask: (H, W) label values 0…255.
-
-        Raises:
-            AfireError: for a repeated index, unknown labels, values out of range, or pictures of another shape.
-        """
-        if self._file is None:
-            raise AfireError("PredictionsWriter.add is for use inside `with PredictionsWriter(…) as writer:`")
-        given = dict(scores or {})
-        if unknown := [name for name in given if name not in self.labels]:
-            raise AfireError(f"image {index}: no column for {unknown[0]!r}; columns are {', '.join(self.labels)}")
-        if index in self._seen or index < 0:
-            raise AfireError(f"image {index}: a place in the section counts from 0 and is written once")
-        row = [_cell(given.get(name), 1, f"image {index}: {name}") for name in self.labels]
-        if self.anomaly:
-            row.append(_cell(anomaly_percentile, 100, f"image {index}: {PERCENTILE}"))
-        if heatmap is not None:
-            values = _picture_values(heatmap, 1, f"image {index}: heatmap")
-            self._save(HEATMAPS, index, (values * 65535).round().astype(np.uint16))
-        if mask is not None:
-            self._save(MASKS, index, _picture_values(mask, 255, f"image {index}: mask").astype(np.uint8))
-        self._seen.add(index)
-        self._rows.writerow([index, *row])
-
-    def _save(self, kind: str, index: int, pixels: NDArray) -> None:
-        (self.folder / kind).mkdir(exist_ok=True)
-        path = self.folder / kind / f"{index:05d}.png"
-        part = path.with_suffix(".part")
-        Image.fromarray(pixels).save(part, format="PNG")
-        os.replace(part, path)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._file is None:
-            return
-        self._file.close()
-        part = Path(self._file.name)
-        self._file = None
-        if kind is not None:
-            part.unlink(missing_ok=True)
-            return
-        os.replace(part, self.folder / TABLE)
-        facts = {"format": FORMAT, "labels": self.labels, "count": len(self._seen), "anomaly": self.anomaly}
-        write_text(self.folder / FACTS, json.dumps({**self.facts, **facts}, indent=1, ensure_ascii=False) + "\n")
-
-
 def save_predictions(
     predictions: Predictions,
     folder: str | Path,
@@ -264,10 +181,10 @@ def load_predictions(folder: str | Path) -> Predictions:
         AfireError: what is missing or wrong, with file, column and value.
     """
     folder = Path(folder)
-    facts = _read_facts(folder / FACTS)
+    facts = read_facts(folder / FACTS)
     labels = list(facts["labels"])
     columns = [INDEX, *labels, *([PERCENTILE] if facts.get("anomaly") else [])]
-    table = _read_table(folder / TABLE, columns)
+    table = read_table(folder / TABLE, columns)
     if len(table[INDEX]) != facts["count"]:
         seen = len(table[INDEX])
         raise AfireError(f"{folder / TABLE}: {seen} rows; {FACTS} says {facts['count']}. {AGAIN}")
@@ -283,69 +200,11 @@ def load_predictions(folder: str | Path) -> Predictions:
         raise AfireError(f"{folder / TABLE}: {error}. {AGAIN}") from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one piece: a reader sees the old one or the new one, never a part."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def _read_facts(path: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise AfireError(
-            f"{path}: {error.strerror}; a folder of finished predictions is expected (an interrupted run leaves none). "
-            f"{AGAIN}"
-        ) from error
-    except ValueError as error:
-        raise AfireError(f"{path}: not JSON ({error}). {AGAIN}") from error
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-        seen = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
-        raise AfireError(f"{path}: format {seen!r}; {FORMAT!r} is expected. {AGAIN}")
-    if not isinstance(facts.get("labels"), list) or not isinstance(facts.get("count"), int):
-        raise AfireError(f"{path}: 'labels' (names) and 'count' (a number) are expected. {AGAIN}")
-    _check_names(facts["labels"])
-    thresholds = facts.get("thresholds") or {}
-    if not isinstance(thresholds, dict) or not all(_is_number(v) for v in thresholds.values()):
-        raise AfireError(f"{path}: 'thresholds' must give a number for each label, got {thresholds!r}. {AGAIN}")
-    return facts
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _read_table(path: Path, columns: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise AfireError(f"{path}: cannot be read ({error}). {AGAIN}") from error
-    head = rows[0] if rows else []
-    if head != list(columns):
-        raise AfireError(f"{path}: columns are {', '.join(head) or 'none'}; {', '.join(columns)} are expected. {AGAIN}")
-    if ragged := next((i for i, row in enumerate(rows) if len(row) != len(head)), None):
-        raise AfireError(f"{path}: line {ragged + 1} has {len(rows[ragged])} cells, not {len(head)}. {AGAIN}")
-    return {name: _numbers([row[i] for row in rows[1:]], name, path) for i, name in enumerate(columns)}
-
-
-def _numbers(cells: Sequence[str], name: str, path: Path) -> NDArray[np.float64]:
-    try:
-        return np.array([cell or "nan" for cell in cells], dtype=object).astype(np.float64)
-    except ValueError as error:
-        raise AfireError(f"{path}: column {name!r}: {error}; a number or nothing is expected. {AGAIN}") from error
-
-
 def _check(predictions: Predictions) -> None:
     index = predictions.index
     if index.ndim != 1 or len(np.unique(index)) != len(index) or (len(index) and index.min() < 0):
         raise AfireError(f"column {INDEX!r} must hold each place from 0 on once, got {index.shape} with repetitions")
-    _check_names(list(predictions.scores))
+    check_names(list(predictions.scores))
     columns = {**predictions.scores}
     if predictions.anomaly_percentile is not None:
         columns[PERCENTILE] = predictions.anomaly_percentile
@@ -356,26 +215,3 @@ def _check(predictions: Predictions) -> None:
             raise AfireError(f"column {name!r} has shape {values.shape}, index {index.shape}; they must be equal")
         if len(known) and not (known.min() >= 0 and known.max() <= most):
             raise AfireError(f"column {name!r} has values {known.min():g} to {known.max():g}; 0 to {most} is expected")
-
-
-def _check_names(labels: Sequence[str]) -> None:
-    bad = [name for name in labels if not isinstance(name, str) or not name or name in (INDEX, PERCENTILE)]
-    if bad or len(set(labels)) != len(labels):
-        raise AfireError(f"label names must be different and not {INDEX!r} or {PERCENTILE!r}, got {list(labels)!r}")
-
-
-def _cell(value: float | None, most: int, where: str) -> str:
-    if value is None or np.isnan(value):
-        return ""
-    if not 0 <= value <= most:
-        raise AfireError(f"{where} is {value:g}; 0 to {most} is expected")
-    return repr(float(value))
-
-
-def _picture_values(values: NDArray, most: int, where: str) -> NDArray:
-    values = np.asarray(values)
-    if values.ndim != 2 or not values.size:
-        raise AfireError(f"{where} has shape {values.shape}; (H, W) is expected")
-    if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= most):
-        raise AfireError(f"{where} has values {values.min():g} to {values.max():g}; 0 to {most} is expected")
-    return values
