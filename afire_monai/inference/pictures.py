@@ -16,6 +16,9 @@ from afire_monai.inference.results import OVERLAYS, RESTORED
 from afire_monai.inference.scoring import Answer
 
 MASK_THRESHOLD = 0.5
+MAP_SIDE = 256
+"""Longest side of heatmaps and restored pictures, in pixels: networks see no more, and writing more costs as much time
+as the smaller networks take."""
 
 
 def pictures_of(
@@ -30,16 +33,17 @@ def pictures_of(
         overlays: also the heatmap over the radiograph.
 
     Returns:
-        By folder: ``heatmaps`` uint16, ``restored`` uint8, ``masks`` uint8 (these at the radiograph's own size),
-        ``overlays`` (h, w, 3) uint8; the others at its display size (see `reading.display_size`).
+        By folder: ``heatmaps`` uint16 and ``restored`` uint8, at most `MAP_SIDE` pixels a side; ``masks`` uint8 at the
+        radiograph's own size; ``overlays`` (h, w, 3) uint8 at the size of ``display``.
     """
     pictures: dict[str, NDArray] = {}
-    size = display_size(radiograph.shape)
+    size = display_size(radiograph.shape, MAP_SIDE)
     if answer.heatmap is not None:
         heat = enlarge(answer.heatmap[None], size)[0].clamp(0, 1)
         pictures[HEATMAPS] = (heat * 65535).round().numpy().astype(np.uint16)
         if overlays and radiograph.display is not None:
-            pictures[OVERLAYS] = overlay(radiograph.display[0], heat)
+            large = enlarge(answer.heatmap[None], (radiograph.display.shape[1], radiograph.display.shape[2]))[0]
+            pictures[OVERLAYS] = overlay(radiograph.display[0], large.clamp(0, 1))
     if answer.restored is not None:
         pictures[RESTORED] = _bytes(enlarge(answer.restored[None], size)[0])
     if answer.masks is not None:

@@ -21,7 +21,7 @@ Size = tuple[int, int]
 T = TypeVar("T")
 R = TypeVar("R")
 DISPLAY_SIDE = 512
-"""Longest side of pictures that are written, in pixels; smaller radiographs keep their size."""
+"""Longest side of pictures for people, in pixels; smaller radiographs keep their size."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class LeftOut:
     reason: str
 
 
-def display_size(shape: Size) -> Size:
-    """Give the size of pictures that are written for a radiograph: its own, at most `DISPLAY_SIDE` on its long side."""
-    scale = min(1.0, DISPLAY_SIDE / max(shape))
+def display_size(shape: Size, side: int = DISPLAY_SIDE) -> Size:
+    """Give the size of pictures that are written for a radiograph: its own, at most ``side`` on its long side."""
+    scale = min(1.0, side / max(shape))
     return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
 
 

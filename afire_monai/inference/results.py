@@ -116,8 +116,8 @@ class ResultFolder:
         for kind, pixels in pictures.items():
             path = self._path(kind, index, "png")
             part = path.with_suffix(f".{os.getpid()}.part")
-            # smooth maps hardly get smaller with more effort
-            Image.fromarray(pixels).save(part, format="PNG", compress_level=1)
+            # runs alone are looked for: smooth maps hardly get smaller with more effort
+            Image.fromarray(pixels).save(part, format="PNG", compress_level=1, compress_type=3)
             os.replace(part, path)
         path = self._path(RECORDS, index, "json")
         part = path.with_suffix(f".{os.getpid()}.part")

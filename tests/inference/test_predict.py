@@ -442,6 +442,7 @@ def test_large_radiographs_are_shown_smaller_in_their_aspect():
     assert display_size((3000, 1500)) == (512, 256)
     assert display_size((100, 300)) == (100, 300)
     assert display_size((1, 5000)) == (1, 512)
+    assert display_size((3000, 1500), 256) == (256, 128)
 
 
 @pytest.mark.parametrize("workers", [0, 3])
