@@ -95,6 +95,15 @@ def verdicts(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
         said = [("good", f"Tokens know anatomy across patients: the same place of the body is found {words}")]
     else:
         said = [("bad", f"That tokens know anatomy across patients is not shown: it is found {words}")]
+    exact = {name: view["moved"]["same_cell"] for name, view in numbers["cells"].items()}
+    if exact[OURS]["low"] <= max(exact[RANDOM]["high"], exact[PIXELS]["high"]):
+        others = f"random encoder {exact[RANDOM]['value']:.3f}, raw pixels {exact[PIXELS]['value']:.3f}"
+        said.append(
+            (
+                "note",
+                f"The very cell is not found more often than without training: {interval(exact[OURS])} ({others}).",
+            )
+        )
     segmentation = numbers.get("segmentation")
     if segmentation:
         scores = segmentation["dice"]

@@ -23,6 +23,7 @@ from afire_monai.evaluation.representation import (
     silhouette,
 )
 from afire_monai.evaluation.representation_atlas import build_atlas
+from afire_monai.evaluation.representation_page import verdicts
 from afire_monai.evaluation.representation_parts import Settings
 from afire_monai.evaluation.representation_run import draw_figures
 from afire_monai.evaluation.representation_segments import best_union, by_cells, cluster_tokens, dice, mean_mask
@@ -346,3 +347,21 @@ def test_masks_by_cells_keep_what_fills_whole_cells() -> None:
     # what fills a quarter of a cell is lost
     mask[0, :4, 15] = 1
     assert not by_cells(mask, (4, 4))[0, :, 8:].any()
+
+
+def score(value: float, chance: float = 0.1) -> dict[str, float]:
+    return {"value": value, "low": value - 0.05, "high": value + 0.05, "chance": chance}
+
+
+@pytest.mark.parametrize(
+    ("near", "exact", "kinds"),
+    [((0.9, 0.3, 0.4), (0.8, 0.1, 0.2), ["good"]), ((0.9, 0.3, 0.4), (0.2, 0.1, 0.3), ["good", "note"]),
+     ((0.4, 0.3, 0.4), (0.2, 0.1, 0.3), ["bad", "note"])],
+)  # fmt: skip
+def test_the_page_praises_only_what_is_clearly_above_the_floors(
+    near: tuple[float, ...], exact: tuple[float, ...], kinds: list[str]
+) -> None:
+    views = ("your encoder", "random encoder", "raw pixels")
+    pairs = zip(views, near, exact, strict=True)
+    cells = {name: {"moved": {"nearby": score(n), "same_cell": score(e)}} for name, n, e in pairs}
+    assert [kind for kind, _ in verdicts({"cells": cells})] == kinds
