@@ -17,6 +17,7 @@ from afire_monai.commands.predict import predict, reference
 from afire_monai.commands.public_datasets import PUBLIC_DATASETS
 from afire_monai.commands.release import import_release
 from afire_monai.commands.report import report
+from afire_monai.commands.send import send
 
 COMMANDS: CommandTree = {
     "demo": demo,
@@ -35,6 +36,7 @@ COMMANDS: CommandTree = {
     "predict": predict,
     "reference": reference,
     "report": report,
+    "send": send,
 }
 ABOUT = """
 Building and checking data lists: afire datalist --help
