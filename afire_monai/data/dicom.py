@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from afire_monai.data.dicom_open import open_dataset
 from afire_monai.data.dicom_pixels import render
 from afire_monai.data.picture import Picture, check_size, refusal
 
@@ -85,10 +86,8 @@ def looks_like_dicom(head: bytes) -> bool:
 
 
 def _open(path: Path) -> Any:
-    import pydicom
-
+    dataset = open_dataset(path)
     try:
-        dataset = pydicom.dcmread(path, force=True)
         for keyword in _USED_ELEMENTS:
             dataset.get(keyword)  # elements are converted when first asked for: a damaged one shows here
     except Exception as error:  # pydicom raises many unrelated types on damaged files
