@@ -1,1 +1,3 @@
-"""The path through a hospital: DICOM in, de-identified data lists, results back as DICOM."""
+"""Radiographs from a hospital's archive into a data list, and what comes back; the source is only ever read."""
+
+from __future__ import annotations

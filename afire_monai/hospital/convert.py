@@ -1,0 +1,145 @@
+"""One DICOM file into one 16-bit PNG without metadata, and what is to be known of the picture."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from afire_monai.data.dicom import read_dicom
+from afire_monai.errors import RadiographError
+from afire_monai.hospital.header import Header, read_header
+from afire_monai.hospital.looks import burned_in_text, lung_fields
+from afire_monai.hospital.pool import Failure
+
+BINS = 32
+DISK = "disk"
+CONSTANT = "constant: all pixels have the same value"
+_COMPRESSION = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """A file to convert.
+
+    Attributes:
+        number: of the file.
+        source: path of the DICOM file.
+        target: path of the PNG.
+        max_side: longest side of the PNG in pixels.
+        check_text: look for text near the borders.
+    """
+
+    number: int
+    source: str
+    target: str
+    max_side: int
+    check_text: bool
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What is known of a picture that was written.
+
+    Attributes:
+        size: bytes of the PNG.
+        pixels: SHA-256 of the picture that was written: equal decoded pixels have equal hashes.
+        shape: rows and columns of the PNG.
+        lung_fields: see `looks.lung_fields`.
+        letters: see `looks.burned_in_text`; -1 if it was not looked for.
+        histogram: share of the pixels in each of `BINS` equal parts of 0…1.
+    """
+
+    size: int
+    pixels: str
+    shape: tuple[int, int]
+    lung_fields: float
+    letters: int
+    histogram: tuple[float, ...]
+
+
+def header_of(task: tuple[int, str]) -> Header | Failure:
+    """Read the header of a file, given with its number."""
+    try:
+        return read_header(Path(task[1]))
+    except RadiographError as error:
+        return _failure(error)
+
+
+def convert(job: Job) -> Converted | Failure:
+    """Decode a file, reduce it, and write it; a failure to write has the kind `DISK`."""
+    try:
+        pixels = read_dicom(Path(job.source), modalities=None).pixels
+    except RadiographError as error:
+        return _failure(error)
+    if not np.isfinite(pixels).all():
+        return Failure("not finite", "decoding gave values that are NaN or infinite")
+    if not pixels.max() > pixels.min():
+        return Failure(CONSTANT)
+    reduced = reduce(pixels, job.max_side)
+    values = np.rint(np.clip(reduced, 0, 1) * np.float32(65535)).astype(np.uint16)
+    content = encode_png(values)
+    try:
+        write_whole(Path(job.target), content)
+    except OSError as error:
+        return Failure(DISK, error.strerror or type(error).__name__)
+    counts = np.bincount((values >> 11).ravel(), minlength=BINS)
+    return Converted(
+        len(content),
+        hashlib.sha256(struct.pack("<2Q", *values.shape) + values.tobytes()).hexdigest(),
+        (values.shape[0], values.shape[1]),
+        lung_fields(reduced),
+        burned_in_text(reduced) if job.check_text else -1,
+        tuple(round(float(share), 6) for share in counts / values.size),
+    )
+
+
+def reduce(picture: NDArray[np.float32], max_side: int) -> NDArray[np.float32]:
+    """Average a picture (H, W) over areas so that its longest side is at most ``max_side``; smaller ones stay."""
+    height, width = picture.shape
+    scale = max_side / max(height, width)
+    if scale >= 1:
+        return picture
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
+
+
+def encode_png(values: NDArray[np.uint16]) -> bytes:
+    """Encode (H, W) uint16 as a grey 16-bit PNG of three chunks: header, pixels, end. Nothing else is in it."""
+    height, width = values.shape
+    raw = values.astype(">u2").view(np.uint8).reshape(height, 2 * width)
+    lines = np.empty((height, 1 + 2 * width), dtype=np.uint8)
+    lines[:, 0] = 1  # each byte as its difference to the pixel on its left, which deflates better
+    lines[:, 1:3] = raw[:, :2]
+    np.subtract(raw[:, 2:], raw[:, :-2], out=lines[:, 3:])
+    header = struct.pack(">2I5B", width, height, 16, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines, _COMPRESSION)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file in one piece.
+
+    Raises:
+        OSError: if it cannot be written; nothing is left behind.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _failure(error: RadiographError) -> Failure:
+    return Failure(getattr(error, "kind", "refused"), getattr(error, "detail", ""))

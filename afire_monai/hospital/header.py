@@ -1,0 +1,226 @@
+"""What of a DICOM header is needed to select, name, split and describe an image, and nothing more."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from afire_monai.data.dicom import integer, looks_like_dicom
+from afire_monai.data.dicom_open import open_dataset
+from afire_monai.data.picture import refusal
+from afire_monai.data.table import OLDEST, parse_age, parse_sex
+
+SERIES_TEXTS = (
+    "SeriesDescription",
+    "ProtocolName",
+    "AcquisitionDeviceProcessingDescription",
+    "PerformedProcedureStepDescription",
+)
+STUDY_TEXTS = ("StudyDescription", "RequestedProcedureDescription")
+_REGION_CODES, _VIEW_CODES = "AnatomicRegionSequence", "ViewCodeSequence"
+_TEXTS = {
+    "modality": "Modality",
+    "sop_class": "SOPClassUID",
+    "sop_uid": "SOPInstanceUID",
+    "series_uid": "SeriesInstanceUID",
+    "study_uid": "StudyInstanceUID",
+    "patient_id": "PatientID",
+    "issuer": "IssuerOfPatientID",
+    "accession": "AccessionNumber",
+    "body_part": "BodyPartExamined",
+    "view": "ViewPosition",
+    "intent": "PresentationIntentType",
+    "conversion": "ConversionType",
+    "burned_in": "BurnedInAnnotation",
+    "photometric": "PhotometricInterpretation",
+    "species": "PatientSpeciesDescription",
+    "maker": "Manufacturer",
+    "model": "ManufacturerModelName",
+    "institution": "InstitutionName",
+    "station": "StationName",
+}
+_DATES = ("AcquisitionDate", "StudyDate", "SeriesDate", "ContentDate")
+_OTHERS = ("PatientOrientation", "PatientSex", "PatientAge", "PatientBirthDate", "AcquisitionDateTime")
+_NUMBERS = {"rows": "Rows", "columns": "Columns", "samples": "SamplesPerPixel", "frames": "NumberOfFrames"}
+_TAGS = (
+    *_TEXTS.values(), *_DATES, *_OTHERS, *_NUMBERS.values(), *SERIES_TEXTS, *STUDY_TEXTS, _REGION_CODES, _VIEW_CODES,
+    "SpecificCharacterSet",
+)  # fmt: skip
+_LONGEST = 256
+
+
+@dataclass(frozen=True)
+class Header:
+    """Facts of one file's header; texts are "" and numbers 0 where the file is silent. It identifies a patient.
+
+    Attributes:
+        modality: in capitals, as all defined terms here.
+        sop_class: SOP class UID.
+        sop_uid: SOPInstanceUID.
+        series_uid: SeriesInstanceUID.
+        study_uid: StudyInstanceUID.
+        patient_id: PatientID.
+        issuer: who issued it.
+        accession: AccessionNumber.
+        body_part: BodyPartExamined.
+        view: ViewPosition.
+        intent: PresentationIntentType.
+        conversion: ConversionType.
+        burned_in: BurnedInAnnotation.
+        photometric: PhotometricInterpretation.
+        species: PatientSpeciesDescription.
+        maker: Manufacturer.
+        model: ManufacturerModelName.
+        institution: InstitutionName.
+        station: StationName.
+        series_texts: descriptions that the device gives.
+        study_texts: descriptions of the order.
+        region_codes: codes of AnatomicRegionSequence, and their meanings.
+        view_codes: codes of ViewCodeSequence, and their meanings.
+        orientation: PatientOrientation, as ``L\F``.
+        rows: of the picture.
+        columns: of the picture.
+        samples: values a pixel.
+        frames: pictures in the file.
+        sex: F or M.
+        age: years, -1 where not known.
+        date: YYYYMMDD.
+    """
+
+    modality: str = ""
+    sop_class: str = ""
+    sop_uid: str = ""
+    series_uid: str = ""
+    study_uid: str = ""
+    patient_id: str = ""
+    issuer: str = ""
+    accession: str = ""
+    body_part: str = ""
+    view: str = ""
+    intent: str = ""
+    conversion: str = ""
+    burned_in: str = ""
+    photometric: str = ""
+    species: str = ""
+    maker: str = ""
+    model: str = ""
+    institution: str = ""
+    station: str = ""
+    series_texts: tuple[str, ...] = ()
+    study_texts: tuple[str, ...] = ()
+    region_codes: tuple[str, ...] = ()
+    view_codes: tuple[str, ...] = ()
+    orientation: str = ""
+    rows: int = 0
+    columns: int = 0
+    samples: int = 1
+    frames: int = 1
+    sex: str = ""
+    age: float = -1.0
+    date: str = ""
+
+    def as_values(self) -> dict[str, Any]:
+        """Give the facts that are there as plain values, for `from_values`."""
+        defaults = _DEFAULTS
+        return {name: value for name, value in vars(self).items() if value != defaults[name]}
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> Header:
+        """Build a header from what `as_values` gave, also after a passage through JSON."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Header)}
+_CAPITALS = ("modality", "body_part", "view", "intent", "conversion", "burned_in", "photometric", "species")
+
+
+def read_header(path: Path) -> Header:
+    """Read the header of a DICOM file; elements that are damaged count as absent.
+
+    Raises:
+        RadiographError: not DICOM, not readable, or broken before the first element that is needed.
+    """
+    _check_first_bytes(path)
+    dataset = open_dataset(path, header_only=True, tags=_TAGS)
+    texts = {name: _text(dataset, keyword) for name, keyword in _TEXTS.items()}
+    for name in _CAPITALS:
+        texts[name] = texts[name].upper()
+    values: dict[str, Any] = {**texts, **{n: integer(dataset, k, _DEFAULTS[n]) for n, k in _NUMBERS.items()}}  # type: ignore[arg-type]
+    if not any(values[name] for name in ("modality", "sop_class", "sop_uid", "rows")):
+        raise refusal(path, "not an image", "it has no SOP class, modality or size; a DICOM radiograph has all three")
+    when = next((found for found in (_date(_text(dataset, keyword)) for keyword in _DATES) if found), "")
+    return Header(
+        **values,
+        series_texts=_filled(_text(dataset, keyword) for keyword in SERIES_TEXTS),
+        study_texts=_filled(_text(dataset, keyword) for keyword in STUDY_TEXTS),
+        region_codes=_codes(dataset, _REGION_CODES),
+        view_codes=_codes(dataset, _VIEW_CODES),
+        orientation=_text(dataset, "PatientOrientation").upper(),
+        sex=parse_sex(_text(dataset, "PatientSex")) or "",
+        age=_age(dataset, when),
+        date=when or _date(_text(dataset, "AcquisitionDateTime")[:8]),
+    )
+
+
+def _check_first_bytes(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            head = file.read(132)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise refusal(path, "not readable", f"{reason}. Check its permissions") from error
+    if not head:
+        raise refusal(path, "empty file", "it has 0 bytes. Copy it again from its source")
+    if not looks_like_dicom(head):
+        raise refusal(path, "not DICOM", "it does not start as a DICOM file does")
+
+
+def _text(dataset: Any, keyword: str) -> str:
+    """Value as text, several values with backslashes between them; "" for what cannot be converted."""
+    try:
+        value = dataset.get(keyword)
+        if value is None:
+            return ""
+        several = not isinstance(value, str) and hasattr(value, "__iter__")
+        text = "\\".join(str(part) for part in value) if several else str(value)
+    except Exception:  # pydicom raises many unrelated types on damaged elements
+        return ""
+    return text.replace("\x00", "").strip()[:_LONGEST]
+
+
+def _codes(dataset: Any, keyword: str) -> tuple[str, ...]:
+    try:
+        items = list(dataset.get(keyword) or [])[:8]
+    except Exception:  # as above
+        return ()
+    return _filled(_text(item, name) for item in items for name in ("CodeValue", "CodeMeaning"))
+
+
+def _filled(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(text for text in texts if text)
+
+
+def _date(text: str) -> str:
+    """YYYYMMDD from a DICOM date, also as YYYY.MM.DD; "" for anything that is no day."""
+    digits = re.sub(r"[.\-/]", "", text.strip())
+    try:
+        return digits if len(digits) == 8 and date.fromisoformat(digits) else ""
+    except ValueError:
+        return ""
+
+
+def _age(dataset: Any, when: str) -> float:
+    """Years from PatientAge, else from the birth date on the day of the picture; -1 where neither is known."""
+    stated = parse_age(_text(dataset, "PatientAge"))
+    if stated is not None and _text(dataset, "PatientAge"):
+        return stated
+    birth = _date(_text(dataset, "PatientBirthDate"))
+    if not birth or not when:
+        return -1.0
+    years = (date.fromisoformat(when) - date.fromisoformat(birth)).days / 365.2425
+    return round(years, 2) if 0 <= years <= OLDEST else -1.0

@@ -1,0 +1,104 @@
+"""Names that say nothing: keyed hashes of patients, images and sites."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+from afire_monai.errors import AfireError
+from afire_monai.hospital.files import refuse_wide
+
+KEY_BYTES = 32
+KEY = "key"
+_HASH_CHARACTERS = 20
+
+
+class IdentityKey:
+    """HMAC-SHA256 under a key that stays with the hospital, shortened to 80 bits.
+
+    The same patient has the same hash under the same key, in every folder made with it. Without the key no hash can
+    be computed, so a list of all patient numbers does not help anybody to find a patient.
+
+    Args:
+        key: 32 bytes.
+
+    Raises:
+        AfireError: for another length.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        if len(key) != KEY_BYTES:
+            raise AfireError(f"an identity key is {KEY_BYTES} bytes, this has {len(key)}")
+        self._key = key
+
+    def __repr__(self) -> str:
+        return f"IdentityKey({self.fingerprint})"
+
+    @classmethod
+    def make(cls, path: Path) -> IdentityKey:
+        """Make a random key and write it (mode 0600); a key that is there is never overwritten.
+
+        Raises:
+            AfireError: if there is something at the path, or it cannot be written.
+        """
+        key = secrets.token_bytes(KEY_BYTES)
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(key)
+                file.flush()
+                os.fsync(file.fileno())
+        except FileExistsError as error:
+            raise AfireError(f"{path}: there is a file already; a key is made once. Load it instead") from error
+        except OSError as error:
+            raise AfireError(f"{path}: the key cannot be written: {error.strerror}") from error
+        return cls(key)
+
+    @classmethod
+    def load(cls, path: Path) -> IdentityKey:
+        """Read a key that `make` wrote.
+
+        Raises:
+            AfireError: if it is not there, others may read it, or it is no key.
+        """
+        try:
+            refuse_wide(path)
+            key = path.read_bytes()
+        except OSError as error:
+            raise AfireError(
+                f"{path}: the key cannot be read: {error.strerror}. Give the private/{KEY} of an earlier `afire "
+                "ingest`, or leave --key out to have one made"
+            ) from error
+        if len(key) != KEY_BYTES:
+            raise AfireError(f"{path}: {len(key)} bytes; an identity key has {KEY_BYTES}. Put the right file there")
+        return cls(key)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells keys apart without giving them away."""
+        return self._hash("fingerprint", "")
+
+    def patient(self, patient_id: str, issuer: str = "") -> str:
+        """Hash of a patient: of who issued the PatientID, and the PatientID. Blanks around either do not count."""
+        return self._hash("patient", issuer.strip(), patient_id.strip())
+
+    def study(self, study_uid: str) -> str:
+        """Hash that stands for the patient of a study whose files name none."""
+        return self._hash("study", study_uid.strip())
+
+    def image(self, sop_instance_uid: str) -> str:
+        """Hash of an image: of its SOPInstanceUID, or for files without one, of what stands for it."""
+        return self._hash("image", sop_instance_uid.strip())
+
+    def site(self, name: str) -> str:
+        """Hash of the institution or station that made an image."""
+        return self._hash("site", name.strip().upper())
+
+    def _hash(self, *parts: str) -> str:
+        # the lengths keep ("ab", "c") and ("a", "bc") apart
+        text = "".join(f"{len(part)}:{part}" for part in parts)
+        content = text.encode("utf-8", errors="surrogateescape")
+        return hmac.new(self._key, content, hashlib.sha256).hexdigest()[:_HASH_CHARACTERS]

@@ -1,0 +1,205 @@
+"""What an ingest knows of each file, kept between runs, so that nothing is read twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from afire_monai.errors import AfireError
+from afire_monai.hospital.convert import Converted
+from afire_monai.hospital.header import Header
+from afire_monai.hospital.pool import STOPPED, TOO_SLOW, Failure
+from afire_monai.hospital.scan import NOT_READABLE, Found
+
+STATE = "state.sqlite"
+_FORMAT = 1
+_TABLES = """
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT);
+CREATE TABLE IF NOT EXISTS files (
+  number INTEGER PRIMARY KEY, path BLOB UNIQUE, size INTEGER, mtime INTEGER, run INTEGER, problem TEXT, detail TEXT,
+  header TEXT, setting TEXT, result TEXT, verdict TEXT);
+"""
+_AT_ONCE = 200
+# what may be otherwise the next time although the file has not changed
+_PASSING = (NOT_READABLE, TOO_SLOW, STOPPED)
+KEPT = "kept"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of this run.
+
+    Attributes:
+        number: of the file in the state.
+        path: of the file.
+        reason: why it was left out, `KEPT`, or "".
+        detail: more on the reason, for the owner only.
+        header: as it was read; None where it could not be.
+        result: of the conversion, if there was one.
+    """
+
+    number: int
+    path: str
+    reason: str
+    detail: str
+    header: Header | None
+    result: Converted | Failure | None
+
+
+class State:
+    """Facts of files in an SQLite data base that only its owner can read and one process at a time may use.
+
+    Args:
+        folder: the private folder.
+
+    Raises:
+        AfireError: it is in use, damaged or of another format.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / STATE
+        self._waiting = 0
+        try:
+            os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600))
+            os.chmod(self.path, 0o600)
+            self._base = sqlite3.connect(self.path, timeout=1.0, isolation_level=None)
+            self._base.execute("PRAGMA locking_mode=EXCLUSIVE")
+            self._base.execute("PRAGMA temp_store=MEMORY")
+            self._base.execute("BEGIN EXCLUSIVE")
+            for statement in _TABLES.split(";"):
+                self._base.execute(statement)
+            known = self.fact("format", str(_FORMAT))
+        except sqlite3.OperationalError as error:
+            raise AfireError(
+                f"{self.path}: another `afire ingest` writes here, or the folder cannot be written ({error}). Wait for "
+                "it to end"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise AfireError(f"{self.path}: damaged ({error}). Remove it: the files are then read again") from error
+        except OSError as error:
+            raise AfireError(f"{self.path}: {error.strerror}; give a folder that can be written with --out") from error
+        if known != str(_FORMAT):
+            raise AfireError(f"{self.path}: of another version of this program. Remove it: the files are read again")
+        self.set_fact("format", str(_FORMAT))
+        self.run = int(self.fact("run", "0")) + 1
+        self.set_fact("run", str(self.run))
+
+    def close(self) -> None:
+        """Write what is waiting and let go of the file."""
+        self.save()
+        self._base.close()
+
+    def save(self) -> None:
+        """Make what was noted outlast an interruption."""
+        try:
+            self._base.execute("COMMIT")
+            self._base.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            raise AfireError(
+                f"{self.path}: cannot be written ({error}). Make room, then repeat the command: it goes on where it "
+                "stopped"
+            ) from error
+        self._waiting = 0
+
+    def fact(self, name: str, default: str = "") -> str:
+        """Give what was stored under a name."""
+        row = self._base.execute("SELECT value FROM facts WHERE name=?", (name,)).fetchone()
+        return default if row is None else str(row[0])
+
+    def set_fact(self, name: str, value: str) -> None:
+        """Store a text under a name."""
+        self._base.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+    def note_found(self, found: Found) -> None:
+        """Note that a file is there; what is known of it stays if its size and time are the same."""
+        path = os.fsencode(found.path)
+        row = self._base.execute("SELECT number, size, mtime, problem FROM files WHERE path=?", (path,)).fetchone()
+        if row is None:
+            self._base.execute(
+                "INSERT INTO files (path, size, mtime, run, problem) VALUES (?, ?, ?, ?, ?)",
+                (path, found.size, found.mtime_ns, self.run, found.problem),
+            )
+        elif row[1:3] == (found.size, found.mtime_ns) and not found.problem and row[3] not in _PASSING:
+            self._base.execute("UPDATE files SET run=?, verdict=NULL WHERE number=?", (self.run, row[0]))
+        else:
+            self._base.execute(
+                "UPDATE files SET size=?, mtime=?, run=?, problem=?, detail='', header=NULL, setting=NULL, "
+                "result=NULL, verdict=NULL WHERE number=?",
+                (found.size, found.mtime_ns, self.run, found.problem, row[0]),
+            )
+        self._noted()
+
+    def note_header(self, number: int, header: Header | Failure) -> None:
+        """Store what reading a header gave."""
+        if isinstance(header, Failure):
+            values: tuple[Any, ...] = (header.kind, header.detail, None)
+        else:
+            values = ("", "", json.dumps(header.as_values(), separators=(",", ":")))
+        self._base.execute("UPDATE files SET problem=?, detail=?, header=? WHERE number=?", (*values, number))
+        self._noted()
+
+    def note_result(self, number: int, setting: str, result: Converted | Failure) -> None:
+        """Store what converting a file under a setting gave."""
+        text = json.dumps(dataclasses.asdict(result), separators=(",", ":"))
+        self._base.execute("UPDATE files SET setting=?, result=? WHERE number=?", (setting, text, number))
+        self._noted()
+
+    def note_verdicts(self, verdicts: Iterable[tuple[int, str]]) -> None:
+        """Store why files are left out, or that they are kept."""
+        self._base.executemany(
+            "UPDATE files SET verdict=? WHERE number=?", ((verdict, number) for number, verdict in verdicts)
+        )
+
+    def count(self) -> int:
+        """Files of this run."""
+        return int(self._base.execute("SELECT COUNT(*) FROM files WHERE run=?", (self.run,)).fetchone()[0])
+
+    def without_header(self) -> list[tuple[int, str]]:
+        """Numbers and paths of files whose header has not been read."""
+        rows = self._base.execute(
+            "SELECT number, path FROM files WHERE run=? AND header IS NULL AND problem='' ORDER BY path", (self.run,)
+        )
+        return [(number, os.fsdecode(path)) for number, path in rows]
+
+    def result(self, number: int, setting: str) -> Converted | Failure | None:
+        """What converting a file under this setting gave; None where that is not known or may be otherwise now."""
+        row = self._base.execute("SELECT result FROM files WHERE number=? AND setting=?", (number, setting)).fetchone()
+        result = None if row is None else _result(row[0])
+        return None if isinstance(result, Failure) and result.kind in _PASSING else result
+
+    def path_of(self, number: int) -> str:
+        """Path of a file."""
+        return os.fsdecode(self._base.execute("SELECT path FROM files WHERE number=?", (number,)).fetchone()[0])
+
+    def entries(self) -> Iterator[Entry]:
+        """Give the files of this run in the order of their paths; one at a time is in memory."""
+        rows = self._base.execute(
+            "SELECT number, path, verdict, problem, detail, header, result FROM files WHERE run=? ORDER BY path",
+            (self.run,),
+        )
+        for number, path, verdict, problem, detail, header, result in rows:
+            known = None if header is None else Header.from_values(json.loads(header))
+            converted = _result(result)
+            if isinstance(converted, Failure) and converted.kind == verdict:
+                detail = converted.detail
+            yield Entry(number, os.fsdecode(path), verdict or problem or "", detail or "", known, converted)
+
+    def _noted(self) -> None:
+        self._waiting += 1
+        if self._waiting >= _AT_ONCE:
+            self.save()
+
+
+def _result(text: str | None) -> Converted | Failure | None:
+    if text is None:
+        return None
+    values = json.loads(text)
+    if "kind" in values:
+        return Failure(**values)
+    return Converted(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
