@@ -17,9 +17,10 @@ from afire_monai.data.datalist_file import read_raw
 from afire_monai.errors import AfireError
 from afire_monai.export.encoder import load_module_files
 from afire_monai.inference.anomaly import load_detector
+from afire_monai.inference.build_reference import MIN_NORMALS, build_reference
+from afire_monai.inference.model_files import model_files, weights_hashes
 from afire_monai.inference.reading import LeftOut, Radiograph, ahead, read_radiograph
-from afire_monai.inference.reference import MIN_NORMALS, NormalReference, build_reference
-from afire_monai.inference.scoring import model_files, weights_hashes
+from afire_monai.inference.reference import NormalReference
 
 
 @dataclass
@@ -80,7 +81,8 @@ def make_reference(
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     detector = load_detector(files).to(device)
     items = training_items(datalist, section, base_dir=base_dir)
-    items = [items[round(place * len(items) / min(most, len(items)))] for place in range(min(most, len(items)))]
+    number = min(most, len(items))
+    items = [items[place * len(items) // number] for place in range(number)]
     used: list[str] = []
     read = functools.partial(_read, items, detector.canvas_size)
     reading = ahead(read, range(len(items)), workers, max(2 * batch_size, 2 * workers))

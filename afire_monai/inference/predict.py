@@ -94,10 +94,9 @@ def predict(
     if batch_size < 1 or (workers is not None and workers < 0):
         raise AfireError(f"--batch-size must be at least 1 and --workers at least 0, got {batch_size} and {workers}")
     source = find_source(inputs, section)
+    joined_before = dist.is_initialized()
     rank, world = join_processes()
-    if torch.cuda.is_available() and device is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    scorer = Scorer(model, device, heatmap, label, restored)
+    scorer = Scorer(model, device or _own_device(), heatmap, label, restored)
     if overlays and scorer.heatmap == "none":
         raise AfireError("--overlays shows heatmaps; ask for one with --heatmap")
     folder = ResultFolder(out)
@@ -115,7 +114,7 @@ def predict(
         facts = {**run, "thresholds": scorer.thresholds, "mask_values": scorer.mask_values, "note": NOTE}
         scored = folder.finish(len(source.files), left_out, facts, scorer.labels)
     _wait(world)
-    if world > 1:
+    if world > 1 and not joined_before:
         dist.destroy_process_group()
     return PredictionSummary(len(source.files), scored, left_out, earlier, rank)
 
@@ -195,6 +194,11 @@ def _gathered(left_out: dict[int, str], earlier: int, world: int) -> tuple[dict[
     everywhere: list[Any] = [None] * world
     dist.all_gather_object(everywhere, (left_out, earlier))
     return {i: reason for part, _ in everywhere for i, reason in part.items()}, sum(n for _, n in everywhere)
+
+
+def _own_device() -> torch.device:
+    gpu = torch.cuda.is_available()
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
 
 
 def _threads(workers: int | None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,15 +11,15 @@ import torch
 from torch import Tensor
 
 from afire_monai import __version__
-from afire_monai.errors import AfireError, CheckpointError
+from afire_monai.errors import AfireError
 from afire_monai.inference.anomaly import AnomalyDetector, load_detector
 from afire_monai.inference.attribution import attention_rollout, grad_cam
+from afire_monai.inference.model_files import names, used_model_files, weights_hashes
 from afire_monai.inference.reading import Radiograph, Size
 from afire_monai.inference.reference import NormalReference
 
 Heatmap = Literal["auto", "anomaly", "gradcam", "rollout", "none"]
 HEATMAP_KINDS: tuple[str, ...] = get_args(Heatmap)
-FILES = ("classifier", "segmenter", "detector", "restorer", "encoder", "reference")
 
 
 @dataclass
@@ -79,7 +78,7 @@ class Scorer:
         restored: bool = False,
     ) -> None:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.files = _used(find_model_files(folders))
+        self.files = used_model_files(folders)
         self.classifier: Any = None
         self.segmenter: Any = None
         self.detector: AnomalyDetector | None = None
@@ -128,7 +127,7 @@ class Scorer:
             return next(kind for kind in ("anomaly", "gradcam", "none") if able[kind])
         if not able[heatmap]:
             needs = "restorer.safetensors, or an encoder with its reference" if heatmap == "anomaly" else "a classifier"
-            raise AfireError(f"--heatmap {heatmap} needs {needs} in the model folder, which holds {_names(self.files)}")
+            raise AfireError(f"--heatmap {heatmap} needs {needs} in the model folder, which holds {names(self.files)}")
         return heatmap
 
     def _choose_label(self, label: str | None) -> str | None:
@@ -247,51 +246,10 @@ class Scorer:
         return {"probability": probability, "threshold": threshold, "above_threshold": above}
 
 
-def find_model_files(folders: Sequence[str | Path]) -> dict[str, Path]:
-    """Find the weights files in model folders.
-
-    Args:
-        folders: searched in this order; a file that is in several is taken from the first.
-
-    Returns:
-        Paths by kind (`FILES`).
-
-    Raises:
-        CheckpointError: if a folder is not there, or none holds a model.
-    """
-    found = model_files(folders)
-    if not {"classifier", "segmenter", "restorer"} & found.keys() and not {"encoder", "reference"} <= found.keys():
-        raise CheckpointError(
-            f"{', '.join(map(str, folders))}: nothing there that predicts (it holds {_names(found)}); classifier, "
-            "segmenter, restorer, or encoder and reference (`afire reference`) are expected"
-        )
-    return found
-
-
-def model_files(folders: Sequence[str | Path]) -> dict[str, Path]:
-    """As `find_model_files`, whether or not what is there can predict."""
-    found: dict[str, Path] = {}
-    for folder in map(Path, folders):
-        if not folder.is_dir():
-            raise CheckpointError(f"{folder}: no such model folder; a run writes it as models/ below its output folder")
-        for kind in FILES:
-            path = folder / f"{kind}.safetensors"
-            if path.is_file():
-                found.setdefault(kind, path)
-    return found
-
-
-def _names(files: dict[str, Path]) -> str:
-    return ", ".join(path.name for path in files.values()) or "no weights"
-
-
-def _used(files: dict[str, Path]) -> dict[str, Path]:
-    """Leave out what takes no part: the encoder where a restorer has its own, both without use for a detector."""
-    if "restorer" in files:
-        unused = {"encoder"} if "reference" in files else {"encoder", "detector"}
-    else:
-        unused = {"detector"} if "reference" in files else {"encoder", "detector"}
-    return {kind: path for kind, path in files.items() if kind not in unused}
+def _stretched(maps: Tensor, images: Tensor) -> Tensor:
+    """Bring maps (B, h, w) of at least 0 to the pictures' size and each to 0…1 of its largest value."""
+    large = torch.nn.functional.interpolate(maps[:, None].float(), images.shape[2:], mode="bilinear")[:, 0]
+    return (large / large.flatten(1).amax(1).clamp_min(1e-12)[:, None, None]).clamp(0, 1)
 
 
 def _distinct(classes: Sequence[str], values: dict[str, int]) -> dict[str, int]:
@@ -302,18 +260,3 @@ def _distinct(classes: Sequence[str], values: dict[str, int]) -> dict[str, int]:
     given = {name: int(values.get(name, 255)) for name in classes}
     apart = len(set(given.values())) == len(given) and all(0 < value < 256 for value in given.values())
     return given if apart else {name: place + 1 for place, name in enumerate(classes)}
-
-
-def weights_hashes(files: dict[str, Path]) -> dict[str, str]:
-    """Give the SHA-256 of each weights file, by kind."""
-    hashes = {}
-    for kind, path in files.items():
-        with path.open("rb") as file:
-            hashes[kind] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes
-
-
-def _stretched(maps: Tensor, images: Tensor) -> Tensor:
-    """Bring maps (B, h, w) of at least 0 to the pictures' size and each to 0…1 of its largest value."""
-    large = torch.nn.functional.interpolate(maps[:, None].float(), images.shape[2:], mode="bilinear")[:, 0]
-    return (large / large.flatten(1).amax(1).clamp_min(1e-12)[:, None, None]).clamp(0, 1)

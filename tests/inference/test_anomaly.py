@@ -12,6 +12,7 @@ from afire_monai.export.run import export_detector, export_restorer
 from afire_monai.inference import AnomalyDetector, AnomalyNetwork, build_reference, load_detector
 from afire_monai.inference.anomaly import enlarge_cells, heat_of
 from afire_monai.inference.restoration import box_mean, cell_groups, hide_cells
+from afire_monai.networks import AnomalyRestorationDecoder, ViTEncoder
 
 
 def detector_of(shift: int) -> AnomalyDetector:
@@ -200,3 +201,16 @@ def test_cells_are_drawn_where_they_are():
     assert picture[0, 5, 16].item() == pytest.approx(1)
     assert picture[0, 16, 27].item() == pytest.approx(5)
     assert picture[0, 10:12, 16].mean().item() == pytest.approx(2.5)
+
+
+@torch.no_grad()
+def test_a_three_channel_encoder_sees_a_grey_picture_thrice():
+    torch.manual_seed(0)
+    encoder = ViTEncoder(32, PATCH, in_channels=3, embed_dim=32, depth=1, num_heads=2).eval()
+    decoder = AnomalyRestorationDecoder(32, encoder.grid, PATCH, channels=3, dim=32, depth=1, num_heads=2).eval()
+    detector = AnomalyDetector(encoder, 0, AnomalyNetwork(encoder, decoder))
+    grey = smooth_images(2, (32, 32))
+    found, expected = detector.features(grey), detector.features(grey.expand(-1, 3, -1, -1))
+    assert torch.equal(found.tokens, expected.tokens)
+    assert torch.equal(found.cells["residual"], expected.cells["residual"])
+    assert found.restored.shape == (2, 3, 32, 32)
