@@ -1,0 +1,88 @@
+"""Codes for findings and for what is said of them: published ones where they surely mean the same, else private."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
+from highdicom.sr import CodedConcept
+
+PRIVATE_SCHEME = "99AFIRE"
+"""Coding scheme of names that have no published code here; 99 marks private ones (DICOM PS3.16 section 8.2)."""
+
+FINDINGS: dict[str, tuple[str, str, str]] = {
+    "atelectasis": ("46621007", "SCT", "Atelectasis"),
+    "cardiomegaly": ("8186001", "SCT", "Cardiomegaly"),
+    "consolidation": ("95436008", "SCT", "Lung consolidation"),
+    "covid-19": ("840539006", "SCT", "COVID-19"),
+    "edema": ("19242006", "SCT", "Pulmonary edema"),
+    "effusion": ("60046008", "SCT", "Pleural effusion"),
+    "emphysema": ("87433001", "SCT", "Pulmonary emphysema"),
+    "fibrosis": ("51615001", "SCT", "Fibrosis of lung"),
+    "fracture": ("125605004", "SCT", "Fracture of bone"),
+    "infiltration": ("112121", "DCM", "Infiltrate"),
+    "lung opacity": ("112001", "DCM", "Opacity"),
+    "mass": ("4147007", "SCT", "Mass"),
+    "nodule": ("27925004", "SCT", "Nodule"),
+    "normal": ("17621005", "SCT", "Normal"),
+    "pleural effusion": ("60046008", "SCT", "Pleural effusion"),
+    "pneumonia": ("233604007", "SCT", "Pneumonia"),
+    "pneumothorax": ("36118008", "SCT", "Pneumothorax"),
+    "tuberculosis": ("56717001", "SCT", "Tuberculosis"),
+}
+"""Labels of ChestX-ray14, CheXpert and the other public lists, in small letters, to value, scheme and meaning. Left out
+on purpose, because a code would say more or less than the label: Hernia (of what), Pleural Thickening, Pleural Other,
+Lung Lesion, Enlarged Cardiomediastinum, Support Devices, No Finding."""
+
+PROBABILITY = CodedConcept("122157", "DCM", "Probability")
+THRESHOLD = CodedConcept("122411", "DCM", "Threshold Value")
+PERCENTILE = CodedConcept("121415", "DCM", "Percentile Ranking of measurement")
+COMMENT = CodedConcept("121106", "DCM", "Comment")
+QUALITATIVE = CodedConcept("C0034375", "UMLS", "Qualitative Evaluations")
+DEVICE = CodedConcept("121007", "DCM", "Device")
+YES = CodedConcept("373066001", "SCT", "Yes")
+NO = CodedConcept("373067005", "SCT", "No")
+RATIO = CodedConcept("{ratio}", "UCUM", "ratio")
+PERCENT = CodedConcept("%", "UCUM", "Percent")
+RADIOGRAPHY = CodedConcept("363680008", "SCT", "Radiographic imaging procedure")
+ABNORMAL_STRUCTURE = CodedConcept("49755003", "SCT", "Morphologically Abnormal Structure")
+SPATIAL = CodedConcept("309825002", "SCT", "Spatial and Relational Concept")
+ARTIFICIAL_INTELLIGENCE = CodedConcept("123110", "DCM", "Artificial Intelligence")
+SOURCE_IMAGE = CodedConcept("121322", "DCM", "Source image for image processing operation")
+ABOVE_THRESHOLD = CodedConcept("ABOVE-THRESHOLD", PRIVATE_SCHEME, "Probability at or above threshold")
+ANOMALY = CodedConcept("ANOMALY", PRIVATE_SCHEME, "Deviation from normal radiographs")
+EXPLANATION = CodedConcept("EXPLANATION", PRIVATE_SCHEME, "Part of the image that the result rests on")
+
+
+def finding_code(label: str) -> CodedConcept:
+    """Give the code of a label: a published one, or one of the private scheme with the label as its meaning.
+
+    Args:
+        label: as the model names it; capitals and underscores do not matter for published codes.
+    """
+    known = FINDINGS.get(label.strip().lower().replace("_", " "))
+    return CodedConcept(*known) if known else CodedConcept(_private_value(label), PRIVATE_SCHEME, meaning(label))
+
+
+def meaning(label: str) -> str:
+    """Make a label fit for a code meaning: one line of at most 64 characters without a backslash."""
+    text = " ".join(label.replace("\\", "/").split())
+    return text if len(text) <= 64 else text[:61] + "..."
+
+
+def coding_schemes() -> list[CodingSchemeIdentificationItem]:
+    """Say what the private scheme is, for objects that use it."""
+    return [
+        CodingSchemeIdentificationItem(
+            PRIVATE_SCHEME, "Names of findings and results of afire-monai", responsible_organization="afire-monai"
+        )
+    ]
+
+
+def _private_value(label: str) -> str:
+    """Make a code value of at most 16 characters that no other label has: the label itself, or a part and a hash."""
+    if re.fullmatch(r"[A-Za-z0-9_-]{1,16}", label):
+        return label
+    digest = hashlib.sha256(label.encode("utf-8")).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9]', '', label)[:7]}-{digest}"
