@@ -18,8 +18,8 @@ def send(
 ) -> int:
     """Store every DICOM file of a folder on a DICOMweb server (STOW-RS), for example results in a PACS.
 
-    Credentials come from the environment: AFIRE_DICOMWEB_USER and AFIRE_DICOMWEB_PASSWORD, or AFIRE_DICOMWEB_TOKEN; else from
-    ~/.netrc (mode 0600). Exit status: 0 all are there, 1 some failed, 2 none is there or a wrong command.
+    Credentials come from the environment, AFIRE_DICOMWEB_USER and AFIRE_DICOMWEB_PASSWORD, or AFIRE_DICOMWEB_TOKEN;
+    else from ~/.netrc (mode 0600). Exit status: 0 all are there, 1 some failed, 2 none is there or a wrong command.
 
     Example: afire send results_dicom --dicomweb https://pacs.example/dicom-web
 

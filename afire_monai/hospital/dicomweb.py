@@ -182,5 +182,5 @@ class DicomWeb:
 
 
 def _keep_out_of_logs() -> None:
-    for name in ("dicomweb_client", "urllib3", "requests", "pydicom"):
+    for name in ("dicomweb_client", "retrying", "urllib3", "requests", "pydicom"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -175,7 +176,9 @@ class _Patience:
     def guard(self, what: str) -> Iterator[None]:
         """Note the failure of one thing and go on behind the block; other errors pass through."""
         try:
-            yield
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # pydicom's quote what is in headers
+                yield
             self._lost = 0
         except ConnectionLostError as error:
             self._lost += 1

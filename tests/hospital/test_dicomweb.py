@@ -1,0 +1,509 @@
+"""DICOMweb against a server that misbehaves on demand."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+import socket
+import stat
+import warnings
+from io import BytesIO
+from pathlib import Path
+
+import pydicom
+import pytest
+
+pytest.importorskip("dicomweb_client")
+
+from hospital.fake_dicomweb import FakeServer, busy, cut, fake_dicomweb, hang_up, multipart, plain, says
+from hospital.planted import SECRETS, small, write
+
+from afire_monai.cli import run
+from afire_monai.hospital.dicomweb import DicomWeb
+from afire_monai.hospital.dicomweb_access import DicomWebError, find_credentials
+from afire_monai.hospital.dicomweb_answers import AnswerError, ConnectionLostError
+from afire_monai.hospital.dicomweb_query import Query, SeriesReference, is_uid
+from afire_monai.hospital.dicomweb_transfer import GIVE_UP, forget, retrieve_series, send_folder
+
+
+@pytest.fixture(autouse=True)
+def _no_credentials(monkeypatch, tmp_path):
+    for name in ("AFIRE_DICOMWEB_USER", "AFIRE_DICOMWEB_PASSWORD", "AFIRE_DICOMWEB_TOKEN", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def server():
+    with fake_dicomweb() as state:
+        yield state
+
+
+def client(server: FakeServer, **options: object) -> DicomWeb:
+    given = {"timeout": 5.0, "retries": 2, "first_wait": 0.001, **options}
+    return DicomWeb(server.url, **given)  # type: ignore[arg-type]
+
+
+def references(*datasets: pydicom.Dataset) -> list[SeriesReference]:
+    return [SeriesReference(str(d.StudyInstanceUID), str(d.SeriesInstanceUID)) for d in datasets]
+
+
+# asking ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [1, 3, 1000])
+def test_every_series_is_found_once_however_small_the_pages_of_the_server(server, page):
+    held = [small(n, "CR" if n % 3 else "DX") for n in range(10)]
+    server.hold(*held)
+    server.page = page
+    found = client(server).find_series(Query())
+    assert set(found) == set(references(*held))
+    assert len(found) == 10
+
+
+def test_a_server_that_ignores_filters_and_paging_does_not_widen_what_is_fetched_nor_go_on_for_ever(server):
+    wanted = small(1, StudyDate="20210301")
+    server.hold(wanted, small(2, "DX"), small(3, StudyDate="20200301"), small(4, StudyDate="20220301"))
+    server.hold(small(5, StudyDate="20210302", StudyDescription="Hand"))
+    server.honest = False
+    found = client(server).find_series(Query.of(["cr"], "20210101-20211231", ["THORAX"]))
+    assert found == references(wanted)
+
+
+@pytest.mark.parametrize(
+    ("date", "months"),
+    [("20210401-20210631", None), ("20210401-20210630", {4, 5, 6}), ("20210415", {4}), ("20211001-", {10, 11, 12})],
+)
+def test_dates_limit_what_is_found(server, date, months):
+    held = [small(n) for n in range(12)]
+    server.hold(*held)
+    if months is None:
+        with pytest.raises(DicomWebError, match="--date takes"):
+            Query.of(["CR"], date)
+        return
+    found = client(server).find_series(Query.of(["CR"], date))
+    assert set(found) == set(references(*(d for d in held if int(d.StudyDate[4:6]) in months)))
+
+
+@pytest.mark.parametrize("date", ["", "-", "2021", "20211301", "20220101-20210101", "2021-01-01", "heute"])
+def test_dates_that_are_none_are_refused(date):
+    with pytest.raises(DicomWebError, match="--date"):
+        Query.of(["CR"], date)
+
+
+@pytest.mark.parametrize("modalities", [[], [""], ["CR\\DX"], ["CR&x=1"]])
+def test_modalities_that_are_none_are_refused(modalities):
+    with pytest.raises(DicomWebError, match="--modality"):
+        Query.of(modalities)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"<html>log in</html>", b'"text"', b"[1]", b"{", b'[{"0020000E": {"Value": [{}]}}]']
+)
+def test_a_page_that_is_not_dicomweb_is_named_as_that(server, answer):
+    server.tricks = [says(answer, "application/dicom+json")]
+    if answer.startswith(b"[{"):
+        assert client(server).find_series(Query(("CR",))) == []  # no UID, so no series
+        return
+    with pytest.raises(DicomWebError, match="not DICOMweb; check the address"):
+        client(server).find_series(Query())
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_refused_credentials_end_all_with_the_way_out(server, status, tmp_path):
+    server.hold(small(1), small(2))
+    server.tricks = [says(b"", status=status)]
+    with pytest.raises(DicomWebError, match=rf"answers {status}.*AFIRE_DICOMWEB_USER.*AFIRE_DICOMWEB_TOKEN"):
+        client(server).find_series(Query())
+    server.tricks = [plain, says(b"", status=status)]
+    with pytest.raises(DicomWebError, match="other credentials"):
+        retrieve_series(client(server), references(small(1), small(2)), tmp_path / "private" / "dicom")
+    assert len(server.asked) == 3
+
+
+# retrieving -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trouble", [busy(503), busy(429, Retry_After="0"), busy(500), hang_up])
+def test_a_server_that_recovers_costs_nothing(server, trouble, tmp_path):
+    held = small(1)
+    server.hold(held)
+    server.tricks = [trouble, trouble, plain, trouble]
+    folder = tmp_path / "private" / "dicom"
+    done = retrieve_series(client(server), references(held), folder)
+    assert (done.done, done.failed, done.status) == (1, [], 0)
+    back = pydicom.dcmread(folder / f"{held.SOPInstanceUID}.dcm")
+    assert back == held
+    assert back.file_meta.TransferSyntaxUID == held.file_meta.TransferSyntaxUID
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks", "close"])
+def test_an_answer_cut_off_in_the_middle_is_asked_for_again(server, framing, tmp_path):
+    held = small(1)
+    server.hold(held)
+    server.tricks = [plain, cut(framing)]
+    done = retrieve_series(client(server), references(held), tmp_path / "private" / "dicom")
+    assert (done.done, done.failed) == (1, [])
+    assert len(server.paths(part=str(held.SOPInstanceUID))) == 2
+    assert pydicom.dcmread(tmp_path / "private" / "dicom" / f"{held.SOPInstanceUID}.dcm") == held
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks", "close"])
+def test_an_answer_that_is_always_cut_off_leaves_no_file(server, framing, tmp_path):
+    held, other = small(1), small(2)
+    server.hold(held, other)
+    server.tricks = [plain, cut(framing), cut(framing), cut(framing)]
+    folder = tmp_path / "private" / "dicom"
+    done = retrieve_series(client(server), references(held, other), folder)
+    assert (done.done, done.status) == (1, 1)
+    assert [what for what, _ in done.failed] == [held.SOPInstanceUID]
+    assert [p.name for p in folder.iterdir()] == [f"{other.SOPInstanceUID}.dcm"]
+
+
+def test_wrong_content_is_a_failure_of_that_instance_only(server, tmp_path):
+    held = [small(n) for n in range(5)]
+    server.hold(*held)
+    other, kind = multipart(held[4])
+    wrong = [says(b"<html>", "text/html"), says(other, kind), says(b"", status=404), says(b"DICOM?", kind)]
+    server.tricks = [t for trick in wrong for t in (plain, trick)]
+    # the last one lacks the closing line, so that it is taken for cut off and asked for three times
+    server.tricks += [wrong[3], wrong[3]]
+    done = retrieve_series(client(server), references(*held), tmp_path / "private" / "dicom")
+    assert (done.done, done.status) == (1, 1)
+    reasons = " | ".join(reason for _, reason in done.failed)
+    for word in ("not DICOMweb", "another instance", "404", "in the middle"):
+        assert word in reasons
+
+
+def test_what_is_there_is_not_fetched_again(server, tmp_path):
+    held = [small(n) for n in range(4)]
+    server.hold(*held)
+    folder = tmp_path / "private" / "dicom"
+    assert retrieve_series(client(server), references(*held[:2]), folder).done == 2
+    (folder / "1.2.3.part").write_bytes(b"half")
+    before = len(server.paths(part="/instances/"))
+    done = retrieve_series(client(server), references(*held), folder)
+    assert (done.done, done.already, done.status) == (2, 2, 0)
+    assert len(server.paths(part="/instances/")) == before + 2
+    assert not list(folder.glob("*.part"))
+
+
+def test_what_was_forgotten_is_not_fetched_again(server, tmp_path):
+    held = [small(n) for n in range(3)]
+    server.hold(*held)
+    folder = tmp_path / "private" / "dicom"
+    retrieve_series(client(server), references(*held[:2]), folder)
+    assert forget(folder) == 2
+    assert not list(folder.iterdir())
+    done = retrieve_series(client(server), references(*held), folder)
+    assert (done.done, done.already) == (1, 2)
+    assert forget(folder) == 1
+    assert retrieve_series(client(server), references(*held), folder).already == 3
+
+
+def test_retrieved_files_are_their_owners_only(server, tmp_path):
+    held = small(1)
+    server.hold(held)
+    folder = tmp_path / "out" / "private" / "dicom"
+    old = os.umask(0)
+    try:
+        retrieve_series(client(server), references(held), folder)
+        forget(folder)
+        retrieve_series(client(server), references(small(1)), folder)
+    finally:
+        os.umask(old)
+    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in (folder.parent, *folder.parent.rglob("*"))}
+    assert modes == {"private": 0o700, "dicom": 0o700, "forgotten.txt": 0o600}
+
+
+def test_an_interruption_leaves_whole_files_only(server, tmp_path, monkeypatch):
+    held = [small(n) for n in range(3)]
+    server.hold(*held)
+    folder = tmp_path / "private" / "dicom"
+    real = pydicom.dcmwrite
+
+    def interrupted(file, dataset, **options):
+        if not isinstance(file, BytesIO) and dataset.SOPInstanceUID == held[1].SOPInstanceUID:
+            file.write(b"half")
+            raise KeyboardInterrupt
+        real(file, dataset, **options)
+
+    monkeypatch.setattr(pydicom, "dcmwrite", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        retrieve_series(client(server), references(*held), folder)
+    assert [p.name for p in folder.iterdir()] == [f"{held[0].SOPInstanceUID}.dcm"]
+    monkeypatch.setattr(pydicom, "dcmwrite", real)
+    done = retrieve_series(client(server), references(*held), folder)
+    assert (done.done, done.already) == (2, 1)
+
+
+@pytest.mark.parametrize("name", ["../../evil", "1.2/../3", "1..2", ".1", "", "1" * 65, "1.2\n3", "１.2"])
+def test_names_that_are_no_uids_reach_no_path(server, name, tmp_path):
+    assert not is_uid(name)
+    held = small(1)
+    server.hold(held)
+    answer = [{"00080018": {"vr": "UI", "Value": [name]}}]
+    server.tricks = [says(json.dumps(answer).encode(), "application/dicom+json")]
+    done = retrieve_series(client(server), references(held), tmp_path / "private" / "dicom")
+    assert done.status == 2
+    assert "not a UID" in done.failed[0][1]
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_a_server_that_is_gone_for_good_is_not_asked_for_everything(server, tmp_path):
+    held = [small(n) for n in range(20)]
+    server.hold(*held)
+    server.tricks = [plain, plain, *[hang_up] * 1000]
+    with pytest.raises(ConnectionLostError, match="give the command again"):
+        retrieve_series(client(server, retries=0), references(*held), tmp_path / "private" / "dicom")
+    assert len(server.asked) == 2 + GIVE_UP
+    assert len(list((tmp_path / "private" / "dicom").iterdir())) == 1
+
+
+# storing --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def outbox(tmp_path) -> Path:
+    for n in range(3):
+        write(small(n), tmp_path / "outbox" / f"study {n}" / "file")
+    (tmp_path / "outbox" / "notes.txt").write_text("nothing")
+    return tmp_path / "outbox"
+
+
+def test_sending_again_is_fine(server, outbox):
+    server.tricks = [busy(503), hang_up]
+    first = send_folder(client(server), outbox)
+    assert (first.done, first.already, first.skipped, first.status) == (3, 0, 1, 0)
+    for n in range(3):
+        assert server.held[str(small(n).SOPInstanceUID)] == pydicom.dcmread(outbox / f"study {n}" / "file")
+    again = send_folder(client(server), outbox)
+    assert (again.done, again.already, again.failed, again.status) == (0, 3, [], 0)
+
+
+def test_what_the_server_refuses_is_listed_and_the_rest_is_sent(server, outbox, tmp_path):
+    uids = [str(small(n).SOPInstanceUID) for n in range(3)]
+
+    def refuse(handler):
+        handler.refuse(uids[0], 0x0122, status=409)
+        return True
+
+    server.tricks = [refuse, says(b"<html>welcome</html>")]
+    done = send_folder(client(server), outbox)
+    assert (done.done, done.status) == (1, 1)
+    assert [Path(what).parent.name for what, _ in done.failed] == ["study 0", "study 1"]
+    assert done.failed[0][1] == "refused by the server: the server does not store this kind of object (reason 0122)"
+    assert "did not confirm" in done.failed[1][1]
+    done.write_failures(tmp_path / "failures.csv")
+    assert (tmp_path / "failures.csv").read_text().count("\n") == 3
+    assert stat.S_IMODE((tmp_path / "failures.csv").stat().st_mode) == 0o600
+
+
+def test_an_object_that_a_server_takes_only_in_part_of_its_answers_is_a_failure(server, outbox):
+    def refuse(handler):
+        handler.refuse(str(small(0).SOPInstanceUID), 0xA700, status=202)
+        return True
+
+    server.tricks = [refuse]
+    done = send_folder(client(server), outbox)
+    assert (done.done, done.failed[0][1]) == (2, "refused by the server: failure (reason A700)")
+
+
+def test_indexes_and_broken_files_are_not_sent(server, tmp_path):
+    from pydicom.fileset import FileSet
+
+    files = FileSet()
+    files.add(small(1))
+    files.write(tmp_path / "medium")
+    (tmp_path / "medium" / "broken").write_bytes(bytes(128) + b"DICM" + b"\x02\x00")
+    done = send_folder(client(server), tmp_path / "medium")
+    assert (done.done, done.skipped, len(done.failed)) == (1, 1, 1)
+    assert "not a readable DICOM file" in done.failed[0][1]
+
+
+def test_the_command_tells_what_came_of_it(server, outbox, tmp_path, capsys):
+    words = ["send", str(outbox), "--dicomweb", server.url, "--quiet", "--retries", "0"]
+    assert run(words) == 0
+    assert run(words) == 0
+    out = capsys.readouterr().out
+    assert "stored:   3" in out
+    assert "there:    3 the server had already" in out
+    assert "skipped:  1" in out
+    server.held.clear()
+    server.tricks = [says(b"", status=400)]
+    assert run([*words, "--failures", str(tmp_path / "failures.csv")]) == 1
+    assert "1 x the server answers 400" in capsys.readouterr().out
+    server.tricks = [says(b"", status=401)]
+    assert run(words) == 2
+    assert "AFIRE_DICOMWEB_USER" in capsys.readouterr().err
+    assert run(["send", str(tmp_path / "nothing"), "--dicomweb", server.url]) == 2
+    (tmp_path / "empty").mkdir()
+    assert run(["send", str(tmp_path / "empty"), "--dicomweb", server.url]) == 2
+    assert run(["send", str(outbox), "--dicomweb", server.url, "--timeout", "0"]) == 2
+
+
+# who may, and how -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("https://anna:hunter2@pacs/dicom-web", "process lists"),
+        ("https://anna@pacs/dicom-web", "process lists"),
+        ("ftp://pacs/dicom-web", "https:// or http://"),
+        ("pacs:8042", "https:// or http://"),
+        ("https:///dicom-web", "name a host"),
+        ("https://pacs/dicom-web?a=1", "\\? or #"),
+        ("https://pacs:99999/", "cannot be understood"),
+    ],
+)
+def test_addresses_that_will_not_do_are_refused_without_repeating_them(url, words):
+    with pytest.raises(DicomWebError, match=words) as caught:
+        DicomWeb(url)
+    assert "hunter2" not in str(caught.value)
+    assert "anna" not in str(caught.value)
+
+
+def test_credentials_of_the_environment_are_sent(server, monkeypatch):
+    monkeypatch.setenv("AFIRE_DICOMWEB_USER", "anna")
+    monkeypatch.setenv("AFIRE_DICOMWEB_PASSWORD", "hünter:2")
+    client(server).find_series(Query(("CR",)))
+    assert server.authorizations == ["Basic " + base64.b64encode("anna:hünter:2".encode()).decode()]
+    monkeypatch.delenv("AFIRE_DICOMWEB_USER")
+    with pytest.raises(DicomWebError, match="AFIRE_DICOMWEB_USER is not set"):
+        client(server)
+    monkeypatch.delenv("AFIRE_DICOMWEB_PASSWORD")
+    monkeypatch.setenv("AFIRE_DICOMWEB_TOKEN", "abc.def")
+    client(server).find_series(Query(("CR",)))
+    assert server.authorizations[-1] == "Bearer abc.def"
+    monkeypatch.setenv("AFIRE_DICOMWEB_PASSWORD", "x")
+    with pytest.raises(DicomWebError, match="unset the ones"):
+        client(server)
+
+
+def test_credentials_of_a_netrc_file_are_sent_if_it_is_its_owners_only(server, monkeypatch, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    netrc = home / ".netrc"
+    netrc.write_text("machine 127.0.0.1 login anna password hunter2\n")
+    netrc.chmod(0o644)
+    with pytest.raises(DicomWebError, match=r"mode 0644.*chmod 600") as caught:
+        client(server)
+    assert "hunter2" not in str(caught.value)
+    netrc.chmod(0o600)
+    client(server).find_series(Query(("CR",)))
+    assert server.authorizations == ["Basic " + base64.b64encode(b"anna:hunter2").decode()]
+    netrc.write_text("machine elsewhere login anna password hunter2\ndefault login bob password hunter3\n")
+    client(server).find_series(Query(("CR",)))
+    assert server.authorizations[-1] is None
+    netrc.write_text("machine 127.0.0.1 login anna hunter2\n")
+    with pytest.raises(DicomWebError, match="cannot be read") as caught:
+        client(server)
+    assert "hunter2" not in str(caught.value)
+    monkeypatch.setenv("NETRC", str(tmp_path / "absent"))
+    with pytest.raises(DicomWebError, match="not there"):
+        client(server)
+
+
+def test_credentials_do_not_cross_a_network_in_the_clear(monkeypatch):
+    monkeypatch.setenv("AFIRE_DICOMWEB_TOKEN", "abc")
+    for url in ("http://pacs.invalid/dicom-web", "http://192.0.2.1", "http://127.0.0.1.invalid"):
+        with pytest.raises(DicomWebError, match="unencrypted"):
+            DicomWeb(url)
+    DicomWeb("http://pacs.invalid/dicom-web", insecure=True)
+    for url in ("https://pacs.invalid/dicom-web", "http://localhost:1", "http://[::1]:1/x", "http://127.8.9.1"):
+        DicomWeb(url)
+
+
+def test_patients_pictures_do_not_cross_a_network_in_the_clear_without_a_word(caplog):
+    DicomWeb("http://pacs.invalid/dicom-web")
+    assert "unencrypted" in caplog.text
+    assert "pacs.invalid" not in caplog.text
+
+
+def test_redirects_are_not_followed(server, monkeypatch):
+    monkeypatch.setenv("AFIRE_DICOMWEB_TOKEN", "abc")
+    with fake_dicomweb() as elsewhere:
+        server.tricks = [busy(302, Location=elsewhere.url), busy(307, Location=elsewhere.url)]
+        for _ in range(2):
+            with pytest.raises(DicomWebError, match="sends requests elsewhere"):
+                client(server).find_series(Query())
+        with pytest.raises(DicomWebError):
+            client(server).store(small(1))
+        assert elsewhere.asked == []
+
+
+def test_proxies_of_the_environment_are_not_used(server, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    assert client(server).find_series(Query()) == []
+
+
+def test_an_unknown_authority_is_named_with_the_way_out(tmp_path):
+    import ssl
+    import subprocess
+    import threading
+
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    words = "req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    try:
+        subprocess.run(
+            ["openssl", *words.split(), "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no openssl to make a certificate with")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+
+    def answer(listener: socket.socket) -> None:
+        for _ in range(2):
+            try:
+                with context.wrap_socket(listener.accept()[0], server_side=True) as opened:
+                    opened.recv(65536)
+                    opened.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Type: application/json\r\n\r\n[]")
+            except OSError:
+                continue
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, args=(listener,), daemon=True)
+        thread.start()
+        url = f"https://localhost:{listener.getsockname()[1]}"
+        with pytest.raises(DicomWebError, match=r"certificate is not trusted.*--ca"):
+            DicomWeb(url, first_wait=0.001).find_series(Query(("CR",)))
+        assert DicomWeb(url, first_wait=0.001, ca=cert).find_series(Query(("CR",))) == []
+        thread.join(10)
+    with pytest.raises(DicomWebError, match="--ca names a file"):
+        DicomWeb(url, ca=tmp_path / "absent.pem")
+
+
+def test_nobody_reads_credentials_or_patients_in_logs_warnings_and_messages(
+    server, monkeypatch, caplog, capsys, tmp_path, recwarn
+):
+    monkeypatch.setenv("AFIRE_DICOMWEB_USER", "anna")
+    monkeypatch.setenv("AFIRE_DICOMWEB_PASSWORD", "hunter2")
+    held = small(1)
+    server.hold(held, small(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write(small(3, PatientBirthDate="19540317x"), tmp_path / "outbox" / "Geheimniskraemer.dcm")
+    web = client(server, retries=1)
+    server.tricks = [plain, cut("length"), cut("chunks"), plain, says(b"no")]
+    with caplog.at_level(logging.DEBUG):
+        done = retrieve_series(web, references(held, small(2)), tmp_path / "private" / "dicom")
+        server.tricks = [hang_up] * 2
+        sent = send_folder(web, tmp_path / "outbox")
+    reasons = [reason for _, reason in done.failed + sent.failed]
+    assert len(reasons) == 3
+    shown = "\n".join([caplog.text, repr(web), *reasons, *map(str, recwarn.list), *capsys.readouterr()])
+    shown += repr(find_credentials("127.0.0.1"))
+    hidden = [*SECRETS, "hunter2", "YW5uYTpodW50ZXIy", str(held.SOPInstanceUID), str(held.StudyInstanceUID)]
+    assert [word for word in hidden if word in shown] == []
+
+
+def test_retries_end(server):
+    server.tricks = [busy(503)] * 10
+    with pytest.raises(AnswerError, match="503, however often"):
+        client(server).find_series(Query())
+    assert len(server.asked) == 3
