@@ -1,0 +1,136 @@
+"""Anomalies without labels: what a pre-trained encoder adds over fresh weights, over raw pixels, and over chance.
+
+For one data list: the normal radiographs of its training section are the reference; test images are scored; AUROC of
+abnormal against normal images, and, where test images have boxes, whether heatmaps point at them. Patients apart,
+bootstrap 95 % intervals over patients.
+
+    python benchmarks/anomaly.py --datalist nih.json --model afire=runs/first/models
+
+Rows: each model with its default parts and with tokens alone; fresh weights of the same architecture (tokens; several
+seeds, each judged by itself, their figures averaged); principal
+components of raw pixels (squared error of the reconstruction from 32 components); and two maps that see no picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from afire_monai.data import load_datalist
+from afire_monai.data.datalist import is_normal
+from afire_monai.data.dataset import RadiographDataset
+from afire_monai.engines.startup import reading
+from afire_monai.evaluation import bootstrap_auroc
+from afire_monai.evaluation.bootstrap import Interval
+from afire_monai.evaluation.heatmaps import image_figures
+from afire_monai.evaluation.localisation import LesionCase, centre_figures, prior_figures, summarise
+from afire_monai.evaluation.truth import lesion_case
+from afire_monai.inference import AnomalyDetector, build_reference, load_detector
+from afire_monai.networks import ViTEncoder
+
+Scored = tuple[np.ndarray, np.ndarray]  # scores (n,), heatmaps (n, h, w) in 0…1
+
+
+def pictures(items: list[dict[str, Any]], size: tuple[int, int]) -> Tensor:
+    """(n, 1, H, W) in 0…1."""
+    cached = RadiographDataset(items, reading(size), cache=True).cached
+    assert cached is not None
+    if len(cached) != len(items):
+        raise SystemExit(f"{len(items) - len(cached)} images cannot be read; clean the list with `afire check` first")
+    return cached.float()
+
+
+@torch.no_grad()
+def by_detector(
+    detector: AnomalyDetector, parts: tuple[str, ...], normal: Tensor, groups: list[str], test: Tensor
+) -> Scored:
+    """Score with the project's detector and reference."""
+    reference = build_reference(detector.eval(), normal.split(32), groups, parts)
+    judged = [
+        reference.judge(detector.features(some, parts), detector.canvas.canvas_grid, (64, 64))
+        for some in test.split(32)
+    ]
+    return torch.cat([j.score for j in judged]).numpy(), torch.cat([j.heat for j in judged]).numpy()
+
+
+def by_pixels(normal: Tensor, test: Tensor, components: int = 32) -> Scored:
+    """Score by the error of a reconstruction from the principal components of normal pictures of 64 x 64 pixels."""
+    small = [F.interpolate(x, (64, 64), mode="area")[:, 0] for x in (normal, test)]
+    model = PCA(min(components, len(normal) - 1), random_state=0).fit(small[0].flatten(1).numpy())
+    restored = model.inverse_transform(model.transform(small[1].flatten(1).numpy())).reshape(small[1].shape)
+    error = torch.from_numpy((small[1].numpy() - restored) ** 2)
+    smooth = F.avg_pool2d(error[:, None].float(), 9, 1, 4, count_include_pad=False)[:, 0]
+    return error.mean((1, 2)).numpy(), (smooth / smooth.max()).numpy()
+
+
+def averaged(intervals: list[Interval]) -> str:
+    """Mean of figures over seeds; the interval is that of the seeds' own, averaged bound by bound."""
+    mean = Interval(*(float(np.mean([interval[k] for interval in intervals])) for k in range(3)))
+    spread = f", s.d. over seeds {np.std([i.value for i in intervals], ddof=1):.3f}" if len(intervals) > 1 else ""
+    return f"{mean}{spread}"
+
+
+def row(name: str, runs: list[Scored], abnormal: np.ndarray, groups: np.ndarray, cases: dict[int, LesionCase]) -> str:
+    """Print the figures of one way of scoring, averaged over its seeds."""
+    cells = [name, averaged([bootstrap_auroc(abnormal, score, groups) for score, _ in runs])]
+    if cases:
+        found = [
+            summarise([image_figures(heat[k], c.lesion(), c.boxes) for k, c in cases.items()], list(cases.values()))
+            for _, heat in runs
+        ]
+        cells += [averaged([f.pointing for f in found]), averaged([f.pixel_auroc for f in found])]
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--datalist", required=True)
+    parser.add_argument("--model", action="append", default=[], required=True, help="NAME=model folder")
+    parser.add_argument("--seeds", type=int, default=3, help="of fresh weights")
+    args = parser.parse_args()
+    content = load_datalist(args.datalist)
+    reference = [i for i in content["training"] if is_normal(i, content["labels"])]
+    test = content["test"]
+    abnormal = np.array([not is_normal(i, content["labels"]) for i in test])
+    groups = np.array([i.get("group", i["image"]) for i in test])
+    owners = [str(i.get("group", i["image"])) for i in reference]
+    found = [(k, lesion_case(i, f"test[{k}]", str(groups[k]))) for k, i in enumerate(test)]
+    cases = {k: case for k, case in found if case is not None}
+    print(f"{args.datalist}: {len(reference)} normal images as reference, {len(test)} test images ({abnormal.sum()}")
+    print(f"abnormal) of {len(set(groups))} patients, {len(cases)} of them with boxes\n")
+    print("| scored by | AUROC (95 %) |" + (" pointing | pixel AUROC |" if cases else ""))
+    print("|---|---|" + ("---|---|" if cases else ""))
+    show: Callable[..., None] = lambda name, runs: print(row(name, runs, abnormal, groups, cases), flush=True)  # noqa: E731
+    architectures: dict[str, tuple[ViTEncoder, int]] = {}
+    for pair in args.model:
+        name, _, folder = pair.partition("=")
+        detector = load_detector(folder)
+        normal, images = (pictures(x, detector.canvas_size) for x in (reference, test))
+        for parts in dict.fromkeys([detector.default_parts, ("tokens",)]):
+            show(f"{name}, {' and '.join(parts)}", [by_detector(detector, parts, normal, owners, images)])
+        shift = detector.canvas.shift
+        architectures.setdefault(str((detector.encoder.config, shift)), (detector.encoder, shift))
+    for encoder, shift in architectures.values():
+        fresh = []
+        for seed in range(args.seeds):
+            torch.manual_seed(seed)
+            detector = AnomalyDetector(ViTEncoder(**encoder.config), shift)
+            normal, images = (pictures(x, detector.canvas_size) for x in (reference, test))
+            fresh.append(by_detector(detector, ("tokens",), normal, owners, images))
+        show("fresh weights, tokens", fresh)
+    show("raw pixels, principal components", [by_pixels(normal, images)])
+    if cases:
+        for name, figures in (("centre of the picture", centre_figures), ("mean lesion of others", prior_figures)):
+            made = summarise(figures(list(cases.values())), list(cases.values()))
+            print(f"| {name} | sees no picture | {made.pointing} | {made.pixel_auroc} |")
+
+
+if __name__ == "__main__":
+    main()
