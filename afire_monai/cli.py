@@ -11,6 +11,7 @@ from afire_monai.commands.check import check
 from afire_monai.commands.crossvalidate import crossvalidate
 from afire_monai.commands.datalist import from_csv, from_folder, merge, validate
 from afire_monai.commands.demo import demo
+from afire_monai.commands.dicom_results import dicom_results
 from afire_monai.commands.evaluate import evaluate
 from afire_monai.commands.figures import figures
 from afire_monai.commands.predict import predict, reference
@@ -30,6 +31,7 @@ COMMANDS: CommandTree = {
     },
     "check": check,
     "crossvalidate": crossvalidate,
+    "dicom-results": dicom_results,
     "evaluate": evaluate,
     "figures": figures,
     "import-release": import_release,

@@ -9,12 +9,12 @@ from typing import Any
 from highdicom.sc import SCImage
 from pydicom.dataset import Dataset
 
-from afire_monai.data.dicom import RADIOGRAPHY_MODALITIES, read_dicom
+from afire_monai.data.dicom import read_dicom
 from afire_monai.export.dicom import codes
 from afire_monai.export.dicom.drawing import draw
 from afire_monai.export.dicom.objects import WARNING, building, common, write_new
 from afire_monai.export.dicom.prediction import ImagePrediction
-from afire_monai.export.dicom.source import SourceImage, open_source, quiet
+from afire_monai.export.dicom.source import MODALITIES, SourceImage, open_source, quiet
 from afire_monai.export.dicom.uids import NewUids
 
 _TAKEN_BY_CONSTRUCTOR = {
@@ -59,7 +59,7 @@ def write_capture(
     source = source if isinstance(source, SourceImage) else open_source(source)
     prediction.check_any()
     with quiet():
-        picture = read_dicom(source.path, RADIOGRAPHY_MODALITIES)
+        picture = read_dicom(source.path, MODALITIES)
     pixels = draw(picture.pixels, prediction)
     header, uids = source.header, NewUids(seed)
     with building("secondary capture"):

@@ -20,11 +20,15 @@ from afire_monai.export.dicom.uids import NewUids, named_uid
 MAKER = "afire-monai"
 WARNING = "RESEARCH USE ONLY"
 NOTE = (
-    "Research use only. Made by software that is no medical device; not a diagnosis. Probabilities and percentiles are "
-    "those of the model named here. Read with the radiograph, by someone who can."
+    "Research use only. Made by software that is no medical device; not a diagnosis. A finding that is named here is "
+    "not said to be present: its probability is what the model says. Read with the radiograph, by someone who can."
 )
 SERIES_NUMBERS = {"sr": 9801, "seg": 9802, "sc": 9803}
 """High, so that results are listed behind the images of a study."""
+
+
+class OutputError(AfireError):
+    """A file cannot be written: the next one could not be written either."""
 
 
 @contextlib.contextmanager
@@ -82,7 +86,7 @@ def model_parameters(model: Mapping[str, Any]) -> dict[str, str]:
     for name, value in model.items():
         inner = value.items() if isinstance(value, Mapping) else [("", value)]
         flat.update({f"{name} {key}".strip(): str(text) for key, text in inner})
-    return {"afire-monai": __version__, **flat}
+    return flat
 
 
 def write_new(dataset: Any, folder: str | os.PathLike[str]) -> Path:
@@ -98,7 +102,8 @@ def write_new(dataset: Any, folder: str | os.PathLike[str]) -> Path:
         The file.
 
     Raises:
-        AfireError: if there is such a file, or the folder cannot be written.
+        AfireError: if there is such a file.
+        OutputError: if the folder cannot be written.
     """
     uid = str(dataset.SOPInstanceUID)
     if not re.fullmatch(r"2\.25\.(0|[1-9][0-9]{0,38})", uid):
@@ -120,5 +125,5 @@ def write_new(dataset: Any, folder: str | os.PathLike[str]) -> Path:
         raise AfireError(f"{path.name}: this file exists; nothing is written over. Give another folder") from error
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise AfireError(f"results cannot be written: {reason}. Give a folder that can be written") from error
+        raise OutputError(f"results cannot be written: {reason}. Give a folder that can be written") from error
     return path

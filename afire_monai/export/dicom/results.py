@@ -15,14 +15,14 @@ from afire_monai.export.dicom.capture import write_capture
 from afire_monai.export.dicom.heatmap import write_heatmap
 from afire_monai.export.dicom.prediction import ImagePrediction
 from afire_monai.export.dicom.report import write_report
-from afire_monai.export.dicom.source import open_source
+from afire_monai.export.dicom.source import SourceImage, open_source
 
 _WRITERS = {"sr": write_report, "seg": write_heatmap, "sc": write_capture}
 KINDS = tuple(_WRITERS)
 
 
 def write_results(
-    source_file: str | os.PathLike[str],
+    source_file: SourceImage | str | os.PathLike[str],
     prediction: ImagePrediction | Mapping[str, Any],
     out_dir: str | os.PathLike[str],
     kinds: Sequence[str] = KINDS,
@@ -49,7 +49,7 @@ def write_results(
     check_kinds(kinds)
     if not isinstance(prediction, ImagePrediction):
         prediction = ImagePrediction.from_record(prediction, heatmap)
-    source = open_source(source_file)
+    source = source_file if isinstance(source_file, SourceImage) else open_source(source_file)
     written: list[Path] = []
     try:
         for kind in kinds:

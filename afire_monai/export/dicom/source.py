@@ -16,9 +16,10 @@ from typing import Any
 from afire_monai.data.dicom import RADIOGRAPHY_MODALITIES, integer, looks_like_dicom
 from afire_monai.data.picture import check_size, refusal
 
-_COMPUTED_RADIOGRAPHY = "1.2.840.10008.5.1.4.1.1.1"
+MODALITIES = (*RADIOGRAPHY_MODALITIES, "OT", "SC")
+"""Radiographs, and other single grey frames that whoever predicted took for one, such as digitised films."""
 _SOP_CLASSES = (
-    *(_COMPUTED_RADIOGRAPHY, "1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1.1"),
+    *("1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1.1"),
     "1.2.840.10008.5.1.4.1.1.7",
 )
 """CR, DX for presentation and for processing, Secondary Capture (public collections often store radiographs so)."""
@@ -120,8 +121,8 @@ def _read(path: Path) -> Any:
 
 def _check(path: Path, dataset: Any) -> None:
     modality = str(dataset.get("Modality") or "").strip().upper()
-    if modality not in RADIOGRAPHY_MODALITIES:
-        known = ", ".join(RADIOGRAPHY_MODALITIES)
+    if modality not in MODALITIES:
+        known = ", ".join(MODALITIES)
         raise refusal(path, f"modality {modality[:16] or 'absent'}", f"results are written for {known}")
     if str(dataset.SOPClassUID) not in _SOP_CLASSES:
         raise refusal(path, "not a radiograph's SOP class", "CR, DX or Secondary Capture image storage is expected")
