@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import os
 import warnings
 from collections import Counter
@@ -19,12 +17,11 @@ from afire_monai.errors import AfireError
 from afire_monai.hospital.dicomweb import DicomWeb
 from afire_monai.hospital.dicomweb_answers import AnswerError, ConnectionLostError
 from afire_monai.hospital.dicomweb_query import SeriesReference, is_uid
+from afire_monai.hospital.files import write_rows
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-FORGOTTEN = "forgotten.txt"
-"""File beside the retrieved folder: instances that were retrieved, used and deleted again."""
 GIVE_UP = 5
 """So many failures of the connection one after the other end a transfer."""
 
@@ -56,9 +53,7 @@ class Transfer:
 
     def write_failures(self, path: Path) -> None:
         """Write what failed and why, readable by its owner only (mode 0600)."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([("what", "reason"), *self.failed])
-        _write_private(path, text.getvalue().encode())
+        write_rows(path, [("what", "reason"), *self.failed], private=True)
 
 
 def retrieve_series(
@@ -67,7 +62,7 @@ def retrieve_series(
     """Fetch all instances of series, one at a time, each into a file of its own.
 
     A file is written under another name and renamed when it is whole, so whatever is there is whole and is not fetched
-    again, nor is what :func:`forget` deleted. The folder gets mode 0700, the files 0600.
+    again. The folder gets mode 0700, the files 0600.
 
     Args:
         web: the server.
@@ -83,7 +78,7 @@ def retrieve_series(
     result = Transfer()
     try:
         private_folder(folder)
-        known = _names(folder) | _forgotten(folder)
+        known = _names(folder)
         for broken in folder.glob("*.part"):
             broken.unlink()
     except OSError as error:
@@ -103,22 +98,18 @@ def retrieve_series(
 
 
 def forget(folder: str | Path) -> int:
-    """Delete what was retrieved, and remember that it was, so that it is not fetched again.
+    """Delete what was retrieved. The same transfer again fetches it again.
 
     Returns:
         Number of files deleted.
 
     Raises:
-        AfireError: if the folder cannot be written.
+        AfireError: if they cannot be.
     """
-    folder = Path(folder)
+    names = _names(Path(folder))
     try:
-        names = _names(folder)
-        _write_private(
-            folder.parent / FORGOTTEN, "".join(f"{n}\n" for n in sorted(names | _forgotten(folder))).encode()
-        )
         for name in names:
-            (folder / f"{name}.dcm").unlink(missing_ok=True)
+            (Path(folder) / f"{name}.dcm").unlink(missing_ok=True)
     except OSError as error:
         raise _cannot_write(error) from None
     return len(names)
@@ -243,21 +234,6 @@ def _has_magic_word(file: Path) -> bool:
 
 def _names(folder: Path) -> set[str]:
     return {path.stem for path in folder.glob("*.dcm")}
-
-
-def _forgotten(folder: Path) -> set[str]:
-    path = folder.parent / FORGOTTEN
-    return set(path.read_text(encoding="ascii").split()) if path.is_file() else set()
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.unlink(missing_ok=True)
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def _cannot_write(error: OSError) -> AfireError:
