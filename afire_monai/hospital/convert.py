@@ -120,7 +120,7 @@ def encode_png(values: NDArray[np.uint16]) -> bytes:
     lines[:, 1:3] = raw[:, :2]
     np.subtract(raw[:, 2:], raw[:, :-2], out=lines[:, 3:])
     header = struct.pack(">2I5B", width, height, 16, 0, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines, _COMPRESSION)), (b"IEND", b""))
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.data, _COMPRESSION)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
     )

@@ -56,7 +56,7 @@ _LONGEST = 256
 
 @dataclass(frozen=True)
 class Header:
-    """Facts of one file's header; texts are "" and numbers 0 where the file is silent. It identifies a patient.
+    r"""Facts of one file's header; texts are "" and numbers 0 where the file is silent. It identifies a patient.
 
     Attributes:
         modality: in capitals, as all defined terms here.
@@ -132,10 +132,11 @@ class Header:
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Header:
         """Build a header from what `as_values` gave, also after a passage through JSON."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
 
 
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Header)}
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Header)}
 _CAPITALS = ("modality", "body_part", "view", "intent", "conversion", "burned_in", "photometric", "species")
 
 
@@ -150,7 +151,8 @@ def read_header(path: Path) -> Header:
     texts = {name: _text(dataset, keyword) for name, keyword in _TEXTS.items()}
     for name in _CAPITALS:
         texts[name] = texts[name].upper()
-    values: dict[str, Any] = {**texts, **{n: integer(dataset, k, _DEFAULTS[n]) for n, k in _NUMBERS.items()}}  # type: ignore[arg-type]
+    numbers = {name: integer(dataset, keyword, _DEFAULTS[name]) for name, keyword in _NUMBERS.items()}
+    values: dict[str, Any] = {**texts, **numbers}
     if not any(values[name] for name in ("modality", "sop_class", "sop_uid", "rows")):
         raise refusal(path, "not an image", "it has no SOP class, modality or size; a DICOM radiograph has all three")
     when = next((found for found in (_date(_text(dataset, keyword)) for keyword in _DATES) if found), "")

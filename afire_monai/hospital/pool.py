@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -104,9 +105,7 @@ class _Worker(Generic[T]):
 
 
 class _Pool(Generic[T, R]):
-    def __init__(
-        self, work: Callable[[T], R], tasks: Iterable[T], workers: int, seconds: float, memory: int
-    ) -> None:
+    def __init__(self, work: Callable[[T], R], tasks: Iterable[T], workers: int, seconds: float, memory: int) -> None:
         self.work, self.seconds, self.memory = work, seconds, memory
         self.tasks, self.again = iter(tasks), deque[T]()
         self.count = workers
@@ -149,10 +148,8 @@ class _Pool(Generic[T, R]):
         if not worker.queue and worker.ready:
             worker.deadline = time.monotonic() + self.seconds
         worker.queue.append(task)
-        try:
+        with contextlib.suppress(OSError):  # it has died; reading from it will say so
             worker.connection.send(task)
-        except OSError:  # it has died; reading from it will say so
-            pass
 
     def _receive(self, worker: _Worker[T]) -> Iterator[tuple[T, R | Failure]]:
         try:

@@ -72,6 +72,7 @@ class Candidate:
         lateral: see `Verdict`.
         raw: see `Verdict`.
         pixels: rows × columns.
+        place: of the file in the order of paths.
     """
 
     number: int
@@ -81,6 +82,7 @@ class Candidate:
     lateral: bool
     raw: bool
     pixels: int
+    place: int
 
 
 def judge(header: Header, include_laterals: bool = False) -> Verdict:
@@ -111,18 +113,18 @@ def choose_per_series(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
     """Put candidates in the order in which they are to be tried, one list for each image that is to be kept.
 
     A list holds the images of one series (frontal and lateral ones apart): for presentation before raw, large before
-    small, and all copies of one SOP instance one after the other, in the order of their numbers. Lists that hold
+    small, and all copies of one SOP instance one after the other, in the order of their paths. Lists that hold
     nothing but raw images come last. The first of a list that can be used is kept.
     """
     copies: dict[str, list[Candidate]] = defaultdict(list)
-    for candidate in sorted(candidates, key=lambda c: c.number):
+    for candidate in sorted(candidates, key=lambda c: c.place):
         copies[candidate.image].append(candidate)
     slots: dict[tuple[str, bool], list[list[Candidate]]] = defaultdict(list)
     for group in copies.values():
         slots[group[0].series, group[0].lateral].append(group)
     ordered = []
     for groups in slots.values():
-        groups.sort(key=lambda group: (group[0].raw, -group[0].pixels, group[0].number))
+        groups.sort(key=lambda group: (group[0].raw, -group[0].pixels, group[0].place))
         ordered.append([candidate for group in groups for candidate in group])
     return sorted(ordered, key=lambda slot: slot[0].raw)
 

@@ -167,11 +167,17 @@ class State:
         )
         return [(number, os.fsdecode(path)) for number, path in rows]
 
-    def result(self, number: int, setting: str) -> Converted | Failure | None:
-        """What converting a file under this setting gave; None where that is not known or may be otherwise now."""
+    def result(self, number: int, setting: str, passing: bool = False) -> Converted | Failure | None:
+        """What converting a file under this setting gave; None where that is not known.
+
+        Args:
+            number: of the file.
+            setting: of the conversion.
+            passing: also give failures that may be otherwise the next time.
+        """
         row = self._base.execute("SELECT result FROM files WHERE number=? AND setting=?", (number, setting)).fetchone()
         result = None if row is None else _result(row[0])
-        return None if isinstance(result, Failure) and result.kind in _PASSING else result
+        return None if isinstance(result, Failure) and result.kind in _PASSING and not passing else result
 
     def path_of(self, number: int) -> str:
         """Path of a file."""
@@ -202,4 +208,5 @@ def _result(text: str | None) -> Converted | Failure | None:
     values = json.loads(text)
     if "kind" in values:
         return Failure(**values)
-    return Converted(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return Converted(**plain)

@@ -1,0 +1,241 @@
+"""From DICOM files to a data list: scan, read headers, choose, convert, join labels, split, describe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from afire_monai.errors import AfireError
+from afire_monai.hospital import outputs
+from afire_monai.hospital.choose import Chooser
+from afire_monai.hospital.convert import header_of
+from afire_monai.hospital.files import make_private_folder
+from afire_monai.hospital.identity import KEY, IdentityKey
+from afire_monai.hospital.labels import LabelTable
+from afire_monai.hospital.outputs import ALLOWED, Options
+from afire_monai.hospital.pool import run_tasks
+from afire_monai.hospital.scan import scan
+from afire_monai.hospital.sections import SplitRule
+from afire_monai.hospital.select import NO_DATE, NO_SITE
+from afire_monai.hospital.state import KEPT, State
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class IngestSummary:
+    """What an ingest came to; nothing in it identifies anybody.
+
+    Attributes:
+        out: folder that was written.
+        seen: files (and folders that could not be entered).
+        kept: images in the data list.
+        patients: of these images.
+        left_out: files left out, by reason; with ``kept`` they add up to ``seen``.
+        sections: images in each section.
+        labels: figures of the join; empty without labels.
+        remarks: what the user should know, in words.
+        headers_read: headers that were read in this run.
+        images_read: images that were decoded in this run.
+    """
+
+    out: Path
+    seen: int
+    kept: int
+    patients: int
+    left_out: dict[str, int] = field(default_factory=dict)
+    sections: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, object] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    headers_read: int = 0
+    images_read: int = 0
+
+
+def ingest(
+    inputs: StrPath | Sequence[StrPath],
+    out: StrPath,
+    *,
+    labels: StrPath | None = None,
+    join: str = "accession",
+    join_column: str | None = None,
+    label_columns: Sequence[str] | None = None,
+    labels_column: str | None = None,
+    label_separator: str = "|",
+    normal_label: str = "Normal",
+    allow: Sequence[str] = (),
+    key: StrPath | None = None,
+    split: Sequence[float] = (0.7, 0.1, 0.2),
+    split_by: str | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    include_laterals: bool = False,
+    max_side: int = 1024,
+    check_text: bool = False,
+    accept_text: bool = False,
+    name: str = "hospital",
+    progress: bool = False,
+    seconds_per_file: float = 60.0,
+) -> IngestSummary:
+    """Make a data list of the frontal chest radiographs among DICOM files, without names, numbers, dates and places.
+
+    Sources are only read. A run that was interrupted goes on where it stopped, and one over unchanged files (size and
+    time of change) reads none of them again. With the same key, options and files the result is the same.
+
+    Args:
+        inputs: folders, DICOMDIR files or single files; a later run names at least those of the earlier ones.
+        out: folder to write (see docs/hospital.md); what is below ``out/private`` stays with the hospital.
+        labels: CSV of labels, see `LabelTable` for this and the following five.
+        join: "accession", "patient", "study" or "file".
+        join_column: its column.
+        label_columns: columns of one finding each.
+        labels_column: one column of names.
+        label_separator: between names.
+        normal_label: the finding that means "no finding".
+        allow: tags that may go into the list: "age" (band), "sex", "view", "manufacturer_model".
+        key: file of the identity key; None for the one in ``out/private``, made if need be.
+        split: shares of training, validation and test.
+        split_by: None, "date:YYYY-MM-DD,YYYY-MM-DD" or "site", see `assign_sections`.
+        seed: of the split.
+        workers: processes that read; None for the number of cores, at most 8. 0 reads in this process, without limits
+            of time and memory for each file.
+        include_laterals: keep lateral views too.
+        max_side: longest side of a picture in pixels; larger ones are averaged down.
+        check_text: look for burned-in text near the borders.
+        accept_text: keep pictures in which text was seen, and count them.
+        name: of the data list.
+        progress: show bars with the time left.
+        seconds_per_file: after which a file counts as hanging.
+
+    Raises:
+        AfireError: nothing to read, no image is kept, a wrong option, a key that others may read, a full disk.
+    """
+    sources = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
+    roots = [Path(os.path.abspath(source)) for source in sources]
+    options = Options(
+        tuple(allow), SplitRule.parse(split_by, split, seed), include_laterals, max_side, check_text, accept_text,
+        name, normal_label,
+    )  # fmt: skip
+    _check(roots, options, Path(out))
+    table = None
+    if labels is not None:
+        table = LabelTable(Path(labels), join, join_column, label_columns, labels_column, label_separator, normal_label)
+    private = make_private_folder(Path(out))
+    state = State(private)
+    try:
+        identity = _identity(private, key, state)
+        _same_roots(state, roots)
+        processes = min(os.cpu_count() or 1, 8) if workers is None else workers
+        reader = _Reader(state, processes, seconds_per_file, progress)
+        reader.find(roots, Path(out))
+        reader.headers()
+        chooser = Chooser(state, identity, options, Path(out))
+        chosen = chooser.run(lambda work, tasks, count: reader.work(work, tasks, count, "converting"))
+        state.note_verdicts(chosen.verdicts.items())
+        state.note_verdicts(_without_split(state, options.split))
+        state.save()
+        done = outputs.write(state, identity, options, Path(out), table, [str(root) for root in roots])
+        return IngestSummary(Path(out), **done, headers_read=reader.headers_read, images_read=chosen.converted)
+    finally:
+        state.close()
+
+
+class _Reader:
+    """The parts of an ingest that read files."""
+
+    def __init__(self, state: State, workers: int, seconds: float, progress: bool) -> None:
+        self.state, self.workers, self.seconds, self.progress = state, workers, seconds, progress
+        self.headers_read = 0
+
+    def find(self, roots: Sequence[Path], out: Path) -> None:
+        """Note all files that are there."""
+        for found in self._bar(scan(roots, [out]), None, "scanning"):
+            self.state.note_found(found)
+        self.state.save()
+        if self.state.count() == 0:
+            raise AfireError("there is no file in the folders that were named; check the paths")
+
+    def headers(self) -> None:
+        """Read the headers that are not known."""
+        tasks = self.state.without_header()
+        for (number, _), header in self.work(header_of, tasks, len(tasks), "reading headers"):
+            self.state.note_header(number, header)
+            self.headers_read += 1
+        self.state.save()
+
+    def work(self, function, tasks, count, words) -> Iterator:  # type: ignore[no-untyped-def]  # as run_tasks
+        """As `run_tasks`, with a bar."""
+        if count:
+            workers = min(self.workers, count)
+            yield from self._bar(run_tasks(function, tasks, workers, self.seconds), count, words)
+
+    def _bar(self, steps, count, words) -> Iterator:  # type: ignore[no-untyped-def]  # as its argument
+        if not self.progress:
+            yield from steps
+            return
+        from tqdm import tqdm
+
+        yield from tqdm(steps, total=count, desc=words, unit="file")
+
+
+def _check(roots: Sequence[Path], options: Options, out: Path) -> None:
+    if not roots:
+        raise AfireError("nothing to ingest: name a folder of DICOM files, or a DICOMDIR")
+    unknown = [tag for tag in options.allow if tag not in ALLOWED]
+    if unknown:
+        raise AfireError(f"allow names {', '.join(map(repr, unknown))}; {', '.join(ALLOWED)} can be allowed")
+    if options.max_side < 32:
+        raise AfireError(f"max-side is {options.max_side}; 32 pixels or more are expected")
+    real = os.path.realpath(out)
+    if any(os.path.realpath(root) == real for root in roots):
+        raise AfireError(f"{out} is both read and written; give another folder with --out")
+
+
+def _identity(private: Path, key: StrPath | None, state: State) -> IdentityKey:
+    """The key that this folder is made with; a folder has one key for good."""
+    path = private / KEY
+    earlier = state.fact("key")
+    if key is not None:
+        identity = IdentityKey.load(Path(key))
+    elif path.exists() or path.is_symlink():
+        identity = IdentityKey.load(path)
+    elif earlier:
+        raise AfireError(
+            f"{path} is gone, or the folder was made with --key: give that key, as another one would give all patients "
+            "other hashes"
+        )
+    else:
+        identity = IdentityKey.make(path)
+    if earlier and earlier != identity.fingerprint:
+        raise AfireError(f"{private.parent}: made with another key; give that one, or another folder with --out")
+    state.set_fact("key", identity.fingerprint)
+    state.save()
+    return identity
+
+
+def _same_roots(state: State, roots: Sequence[Path]) -> None:
+    """Refuse to drop images because a folder was not named again."""
+    earlier = [root for root in state.fact("roots").split("\0") if root]
+    now = [os.fsencode(root).hex() for root in roots]
+    missing = [root for root in earlier if root not in now]
+    if missing:
+        raise AfireError(
+            f"{state.path.parent.parent}: earlier runs read {len(earlier)} folders, of which {len(missing)} are not "
+            "named now, so their images would be dropped. Name all of them, or give another folder with --out"
+        )
+    state.set_fact("roots", "\0".join(now))
+
+
+def _without_split(state: State, rule: SplitRule) -> list[tuple[int, str]]:
+    """Images that are kept but cannot be put into a section, as nothing says when or where they were made."""
+    if rule.by == "shares":
+        return []
+    reason = NO_DATE if rule.by == "date" else NO_SITE
+    return [
+        (entry.number, reason)
+        for entry in state.entries()
+        if entry.reason == KEPT
+        and entry.header is not None
+        and rule.missing(entry.header.date, entry.header.institution or entry.header.station)
+    ]

@@ -1,0 +1,209 @@
+"""Labels from the hospital's own table, joined to images without a value of either leaving it."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+
+from afire_monai.data.table import Row, parse_label, read_table
+from afire_monai.errors import DataListError
+from afire_monai.hospital.header import Header
+
+Values = tuple[int | None, ...]
+
+JOINS = {
+    "accession": ("AccessionNumber", "accession_number", "accession"),
+    "patient": ("PatientID", "patient_id", "patient"),
+    "study": ("StudyInstanceUID", "study_instance_uid", "study_uid", "study"),
+    "file": ("file", "filename", "file_name", "path", "image"),
+}
+"""What labels can be joined by, and names of columns that are taken for it."""
+MOST_LABELS = 200
+_SUFFIXES = (".dcm", ".dicom", ".ima")
+
+
+@dataclass
+class JoinedLabels:
+    """Labels of images, and what could not be joined.
+
+    Attributes:
+        names: of the labels.
+        rows: lines of the table that hold labels.
+        by_image: values of each image that has some.
+        matched: lines (numbered as in an editor) with at least one image that is kept.
+        left_out: lines that only belong to images that were left out.
+        unmatched: lines that belong to no file.
+        contradicting: lines that say different things of the same thing; none of them is used.
+        ambiguous: lines whose file name several files have; not used.
+        without: images that have no label.
+    """
+
+    names: tuple[str, ...]
+    rows: int = 0
+    by_image: dict[str, Values] = field(default_factory=dict)
+    matched: list[int] = field(default_factory=list)
+    left_out: list[int] = field(default_factory=list)
+    unmatched: list[int] = field(default_factory=list)
+    contradicting: list[int] = field(default_factory=list)
+    ambiguous: list[int] = field(default_factory=list)
+    without: int = 0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An image to find labels for: its hash ("" if it was left out), header and path."""
+
+    image: str
+    header: Header
+    path: str
+
+
+def join_labels(
+    table: LabelTable,
+    subjects: Iterable[Subject],
+    roots: Sequence[str] = (),
+    detail: list[tuple[int, str]] | None = None,
+) -> JoinedLabels:
+    """Find the labels of images.
+
+    A line may belong to several images (all those of an accession); a file name to one only.
+
+    Args:
+        table: of the labels.
+        subjects: images that are kept, and those that were left out, so that lines of the latter can be told.
+        roots: folders that paths in the table may start from.
+        detail: is given the line numbers and values that were not used; they are private.
+    """
+    images: dict[str, list[str]] = defaultdict(list)
+    known: set[str] = set()
+    kept = 0
+    for subject in subjects:
+        kept += subject.image != ""
+        for key in table.keys_of(subject, roots):
+            if key in table.lines:
+                known.add(key)
+                if subject.image:
+                    images[key].append(subject.image)
+    joined = JoinedLabels(table.names, sum(map(len, table.lines.values())))
+    for key, lines in table.lines.items():
+        numbers = [number for number, _ in lines]
+        if key not in known:
+            where = joined.unmatched
+        elif len({values for _, values in lines}) > 1:
+            where = joined.contradicting
+        elif key not in images:
+            where = joined.left_out
+        elif table.join == "file" and len(set(images[key])) > 1:
+            where = joined.ambiguous
+        else:
+            where = joined.matched
+            for image in images[key]:
+                joined.by_image.setdefault(image, lines[0][1])
+        where += numbers
+        if detail is not None and where is not joined.matched:
+            detail += [(number, key) for number in numbers]
+    joined.without = kept - len(joined.by_image)
+    for numbers in (joined.matched, joined.left_out, joined.unmatched, joined.contradicting, joined.ambiguous):
+        numbers.sort()
+    return joined
+
+
+class LabelTable:
+    """A CSV of labels, by what joins it to images.
+
+    Args:
+        path: the CSV, with a header line.
+        join: "accession", "patient", "study" or "file".
+        join_column: column of it; None looks for a usual name (see `JOINS`).
+        label_columns: columns of one finding each, with 1, 0, -1 (uncertain) or nothing (not known).
+        labels_column: instead: one column of names of findings; what is not named is absent, an empty cell says
+            nothing.
+        separator: between names.
+        normal: the finding that means "no finding"; it comes first.
+
+    Raises:
+        DataListError: not a table, a missing column, a value that is no label, or so many labels that the column cannot
+            be one of findings. No cell is quoted: it could be a patient's.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        join: str = "accession",
+        join_column: str | None = None,
+        label_columns: Sequence[str] | None = None,
+        labels_column: str | None = None,
+        separator: str = "|",
+        normal: str = "Normal",
+    ) -> None:
+        if join not in JOINS:
+            raise DataListError(f"join is {join!r}; one of {', '.join(JOINS)} is expected")
+        if (label_columns is None) == (labels_column is None):
+            raise DataListError(
+                "labels are in columns of one finding each (--label-columns A,B,C) or in one column of names "
+                "(--labels-column NAME): name one of the two"
+            )
+        self.path, self.join = path, join
+        several = None if join_column else {JOINS[join][0]: JOINS[join][1:]}
+        column = join_column or JOINS[join][0]
+        wanted = [*(label_columns or ()), *([labels_column] if labels_column else [])]
+        rows = read_table(path, [*wanted, *([join_column] if join_column else [])], several)
+        numbered = [(number, row) for number, row in enumerate(rows, start=2) if row[column]]
+        self.skipped = len(rows) - len(numbered)
+        if label_columns is not None:
+            self.names = _different(label_columns)
+            values = [self._one_each(number, row) for number, row in numbered]
+        else:
+            self.names, values = self._from_names([row[str(labels_column)] for _, row in numbered], separator, normal)
+        self.lines: dict[str, list[tuple[int, Values]]] = defaultdict(list)
+        for (number, row), labels in zip(numbered, values, strict=True):
+            self.lines[_file_key(row[column]) if join == "file" else row[column]].append((number, labels))
+        self.lines = dict(self.lines)
+
+    def keys_of(self, subject: Subject, roots: Sequence[str] = ()) -> set[str]:
+        """Under which keys an image could be in the table."""
+        header = subject.header
+        if self.join != "file":
+            key = {"accession": header.accession, "patient": header.patient_id, "study": header.study_uid}[self.join]
+            return {key} if key else set()
+        below = [os.path.relpath(subject.path, root) for root in roots if subject.path.startswith(root + os.sep)]
+        return {_file_key(name) for name in (subject.path, os.path.basename(subject.path), *below)}
+
+    def _one_each(self, number: int, row: Row) -> Values:
+        values = []
+        for name in self.names:
+            try:
+                values.append(parse_label(row[name], ""))
+            except DataListError:
+                raise DataListError(
+                    f"{self.path}: line {number}, column {name!r}: 1 (present), 0 (absent), -1 (uncertain) or nothing "
+                    "is expected; what is there is not shown, as it could be a patient's"
+                ) from None
+        return tuple(values)
+
+    def _from_names(self, cells: list[str], separator: str, normal: str) -> tuple[tuple[str, ...], list[Values]]:
+        sets = [{name.strip() for name in cell.split(separator) if name.strip()} for cell in cells]
+        known = set().union(*sets)
+        if len(known) > MOST_LABELS:
+            raise DataListError(
+                f"{self.path}: {len(known)} different names in the column of labels; at most {MOST_LABELS} are "
+                "findings. Name the right column with --labels-column, and the separator with --label-separator"
+            )
+        names = (*([normal] if normal in known else []), *sorted(known - {normal}))
+        return names, [tuple(int(name in found) if found else None for name in names) for found in sets]
+
+
+def _different(names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str) or not names or len(set(names)) < len(names):
+        raise DataListError(f"label_columns are {names!r}; different names of columns, at least one, are expected")
+    return tuple(names)
+
+
+def _file_key(name: str) -> str:
+    """Name of a file with forward slashes and without the suffix of DICOM files."""
+    plain = name.replace("\\", "/").removeprefix("./")
+    suffix = PurePath(plain).suffix
+    return plain[: -len(suffix)] if suffix.lower() in _SUFFIXES else plain

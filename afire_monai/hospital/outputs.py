@@ -1,0 +1,274 @@
+"""What an ingest writes when all is chosen: data list, data card, what was left out, and the private index."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from afire_monai import __version__
+from afire_monai.data.datalist_file import SECTIONS, datalist_hash, save_datalist
+from afire_monai.errors import AfireError
+from afire_monai.hospital.convert import BINS, Converted
+from afire_monai.hospital.datacard import age_band, age_in_band, describe, write_datacard
+from afire_monai.hospital.files import INDEX, LEFT_OUT, PRIVATE, UNMATCHED, whole_file, write_rows
+from afire_monai.hospital.header import Header
+from afire_monai.hospital.identity import IdentityKey
+from afire_monai.hospital.labels import JoinedLabels, LabelTable, Subject, join_labels
+from afire_monai.hospital.sections import SplitRule, assign_sections
+from afire_monai.hospital.select import judge
+from afire_monai.hospital.state import KEPT, Entry, State
+
+ALLOWED = ("age", "sex", "view", "manufacturer_model")
+IMAGES, DATALIST, SUMMARY = "images", "datalist.json", "ingest.json"
+_MOST_LINES = 1000
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the result depends on besides files, labels and key; see `ingest.ingest`."""
+
+    allow: tuple[str, ...] = ()
+    split: SplitRule = field(default_factory=SplitRule)
+    include_laterals: bool = False
+    max_side: int = 1024
+    check_text: bool = False
+    accept_text: bool = False
+    name: str = "hospital"
+    normal_label: str = "Normal"
+
+
+@dataclass
+class _Kept:
+    """What is known of the images that are kept, in the order of their paths."""
+
+    items: list[dict[str, Any]] = field(default_factory=list)
+    days: list[str] = field(default_factory=list)
+    sites: list[str] = field(default_factory=list)
+    facts: dict[str, dict[str, str]] = field(default_factory=dict)
+    histogram: np.ndarray[Any, Any] = field(default_factory=lambda: np.zeros(BINS))
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def image_of(identity: IdentityKey, header: Header, path: str) -> str:
+    """Hash of an image: of its SOPInstanceUID, else of its path."""
+    return identity.image(header.sop_uid or f"file {path}")
+
+
+def group_of(identity: IdentityKey, header: Header, path: str) -> str:
+    """Hash of a patient; files without PatientID are kept together by study, without study each by itself."""
+    if header.patient_id:
+        return identity.patient(header.patient_id, header.issuer)
+    return identity.study(header.study_uid) if header.study_uid else image_of(identity, header, path)
+
+
+def write(
+    state: State, identity: IdentityKey, options: Options, out: Path, table: LabelTable | None, roots: Sequence[str]
+) -> dict[str, Any]:
+    """Write all files of a finished ingest, the summary last.
+
+    Args:
+        state: files with their verdicts.
+        identity: names patients and images.
+        options: of the ingest.
+        out: folder.
+        table: of labels; None without.
+        roots: folders that were named.
+
+    Returns:
+        The fields of an `IngestSummary` that this knows.
+
+    Raises:
+        AfireError: no image is kept, or a file cannot be written.
+    """
+    (out / SUMMARY).unlink(missing_ok=True)  # a folder without summary is not taken for a finished one
+    left_out, seen = _write_left_out(state, out)
+    kept = _collect(state, identity, options)
+    if not kept.items:
+        reasons = ", ".join(f"{reason}: {n}" for reason, n in left_out.items())
+        raise AfireError(f"none of {seen} files is a frontal chest radiograph that can be used ({reasons})")
+    joined = _join(state, identity, table, roots, out) if table is not None else None
+    datalist = _datalist(kept, joined, options)
+    save_datalist(datalist, out / DATALIST)
+    _write_index(state, identity, out)
+    write_datacard(describe(datalist, kept.facts, (kept.histogram / len(kept.items)).tolist()), out)
+    done: dict[str, Any] = {
+        "seen": seen,
+        "kept": len(kept.items),
+        "patients": len({item["group"] for item in kept.items}),
+        "left_out": left_out,
+        "sections": {name: len(datalist[name]) for name in SECTIONS if name in datalist},
+        "labels": _label_figures(joined) if joined is not None else {},
+        "remarks": tuple(_remarks(kept, joined, options, datalist)),
+    }
+    with whole_file(out / SUMMARY) as file:
+        settings = {
+            "allow": list(options.allow), "split_by": options.split.by, "split": list(options.split.shares),
+            "seed": options.split.seed, "include_laterals": options.include_laterals, "max_side": options.max_side,
+            "check_text": options.check_text, "accept_text": options.accept_text,
+        }  # fmt: skip
+        facts = {"afire_monai": __version__, "datalist_sha256": datalist_hash(datalist),
+                 "key_fingerprint": identity.fingerprint, "settings": settings}  # fmt: skip
+        json.dump({**facts, **done}, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+    return done
+
+
+def _write_left_out(state: State, out: Path) -> tuple[dict[str, int], int]:
+    """Write both tables of what was left out; also the files by reason, most frequent first, and their number."""
+    reasons: Counter[str] = Counter()
+    seen = 0
+
+    def rows(private: bool) -> Iterator[Sequence[Any]]:
+        yield ["number", "reason", *(["file", "detail"] if private else [])]
+        for number, entry in enumerate(state.entries(), start=1):
+            if entry.reason != KEPT:
+                yield [number, entry.reason, *([entry.path, entry.detail] if private else [])]
+
+    write_rows(out / LEFT_OUT, rows(False))
+    write_rows(out / PRIVATE / LEFT_OUT, rows(True), private=True)
+    for entry in state.entries():
+        seen += 1
+        if entry.reason != KEPT:
+            reasons[entry.reason] += 1
+    return dict(sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))), seen
+
+
+def _collect(state: State, identity: IdentityKey, options: Options) -> _Kept:
+    kept = _Kept()
+    for entry, header in _kept_entries(state):
+        image = f"{IMAGES}/{image_of(identity, header, entry.path)}.png"
+        verdict = judge(header, options.include_laterals)
+        item: dict[str, Any] = {"image": image, "group": group_of(identity, header, entry.path)}
+        item |= _allowed_facts(header, verdict.view, options.allow)
+        kept.items.append(item)
+        kept.days.append(header.date)
+        site = header.institution or header.station
+        kept.sites.append(identity.site(site) if site else "")
+        facts = {"view": verdict.view, "sex": header.sex, "age": age_band(header.age)}
+        if "manufacturer_model" in options.allow:
+            facts["manufacturer_model"] = _model(header)
+        kept.facts[image] = facts
+        if isinstance(entry.result, Converted):
+            kept.histogram += entry.result.histogram
+            kept.counts["text seen"] += entry.result.letters > 0
+        kept.counts["no burned-in statement"] += header.burned_in not in ("YES", "NO")
+        kept.counts["not stated"] += not verdict.stated
+        kept.counts["no patient id"] += not header.patient_id
+    return kept
+
+
+def _kept_entries(state: State) -> Iterator[tuple[Entry, Header]]:
+    for entry in state.entries():
+        if entry.reason == KEPT and entry.header is not None:
+            yield entry, entry.header
+
+
+def _allowed_facts(header: Header, view: str, allow: Sequence[str]) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "sex": header.sex or None,
+        "age": age_in_band(header.age),
+        "view": view or None,
+        "manufacturer_model": _model(header) or None,
+    }
+    return {name: value for name, value in facts.items() if name in allow and value is not None}
+
+
+def _model(header: Header) -> str:
+    return " ".join(text for text in (header.maker, header.model) if text)
+
+
+def _join(state: State, identity: IdentityKey, table: LabelTable, roots: Sequence[str], out: Path) -> JoinedLabels:
+    subjects = (
+        Subject(image_of(identity, e.header, e.path) if e.reason == KEPT else "", e.header, e.path)
+        for e in state.entries()
+        if e.header is not None
+    )
+    detail: list[tuple[int, str]] = []
+    joined = join_labels(table, subjects, roots, detail)
+    write_rows(out / PRIVATE / UNMATCHED, [("line", "value"), *sorted(detail)], private=True)
+    if not joined.by_image:
+        raise AfireError(
+            f"{table.path}: none of its {joined.rows} lines belongs to an image that is kept. Look at --join and "
+            f"--join-column; {out / PRIVATE / UNMATCHED} lists what was looked for"
+        )
+    return joined
+
+
+def _datalist(kept: _Kept, joined: JoinedLabels | None, options: Options) -> dict[str, Any]:
+    strata = []
+    for item in kept.items:
+        values = joined.by_image.get(item["image"][len(IMAGES) + 1 : -4]) if joined else None
+        if joined:
+            item["label"] = list(values) if values else [None] * len(joined.names)
+        names = (
+            [name for name, value in zip(joined.names, values, strict=True) if value == 1] if joined and values else []
+        )
+        strata.append("|".join(sorted(names)))
+    groups = [item["group"] for item in kept.items]
+    sections = assign_sections(options.split, groups, strata, kept.days, kept.sites)
+    datalist: dict[str, Any] = {"name": options.name}
+    if joined:
+        datalist["labels"] = list(joined.names)
+    split = {"fractions": list(options.split.shares)} if options.split.by != "date" else {}
+    datalist["meta"] = {
+        "source": "afire ingest", "split_by": options.split.by, **split, "seed": options.split.seed,
+        "normal_label": options.normal_label, "max_side": options.max_side,
+    }  # fmt: skip
+    for number, name in enumerate(SECTIONS):
+        items = [item for item, section in zip(kept.items, sections, strict=True) if section == number]
+        if items:
+            datalist[name] = items
+    return datalist
+
+
+def _write_index(state: State, identity: IdentityKey, out: Path) -> None:
+    def rows() -> Iterator[Sequence[Any]]:
+        yield ("image", "group", "file", "study_uid", "series_uid", "sop_uid")
+        for entry, header in _kept_entries(state):
+            hashes = (image_of(identity, header, entry.path), group_of(identity, header, entry.path))
+            yield (*hashes, entry.path, header.study_uid, header.series_uid, header.sop_uid)
+
+    write_rows(out / PRIVATE / INDEX, rows(), private=True)
+
+
+def _label_figures(joined: JoinedLabels) -> dict[str, Any]:
+    figures: dict[str, Any] = {"lines": joined.rows, "images_without_label": joined.without}
+    parts = {"matched": joined.matched, "of_images_left_out": joined.left_out, "unmatched": joined.unmatched,
+             "contradicting": joined.contradicting, "ambiguous_file_names": joined.ambiguous}  # fmt: skip
+    for name, lines in parts.items():
+        figures[name] = len(lines)
+        if name != "matched" and lines:
+            figures[f"{name}_lines"] = lines[:_MOST_LINES]
+    return figures
+
+
+def _remarks(kept: _Kept, joined: JoinedLabels | None, options: Options, datalist: Mapping[str, Any]) -> Iterator[str]:
+    counts = kept.counts
+    if counts["no burned-in statement"]:
+        yield (
+            f"{counts['no burned-in statement']} images do not state whether text is burned into their pixels: look at "
+            "some, or use --check-text"
+        )
+    if counts["text seen"]:
+        yield f"text was seen near the border of {counts['text seen']} images that were kept with --accept-text"
+    if counts["not stated"]:
+        yield (
+            f"the tags of {counts['not stated']} images name no body part or no view; their pictures show two fields "
+            "side by side, which is weak evidence"
+        )
+    if counts["no patient id"]:
+        yield f"{counts['no patient id']} images have no PatientID; those of one study count as one patient's"
+    if joined is not None and joined.without:
+        yield f"{joined.without} images have no label"
+    expected = [
+        s for s, share in zip(SECTIONS, options.split.shares, strict=True) if share > 0 or options.split.by != "shares"
+    ]
+    missing = [section for section in expected if section not in datalist]
+    if missing:
+        yield f"no image for {', '.join(missing)}: too few patients, or other dates are needed"
