@@ -69,7 +69,6 @@ def write_capture(
             bits_allocated=8,
             coordinate_system="PATIENT",
             patient_orientation=("L", "F"),
-            specific_character_set=header.get("SpecificCharacterSet"),
             **{name: header.get(keyword) for name, keyword in _TAKEN_BY_CONSTRUCTOR.items()},
             **common("sc", source, prediction, uids, "AFiRe overlay"),
         )

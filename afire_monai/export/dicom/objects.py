@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -56,6 +57,8 @@ def common(kind: str, source: SourceImage, prediction: ImagePrediction, uids: Ne
         title: of the series.
     """
     origin = str(source.header.SOPInstanceUID)
+    texts = [*prediction.probabilities, prediction.heatmap_kind, prediction.heatmap_label]
+    texts += model_parameters(prediction.model).values()
     return {
         "series_instance_uid": uids.new(origin, kind, "series"),
         "sop_instance_uid": uids.new(origin, kind, "object"),
@@ -67,7 +70,14 @@ def common(kind: str, source: SourceImage, prediction: ImagePrediction, uids: Ne
         "device_serial_number": model_digest(prediction.model),
         "series_description": f"{title} - {WARNING}"[:64],
         "content_qualification": "RESEARCH",
+        "specific_character_set": _character_set(source, all(text.isascii() for text in texts)),
     }
+
+
+def _character_set(source: SourceImage, ascii_only: bool) -> str | list[str] | None:
+    """Keep the source's character set; UTF-8 where what is added might not fit into it."""
+    given = source.header.get("SpecificCharacterSet") if ascii_only else "ISO_IR 192"
+    return given if given is None or isinstance(given, str) else list(given)
 
 
 def model_digest(model: Mapping[str, Any]) -> str:
@@ -118,7 +128,7 @@ def write_new(dataset: Any, folder: str | os.PathLike[str]) -> Path:
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content.getbuffer())
-            os.link(part, path)  # unlike renaming it fails where the name is taken
+            _take_place(part, path)
         finally:
             part.unlink(missing_ok=True)
     except FileExistsError as error:
@@ -127,3 +137,13 @@ def write_new(dataset: Any, folder: str | os.PathLike[str]) -> Path:
         reason = error.strerror or type(error).__name__
         raise OutputError(f"results cannot be written: {reason}. Give a folder that can be written") from error
     return path
+
+
+def _take_place(part: Path, path: Path) -> None:
+    """Give a finished file its name, unless that is taken."""
+    try:
+        os.link(part, path)  # unlike renaming it fails where the name is taken
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK) or path.exists():
+            raise
+        os.rename(part, path)  # file systems without links; nobody else makes a file of this new name

@@ -81,7 +81,6 @@ def write_report(
             is_complete=True,
             is_final=False,
             coding_schemes=codes.coding_schemes(),
-            specific_character_set=_character_set(source, prediction),
             **common("sr", source, prediction, uids, "AFiRe report"),
         )
         return write_new(report, out_dir)
@@ -148,11 +147,3 @@ def _add_note(report: MeasurementReport) -> None:
     note: Any = TextContentItem(codes.COMMENT, NOTE, relationship_type=RelationshipTypeValues.CONTAINS)
     container.ContentSequence = ContentSequence([note])
     report[0].ContentSequence.append(container)
-
-
-def _character_set(source: SourceImage, prediction: ImagePrediction) -> str | list[str] | None:
-    """Keep the source's character set; UTF-8 where a label would not fit into it."""
-    if not all(label.isascii() for label in prediction.probabilities):
-        return "ISO_IR 192"
-    given = source.header.get("SpecificCharacterSet")
-    return given if given is None or isinstance(given, str) else list(given)
