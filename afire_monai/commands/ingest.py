@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from afire_monai.errors import AfireError
+
+if TYPE_CHECKING:
+    from afire_monai.hospital.dicomweb_fetch import Fetched
+
 
 def ingest(
     *inputs: str,
@@ -24,6 +32,15 @@ def ingest(
     check_text: bool = False,
     accept_text: bool = False,
     name: str = "hospital",
+    dicomweb: str | None = None,
+    modality: tuple[str, ...] = ("CR", "DX"),
+    date: str | None = None,
+    description: tuple[str, ...] | None = None,
+    forget_originals: bool = False,
+    ca: str | None = None,
+    timeout: float = 60.0,
+    retries: int = 4,
+    insecure: bool = False,
     quiet: bool = False,
 ) -> int:
     """Make a data list of the frontal chest radiographs in DICOM folders, without names, numbers, dates and places.
@@ -36,6 +53,8 @@ def ingest(
     Example: afire ingest archive --out chest --labels findings.csv --join accession --label-columns Effusion,Edema
 
     Example: afire ingest archive --out chest --allow age,sex,view --split-by date:2023-01-01,2024-01-01
+
+    Example: afire ingest --dicomweb https://pacs.example/dicom-web --date 20230101-20231231 --out chest
 
     Args:
         inputs: folders, DICOMDIR files or single DICOM files.
@@ -58,12 +77,28 @@ def ingest(
         check_text: leave out pictures with what looks like text near the border.
         accept_text: with --check-text, keep them and count them.
         name: of the data list.
+        dicomweb: address of a server to fetch radiographs from, into OUT/private/dicom. Credentials come from the
+            environment (AFIRE_DICOMWEB_USER and _PASSWORD, or AFIRE_DICOMWEB_TOKEN) or ~/.netrc.
+        modality: of the series to fetch.
+        date: of the studies to fetch, YYYYMMDD-YYYYMMDD; either end may be left out.
+        description: words of which the study's or the series' description must hold one, whatever the case.
+        forget_originals: delete what was fetched when all is done; DICOM results need it.
+        ca: PEM file of the authorities to trust instead of the built-in ones.
+        timeout: seconds to wait for the server.
+        retries: how often to repeat a request that got no answer.
+        insecure: allow credentials over plain http to another machine.
         quiet: no progress bars.
     """
     from afire_monai.hospital.ingest import ingest as run
 
+    fetched = None
+    if dicomweb is not None:
+        fetched = _fetch(dicomweb, out, (modality, date, description or ()), (timeout, retries, ca, insecure), quiet)
+    elif date or description or forget_originals or ca or insecure:
+        raise AfireError("--date, --description, --forget-originals, --ca and --insecure go with --dicomweb")
     done = run(
-        inputs, out, labels=labels, join=join, join_column=join_column, label_columns=label_columns,
+        [*inputs, *([fetched.folder] if fetched else [])], out,
+        labels=labels, join=join, join_column=join_column, label_columns=label_columns,
         labels_column=labels_column, label_separator=label_separator, normal_label=normal_label, allow=allow or (),
         key=key, split=split, split_by=split_by, seed=seed, workers=workers, include_laterals=include_laterals,
         max_side=max_side, check_text=check_text, accept_text=accept_text, name=name, progress=not quiet,
@@ -77,7 +112,26 @@ def ingest(
             print(f"  labels, {what.replace('_', ' ')}: {figure}")
     for remark in done.remarks:
         print(f"note: {remark}")
+    if fetched and forget_originals:
+        print(f"deleted:  {fetched.forget()} retrieved files")
     print(f"read now: {done.headers_read} headers, {done.images_read} images")
     print(f"written: {out}/datalist.json, datacard.html, left_out.csv (reasons); {out}/private stays with the hospital")
     print(f"next:    afire check {out}/datalist.json")
-    return 0
+    return fetched.transfer.status if fetched else 0
+
+
+def _fetch(
+    url: str,
+    out: str,
+    wanted: tuple[Sequence[str], str | None, Sequence[str]],
+    connection: tuple[float, int, str | None, bool],
+    quiet: bool,
+) -> Fetched:
+    from afire_monai.hospital.dicomweb import DicomWeb
+    from afire_monai.hospital.dicomweb_fetch import fetch
+    from afire_monai.hospital.dicomweb_query import Query
+
+    query = Query.of(*wanted)
+    fetched = fetch(DicomWeb(url, *connection), query, out, progress=not quiet)
+    print("\n".join(fetched.lines()))
+    return fetched
