@@ -50,7 +50,9 @@ def write_phantom_dataset(folder: Path, normal: int = 200, abnormal: int = 40, s
     splits: dict[str, list[dict[str, object]]] = {"training": [], "validation": [], "test": []}
     order = [_split_of_normal(i, normal) for i in range(normal)]
     plan: list[tuple[str, str | None]] = [(split, None) for split in order]
-    plan += [(("validation", "test", "training", "training")[i // 4 % 4], phantom.findings[i % 4]) for i in range(abnormal)]
+    plan += [
+        (("validation", "test", "training", "training")[i // 4 % 4], phantom.findings[i % 4]) for i in range(abnormal)
+    ]
     for number, (split, finding) in enumerate(plan):
         splits[split].append(_write_item(folder, f"p{number + 1:04d}", phantom(first + number, finding)))
     content = {"name": "phantom", "labels": list(PHANTOM_LABELS), **splits}
