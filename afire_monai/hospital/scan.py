@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ def is_dicomdir(path: Path) -> bool:
             head = file.read(1024)
     except OSError:
         return False
-    return head[128:132] == b"DICM" and DICOMDIR_CLASS.encode() + b"\x00" in head
+    return head[128:132] == b"DICM" and re.search(re.escape(DICOMDIR_CLASS).encode() + rb"(?![0-9.])", head) is not None
 
 
 def _referenced(root: Path, parts: list[str]) -> Found:

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import csv
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hospital_files import chest
+from PIL import Image, ImageDraw, ImageFont
+
+from afire_monai.data.decode import read_picture
+from afire_monai.hospital.looks import burned_in_text, looks_lateral, lung_fields
+
+
+def picture(seed: int = 0, side: int = 512) -> np.ndarray:
+    return (chest(seed, side) / 4095).astype(np.float32)
+
+
+def written(text: str, where: tuple[float, float], bright: bool = True, side: int = 512) -> np.ndarray:
+    image = Image.fromarray((picture(0, side) * 200 + 20).astype(np.uint8))
+    place = (round(where[0] * side), round(where[1] * side))
+    ImageDraw.Draw(image).text(place, text, fill=255 if bright else 0, font=ImageFont.load_default(size=side // 32))
+    return np.asarray(image, dtype=np.float32) / 255
+
+
+def test_two_fields_are_told_from_one_and_from_none() -> None:
+    frontal = picture()
+    one = frontal.copy()
+    one[:, 256:] = frontal[:, 250:251]  # bright from the middle on
+    flat = np.linspace(0, 1, 512, dtype=np.float32)[None].repeat(512, 0)
+    assert not looks_lateral(frontal)
+    assert looks_lateral(one)
+    assert looks_lateral(flat)
+
+
+def test_score_does_not_depend_on_contrast_or_mirroring() -> None:
+    frontal = picture()
+    assert lung_fields(frontal * 0.3 + 0.2) == pytest.approx(lung_fields(frontal), abs=1e-4)
+    assert lung_fields(np.ascontiguousarray(frontal[:, ::-1])) == pytest.approx(lung_fields(frontal), abs=0.05)
+
+
+@pytest.mark.parametrize("bright", [True, False])
+@pytest.mark.parametrize("where", [(0.02, 0.02), (0.5, 0.93), (0.45, 0.02)])
+def test_line_of_letters_near_the_border_is_seen(where: tuple[float, float], bright: bool) -> None:
+    assert burned_in_text(written("DOE JOHN 1943", where, bright)) >= 5
+
+
+def test_side_marker_and_plain_picture_are_no_text() -> None:
+    assert burned_in_text(picture()) == 0
+    assert burned_in_text(written("L", (0.05, 0.05))) == 0
+    assert burned_in_text(np.zeros((512, 512), dtype=np.float32)) == 0
+    assert burned_in_text(np.ones((20, 20), dtype=np.float32)) == 0
+
+
+@pytest.mark.real_data
+def test_hardly_any_frontal_radiograph_is_lost(real_data: Path) -> None:
+    with (real_data / "cxr" / "manifest.csv").open(newline="") as file:
+        paths = [row["path"] for row in csv.DictReader(file)]
+    chosen = random.Random(1).sample(paths, 300)
+    lost = sum(looks_lateral(read_picture(real_data / "cxr" / path).pixels) for path in chosen)
+    assert lost <= 3
