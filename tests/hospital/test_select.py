@@ -108,8 +108,8 @@ def test_other_parts_are_not_taken_for_the_chest(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "views"),
-    [("Thorax p.a.", {"frontal"}), ("postero-anterior", {"frontal"}), ("Thorax de profil", {"lateral"}), ("Bilateral", set()),
-     ("PA and LAT", {"frontal", "lateral"}), ("2 views", {"frontal", "lateral"}), ("侧位", {"lateral"})],
+    [("Thorax p.a.", {"frontal"}), ("postero-anterior", {"frontal"}), ("Thorax de profil", {"lateral"}),
+     ("Bilateral", set()), ("PA and LAT", {"frontal", "lateral"}), ("2 views", {"frontal", "lateral"}), ("侧位", {"lateral"})],
 )  # fmt: skip
 def test_views_are_known_by_words(text: str, views: set[str]) -> None:
     assert view_of([text]) == views
