@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 from afire_monai.data.dicom import read_dicom
 from afire_monai.export.dicom import codes
 from afire_monai.export.dicom.drawing import draw
-from afire_monai.export.dicom.objects import WARNING, building, common, write_new
+from afire_monai.export.dicom.objects import WARNING, building, character_set, common, write_new
 from afire_monai.export.dicom.prediction import ImagePrediction
 from afire_monai.export.dicom.source import MODALITIES, SourceImage, open_source, quiet
 from afire_monai.export.dicom.uids import NewUids
@@ -78,7 +78,7 @@ def write_capture(
         if header.get("BodyPartExamined") not in _UNPAIRED:
             capture.Laterality = header.get("Laterality")
         _describe(capture, header)
-        return write_new(capture, out_dir)
+        return write_new(capture, character_set(source, prediction), out_dir)
 
 
 def _describe(capture: Any, header: Any) -> None:

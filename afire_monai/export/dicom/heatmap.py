@@ -11,7 +11,15 @@ from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, Segmentation
 
 from afire_monai import __version__
 from afire_monai.export.dicom import codes
-from afire_monai.export.dicom.objects import MAKER, WARNING, building, common, model_parameters, write_new
+from afire_monai.export.dicom.objects import (
+    MAKER,
+    WARNING,
+    building,
+    character_set,
+    common,
+    model_parameters,
+    write_new,
+)
 from afire_monai.export.dicom.prediction import ImagePrediction
 from afire_monai.export.dicom.source import SourceImage, open_source
 from afire_monai.export.dicom.uids import NewUids
@@ -60,7 +68,7 @@ def write_heatmap(
         )
         # unknown is empty: the standard wants the attribute where there is no orientation in space
         segmentation.PatientOrientation = source.header.get("PatientOrientation")
-        return write_new(segmentation, out_dir)
+        return write_new(segmentation, character_set(source, prediction), out_dir)
 
 
 def _segment(source: SourceImage, prediction: ImagePrediction, uids: NewUids) -> SegmentDescription:

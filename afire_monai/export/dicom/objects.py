@@ -57,8 +57,6 @@ def common(kind: str, source: SourceImage, prediction: ImagePrediction, uids: Ne
         title: of the series.
     """
     origin = str(source.header.SOPInstanceUID)
-    texts = [*prediction.probabilities, prediction.heatmap_kind, prediction.heatmap_label]
-    texts += model_parameters(prediction.model).values()
     return {
         "series_instance_uid": uids.new(origin, kind, "series"),
         "sop_instance_uid": uids.new(origin, kind, "object"),
@@ -70,14 +68,16 @@ def common(kind: str, source: SourceImage, prediction: ImagePrediction, uids: Ne
         "device_serial_number": model_digest(prediction.model),
         "series_description": f"{title} - {WARNING}"[:64],
         "content_qualification": "RESEARCH",
-        "specific_character_set": _character_set(source, all(text.isascii() for text in texts)),
+        # set by `write_new`: highdicom knows fewer of them than there are
+        "specific_character_set": None,
     }
 
 
-def _character_set(source: SourceImage, ascii_only: bool) -> str | list[str] | None:
+def character_set(source: SourceImage, prediction: ImagePrediction) -> Any:
     """Keep the source's character set; UTF-8 where what is added might not fit into it."""
-    given = source.header.get("SpecificCharacterSet") if ascii_only else "ISO_IR 192"
-    return given if given is None or isinstance(given, str) else list(given)
+    texts = [*prediction.probabilities, prediction.heatmap_kind, prediction.heatmap_label]
+    texts += [*model_parameters(prediction.model), *model_parameters(prediction.model).values()]
+    return source.header.get("SpecificCharacterSet") if all(text.isascii() for text in texts) else "ISO_IR 192"
 
 
 def model_digest(model: Mapping[str, Any]) -> str:
@@ -99,13 +99,14 @@ def model_parameters(model: Mapping[str, Any]) -> dict[str, str]:
     return flat
 
 
-def write_new(dataset: Any, folder: str | os.PathLike[str]) -> Path:
+def write_new(dataset: Any, characters: Any, folder: str | os.PathLike[str]) -> Path:
     """Write a DICOM object under the name of its UID, for its owner's eyes only (file 0600, a new folder 0700).
 
     The file is there whole or not at all, and an existing one is never written over.
 
     Args:
         dataset: of highdicom.
+        characters: its character set; None for ASCII.
         folder: made if need be.
 
     Returns:
@@ -120,6 +121,8 @@ def write_new(dataset: Any, folder: str | os.PathLike[str]) -> Path:
         raise AfireError(f"{uid!r} is no UID of a new object; no file is named after it")
     content = io.BytesIO()
     with building("file"):
+        if characters:
+            dataset.SpecificCharacterSet = characters
         dataset.save_as(content, enforce_file_format=True)
     path, part = Path(folder) / f"{uid}.dcm", Path(folder) / f".{uid}.{os.getpid()}.part"
     try:

@@ -33,6 +33,7 @@ from afire_monai.export.dicom.objects import (
     MAKER,
     NOTE,
     building,
+    character_set,
     common,
     model_digest,
     model_parameters,
@@ -83,7 +84,7 @@ def write_report(
             coding_schemes=codes.coding_schemes(),
             **common("sr", source, prediction, uids, "AFiRe report"),
         )
-        return write_new(report, out_dir)
+        return write_new(report, character_set(source, prediction), out_dir)
 
 
 def _content(source: SourceImage, prediction: ImagePrediction, uids: NewUids) -> MeasurementReport:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -85,7 +84,8 @@ def open_source(path: str | os.PathLike[str]) -> SourceImage:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence what pydicom and highdicom say of odd values: they quote them, and they can be a patient's name."""
-    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom", "highdicom.base", "highdicom.seg.sop")]
+    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in ("pydicom", "highdicom")]
+    loggers = [logging.getLogger(name) for name in names]
     before = [logger.disabled for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -124,7 +124,7 @@ def _check(path: Path, dataset: Any) -> None:
     if modality not in MODALITIES:
         known = ", ".join(MODALITIES)
         raise refusal(path, f"modality {modality[:16] or 'absent'}", f"results are written for {known}")
-    if str(dataset.SOPClassUID) not in _SOP_CLASSES:
+    if str(dataset.get("SOPClassUID") or "") not in _SOP_CLASSES:
         raise refusal(path, "not a radiograph's SOP class", "CR, DX or Secondary Capture image storage is expected")
     for keyword in _UIDS:
         value = str(dataset.get(keyword) or "")
@@ -193,13 +193,11 @@ def _is_valid(element: Any) -> bool:
 
 
 def _copy_geometry(dataset: Any, header: Any) -> None:
-    """Take spacing, orientation and side where they can be what they say."""
-    try:
-        steps = [float(value) for value in dataset.get("PixelSpacing") or ()]
-    except (TypeError, ValueError):
-        steps = []
-    if len(steps) == 2 and all(math.isfinite(step) and step > 0 for step in steps):
-        header.PixelSpacing = [f"{step:.10g}" for step in steps]
+    """Take orientation and side where they can be what they say.
+
+    Spacing is left: results lie on the source's pixels, and highdicom cannot read a segmentation that has a spacing but
+    no slice thickness, which a radiograph has not.
+    """
     try:
         orientation = [str(value) for value in dataset.get("PatientOrientation") or ()]
     except TypeError:
