@@ -62,7 +62,7 @@ class Query:
 
     def wants(self, found: Mapping[str, Any]) -> bool:
         """Whether a series that a server found is meant; servers may leave out filters that they do not know."""
-        modality, date = value(found, "00080060"), value(found, "00080020")
+        modality, date = value(found, "00080060"), value(found, "00080020").replace(".", "")  # old form of dates
         if modality and modality.upper() not in self.modalities:
             return False
         if date and ((self.first and date < self.first) or (self.last and date > self.last)):
@@ -80,7 +80,7 @@ def value(entry: Mapping[str, Any], tag: str) -> str:
     """First value of an element in DICOM JSON as text; "" where there is none."""
     element = entry.get(tag)
     values = element.get("Value") if isinstance(element, dict) else None
-    return str(values[0]).strip() if isinstance(values, list) and values and values[0] is not None else ""
+    return str(values[0]).strip(" \0") if isinstance(values, list) and values and values[0] is not None else ""
 
 
 def _range(date: str | None) -> tuple[str, str]:

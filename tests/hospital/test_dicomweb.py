@@ -257,6 +257,43 @@ def test_a_server_that_is_gone_for_good_is_not_asked_for_everything(server, tmp_
     assert len(list((tmp_path / "private" / "dicom").iterdir())) == 1
 
 
+# into an ingest -------------------------------------------------------------------------------------------------------
+
+
+def test_an_ingest_goes_on_without_what_cannot_be_fetched_and_says_so(server, tmp_path, capsys):
+    held = [small(n) for n in range(10)]
+    server.hold(*held)
+    out = tmp_path / "chest"
+    words = ["ingest", "--dicomweb", server.url, "--out", str(out), "--workers", "0", "--quiet", "--modality", "CR"]
+    server.tricks = [plain, plain, plain, says(b"", status=404)]
+    assert run(words) == 1
+    said = capsys.readouterr().out
+    assert "fetched:  9 files of 10 series" in said
+    assert "1 x the server answers 404" in said
+    assert str(held[0].SOPInstanceUID) not in said
+    table = out / "private" / "not_retrieved.csv"
+    assert str(held[0].SOPInstanceUID) in table.read_text()
+    assert stat.S_IMODE(table.stat().st_mode) == 0o600
+    assert run(words) == 0
+    assert "fetched:  1 files of 10 series (9 were there)" in capsys.readouterr().out
+    assert not table.exists()
+    assert len(list((out / "private" / "dicom").iterdir())) == 10
+
+
+def test_an_ingest_of_nothing_says_what_to_look_at(server, tmp_path, capsys):
+    words = ["ingest", "--dicomweb", server.url, "--out", str(tmp_path / "chest")]
+    assert run(words) == 2
+    assert "--modality, --date and --description" in capsys.readouterr().err
+    server.hold(small(1))
+    server.tricks = [plain, plain, plain, plain, says(b"<html>")]
+    assert run(words) == 2
+    assert "nothing of 1 series could be retrieved: what the server answers is not DICOMweb" in capsys.readouterr().err
+    assert run(["ingest", str(tmp_path), "--out", str(tmp_path / "other"), "--date", "2021"]) == 2
+    assert "go with --dicomweb" in capsys.readouterr().err
+    assert run([*words, "--date", "2021"]) == 2
+    assert "--date takes YYYYMMDD" in capsys.readouterr().err
+
+
 # storing --------------------------------------------------------------------------------------------------------------
 
 
