@@ -1,0 +1,44 @@
+"""The page for hospitals says what there is."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from afire_monai import cli
+from afire_monai.commands.arguments import parse
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "hospital.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    lines = "".join(re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith("afire ")]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_is_understood(command):
+    assert callable(parse(cli.COMMANDS, shlex.split(command)[1:]))
+
+
+def test_every_option_and_file_that_is_named_exists():
+    code = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "afire_monai" / "commands").glob("*.py"))
+    for option in set(re.findall(r"--([a-z][a-z-]+)", PAGE)) - {"config", "datalist", "output", "init"}:
+        assert f"    {option.replace('-', '_')}:" in code, option
+    for name in set(re.findall(r"(?:docs|tests|scripts|bundle)/[\w./]+\w", PAGE)):
+        assert (ROOT / name).exists(), name
+
+
+def test_files_of_the_table_are_those_that_are_written():
+    from afire_monai.hospital import datacard, dicomweb_fetch, files, identity, outputs, state
+
+    names = {identity.KEY, files.INDEX, files.LEFT_OUT, files.UNMATCHED, state.STATE, dicomweb_fetch.NOT_RETRIEVED}
+    names |= {outputs.IMAGES, outputs.DATALIST, outputs.SUMMARY, f"{dicomweb_fetch.RETRIEVED}/"}
+    assert [name for name in names if name not in PAGE] == []
+    assert datacard.FEWEST == 5
+    assert "fewer than five patients" in PAGE
+    assert all(f"`{tag}`" in PAGE for tag in outputs.ALLOWED)
