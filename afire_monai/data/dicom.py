@@ -134,7 +134,9 @@ def _decode(path: Path, dataset: Any) -> NDArray[np.integer[Any]]:
         raise refusal(path, "codec not installed", f"pixels are stored as {syntax.name}; {install}")
     try:
         stored = np.asarray(dataset.pixel_array)
-    except Exception as error:  # each codec raises its own types
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # each codec raises its own types; those written in Rust none that is an Exception
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = (
             "; ".join(lines[1:] or lines) or type(error).__name__

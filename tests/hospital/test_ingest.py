@@ -346,7 +346,7 @@ def test_full_disk_is_a_user_error_and_loses_no_file(tmp_path: Path, monkeypatch
         written(path, content)
 
     monkeypatch.setattr(convert, "write_whole", full)
-    with pytest.raises(AfireError, match="No space left on device.*goes on where it stopped"):
+    with pytest.raises(AfireError, match=r"No space left on device.*goes on where it stopped"):
         run(tmp_path)
     monkeypatch.setattr(convert, "write_whole", written)
     done = run(tmp_path)
@@ -425,7 +425,7 @@ def test_second_ingest_into_the_same_folder_at_once_is_refused(tmp_path: Path) -
 
 def test_nothing_usable_is_a_user_error_with_reasons(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a", 1, BodyPartExamined="KNEE", ViewPosition="AP")
-    with pytest.raises(AfireError, match="none of 1 files.*not a chest: 1"):
+    with pytest.raises(AfireError, match=r"none of 1 files.*not a chest: 1"):
         run(tmp_path)
     assert (tmp_path / "out" / "left_out.csv").read_text() == "number,reason\n1,not a chest\n"
 
