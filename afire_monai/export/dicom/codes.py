@@ -67,7 +67,8 @@ def finding_code(label: str) -> CodedConcept:
 
 def meaning(label: str) -> str:
     """Make a label fit for a code meaning: one line of at most 64 characters without a backslash."""
-    text = " ".join(label.replace("\\", "/").split())
+    text = "".join(c if c.isprintable() else " " for c in label.replace("\\", "/"))
+    text = " ".join(text.split())
     return text if len(text) <= 64 else text[:61] + "..."
 
 

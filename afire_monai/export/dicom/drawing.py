@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from afire_monai.export.dicom.codes import meaning
 from afire_monai.export.dicom.objects import WARNING
 from afire_monai.export.dicom.prediction import ImagePrediction
 
@@ -59,12 +60,12 @@ def score_lines(prediction: ImagePrediction) -> list[tuple[str, bool]]:
         threshold = prediction.thresholds.get(label)
         above = threshold is not None and value >= threshold
         compared = "" if threshold is None else f"  ({'at or above' if above else 'below'} threshold {threshold:.2f})"
-        lines.append((f"{label}: {value:.2f}{compared}", above))
+        lines.append((f"{meaning(label)}: {value:.2f}{compared}", above))
     if prediction.anomaly_percentile is not None:
         lines.append((f"More unusual than {prediction.anomaly_percentile:.1f} % of normal radiographs", False))
     if prediction.heatmap is not None:
-        of = f" for {prediction.heatmap_label}" if prediction.heatmap_label else ""
-        lines.append((f"Red: {prediction.heatmap_kind}{of}, relative scale", False))
+        of = f" for {meaning(prediction.heatmap_label)}" if prediction.heatmap_label else ""
+        lines.append((f"Red: {meaning(prediction.heatmap_kind)}{of}, relative scale", False))
     return [*lines, ("afire-monai, no medical device, not a diagnosis", False)]
 
 

@@ -82,6 +82,12 @@ def write_dicom_results(
         except AfireError as error:
             done.left_out[number] = _reason(error, predictions)
             continue
+        except MemoryError:
+            raise
+        except Exception as error:  # one strange file must not end the work on thousands
+            # what it says is left out: other libraries quote the header
+            done.left_out[number] = f"unexpected error: {type(error).__name__}; please report this file"
+            continue
         rows += [(number, kind, path.name) for kind, path in written.items()]
         done.done += 1
         for kind in written:

@@ -13,11 +13,11 @@ from afire_monai import __version__
 from afire_monai.export.dicom import codes
 from afire_monai.export.dicom.objects import (
     MAKER,
-    WARNING,
     building,
     character_set,
     common,
     model_parameters,
+    with_warning,
     write_new,
 )
 from afire_monai.export.dicom.prediction import ImagePrediction
@@ -61,7 +61,7 @@ def write_heatmap(
             segment_descriptions=[_segment(source, prediction, uids)],
             max_fractional_value=255,
             content_label="AFIRE_HEATMAP",
-            content_description=f"{kind} heatmap, relative scale. {WARNING}"[:64],
+            content_description=with_warning(f"{kind} heatmap, relative scale"),
             omit_empty_frames=False,
             coding_schemes=codes.coding_schemes(),
             **common("seg", source, prediction, uids, f"AFiRe heatmap ({kind})"),

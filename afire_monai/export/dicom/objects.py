@@ -42,7 +42,8 @@ def building(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise AfireError(
-            f"no {what} can be built for this source ({type(error).__name__}); it has values that DICOM does not allow"
+            f"no {what} can be built for this source ({type(error).__name__}): its header has a value that is not "
+            "expected, or this program is at fault. Please report it, without the file"
         ) from None
 
 
@@ -66,11 +67,17 @@ def common(kind: str, source: SourceImage, prediction: ImagePrediction, uids: Ne
         "manufacturer_model_name": MAKER,
         "software_versions": __version__,
         "device_serial_number": model_digest(prediction.model),
-        "series_description": f"{title} - {WARNING}"[:64],
+        "series_description": with_warning(title),
         "content_qualification": "RESEARCH",
         # set by `write_new`: highdicom knows fewer of them than there are
         "specific_character_set": None,
     }
+
+
+def with_warning(title: str) -> str:
+    """Add that this is research to a title; where both are too long for DICOM (64 characters) the title is cut."""
+    warning = f" - {WARNING}"
+    return title[: 64 - len(warning)] + warning
 
 
 def character_set(source: SourceImage, prediction: ImagePrediction) -> Any:

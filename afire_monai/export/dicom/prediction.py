@@ -105,7 +105,7 @@ class ImagePrediction:
             predictions.heatmap(index),
             kind,
             _heatmap_label(predictions, index) if kind == "gradcam" else "",
-            dict(predictions.facts.get("model") or {}),
+            _mapping(predictions.facts.get("model")),
         )
 
     def check_any(self) -> None:
@@ -164,6 +164,10 @@ def _check_heatmap(heatmap: NDArray[Any]) -> None:
         raise AfireError(
             f"heatmap values go from {heatmap.min():g} to {heatmap.max():g}; 0 to 1, all finite, is expected"
         )
+
+
+def _mapping(model: Any) -> dict[str, Any]:
+    return dict(model) if isinstance(model, Mapping) else {"model": model} if model else {}
 
 
 def _heatmap_label(predictions: Predictions, index: int) -> str:

@@ -44,7 +44,8 @@ from afire_monai.export.dicom.prediction import ImagePrediction
 from afire_monai.export.dicom.source import SourceImage, open_source
 from afire_monai.export.dicom.uids import NewUids
 
-DIGITS = 6
+DIGITS = 9
+"""After the point: a number in a report has room for 16 characters."""
 
 
 def write_report(

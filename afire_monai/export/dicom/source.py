@@ -77,7 +77,11 @@ def open_source(path: str | os.PathLike[str]) -> SourceImage:
     with quiet():
         dataset = _read(path)
         _check(path, dataset)
-        header = _cleaned(dataset)
+        try:
+            header = _cleaned(dataset)
+        except Exception as error:  # pydicom raises many types when it converts a damaged element
+            kind = type(error).__name__
+            raise refusal(path, "damaged header", f"a value cannot be read ({kind}). Export the file again") from None
     return SourceImage(path, header, (int(header.Rows), int(header.Columns)))
 
 

@@ -155,6 +155,22 @@ def test_broken_heatmap_leaves_its_image_out_without_naming_a_path(predictions, 
     assert str(tmp_path) not in json.dumps(done.left_out)
 
 
+def test_error_that_nobody_thought_of_leaves_one_image_out_and_quotes_nothing(predictions, tmp_path, monkeypatch):
+    from afire_monai.export.dicom import folder
+
+    real = folder.open_source
+
+    def strange(path: str) -> object:
+        if path.endswith("a.dcm"):
+            raise KeyError("Secret^Name")
+        return real(path)
+
+    monkeypatch.setattr(folder, "open_source", strange)
+    done = write_dicom_results(predictions, tmp_path / "out")
+    assert done.done == 1
+    assert done.left_out[0] == "unexpected error: KeyError; please report this file"
+
+
 def test_full_disk_ends_the_run_and_says_how_far_it_came(predictions, tmp_path, monkeypatch):
     from afire_monai.export.dicom import objects
 

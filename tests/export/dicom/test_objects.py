@@ -104,6 +104,22 @@ def test_small_heatmap_is_stretched_over_the_whole_source(write_source, tmp_path
     assert pixels[8:, :].max() == pixels[:, :56].max() == 0
 
 
+def test_long_names_are_cut_but_never_the_warning(write_source, tmp_path):
+    prediction = ImagePrediction({"b" * 80: 0.5, "line\nbreak\x1b": 0.5}, heatmap=HEAT, heatmap_kind="long " * 20)
+    report, heatmap, capture = (pydicom.dcmread(p) for p in write_results(write_source(), prediction, tmp_path / "out"))
+    assert len(heatmap.SeriesDescription) == 64
+    for text in (*(o.SeriesDescription for o in (report, heatmap, capture)), heatmap.ContentDescription):
+        assert text.endswith("RESEARCH USE ONLY")
+    assert "line break" in report.to_json()
+
+
+def test_probability_just_below_its_threshold_is_not_rounded_onto_it(write_source, tmp_path):
+    prediction = ImagePrediction({"Edema": 0.4999999}, {"Edema": 0.5})
+    group = groups_of(write_report(write_source(), prediction, tmp_path / "out"))["Pulmonary edema"]
+    assert [m.value for m in group.get_measurements()] == [0.4999999, 0.5]
+    assert [e.value.meaning for e in group.get_qualitative_evaluations()] == ["No"]
+
+
 def test_empty_heatmap_is_still_written(write_source, tmp_path):
     path = write_heatmap(write_source(), ImagePrediction(heatmap=np.zeros(SHAPE, np.float32)), tmp_path / "out")
     assert pydicom.dcmread(path).pixel_array.shape == SHAPE
