@@ -31,7 +31,7 @@ from afire_monai.evaluation.representation_segments import (
 from afire_monai.evaluation.representation_views import Sample, View, corner_cells, corner_crops
 from afire_monai.inference.anomaly import load_detector
 from afire_monai.methods.grid_shift import GridShift
-from afire_monai.tasks.data import MaskReading
+from afire_monai.tasks.masks import MaskReading
 
 ASKED = ((0.35, 0.3), (0.45, 0.62), (0.68, 0.3))
 """Cells of the correspondence picture, row and column in 0…1 of the canvas: upper lung, heart, lower lung."""
