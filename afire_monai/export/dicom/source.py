@@ -109,7 +109,8 @@ def _read(path: Path) -> Any:
         with path.open("rb") as file:
             head = file.read(352)
         if not looks_like_dicom(head):
-            raise refusal(path, "not DICOM", "results are written for DICOM radiographs; name the file that it was")
+            advice = "results belong to a DICOM radiograph; --index says which one a picture was made from"
+            raise refusal(path, "not DICOM", advice)
         dataset = pydicom.dcmread(path, force=True)
         for keyword in (*_UIDS, *_TYPE_2, *_TYPE_3, "PixelData"):
             dataset.get(keyword)  # elements are converted when first asked for: a damaged one shows here

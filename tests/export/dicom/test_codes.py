@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import pytest
-
-pytest.importorskip("highdicom")
-
 from pydicom.sr._concepts_dict import concepts
 
 from afire_monai.export.dicom import codes

@@ -6,13 +6,10 @@ import stat
 import subprocess
 from pathlib import Path
 
+import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
-
-pytest.importorskip("highdicom")
-
-import highdicom as hd
 
 from afire_monai.data.dicom import read_dicom
 from afire_monai.errors import AfireError
