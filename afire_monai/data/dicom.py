@@ -151,7 +151,18 @@ def _decode(path: Path, dataset: Any) -> NDArray[np.integer[Any]]:
     shape = (integer(dataset, "Rows", 0), integer(dataset, "Columns", 0))
     if stored.shape != shape:
         raise refusal(path, "pixels do not decode", f"decoded to shape {stored.shape}, but the header says {shape}")
-    return stored
+    return _with_sign(stored, dataset)
+
+
+def _with_sign(stored: NDArray[np.integer[Any]], dataset: Any) -> NDArray[np.integer[Any]]:
+    """Carry the sign of signed values into the bits above the stored ones.
+
+    JPEG-LS does not know signs, and streams that claim more bits than are stored come out of decoders without.
+    """
+    unused = stored.itemsize * 8 - integer(dataset, "BitsStored", stored.itemsize * 8)
+    if stored.dtype.kind != "i" or not 0 < unused < stored.itemsize * 8:
+        return stored
+    return (stored << unused) >> unused
 
 
 def _transfer_syntax(path: Path, dataset: Any) -> Any:
