@@ -94,6 +94,7 @@ def retrieve_series(
                     _save(web.retrieve(reference, instance), folder / f"{instance}.dcm")
                     known.add(instance)
                     result.done += 1
+                    patience.answered()
     return result
 
 
@@ -130,11 +131,11 @@ def send_folder(web: DicomWeb, folder: str | Path, progress: bool = False) -> Tr
     folder = Path(folder)
     if not folder.exists():
         raise AfireError("the folder to send is not there; give one that holds DICOM files")
-    files = [folder] if folder.is_file() else sorted(_files(folder))
     result = Transfer()
+    files = [folder] if folder.is_file() else sorted(_files(folder, result))
     wanted = [file for file in files if _has_magic_word(file)]
     result.skipped = len(files) - len(wanted)
-    if not wanted:
+    if not wanted and not result.failed:
         raise AfireError(f"no DICOM file among the {len(files)} files to send; give a folder that holds some")
     patience = _Patience(result)
     for file in tqdm(wanted, desc="sending", unit="file", disable=not progress):
@@ -146,6 +147,7 @@ def send_folder(web: DicomWeb, folder: str | Path, progress: bool = False) -> Tr
                 result.done += 1
             else:
                 result.already += 1
+            patience.answered()
     return result
 
 
@@ -163,6 +165,10 @@ class _Patience:
         self._result = result
         self._lost = 0
 
+    def answered(self) -> None:
+        """Note that the server does what it is there for."""
+        self._lost = 0
+
     @contextlib.contextmanager
     def guard(self, what: str) -> Iterator[None]:
         """Note the failure of one thing and go on behind the block; other errors pass through."""
@@ -170,14 +176,13 @@ class _Patience:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # pydicom's quote what is in headers
                 yield
-            self._lost = 0
         except ConnectionLostError as error:
             self._lost += 1
             if self._lost >= GIVE_UP:
                 raise
             self._result.failed.append((what, str(error)))
         except AnswerError as error:
-            self._lost = 0
+            self.answered()
             self._result.failed.append((what, str(error)))
         except OSError as error:
             raise _cannot_write(error) from None
@@ -218,18 +223,24 @@ def _read(file: Path) -> Dataset | None:
     return dataset
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for where, folders, names in os.walk(folder):
+def _files(folder: Path, result: Transfer) -> Iterator[Path]:
+    """List files (no pipes or the like) below a folder; folders that cannot be entered are noted as failures."""
+
+    def closed(error: OSError) -> None:
+        result.failed.append((str(error.filename), "folder that cannot be entered"))
+
+    for where, folders, names in os.walk(folder, onerror=closed):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(where, name) for name in names if not name.startswith("."))
+        paths = (Path(where, name) for name in names if not name.startswith("."))
+        yield from (path for path in paths if path.is_file())
 
 
 def _has_magic_word(file: Path) -> bool:
     try:
         with file.open("rb") as opened:
             return opened.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    except OSError:  # reading it all says what is wrong
+        return True
 
 
 def _names(folder: Path) -> set[str]:

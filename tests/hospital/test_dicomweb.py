@@ -257,6 +257,15 @@ def test_a_server_that_is_gone_for_good_is_not_asked_for_everything(server, tmp_
     assert len(list((tmp_path / "private" / "dicom").iterdir())) == 1
 
 
+def test_a_server_that_lists_but_delivers_nothing_is_given_up(server, tmp_path):
+    held = [small(n) for n in range(20)]
+    server.hold(*held)
+    server.tricks = [plain, hang_up] * 20
+    with pytest.raises(ConnectionLostError):
+        retrieve_series(client(server, retries=0), references(*held), tmp_path / "private" / "dicom")
+    assert len(server.paths(part="/instances/")) == GIVE_UP
+
+
 # into an ingest -------------------------------------------------------------------------------------------------------
 
 
@@ -353,6 +362,25 @@ def test_indexes_and_broken_files_are_not_sent(server, tmp_path):
     done = send_folder(client(server), tmp_path / "medium")
     assert (done.done, done.skipped, len(done.failed)) == (1, 1, 1)
     assert "not a readable DICOM file" in done.failed[0][1]
+
+
+def test_what_cannot_be_read_is_a_failure_and_what_is_no_file_is_not_opened(server, outbox, monkeypatch):
+    os.mkfifo(outbox / "pipe")
+    (outbox / "gone").symlink_to(outbox / "nothing")
+
+    def closed(real):
+        def opened(file, *words, **options):
+            if str(file) == str(outbox / "study 0" / "file"):
+                raise PermissionError(13, "Permission denied", str(file))
+            return real(file, *words, **options)
+
+        return opened
+
+    monkeypatch.setattr(Path, "open", closed(Path.open))
+    monkeypatch.setattr(pydicom, "dcmread", closed(pydicom.dcmread))
+    done = send_folder(client(server), outbox)
+    assert (done.done, done.skipped, done.status) == (2, 1, 1)
+    assert done.failed == [(str(outbox / "study 0" / "file"), "not a readable DICOM file (PermissionError)")]
 
 
 def test_the_command_tells_what_came_of_it(server, outbox, tmp_path, capsys):
