@@ -109,7 +109,7 @@ def _write_one(
     prediction = ImagePrediction.from_predictions(table, number)
     chosen = list(kinds) if kinds is not None else _possible(prediction)
     image = open_source(source.file)
-    if source.sop_instance_uid and source.sop_instance_uid != str(image.header.SOPInstanceUID):
+    if source.sop_instance_uid.strip() not in ("", str(image.header.SOPInstanceUID).strip()):
         raise AfireError("another image: the source file is not the one that was read in; run `afire ingest` again")
     return dict(zip(chosen, write_results(image, prediction, folder, chosen, seed=seed), strict=True))
 
