@@ -51,7 +51,6 @@ class Chooser:
     def __init__(self, state: State, identity: IdentityKey, options: Options, out: Path) -> None:
         self.state, self.identity, self.options = state, identity, options
         self.folder = out / IMAGES
-        self.setting = f"{options.max_side} {int(options.check_text)}"
         self.chosen = Chosen()
         self.stated: dict[int, bool] = {}
 
@@ -132,7 +131,8 @@ class Chooser:
                 f"{self.folder}: a picture cannot be written: {result.detail}. Make room or correct the permissions, "
                 "then repeat the command: it goes on where it stopped"
             )
-        self.state.note_result(job.number, self.setting, result)
+        setting = f"{job.max_side} {int(job.check_text)} {int(job.look)}"
+        self.state.note_result(job.number, setting, result)
         self.chosen.converted += 1
         if isinstance(result, Converted):
             self.written[os.path.basename(job.target)] = result.size
@@ -140,16 +140,25 @@ class Chooser:
     def _job(self, candidate: Candidate) -> Job:
         source = self.state.path_of(candidate.number)
         target = self.folder / f"{candidate.image}.png"
-        return Job(candidate.number, source, str(target), self.options.max_side, self.options.check_text)
+        look = self._looks(candidate)
+        return Job(candidate.number, source, str(target), self.options.max_side, self.options.check_text, look)
+
+    def _looks(self, candidate: Candidate) -> bool:
+        """Whether the picture has to show what the tags do not say."""
+        return not self.stated[candidate.number] and not candidate.lateral
+
+    def _setting(self, candidate: Candidate) -> str:
+        """What the result of a conversion depends on besides the file."""
+        return f"{self.options.max_side} {int(self.options.check_text)} {int(self._looks(candidate))}"
 
     def _judge_result(self, candidate: Candidate) -> str:
-        result = self.state.result(candidate.number, self.setting, passing=True)
+        result = self.state.result(candidate.number, self._setting(candidate), passing=True)
         if isinstance(result, Converted):
             return self._reason(candidate, result)
         return result.kind if result is not None else "unexpected error"
 
     def _reason(self, candidate: Candidate, result: Converted) -> str:
-        if not self.stated[candidate.number] and not candidate.lateral and result.lung_fields < LEAST_LUNG_FIELDS:
+        if self._looks(candidate) and result.lung_fields < LEAST_LUNG_FIELDS:
             return LOOKS_OTHER
         if result.letters > 0 and not self.options.accept_text:
             return TEXT_SEEN
@@ -187,7 +196,7 @@ class Chooser:
             self.chosen.verdicts[job.number] = self._judge_result(by_number[job.number])
 
     def _result(self, candidate: Candidate) -> Converted | Failure | None:
-        return self.state.result(candidate.number, self.setting)
+        return self.state.result(candidate.number, self._setting(candidate))
 
     def _tidy(self, slots: Sequence[Sequence[Candidate]]) -> None:
         """Remove pictures of images that are not kept, and what an interrupted run left half done."""

@@ -22,7 +22,8 @@ from afire_monai.hospital.pool import Failure
 BINS = 32
 DISK = "disk"
 CONSTANT = "constant: all pixels have the same value"
-_COMPRESSION = 1
+_COMPRESSION = 0
+# the low bytes of 16 bits are noise: deflating saves a fifth of the space, and costs as much time as decoding
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Job:
         target: path of the PNG.
         max_side: longest side of the PNG in pixels.
         check_text: look for text near the borders.
+        look: look for lung fields.
     """
 
     number: int
@@ -42,6 +44,7 @@ class Job:
     target: str
     max_side: int
     check_text: bool
+    look: bool = True
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,9 @@ class Converted:
         size: bytes of the PNG.
         pixels: SHA-256 of the picture that was written: equal decoded pixels have equal hashes.
         shape: rows and columns of the PNG.
-        lung_fields: see `looks.lung_fields`.
+        lung_fields: see `looks.lung_fields`; 1 if it was not looked for.
         letters: see `looks.burned_in_text`; -1 if it was not looked for.
-        histogram: share of the pixels in each of `BINS` equal parts of 0…1.
+        histogram: share of the pixels (of large pictures, of every few) in each of `BINS` equal parts of 0…1.
     """
 
     size: int
@@ -79,25 +82,24 @@ def convert(job: Job) -> Converted | Failure:
         pixels = read_dicom(Path(job.source), modalities=None).pixels
     except RadiographError as error:
         return _failure(error)
-    if not np.isfinite(pixels).all():
-        return Failure("not finite", "decoding gave values that are NaN or infinite")
-    if not pixels.max() > pixels.min():
-        return Failure(CONSTANT)
     reduced = reduce(pixels, job.max_side)
+    if not np.isfinite(reduced).all():
+        return Failure("not finite", "decoding gave values that are NaN or infinite")
     values = np.rint(np.clip(reduced, 0, 1) * np.float32(65535)).astype(np.uint16)
+    if values.min() == values.max():
+        return Failure(CONSTANT)
     content = encode_png(values)
     try:
         write_whole(Path(job.target), content)
     except OSError as error:
         return Failure(DISK, error.strerror or type(error).__name__)
-    counts = np.bincount((values >> 11).ravel(), minlength=BINS)
     return Converted(
         len(content),
         hashlib.sha256(struct.pack("<2Q", *values.shape) + values.tobytes()).hexdigest(),
         (values.shape[0], values.shape[1]),
-        lung_fields(reduced),
+        lung_fields(reduced) if job.look else 1.0,
         burned_in_text(reduced) if job.check_text else -1,
-        tuple(round(float(share), 6) for share in counts / values.size),
+        _histogram(values),
     )
 
 
@@ -108,17 +110,18 @@ def reduce(picture: NDArray[np.float32], max_side: int) -> NDArray[np.float32]:
     if scale >= 1:
         return picture
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
+    image = Image.fromarray(picture)
+    factor = width // size[0]
+    if (width, height) == (factor * size[0], factor * size[1]):
+        return np.asarray(image.reduce(factor))  # the same average, three times faster
+    return np.asarray(image.resize(size, Image.Resampling.BOX))
 
 
 def encode_png(values: NDArray[np.uint16]) -> bytes:
     """Encode (H, W) uint16 as a grey 16-bit PNG of three chunks: header, pixels, end. Nothing else is in it."""
     height, width = values.shape
-    raw = values.astype(">u2").view(np.uint8).reshape(height, 2 * width)
-    lines = np.empty((height, 1 + 2 * width), dtype=np.uint8)
-    lines[:, 0] = 1  # each byte as its difference to the pixel on its left, which deflates better
-    lines[:, 1:3] = raw[:, :2]
-    np.subtract(raw[:, 2:], raw[:, :-2], out=lines[:, 3:])
+    lines = np.zeros((height, 1 + 2 * width), dtype=np.uint8)  # each line starts with 0: no filter
+    lines[:, 1:] = values.astype(">u2").view(np.uint8).reshape(height, 2 * width)
     header = struct.pack(">2I5B", width, height, 16, 0, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.data, _COMPRESSION)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -139,6 +142,13 @@ def write_whole(path: Path, content: bytes) -> None:
     except OSError:
         part.unlink(missing_ok=True)
         raise
+
+
+def _histogram(values: NDArray[np.uint16]) -> tuple[float, ...]:
+    """Share of pixels in each of `BINS` grey levels, over at most some 256 × 256 of them."""
+    step = max(1, max(values.shape) // 256)
+    counts = np.bincount((values[::step, ::step] >> 11).ravel(), minlength=BINS)
+    return tuple(round(float(share), 6) for share in counts / counts.sum())
 
 
 def _failure(error: RadiographError) -> Failure:

@@ -15,7 +15,7 @@ from afire_monai.hospital.files import make_private_folder
 from afire_monai.hospital.identity import KEY, IdentityKey
 from afire_monai.hospital.labels import LabelTable
 from afire_monai.hospital.outputs import ALLOWED, Options
-from afire_monai.hospital.pool import run_tasks
+from afire_monai.hospital.pool import Pool
 from afire_monai.hospital.scan import scan
 from afire_monai.hospital.sections import SplitRule
 from afire_monai.hospital.select import NO_DATE, NO_SITE
@@ -127,11 +127,12 @@ def ingest(
         identity = _identity(private, key, state)
         _same_roots(state, roots)
         processes = min(os.cpu_count() or 1, 8) if workers is None else workers
-        reader = _Reader(state, processes, seconds_per_file, progress)
-        reader.find(roots, Path(out))
-        reader.headers()
-        chooser = Chooser(state, identity, options, Path(out))
-        chosen = chooser.run(lambda work, tasks, count: reader.work(work, tasks, count, "converting"))
+        with Pool(processes, seconds_per_file) as pool:
+            reader = _Reader(state, pool, progress)
+            reader.find(roots, Path(out))
+            reader.headers()
+            chooser = Chooser(state, identity, options, Path(out))
+            chosen = chooser.run(lambda work, tasks, count: reader.work(work, tasks, count, "converting"))
         state.note_verdicts(chosen.verdicts.items())
         state.note_verdicts(_without_split(state, options.split))
         state.save()
@@ -144,8 +145,8 @@ def ingest(
 class _Reader:
     """The parts of an ingest that read files."""
 
-    def __init__(self, state: State, workers: int, seconds: float, progress: bool) -> None:
-        self.state, self.workers, self.seconds, self.progress = state, workers, seconds, progress
+    def __init__(self, state: State, pool: Pool, progress: bool) -> None:
+        self.state, self.pool, self.progress = state, pool, progress
         self.headers_read = 0
 
     def find(self, roots: Sequence[Path], out: Path) -> None:
@@ -164,11 +165,10 @@ class _Reader:
             self.headers_read += 1
         self.state.save()
 
-    def work(self, function, tasks, count, words) -> Iterator:  # type: ignore[no-untyped-def]  # as run_tasks
-        """As `run_tasks`, with a bar."""
+    def work(self, function, tasks, count, words) -> Iterator:  # type: ignore[no-untyped-def]  # as Pool.run
+        """As `Pool.run`, with a bar."""
         if count:
-            workers = min(self.workers, count)
-            yield from self._bar(run_tasks(function, tasks, workers, self.seconds), count, words)
+            yield from self._bar(self.pool.run(function, tasks), count, words)
 
     def _bar(self, steps, count, words) -> Iterator:  # type: ignore[no-untyped-def]  # as its argument
         if not self.progress:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from afire_monai.errors import AfireError
 
@@ -38,38 +38,114 @@ class Failure:
     detail: str = ""
 
 
-def run_tasks(
-    work: Callable[[T], R],
-    tasks: Iterable[T],
-    workers: int,
-    seconds: float = 60.0,
-    memory: int = MEMORY_BYTES,
-) -> Iterator[tuple[T, R | Failure]]:
-    """Do work for each task in other processes; a task that fails, hangs or takes its process down gives a `Failure`.
+class Pool:
+    """Processes for tasks of any kind; to be used in a `with` statement, which ends them.
+
+    A task that fails, hangs or takes its process down gives a `Failure`, and a new process takes its place.
 
     Args:
-        work: a function that can be pickled.
-        tasks: taken as they are needed.
-        workers: processes; 0 works in this one, without limits of time and memory.
-        seconds: after which a task counts as hanging, and its process is replaced.
+        workers: processes, started when they are needed; 0 works in this one, without limits of time and memory.
+        seconds: after which a task counts as hanging.
         memory: bytes that one process may ask for (where the system can limit them).
-
-    Yields:
-        Tasks with their results, in no order.
-
-    Raises:
-        AfireError: if processes cannot be started.
     """
-    if workers == 0:
-        with quiet():
-            for task in tasks:
-                yield task, _attempt(work, task)
-        return
-    pool: _Pool[T, R] = _Pool(work, tasks, workers, seconds, memory)
-    try:
-        yield from pool.results()
-    finally:
-        pool.close()
+
+    def __init__(self, workers: int, seconds: float = 60.0, memory: int = MEMORY_BYTES) -> None:
+        self.count, self.seconds, self.memory = workers, seconds, memory
+        self._workers: list[_Worker] = []
+        self._again: deque[Any] = deque()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for worker in self._workers:
+            worker.stop()
+        self._workers.clear()
+
+    def run(self, work: Callable[[T], R], tasks: Iterable[T]) -> Iterator[tuple[T, R | Failure]]:
+        """Do work for each task.
+
+        Args:
+            work: a function that can be pickled.
+            tasks: taken as they are needed.
+
+        Yields:
+            Tasks with their results, in no order.
+
+        Raises:
+            AfireError: if processes cannot be started.
+        """
+        if self.count == 0:
+            with quiet():
+                for task in tasks:
+                    yield task, _attempt(work, task)
+            return
+        waiting = iter(tasks)
+        try:
+            while True:
+                self._hand_out(work, waiting)
+                busy = [worker for worker in self._workers if worker.queue]
+                if not busy:
+                    return
+                yield from self._collect(busy)
+        finally:
+            self._drop_busy()
+
+    def _hand_out(self, work: Callable[[T], R], tasks: Iterator[T]) -> None:
+        """Give every process a few tasks, so that none waits for this one between two."""
+        for depth in range(1, _AHEAD + 1):
+            for place in range(self.count):
+                if place < len(self._workers) and len(self._workers[place].queue) >= depth:
+                    continue
+                try:
+                    task = self._again.popleft() if self._again else next(tasks)
+                except StopIteration:
+                    return
+                if place >= len(self._workers):
+                    self._workers.append(_Worker(self.memory))
+                self._workers[place].send(work, task, self.seconds)
+
+    def _collect(self, busy: list[_Worker]) -> Iterator[tuple[Any, Any]]:
+        left = min(worker.deadline for worker in busy) - time.monotonic()
+        ready = wait([worker.connection for worker in busy], max(0.0, left))
+        for worker in busy:
+            if worker.connection in ready:
+                yield from self._receive(worker)
+            elif worker.deadline <= time.monotonic():
+                yield from self._replace(worker, TOO_SLOW, f"no result after {self.seconds:g} s")
+
+    def _receive(self, worker: _Worker) -> Iterator[tuple[Any, Any]]:
+        try:
+            result = worker.connection.recv()
+        except (EOFError, OSError):
+            worker.process.join(10)
+            yield from self._replace(worker, STOPPED, f"exit status {worker.process.exitcode}")
+            return
+        worker.deadline = time.monotonic() + self.seconds
+        if not worker.ready:
+            worker.ready = True  # the first message says that it has started
+            return
+        yield worker.queue.popleft(), result
+
+    def _replace(self, worker: _Worker, kind: str, detail: str) -> Iterator[tuple[Any, Failure]]:
+        worker.stop()
+        self._workers.remove(worker)
+        if not worker.ready:
+            raise AfireError(
+                f"a reading process did not start ({detail}); try --workers 0, which reads in the main process. From a "
+                "script, call this below `if __name__ == '__main__':`"
+            )
+        task = worker.queue.popleft()
+        self._again.extend(worker.queue)
+        worker.queue.clear()
+        yield task, Failure(kind, detail)
+
+    def _drop_busy(self) -> None:
+        """End processes whose results nobody waits for any more."""
+        for worker in [worker for worker in self._workers if worker.queue]:
+            worker.stop()
+            self._workers.remove(worker)
+        self._again.clear()
 
 
 class quiet(warnings.catch_warnings):  # noqa: N801  # used like the function it is in the standard library
@@ -87,94 +163,30 @@ class quiet(warnings.catch_warnings):  # noqa: N801  # used like the function it
         super().__exit__(*error)
 
 
-class _Worker(Generic[T]):
-    def __init__(self, work: Callable[[Any], Any], memory: int) -> None:
+class _Worker:
+    """One process, the tasks that it was given, and when the first of them counts as hanging."""
+
+    def __init__(self, memory: int) -> None:
         context = multiprocessing.get_context("spawn")  # nothing of this process is copied, open files least of all
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work, memory), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, memory), daemon=True)
         self.process.start()
         theirs.close()
-        self.queue: deque[T] = deque()
+        self.queue: deque[Any] = deque()
         self.ready = False
         self.deadline = time.monotonic() + _START_SECONDS
+
+    def send(self, work: Callable[[Any], Any], task: Any, seconds: float) -> None:
+        if not self.queue and self.ready:
+            self.deadline = time.monotonic() + seconds
+        self.queue.append(task)
+        with contextlib.suppress(OSError):  # it has died; reading from it will say so
+            self.connection.send((work, task))
 
     def stop(self) -> None:
         self.process.kill()
         self.process.join()
         self.connection.close()
-
-
-class _Pool(Generic[T, R]):
-    def __init__(self, work: Callable[[T], R], tasks: Iterable[T], workers: int, seconds: float, memory: int) -> None:
-        self.work, self.seconds, self.memory = work, seconds, memory
-        self.tasks, self.again = iter(tasks), deque[T]()
-        self.count = workers
-        self.workers: list[_Worker[T]] = []
-
-    def results(self) -> Iterator[tuple[T, R | Failure]]:
-        while True:
-            self._hand_out()
-            busy = [worker for worker in self.workers if worker.queue]
-            if not busy:
-                return
-            left = min(worker.deadline for worker in busy) - time.monotonic()
-            ready = wait([worker.connection for worker in busy], max(0.0, left))
-            for worker in busy:
-                if worker.connection in ready:
-                    yield from self._receive(worker)
-                elif worker.deadline <= time.monotonic():
-                    yield from self._replace(worker, TOO_SLOW, f"no result after {self.seconds:g} s")
-
-    def close(self) -> None:
-        for worker in self.workers:
-            worker.stop()
-        self.workers.clear()
-
-    def _hand_out(self) -> None:
-        """Give every process a few tasks, so that none waits for this one between two."""
-        for depth in range(1, _AHEAD + 1):
-            for place in range(self.count):
-                if place < len(self.workers) and len(self.workers[place].queue) >= depth:
-                    continue
-                try:
-                    task = self.again.popleft() if self.again else next(self.tasks)
-                except StopIteration:
-                    return
-                if place >= len(self.workers):
-                    self.workers.append(_Worker(self.work, self.memory))
-                self._send(self.workers[place], task)
-
-    def _send(self, worker: _Worker[T], task: T) -> None:
-        if not worker.queue and worker.ready:
-            worker.deadline = time.monotonic() + self.seconds
-        worker.queue.append(task)
-        with contextlib.suppress(OSError):  # it has died; reading from it will say so
-            worker.connection.send(task)
-
-    def _receive(self, worker: _Worker[T]) -> Iterator[tuple[T, R | Failure]]:
-        try:
-            result = worker.connection.recv()
-        except (EOFError, OSError):
-            worker.process.join(10)
-            yield from self._replace(worker, STOPPED, f"exit status {worker.process.exitcode}")
-            return
-        worker.deadline = time.monotonic() + self.seconds
-        if not worker.ready:
-            worker.ready = True  # the first message says that it has started
-            return
-        yield worker.queue.popleft(), result
-
-    def _replace(self, worker: _Worker[T], kind: str, detail: str) -> Iterator[tuple[T, R | Failure]]:
-        worker.stop()
-        self.workers.remove(worker)
-        if not worker.ready:
-            raise AfireError(
-                f"a reading process did not start ({detail}); try --workers 0, which reads in the main process. From a "
-                "script, call this below `if __name__ == '__main__':`"
-            )
-        task = worker.queue.popleft()
-        self.again.extend(worker.queue)
-        yield task, Failure(kind, detail)
 
 
 def _attempt(work: Callable[[Any], Any], task: Any) -> Any:
@@ -186,7 +198,7 @@ def _attempt(work: Callable[[Any], Any], task: Any) -> Any:
         return Failure(UNEXPECTED, type(error).__name__)
 
 
-def _serve(connection: Connection, work: Callable[[Any], Any], memory: int) -> None:
+def _serve(connection: Connection, memory: int) -> None:
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
@@ -198,7 +210,8 @@ def _serve(connection: Connection, work: Callable[[Any], Any], memory: int) -> N
         try:
             connection.send("ready")
             while True:
-                connection.send(_attempt(work, connection.recv()))
+                work, task = connection.recv()
+                connection.send(_attempt(work, task))
         except (EOFError, OSError):
             return
 

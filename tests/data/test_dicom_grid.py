@@ -7,7 +7,6 @@ import shutil
 import subprocess
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
+import multiprocessing.spawn
 
 import pytest
 from hospital_files import misbehave
 
 from afire_monai.errors import AfireError
-from afire_monai.hospital.pool import MEMORY, STOPPED, TOO_SLOW, UNEXPECTED, Failure, run_tasks
+from afire_monai.hospital.pool import MEMORY, STOPPED, TOO_SLOW, UNEXPECTED, Failure, Pool
 
 
 def kinds(results: dict[str, str | Failure]) -> dict[str, str]:
@@ -16,7 +15,9 @@ def kinds(results: dict[str, str | Failure]) -> dict[str, str]:
 
 def test_work_goes_on_whatever_a_task_does_to_its_process() -> None:
     tasks = ["a", "hang", "b", "crash", "c", "memory", "raise", "d", "e", "f"]
-    results = dict(run_tasks(misbehave, tasks, workers=2, seconds=2.0, memory=2 << 30))
+    with Pool(2, seconds=2.0, memory=2 << 30) as pool:
+        results = dict(pool.run(misbehave, tasks))
+        assert dict(pool.run(misbehave, ["g"])) == {"g": "G"}
     expected = {task: task.upper() for task in "abcdef"}
     expected |= {"hang": TOO_SLOW, "crash": STOPPED, "memory": MEMORY, "raise": UNEXPECTED}
     assert kinds(results) == expected
@@ -26,7 +27,8 @@ def test_work_goes_on_whatever_a_task_does_to_its_process() -> None:
 
 
 def test_without_processes_a_task_that_raises_gives_a_failure() -> None:
-    results = dict(run_tasks(misbehave, ["a", "raise", "b"], workers=0))
+    with Pool(0) as pool:
+        results = dict(pool.run(misbehave, ["a", "raise", "b"]))
     assert kinds(results) == {"a": "A", "raise": UNEXPECTED, "b": "B"}
 
 
@@ -38,16 +40,20 @@ def test_tasks_are_taken_only_as_they_are_needed() -> None:
             taken.append(number)
             yield "a"
 
-    results = run_tasks(misbehave, tasks(), workers=1)
-    next(results)
-    results.close()
-    assert len(taken) < 20
+    with Pool(1) as pool:
+        results = pool.run(misbehave, tasks())
+        next(results)
+        results.close()
+        assert len(taken) < 20
+        # what was left of the first tasks is not taken for a result of the second
+        assert dict(pool.run(misbehave, ["b"])) == {"b": "B"}
 
 
-def test_processes_that_cannot_start_are_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "gone_work.py").write_text("def work(task):\n    return task\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    work = importlib.import_module("gone_work").work
-    (tmp_path / "gone_work.py").unlink()
-    with pytest.raises(AfireError, match="did not start"):
-        list(run_tasks(work, ["a"], workers=1))
+def test_processes_that_cannot_start_are_a_user_error() -> None:
+    python = multiprocessing.spawn.get_executable()
+    multiprocessing.set_executable("/bin/false")
+    try:
+        with Pool(1) as pool, pytest.raises(AfireError, match="did not start"):
+            list(pool.run(misbehave, ["a"]))
+    finally:
+        multiprocessing.set_executable(python)
