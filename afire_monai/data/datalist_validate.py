@@ -19,7 +19,7 @@ from afire_monai.data.datalist_file import (
 )
 from afire_monai.data.datalist_items import Entry, Problem, fact_problems, label_problems
 
-ITEM_KEYS = ("image", "label", "group", "mask", "boxes", "sex", "age", "view", "source")
+ITEM_KEYS = ("image", "label", "group", "mask", "boxes", "sex", "age", "view", "source", "manufacturer_model")
 TOP_KEYS = ("name", "labels", "meta", "training", "validation", "test")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from afire_monai.errors import AfireError
 from afire_monai.hospital.convert import DISK, Converted, Job, convert
 from afire_monai.hospital.header import Header
-from afire_monai.hospital.identity import IdentityKey
+from afire_monai.hospital.identity import HASH_CHARACTERS, IdentityKey
 from afire_monai.hospital.looks import LEAST_LUNG_FIELDS
 from afire_monai.hospital.outputs import IMAGES, Options, image_of
 from afire_monai.hospital.pool import Failure
@@ -26,6 +27,9 @@ from afire_monai.hospital.select import (
     judge,
 )
 from afire_monai.hospital.state import KEPT, State
+
+# what this writes, whole or half; nothing else is ever removed
+_OWN_FILE = re.compile(rf"[0-9a-f]{{{HASH_CHARACTERS}}}\.png|\.[0-9a-f]{{{HASH_CHARACTERS}}}\.png\.part")
 
 Runner = Callable[[Callable[[Job], Any], Iterable[Job], int], Iterator[tuple[Job, Any]]]
 
@@ -96,11 +100,12 @@ class Chooser:
 
     def _candidate(self, place: int, number: int, path: str, header: Header, lateral: bool, raw: bool) -> Candidate:
         alone = f"file {path}"
+        patient = header.patient_id  # archives that were made anonymous may give one UID to several patients
         return Candidate(
             number,
             image_of(self.identity, header, path),
-            header.series_uid or alone,
-            header.study_uid or alone,
+            f"{header.series_uid or alone} {patient}",
+            f"{header.study_uid or alone} {patient}",
             lateral,
             raw,
             header.rows * header.columns,
@@ -202,5 +207,5 @@ class Chooser:
         """Remove pictures of images that are not kept, and what an interrupted run left half done."""
         kept = {f"{candidate.image}.png" for slot in slots for candidate in self._kept_of(slot)}
         for name in self.written:
-            if name not in kept and (name.endswith(".png") or name.endswith(".part")):
+            if name not in kept and _OWN_FILE.fullmatch(name):
                 (self.folder / name).unlink(missing_ok=True)

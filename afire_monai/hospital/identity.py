@@ -13,7 +13,7 @@ from afire_monai.hospital.files import refuse_wide
 
 KEY_BYTES = 32
 KEY = "key"
-_HASH_CHARACTERS = 20
+HASH_CHARACTERS = 20
 
 
 class IdentityKey:
@@ -101,4 +101,4 @@ class IdentityKey:
         # the lengths keep ("ab", "c") and ("a", "bc") apart
         text = "".join(f"{len(part)}:{part}" for part in parts)
         content = text.encode("utf-8", errors="surrogateescape")
-        return hmac.new(self._key, content, hashlib.sha256).hexdigest()[:_HASH_CHARACTERS]
+        return hmac.new(self._key, content, hashlib.sha256).hexdigest()[:HASH_CHARACTERS]

@@ -11,7 +11,7 @@ from afire_monai.errors import AfireError
 from afire_monai.hospital import outputs
 from afire_monai.hospital.choose import Chooser
 from afire_monai.hospital.convert import header_of
-from afire_monai.hospital.files import make_private_folder
+from afire_monai.hospital.files import PRIVATE, make_private_folder
 from afire_monai.hospital.identity import KEY, IdentityKey
 from afire_monai.hospital.labels import LabelTable
 from afire_monai.hospital.outputs import ALLOWED, Options
@@ -19,7 +19,7 @@ from afire_monai.hospital.pool import Pool
 from afire_monai.hospital.scan import scan
 from afire_monai.hospital.sections import SplitRule
 from afire_monai.hospital.select import NO_DATE, NO_SITE
-from afire_monai.hospital.state import KEPT, State
+from afire_monai.hospital.state import STATE, State
 
 StrPath = str | os.PathLike[str]
 
@@ -117,7 +117,8 @@ def ingest(
         tuple(allow), SplitRule.parse(split_by, split, seed), include_laterals, max_side, check_text, accept_text,
         name, normal_label,
     )  # fmt: skip
-    _check(roots, options, Path(out))
+    processes = min(os.cpu_count() or 1, 8) if workers is None else workers
+    _check(roots, options, Path(out), processes)
     table = None
     if labels is not None:
         table = LabelTable(Path(labels), join, join_column, label_columns, labels_column, label_separator, normal_label)
@@ -126,7 +127,7 @@ def ingest(
     try:
         identity = _identity(private, key, state)
         _same_roots(state, roots)
-        processes = min(os.cpu_count() or 1, 8) if workers is None else workers
+        (Path(out) / outputs.SUMMARY).unlink(missing_ok=True)  # without it a folder is not taken for a finished one
         with Pool(processes, seconds_per_file) as pool:
             reader = _Reader(state, pool, progress)
             reader.find(roots, Path(out))
@@ -179,7 +180,7 @@ class _Reader:
         yield from tqdm(steps, total=count, desc=words, unit="file")
 
 
-def _check(roots: Sequence[Path], options: Options, out: Path) -> None:
+def _check(roots: Sequence[Path], options: Options, out: Path, workers: int) -> None:
     if not roots:
         raise AfireError("nothing to ingest: name a folder of DICOM files, or a DICOMDIR")
     unknown = [tag for tag in options.allow if tag not in ALLOWED]
@@ -187,6 +188,12 @@ def _check(roots: Sequence[Path], options: Options, out: Path) -> None:
         raise AfireError(f"allow names {', '.join(map(repr, unknown))}; {', '.join(ALLOWED)} can be allowed")
     if options.max_side < 32:
         raise AfireError(f"max-side is {options.max_side}; 32 pixels or more are expected")
+    if workers < 0:
+        raise AfireError(f"workers is {workers}; 0 or more are expected")
+    if out.exists() and not (out / PRIVATE / STATE).exists():
+        others = [name for name in os.listdir(out) if name != PRIVATE] if out.is_dir() else [out.name]
+        if others:
+            raise AfireError(f"{out}: not an empty folder, and not of `afire ingest`; give another with --out")
     real = os.path.realpath(out)
     if any(os.path.realpath(root) == real for root in roots):
         raise AfireError(f"{out} is both read and written; give another folder with --out")
@@ -234,8 +241,7 @@ def _without_split(state: State, rule: SplitRule) -> list[tuple[int, str]]:
     reason = NO_DATE if rule.by == "date" else NO_SITE
     return [
         (entry.number, reason)
-        for entry in state.entries()
-        if entry.reason == KEPT
-        and entry.header is not None
+        for entry in state.entries(kept_only=True)
+        if entry.header is not None
         and rule.missing(entry.header.date, entry.header.institution or entry.header.station)
     ]

@@ -86,7 +86,6 @@ def write(
     Raises:
         AfireError: no image is kept, or a file cannot be written.
     """
-    (out / SUMMARY).unlink(missing_ok=True)  # a folder without summary is not taken for a finished one
     left_out, seen = _write_left_out(state, out)
     kept = _collect(state, identity, options)
     if not kept.items:
@@ -122,20 +121,18 @@ def write(
 def _write_left_out(state: State, out: Path) -> tuple[dict[str, int], int]:
     """Write both tables of what was left out; also the files by reason, most frequent first, and their number."""
     reasons: Counter[str] = Counter()
-    seen = 0
 
     def rows(private: bool) -> Iterator[Sequence[Any]]:
         yield ["number", "reason", *(["file", "detail"] if private else [])]
-        for number, entry in enumerate(state.entries(), start=1):
-            if entry.reason != KEPT:
-                yield [number, entry.reason, *([entry.path, entry.detail] if private else [])]
+        for number, (path, reason, detail) in enumerate(state.reasons(), start=1):
+            reasons[reason] += not private
+            if reason != KEPT:
+                yield [number, reason, *([path, detail] if private else [])]
 
     write_rows(out / LEFT_OUT, rows(False))
     write_rows(out / PRIVATE / LEFT_OUT, rows(True), private=True)
-    for entry in state.entries():
-        seen += 1
-        if entry.reason != KEPT:
-            reasons[entry.reason] += 1
+    seen = reasons.total()
+    del reasons[KEPT]
     return dict(sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))), seen
 
 
@@ -164,8 +161,8 @@ def _collect(state: State, identity: IdentityKey, options: Options) -> _Kept:
 
 
 def _kept_entries(state: State) -> Iterator[tuple[Entry, Header]]:
-    for entry in state.entries():
-        if entry.reason == KEPT and entry.header is not None:
+    for entry in state.entries(kept_only=True):
+        if entry.header is not None:
             yield entry, entry.header
 
 

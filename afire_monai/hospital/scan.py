@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from afire_monai.errors import AfireError
+from afire_monai.hospital.pool import quiet
 
 DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
 NOT_READABLE = "not readable"
@@ -100,8 +101,9 @@ def scan_dicomdir(path: Path) -> Iterator[Found]:
 
     root = path.absolute().parent
     try:
-        records = pydicom.dcmread(path).DirectoryRecordSequence
-        references = [record.get("ReferencedFileID") for record in records[:_MOST_RECORDS]]
+        with quiet():
+            records = pydicom.dcmread(path).DirectoryRecordSequence
+            references = [record.get("ReferencedFileID") for record in records[:_MOST_RECORDS]]
     except Exception as error:  # pydicom raises many unrelated types on damaged files
         raise AfireError(
             f"{path}: the DICOMDIR cannot be read ({type(error).__name__}). Give its folder instead: all files in it "

@@ -14,7 +14,7 @@ from typing import Any
 from afire_monai.errors import AfireError
 from afire_monai.hospital.convert import Converted
 from afire_monai.hospital.header import Header
-from afire_monai.hospital.pool import STOPPED, TOO_SLOW, Failure
+from afire_monai.hospital.pool import STOPPED, TOO_SLOW, UNEXPECTED, Failure
 from afire_monai.hospital.scan import NOT_READABLE, Found
 
 STATE = "state.sqlite"
@@ -38,8 +38,7 @@ class Entry:
     Attributes:
         number: of the file in the state.
         path: of the file.
-        reason: why it was left out, `KEPT`, or "".
-        detail: more on the reason, for the owner only.
+        reason: why it was left out, or `KEPT`.
         header: as it was read; None where it could not be.
         result: of the conversion, if there was one.
     """
@@ -47,7 +46,6 @@ class Entry:
     number: int
     path: str
     reason: str
-    detail: str
     header: Header | None
     result: Converted | Failure | None
 
@@ -183,18 +181,28 @@ class State:
         """Path of a file."""
         return os.fsdecode(self._base.execute("SELECT path FROM files WHERE number=?", (number,)).fetchone()[0])
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self, kept_only: bool = False) -> Iterator[Entry]:
         """Give the files of this run in the order of their paths; one at a time is in memory."""
         rows = self._base.execute(
-            "SELECT number, path, verdict, problem, detail, header, result FROM files WHERE run=? ORDER BY path",
-            (self.run,),
+            "SELECT number, path, verdict, problem, header, result FROM files WHERE run=? AND (verdict=? OR ?) "
+            "ORDER BY path",
+            (self.run, KEPT, not kept_only),
         )
-        for number, path, verdict, problem, detail, header, result in rows:
+        for number, path, verdict, problem, header, result in rows:
             known = None if header is None else Header.from_values(json.loads(header))
-            converted = _result(result)
-            if isinstance(converted, Failure) and converted.kind == verdict:
+            yield Entry(number, os.fsdecode(path), verdict or problem or UNEXPECTED, known, _result(result))
+
+    def reasons(self) -> Iterator[tuple[str, str, str]]:
+        """Give path, reason (or `KEPT`) and detail of each file of this run, in the order of their paths."""
+        rows = self._base.execute(
+            "SELECT path, verdict, problem, detail, result FROM files WHERE run=? ORDER BY path", (self.run,)
+        )
+        for path, verdict, problem, detail, result in rows:
+            reason = verdict or problem or UNEXPECTED
+            converted = None if reason == KEPT else _result(result)
+            if isinstance(converted, Failure) and converted.kind == reason:
                 detail = converted.detail
-            yield Entry(number, os.fsdecode(path), verdict or problem or "", detail or "", known, converted)
+            yield os.fsdecode(path), reason, detail or ""
 
     def _noted(self) -> None:
         self._waiting += 1

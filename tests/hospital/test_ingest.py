@@ -220,7 +220,7 @@ def test_killed_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
     words = [sys.executable, "-c", KILLED, str(tmp_path / "in"), str(tmp_path / "out"), str(key), "5"]
     assert subprocess.run(words, check=False, timeout=120).returncode == 9
     assert not (tmp_path / "out" / "datalist.json").exists()
-    (tmp_path / "out" / "images" / ".half.png.part").write_bytes(b"half")
+    (tmp_path / "out" / "images" / f".{'0' * 20}.png.part").write_bytes(b"half")
     done = run(tmp_path, key=key)
     assert done.headers_read == 0
     assert 0 < done.images_read < done.kept
@@ -243,12 +243,13 @@ def test_processes_give_the_same_as_none(tmp_path: Path) -> None:
 
 def test_one_image_a_series_each_once_and_processed_ones_first(tmp_path: Path) -> None:
     folder = tmp_path / "in"
-    series = {"SeriesInstanceUID": "1.2.3", "StudyInstanceUID": "1.2"}
+    study = {"StudyInstanceUID": "1.2", "PatientID": "P"}
+    series = {"SeriesInstanceUID": "1.2.3", **study}
     write(folder / "a_small", 1, chest(1, 48), **series)
     write(folder / "b_large", 2, chest(2, 64), **series)
     write(folder / "c_copy", 2, chest(2, 64), **series)
     write(folder / "d_raw", 3, chest(3, 80), PresentationIntentType="FOR PROCESSING", **series)
-    write(folder / "e_raw_series", 4, StudyInstanceUID="1.2", PresentationIntentType="FOR PROCESSING")
+    write(folder / "e_raw_series", 4, **study, PresentationIntentType="FOR PROCESSING")
     write(folder / "f_raw_alone", 5, PresentationIntentType="FOR PROCESSING")
     write(folder / "g_same_pixels", 6, chest(2, 64))
     done = run(tmp_path)
@@ -262,8 +263,9 @@ def test_next_image_stands_in_for_one_that_cannot_be_decoded(tmp_path: Path) -> 
     folder = tmp_path / "in"
     whole = write(folder / "b_whole", 1).read_bytes()
     (folder / "a_cut").write_bytes(whole[:-1000])
-    write(folder / "d_raw", 2, SeriesInstanceUID="1.2.3", PresentationIntentType="FOR PROCESSING")
-    shown = write(folder / "c_shown", 3, SeriesInstanceUID="1.2.3")
+    series = {"SeriesInstanceUID": "1.2.3", "PatientID": "P"}
+    write(folder / "d_raw", 2, PresentationIntentType="FOR PROCESSING", **series)
+    shown = write(folder / "c_shown", 3, **series)
     shown.write_bytes(shown.read_bytes()[:-1000])
     assert run(tmp_path).kept == 2
     assert reasons(tmp_path / "out") == {"a_cut": "broken or truncated", "c_shown": "broken or truncated"}
@@ -379,6 +381,7 @@ def test_names_of_files_that_are_no_text_are_dealt_with(tmp_path: Path) -> None:
         ({"max_side": 8}, "max-side is 8"),
         ({"split_by": "weekday"}, "split-by is 'weekday'"),
         ({"key": "nowhere"}, "cannot be read"),
+        ({"workers": -1}, "workers is -1"),
     ],
 )
 def test_wrong_options_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -421,6 +424,27 @@ def test_second_ingest_into_the_same_folder_at_once_is_refused(tmp_path: Path) -
     with pytest.raises(AfireError, match="another `afire ingest`"):
         run(tmp_path)
     state.close()
+
+
+def test_folder_of_something_else_is_never_written(tmp_path: Path) -> None:
+    archive(tmp_path / "in", 1)
+    mine = tmp_path / "out" / "images" / "mine.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    with pytest.raises(AfireError, match="not of `afire ingest`"):
+        run(tmp_path)
+    mine.unlink()
+    mine.parent.rmdir()
+    run(tmp_path)
+    mine.write_bytes(b"mine")
+    run(tmp_path)
+    assert mine.read_bytes() == b"mine"
+
+
+def test_patients_that_share_a_series_uid_are_not_mixed_up(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        write(tmp_path / "in" / str(seed), seed, SeriesInstanceUID="1.2.3", StudyInstanceUID="1.2")
+    assert run(tmp_path).kept == 2
 
 
 def test_nothing_usable_is_a_user_error_with_reasons(tmp_path: Path) -> None:
