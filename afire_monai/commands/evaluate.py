@@ -67,5 +67,7 @@ def _summary(results: dict[str, Any]) -> list[str]:
         lines.append(
             f"heatmaps, {name}: pointing {interval(row['pointing'])}, pixel AUROC {interval(row['pixel_auroc'])}"
         )
-    new = [text for _, text in verdicts(results) if text.rstrip(".") not in lines]
-    return [*lines, *new, *(f"note: {text}" for text in results["notes"])]
+    sentences = [text for _, text in verdicts(results)]
+    # of a single finding the verdict says the same and more
+    lines = [line for line in lines if not any(text.startswith(f"{line}.") for text in sentences)]
+    return [*lines, *sentences, *(f"note: {text}" for text in results["notes"])]

@@ -234,6 +234,8 @@ class Scorer:
         if self.heatmap != "none":
             label = self.labels[int(chosen[place])] if chosen is not None else None
             record["heatmap"] = {"kind": self.heatmap, **({"label": label} if label else {})}
+            if label and batch.heatmap is not None and not batch.heatmap[place].any():
+                record["heatmap"]["empty"] = True  # black is what Grad-CAM says here, and no picture that went missing
 
         def mine(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[place].float()

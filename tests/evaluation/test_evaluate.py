@@ -225,6 +225,20 @@ def test_files_hold_all_figures_and_no_names(small, tmp_path):
     assert not list(out.glob(".*"))
 
 
+def test_command_line_says_the_area_of_a_single_finding_once(small, tmp_path, capsys):
+    content = json.loads(small.path.read_text())
+    for i, item in enumerate(content["test"]):
+        item["label"] = [None, i % 2, None, None]  # has nothing to do with the scores
+        item.pop("boxes", None)
+    small.path.write_text(json.dumps(content))
+    arguments = ["--datalist", str(small.path), "--out", str(tmp_path / "out"), "--repeats", "100", "--no-pictures"]
+    assert run(["evaluate", str(small.predictions()), *arguments]) == 0
+    said = capsys.readouterr().out
+    assert said.count("Mass: AUROC") == 1
+    assert "Chance is not excluded" in said
+    assert "Edema: not judged" in said
+
+
 def test_command_line(small, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = [

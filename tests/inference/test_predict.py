@@ -242,6 +242,20 @@ def test_gradcam_explains_the_most_probable_finding_and_never_normal(scans, tune
         assert record["heatmap"]["label"] == max(findings, key=findings.get)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("weight", "empty"), [(0.0, True), (1.0, False)])
+def test_a_heatmap_where_nothing_speaks_for_the_label_is_said_to_be_empty(scans, tmp_path, weight, empty):
+    torch.manual_seed(0)
+    classifier = ViTClassifier(ViTEncoder(32, 8, embed_dim=16, depth=2, num_heads=2), ["A"])
+    torch.nn.init.zeros_(classifier.head.weight)
+    classifier.head.weight[0, 0] = weight  # some place lies above the layer norm's zero, and speaks for A
+    export_task(classifier, tmp_path / "model")
+    predict_folder([scans / "a.png"], [tmp_path / "model"], tmp_path / "out", heatmap="gradcam")
+    record = json.loads((tmp_path / "out" / "json" / "00000.json").read_text(encoding="utf-8"))
+    assert record["heatmap"] == {"kind": "gradcam", "label": "A", **({"empty": True} if empty else {})}
+    assert load_predictions(tmp_path / "out").heatmap(0).any() != empty
+
+
 @pytest.mark.parametrize("kind", ["rollout", "none"])
 def test_other_heatmaps(scans, tuned, tmp_path, kind):
     predict_folder([scans / "a.png"], [tuned], tmp_path / "out", heatmap=kind)
