@@ -37,8 +37,9 @@ def lung_fields(picture: NDArray[np.float32]) -> float:
 def looks_lateral(picture: NDArray[np.float32]) -> bool:
     """Whether a picture shows no two lung fields side by side: a lateral view, or not a chest.
 
-    Of 1,350 frontal radiographs from nine public sources 0.1 % were taken for lateral. How many laterals it finds was
-    not measured (no set of laterals was at hand); of six other body parts it found four. It is a last resort.
+    Of 2,500 frontal radiographs from nine public sources 0.4 % were taken for something else. How many laterals it
+    finds is not known, as no set of them was at hand: of one lateral and four other body parts it found three. It is
+    for files whose tags are silent, where the alternative is no look at all.
 
     Args:
         picture: (H, W) in 0…1, bright = dense.
@@ -51,7 +52,8 @@ def burned_in_text(picture: NDArray[np.float32], least: int = 5) -> int:
 
     Letters are small, much brighter or darker than what is around them, and stand beside each other at one height; the
     bands are the outer sixth of each side. Single side markers do not count, and neither does text written over the
-    lungs or rotated. It misses text; it proves nothing clean.
+    lungs or rotated. It misses text, and proves no picture clean. Of 800 public radiographs it pointed at 34; all of the
+    twelve that were looked at bear text, most of it "PORTABLE" and the like: it cannot tell a name from that.
 
     Args:
         picture: (H, W) in 0…1.

@@ -202,6 +202,8 @@ def _serve(connection: Connection, memory: int) -> None:
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"  # one process a core is enough, and each thread takes addresses
     _limit(memory)
     silence = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):  # decoders in C write there, past any filter of warnings
@@ -216,11 +218,21 @@ def _serve(connection: Connection, memory: int) -> None:
             return
 
 
+def _mapped() -> int:
+    """Bytes of addresses in use already: a script that imports torch brings gigabytes of them."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
+
+
 def _limit(memory: int) -> None:
     try:
         import resource
 
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        memory += _mapped()
         soft = memory if hard == resource.RLIM_INFINITY else min(memory, hard)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # no pixels on disk
