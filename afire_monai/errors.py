@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+
+_FULL_OR_FORBIDDEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
 
 class AfireError(ValueError):
     """Base of all errors that this package raises for bad input."""
@@ -21,3 +25,22 @@ class CheckpointError(AfireError):
 
 class TrainingHaltedError(AfireError):
     """Training stopped itself because going on would waste the run (a loss that is not finite)."""
+
+
+def user_error(error: BaseException) -> AfireError | None:
+    """Give the error that a user can act on, if one is behind what was raised (MONAI wraps what a config raises).
+
+    A disk that is full or may not be written to counts as one wherever it is met.
+    """
+    chain: list[BaseException] = []
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, AfireError):
+        chain.append(seen)
+        seen = seen.__cause__ or seen.__context__
+    if seen is not None:
+        return seen
+    for one in chain:
+        if isinstance(one, OSError) and one.errno in _FULL_OR_FORBIDDEN:
+            where = one.filename or "the output folder"
+            return AfireError(f"{where}: {one.strerror}; make room or give another folder, then give the command again")
+    return None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from afire_monai.errors import AfireError
+from afire_monai.errors import user_error as user_error
 
 Command = Callable[..., int]
 CommandTree = dict[str, Any]
@@ -19,14 +20,6 @@ CommandTree = dict[str, Any]
 
 class UsageError(AfireError):
     """The command line cannot be understood."""
-
-
-def user_error(error: BaseException) -> AfireError | None:
-    """Give the error that a user can act on, if one is behind what was raised (MONAI wraps what a config raises)."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, AfireError):
-        seen = seen.__cause__ or seen.__context__
-    return seen
 
 
 def parse(tree: CommandTree, arguments: Sequence[str]) -> Callable[[], int] | str:

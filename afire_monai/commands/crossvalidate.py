@@ -9,7 +9,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from afire_monai.errors import AfireError
+from afire_monai.errors import AfireError, CheckpointError, DataListError
 
 
 def crossvalidate(
@@ -38,20 +38,26 @@ def crossvalidate(
         settings: of finetune_classification.yaml, as key=value.
     """
     from afire_monai.commands.bundle import run_configs
+    from afire_monai.data.datalist import datalist_hash
+    from afire_monai.data.datalist_file import read_raw
 
     if folds < 2:
         raise AfireError(f"--folds {folds}: at least 2 are expected")
     extra = _parse(settings)
+    if not Path(datalist).is_file():
+        raise DataListError(f"no data list at {datalist!r}; make one with `afire datalist`")
+    sha256 = datalist_hash(read_raw(Path(datalist)))
     results = []
     for fold in range(folds):
         folder = Path(out) / f"fold_{fold}"
         model = folder / "models" / "classifier.json"
         wanted = {"folds": folds, "fold": fold, "seed": seed}
-        if not model.is_file():
+        # predictions come last: a run that was ended between the two is taken up again
+        if not (model.is_file() and (folder / "predictions" / "validation" / "predictions.json").is_file()):
             print(f"fold {fold + 1} of {folds}", flush=True)
             given = {"datalist": datalist, "init": init, "output_dir": str(folder), "resume": "true"}
             run_configs({**extra, **given, **wanted}, ("finetune_classification.yaml",))
-        description = json.loads(model.read_text(encoding="utf-8"))
+        description = _description(model, sha256)
         if {key: description.get(key) for key in wanted} != wanted:
             seen = ", ".join(f"{key} {description.get(key)}" for key in wanted)
             raise AfireError(
@@ -60,6 +66,21 @@ def crossvalidate(
         results.append(description["validation"])
     _write(Path(out), summarise(results), folds, seed)
     return 0
+
+
+def _description(model: Path, sha256: str) -> dict[str, Any]:
+    """Read what a fold's run says of itself, and see that it is of the same data list."""
+    try:
+        description = json.loads(model.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{model}: cannot be read ({error}); delete {model.parents[1]} to run it again"
+        ) from error
+    if not isinstance(description, dict) or not isinstance(description.get("validation"), dict):
+        raise CheckpointError(f"{model}: 'validation' is not in it; delete {model.parents[1]} to run it again")
+    if description.get("data_sha256") != sha256:
+        raise AfireError(f"{model.parents[1]} holds a run of another data list; give another --out")
+    return description
 
 
 def summarise(results: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
@@ -76,6 +97,8 @@ def summarise(results: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
     for name in names:
         values = [result.get(name) for result in results]
         known = [v for v in values if v is not None and math.isfinite(v)]
+        if not known:
+            continue
         summary[name.removeprefix("validation_")] = {
             "values": values,
             "mean": statistics.fmean(known),
@@ -102,8 +125,15 @@ def _parse(settings: tuple[str, ...]) -> dict[str, Any]:
 
 def _write(out: Path, summary: dict[str, dict[str, Any]], folds: int, seed: int) -> None:
     part = out / "crossvalidation.part"
-    part.write_text(json.dumps({"folds": folds, "seed": seed, "figures": summary}, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, out / "crossvalidation.json")
+    text = json.dumps({"folds": folds, "seed": seed, "figures": summary}, indent=1) + "\n"
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, out / "crossvalidation.json")
+    except OSError as error:
+        raise AfireError(
+            f"{out / 'crossvalidation.json'} cannot be written ({error.strerror}); all folds are kept, so make "
+            "room and give the command again"
+        ) from error
     width = max((len(name) for name in summary), default=0)
     for name, figure in summary.items():
         spread = f" ± {figure['sd']:.3f}" if figure["sd"] is not None else ""

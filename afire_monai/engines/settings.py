@@ -19,12 +19,20 @@ _RUNNER_ARGUMENTS = {
     "workflow_type",
 }  # fmt: skip
 
+_CHOICES: dict[str, tuple[str, ...]] = {
+    # what only the end of a run looks at, when hours have gone by
+    "calibration": ("temperature", "platt", "none"),
+    "threshold_rule": ("youden", "specificity95"),
+}
+
 # the least value that means something; of what is absent here, any number of the right kind is passed on
 _LEAST: dict[str, int] = {
     **dict.fromkeys(("epochs", "batch_size", "accumulation_steps", "image_size", "patch_size"), 1),
     **dict.fromkeys(("checkpoint_every", "checkpoint_keep", "health_every", "panel_every"), 1),
+    **dict.fromkeys(("validate_every", "decoder_width"), 1),
     **dict.fromkeys(("prototype_dim", "head_hidden", "decoder_dim", "decoder_depth", "decoder_heads"), 1),
     **dict.fromkeys(("seed", "num_workers", "checkpoint_every_iterations", "shift", "clip"), 0),
+    **dict.fromkeys(("folds", "fold", "patience"), 0),
     **dict.fromkeys(("lr", "final_lr", "warmup", "weight_decay", "final_weight_decay"), 0),
     "health_images": 2,  # features of a single image differ from nothing
 }
@@ -105,6 +113,8 @@ def refuse_wrong_values(config: Mapping[str, Any], overrides: Mapping[str, str])
     """
     for key, text in overrides.items():
         default = config.get(key)
+        if key in _CHOICES and key in config and not text.startswith(("$", "@")) and text not in _CHOICES[key]:
+            raise AfireError(f"--{key} {text}: one of {', '.join(_CHOICES[key])} is expected")
         if text.startswith(("$", "@")) or isinstance(default, str) or key == "resume":
             continue
         if isinstance(default, bool):

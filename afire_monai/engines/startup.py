@@ -24,7 +24,7 @@ from afire_monai.data.dataset import image_statistics
 from afire_monai.data.phantom import write_phantom_dataset
 from afire_monai.distributed import rank, world_size
 from afire_monai.engines.settings import command_line, parse_value, refuse_unknown_keys, refuse_wrong_values
-from afire_monai.errors import AfireError, DataListError
+from afire_monai.errors import AfireError, DataListError, user_error
 
 __all__ = [
     "data_hash",
@@ -81,9 +81,7 @@ def _say_the_cause(kind: type[BaseException], error: BaseException, trace: Trace
     if issubclass(kind, KeyboardInterrupt) and not os.environ.get("AFIRE_TRACEBACK"):
         print("\nstopped; a training goes on from its newest checkpoint with --resume true", file=sys.stderr)
         return
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, AfireError):
-        cause = cause.__cause__ or cause.__context__
+    cause = user_error(error)
     if cause is None or os.environ.get("AFIRE_TRACEBACK"):
         sys.__excepthook__(kind, error, trace)
     if cause is not None:

@@ -56,6 +56,8 @@ def read_facts(path: Path) -> dict[str, Any]:
     thresholds = facts.get("thresholds") or {}
     if not isinstance(thresholds, dict) or not all(_is_number(v) for v in thresholds.values()):
         raise AfireError(f"{path}: 'thresholds' must give a number for each label, got {thresholds!r}. {AGAIN}")
+    if not isinstance(facts.get("model") or {}, dict):
+        raise AfireError(f"{path}: 'model' must say in named values what predicted, got {facts['model']!r}. {AGAIN}")
     return facts
 
 

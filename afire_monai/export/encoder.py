@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +13,66 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from afire_monai import __version__
-from afire_monai.errors import CheckpointError
+from afire_monai.errors import AfireError, CheckpointError
 from afire_monai.networks import ViTEncoder
 
 
 def save_module_files(tensors: dict[str, Any], description: dict[str, Any], path: Path) -> Path:
     """Write tensors to ``path`` and their description beside it (``.json``), each atomically.
 
+    Both are written aside before either is put in place, and an earlier description is gone before the weights change:
+    whatever interrupts this, old weights never stand beside a new description or the other way round.
+
     Args:
         tensors: by name.
         description: what the tensors are; plain values.
         path: a ``.safetensors`` file; its folder is made if absent.
+
+    Raises:
+        CheckpointError: if there is no room, or no right to write; earlier files are left as they are.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part)
-    os.replace(part, path)
-    part.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path.with_suffix(".json"))
+    weights, facts = path.with_suffix(".part"), path.with_suffix(".json.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, weights)
+        facts.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        path.with_suffix(".json").unlink(missing_ok=True)
+        os.replace(weights, path)
+        os.replace(facts, path.with_suffix(".json"))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} cannot be written ({getattr(error, 'strerror', None) or error}); make room in {path.parent}, or "
+            "give a folder that can be written to"
+        ) from error
+    finally:
+        for part in (weights, facts):
+            with contextlib.suppress(OSError):
+                part.unlink()
     return path
+
+
+@contextlib.contextmanager
+def weights_that_fit(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong when a network is built from a description and weights into words.
+
+    Args:
+        path: the weights file.
+
+    Raises:
+        CheckpointError: naming the file; errors of this package pass as they are.
+    """
+    try:
+        yield
+    except AfireError:
+        raise
+    except (RuntimeError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        reason = error.args[0] if isinstance(error, KeyError) and error.args else error
+        said = " ".join(str(reason).split())
+        said = f"{said!r} is missing" if isinstance(error, KeyError) else said if len(said) < 400 else f"{said[:400]}…"
+        raise CheckpointError(
+            f"{path}: the weights do not fit their description in {path.with_suffix('.json').name}: {said}. Copy both "
+            "from where they were made, or make them again"
+        ) from error
 
 
 def load_module_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -49,11 +92,17 @@ def load_module_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]
         path = path / "encoder.safetensors"
     try:
         description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return load_file(path), description
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        tensors = load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(
             f"{path} and {path.with_suffix('.json').name} beside it must both be there and whole: {error}"
         ) from error
+    if not isinstance(description, dict):
+        raise CheckpointError(
+            f"{path.with_suffix('.json')}: a {type(description).__name__}; the object that was written beside the "
+            "weights is expected. Copy both files again from where they were made"
+        )
+    return tensors, description
 
 
 def export_encoder(encoder: ViTEncoder, path: str | Path, **facts: Any) -> Path:
@@ -97,12 +146,10 @@ def load_encoder(path: str | Path, **overrides: Any) -> ViTEncoder:
     tensors, description = load_module_files(path)
     if "architecture" not in description:
         raise CheckpointError(f"{path}: its JSON lacks 'architecture', so it does not describe an encoder")
-    trained = description["architecture"]
-    # also where the description does not name it: at another size, positions still count the trained grid's cells
-    grid = [side // trained["patch_size"] for side in trained["image_size"]]
-    encoder = ViTEncoder(**{"position_grid": grid, **trained, "check_range": True, **overrides})
-    try:
+    trained, file = description["architecture"], Path(path)
+    with weights_that_fit(file / "encoder.safetensors" if file.is_dir() else file):
+        # also where the description does not name it: at another size, positions still count the trained grid's cells
+        grid = [side // trained["patch_size"] for side in trained["image_size"]]
+        encoder = ViTEncoder(**{"position_grid": grid, **trained, "check_range": True, **overrides})
         encoder.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: the weights do not fit their description: {error}") from error
     return encoder.eval()

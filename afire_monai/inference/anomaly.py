@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afire_monai.errors import AfireError, CheckpointError
-from afire_monai.export.encoder import load_encoder, load_module_files
+from afire_monai.export.encoder import load_encoder, load_module_files, weights_that_fit
 from afire_monai.inference.restoration import AnomalyNetwork, box_mean, load_restorer
 from afire_monai.losses.token_contrastive import similarities
 from afire_monai.methods.grid_shift import GridShift
@@ -201,10 +201,9 @@ def load_detector(path: str | Path | Mapping[str, Path]) -> AnomalyDetector:
     if "restorer" not in files:
         if "encoder" not in files:
             raise CheckpointError(f"{path}: neither restorer.safetensors nor encoder.safetensors is there")
-        description = load_module_files(files["encoder"])[1]
-        return AnomalyDetector(load_encoder(files["encoder"]), int(description.get("shift", 0))).eval()
+        return AnomalyDetector(load_encoder(files["encoder"]), _shift_of(files["encoder"])).eval()
     restorer = load_restorer(files["restorer"])
-    shift = int(load_module_files(files["restorer"])[1].get("shift", 0))
+    shift = _shift_of(files["restorer"])
     head, assignment, temperature = None, None, 0.1
     if "detector" in files:
         head, assignment, temperature = _load_head(files["detector"])
@@ -216,14 +215,17 @@ def _files_of(folder: Path) -> dict[str, Path]:
     return {kind: folder / f"{kind}.safetensors" for kind in kinds if (folder / f"{kind}.safetensors").is_file()}
 
 
+def _shift_of(path: Path) -> int:
+    with weights_that_fit(path):
+        return int(load_module_files(path)[1].get("shift", 0))
+
+
 def _load_head(path: Path) -> tuple[TokenHead, Tensor, float]:
     tensors, description = load_module_files(path)
-    try:
+    with weights_that_fit(path):
         head = TokenHead(**description["head"])
         head.load_state_dict({k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")})
         return head, tensors["assignment"], float(description["temperature"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: the weights do not fit their description: {error}") from error
 
 
 def heat_of(standardised: Tensor) -> Tensor:

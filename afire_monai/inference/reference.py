@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn as nn
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from afire_monai import __version__
 from afire_monai.errors import CheckpointError
-from afire_monai.export.encoder import load_module_files, save_module_files
+from afire_monai.export.encoder import load_module_files, save_module_files, weights_that_fit
 from afire_monai.inference.anomaly import AnomalyDetector, AnomalyFeatures, enlarge_cells, heat_of
 from afire_monai.inference.gaussian import CellGaussian
 
@@ -144,15 +144,16 @@ class NormalReference(nn.Module):
         path = Path(path)
         path = path / "reference.safetensors" if path.is_dir() else path
         tensors, description = load_module_files(path)
-        try:
+        with weights_that_fit(path):
             gaussian = None
             if "tokens" in description["parts"]:
                 gaussian = CellGaussian(tensors["token_mean"], tensors["token_whitening"])
             mean, std, combined_std, scores = (tensors[name] for name in ("mean", "std", "combined_std", "scores"))
             parts, pooling = description["parts"], description["pooling"]
+            _refuse_wrong_shapes(parts, pooling, mean, std, combined_std, scores, gaussian)
+            if not isinstance(description.get("model_sha256") or {}, dict):
+                raise ValueError("'model_sha256' must give a hash for each kind of weights")
             return cls(parts, pooling, mean, std, combined_std, scores, gaussian, description).eval()
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}: {error} is missing, so it is no normal reference; make it again") from error
 
     def check(self, detector: AnomalyDetector, hashes: Mapping[str, str]) -> None:
         """See that a detector is the one that this reference was made with.
@@ -170,6 +171,27 @@ class NormalReference(nn.Module):
         if differing or missing or self.mean.shape[1] != detector.canvas.canvas_cells:
             what = f"other {', '.join(differing)} weights" if differing else "another detector"
             raise CheckpointError(f"reference.safetensors was made with {what}; make it again with `afire reference`")
+
+
+def _refuse_wrong_shapes(
+    parts: Sequence[str],
+    pooling: str,
+    mean: Tensor,
+    std: Tensor,
+    combined_std: Tensor,
+    scores: Tensor,
+    gaussian: CellGaussian | None,
+) -> None:
+    if pooling not in get_args(Pooling):
+        raise ValueError(f"pooling is {pooling!r}")
+    shapes = [tuple(t.shape) for t in (mean, std, combined_std, scores)]
+    cells = shapes[0][-1] if shapes[0] else 0
+    right = shapes[:3] == [(len(parts), cells), (len(parts), cells), (cells,)] and len(shapes[3]) == 1 and len(scores)
+    if gaussian is not None and right:
+        tokens, whitening = gaussian.mean.shape, gaussian.whitening.shape
+        right = len(tokens) == 2 and tokens[0] == cells and tuple(whitening) == (tokens[1], tokens[1])
+    if not right:
+        raise ValueError(f"mean, std, combined_std and scores have shapes {shapes}")
 
 
 def pool(cells: Tensor, pooling: str) -> Tensor:

@@ -12,7 +12,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from afire_monai.errors import AfireError, CheckpointError
-from afire_monai.export.encoder import load_module_files
+from afire_monai.export.encoder import load_module_files, weights_that_fit
 from afire_monai.networks import AnomalyRestorationDecoder, ViTEncoder
 
 
@@ -168,12 +168,10 @@ def load_restorer(path: str | Path) -> AnomalyNetwork:
     tensors, description = load_module_files(path)
     if "decoder" not in description or "encoder" not in description:
         raise CheckpointError(f"{path}: its JSON lacks 'encoder' or 'decoder', so it does not describe a restorer")
-    encoder = ViTEncoder(**description["encoder"], check_range=True)
-    network = AnomalyNetwork(encoder, AnomalyRestorationDecoder(**description["decoder"]))
-    try:
+    with weights_that_fit(path):
+        encoder = ViTEncoder(**description["encoder"], check_range=True)
+        network = AnomalyNetwork(encoder, AnomalyRestorationDecoder(**description["decoder"]))
         network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: the weights do not fit their description: {error}") from error
     return network.eval()
 
 

@@ -15,7 +15,8 @@ from afire_monai.data import load_datalist
 from afire_monai.data.datalist_file import is_normal, normal_label
 from afire_monai.data.subsets import label_fraction, patient_folds
 from afire_monai.data.targets import UncertainPolicy, positive_weights, target_matrix
-from afire_monai.errors import DataListError
+from afire_monai.errors import AfireError, DataListError
+from afire_monai.evaluation.predictions_file import check_names
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,10 @@ def classification_data(
     """
     content = load_datalist(datalist, dataset_dir or None)
     names = _label_names(content, labels, datalist)
+    try:
+        check_names(names)  # before training, not when its predictions are to be written
+    except AfireError as error:
+        raise DataListError(f"{datalist}: {error}; rename the label, or leave it out with --labels") from error
     parts = {s: _with_targets(content, s, names, uncertain, datalist) for s in ("training", "validation", "test")}
     if folds:
         if not 0 <= fold < folds:

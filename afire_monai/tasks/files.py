@@ -7,7 +7,7 @@ from typing import Any
 
 from afire_monai import __version__
 from afire_monai.errors import CheckpointError
-from afire_monai.export.encoder import load_encoder, load_module_files, save_module_files
+from afire_monai.export.encoder import load_encoder, load_module_files, save_module_files, weights_that_fit
 from afire_monai.networks import ViTEncoder, build_encoder
 from afire_monai.networks.classifier import ViTClassifier
 from afire_monai.networks.segmenter import ViTSegmenter
@@ -78,12 +78,25 @@ def _load(path: str | Path, kind: str) -> tuple[ViTClassifier | ViTSegmenter, di
     tensors, description = load_module_files(path)
     if kind not in description:
         raise CheckpointError(f"{path}: its JSON lacks {kind!r}, so it does not describe a {kind}")
-    try:
+    with weights_that_fit(path):
         network = _KINDS[kind].from_config(description[kind], check_range=True)
         network.load_state_dict(tensors)
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: the weights do not fit their description: {error}") from error
+    for key in ("thresholds", "mask_values"):
+        _refuse_wrong_numbers(description.get(key) or {}, key, path)
     return network.eval(), description
+
+
+def _refuse_wrong_numbers(values: Any, key: str, path: Path) -> None:
+    """Refuse thresholds outside 0…1 and mask values outside 0…255; what has none may be absent."""
+    kinds, most = ((int, float), 1) if key == "thresholds" else ((int,), 255)
+    fine = isinstance(values, dict) and all(
+        isinstance(v, kinds) and not isinstance(v, bool) and 0 <= v <= most for v in values.values()
+    )
+    if not fine:
+        raise CheckpointError(
+            f"{path.with_suffix('.json')}: {key!r} is {str(values)[:100]}; a number in 0…{most} for each name is "
+            "expected. Copy the file again from where it was made, or mend it"
+        )
 
 
 def initial_encoder(init: str, preset: str, image_size: int, patch_size: int, statistics: Any) -> ViTEncoder:

@@ -37,11 +37,12 @@ class MaskReading:
     ) -> None:
         self.reading = reading
         self.size = (int(size[0]), int(size[1]))
-        self.classes = {name: list(values or []) for name, values in classes.items()}
         self.ignore = ignore
-        values = [v for group in self.classes.values() for v in group]
-        if not self.classes or not all(isinstance(v, int) and 0 <= v <= 255 for v in values):
+        groups = list(classes.values()) if isinstance(classes, Mapping) else [None]
+        right = all(isinstance(g, list | tuple) and all(_is_grey(v) for v in g) for g in groups)
+        if not groups or not right:
             raise DataListError(f"classes must name mask values in 0…255, for example {{lung: [255]}}; got {classes}")
+        self.classes = {name: list(values) for name, values in classes.items()}
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """Give the item with ``image`` and ``mask`` read.
@@ -61,8 +62,9 @@ class MaskReading:
             return torch.zeros(len(self.classes), *self.size)
         try:
             with Image.open(path) as picture:
-                values = np.array(picture)
-        except (OSError, SyntaxError, ValueError) as error:
+                # 1 bit a pixel: white is 255, as it is for whoever looks at the picture
+                values = np.array(picture.convert("L") if picture.mode == "1" else picture)
+        except (OSError, SyntaxError, ValueError, TypeError, AttributeError, Image.DecompressionBombError) as error:
             raise RadiographError(f"{path}: this mask cannot be read ({error}); make it again as PNG") from error
         if values.ndim != 2:
             raise RadiographError(f"{path}: a mask of shape {values.shape}; one channel of label values is expected")
@@ -72,3 +74,7 @@ class MaskReading:
         shrunk = F.adaptive_avg_pool2d(stack, self.size)[0]
         # where a cell of the smaller grid is mostly "ignore", nothing is known
         return (shrunk[:-1] > 0.5).float().masked_fill(shrunk[-1] > 0.5, float("nan"))
+
+
+def _is_grey(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from afire_monai.losses import MaskedDiceCELoss
 from afire_monai.networks.segmenter import ViTSegmenter
 from afire_monai.tasks.base import Task
+
+logger = logging.getLogger(__name__)
 
 
 class Segmentation(Task):
@@ -24,6 +27,7 @@ class Segmentation(Task):
     def __init__(self, network: ViTSegmenter, loss: MaskedDiceCELoss | None = None, **options: Any) -> None:
         super().__init__(network, **options)
         self.loss = loss if loss is not None else MaskedDiceCELoss()
+        self._warned = False
         self.loss_weights = {"dice": self.loss.dice_weight, "cross_entropy": self.loss.ce_weight}
 
     def batch_losses(self, batch: dict[str, Tensor], uniforms: Tensor, first_epoch: bool) -> dict[str, Tensor]:
@@ -46,6 +50,16 @@ class Segmentation(Task):
         logits: Tensor = self.network(images)
         return logits
 
+    def _warn_of_empty_classes(self, positive: Tensor) -> None:
+        empty = [name for name, some in zip(self.network.classes, positive.any(0).tolist(), strict=True) if not some]
+        if empty and not self._warned:
+            self._warned = True
+            logger.warning(
+                "no validation mask has a pixel of %s: Dice says nothing of it. Do --classes name the values that are "
+                "in the mask files, and can the masks be read?",
+                ", ".join(empty),
+            )
+
     def figures(self, logits: Tensor, batch: dict[str, Tensor]) -> dict[str, float]:
         """Give Dice at probability 0.5, for all images (1 where mask and prediction are both empty) and for positives.
 
@@ -60,6 +74,7 @@ class Segmentation(Task):
         total = marked.sum((2, 3)) + truth.sum((2, 3))
         dice = torch.where(total > 0, 2 * (marked & truth).sum((2, 3)) / total.clamp(min=1), 1.0)
         positive = truth.sum((2, 3)) > 0
+        self._warn_of_empty_classes(positive)
         figures, scores = {}, []
         for place, name in enumerate(self.network.classes):
             figures[f"validation_dice/{name}"] = dice[:, place].mean().item()

@@ -118,7 +118,7 @@ def test_weights_of_another_encoder_are_refused_with_what_does_not_fit(encoder, 
     description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     description["architecture"]["depth"] = 3
     path.with_suffix(".json").write_text(json.dumps(description), encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"do not fit their description: [\s\S]*blocks\.2"):
+    with pytest.raises(CheckpointError, match=r"do not fit their description in encoder.json: [\s\S]*blocks\.2"):
         load_encoder(path)
     path.with_suffix(".json").write_text("{}", encoding="utf-8")
     with pytest.raises(CheckpointError, match="lacks 'architecture'"):

@@ -180,7 +180,7 @@ def test_damaged_reference_is_told(tmp_path):
     _, _, path = real_reference(tmp_path)
     description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     path.with_suffix(".json").write_text(json.dumps({**description, "parts": None}), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="make it again"):
+    with pytest.raises(CheckpointError, match="make them again"):
         NormalReference.load(tmp_path)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="must both be there and whole"):
