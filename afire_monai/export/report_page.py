@@ -12,6 +12,8 @@ from afire_monai.methods.afire_health import health_warnings, shortcut_in_words
 from afire_monai.pages import RESEARCH_ONLY, page, paragraph, section, table
 
 # key, name, what is healthy, what it is
+# of the variance of grey levels, from which a restoration is hardly better than none
+UNRESTORED = 0.8
 HEALTH_TABLE = (
     ("feature_std_ratio", "spread of features", "above 0.05; 1 is ideal", "near 0: all images look alike"),
     ("effective_rank", "effective rank", "above 2", "directions in which images differ"),
@@ -79,6 +81,15 @@ def verdicts(run: RunFiles) -> list[tuple[str, str]]:
         # the published form cannot but take the shortcut: that is a property, not a fault of this run
         without = "bad" if run.settings.get("shift") else "note"
         said.append(("good" if words.startswith("Position shortcut: none") else without, words))
+    error = figures.get("validation_restoration", 0.0)
+    if error >= UNRESTORED and run.settings.get("restoration_weight", 1.0):
+        said.append(
+            (
+                "bad",
+                f"Restoration has not been learned: its error on unseen images is {error:.2f}; one grey level "
+                "throughout would have 1. Train longer (more epochs), or with a higher lr, before using the restorer.",
+            )
+        )
     return said
 
 

@@ -114,6 +114,14 @@ def test_the_position_shortcut_is_a_fault_only_where_it_can_be_avoided(run_dir, 
     assert [k for k, text in verdicts(RunFiles.read(run_dir)) if "Position shortcut" in text] == [kind]
 
 
+@pytest.mark.parametrize(("error", "said"), [(1.55, True), (0.8, True), (0.2, False)])
+def test_a_restoration_that_was_not_learned_is_said(run_dir, error, said):
+    rows = [{"epoch": 1, "structure": 1.0, **HEALTH, "validation_restoration": error}]
+    write_log(run_dir, rows)
+    found = [text for kind, text in verdicts(RunFiles.read(run_dir)) if kind == "bad" and "Restoration" in text]
+    assert bool(found) == said
+
+
 def test_a_run_of_which_only_the_log_is_left_still_gets_a_page(tmp_path):
     write_log(tmp_path / "bare", [{"epoch": 1, "restoration": 0.5}])
     page = write_report(tmp_path / "bare").read_text(encoding="utf-8")
