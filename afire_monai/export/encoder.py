@@ -35,6 +35,7 @@ def save_module_files(tensors: dict[str, Any], description: dict[str, Any], path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, weights)
+        weights.chmod(0o644)  # the library makes a file that only its owner may read, its description beside it is not
         facts.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         path.with_suffix(".json").unlink(missing_ok=True)
         os.replace(weights, path)

@@ -123,3 +123,8 @@ def test_weights_of_another_encoder_are_refused_with_what_does_not_fit(encoder, 
     path.with_suffix(".json").write_text("{}", encoding="utf-8")
     with pytest.raises(CheckpointError, match="lacks 'architecture'"):
         load_encoder(path)
+
+
+def test_weights_can_be_read_by_whoever_can_read_their_description(tmp_path):
+    path = export_encoder(ViTEncoder(16, 8, embed_dim=16, depth=1, num_heads=2), tmp_path)
+    assert path.stat().st_mode & 0o777 == 0o644
