@@ -87,9 +87,7 @@ def lesion_case(
 
 def box_names(items: list[dict[str, Any]]) -> list[str]:
     """Names of the boxes of items, sorted."""
-    return sorted(
-        {str(box[4]) for item in items for box in item.get("boxes") or [] if isinstance(box, list) and len(box) == 5}
-    )
+    return sorted({str(box[4]) for item in items for box in _boxes_of(item) if isinstance(box, list) and len(box) == 5})
 
 
 def _box(box: Any, where: str) -> list[float]:
@@ -98,3 +96,12 @@ def _box(box: Any, where: str) -> list[float]:
     if not numbers or not sound or min(numbers[2:]) <= 0:
         raise DataListError(f"{where}: box {box!r}; [x, y, width, height, name] in pixels is expected")
     return [float(v) for v in numbers]
+
+
+def _boxes_of(item: dict[str, Any]) -> list[Any]:
+    boxes = item.get("boxes") or []
+    if not isinstance(boxes, list):
+        raise DataListError(
+            f"'boxes' of an item is {str(boxes)[:60]}; a list of [x, y, width, height, name] is expected"
+        )
+    return boxes

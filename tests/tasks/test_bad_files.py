@@ -153,3 +153,10 @@ def test_folds_of_another_list_and_damaged_ones_are_refused(tmp_path):
 
 def test_a_figure_that_no_fold_has_is_left_out():
     assert summarise([{"validation_auroc/a": float("nan")}, {}]) == {}
+
+
+def test_boxes_that_are_no_list_are_refused():
+    from afire_monai.evaluation.truth import box_names
+
+    with pytest.raises(DataListError, match="'boxes' of an item is 4"):
+        box_names([{"boxes": 4}])
