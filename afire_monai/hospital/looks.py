@@ -50,10 +50,11 @@ def looks_lateral(picture: NDArray[np.float32]) -> bool:
 def burned_in_text(picture: NDArray[np.float32], least: int = 5) -> int:
     """Count what looks like letters in a line, near the borders of a picture.
 
-    Letters are small, much brighter or darker than what is around them, and stand beside each other at one height; the
-    bands are the outer sixth of each side. Single side markers do not count, and neither does text written over the
-    lungs or rotated. It misses text, and proves no picture clean. Of 800 public radiographs it pointed at 34; all of the
-    twelve that were looked at bear text, most of it "PORTABLE" and the like: it cannot tell a name from that.
+    Letters are small, much brighter or darker than what is around them, and stand beside each other at one height;
+    the bands are the outer sixth of each side. Single side markers do not count, and neither does text written over
+    the lungs or rotated. It misses text, and proves no picture clean. Of 800 public radiographs it pointed at 34;
+    the twelve that were looked at all bear text, most of it "PORTABLE" and the like: it cannot tell a name from
+    that.
 
     Args:
         picture: (H, W) in 0…1.

@@ -220,7 +220,7 @@ def _datalist(kept: _Kept, joined: JoinedLabels | None, options: Options) -> dic
     for number, name in enumerate(SECTIONS):
         items = [item for item, section in zip(kept.items, sections, strict=True) if section == number]
         if items:
-            datalist[name] = items
+            datalist[name] = sorted(items, key=lambda item: item["image"])  # the order of paths could say who is who
     return datalist
 
 

@@ -71,6 +71,16 @@ def test_frontal_chests_become_a_sound_data_list(tmp_path: Path) -> None:
     assert {item["manufacturer_model"] for item in items} == {"Acme Ray 5"}
 
 
+def test_order_of_items_says_nothing_about_paths(tmp_path: Path) -> None:
+    archive(tmp_path / "in", 12)
+    run(tmp_path, split=(1, 0, 0))
+    images = [item["image"] for item in load_datalist(tmp_path / "out" / "datalist.json", section="training")]
+    with (tmp_path / "out" / "private" / "index.csv").open(newline="") as file:
+        by_path = [row["image"] for row in csv.DictReader(file)]
+    assert images == sorted(images)
+    assert [Path(image).stem for image in images] != by_path
+
+
 def test_by_default_items_hold_image_and_group_only(tmp_path: Path) -> None:
     archive(tmp_path / "in")
     done = run(tmp_path)
