@@ -82,7 +82,7 @@ class MaskedDiceCELoss(nn.Module):
             target: (B, C, H, W), 1 inside, 0 outside, NaN for pixels to ignore.
 
         Returns:
-            ``dice`` and ``cross_entropy``, unweighted scalars; averaged over processes they are those of the global batch.
+            ``dice`` and ``cross_entropy``, unweighted scalars; averaged over processes they are the global batch's.
 
         Raises:
             AfireError: for shapes that differ.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch.nn as nn
-from monai.networks.blocks import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock, UnetOutBlock
+from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 from torch import Tensor
 
 from afire_monai.errors import AfireError

@@ -1,4 +1,4 @@
-"""Mild augmentation for fine-tuning, batched on the device: geometry that a repeated exposure could have, and exposure."""
+"""Mild augmentation for fine-tuning, batched on the device: what a repeated exposure could change."""
 
 from __future__ import annotations
 
@@ -46,8 +46,9 @@ class RadiographAugment(nn.Module):
         super().__init__()
         if min(rotate, scale, translate, gamma, contrast, brightness, flip) < 0 or flip > 1 or scale >= 1:
             raise AfireError(
-                f"augmentation values must not be negative, scale must be below 1 and flip at most 1; got rotate {rotate}, "
-                f"scale {scale}, translate {translate}, gamma {gamma}, contrast {contrast}, brightness {brightness}, flip {flip}"
+                "augmentation values must not be negative, scale must be below 1 and flip at most 1; got "
+                f"rotate {rotate}, scale {scale}, translate {translate}, gamma {gamma}, contrast {contrast}, "
+                f"brightness {brightness}, flip {flip}"
             )
         self.rotate, self.scale, self.translate = rotate, scale, translate
         self.gamma, self.contrast, self.brightness, self.flip = gamma, contrast, brightness, flip

@@ -17,8 +17,8 @@ def write_phantom_dataset(folder: Path, normal: int = 200, abnormal: int = 40, s
     """Write a data set of phantoms: 8-bit grey PNG pictures and masks and the data list that names them.
 
     Seven in ten normal pictures are for training, the others are shared between validation and test. Of abnormal
-    pictures half are for training (of a classifier; pre-training takes normal ones alone), a quarter each for the others.
-    Each picture is a patient of its own. The data list is written last, so it never names a missing file.
+    pictures half are for training (of a classifier; pre-training takes normal ones alone), a quarter each for the
+    others. Each picture is a patient of its own. The data list is written last, so it never names a missing file.
 
     Args:
         folder: made if needed; gets images/, masks/ and datalist.json.
