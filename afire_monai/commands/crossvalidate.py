@@ -40,6 +40,7 @@ def crossvalidate(
     from afire_monai.commands.bundle import run_configs
     from afire_monai.data.datalist import datalist_hash
     from afire_monai.data.datalist_file import read_raw
+    from afire_monai.engines.finetuning import facts
 
     if folds < 2:
         raise AfireError(f"--folds {folds}: at least 2 are expected")
@@ -52,6 +53,7 @@ def crossvalidate(
         folder = Path(out) / f"fold_{fold}"
         model = folder / "models" / "classifier.json"
         wanted = {"folds": folds, "fold": fold, "seed": seed}
+        origin = facts(init, 1.0, folds, fold, seed)["encoder"]
         # predictions come last: a run that was ended between the two is taken up again
         if not (model.is_file() and (folder / "predictions" / "validation" / "predictions.json").is_file()):
             print(f"fold {fold + 1} of {folds}", flush=True)
@@ -63,6 +65,8 @@ def crossvalidate(
             raise AfireError(
                 f"{folder} holds a run of {seen}, not of {folds} folds with seed {seed}; give another --out"
             )
+        if description.get("encoder") != origin:
+            raise AfireError(f"{folder} holds a run from another encoder than {init}; give another --out")
         results.append(description["validation"])
     _write(Path(out), summarise(results), folds, seed)
     return 0

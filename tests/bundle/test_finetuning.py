@@ -212,6 +212,9 @@ def test_cross_validation_runs_each_fold_once_and_sums_up(phantoms, encoder, tmp
     assert (tmp_path / "cv" / "fold_0" / "models" / "classifier.json").stat().st_mtime_ns == stamp
     assert run([*words, "--seed", "4"]) == 2
     assert "give another --out" in capsys.readouterr().err
+    words[words.index("--init") + 1] = "random"
+    assert run(words) == 2
+    assert "from another encoder than random" in capsys.readouterr().err
 
 
 def test_cross_validation_refuses_settings_of_its_own_and_unknown_ones(phantoms, tmp_path, capsys):
