@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch.nn as nn
 from torch import Tensor
@@ -51,7 +52,7 @@ class ProjectionMLP(nn.Module):
             norm = PROJECTION_NORMS[norm]
         widths = [in_dim, *[hidden_dim] * (layers - 1), out_dim]
         parts: list[nn.Module] = []
-        for place, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        for place, (before, after) in enumerate(pairwise(widths)):
             last = place == layers - 1
             parts.append(nn.Linear(before, after, bias=last_bias or not last))
             if not last:
