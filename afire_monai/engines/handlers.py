@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import os
 import time
@@ -15,13 +16,14 @@ import torch
 from ignite.engine import Events
 from monai.handlers import MLFlowHandler
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
 from afire_monai.data.dataset import RadiographDataset
 from afire_monai.distributed import rank, world_size
 from afire_monai.engines.trainer import PretrainTrainer
-from afire_monai.methods.afire_health import health_warnings, shortcut_in_words
+from afire_monai.methods.health import health_warnings, shortcut_in_words
 
 logger = logging.getLogger(__name__)
 
@@ -152,8 +154,9 @@ class HealthMonitor:
             return
         for warning in health_warnings(figures):
             logger.warning("epoch %d: %s", engine.state.epoch, warning)
-        if last or engine.state.epoch == self.every_epochs:
-            logger.info("epoch %d: %s", engine.state.epoch, shortcut_in_words(figures))
+        words = shortcut_in_words(figures)
+        if words is not None and (last or engine.state.epoch == self.every_epochs):
+            logger.info("epoch %d: %s", engine.state.epoch, words)
 
 
 class PanelWriter:
@@ -198,7 +201,7 @@ class PanelWriter:
 
 
 def write_panel(pictures: dict[str, Tensor], path: Path) -> None:
-    """Write named pictures as a PNG: one row a name, one column an image.
+    """Write named pictures as a PNG: one row a name, one column an image; its text field ``rows`` has the names.
 
     Args:
         pictures: each (B, 1, H, W) in 0…1.
@@ -207,7 +210,9 @@ def write_panel(pictures: dict[str, Tensor], path: Path) -> None:
     rows = [torch.cat(list(p[:, 0].cpu()), dim=1) for p in pictures.values()]
     grey = (torch.cat(rows, dim=0) * 255).round().clamp(0, 255).numpy().astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grey).save(path)
+    text = PngInfo()
+    text.add_text("rows", json.dumps(list(pictures)))
+    Image.fromarray(grey).save(path, pnginfo=text)
 
 
 def mlflow_handler(

@@ -116,7 +116,8 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         student: Any = self.method.student
         if self.compile:  # in place, so that the names in checkpoints stay the same
             student.compile()
-            self.method.teacher.compile()
+            if self.method.teacher is not None:
+                self.method.teacher.compile()
         if world_size() > 1:
             for tensor in self.method.state_dict().values():
                 dist.broadcast(tensor, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -13,13 +14,14 @@ from afire_monai.export import report_pictures as pictures
 from afire_monai.export.report_files import RunFiles
 from afire_monai.export.report_page import page_text
 
-# rows of a panel of AFiRe, from top to bottom
-PANEL_ROWS = ("normal", "twin with\nlesions", "lesion mask", "restored", "twin, lesion\ncells restored")
-LOSSES = (
-    ("structure loss", (("structure", "training"),)),
-    ("category loss", (("category", "training"),)),
-    ("restoration loss", (("restoration", "training"), ("validation_restoration", "unseen images"))),
-)
+# rows of a panel whose names in the method do not say enough
+PANEL_ROWS = {
+    "image": "normal",
+    "twin": "twin with\nlesions",
+    "mask": "lesion mask",
+    "restoration": "restored",
+    "repaired": "twin, lesion\ncells restored",
+}
 SCHEDULES = (
     ("learning rate", (("lr", "lr"),)),
     ("weight decay", (("weight_decay", "weight decay"),)),
@@ -74,22 +76,29 @@ def draw_pictures(run: RunFiles, folder: Path) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     drawn: dict[str, Path | None] = {}
     if run.panel is not None and run.image_size is not None:
-        drawn["restoration"] = _draw_panel(run, run.panel, run.image_size, folder / "restoration.png")
+        drawn["restoration"] = _draw_panel(run.panel, run.image_size, folder / "restoration.png")
     prototypes = (run.checkpoint or {}).get("method", {}).get("prototypes.prototypes")
     grid = None if prototypes is None else run.canvas_grid(len(prototypes))
     if grid is not None:
         mean = folder / "mean_image.png"
         path = folder / "prototypes.png"
         drawn["prototypes"] = pictures.draw_prototypes(prototypes, grid, mean if mean.exists() else None, path)
-    for name, curves in (("losses", LOSSES), ("schedules", SCHEDULES), ("health", HEALTH)):
+    for name, curves in (("losses", loss_curves(run)), ("schedules", SCHEDULES), ("health", HEALTH)):
         drawn[name] = pictures.draw_curves(run.log, folder / f"{name}.png", curves)
     return {name: path for name, path in drawn.items() if path is not None}
 
 
-def _draw_panel(run: RunFiles, panel: Path, size: tuple[int, int], path: Path) -> Path | None:
+def loss_curves(run: RunFiles) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Give title and lines of each of the method's losses, with the same on unseen images where it was measured."""
+    names = run.encoder.get("losses", ("structure", "category", "restoration"))
+    return [(f"{name} loss", [(name, "training"), (f"validation_{name}", "unseen images")]) for name in names]
+
+
+def _draw_panel(panel: Path, size: tuple[int, int], path: Path) -> Path | None:
     with Image.open(panel) as picture:
         rows, rest = divmod(picture.height, size[0])
         if rows < 1 or rest or picture.width % size[1]:
             return None
-    ours = run.encoder.get("method_name", "AFiRe") == "AFiRe" and rows <= len(PANEL_ROWS)
-    return pictures.draw_panel(panel, path, PANEL_ROWS[:rows] if ours else [""] * rows, size)
+        names = json.loads(picture.info.get("rows", "[]"))
+    names = [PANEL_ROWS.get(name, name) for name in names] + [""] * rows
+    return pictures.draw_panel(panel, path, names[:rows], size)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from afire_monai import __version__
 from afire_monai.export.report_files import RunFiles
-from afire_monai.methods.afire_health import health_warnings, shortcut_in_words
+from afire_monai.methods.health import health_warnings, shortcut_in_words
 from afire_monai.pages import RESEARCH_ONLY, page, paragraph, section, table
 
 # key, name, what is healthy, what it is
@@ -32,7 +32,7 @@ def page_text(run: RunFiles, drawn: dict[str, Path]) -> str:
     parts = [
         paragraph(f"afire-monai {__version__}. {RESEARCH_ONLY}", "small"),
         *(paragraph(text, kind) for kind, text in verdicts(run)),
-        section("Lesions removed", drawn.get("restoration"), RESTORATION_CAPTION),
+        section(*_picture_section(run, drawn.get("restoration"))),
         section("What the prototypes have learnt", drawn.get("prototypes"), _prototype_caption(run)),
         section("Losses", drawn.get("losses"), "Each is the mean of an epoch. Unseen images: validation images."),
         section("Schedules", drawn.get("schedules"), "Set anew at each step; drawn at the end of each epoch."),
@@ -51,6 +51,17 @@ RESTORATION_CAPTION = (
     "has to be gone; blur is expected. The last row keeps the twin and takes only the lesion's cells from the "
     "restoration."
 )
+
+
+def _picture_section(run: RunFiles, picture: Path | None) -> tuple[str, Path | None, str]:
+    method = str(run.encoder.get("method_name", "AFiRe"))
+    if method == "AFiRe":
+        return "Lesions removed", picture, RESTORATION_CAPTION
+    return (
+        f"What {method} shows its network",
+        picture,
+        "Unseen normal images, and what becomes of them.",
+    )
 
 
 def _prototype_caption(run: RunFiles) -> str:
@@ -76,8 +87,8 @@ def verdicts(run: RunFiles) -> list[tuple[str, str]]:
         said.append(
             ("good", f"No collapse: features of different images differ (spread {spread:.2f}, rank {rank:.1f}).")
         )
-    if "position_gap" in figures:
-        words = shortcut_in_words(figures)
+    words = shortcut_in_words(figures)
+    if words is not None:
         # the published form cannot but take the shortcut: that is a property, not a fault of this run
         without = "bad" if run.settings.get("shift") else "note"
         said.append(("good" if words.startswith("Position shortcut: none") else without, words))

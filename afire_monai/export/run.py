@@ -33,6 +33,7 @@ def export_run(trainer: PretrainTrainer, folder: str | Path, data_hash: str) -> 
     method, folder = trainer.method, Path(folder)
     facts: dict[str, Any] = {
         "method_name": type(method).__name__,
+        "losses": list(method.loss_weights),
         "epochs": trainer.state.epoch,
         "data_sha256": data_hash,
     }

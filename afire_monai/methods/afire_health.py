@@ -9,45 +9,10 @@ from torch import Tensor
 
 from afire_monai.losses import own_cell_accuracy
 from afire_monai.losses.token_contrastive import cell_indices, similarities
+from afire_monai.methods.health import feature_health, rank_auroc
 
 if TYPE_CHECKING:
     from afire_monai.methods.afire import AFiRe
-
-
-def feature_std_ratio(tokens: Tensor) -> float:
-    """Compare the spread of features over images with that of healthy features.
-
-    Args:
-        tokens: (B, L, D) features, B at least 2.
-
-    Returns:
-        Standard deviation over the images of L2-normalised tokens of one cell, averaged over cells and dimensions,
-        times √D: 1 for features spread evenly on the sphere, 0 when all images look alike.
-    """
-    unit = torch.nn.functional.normalize(tokens.float(), dim=-1)
-    return (unit.std(0).mean() * tokens.shape[-1] ** 0.5).item()
-
-
-def effective_rank(features: Tensor) -> float:
-    """Give the effective rank of features (B, D): the exponential of the entropy of their singular values.
-
-    Between 1 and min(B − 1, D), after centring (Roy and Vetterli, EUSIPCO 2007).
-    """
-    values = torch.linalg.svdvals((features - features.mean(0)).double())
-    share = values / values.sum().clamp_min(1e-12)
-    return torch.special.entr(share).sum().exp().item()
-
-
-def rank_auroc(positive: Tensor, negative: Tensor) -> float:
-    """Give the area under the ROC curve of two sets of scores (1-D), 0.5 where one is empty; ties count half."""
-    if len(positive) == 0 or len(negative) == 0:
-        return 0.5
-    scores = torch.cat([positive, negative]).double()
-    _, inverse, counts = scores.unique(return_inverse=True, return_counts=True)
-    counts = counts.double()
-    ranks = (counts.cumsum(0) - (counts - 1) / 2)[inverse]
-    n, m = len(positive), len(negative)
-    return ((ranks[:n].sum() - n * (n + 1) / 2) / (n * m)).item()
 
 
 def content_free_inputs(images: Tensor, patch_size: int) -> dict[str, Tensor]:
@@ -95,10 +60,8 @@ def measure_health(method: AFiRe, images: Tensor, uniforms: Tensor) -> dict[str,
     v = method.views(images, uniforms)
     clean, cells = v.clean, v.cells
     assignment = method.prototypes.assignment()
-    tokens = method.export_encoder(clean)[:, 1:]
     figures = {
-        "feature_std_ratio": feature_std_ratio(tokens),
-        "effective_rank": effective_rank(tokens.float().mean(1)),
+        **feature_health(method.export_encoder, clean),
         "prototype_entropy": (
             torch.special.entr(assignment).sum(1).mean() / torch.tensor(assignment.shape[1]).log()
         ).item(),
@@ -129,31 +92,3 @@ def _student_logits(method: AFiRe, images: Tensor) -> Tensor:
     """Give the student's token logits (B, L, K) without the decoder."""
     logits: Tensor = method.student.head(method.student.encoder(images)[:, 1:])
     return logits
-
-
-def health_warnings(figures: dict[str, float]) -> list[str]:
-    """Say in plain words what is wrong, if anything, with what :func:`measure_health` found."""
-    warnings = []
-    if figures["feature_std_ratio"] < 0.05 or figures["effective_rank"] < 2:
-        warnings.append(
-            f"COLLAPSE: the encoder gives nearly the same features for every image (spread "
-            f"{figures['feature_std_ratio']:.3f} of a healthy 1, effective rank {figures['effective_rank']:.1f}). "
-            "Try a lower learning rate, a longer warm-up, a larger batch, or a larger restoration weight."
-        )
-    if figures["prototype_usage"] < 0.1:
-        warnings.append(
-            f"COLLAPSE: the prototypes use only {figures['prototype_usage']:.0%} of the dimensions that they could. "
-            "Try a lower learning rate or a higher prototype momentum."
-        )
-    return warnings
-
-
-def shortcut_in_words(figures: dict[str, float]) -> str:
-    """Say in plain words whether the structure term needs the image."""
-    gap, real = figures["position_gap"], figures["structure_real"]
-    if gap < 0.05 * max(abs(real), 1e-6) and gap < 0.05:
-        return (
-            f"Position shortcut: the structure loss is as low without the anatomy (gap {gap:+.3f}), so the contrastive "
-            "task teaches the encoder nothing about content. Expected for shift 0; set shift above 0 to avoid it."
-        )
-    return f"Position shortcut: none; without the anatomy the structure loss is higher by {gap:.3f} (real {real:.3f})."

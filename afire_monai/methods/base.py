@@ -13,15 +13,15 @@ from afire_monai.networks import ViTEncoder
 
 
 class Method(nn.Module, ABC):
-    """A student-teacher pre-training method.
+    """A pre-training method, with or without a teacher.
 
-    A subclass sets :attr:`student` (what the optimiser trains, one forward call a step) and :attr:`teacher` (its moving
-    average, without gradient, whose submodules have the student's names). Everything that must survive a restart is a
-    parameter or buffer of the method.
+    A subclass sets :attr:`student` (what the optimiser trains, one forward call a step) and, where the method has one,
+    :attr:`teacher` (its moving average, without gradient, whose submodules have the student's names). Everything that
+    must survive a restart is a parameter or buffer of the method. All trainable parameters take part in each step.
     """
 
     student: nn.Module
-    teacher: nn.Module
+    teacher: nn.Module | None
     #: uniform numbers in 0…1 that one image needs in one step
     draws: int
     #: weight of each named loss in the total
@@ -29,6 +29,7 @@ class Method(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
+        self.teacher = None
         # what is called for the student: the student itself, or its distributed or compiled form; kept out of the
         # module tree, so that state-dict names do not depend on it
         self._student_call: list[Callable[..., tuple[Tensor, ...]]] = []
@@ -101,7 +102,9 @@ class Method(nn.Module, ABC):
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
-        """Move the teacher towards the student: teacher ← m · teacher + (1 − m) · student."""
+        """Move the teacher, if there is one, towards the student: teacher ← m · teacher + (1 − m) · student."""
+        if self.teacher is None:
+            return
         student = dict(self.student.named_parameters())
         pairs = [(p, student[name]) for name, p in self.teacher.named_parameters()]
         torch._foreach_lerp_([t for t, _ in pairs], [s.detach() for _, s in pairs], 1 - momentum)
@@ -109,5 +112,6 @@ class Method(nn.Module, ABC):
     def train(self, mode: bool = True) -> Method:
         """Set training mode for the student only: a teacher is always in evaluation mode."""
         super().train(mode)
-        self.teacher.eval()
+        if self.teacher is not None:
+            self.teacher.eval()
         return self

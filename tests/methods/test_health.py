@@ -7,9 +7,10 @@ import torch
 from helpers import PATCH, smooth_images, tiny_afire
 from sklearn.metrics import roc_auc_score
 
-from afire_monai.methods.afire_health import (
-    content_free_inputs,
+from afire_monai.methods.afire_health import content_free_inputs
+from afire_monai.methods.health import (
     effective_rank,
+    feature_health,
     feature_std_ratio,
     health_warnings,
     rank_auroc,
@@ -205,3 +206,11 @@ def test_lesion_figure_is_a_half_without_lesions():
 
     method.lesion = NoLesion()
     assert method.health(images, uniforms)["lesion_token_auroc"] == 0.5
+
+
+def test_figures_of_another_method_are_judged_without_those_it_lacks():
+    method = tiny_afire().eval()
+    figures = feature_health(method.export_encoder, torch.zeros(4, 1, 32, 32))
+    assert set(figures) == {"feature_std_ratio", "effective_rank"}
+    assert [w[:8] for w in health_warnings(figures)] == ["COLLAPSE"]
+    assert shortcut_in_words(figures) is None
