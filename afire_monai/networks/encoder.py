@@ -172,28 +172,33 @@ class ViTEncoder(nn.Module):
         """Undo :meth:`normalise`."""
         return images * self.std + self.mean
 
-    def forward(self, images: Tensor, residual_scale: Tensor | None = None) -> Tensor:
+    def forward(self, images: Tensor, residual_scale: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
         """Encode images.
 
         Args:
             images: (B, C, H, W) in 0…1; H and W multiples of the patch size, not necessarily the trained size.
             residual_scale: see :meth:`hidden_states`.
+            visible: see :meth:`hidden_states`.
 
         Returns:
-            (B, 1 + L, D): the class token, then the L patch tokens in row-major order.
+            (B, 1 + L, D): the class token, then the L patch tokens in row-major order (or those of ``visible``).
 
         Raises:
             AfireError: for a wrong shape or, with ``check_range``, values outside 0…1.
         """
-        return self.norm(self.hidden_states(images, residual_scale)[-1])
+        return self.norm(self.hidden_states(images, residual_scale, visible)[-1])
 
-    def hidden_states(self, images: Tensor, residual_scale: Tensor | None = None) -> list[Tensor]:
+    def hidden_states(
+        self, images: Tensor, residual_scale: Tensor | None = None, visible: Tensor | None = None
+    ) -> list[Tensor]:
         """Give the tokens (B, 1 + L, D) before the first block and after each of them, before the last layer norm.
 
         Args:
             images: (B, C, H, W) in 0…1.
             residual_scale: (B, depth), what each block's change of the tokens is multiplied by: 0 leaves the block out
                 for that image (stochastic depth); None for 1.
+            visible: (B, V) int64, places of the patch tokens that are encoded, in this order; the others are left
+                out, at no cost (masked autoencoding); None for all.
 
         Raises:
             AfireError: for a wrong shape or, with ``check_range``, values outside 0…1.
@@ -207,7 +212,10 @@ class ViTEncoder(nn.Module):
         positions = self.positions
         if grid != self.grid:
             positions = sincos_positions(grid, self.embed_dim, self.position_grid).to(tokens)
-        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens + positions], dim=1)
+        tokens = tokens + positions
+        if visible is not None:
+            tokens = tokens.gather(1, visible[..., None].expand(-1, -1, self.embed_dim))
+        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
         states = [tokens]
         for place, block in enumerate(self.blocks):
             after = block(tokens)

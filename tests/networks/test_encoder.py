@@ -181,3 +181,17 @@ def test_wrong_grey_range_is_refused_with_lowest_and_highest_value_where_asked_f
     tiny(check_range=True)(torch.tensor([0.0, 1.0]).repeat(192).view(1, 1, 16, 24))
     with pytest.raises(AfireError, match="nan"):
         tiny(check_range=True)(images * math.nan)
+
+
+def test_visible_tokens_are_encoded_as_if_the_picture_had_no_others():
+    torch.manual_seed(0)
+    encoder = ViTEncoder(32, 8, embed_dim=32, depth=2, num_heads=2).eval()
+    images = torch.rand(2, 1, 32, 32)
+    visible = torch.tensor([[5, 0, 9], [15, 3, 4]])
+    tokens = encoder.hidden_states(images)[0]  # before the first block each token knows of itself only
+    chosen = torch.stack([row[[0, *(place + 1).tolist()]] for row, place in zip(tokens, visible, strict=True)])
+    for block in encoder.blocks:
+        chosen = block(chosen)
+    torch.testing.assert_close(encoder(images, visible=visible), encoder.norm(chosen))
+    everything = torch.arange(16).expand(2, -1)
+    torch.testing.assert_close(encoder(images, visible=everything), encoder(images))
