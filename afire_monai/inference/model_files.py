@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from afire_monai.errors import CheckpointError
@@ -34,15 +34,19 @@ def model_files(folders: Sequence[str | Path]) -> dict[str, Path]:
     return found
 
 
-def used_model_files(folders: Sequence[str | Path]) -> dict[str, Path]:
+def used_model_files(folders: Sequence[str | Path], kinds: Collection[str] = KINDS) -> dict[str, Path]:
     """As `model_files`, without those that take no part in predictions.
 
     An encoder takes none where a restorer has its own, and neither encoder nor detector without a reference.
 
+    Args:
+        folders: searched in this order.
+        kinds: the others are passed over.
+
     Raises:
         CheckpointError: also if nothing there predicts.
     """
-    found = model_files(folders)
+    found = {kind: path for kind, path in model_files(folders).items() if kind in kinds}
     unused = {"encoder", "detector"}
     if "reference" in found:
         unused = {"encoder"} if "restorer" in found else {"detector"}

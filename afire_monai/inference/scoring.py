@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,7 +14,7 @@ from afire_monai import __version__
 from afire_monai.errors import AfireError
 from afire_monai.inference.anomaly import AnomalyDetector, load_detector
 from afire_monai.inference.attribution import attention_rollout, grad_cam
-from afire_monai.inference.model_files import names, used_model_files, weights_hashes
+from afire_monai.inference.model_files import KINDS, names, used_model_files, weights_hashes
 from afire_monai.inference.reading import Radiograph, Size
 from afire_monai.inference.reference import NormalReference
 
@@ -63,6 +63,7 @@ class Scorer:
             else Grad-CAM if there is a classifier.
         label: which label Grad-CAM is for; None for each image's most probable one (but for normal).
         restored: also give restored pictures.
+        kinds: weights to use (`model_files.KINDS`), where not everything that there is should be computed.
 
     Raises:
         CheckpointError: if a folder is missing, holds no model, or a model cannot be read.
@@ -76,9 +77,10 @@ class Scorer:
         heatmap: str = "auto",
         label: str | None = None,
         restored: bool = False,
+        kinds: Collection[str] = KINDS,
     ) -> None:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.files = used_model_files(folders)
+        self.files = used_model_files(folders, kinds)
         self.classifier: Any = None
         self.segmenter: Any = None
         self.detector: AnomalyDetector | None = None
