@@ -1,0 +1,249 @@
+"""PEAC: patch order, patch appearance, and agreement of two views that overlap on one cell grid."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from afire_monai.errors import AfireError
+from afire_monai.losses.peac import PEACProjections, global_loss, local_loss, order_loss
+from afire_monai.methods.base import Method
+from afire_monai.methods.health import feature_health
+from afire_monai.methods.peac_views import OverlappingViews, PEACViews
+from afire_monai.networks import ViTEncoder
+from afire_monai.networks.patch_heads import PatchAppearanceHead, PatchOrderHead
+from afire_monai.networks.projector import ProjectionMLP
+
+
+class PEACOutput(NamedTuple):
+    """What the student gives in one step, for B pairs of views."""
+
+    #: (B, L, L) which patch each place of view 1 shows, the last dimension over patches
+    order: Tensor
+    #: (B, C, H, W) view 1 as it was before it was changed, in the encoder's normalised units
+    restored: Tensor
+    #: of both views
+    global_first: Tensor
+    global_second: Tensor
+    local_first: Tensor
+    local_second: Tensor
+
+    @property
+    def projections(self) -> PEACProjections:
+        """The projections alone."""
+        return PEACProjections(*self[2:])
+
+
+class PEACProjector(nn.Module):
+    """Encoder and both projectors: what student and teacher have in common."""
+
+    encoder: ViTEncoder
+    global_projector: ProjectionMLP
+    local_projector: ProjectionMLP
+
+    def __init__(self, encoder: ViTEncoder, global_projector: ProjectionMLP, local_projector: ProjectionMLP) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.global_projector = global_projector
+        self.local_projector = local_projector
+
+    def tokens(self, first: Tensor, second: Tensor) -> Tensor:
+        """Give the patch tokens (2B, L, D) of B first and B second views (B, C, H, W)."""
+        return self.encoder(torch.cat([first, second]))[:, 1:]
+
+    def project(self, tokens: Tensor) -> PEACProjections:
+        """Project what :meth:`tokens` gives."""
+        global_first, global_second = self.global_projector(tokens.mean(1)).chunk(2)
+        return PEACProjections(global_first, global_second, *self.local_projector(tokens).chunk(2))
+
+
+class PEACTeacher(PEACProjector):
+    """A moving average of the student's encoder and projectors."""
+
+    def forward(self, first: Tensor, second: Tensor) -> PEACProjections:
+        """Give the projections of both views (B, C, H, W)."""
+        return self.project(self.tokens(first, second))
+
+
+class PEACStudent(PEACProjector):
+    """Encoder, both projectors, and the heads of patch order and appearance; called once a step."""
+
+    order_head: PatchOrderHead
+    appearance_head: PatchAppearanceHead
+
+    def __init__(
+        self,
+        encoder: ViTEncoder,
+        global_projector: ProjectionMLP,
+        local_projector: ProjectionMLP,
+        order_head: PatchOrderHead,
+        appearance_head: PatchAppearanceHead,
+    ) -> None:
+        super().__init__(encoder, global_projector, local_projector)
+        self.order_head = order_head
+        self.appearance_head = appearance_head
+
+    def forward(self, first: Tensor, second: Tensor) -> PEACOutput:
+        """Look at both views (B, C, H, W)."""
+        tokens = self.tokens(first, second)
+        shown = tokens[: len(first)]
+        return PEACOutput(self.order_head(shown), self.appearance_head(shown), *self.project(tokens))
+
+
+class PEAC(Method):
+    """PEAC (Zhou et al., BMVC 2023, arXiv 2312.00335) with the shared vision transformer.
+
+    Args:
+        encoder: the student's encoder; the teacher starts as a copy.
+        views: crops, perturbation and permutation, on the encoder's grid.
+        projector_dim: width of the projectors of the mean patch token and of each patch token, three linear layers
+            with layer norm and ReLU between; 8192 in the paper.
+        order_weight: weight of the patch order term; 1 in the paper.
+        restoration_weight: weight of the patch appearance term; 1 in the paper.
+        global_weight: weight of the global term; 1e5 in the paper, for a projector 8192 wide.
+        local_weight: weight of the local term; 1 in the paper.
+        local_normalise: compare L2-normalised local projections; the release compares them as they are.
+
+    Raises:
+        AfireError: if the views have another grid than the encoder.
+    """
+
+    student: PEACStudent
+    teacher: PEACTeacher
+
+    def __init__(
+        self,
+        encoder: ViTEncoder,
+        views: OverlappingViews,
+        projector_dim: int = 8192,
+        order_weight: float = 1.0,
+        restoration_weight: float = 1.0,
+        global_weight: float = 1e5,
+        local_weight: float = 1.0,
+        local_normalise: bool = False,
+    ) -> None:
+        super().__init__()
+        if (views.grid, views.patch_size) != (encoder.grid, encoder.patch_size):
+            raise AfireError(
+                f"views of {views.grid} cells of {views.patch_size} px do not fit the encoder's grid {encoder.grid} "
+                f"of {encoder.patch_size} px"
+            )
+        dim, (h, w) = encoder.embed_dim, encoder.grid
+        appearance = PatchAppearanceHead(dim, encoder.grid, encoder.patch_size, encoder.in_channels)
+        whole, each = (ProjectionMLP(dim, projector_dim, projector_dim, 3, "layer", last_bias=False) for _ in range(2))
+        self.views = views
+        self.student = PEACStudent(encoder, whole, each, PatchOrderHead(dim, h * w), appearance)
+        self.teacher = PEACTeacher(copy.deepcopy(encoder), copy.deepcopy(whole), copy.deepcopy(each))
+        self.teacher.requires_grad_(False)
+        self.draws = views.draws
+        self.local_normalise = local_normalise
+        self.loss_weights = {
+            "order": order_weight,
+            "restoration": restoration_weight,
+            "global": global_weight,
+            "local": local_weight,
+        }
+
+    @property
+    def canvas_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the images that the method wants."""
+        return self.views.canvas_size
+
+    @property
+    def export_encoder(self) -> ViTEncoder:
+        """The teacher's encoder."""
+        return self.teacher.encoder
+
+    def describe(self) -> dict[str, Any]:
+        """Say by how many cells the radiograph that the method sees is larger than its grid."""
+        return {"shift": self.views.shift + 1}
+
+    def losses(self, images: Tensor, uniforms: Tensor, first_epoch: bool) -> dict[str, Tensor]:
+        """Compute order, restoration, global and local losses of one step (see :class:`Method`)."""
+        with torch.no_grad():
+            v = self.views(images, uniforms)
+            teacher = self.teacher(v.first, v.second)
+        output = PEACOutput(*self.student_forward(v.first, v.second))
+        return self._terms(v, output, teacher)
+
+    def _terms(self, v: PEACViews, output: PEACOutput, teacher: PEACProjections) -> dict[str, Tensor]:
+        valid = v.matched & v.kept[:, None]
+        target = self.export_encoder.normalise(v.clean).float()
+        return {
+            "order": order_loss(output.order, v.order),
+            "restoration": F.mse_loss(output.restored.float(), target),
+            "global": global_loss(output.projections, teacher),
+            "local": local_loss(output.projections, teacher, v.match, valid, self.local_normalise),
+        }
+
+    @torch.no_grad()
+    def health(self, images: Tensor, uniforms: Tensor) -> dict[str, float]:
+        """Measure on unseen normal images whether the tasks are learnt and nothing has collapsed.
+
+        Returns:
+            ``feature_std_ratio`` and ``effective_rank`` of the teacher's encoder; ``validation_{order, restoration,
+            global, local}`` (the terms, unweighted, a first view with its order kept and perturbed);
+            ``validation_restoration_permuted``; ``order_permuted`` (share of patches of permuted views whose place
+            is found; chance is 1/L; a network that goes by positions alone gets no further); ``projection_spread``
+            (standard deviation over images of the teacher's L2-normalised global projections, averaged over
+            dimensions, times √G; near 0 is collapse of the projector); ``cells_found`` (share of matched cells
+            whose most like local projection in the other view, student's to teacher's, is the matched one).
+        """
+        kept = self.views(images, self.views.coins(uniforms, keep=True))
+        mixed = self.views(images, self.views.coins(uniforms, keep=False))
+        teacher = self.teacher(kept.first, kept.second)
+        output = self.student(kept.first, kept.second)
+        permuted = self.student(mixed.first, mixed.second)
+        spread = (
+            F.normalize(teacher.global_second.float(), dim=-1).std(0).mean() * teacher.global_second.shape[1] ** 0.5
+        )
+        terms = {f"validation_{name}": value.item() for name, value in self._terms(kept, output, teacher).items()}
+        restored = F.mse_loss(permuted.restored.float(), self.export_encoder.normalise(mixed.clean).float())
+        return {
+            **feature_health(self.export_encoder, kept.second),
+            **terms,
+            "validation_restoration_permuted": restored.item(),
+            "order_permuted": (permuted.order.argmax(-1) == mixed.order).float().mean().item(),
+            "projection_spread": spread.item(),
+            "cells_found": cells_found(output.local_first, teacher.local_second, kept.match, kept.matched).item(),
+        }
+
+    @torch.no_grad()
+    def panels(self, images: Tensor, uniforms: Tensor) -> dict[str, Tensor]:
+        """Show both views, the second as it is, the first changed both ways and restored; each (B, 1, H, W) in 0…1."""
+        kept = self.views(images, self.views.coins(uniforms, keep=True))
+        mixed = self.views(images, self.views.coins(uniforms, keep=False))
+        restored = [self.student(v.first, v.second).restored.float() for v in (kept, mixed)]
+        undone, sorted_again = (self.export_encoder.denormalise(r).clamp(0, 1) for r in restored)
+        pictures = {
+            "view 1": kept.clean,
+            "view 2": kept.second,
+            "perturbed": kept.first,
+            "restored": undone,
+            "permuted": mixed.first,
+            "restored from permuted": sorted_again,
+        }
+        return {name: p.float().mean(1, keepdim=True) for name, p in pictures.items()}
+
+
+def cells_found(first: Tensor, second: Tensor, match: Tensor, matched: Tensor) -> Tensor:
+    """Give the share of cells whose most like cell of the other view, by the cosine, is the one that matches.
+
+    Args:
+        first: (B, L, E) of view 1.
+        second: (B, L, E) of view 2.
+        match: (B, L) int64, the cell of view 2 that matches each cell of view 1.
+        matched: (B, L) bool, whether there is one.
+
+    Returns:
+        Scalar; 0 where no cell is matched. Means over images and cells are subtracted first: what all tokens share says
+        nothing.
+    """
+    one, other = (F.normalize(x.float() - x.float().mean((0, 1)), dim=-1) for x in (first, second))
+    right = (one @ other.transpose(1, 2)).argmax(-1) == match
+    return (right & matched).sum() / matched.sum().clamp_min(1)
