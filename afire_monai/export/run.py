@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afire_monai.distributed import rank
+from afire_monai.errors import AfireError
 from afire_monai.export.encoder import export_encoder, save_module_files
-from afire_monai.methods.afire import AFiRe
+from afire_monai.methods import AFiRe, Method
 from afire_monai.networks import TokenHead
 
 if TYPE_CHECKING:
@@ -19,13 +20,13 @@ logger = logging.getLogger(__name__)
 
 
 def export_run(trainer: PretrainTrainer, folder: str | Path, data_hash: str) -> None:
-    """Write the encoder that later tasks take and, for AFiRe, what restores pictures; process 0 only.
+    """Write the encoder that later tasks take and, where there is one, what restores pictures; process 0 only.
 
     Args:
         trainer: at the end of training.
-        folder: gets ``encoder.safetensors`` (the teacher's, as the paper fine-tunes it) and, for AFiRe,
-            ``restorer.safetensors`` (the student's encoder and decoder) and ``detector.safetensors`` (the student's
-            token head and the prototypes), each with a JSON.
+        folder: gets ``encoder.safetensors`` (the teacher's where there is one, as the papers fine-tune it),
+            ``restorer.safetensors`` (the student's encoder and decoder) where a decoder gives grey levels and, for
+            AFiRe, ``detector.safetensors`` (the student's token head and the prototypes), each with a JSON.
         data_hash: SHA-256 of the data list.
     """
     if rank():
@@ -40,8 +41,9 @@ def export_run(trainer: PretrainTrainer, folder: str | Path, data_hash: str) -> 
     if isinstance(method, AFiRe):
         facts["shift"] = method.grid_shift.shift
     export_encoder(method.export_encoder, folder, **facts)
-    if isinstance(method, AFiRe):
+    if method.export_decoder is not None:
         export_restorer(method, folder, **facts)
+    if isinstance(method, AFiRe):
         export_detector(method, folder, **facts)
     logger.info("encoder written to %s", (folder / "encoder.safetensors").name)
 
@@ -70,19 +72,25 @@ def write_run_report(run_dir: str | Path, dataset: RadiographDataset, count: int
     logger.info("report written to %s", page.name)
 
 
-def export_restorer(method: AFiRe, folder: Path, **facts: Any) -> Path:
+def export_restorer(method: Method, folder: Path, **facts: Any) -> Path:
     """Write the student's encoder and decoder, which restore pictures, as ``restorer.safetensors``.
 
     ``shift`` in its JSON says by how many cells the radiograph that it is to see is larger than its grid.
+
+    Raises:
+        AfireError: if the method has no such decoder.
     """
-    student, decoder = method.student, method.student.decoder
-    tensors = {k: v for k, v in student.state_dict().items() if not k.startswith("head.")}
+    decoder = method.export_decoder
+    if decoder is None:
+        raise AfireError(f"{type(method).__name__} has no decoder that gives grey levels, so there is no restorer")
+    parts = ("encoder.", "decoder.")
+    tensors = {k: v for k, v in method.student.state_dict().items() if k.startswith(parts)}
     description = {
         "format": "afire-monai restorer 1",
         "encoder": method.export_encoder.config,
         "decoder": decoder.config,
         "input": "images (B, C, H, W) float32 in 0…1, bright = dense, row 0 at the top; normalised inside",
-        **{"shift": method.grid_shift.shift, **facts},
+        **{"shift": method.grid_shift.shift if isinstance(method, AFiRe) else 0, **facts},
     }
     return save_module_files(tensors, description, folder / "restorer.safetensors")
 

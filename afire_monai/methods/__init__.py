@@ -2,5 +2,7 @@
 
 from afire_monai.methods.afire import AFiRe
 from afire_monai.methods.base import Method
+from afire_monai.methods.dino import DINO
+from afire_monai.methods.mae import MAE
 
-__all__ = ["AFiRe", "Method"]
+__all__ = ["DINO", "MAE", "AFiRe", "Method"]

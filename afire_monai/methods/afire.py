@@ -181,6 +181,11 @@ class AFiRe(Method):
         """The teacher's encoder, as the paper fine-tunes it."""
         return self.teacher.encoder
 
+    @property
+    def export_decoder(self) -> AnomalyRestorationDecoder:
+        """The restoration decoder, on the student's encoder."""
+        return self.student.decoder
+
     def last_layer_parameters(self) -> list[nn.Parameter]:
         """Give the per-cell (or shared) last layer of the student's head."""
         return [self.student.head.weight]

@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from afire_monai.networks import ViTEncoder
+from afire_monai.networks import AnomalyRestorationDecoder, ViTEncoder
 
 
 class Method(nn.Module, ABC):
@@ -91,6 +91,11 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def export_encoder(self) -> ViTEncoder:
         """The encoder that later tasks take (the teacher's, where there is one)."""
+
+    @property
+    def export_decoder(self) -> AnomalyRestorationDecoder | None:
+        """What restores pictures from the student's tokens, for anomaly maps; None where there is no such thing."""
+        return None
 
     def last_layer_parameters(self) -> list[nn.Parameter]:
         """Give the parameters that stay frozen at the start of training; none unless a method says otherwise."""

@@ -1,0 +1,69 @@
+"""Reconstruction of masked patches: what a masked autoencoder is trained on."""
+
+from __future__ import annotations
+
+import torch.nn as nn
+from torch import Tensor
+
+from afire_monai.distributed import sum_over_processes, world_size
+from afire_monai.errors import AfireError
+
+
+def normalise_patches(images: Tensor, patch_size: int, eps: float = 1e-6) -> Tensor:
+    """Bring each patch of images (B, C, H, W) to zero mean and unit variance over its pixels and channels.
+
+    Args:
+        images: height and width must be multiples of ``patch_size``.
+        patch_size: side P in pixels.
+        eps: added to the variance, so that a patch of one grey level gives zeros.
+    """
+    b, c, height, width = images.shape
+    p = patch_size
+    patches = images.view(b, c, height // p, p, width // p, p)
+    mean = patches.mean((1, 3, 5), keepdim=True)
+    variance = patches.var((1, 3, 5), keepdim=True)
+    return ((patches - mean) / (variance + eps).sqrt()).view_as(images)
+
+
+class MaskedPatchLoss(nn.Module):
+    """Mean squared error over masked patches only (MAE, He et al., CVPR 2022, §3).
+
+    Args:
+        patch_size: side P of a patch in pixels.
+        normalise: compare with each patch's own normalised pixels (MAE's better-performing form).
+    """
+
+    def __init__(self, patch_size: int, normalise: bool = True) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.normalise = normalise
+
+    def target(self, images: Tensor) -> Tensor:
+        """Give what is to be reconstructed of images (B, C, H, W) in the encoder's normalised units."""
+        return normalise_patches(images.float(), self.patch_size) if self.normalise else images.float()
+
+    def forward(self, reconstructed: Tensor, images: Tensor, masked: Tensor) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            reconstructed: (B, C, H, W) of the decoder.
+            images: (B, C, H, W) in the encoder's normalised units.
+            masked: (B, L) bool, row by row; at least one of the global batch.
+
+        Returns:
+            Scalar; averaged over processes it is the loss of the global batch.
+
+        Raises:
+            AfireError: for shapes that do not fit one another.
+        """
+        b, _, height, width = images.shape
+        h, w = height // self.patch_size, width // self.patch_size
+        if reconstructed.shape != images.shape or masked.shape != (b, h * w):
+            raise AfireError(
+                f"reconstructed {tuple(reconstructed.shape)}, images {tuple(images.shape)} and masked "
+                f"{tuple(masked.shape)} do not fit a grid of {h} x {w} patches"
+            )
+        error = (reconstructed.float() - self.target(images)).square().mean(1)
+        per_patch = error.view(b, h, self.patch_size, w, self.patch_size).mean((2, 4)).flatten(1)
+        weight = masked.float()
+        return (per_patch * weight).sum() * world_size() / sum_over_processes(weight.sum()).clamp_min(1)

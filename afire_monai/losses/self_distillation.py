@@ -1,0 +1,73 @@
+"""DINO's loss: the student's view of an image agrees with the teacher's view of it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from afire_monai.distributed import sum_over_processes
+from afire_monai.errors import AfireError
+
+
+class SelfDistillationLoss(nn.Module):
+    """Cross-entropy between a centred, sharpened teacher and a student (DINO, Caron et al., ICCV 2021, §3.1).
+
+    Args:
+        dim: K, width of the outputs.
+        student_temperature: of the student's softmax; 0.1 in the paper.
+        teacher_temperature: of the teacher's softmax; 0.04 in the paper (after a warm-up for the larger ones).
+        center_momentum: of the moving average of the teacher's outputs; 0.9 in the paper.
+
+    Raises:
+        AfireError: for a temperature that is not above 0, or a momentum outside 0…1.
+    """
+
+    center: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        student_temperature: float = 0.1,
+        teacher_temperature: float = 0.04,
+        center_momentum: float = 0.9,
+    ) -> None:
+        super().__init__()
+        if min(student_temperature, teacher_temperature) <= 0 or not 0 <= center_momentum <= 1:
+            raise AfireError(
+                "temperatures must be above 0 and the centre's momentum in 0…1, got "
+                f"{student_temperature}, {teacher_temperature} and {center_momentum}"
+            )
+        self.student_temperature = student_temperature
+        self.teacher_temperature = teacher_temperature
+        self.center_momentum = center_momentum
+        self.register_buffer("center", torch.zeros(dim))
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the loss with the centre as it stands.
+
+        Args:
+            student: (V, B, K) outputs for V views, of which the first T are those that the teacher saw.
+            teacher: (T, B, K) outputs without gradient, T at most V; V at least 2.
+
+        Returns:
+            Scalar: mean over images and over pairs of different views.
+
+        Raises:
+            AfireError: for shapes that do not fit.
+        """
+        (views, batch, _), (seen, *rest) = student.shape, teacher.shape
+        if views < 2 or seen > views or tuple(rest) != tuple(student.shape[1:]):
+            raise AfireError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} do not fit")
+        target = ((teacher.float() - self.center) / self.teacher_temperature).softmax(-1)
+        log_q = (student.float() / self.student_temperature).log_softmax(-1)
+        pairs = -torch.einsum("tbk,sbk->ts", target, log_q) / batch
+        different = ~torch.eye(seen, views, dtype=torch.bool, device=pairs.device)
+        return (pairs * different).sum() / different.sum()
+
+    @torch.no_grad()
+    def update_center(self, teacher: Tensor) -> None:
+        """Move the centre towards the mean of the teacher's outputs (T, B, K) over all processes."""
+        count = torch.tensor(float(teacher.shape[0] * teacher.shape[1]), device=teacher.device)
+        total = sum_over_processes(torch.cat([teacher.float().sum((0, 1)), count[None]]))
+        self.center.lerp_(total[:-1] / total[-1], 1 - self.center_momentum)
