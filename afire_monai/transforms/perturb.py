@@ -100,9 +100,9 @@ def bend_intensities(images: Tensor, uniforms: Tensor, falling: float) -> Tensor
         (B, C, H, W) in 0…1.
     """
     t = torch.linspace(0, 1, CURVE_POINTS, device=images.device)
-    basis = torch.stack([3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2])
-    x = uniforms[:, 0:3:2] @ basis + t**3
-    y = uniforms[:, 1:4:2] @ basis + t**3
+    early, late = 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2
+    x = uniforms[:, 0:1] * early + uniforms[:, 2:3] * late + t**3
+    y = uniforms[:, 1:2] * early + uniforms[:, 3:4] * late + t**3
     y = torch.where(uniforms[:, 4:5] < falling, y.flip(1), y)
     grey = images.flatten(1).contiguous()
     right = torch.searchsorted(x, grey).clamp(1, CURVE_POINTS - 1)
