@@ -33,7 +33,7 @@ from afire_monai.evaluation.heatmaps import image_figures
 from afire_monai.evaluation.localisation import LesionCase, centre_figures, prior_figures, summarise
 from afire_monai.evaluation.truth import lesion_case
 from afire_monai.inference import AnomalyDetector, build_reference, load_detector
-from afire_monai.networks import ViTEncoder
+from afire_monai.networks import Encoder, encoder_from_config
 
 Scored = tuple[np.ndarray, np.ndarray]  # scores (n,), heatmaps (n, h, w) in 0…1
 
@@ -108,7 +108,7 @@ def main() -> None:
     print("| scored by | AUROC (95 %) |" + (" pointing | pixel AUROC |" if cases else ""))
     print("|---|---|" + ("---|---|" if cases else ""))
     show: Callable[..., None] = lambda name, runs: print(row(name, runs, abnormal, groups, cases), flush=True)  # noqa: E731
-    architectures: dict[str, tuple[ViTEncoder, int]] = {}
+    architectures: dict[str, tuple[Encoder, int]] = {}
     for pair in args.model:
         name, _, folder = pair.partition("=")
         detector = load_detector(folder)
@@ -121,7 +121,7 @@ def main() -> None:
         fresh = []
         for seed in range(args.seeds):
             torch.manual_seed(seed)
-            detector = AnomalyDetector(ViTEncoder(**encoder.config), shift)
+            detector = AnomalyDetector(encoder_from_config(encoder.config), shift)
             normal, images = (pictures(x, detector.canvas_size) for x in (reference, test))
             fresh.append(by_detector(detector, ("tokens",), normal, owners, images))
         show("fresh weights, tokens", fresh)

@@ -31,7 +31,7 @@ from afire_monai.evaluation import (
     raw_pixels,
 )
 from afire_monai.export import load_encoder
-from afire_monai.networks import ViTEncoder
+from afire_monai.networks import encoder_from_config
 
 
 def cases(datalist: str, label: str, sections: tuple[str, ...]) -> tuple[list[dict[str, Any]], np.ndarray, np.ndarray]:
@@ -73,7 +73,7 @@ def main() -> None:
     )
     print(f"positive), {len(test)} test images ({labels.sum()} positive) of {len(set(groups))} patients\n")
     torch.manual_seed(args.seed)
-    before = ViTEncoder(**first.config).eval()
+    before = encoder_from_config(first.config).eval()
     features = {("raw pixels, 32 x 32", "-"): (raw_pixels(train_images), raw_pixels(test_images))}
     for pooling in args.pooling:
         for name, encoder in {"before pre-training": before, **encoders}.items():

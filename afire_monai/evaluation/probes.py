@@ -14,14 +14,14 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from afire_monai.errors import AfireError
-from afire_monai.networks import ViTEncoder
+from afire_monai.networks import Encoder
 
 Pooling = Literal["mean", "class", "regions"]
 
 
 @torch.no_grad()
 def extract_features(
-    encoder: ViTEncoder, images: Tensor, pooling: Pooling = "mean", batch_size: int = 64
+    encoder: Encoder, images: Tensor, pooling: Pooling = "mean", batch_size: int = 64
 ) -> NDArray[np.float32]:
     """Run a frozen encoder over images.
 
@@ -47,7 +47,7 @@ def extract_features(
     )
 
 
-def _pool(tokens: Tensor, encoder: ViTEncoder, pooling: Pooling) -> Tensor:
+def _pool(tokens: Tensor, encoder: Encoder, pooling: Pooling) -> Tensor:
     tokens = tokens.float().cpu()
     if pooling == "mean":
         return tokens[:, 1:].mean(1)

@@ -17,7 +17,7 @@ from afire_monai.evaluation.representation_views import choose_items, read_sampl
 from afire_monai.export import load_encoder
 from afire_monai.export.encoder import load_module_files
 from afire_monai.methods.grid_shift import GridShift
-from afire_monai.networks import ViTEncoder
+from afire_monai.networks import Encoder
 
 
 def draw_figures(
@@ -72,7 +72,7 @@ def draw_figures(
     return _write(Path(out), study), study.numbers
 
 
-def _shift(description: dict[str, Any], encoder: ViTEncoder, asked: int | None) -> int:
+def _shift(description: dict[str, Any], encoder: Encoder, asked: int | None) -> int:
     smallest = min(encoder.grid)
     if asked is None:
         asked = int(description.get("shift") or 0) or max(1, smallest // 4)

@@ -17,7 +17,7 @@ from afire_monai.errors import DataListError
 from afire_monai.evaluation.probes import raw_pixels
 from afire_monai.inference.reading import LeftOut, ahead, read_radiograph
 from afire_monai.methods.grid_shift import GridShift
-from afire_monai.networks import ViTEncoder
+from afire_monai.networks import Encoder, encoder_from_config
 
 OURS, RANDOM, PIXELS = "your encoder", "random encoder", "raw pixels"
 
@@ -76,7 +76,7 @@ def choose_items(items: Sequence[Mapping[str, Any]], most: int, seed: int) -> li
     return [chosen[names[i]] for i in drawn]
 
 
-def read_sample(items: Sequence[dict[str, Any]], encoder: ViTEncoder, shift: GridShift) -> Sample:
+def read_sample(items: Sequence[dict[str, Any]], encoder: Encoder, shift: GridShift) -> Sample:
     """Read images at the encoder's size and at the canvas' size.
 
     Raises:
@@ -106,7 +106,7 @@ def read_sample(items: Sequence[dict[str, Any]], encoder: ViTEncoder, shift: Gri
     )
 
 
-def views_of(sample: Sample, encoder: ViTEncoder, shift: GridShift, seed: int, device: str = "cpu") -> list[View]:
+def views_of(sample: Sample, encoder: Encoder, shift: GridShift, seed: int, device: str = "cpu") -> list[View]:
     """See the sample through the encoder, through one of the same architecture with random weights, and as pixels.
 
     Args:
@@ -118,7 +118,7 @@ def views_of(sample: Sample, encoder: ViTEncoder, shift: GridShift, seed: int, d
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        untrained = ViTEncoder(**encoder.config).eval()
+        untrained = encoder_from_config(encoder.config).eval()
     sees: list[tuple[str, Callable[[Tensor], Tensor]]] = [
         (OURS, lambda images: patch_tokens(encoder, images, device)),
         (RANDOM, lambda images: patch_tokens(untrained, images, device)),
@@ -147,7 +147,7 @@ def corner_cells(shift: GridShift) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def patch_tokens(encoder: ViTEncoder, images: Tensor, device: str = "cpu", batch_size: int = 32) -> Tensor:
+def patch_tokens(encoder: Encoder, images: Tensor, device: str = "cpu", batch_size: int = 32) -> Tensor:
     """Give the patch tokens (n, L, D) float32 on the CPU of images (n, C, H, W) in 0…1."""
     encoder = encoder.to(device)
     return torch.cat([encoder(part.to(device))[:, 1:].float().cpu() for part in images.split(batch_size)])

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from afire_monai import __version__
 from afire_monai.errors import AfireError, CheckpointError
-from afire_monai.networks import ViTEncoder
+from afire_monai.networks import Encoder, encoder_from_config
 
 
 def save_module_files(tensors: dict[str, Any], description: dict[str, Any], path: Path) -> Path:
@@ -106,7 +106,7 @@ def load_module_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]
     return tensors, description
 
 
-def export_encoder(encoder: ViTEncoder, path: str | Path, **facts: Any) -> Path:
+def export_encoder(encoder: Encoder, path: str | Path, **facts: Any) -> Path:
     """Write an encoder for later use.
 
     Args:
@@ -131,15 +131,15 @@ def export_encoder(encoder: ViTEncoder, path: str | Path, **facts: Any) -> Path:
     return save_module_files(encoder.state_dict(), description, path)
 
 
-def load_encoder(path: str | Path, **overrides: Any) -> ViTEncoder:
+def load_encoder(path: str | Path, **overrides: Any) -> Encoder:
     """Give back an exported encoder, in evaluation mode.
 
     It maps images (B, C, H, W) in 0…1 to tokens (B, 1 + L, D), and refuses images in another range.
 
     Args:
         path: ``encoder.safetensors`` or the folder that holds it.
-        overrides: arguments of :class:`ViTEncoder` to change, for example ``image_size``: positions are stretched to
-            span the picture as they did in training.
+        overrides: arguments of the encoder's class to change, for example ``image_size``: positions of a transformer
+            are stretched to span the picture as they did in training.
 
     Raises:
         CheckpointError: if a file is missing or damaged, or weights and description do not fit.
@@ -149,8 +149,9 @@ def load_encoder(path: str | Path, **overrides: Any) -> ViTEncoder:
         raise CheckpointError(f"{path}: its JSON lacks 'architecture', so it does not describe an encoder")
     trained, file = description["architecture"], Path(path)
     with weights_that_fit(file / "encoder.safetensors" if file.is_dir() else file):
-        # also where the description does not name it: at another size, positions still count the trained grid's cells
-        grid = [side // trained["patch_size"] for side in trained["image_size"]]
-        encoder = ViTEncoder(**{"position_grid": grid, **trained, "check_range": True, **overrides})
+        if trained.get("kind", "vit") == "vit" and "position_grid" not in trained:
+            # at another size, positions still count the trained grid's cells
+            trained = {**trained, "position_grid": [side // trained["patch_size"] for side in trained["image_size"]]}
+        encoder = encoder_from_config(trained, **{"check_range": True, **overrides})
         encoder.load_state_dict(tensors)
     return encoder.eval()

@@ -16,7 +16,7 @@ from afire_monai.export.encoder import load_encoder, load_module_files, weights_
 from afire_monai.inference.restoration import AnomalyNetwork, box_mean, load_restorer
 from afire_monai.losses.token_contrastive import similarities
 from afire_monai.methods.grid_shift import GridShift
-from afire_monai.networks import TokenHead, ViTEncoder
+from afire_monai.networks import Encoder, TokenHead
 
 PARTS = ("tokens", "residual", "difference", "prototypes")
 """What a cell can be judged by; see `AnomalyDetector`."""
@@ -70,7 +70,7 @@ class AnomalyDetector(nn.Module):
 
     def __init__(
         self,
-        encoder: ViTEncoder,
+        encoder: Encoder,
         shift: int = 0,
         restorer: AnomalyNetwork | None = None,
         head: TokenHead | None = None,

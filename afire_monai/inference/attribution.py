@@ -12,40 +12,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afire_monai.errors import AfireError
+from afire_monai.networks import ViTEncoder
 
 
 def grad_cam(model: nn.Module, images: Tensor, label: int, block: int | None = None) -> Tensor:
-    """Map what speaks for a label: Grad-CAM (Selvaraju et al., ICCV 2017) on the encoder's patch tokens.
+    """Map what speaks for a label: Grad-CAM (Selvaraju et al., ICCV 2017) on the encoder's patch tokens or last map.
 
-    Token channels are weighted by the mean gradient of the label's logit over the patch tokens, summed, and negative
-    values cut off. The class token is no place in the picture and is left out.
+    Channels are weighted by the mean gradient of the label's logit over the patch tokens (the map's cells), summed, and
+    negative values cut off. The class token is no place in the picture and is left out.
 
     Args:
-        model: has ``encoder`` (:class:`~afire_monai.networks.ViTEncoder`) and gives logits (B, C). Weights are not
+        model: has ``encoder`` (:class:`~afire_monai.networks.Encoder`) and gives logits (B, C). Weights are not
             changed and collect no gradient.
         images: (B, C, H, W) in 0…1.
         label: column of the logits.
-        block: the map is made of the tokens after this transformer block, negative counts from the end; None for the
-            encoder's output or, where that has no gradient because only the class token goes on (pooling ``class``),
+        block: the map is made of what comes after this block, negative counts from the end; None for the encoder's
+            output or, where a transformer's has no gradient because only the class token goes on (pooling ``class``),
             for what enters the last block (this project's reading: the paper names no layer for transformers).
 
     Returns:
-        (B, h, w) float32, at least 0; comparable within an image, not between images.
+        (B, h, w) float32, at least 0; comparable within an image, not between images. The grid is that of the tokens;
+        finer after the earlier blocks of a ResNet.
 
     Raises:
         AfireError: for a label or block that does not exist.
     """
     encoder: Any = model.encoder
-    depth = len(encoder.blocks)
-    if block is None:
-        class_token = getattr(model, "pooling", "mean") == "class"
-        layer = encoder.blocks[depth - 2] if class_token and depth > 1 else encoder.norm
-        if class_token and depth == 1:
-            raise AfireError("Grad-CAM of a class token needs an encoder of at least 2 blocks, got 1")
-    elif -depth <= block < depth:
-        layer = encoder.blocks[block]
-    else:
-        raise AfireError(f"block must be in {-depth}…{depth - 1}, got {block}")
+    layer: nn.Module = encoder.attribution_layer(block, getattr(model, "pooling", "mean") == "class")
     kept: list[Tensor] = []
 
     def keep(_: nn.Module, __: Any, output: Tensor) -> Tensor:
@@ -62,10 +55,11 @@ def grad_cam(model: nn.Module, images: Tensor, label: int, block: int | None = N
             (gradient,) = torch.autograd.grad(logits[:, label].sum(), kept[0])
     finally:
         handle.remove()
-    tokens, gradient = kept[0].detach()[:, 1:].float(), gradient[:, 1:].float()
-    weights = gradient.mean(1, keepdim=True)
-    h, w = encoder.grid_of(images.shape[2], images.shape[3])
-    return F.relu((weights * tokens).sum(-1)).view(len(images), h, w)
+    values, gradient = kept[0].detach().float(), gradient.float()
+    if values.ndim == 3:  # tokens (B, 1 + L, D)
+        grid = encoder.grid_of(images.shape[2], images.shape[3])
+        values, gradient = (t[:, 1:].transpose(1, 2).unflatten(2, grid) for t in (values, gradient))
+    return F.relu((gradient.mean((2, 3), keepdim=True) * values).sum(1))
 
 
 @torch.no_grad()
@@ -85,9 +79,14 @@ def attention_rollout(model: nn.Module, images: Tensor, start: str = "auto") -> 
         (B, h, w) float32, at least 0: the share of each patch; the class token's share is left out.
 
     Raises:
-        AfireError: for an unknown start.
+        AfireError: for an unknown start, or an encoder without attention.
     """
     encoder: Any = getattr(model, "encoder", model)
+    if not isinstance(encoder, ViTEncoder):
+        raise AfireError(
+            f"attention rollout needs a transformer; {type(encoder).__name__} has no attention between places. Use "
+            "Grad-CAM of a classifier instead"
+        )
     start = getattr(model, "pooling", "mean") if start == "auto" else start
     if start not in ("class", "mean"):
         raise AfireError(f"start must be auto, class or mean, got {start!r}")

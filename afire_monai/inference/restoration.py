@@ -13,7 +13,7 @@ from torch import Tensor
 
 from afire_monai.errors import AfireError, CheckpointError
 from afire_monai.export.encoder import load_module_files, weights_that_fit
-from afire_monai.networks import AnomalyRestorationDecoder, ViTEncoder
+from afire_monai.networks import AnomalyRestorationDecoder, Encoder, encoder_from_config
 
 
 class AnomalyOutput(NamedTuple):
@@ -100,7 +100,7 @@ class AnomalyNetwork(nn.Module):
 
     def __init__(
         self,
-        encoder: ViTEncoder,
+        encoder: Encoder,
         decoder: AnomalyRestorationDecoder,
         groups: int = 2,
         hide_input: bool = False,
@@ -169,7 +169,7 @@ def load_restorer(path: str | Path) -> AnomalyNetwork:
     if "decoder" not in description or "encoder" not in description:
         raise CheckpointError(f"{path}: its JSON lacks 'encoder' or 'decoder', so it does not describe a restorer")
     with weights_that_fit(path):
-        encoder = ViTEncoder(**description["encoder"], check_range=True)
+        encoder = encoder_from_config(description["encoder"], check_range=True)
         network = AnomalyNetwork(encoder, AnomalyRestorationDecoder(**description["decoder"]))
         network.load_state_dict(tensors)
     return network.eval()

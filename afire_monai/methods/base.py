@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from afire_monai.networks import AnomalyRestorationDecoder, ViTEncoder
+from afire_monai.networks import AnomalyRestorationDecoder, Encoder
 
 
 class Method(nn.Module, ABC):
@@ -89,7 +89,7 @@ class Method(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def export_encoder(self) -> ViTEncoder:
+    def export_encoder(self) -> Encoder:
         """The encoder that later tasks take (the teacher's, where there is one)."""
 
     @property
@@ -107,12 +107,17 @@ class Method(nn.Module, ABC):
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
-        """Move the teacher, if there is one, towards the student: teacher ← m · teacher + (1 − m) · student."""
+        """Move the teacher, if there is one, towards the student: teacher ← m · teacher + (1 − m) · student.
+
+        So do statistics that it keeps (of batch norm); counts are taken over.
+        """
         if self.teacher is None:
             return
-        student = dict(self.student.named_parameters())
-        pairs = [(p, student[name]) for name, p in self.teacher.named_parameters()]
-        torch._foreach_lerp_([t for t, _ in pairs], [s.detach() for _, s in pairs], 1 - momentum)
+        student, teacher = self.student.state_dict(), self.teacher.state_dict()
+        moving = [name for name, value in teacher.items() if value.is_floating_point()]
+        torch._foreach_lerp_([teacher[name] for name in moving], [student[name] for name in moving], 1 - momentum)
+        for name in teacher.keys() - set(moving):
+            teacher[name].copy_(student[name])
 
     def train(self, mode: bool = True) -> Method:
         """Set training mode for the student only: a teacher is always in evaluation mode."""

@@ -1,21 +1,31 @@
 """Networks: encoder, token head, restoration decoder, prototype bank; classifier and segmenter on an encoder."""
 
+from afire_monai.networks.batch_norm import SyncedBatchNorm
+from afire_monai.networks.build import ENCODER_PRESETS, build_encoder, encoder_from_config
 from afire_monai.networks.classifier import ViTClassifier
 from afire_monai.networks.decoder import AnomalyRestorationDecoder
-from afire_monai.networks.encoder import ENCODER_PRESETS, ViTEncoder, build_encoder, sincos_positions
+from afire_monai.networks.encoder import ViTEncoder, sincos_positions
+from afire_monai.networks.encoder_base import Encoder, FeatureMap
 from afire_monai.networks.heads import TokenHead
 from afire_monai.networks.prototypes import PrototypeBank, sinkhorn
+from afire_monai.networks.resnet import ContextBottleneck, ResNetEncoder
 from afire_monai.networks.segmenter import ViTSegmenter
 
 __all__ = [
     "ENCODER_PRESETS",
     "AnomalyRestorationDecoder",
+    "ContextBottleneck",
+    "Encoder",
+    "FeatureMap",
     "PrototypeBank",
+    "ResNetEncoder",
+    "SyncedBatchNorm",
     "TokenHead",
     "ViTClassifier",
     "ViTEncoder",
     "ViTSegmenter",
     "build_encoder",
+    "encoder_from_config",
     "sincos_positions",
     "sinkhorn",
 ]

@@ -10,7 +10,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from afire_monai.errors import AfireError
-from afire_monai.networks.encoder import ViTEncoder
+from afire_monai.networks.build import encoder_from_config
+from afire_monai.networks.encoder_base import Encoder
 
 ClassifierPooling = Literal["mean", "class"]
 
@@ -30,7 +31,7 @@ class ViTClassifier(nn.Module):
     calibration_scale: Tensor
     calibration_bias: Tensor
 
-    def __init__(self, encoder: ViTEncoder, labels: Sequence[str], pooling: ClassifierPooling = "mean") -> None:
+    def __init__(self, encoder: Encoder, labels: Sequence[str], pooling: ClassifierPooling = "mean") -> None:
         super().__init__()
         if not labels or len(set(labels)) != len(labels):
             raise AfireError(f"a classifier needs labels, each named once; got {list(labels)}")
@@ -57,9 +58,9 @@ class ViTClassifier(nn.Module):
 
         Args:
             config: as :attr:`config` gives it.
-            encoder_overrides: arguments of :class:`ViTEncoder` to change.
+            encoder_overrides: arguments of the encoder's class to change.
         """
-        encoder = ViTEncoder(**{**config["encoder"], **encoder_overrides})
+        encoder = encoder_from_config(config["encoder"], **encoder_overrides)
         return cls(encoder, config["labels"], config["pooling"])
 
     def features(self, images: Tensor, residual_scale: Tensor | None = None) -> Tensor:
@@ -72,7 +73,7 @@ class ViTClassifier(nn.Module):
 
         Args:
             images: (B, C, H, W) in 0…1.
-            residual_scale: (B, depth), see :meth:`ViTEncoder.hidden_states`.
+            residual_scale: (B, depth), see :meth:`Encoder.forward`.
         """
         return self.head(self.features(images, residual_scale))
 

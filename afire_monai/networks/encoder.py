@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn as nn
@@ -12,14 +10,7 @@ from torch import Tensor
 
 from afire_monai.errors import AfireError
 from afire_monai.networks.blocks import init_transformer, transformer_block
-
-# width, depth, heads; vit_ti6 is ViT-Ti cut to six layers, for laptops and tests
-ENCODER_PRESETS: dict[str, dict[str, int]] = {
-    "vit_ti6": {"embed_dim": 192, "depth": 6, "num_heads": 3},
-    "vit_ti": {"embed_dim": 192, "depth": 12, "num_heads": 3},
-    "vit_s": {"embed_dim": 384, "depth": 12, "num_heads": 6},
-    "vit_b": {"embed_dim": 768, "depth": 12, "num_heads": 12},
-}
+from afire_monai.networks.encoder_base import Encoder, FeatureMap
 
 
 def sincos_positions(grid: tuple[int, int], dim: int, reference: tuple[int, int] | None = None) -> Tensor:
@@ -56,7 +47,7 @@ def sincos_positions(grid: tuple[int, int], dim: int, reference: tuple[int, int]
     return position.reshape(h * w, dim).float()
 
 
-class ViTEncoder(nn.Module):
+class ViTEncoder(Encoder):
     """Vision transformer with a class token and fixed sine-cosine positions (AFiRe, arXiv 2504.10972, §Implementation).
 
     Normalisation to the data set's grey-level mean and standard deviation is part of the encoder, so callers always
@@ -82,8 +73,6 @@ class ViTEncoder(nn.Module):
     """
 
     positions: Tensor
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -100,33 +89,21 @@ class ViTEncoder(nn.Module):
         position_grid: Sequence[int] | None = None,
         check_range: bool = False,
     ) -> None:
-        super().__init__()
-        height, width = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        self.patch_size = patch_size
-        self.in_channels = in_channels
-        self.image_size = (height, width)
-        self.grid = self.grid_of(height, width)
+        super().__init__(image_size, patch_size, in_channels, embed_dim, depth, mean, std, check_range)
         rows, columns = position_grid or self.grid
         self.position_grid = (int(rows), int(columns))
-        self.embed_dim = embed_dim
-        self.check_range = check_range
-        self.config: dict[str, Any] = {
-            "image_size": [height, width],
-            "patch_size": patch_size,
-            "in_channels": in_channels,
+        self.config |= {
             "embed_dim": embed_dim,
             "depth": depth,
             "num_heads": num_heads,
             "mlp_ratio": mlp_ratio,
-            "mean": self._per_channel(mean, "mean"),
-            "std": self._per_channel(std, "std"),
             "layer_norm_eps": layer_norm_eps,
             "position_grid": list(self.position_grid),
         }
-        if min(self.config["std"]) <= 0:
-            raise AfireError(f"std must be above zero, got {std}")
-        self.register_buffer("mean", torch.tensor(self.config["mean"]).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(self.config["std"]).view(1, -1, 1, 1), persistent=False)
+        levels = max(1, patch_size.bit_length() - 1)
+        self.feature_maps = (FeatureMap(embed_dim, patch_size),) * levels
+        # block after which each but the last of these maps is taken, evenly spaced
+        self.taps = [max(1, round(depth * level / levels)) for level in range(1, levels)]
         self.register_buffer("positions", sincos_positions(self.grid, embed_dim, self.position_grid), persistent=False)
 
         self.patch_embed = nn.Conv2d(in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
@@ -139,38 +116,6 @@ class ViTEncoder(nn.Module):
         nn.init.xavier_uniform_(self.patch_embed.weight.view(embed_dim, -1))
         nn.init.zeros_(self.patch_embed.bias)  # type: ignore[arg-type]  # the convolution has a bias
         nn.init.normal_(self.cls_token, std=0.02)
-
-    def _per_channel(self, value: float | Sequence[float], name: str) -> list[float]:
-        values = [float(value)] * self.in_channels if isinstance(value, (int, float)) else [float(v) for v in value]
-        if len(values) != self.in_channels or not all(math.isfinite(v) for v in values):
-            raise AfireError(f"{name} must hold one finite value for each of {self.in_channels} channels, got {value}")
-        return values
-
-    def grid_of(self, height: int, width: int) -> tuple[int, int]:
-        """Give the token grid (h, w) of an image size.
-
-        Args:
-            height: pixels.
-            width: pixels.
-
-        Raises:
-            AfireError: if the patch size does not divide both sides.
-        """
-        p = self.patch_size
-        if height < p or width < p or height % p or width % p:
-            raise AfireError(
-                f"image size {height} x {width} must be a multiple of the patch size {p} on both sides; "
-                f"resize or pad to {math.ceil(height / p) * p} x {math.ceil(width / p) * p}"
-            )
-        return height // p, width // p
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """Bring images (B, C, H, W) in 0…1 to zero mean and unit standard deviation of the training data."""
-        return (images - self.mean) / self.std
-
-    def denormalise(self, images: Tensor) -> Tensor:
-        """Undo :meth:`normalise`."""
-        return images * self.std + self.mean
 
     def forward(self, images: Tensor, residual_scale: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
         """Encode images.
@@ -203,11 +148,7 @@ class ViTEncoder(nn.Module):
         Raises:
             AfireError: for a wrong shape or, with ``check_range``, values outside 0…1.
         """
-        if images.ndim != 4 or images.shape[1] != self.in_channels:
-            raise AfireError(f"images must be (B, {self.in_channels}, H, W), got {tuple(images.shape)}")
-        grid = self.grid_of(images.shape[2], images.shape[3])
-        if self.check_range:
-            self._refuse_wrong_range(images)
+        grid = self.checked(images)
         tokens = self.patch_embed(self.normalise(images)).flatten(2).transpose(1, 2)
         positions = self.positions
         if grid != self.grid:
@@ -225,26 +166,29 @@ class ViTEncoder(nn.Module):
             states.append(tokens)
         return states
 
-    @staticmethod
-    def _refuse_wrong_range(images: Tensor) -> None:
-        low, high = images.aminmax()
-        if not (low >= -1e-3 and high <= 1 + 1e-3):
-            raise AfireError(
-                f"images must lie in 0…1, got {low.item():.4g}…{high.item():.4g}; "
-                "read them with afire_monai.data.RadiographReader, or divide by the largest value of their type"
-            )
+    def pyramid(self, images: Tensor, residual_scale: Tensor | None = None) -> list[Tensor]:
+        """Give tokens of evenly spaced depths as maps (B, D, h, w), the last after the last layer norm."""
+        states = self.hidden_states(images, residual_scale)
+        grid = self.grid_of(images.shape[2], images.shape[3])
+        tokens = [*(states[tap] for tap in self.taps), self.norm(states[-1])]
+        return [t[:, 1:].transpose(1, 2).unflatten(2, grid).contiguous() for t in tokens]
 
+    def block_of(self, parameter: str) -> int:
+        """Say how deep a parameter lies (see :meth:`Encoder.block_of`)."""
+        if parameter.startswith("blocks."):
+            return int(parameter.split(".")[1]) + 1
+        return 0 if parameter.startswith(("patch_embed", "cls_token")) else self.depth + 1
 
-def build_encoder(preset: str, **overrides: Any) -> ViTEncoder:
-    """Build an encoder from a preset of :data:`ENCODER_PRESETS`.
+    def attribution_layer(self, block: int | None, class_token: bool) -> nn.Module:
+        """Give a block, or the last layer norm; where only the class token goes on, what enters the last block.
 
-    Args:
-        preset: ``vit_ti6``, ``vit_ti``, ``vit_s`` or ``vit_b``.
-        overrides: any argument of :class:`ViTEncoder`.
-
-    Raises:
-        AfireError: for an unknown preset.
-    """
-    if preset not in ENCODER_PRESETS:
-        raise AfireError(f"unknown encoder preset {preset!r}; choose one of {', '.join(ENCODER_PRESETS)}")
-    return ViTEncoder(**{**ENCODER_PRESETS[preset], **overrides})
+        Raises:
+            AfireError: for a block that does not exist, or a class token of a single block.
+        """
+        if block is not None:
+            return self.blocks[self._number_of(block)]
+        if not class_token:
+            return self.norm
+        if self.depth == 1:
+            raise AfireError("Grad-CAM of a class token needs an encoder of at least 2 blocks, got 1")
+        return self.blocks[self.depth - 2]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from afire_monai.errors import AfireError
 from afire_monai.methods.base import Method
-from afire_monai.networks import ViTEncoder
+from afire_monai.networks import Encoder
 from afire_monai.networks.classifier import ViTClassifier
 from afire_monai.networks.segmenter import ViTSegmenter
 from afire_monai.transforms import RadiographAugment
@@ -56,7 +56,7 @@ class Task(Method):
         self.average = average
         self.teacher = copy.deepcopy(network).requires_grad_(False) if average else nn.Module()
         self.augment = augment
-        depth = len(network.encoder.blocks)
+        depth = network.encoder.depth
         self.drop_path = drop_path if not frozen_encoder else 0.0
         self.register_buffer("drop_rates", torch.linspace(0, self.drop_path, depth), persistent=False)
         self.depth = depth if self.drop_path else 0
@@ -74,9 +74,9 @@ class Task(Method):
         return self.export_encoder.image_size
 
     @property
-    def export_encoder(self) -> ViTEncoder:
+    def export_encoder(self) -> Encoder:
         """The encoder as fine-tuned."""
-        encoder: ViTEncoder = self.network.encoder
+        encoder: Encoder = self.network.encoder
         return encoder
 
     def prepare(self, images: Tensor, uniforms: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, Any]:
@@ -163,14 +163,13 @@ def task_parameter_groups(task: Task, layer_decay: float = 1.0) -> list[dict[str
     """
     if not 0 < layer_decay <= 1:
         raise AfireError(f"layer_decay must be above 0 and at most 1, got {layer_decay}")
-    depth = len(task.export_encoder.blocks)
+    encoder = task.export_encoder
+    depth = encoder.depth
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in task.trainable():
         level = depth + 1  # what lies behind the encoder
-        if name.startswith("encoder.blocks."):
-            level = int(name.split(".")[2]) + 1
-        elif name.startswith(("encoder.patch_embed", "encoder.cls_token")):
-            level = 0
+        if name.startswith("encoder."):
+            level = encoder.block_of(name.removeprefix("encoder."))
         decay = parameter.ndim > 1 and not name.endswith((".bias", "cls_token"))
         key = (level, decay)
         if key not in groups:

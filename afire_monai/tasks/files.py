@@ -8,7 +8,7 @@ from typing import Any
 from afire_monai import __version__
 from afire_monai.errors import CheckpointError
 from afire_monai.export.encoder import load_encoder, load_module_files, save_module_files, weights_that_fit
-from afire_monai.networks import ViTEncoder, build_encoder
+from afire_monai.networks import Encoder, build_encoder
 from afire_monai.networks.classifier import ViTClassifier
 from afire_monai.networks.segmenter import ViTSegmenter
 
@@ -99,7 +99,7 @@ def _refuse_wrong_numbers(values: Any, key: str, path: Path) -> None:
         )
 
 
-def initial_encoder(init: str, preset: str, image_size: int, patch_size: int, statistics: Any) -> ViTEncoder:
+def initial_encoder(init: str, preset: str, image_size: int, patch_size: int, statistics: Any) -> Encoder:
     """Give the encoder that fine-tuning starts from.
 
     Args:

@@ -73,9 +73,9 @@ def test_segmenter_gives_the_size_of_the_image_and_every_part_learns(patch, side
     assert not untouched
 
 
-def test_segmenter_takes_tokens_from_evenly_spaced_depths():
-    assert ViTSegmenter(encoder(16, 12, 64), ["lung"], 4).taps == [3, 6, 9]
-    assert ViTSegmenter(encoder(16, 6, 64), ["lung"], 4).taps == [2, 3, 4]
+def test_transformer_offers_tokens_of_evenly_spaced_depths():
+    assert encoder(16, 12, 64).taps == [3, 6, 9]
+    assert encoder(16, 6, 64).taps == [2, 3, 4]
 
 
 def test_segmenter_keeps_left_and_right():

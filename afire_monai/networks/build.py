@@ -1,0 +1,55 @@
+"""Encoders by name, and from the description that an export leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from afire_monai.errors import AfireError
+from afire_monai.networks.encoder import ViTEncoder
+from afire_monai.networks.encoder_base import Encoder
+from afire_monai.networks.resnet import ResNetEncoder
+
+# vit_ti6 is ViT-Ti cut to six layers, for laptops and tests
+ENCODER_PRESETS: dict[str, dict[str, Any]] = {
+    "vit_ti6": {"embed_dim": 192, "depth": 6, "num_heads": 3},
+    "vit_ti": {"embed_dim": 192, "depth": 12, "num_heads": 3},
+    "vit_s": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "vit_b": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+    "resnet18": {"kind": "resnet", "blocks": [2, 2, 2, 2], "patch_size": 32},
+}
+
+_KINDS: dict[str, type[ViTEncoder] | type[ResNetEncoder]] = {"vit": ViTEncoder, "resnet": ResNetEncoder}
+
+
+def encoder_from_config(config: Mapping[str, Any], **overrides: Any) -> Encoder:
+    """Build an encoder with fresh weights from :attr:`Encoder.config`.
+
+    Args:
+        config: arguments of the class; ``kind`` says which, ``vit`` where it does not.
+        overrides: arguments to change.
+
+    Raises:
+        AfireError: for an unknown kind, or values that the class refuses.
+    """
+    arguments = {**config, **overrides}
+    kind = arguments.pop("kind", "vit")
+    if kind not in _KINDS:
+        raise AfireError(f"unknown kind of encoder {kind!r}; this version knows {', '.join(_KINDS)}")
+    encoder: Encoder = _KINDS[kind](**arguments)
+    return encoder
+
+
+def build_encoder(preset: str, **overrides: Any) -> Encoder:
+    """Build an encoder from a preset of :data:`ENCODER_PRESETS`.
+
+    Args:
+        preset: ``vit_ti6``, ``vit_ti``, ``vit_s``, ``vit_b`` or ``resnet18``.
+        overrides: any argument of :class:`ViTEncoder` or :class:`ResNetEncoder`.
+
+    Raises:
+        AfireError: for an unknown preset.
+    """
+    if preset not in ENCODER_PRESETS:
+        raise AfireError(f"unknown encoder preset {preset!r}; choose one of {', '.join(ENCODER_PRESETS)}")
+    return encoder_from_config(ENCODER_PRESETS[preset], **overrides)
