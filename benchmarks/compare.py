@@ -1,0 +1,174 @@
+"""Methods on equal terms: the same images, encoder, trainer and evaluation; what each is worth, and what it costs.
+
+    python benchmarks/compare.py pretrain --out compare --images normals.json --method afire mae=60 --seeds 3
+    python benchmarks/compare.py evaluate --out compare --task kermany=kermany.json:Pneumonia --segment jsrt=jsrt.json
+    python benchmarks/compare.py cost --out compare --images normals.json
+    python benchmarks/compare.py table --out compare
+
+Everything is resumable: what is finished is not repeated, a pre-training that was cut off goes on from its newest
+checkpoint. `NAME=EPOCHS` gives a method epochs of its own, for a comparison at equal computing time.
+
+`evaluate` takes every encoder that is finished in OUT/NAME/SEED/models and, with the same seed for everything that
+follows: probes its frozen features (k-NN, logistic regression), fine-tunes it on 1, 10 and 100 % of the labels,
+fine-tunes a segmenter, and scores anomalies without labels (with pointing where test images have boxes). `fresh` is
+the same encoder with the weights that the seed gives. Scores of single images are kept in OUT/scores.
+
+Table: mean over seeds, with 95 % bootstrap intervals over patients of that mean; in brackets behind it the standard
+deviation over seeds. Bold: methods whose paired difference to the best one includes 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "afire": ("method_afire.yaml", {}),
+    "afire_published": ("method_afire.yaml", {"shift": 0}),
+    "afire_released": ("method_afire.yaml", {"shift": 0, "structure": "cross_entropy", "category_weight": 0.0}),
+    "afire_structure": ("method_afire.yaml", {"category_weight": 0.0, "restoration_weight": 0.0}),
+    "peac": ("method_peac.yaml", {}),
+    "mlvicx": ("method_mlvicx.yaml", {}),
+    "mae": ("method_mae.yaml", {}),
+    "dino": ("method_dino.yaml", {}),
+}
+FRACTIONS = (1.0, 0.1, 0.01)
+
+
+def train_command(method: str, images: str, folder: Path, epochs: int, seed: int) -> list[str]:
+    """Give the bundle's command line of one pre-training."""
+    from afire_monai.commands.bundle import bundle_root
+
+    config, settings = METHODS[method]
+    files = [str(bundle_root() / "configs" / name) for name in ("pretrain.yaml", config)]
+    settings = {
+        **{"datalist": images, "output_dir": folder, "run_name": f"{method}-{seed}", "resume": True, "seed": seed},
+        **{"epochs": epochs, "panel_every": epochs, "use_mlflow": False},
+        **settings,
+    }
+    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    return [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files), *words]
+
+
+def pretrain(args: argparse.Namespace) -> None:
+    """Pre-train every method with every seed; a seed of all methods before the next seed."""
+    chosen = dict(pair.split("=") if "=" in pair else (pair, args.epochs) for pair in args.method)
+    jobs = [(seed, name) for seed in range(args.seeds) for name in chosen]
+    jobs = [(s, n) for s, n in jobs if not (Path(args.out) / n / str(s) / "models" / "encoder.safetensors").exists()]
+    for number, (seed, name) in enumerate(jobs):
+        folder = Path(args.out) / name / str(seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"[{number + 1}/{len(jobs)}] {name}, seed {seed}, {chosen[name]} epochs", flush=True)
+        with (folder / "output.txt").open("a") as log:
+            command = train_command(name, args.images, folder, int(chosen[name]), seed)
+            if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode:
+                raise SystemExit(f"{name}, seed {seed} failed; see {folder / 'output.txt'}")
+
+
+def finished(out: Path) -> list[tuple[str, int, Path]]:
+    """Give name, seed and model folder of every encoder that is there, in the order of METHODS."""
+    found = [(p.parts[-4], int(p.parts[-3]), p.parent) for p in out.glob("*/*/models/encoder.safetensors")]
+    order = list(METHODS)
+    return sorted(found, key=lambda f: (f[1], order.index(f[0]) if f[0] in order else len(order), f[0]))
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Do what is not yet in the results file for every finished encoder."""
+    from compare_parts import anomaly_run, probe_run
+    from downstream import classification_run, named, segmentation_run
+
+    out = Path(args.out)
+    (out / "scores").mkdir(parents=True, exist_ok=True)
+    log = out / "results.jsonl"
+    done = {json.loads(line)["key"] for line in log.read_text().splitlines()} if log.exists() else set()
+    encoders = [*finished(out), *(("fresh", seed, Path("random")) for seed in range(args.seeds))]
+    tasks, segments, anomalies = named(args.task), named(args.segment), named(args.anomaly)
+    jobs: list[tuple[str, str, str, float, int, Path]] = []
+    for kind, lists, fractions in (
+        ("probe", tasks, (1.0,)),
+        ("anomaly", anomalies, (1.0,)),
+        ("segmentation", segments, (1.0,)),
+        ("classification", tasks, tuple(args.fraction)),
+    ):
+        jobs += [(kind, t, name, f, seed, path) for name, seed, path in encoders for t in lists for f in fractions]
+    jobs = [job for job in jobs if "/".join(map(str, job[:5])) not in done]
+    work, started = out / f"work_{os.getpid()}", time.monotonic()
+    for number, (kind, task, name, fraction, seed, path) in enumerate(jobs):
+        begin = time.monotonic()
+        datalist, _, labels = {**tasks, **segments, **anomalies}[task].partition(":")
+        scores: dict[str, Any] = {}
+        row: dict[str, Any] = {"key": "/".join(map(str, (kind, task, name, fraction, seed))), "datalist": datalist}
+        if kind == "segmentation":
+            row |= segmentation_run(datalist, str(path), fraction, seed, work)
+        elif kind == "classification":
+            scores = classification_run(datalist, labels, str(path), fraction, seed, work)
+        elif kind == "probe":
+            scores = probe_run(datalist, labels, path, seed, out)
+        else:
+            scores, figures = anomaly_run(datalist, path, seed, out)
+            row |= figures
+        if scores:
+            np.savez(out / "scores" / f"{row['key'].replace('/', '_')}.npz", **scores)
+        row["seconds"] = round(time.monotonic() - begin, 1)
+        with log.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        left = (time.monotonic() - started) / (number + 1) * (len(jobs) - number - 1)
+        print(
+            f"[{number + 1}/{len(jobs)}] {row['key']}: {row['seconds']} s, about {left / 60:.0f} min left", flush=True
+        )
+
+
+def cost(args: argparse.Namespace) -> None:
+    """Train each method for one epoch, one after the other on this machine: images a second and peak memory."""
+    rows = {}
+    for name in args.method:
+        folder = Path(args.out) / "cost" / name
+        subprocess.run(["rm", "-rf", str(folder)], check=True)
+        folder.mkdir(parents=True)
+        with (folder / "output.txt").open("w") as log:
+            process = subprocess.Popen(
+                train_command(name, args.images, folder, 1, 0), stdout=log, stderr=subprocess.STDOUT
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit(f"{name} failed; see {folder / 'output.txt'}")
+        header, values = (folder / "log.csv").read_text().splitlines()[:2]
+        speed = float(dict(zip(header.split(","), values.split(","), strict=True))["images_per_second"])
+        rows[name] = {"images_per_second": speed, "peak_gib": usage.ru_maxrss / 2**20}
+        print(f"{name}: {speed:.1f} images/s, peak {rows[name]['peak_gib']:.2f} GiB", flush=True)
+    (Path(args.out) / "cost.json").write_text(json.dumps(rows, indent=1))
+
+
+def table(args: argparse.Namespace) -> None:
+    """Print the tables from stored scores."""
+    from compare_parts import print_tables
+
+    print_tables(Path(args.out), [*METHODS, "fresh"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["pretrain", "evaluate", "cost", "table"])
+    parser.add_argument("--out", required=True, help="folder of runs and results")
+    parser.add_argument("--images", help="data list whose normal training images are learned from")
+    parser.add_argument("--method", nargs="+", default=list(METHODS), help="names, or NAME=EPOCHS")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--fraction", type=float, nargs="+", default=FRACTIONS)
+    parser.add_argument("--task", action="append", default=[], help="NAME=datalist.json:label")
+    parser.add_argument("--segment", action="append", default=[], help="NAME=datalist.json with masks")
+    parser.add_argument("--anomaly", action="append", default=[], help="NAME=datalist.json, with boxes if there are")
+    args = parser.parse_args()
+    {"pretrain": pretrain, "evaluate": evaluate, "cost": cost, "table": table}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()
