@@ -94,7 +94,7 @@ def classification_truth(row: dict[str, Any], saved: Any) -> tuple[np.ndarray, n
 
 
 def auroc_draws(row: dict[str, Any], folder: Path, repeats: int = 1000) -> np.ndarray:
-    """Give (C, 1 + repeats): AUROC of the sample and of bootstrap draws of patients, the same for all rows of a task."""
+    """Give (C, 1 + repeats): AUROC of the sample and of draws of patients, the same for all rows of a task."""
     saved = np.load(folder / "scores" / f"{row['key'].replace('/', '_')}.npz")
     if row["key"].startswith("classification"):
         truth, groups = classification_truth(row, saved)
