@@ -28,6 +28,11 @@ CAPTIONS = {
         "t-SNE of tokens of many patients, coloured by the place of their cell. Position is part of each token, so "
         "clusters of one colour are no proof of anatomy: see the table of moved pictures.",
     ),
+    "tsne_landmarks": (
+        "Tokens by landmark of the lungs",
+        "t-SNE of the tokens that show ten points of the lungs, found in masks. Each picture is shown as one of two "
+        "crops, some cells apart, so that the place in the picture does not tell the landmark.",
+    ),
     "tsne_disease": (
         "Images by disease",
         "t-SNE of images (mean of their tokens; raw pixels: the reduced picture). Distances between "
@@ -73,6 +78,8 @@ def page_text(numbers: Mapping[str, Any], drawn: Mapping[str, bytes], notes: Seq
         dice_table(numbers.get("segmentation")),
         _part("tsne_cells", drawn),
         cohesion_table(numbers["cells"]),
+        _part("tsne_landmarks", drawn) if "landmarks" in numbers else "",
+        landmark_table(numbers.get("landmarks")),
         _part("tsne_disease", drawn),
         disease_table(numbers.get("disease")),
         _part("atlas", drawn),
@@ -153,6 +160,21 @@ def cohesion_table(cells: Mapping[str, Any]) -> str:
         ["tokens by cell", "silhouette (higher is tighter)", "within / between distance (lower is tighter)"],
         [[name, _number(view["silhouette"]), _number(view["distance_ratio"])] for name, view in cells.items()],
     )
+
+
+def landmark_table(landmarks: Mapping[str, Any] | None) -> str:
+    """Retrieval, silhouette and distance ratio of tokens by landmark."""
+    if landmarks is None:
+        return ""
+    head = [f"tokens by landmark ({landmarks['images']} images)", "same landmark in other patients", "silhouette"]
+    rows = [
+        [name, interval(view["found"]), _number(view["silhouette"]), _number(view["distance_ratio"])]
+        for name, view in landmarks["views"].items()
+    ]
+    chance = landmarks["views"][OURS]["found"]["chance"]
+    text = "The most like landmark token among the patients whose pictures are shown as the other crop."
+    table_text = table([*head, "within / between distance"], [*rows, ["chance", f"{chance:.3f}", "", ""]])
+    return table_text + paragraph(text, "small")
 
 
 def disease_table(disease: Mapping[str, Any] | None) -> str:

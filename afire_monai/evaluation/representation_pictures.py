@@ -59,6 +59,20 @@ def draw_cells(maps: Mapping[str, Points], cells: NDArray[np.int64], grid: tuple
     return png(figure, 110)
 
 
+def draw_landmarks(maps: Mapping[str, Points], landmarks: NDArray[np.int64], names: Sequence[str]) -> bytes:
+    """Scatter tokens (m, 2), coloured by the landmark that they show; one panel for each view, and the names."""
+    figure = new_figure(3.3 * len(maps) + 2.1, 3.6)
+    axes = figure.subplots(1, len(maps), squeeze=False)[0]
+    for axis, (name, points) in zip(axes, maps.items(), strict=True):
+        for landmark, word in enumerate(names):
+            shown = landmarks == landmark
+            colour = SEGMENT_COLOURS[landmark % len(SEGMENT_COLOURS)]
+            axis.scatter(*points[shown].T, s=9, color=colour, alpha=0.8, linewidths=0, label=word)
+        _plain(axis, name)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7, frameon=False)
+    return png(figure, 110)
+
+
 @dataclass(frozen=True)
 class Correspondence:
     """One asked cell and its answers.

@@ -11,6 +11,7 @@ from afire_monai.data.datalist_file import datalist_hash, load_datalist, read_ra
 from afire_monai.data.targets import target_matrix
 from afire_monai.errors import AfireError, DataListError
 from afire_monai.evaluation import representation_parts as parts
+from afire_monai.evaluation.representation_landmarks import add_landmarks
 from afire_monai.evaluation.representation_page import page_text
 from afire_monai.evaluation.representation_parts import Settings, Study
 from afire_monai.evaluation.representation_views import choose_items, read_sample, views_of
@@ -65,6 +66,7 @@ def draw_figures(
         "seed": s.seed,
     }
     parts.add_cells(study)
+    add_landmarks(study)
     parts.add_disease(study)
     parts.add_correspondence(study)
     parts.add_segments(study)
