@@ -59,3 +59,15 @@ def sum_over_processes_with_gradient(tensor: Tensor) -> Tensor:
         return tensor
     summed: Tensor = _SumWithGradient.apply(tensor)
     return summed
+
+
+def gather_with_gradient(tensor: Tensor) -> Tensor:
+    """Give the rows (b, …) of all processes, (processes · b, …) in their order, the same size in each.
+
+    Each process gets for its rows the gradient of all processes' uses of them.
+    """
+    count, own = world_size(), rank()
+    if count == 1:
+        return tensor
+    padded = [torch.zeros_like(tensor)] * own + [tensor] + [torch.zeros_like(tensor)] * (count - own - 1)
+    return sum_over_processes_with_gradient(torch.cat(padded))

@@ -3,11 +3,13 @@
 from afire_monai.engines import finetuning, startup
 from afire_monai.engines.checkpoint import CheckpointKeeper, find_checkpoint, load_checkpoint, save_checkpoint
 from afire_monai.engines.handlers import CsvLogger, HealthMonitor, PanelWriter, ProgressBar, mlflow_handler
+from afire_monai.engines.lars import LARS
 from afire_monai.engines.plan import TrainingPlan, parameter_groups
 from afire_monai.engines.trainer import PretrainTrainer
 from afire_monai.engines.validation import ValidationMonitor, predict_dataset
 
 __all__ = [
+    "LARS",
     "CheckpointKeeper",
     "CsvLogger",
     "HealthMonitor",

@@ -4,6 +4,7 @@ from afire_monai.networks.batch_norm import SyncedBatchNorm
 from afire_monai.networks.build import ENCODER_PRESETS, build_encoder, encoder_from_config
 from afire_monai.networks.classifier import ViTClassifier
 from afire_monai.networks.decoder import AnomalyRestorationDecoder
+from afire_monai.networks.dense_branch import DenseBranch
 from afire_monai.networks.encoder import ViTEncoder, sincos_positions
 from afire_monai.networks.encoder_base import Encoder, FeatureMap
 from afire_monai.networks.heads import TokenHead
@@ -15,6 +16,7 @@ __all__ = [
     "ENCODER_PRESETS",
     "AnomalyRestorationDecoder",
     "ContextBottleneck",
+    "DenseBranch",
     "Encoder",
     "FeatureMap",
     "PrototypeBank",
