@@ -47,6 +47,10 @@ RATIO = CodedConcept("{ratio}", "UCUM", "ratio")
 PERCENT = CodedConcept("%", "UCUM", "Percent")
 RADIOGRAPHY = CodedConcept("363680008", "SCT", "Radiographic imaging procedure")
 ABNORMAL_STRUCTURE = CodedConcept("49755003", "SCT", "Morphologically Abnormal Structure")
+ANATOMY = CodedConcept("123037004", "SCT", "Anatomical Structure")
+LUNG = CodedConcept("39607008", "SCT", "Lung")
+HEART = CodedConcept("80891009", "SCT", "Heart")
+LESION = CodedConcept("52988006", "SCT", "Lesion")
 SPATIAL = CodedConcept("309825002", "SCT", "Spatial and Relational Concept")
 ARTIFICIAL_INTELLIGENCE = CodedConcept("123110", "DCM", "Artificial Intelligence")
 SOURCE_IMAGE = CodedConcept("121322", "DCM", "Source image for image processing operation")
@@ -63,6 +67,22 @@ def finding_code(label: str) -> CodedConcept:
     """
     known = FINDINGS.get(label.strip().lower().replace("_", " "))
     return CodedConcept(*known) if known else CodedConcept(_private_value(label), PRIVATE_SCHEME, meaning(label))
+
+
+def segment_code(name: str) -> CodedConcept:
+    """Give the code of what a segment shows: of an organ or a lesion where it surely means that, else of the finding.
+
+    Args:
+        name: of the class.
+    """
+    organs = {"lung": LUNG, "lungs": LUNG, "heart": HEART, "lesion": LESION}
+    return organs.get(name.strip().lower()) or finding_code(name)
+
+
+def is_finding(name: str) -> bool:
+    """Whether a class is something abnormal, as far as its name is known; others are taken for anatomy."""
+    plain = name.strip().lower().replace("_", " ")
+    return plain == "lesion" or (plain in FINDINGS and plain != "normal")
 
 
 def meaning(label: str) -> str:

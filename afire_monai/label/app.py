@@ -1,0 +1,191 @@
+"""The MONAI Label app: needs MONAI Label."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.tasks.activelearning.random import Random
+
+from afire_monai import __version__
+from afire_monai.errors import AfireError
+from afire_monai.label.answers import TASKS, class_values
+from afire_monai.label.choice import STRATEGIES, Chooser
+from afire_monai.label.logs import quiet_monailabel
+from afire_monai.label.problems import NotFoundError
+from afire_monai.label.shelf import ModelShelf
+from afire_monai.label.stores import ArchiveStore, CarefulStore
+from afire_monai.label.tasks import RadiographInfer, RadiographScoring, RadiographStrategy, RadiographTrain
+from afire_monai.label.training import Trainable, Workshop
+
+logger = logging.getLogger(__name__)
+
+SETTINGS = {
+    "models": "model folders with commas between them; given to --model of the start script",
+    "work": "folder for what is trained; by default work/ beside main.py",
+    "classes": "names of the segmenter's classes with commas between them, where no segmenter is given",
+    "findings": "names of the classifier's labels with commas between them, where no classifier is given",
+    "modalities": "of DICOMweb; CR,DX unless given",
+    "to_archive": "true: saved masks go to the DICOMweb archive as DICOM segmentations, as MONAI Label does; or false",
+    "candidates": "images without label that a strategy looks at in one call; 48 unless given",
+}
+"""Keys of ``--conf``."""
+
+
+class RadiographLabelApp(MONAILabelApp):
+    """Use, correct and improve this project's models on radiographs from folders and DICOMweb.
+
+    Args:
+        app_dir: folder of ``main.py``; MONAI Label makes folders in it.
+        studies: folder of radiographs, or root of DICOMweb services.
+        conf: see `SETTINGS`.
+
+    Raises:
+        AfireError: for an unknown or wrong setting.
+        CheckpointError: if a model folder is missing or nothing in it can be read.
+    """
+
+    def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None = None) -> None:
+        quiet_monailabel()
+        given = {key: str(value).strip() for key, value in (conf or {}).items()}
+        if unknown := sorted(given.keys() - SETTINGS.keys()):
+            raise AfireError(f"--conf {', '.join(unknown)}: there are {', '.join(SETTINGS)}")
+        self.given = given
+        work = Path(given.get("work") or Path(app_dir) / "work")
+        self.shelf = ModelShelf(work / "models", _names(given.get("models", "")))
+        self.workshop = Workshop(work, self.shelf)
+        self.chooser = Chooser(self.shelf, _count(given.get("candidates", "48")))
+        self.trainable = self._trainable()
+        self.work = work
+        super().__init__(
+            app_dir,
+            studies,
+            dict(given),
+            name="AFiRe radiographs",
+            description="Anomalies, findings and outlines in radiographs. Research use only; no medical device.",
+            version=__version__,
+        )
+
+    def _trainable(self) -> dict[str, Trainable]:
+        """Say what labels can train: what the models have, or what was named."""
+        found: dict[str, Trainable] = {}
+        classes, labels = tuple(_names(self.given.get("classes", ""))), tuple(_names(self.given.get("findings", "")))
+        if self.shelf.offers("segmentation"):
+            classes = tuple(class_values(self.shelf))
+        if self.shelf.offers("classification"):
+            labels = tuple(self.shelf.get("classification").scorer.labels)
+        for task, names in (("segmentation", classes), ("classification", labels)):
+            if names and (self.shelf.offers(task) or self.shelf.file("encoder") is not None):
+                found[task] = Trainable(task, names)
+        return found
+
+    def _classes(self) -> dict[str, int]:
+        what = self.trainable.get("segmentation")
+        return what.classes if what else {}
+
+    def _findings(self) -> tuple[str, ...]:
+        what = self.trainable.get("classification")
+        return what.names if what else ()
+
+    def init_datastore(self) -> CarefulStore:
+        """Open the folder or the archive."""
+        if not self.studies.startswith(("http://", "https://")):
+            return CarefulStore(self.studies, self._classes(), self._findings())
+        return ArchiveStore(
+            self.studies.rstrip("/"),
+            str(self.work / "cache"),
+            self._classes(),
+            self._findings(),
+            _names(self.given.get("modalities", "CR,DX")),
+            _switch(self.given.get("to_archive", "true")),
+        )
+
+    def init_infers(self) -> dict[str, RadiographInfer]:
+        """Give the tasks; those without a model are not shown until one is trained."""
+        return {task: RadiographInfer(task, self.shelf) for task in TASKS}
+
+    def init_trainers(self) -> dict[str, RadiographTrain]:
+        """Give what can be trained."""
+        return {task: RadiographTrain(what, self.workshop) for task, what in self.trainable.items()}
+
+    def init_strategies(self) -> dict[str, Any]:
+        """Give the strategies that there are models for, and MONAI Label's random one."""
+        ours = {name: RadiographStrategy(name, self.chooser) for name in STRATEGIES if self.chooser.offers(name)}
+        return {**ours, "random": Random()}
+
+    def init_scoring_methods(self) -> dict[str, RadiographScoring]:
+        """Give Dice and AUROC, for what can be trained."""
+        names = {"segmentation": "dice", "classification": "auroc"}
+        return {names[task]: RadiographScoring(task, self.shelf) for task in self.trainable}
+
+    def infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
+        """Answer a request; see MONAI Label.
+
+        Raises:
+            NotFoundError: if there is no such task, or no model for it.
+        """
+        task = self._infers.get(request.get("model"))
+        if task is None or not task.is_valid():
+            able = ", ".join(name for name, one in self._infers.items() if one.is_valid()) or "none"
+            raise NotFoundError(f"there is no model of this name here; there are {able}")
+        result: dict[str, Any] = super().infer(request, datastore)
+        return result
+
+    def check_training(self, model: str) -> None:
+        """Refuse in words what cannot be trained.
+
+        Raises:
+            NotFoundError: if there is no such task.
+            AfireError: if there are too few labels.
+        """
+        task = self._trainers.get(model)
+        if task is None:
+            able = ", ".join(self._trainers) or "none (give --classes or a model, and an encoder)"
+            raise NotFoundError(f"nothing of this name can be trained; there are {able}")
+        task.check(self.datastore())
+
+    def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Choose the next image; see MONAI Label.
+
+        Raises:
+            NotFoundError: if there is no such strategy.
+        """
+        strategy = request.get("strategy") or "random"
+        if strategy not in self._strategies:
+            raise NotFoundError(f"there is no strategy of this name; there are {', '.join(self._strategies)}")
+        found: dict[str, Any] = super().next_sample(request)
+        return found
+
+    def scoring(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
+        """Score; see MONAI Label.
+
+        Raises:
+            NotFoundError: if there is no such method.
+        """
+        if request.get("method") not in self._scoring_methods:
+            raise NotFoundError(f"there is no such scoring; there are {', '.join(self._scoring_methods) or 'none'}")
+        result: dict[str, Any] = super().scoring(request, datastore)
+        return result
+
+    def on_save_label(self, image_id: str, label_id: str) -> None:
+        """Note that a label was saved, without saying of whom."""
+        logger.info("a label was saved; %d images are labelled", self.datastore().status()["completed"])
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise AfireError(f"--conf candidates {text}: a whole number of at least 1 is expected")
+    return int(text)
+
+
+def _switch(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise AfireError(f"--conf to_archive {text}: true or false is expected")
+    return text.lower() == "true"

@@ -1,0 +1,227 @@
+"""MONAI Label's web server with this app's manners: errors in words, no waiting, DICOM segmentations."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import tempfile
+import time
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from fastapi import BackgroundTasks, Body, Depends, FastAPI, File, Form, UploadFile
+from monailabel.app import app as monailabel_app
+from monailabel.config import settings
+from monailabel.endpoints import activelearning, datastore, infer, train
+from monailabel.endpoints.user.auth import RBAC
+from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
+from monailabel.interfaces.utils.app import app_instance
+from monailabel.utils.others.generic import remove_file
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import FileResponse, JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from afire_monai.errors import AfireError
+from afire_monai.label.answers import answer, class_values
+from afire_monai.label.problems import problem
+
+logger = logging.getLogger(__name__)
+
+Params = Annotated[dict[str, Any] | None, Body()]
+
+
+class ErrorsInWords:
+    """Answers whatever goes wrong with a status and words (``{"detail": …}``); the log gets no text of errors.
+
+    Args:
+        app: the rest of the server.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and catch what comes back."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if _foreign(scope):
+            words = "requests from pages of other servers are refused"
+            await JSONResponse({"detail": words}, 403)(scope, receive, send)
+            return
+        begun = False
+        start = time.perf_counter()
+
+        async def watch(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watch)
+        except Exception as error:
+            if begun:
+                raise
+            status, words = _told(error)
+            logger.warning("%s %s: %d, %s", scope["method"], _route(scope["path"]), status, type(error).__name__)
+            await JSONResponse({"detail": words}, status)(scope, receive, send)
+        else:
+            if re.match(r"/(infer|train|activelearning|datastore|scoring)\b", scope["path"]):
+                seconds = time.perf_counter() - start
+                logger.info("%s %s: %.0f ms", scope["method"], _route(scope["path"]), 1000 * seconds)
+
+
+def _foreign(scope: Scope) -> bool:
+    """Whether a page of another server sent a request: through the browser of someone who may see patients here."""
+    headers = dict(scope["headers"])
+    origin = headers.get(b"origin", b"").decode("latin-1")
+    return bool(origin) and urlsplit(origin).netloc != headers.get(b"host", b"").decode("latin-1")
+
+
+def _route(path: str) -> str:
+    """Give the first two words of an address, which name no image."""
+    return "/" + "/".join(re.findall(r"[a-z_]+", path)[:2])
+
+
+def _told(error: Exception) -> tuple[int, str]:
+    if isinstance(error, ImageNotFoundException | LabelNotFoundException):
+        return 404, "there is no such image or label"
+    if isinstance(error, MONAILabelException):
+        return 400, str(error.msg)
+    if isinstance(error, json.JSONDecodeError):
+        return 400, "params: JSON is expected"
+    if isinstance(error, HTTPException):
+        return error.status_code, str(error.detail)
+    return problem(error)
+
+
+def _params(text: str) -> dict[str, Any]:
+    found = json.loads(text) if text else {}
+    if not isinstance(found, dict):
+        raise AfireError('params: an object is expected, such as {"result_extension": ".nii.gz"}')
+    # an image is named in the address, where it is looked up; here it could name any file of the machine
+    return {key: value for key, value in found.items() if key not in ("image", "label", "model", "session")}
+
+
+def run_inference(
+    background_tasks: BackgroundTasks,
+    model: str,
+    image: str = "",
+    session_id: str = "",
+    params: Annotated[str, Form()] = "{}",
+    file: Annotated[UploadFile | None, File()] = None,
+    label: Annotated[UploadFile | None, File()] = None,
+    output: infer.ResultType | None = None,
+) -> Any:
+    """Run a task on an image of the store, an upload or a session.
+
+    In a thread of its own, where MONAI Label would make everybody wait; ids that are not in the store are refused,
+    where it would open any path; and ``output=dicom_seg`` is written by this project, as MONAI Label cannot for CR.
+    """
+    app = app_instance()
+    asked = _params(params)
+    if not file and not session_id:
+        if not image:
+            raise AfireError("no image: give its id, a file or a session")
+        app.datastore().get_image_uri(image)
+    if output == infer.ResultType.dicom_seg:
+        return _dicom_seg(app, background_tasks, model, image, asked)
+    result = infer.run_inference(
+        background_tasks,
+        model,
+        image,
+        session_id,
+        json.dumps(asked),
+        file,
+        label,
+        output,
+    )
+    if output == infer.ResultType.image and isinstance(result, FileResponse) and not result.path:
+        raise AfireError(f"{model} gives no picture for this request; ask for output=json")
+    return result
+
+
+def _dicom_seg(app: Any, background: BackgroundTasks, model: str, image: str, asked: dict[str, Any]) -> FileResponse:
+    """Give the answer as a DICOM segmentation of the image's study: fractional for heatmaps, binary for outlines."""
+    from afire_monai.export.dicom import ImagePrediction, write_heatmap, write_masks
+
+    path = app.datastore().get_image_uri(image)
+    reply = answer(model, app.shelf, path, asked)
+    if reply.rows is None or model == "restoration":
+        raise AfireError(f"{model} gives no heatmap and no outline, so there is no segmentation to write")
+    facts = {"version": reply.params["model_version"]}
+    folder = tempfile.mkdtemp(prefix="afire-seg-")
+    background.add_task(remove_file, folder)
+    if reply.rows.dtype.kind == "f":
+        shown = reply.params.get("heatmap", {})
+        kind, of = shown.get("kind", "anomaly"), shown.get("label", "")
+        said = ImagePrediction(heatmap=reply.rows, heatmap_kind=kind, heatmap_label=of, model=facts)
+        seg = write_heatmap(path, said, folder)
+    else:
+        classes = class_values(app.shelf) if model == "segmentation" else {"anomaly": 1}
+        seg = write_masks(path, reply.rows, classes, folder, facts)
+    return FileResponse(seg, media_type="application/dicom", filename=seg.name)
+
+
+def run_training(model: str, params: Params = None, run_sync: bool = False, enqueue: bool = False) -> Any:
+    """Train; what cannot be trained is refused in words before a process is started."""
+    app_instance().check_training(model)
+    return train.run_model(model, params, run_sync, enqueue)
+
+
+def run_all_training(params: Params = None, run_sync: bool = False) -> Any:
+    """Train everything that has enough labels, as OHIF asks for."""
+    app = app_instance()
+    names, refused = [], []
+    for name in app.info()["trainers"]:
+        try:
+            app.check_training(name)
+            names.append(name)
+        except AfireError as error:
+            refused.append(str(error))
+    if not names:
+        raise AfireError("; ".join(refused) or "nothing can be trained here")
+    return {name: train.run_model(name, (params or {}).get(name), run_sync, True) for name in names}
+
+
+def next_sample(strategy: str, params: Params = None) -> Any:
+    """Choose the next image, in a thread of its own."""
+    return activelearning.sample(strategy, params)
+
+
+def save_label(
+    background_tasks: BackgroundTasks,
+    image: str,
+    label: Annotated[UploadFile, File()],
+    params: Annotated[str, Form()] = "{}",
+    tag: str = "final",
+) -> Any:
+    """Save a label, in a thread of its own."""
+    kept = _params(params)
+    return datastore.save_label(background_tasks, image, json.dumps(kept), tag, label)
+
+
+def _prepare(app: FastAPI) -> FastAPI:
+    """Put this module's answers before MONAI Label's own, for the same users."""
+    user, annotator = settings.MONAI_LABEL_AUTH_ROLE_USER, settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR
+    admin = settings.MONAI_LABEL_AUTH_ROLE_ADMIN
+    count = len(app.router.routes)
+    for path, method, answering, role in (
+        ("/infer/{model}", "POST", run_inference, user),
+        ("/train/{model}", "POST", run_training, admin),
+        ("/train/", "POST", run_all_training, admin),
+        ("/activelearning/{strategy}", "POST", next_sample, user),
+        ("/datastore/label", "PUT", save_label, annotator),
+    ):
+        app.add_api_route(path, answering, methods=[method], dependencies=[Depends(RBAC(role))])
+    app.router.routes[:] = [*app.router.routes[count:], *app.router.routes[:count]]
+    app.add_middleware(ErrorsInWords)
+    hosts = os.environ.get("AFIRE_LABEL_HOSTS", "127.0.0.1,localhost").split(",")
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
+    return app
+
+
+app = _prepare(monailabel_app)

@@ -1,0 +1,333 @@
+"""Training from saved labels: the bundle's own fine-tuning, and the new model in use if it is not worse."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from afire_monai.errors import AfireError
+from afire_monai.hospital.identity import IdentityKey
+from afire_monai.label.images import file_of, open_image, patient_of
+from afire_monai.label.saved import SavedLabel, Store, read_findings, read_mask, saved_labels
+from afire_monai.label.shelf import ModelShelf
+
+logger = logging.getLogger(__name__)
+
+MIN_LABELS = 4
+VALIDATION_SHARE = 0.25
+KIND = {"segmentation": "segmenter", "classification": "classifier"}
+DEFAULTS: dict[str, Any] = {
+    "max_epochs": 30,
+    "batch_size": 8,
+    "lr": 0.0,  # 0: the bundle's own
+    "start": ["model", "encoder"],  # go on from the model in use, or put a fresh head on the pre-trained encoder
+}
+"""What a client may set, as MONAI Label shows it (the first of several is the default)."""
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A task that labels can train.
+
+    Attributes:
+        task: ``segmentation`` or ``classification``.
+        names: classes or labels, in order.
+    """
+
+    task: str
+    names: tuple[str, ...]
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """Value of each class in label maps."""
+        return {name: place + 1 for place, name in enumerate(self.names)}
+
+
+class Workshop:
+    """Where training takes place.
+
+    Args:
+        folder: gets ``runs/NNNN`` (settings, log, model of each training), ``key`` (of patient hashes) and what a
+            training came to. No picture and no name stays in it.
+        shelf: models; what is trained goes to its ``trained`` folder.
+    """
+
+    def __init__(self, folder: str | Path, shelf: ModelShelf) -> None:
+        self.folder = Path(folder)
+        self.shelf = shelf
+
+    def labels(self, what: Trainable, store: Store) -> list[SavedLabel]:
+        """Give the labels to train on.
+
+        Raises:
+            AfireError: if there are too few.
+        """
+        found = saved_labels(store, findings=what.task == "classification")
+        if len(found) < MIN_LABELS:
+            kind = "findings (.json)" if what.task == "classification" else "masks"
+            raise AfireError(
+                f"{len(found)} saved labels with {kind}: at least {MIN_LABELS} are needed to train {what.task}, "
+                "of which a part is held back for validation. Label more images, then train again"
+            )
+        return found
+
+    def train(self, what: Trainable, store: Store, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Train on what was labelled, and use the new model if it is not worse on the images held back.
+
+        Args:
+            what: to train.
+            store: of images and labels.
+            request: ``max_epochs``, ``batch_size``, ``lr`` (0: the bundle's own), ``start`` (``model`` or ``encoder``).
+
+        Returns:
+            What it came to: see :meth:`stats`.
+
+        Raises:
+            AfireError: too few labels, a training that is under way, wrong settings, no room, or no encoder.
+        """
+        settings = _settings(request)
+        labels = self.labels(what, store)
+        started = time.time()
+        with self._alone():
+            run = self._new_run()
+            self._tell(what.task, {"epoch": 0, "total_epochs": settings["epochs"], "run": run.name})
+            try:
+                datalist, counts = self._write_data(run, what, labels)
+                told = self._run(run, what, datalist, settings, str(_first(request.get("start"), "model")))
+            except BaseException as error:
+                self._tell(what.task, {"run": run.name, "failed": type(error).__name__, "total_time": _clock(started)})
+                raise
+            finally:
+                for name in ("data", "checkpoints", "predictions"):
+                    shutil.rmtree(run / name, ignore_errors=True)
+            told |= {**counts, "run": run.name, "total_epochs": settings["epochs"], "total_time": _clock(started)}
+            self._tell(what.task, told)
+        score = f"{told['validation_before']} before, {told['best_metric']:.4f} now"
+        logger.info("trained %s: validation score %s; %s", what.task, score, told["model"])
+        return told
+
+    def stats(self, task: str) -> dict[str, Any]:
+        """Say what the last or present training of a task came to.
+
+        Returns:
+            ``epoch`` of ``total_epochs``, ``best_metric`` (validation score), ``total_time`` once it ended,
+            ``validation_before`` (of the model that was in use, on the same images; None without), ``model``
+            (``replaced`` or ``kept``), ``training`` and ``validation`` (numbers of images), ``model_version``.
+        """
+        from afire_monai.engines.handlers import read_csv_log
+
+        try:
+            told: dict[str, Any] = json.loads((self.folder / f"{task}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        with contextlib.suppress(OSError, ValueError):
+            rows = read_csv_log(self.folder / "runs" / str(told.get("run")) / "log.csv")
+            scores = [-row["validation_error"] for row in rows if "validation_error" in row]
+            told = {"epoch": len(rows), **({"best_metric": max(scores)} if scores else {}), **told}
+            if "total_time" not in told:
+                told["epoch"] = len(rows)
+        return told
+
+    def key(self) -> IdentityKey:
+        """Give the key of patient hashes, made once."""
+        path = self.folder / "key"
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return IdentityKey.load(path) if path.exists() else IdentityKey.make(path)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (self.folder / "training.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise AfireError("a training is under way; wait for its end or stop it") from None
+            yield
+
+    def _new_run(self) -> Path:
+        runs = self.folder / "runs"
+        runs.mkdir(exist_ok=True)
+        number = max((int(p.name) for p in runs.iterdir() if p.name.isdigit()), default=0) + 1
+        run = runs / f"{number:04d}"
+        run.mkdir()
+        return run
+
+    def _tell(self, task: str, content: dict[str, Any]) -> None:
+        part = self.folder / f"{task}.part"
+        part.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        os.replace(part, self.folder / f"{task}.json")
+
+    def _write_data(self, run: Path, what: Trainable, labels: Sequence[SavedLabel]) -> tuple[Path, dict[str, int]]:
+        """Write a data list whose files are numbers: messages of training then name nobody."""
+        from afire_monai.data import save_datalist
+
+        data, key = run / "data", self.key()
+        data.mkdir(mode=0o700)
+        items: list[dict[str, Any]] = []
+        for number, saved in enumerate(labels):
+            image = file_of(saved.image)
+            link = data / f"{number:05d}{image.suffix}"
+            link.symlink_to(image)
+            item: dict[str, Any] = {"image": str(link), "group": patient_of(image, saved.image_id, key)}
+            if what.task == "segmentation":
+                mask = read_mask(open_image(image).grid, saved.label, what.classes)
+                Image.fromarray(mask).save(data / f"{number:05d}.mask.png")
+                item["mask"] = str(data / f"{number:05d}.mask.png")
+            else:
+                findings = read_findings(saved.label, what.names)
+                item["label"] = [findings.get(name) for name in what.names]
+            items.append(item)
+        training, validation = split(items)
+        content: dict[str, Any] = {"name": "saved labels", "training": training, "validation": validation}
+        if what.task == "classification":
+            content["labels"] = list(what.names)
+        return save_datalist(content, data / "datalist.json"), {
+            "training": len(training),
+            "validation": len(validation),
+        }
+
+    def _run(self, run: Path, what: Trainable, datalist: Path, settings: dict[str, Any], start: str) -> dict[str, Any]:
+        from afire_monai.commands.bundle import run_configs
+
+        kind = KIND[what.task]
+        current = self.shelf.file(kind)
+        configs = [f"finetune_{what.task}.yaml"]
+        given = {**settings, "datalist": str(datalist), "output_dir": str(run)}
+        given |= {"classes": {n: [v] for n, v in what.classes.items()}} if what.task == "segmentation" else {}
+        if current is not None and start == "model":
+            configs.append(f"continue_{what.task}.yaml")
+            given["start"] = str(current)
+        else:
+            given["init"] = self._encoder_folder()
+        before = validation_score(what, current, datalist) if current is not None else None
+        run_configs(given, tuple(configs))
+        trained = run / "models" / f"{kind}.safetensors"
+        after = validation_score(what, trained, datalist)
+        better = before is None or after >= before
+        if better:
+            self._publish(kind, trained, current if start == "model" else None)
+        version = self.shelf.get(what.task).version
+        scores = {"best_metric": after, "validation_before": before}
+        return {**scores, "model": "replaced" if better else "kept", "model_version": version}
+
+    def _encoder_folder(self) -> str:
+        encoder = self.shelf.file("encoder")
+        if encoder is None:
+            raise AfireError("no encoder.safetensors in the model folders: training cannot start from an encoder")
+        return str(encoder.parent)
+
+    def _publish(self, kind: str, trained: Path, origin: Path | None) -> None:
+        """Put a model in use, whole or not at all."""
+        from afire_monai.export.encoder import load_module_files, save_module_files
+
+        tensors, description = load_module_files(trained)
+        if origin is not None:  # what training called random is what the model before it came from
+            description["encoder"] = load_module_files(origin)[1].get("encoder", "not known")
+        save_module_files(tensors, description, self.shelf.trained / f"{kind}.safetensors")
+
+
+def split(items: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Divide items into training and validation, by patient, so that a patient stays where he is as labels are added.
+
+    Args:
+        items: each with ``group``, 20 hexadecimal digits that are as good as random.
+
+    Raises:
+        AfireError: if all are of one patient.
+    """
+    groups = sorted({str(item["group"]) for item in items})
+    if len(groups) < 2:
+        raise AfireError("all labelled images are of one patient; label images of others too")
+    wanted = max(1, round(VALIDATION_SHARE * len(groups) / 2))
+    below = sum(int(group[:8], 16) < VALIDATION_SHARE * 2**32 for group in groups)
+    held_back = set(groups[: min(max(below, wanted), len(groups) - 1)])
+    training = [item for item in items if item["group"] not in held_back]
+    return training, [item for item in items if item["group"] in held_back]
+
+
+def validation_score(what: Trainable, model: Path, datalist: Path) -> float:
+    """Score a model on the images held back, in the way in which training scores it.
+
+    Args:
+        what: is trained.
+        model: weights file.
+        datalist: of the training.
+    """
+    from afire_monai import tasks
+    from afire_monai.data.dataset import RadiographDataset
+    from afire_monai.engines.startup import reading
+    from afire_monai.engines.validation import predict_dataset
+
+    task: tasks.Task
+    if what.task == "segmentation":
+        segmenter, _ = tasks.load_segmenter(model)
+        _refuse_other_names(what, segmenter.classes)
+        size = segmenter.encoder.image_size
+        items = tasks.segmentation_data(datalist, classes=what.names).validation
+        transform: Any = tasks.MaskReading(reading(size), size, {name: [v] for name, v in what.classes.items()})
+        task, extra = tasks.Segmentation(segmenter), "mask"
+    else:
+        classifier, _ = tasks.load_classifier(model)
+        _refuse_other_names(what, classifier.labels)
+        items = tasks.classification_data(datalist, labels=what.names).validation
+        transform = reading(classifier.encoder.image_size)
+        task, extra = tasks.Classification(classifier), "target"
+    logits, batch = predict_dataset(task, RadiographDataset(items, transform, extras=(extra,)), 16)
+    return task.figures(logits, batch)["validation_score"]
+
+
+def _refuse_other_names(what: Trainable, names: Sequence[str]) -> None:
+    if tuple(names) != what.names:
+        raise AfireError(
+            f"the model has {', '.join(names)}, the server was started for {', '.join(what.names)}; start it without "
+            "naming them, or with another model folder"
+        )
+
+
+def _settings(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Check what a client asks for."""
+    settings: dict[str, Any] = {}
+    for key, name, kind, least, most in (
+        ("max_epochs", "epochs", int, 1, 10_000),
+        ("batch_size", "batch_size", int, 1, 1024),
+        ("lr", "lr", float, 0.0, 10.0),
+    ):
+        value = _first(request.get(key), DEFAULTS[key])
+        try:
+            number = kind(value)
+        except (TypeError, ValueError):
+            number = -1
+        if not least <= number <= most:
+            raise AfireError(f"{key}: a number from {least} to {most} is expected, got {str(value)[:40]!r}")
+        settings[name] = number
+    if not settings["lr"]:
+        del settings["lr"]
+    if _first(request.get("start"), "model") not in DEFAULTS["start"]:
+        raise AfireError(f"start: one of {', '.join(DEFAULTS['start'])} is expected")
+    return settings
+
+
+def _first(value: Any, default: Any) -> Any:
+    """Give a value; of several, as a client sends back what it was offered, the first."""
+    if value is None or value == "":
+        return default
+    return value[0] if isinstance(value, list | tuple) and value else value
+
+
+def _clock(started: float) -> str:
+    seconds = int(time.time() - started)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+__all__ = ["DEFAULTS", "KIND", "MIN_LABELS", "Trainable", "Workshop", "split", "validation_score"]

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Makes (once) the environment that MONAI Label needs, apart from this repository's own, and prints where it is.
+#   scripts/label_environment.sh
+# AFIRE_LABEL_VENV   where it lives; default: below ~/.cache (XDG_CACHE_HOME), named after what is in it
+set -euo pipefail
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+monailabel="monailabel==0.8.5"
+
+# the requirements alone, so that other changes of the file do not cost a new environment
+key="$({
+    sed -n '/^dependencies = \[/,/^\]/p; /^dicom = \[/,/^\]/p; /^label = \[/,/^\]/p' "$root/pyproject.toml"
+    echo "$monailabel"
+} | sha256sum | cut -c1-12)"
+export AFIRE_VENV="${AFIRE_LABEL_VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/afire-monai/label-$key}"
+mkdir -p "$(dirname "$AFIRE_VENV")"
+
+(
+    flock 9 # two that start at once would disturb each other
+    bash "$root/scripts/environment.sh" label >&2
+    python="$AFIRE_VENV/bin/python"
+    if ! "$python" -m pip show --quiet "${monailabel%%==*}" 2>/dev/null; then
+        # with its dependencies it would replace torch and pydicom
+        "$python" -m pip install --quiet --disable-pip-version-check --no-deps "$monailabel"
+        # MONAI Label imports this package, which does not go with pydicom 3, and this app has no use for it
+        touch "$("$python" -c 'import site; print(site.getsitepackages()[0])')/pydicom_seg.py"
+    fi
+) 9>"$AFIRE_VENV.lock"
+echo "$AFIRE_VENV"

@@ -1,0 +1,142 @@
+#!/usr/bin/env bash
+# A MONAI Label server for radiographs on this machine (docs/label.md). Makes its environment the first time.
+#   scripts/label_server.sh start STUDIES --model FOLDER[,FOLDER] [options]   prints the address when it answers
+#   scripts/label_server.sh stop [--work FOLDER]                              ends it and a training that is under way
+#   scripts/label_server.sh status [--work FOLDER]
+# STUDIES  a folder of PNG, JPEG or DICOM files, or the root of DICOMweb services (http://localhost:8042/dicom-web)
+# --model FOLDER      model folders with commas between them, as for `afire predict`
+# --work FOLDER       where trained models, log and cache are kept; default ~/.local/share/afire-label (XDG_DATA_HOME)
+# --port N            default 8000
+# --classes a,b       of a segmenter to be trained, where no model has one; --findings a,b of a classifier likewise
+# --modalities CR,DX  of DICOMweb (default)
+# --to-archive false  keep saved masks here; else they also go to the DICOMweb archive as DICOM segmentations
+# --candidates N      images without label that a strategy looks at in one call (default 48)
+# AFIRE_DICOMWEB_USER, AFIRE_DICOMWEB_PASSWORD: who you are to the archive
+set -euo pipefail
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+usage() { sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' "${BASH_SOURCE[0]}" >&2; }
+fail() {
+    echo "afire: $*" >&2
+    exit 2
+}
+
+command="${1:-}"
+[[ "$command" =~ ^(start|stop|status)$ ]] || {
+    usage
+    exit 2
+}
+shift
+studies="" work="${XDG_DATA_HOME:-$HOME/.local/share}/afire-label" port=8000
+conf=()
+if [[ "$command" == start ]]; then
+    [[ $# -gt 0 && "$1" != --* ]] || fail "start: name a folder of radiographs or the root of DICOMweb services"
+    studies="$1"
+    shift
+fi
+while [[ $# -gt 0 ]]; do
+    [[ $# -gt 1 ]] || fail "$1 needs a value"
+    case "$1" in
+        --work) work="$2" ;;
+        --port) port="$2" ;;
+        --model) conf+=(--conf models "$2") ;;
+        --classes | --findings | --modalities | --candidates) conf+=(--conf "${1#--}" "$2") ;;
+        --to-archive) conf+=(--conf to_archive "$2") ;;
+        *) fail "unknown option $1 (scripts/label_server.sh alone lists them)" ;;
+    esac
+    shift 2
+done
+pid_file="$work/server.pid"
+
+# the whole group: training runs in a process of its own
+running() { [[ -f "$pid_file" ]] && kill -0 -- "-$(cat "$pid_file")" 2>/dev/null; }
+
+stop() {
+    running || {
+        rm -f "$pid_file"
+        echo "not running"
+        return 0
+    }
+    local group tries
+    group="$(cat "$pid_file")"
+    kill -TERM -- "-$group" 2>/dev/null || true
+    for ((tries = 0; tries < 100; tries++)); do
+        kill -0 -- "-$group" 2>/dev/null || break
+        sleep 0.1
+    done
+    kill -KILL -- "-$group" 2>/dev/null || true
+    rm -f "$pid_file"
+    echo "stopped"
+}
+
+case "$command" in
+    stop)
+        stop
+        exit 0
+        ;;
+    status)
+        if running; then echo "running: $(cat "$work/address")"; else echo "not running"; fi
+        exit 0
+        ;;
+esac
+
+running && fail "a server runs here already: $(cat "$work/address"); stop it first, or give another --work"
+[[ "$port" =~ ^[0-9]+$ ]] || fail "--port $port: a number is expected"
+if [[ ! "$studies" =~ ^https?:// ]]; then
+    [[ -d "$studies" ]] || fail "$studies: no such folder"
+    studies="$(cd "$studies" && pwd)"
+fi
+venv="$(bash "$root/scripts/label_environment.sh")"
+mkdir -p "$work/app"
+chmod 700 "$work"
+work="$(cd "$work" && pwd)"
+pid_file="$work/server.pid"
+cp "$root/afire_monai/label/main.py" "$work/app/main.py"
+# as MONAI Label was started, models may be named relative to where you are
+for ((i = 0; i < ${#conf[@]}; i++)); do
+    [[ "${conf[i]}" == models ]] || continue
+    folders=()
+    IFS=, read -ra names <<<"${conf[i + 1]}"
+    for name in "${names[@]}"; do
+        [[ -d "$name" ]] || fail "--model $name: no such folder"
+        folders+=("$(cd "$name" && pwd)")
+    done
+    conf[i + 1]="$(IFS=, && echo "${folders[*]}")"
+done
+
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+export PATH="$venv/bin:$PATH"
+export MONAI_LABEL_AUTO_UPDATE_SCORING=false # it would start a process at each next sample
+export MONAI_LABEL_TRACKING_ENABLED=false
+export MONAI_LABEL_SESSION_PATH="$work/sessions"
+# OHIF reads the archive through this server
+export MONAI_LABEL_DICOMWEB_USERNAME="${AFIRE_DICOMWEB_USER:-}" MONAI_LABEL_DICOMWEB_PASSWORD="${AFIRE_DICOMWEB_PASSWORD:-}"
+export MLFLOW_TRACKING_URI="" NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}"
+umask 077
+
+"$venv/bin/python" -m afire_monai.label.logs "$work/logging.json" "$work/server.log"
+cd "$work"
+setsid "$venv/bin/python" -m afire_monai.label.start start_server --app "$work/app" --studies "$studies" \
+    --host 127.0.0.1 --port "$port" --uvicorn_app afire_monai.label.server:app --log_config "$work/logging.json" \
+    --conf work "$work" "${conf[@]}" >"$work/console.log" 2>&1 &
+echo $! >"$pid_file"
+echo "http://127.0.0.1:$port/" >"$work/address"
+
+for ((tries = 0; tries < 600; tries++)); do
+    running || {
+        tail -n 5 "$work/console.log" >&2
+        rm -f "$pid_file"
+        fail "the server ended by itself; all it said is in $work/console.log"
+    }
+    if "$venv/bin/python" - "$port" <<'PYTHON' 2>/dev/null; then break; fi
+import sys
+import urllib.request
+
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+opener.open(f"http://127.0.0.1:{sys.argv[1]}/info/", timeout=30).read()
+PYTHON
+    sleep 0.3
+done
+echo "http://127.0.0.1:$port/"
+[[ ! "$studies" =~ ^https?:// ]] || echo "OHIF: http://127.0.0.1:$port/ohif/"
