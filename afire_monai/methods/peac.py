@@ -15,7 +15,7 @@ from afire_monai.losses.peac import PEACProjections, global_loss, local_loss, or
 from afire_monai.methods.base import Method
 from afire_monai.methods.health import feature_health
 from afire_monai.methods.peac_views import OverlappingViews, PEACViews
-from afire_monai.networks import ViTEncoder
+from afire_monai.networks.encoder_base import Encoder
 from afire_monai.networks.patch_heads import PatchAppearanceHead, PatchOrderHead
 from afire_monai.networks.projector import ProjectionMLP
 
@@ -42,11 +42,11 @@ class PEACOutput(NamedTuple):
 class PEACProjector(nn.Module):
     """Encoder and both projectors: what student and teacher have in common."""
 
-    encoder: ViTEncoder
+    encoder: Encoder
     global_projector: ProjectionMLP
     local_projector: ProjectionMLP
 
-    def __init__(self, encoder: ViTEncoder, global_projector: ProjectionMLP, local_projector: ProjectionMLP) -> None:
+    def __init__(self, encoder: Encoder, global_projector: ProjectionMLP, local_projector: ProjectionMLP) -> None:
         super().__init__()
         self.encoder = encoder
         self.global_projector = global_projector
@@ -78,7 +78,7 @@ class PEACStudent(PEACProjector):
 
     def __init__(
         self,
-        encoder: ViTEncoder,
+        encoder: Encoder,
         global_projector: ProjectionMLP,
         local_projector: ProjectionMLP,
         order_head: PatchOrderHead,
@@ -96,7 +96,7 @@ class PEACStudent(PEACProjector):
 
 
 class PEAC(Method):
-    """PEAC (Zhou et al., BMVC 2023, arXiv 2312.00335) with the shared vision transformer.
+    """PEAC (Zhou et al., BMVC 2023, arXiv 2312.00335), with any encoder.
 
     Args:
         encoder: the student's encoder; the teacher starts as a copy.
@@ -118,7 +118,7 @@ class PEAC(Method):
 
     def __init__(
         self,
-        encoder: ViTEncoder,
+        encoder: Encoder,
         views: OverlappingViews,
         projector_dim: int = 8192,
         order_weight: float = 1.0,
@@ -155,7 +155,7 @@ class PEAC(Method):
         return self.views.canvas_size
 
     @property
-    def export_encoder(self) -> ViTEncoder:
+    def export_encoder(self) -> Encoder:
         """The teacher's encoder."""
         return self.teacher.encoder
 

@@ -9,6 +9,7 @@ from afire_monai.errors import AfireError
 from afire_monai.networks.encoder import ViTEncoder
 from afire_monai.networks.encoder_base import Encoder
 from afire_monai.networks.resnet import ResNetEncoder
+from afire_monai.networks.swin import SwinEncoder
 
 # vit_ti6 is ViT-Ti cut to six layers, for laptops and tests
 ENCODER_PRESETS: dict[str, dict[str, Any]] = {
@@ -17,9 +18,15 @@ ENCODER_PRESETS: dict[str, dict[str, Any]] = {
     "vit_s": {"embed_dim": 384, "depth": 12, "num_heads": 6},
     "vit_b": {"embed_dim": 768, "depth": 12, "num_heads": 12},
     "resnet18": {"kind": "resnet", "blocks": [2, 2, 2, 2], "patch_size": 32},
+    "swin_t": {"kind": "swin", "embed_dim": 96, "depths": [2, 2, 6, 2], "heads": [3, 6, 12, 24], "patch_size": 32},
+    "swin_b": {"kind": "swin", "embed_dim": 128, "depths": [2, 2, 18, 2], "heads": [4, 8, 16, 32], "patch_size": 32},
 }
 
-_KINDS: dict[str, type[ViTEncoder] | type[ResNetEncoder]] = {"vit": ViTEncoder, "resnet": ResNetEncoder}
+_KINDS: dict[str, type[ViTEncoder] | type[ResNetEncoder] | type[SwinEncoder]] = {
+    "vit": ViTEncoder,
+    "resnet": ResNetEncoder,
+    "swin": SwinEncoder,
+}
 
 
 def encoder_from_config(config: Mapping[str, Any], **overrides: Any) -> Encoder:
@@ -44,8 +51,8 @@ def build_encoder(preset: str, **overrides: Any) -> Encoder:
     """Build an encoder from a preset of :data:`ENCODER_PRESETS`.
 
     Args:
-        preset: ``vit_ti6``, ``vit_ti``, ``vit_s``, ``vit_b`` or ``resnet18``.
-        overrides: any argument of :class:`ViTEncoder` or :class:`ResNetEncoder`.
+        preset: ``vit_ti6``, ``vit_ti``, ``vit_s``, ``vit_b``, ``resnet18``, ``swin_t`` or ``swin_b``.
+        overrides: any argument of :class:`ViTEncoder`, :class:`ResNetEncoder` or :class:`SwinEncoder`.
 
     Raises:
         AfireError: for an unknown preset.

@@ -16,6 +16,7 @@ from afire_monai.errors import AfireError
 from afire_monai.methods.peac import PEAC, cells_found
 from afire_monai.methods.peac_views import OverlappingViews
 from afire_monai.networks import ViTEncoder
+from afire_monai.networks.swin import SwinEncoder
 from afire_monai.transforms.perturb import AppearancePerturbation
 
 
@@ -183,3 +184,14 @@ def test_views_of_another_grid_are_refused():
     views = OverlappingViews((5, 4), 8, 1, AppearancePerturbation())
     with pytest.raises(AfireError, match=r"\(5, 4\).*\(4, 4\)"):
         PEAC(ViTEncoder(32, 8, embed_dim=32, depth=1, num_heads=2), views, 8)
+
+
+def test_a_swin_transformer_takes_the_place_of_the_encoder():
+    torch.manual_seed(0)
+    encoder = SwinEncoder(128, embed_dim=8, depths=(1, 1, 2, 1), heads=(1, 1, 2, 2), window=4)
+    method = PEAC(encoder, OverlappingViews((4, 4), 32, 1, AppearancePerturbation(), 1.0), 16)
+    move_teacher(method)
+    images, u = smooth_images(4, method.canvas_size), uniforms(method, 4)
+    gradients = student_gradients(method, method.losses(images, u, False))
+    assert all(g.isfinite().all() and g.any() for g in gradients.values())
+    assert all(math.isfinite(value) for value in method.health(images, u).values())
