@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -158,10 +158,6 @@ class PEAC(Method):
     def export_encoder(self) -> Encoder:
         """The teacher's encoder."""
         return self.teacher.encoder
-
-    def describe(self) -> dict[str, Any]:
-        """Say by how many cells the radiograph that the method sees is larger than its grid."""
-        return {"shift": self.views.shift + 1}
 
     def losses(self, images: Tensor, uniforms: Tensor, first_epoch: bool) -> dict[str, Tensor]:
         """Compute order, restoration, global and local losses of one step (see :class:`Method`)."""
