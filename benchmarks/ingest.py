@@ -1,10 +1,11 @@
 """Ingesting DICOM files against decoding them alone; memory as files become more; a second run over unchanged files.
 
-Synthetic radiographs (16 bits, uncompressed) are written to a temporary folder, then
+Synthetic radiographs (16 bits; with --jpeg2000 compressed without loss, as most archives keep them) are written to a
+temporary folder, then
 
 - ``decode``: every file is read to a picture, in the same number of processes, and nothing is kept;
 - ``ingest``: the whole of `afire ingest`, from scanning to the data card; its memory is sampled when a quarter, a half
-  and all of the images have been converted;
+  and all of the files have been read;
 - ``again``: the same over unchanged files.
 
 Images a second are by the clock, and mean little on a machine that does other work; processor time is of these
@@ -12,6 +13,7 @@ processes alone, the start of Python in each of them included.
 
     python benchmarks/ingest.py                       # 10,000 files of 256 x 256
     python benchmarks/ingest.py --files 200 --side 2048
+    python benchmarks/ingest.py --side 512 --jpeg2000
 """
 
 from __future__ import annotations
@@ -26,14 +28,14 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
+from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, JPEG2000Lossless
 
 from afire_monai.data.decode import read_picture
 from afire_monai.hospital import choose, pool
 from afire_monai.hospital.ingest import ingest
 
 
-def write_archive(folder: Path, files: int, side: int) -> None:
+def write_archive(folder: Path, files: int, side: int, jpeg2000: bool = False) -> None:
     """Files that differ in a header's numbers and in one row of pixels; each a patient's, in folders of a hundred."""
     y, x = np.mgrid[:side, :side] / side
     fields = sum(np.exp(-(((x - c) / 0.12) ** 2 + ((y - 0.5) / 0.3) ** 2)) for c in (0.28, 0.72))
@@ -53,6 +55,8 @@ def write_archive(folder: Path, files: int, side: int) -> None:
         item.PhotometricInterpretation, item.SamplesPerPixel, item.PixelRepresentation = "MONOCHROME2", 1, 0
         item.Rows, item.Columns, item.BitsAllocated, item.BitsStored, item.HighBit = side, side, 16, 12, 11
         item.PixelData = pixels.tobytes()
+        if jpeg2000:
+            item.compress(JPEG2000Lossless, generate_instance_uid=False)
         (folder / str(number // 100)).mkdir(exist_ok=True)
         item.save_as(folder / str(number // 100) / str(number), enforce_file_format=True)
 
@@ -107,19 +111,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--side", type=int, default=256)
+    parser.add_argument("--jpeg2000", action="store_true")
     parser.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "in")
         folder.mkdir()
-        write_archive(folder, options.files, options.side)
+        write_archive(folder, options.files, options.side, options.jpeg2000)
         paths = [str(path) for path in sorted(folder.rglob("*")) if path.is_file()]
         before = busy()
         alone = seconds_to_decode(paths, options.workers)
         worked_alone = busy() - before
         samples = Samples(options.files)
-        run = choose.Chooser.run
-        setattr(choose.Chooser, "run", lambda self, runner: run(self, lambda *work: samples.watch(runner(*work))))  # noqa: B010
+        read = choose.Chooser.read
+        setattr(choose.Chooser, "read", lambda self, runner: read(self, lambda *work: samples.watch(runner(*work))))  # noqa: B010
         before, start = busy(), time.perf_counter()
         done = ingest(folder, Path(temporary, "out"), workers=options.workers)
         whole, worked = time.perf_counter() - start, busy() - before
@@ -127,7 +132,8 @@ def main() -> None:
         again = ingest(folder, Path(temporary, "out"), workers=options.workers)
         second = time.perf_counter() - start
     assert done.kept == again.kept == options.files
-    print(f"{options.files} files of {options.side} x {options.side}, {options.workers} processes")
+    stored = "JPEG 2000" if options.jpeg2000 else "uncompressed"
+    print(f"{options.files} files of {options.side} x {options.side}, {stored}, {options.workers} processes")
     print(f"decode: {options.files / alone:7.1f} images/s")
     print(f"ingest: {options.files / whole:7.1f} images/s, {alone / whole:.0%} of decoding alone")
     print(f"processor time: {worked_alone:.1f} s to decode, {worked:.1f} s to ingest ({worked_alone / worked:.0%})")

@@ -42,7 +42,24 @@ def read_dicom(
     Raises:
         RadiographError: wrong modality, multi-frame, colour, no pixels, broken, truncated, too large, no codec.
     """
-    dataset = _open(path)
+    return picture_of(path, open_dataset(path), modalities, window_index)
+
+
+def picture_of(
+    path: Path, dataset: Any, modalities: Collection[str] | str | None = RADIOGRAPHY_MODALITIES, window_index: int = 0
+) -> Picture:
+    """Decode a data set that has been read already; as :func:`read_dicom`.
+
+    Args:
+        path: where it is from, for messages.
+        dataset: the pydicom data set, with its pixels.
+        modalities: as for :func:`read_dicom`.
+        window_index: as for :func:`read_dicom`.
+
+    Raises:
+        RadiographError: as :func:`read_dicom`.
+    """
+    _convert_elements(path, dataset)
     modality = str(dataset.get("Modality") or "").strip().upper()
     if not modality:
         _check_image(path, dataset)  # a file without pixels is better refused for that than for a missing modality
@@ -85,8 +102,7 @@ def looks_like_dicom(head: bytes) -> bool:
     return head[128:132] == b"DICM" or head[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 
 
-def _open(path: Path) -> Any:
-    dataset = open_dataset(path)
+def _convert_elements(path: Path, dataset: Any) -> None:
     try:
         for keyword in _USED_ELEMENTS:
             dataset.get(keyword)  # elements are converted when first asked for: a damaged one shows here
@@ -98,7 +114,6 @@ def _open(path: Path) -> Any:
         ) from error
     if not any(keyword in dataset for keyword in ("SOPClassUID", "Modality", "Rows")):
         raise refusal(path, "not an image", "it has no SOP class, modality or size; a DICOM radiograph has all three")
-    return dataset
 
 
 def _check_image(path: Path, dataset: Any) -> None:

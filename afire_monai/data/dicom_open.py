@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,17 +37,52 @@ def open_dataset(path: Path, header_only: bool = False, tags: Sequence[str] | No
     import pydicom
 
     options = {"force": True, "stop_before_pixels": header_only, "specific_tags": list(tags) if tags else None}
+    with _in_words(path), path.open("rb") as file:
+        if not header_only:
+            _refuse_large(path, file)
+        return pydicom.dcmread(_plain(path, file), **options)
+
+
+@contextlib.contextmanager
+def open_in_two(path: Path, check: Callable[[bytes], None]) -> Iterator[tuple[Any, Callable[[], None]]]:
+    """Read a DICOM file up to its pixels, and the rest of it if it is asked for; it is opened once.
+
+    Args:
+        path: as for `open_dataset`.
+        check: is given the first 132 bytes before anything is parsed, and raises if they are not those of DICOM.
+
+    Yields:
+        The data set as read so far, and a function that adds the pixels and what follows them to it.
+
+    Raises:
+        RadiographError: as `open_dataset`, at the start or from the function.
+    """
+    import pydicom
+    from pydicom.filereader import read_dataset
+
+    with contextlib.ExitStack() as stack:
+        with _in_words(path):
+            file = stack.enter_context(path.open("rb"))
+            check(file.read(132))
+            plain = _plain(path, file)
+            dataset = pydicom.dcmread(plain, force=True, stop_before_pixels=True)
+
+        def add_rest() -> None:
+            with _in_words(path):
+                here = plain.tell()
+                _refuse_large(path, file)
+                plain.seek(here)
+                implicit, little = dataset.original_encoding
+                dataset.update(read_dataset(plain, bool(implicit), little is not False))
+
+        yield dataset, add_rest
+
+
+@contextlib.contextmanager
+def _in_words(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while a file is read into a refusal that names it."""
     try:
-        with path.open("rb") as file:
-            if not header_only and (size := _size(file)) > MAX_FILE_BYTES:
-                limit = f"at most {MAX_FILE_BYTES / 2**30:.0f} GiB is read"
-                raise refusal(path, "file too large", f"{size / 2**30:.1f} GiB; {limit}. Export it as single frames")
-            start = _start_of_deflated(file)
-            if start is None:
-                file.seek(0)
-                return pydicom.dcmread(file, **options)
-            file.seek(start)
-            return pydicom.dcmread(io.BytesIO(_inflate(path, file)), **options)
+        yield
     except Exception as error:  # pydicom raises many unrelated types on damaged files
         if hasattr(error, "kind"):  # a refusal of our own
             raise
@@ -58,6 +94,20 @@ def open_dataset(path: Path, header_only: bool = False, tags: Sequence[str] | No
             "broken or truncated",
             f"not a readable DICOM file ({type(error).__name__}). Copy it again from its source",
         ) from error
+
+
+def _plain(path: Path, file: BinaryIO) -> BinaryIO:
+    """Give the file, or what a deflated one inflates to, at its start."""
+    start = _start_of_deflated(file)
+    file.seek(start or 0)
+    return file if start is None else io.BytesIO(_inflate(path, file))
+
+
+def _refuse_large(path: Path, file: BinaryIO) -> None:
+    size = _size(file)
+    if size > MAX_FILE_BYTES:
+        limit = f"at most {MAX_FILE_BYTES / 2**30:.0f} GiB is read"
+        raise refusal(path, "file too large", f"{size / 2**30:.1f} GiB; {limit}. Export it as single frames")
 
 
 def _size(file: BinaryIO) -> int:

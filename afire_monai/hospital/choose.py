@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from afire_monai.errors import AfireError
-from afire_monai.hospital.convert import DISK, Converted, Job, convert
+from afire_monai.hospital.convert import (
+    DISK,
+    Converted,
+    Job,
+    Reading,
+    convert,
+    provisional,
+    read_file,
+    read_header_only,
+)
 from afire_monai.hospital.header import Header
 from afire_monai.hospital.identity import HASH_CHARACTERS, IdentityKey
 from afire_monai.hospital.looks import LEAST_LUNG_FIELDS
 from afire_monai.hospital.outputs import IMAGES, Options, image_of
-from afire_monai.hospital.pool import Failure
+from afire_monai.hospital.pool import MEMORY, STOPPED, TOO_SLOW, UNEXPECTED, Failure
 from afire_monai.hospital.select import (
     ANOTHER,
     DUPLICATE,
@@ -29,9 +38,11 @@ from afire_monai.hospital.select import (
 from afire_monai.hospital.state import KEPT, State
 
 # what this writes, whole or half; nothing else is ever removed
-_OWN_FILE = re.compile(rf"[0-9a-f]{{{HASH_CHARACTERS}}}\.png|\.[0-9a-f]{{{HASH_CHARACTERS}}}\.png\.part")
+_OWN_FILE = re.compile(
+    rf"[0-9a-f]{{{HASH_CHARACTERS}}}\.png|\.[0-9a-f]{{{HASH_CHARACTERS}}}\.png\.part|\.+\d+\.png(\.part)+"
+)
 
-Runner = Callable[[Callable[[Job], Any], Iterable[Job], int], Iterator[tuple[Job, Any]]]
+Runner = Callable[[Callable[[Any], Any], Sequence[Any], int], Iterator[tuple[Any, Any]]]
 
 
 @dataclass
@@ -57,6 +68,44 @@ class Chooser:
         self.folder = out / IMAGES
         self.chosen = Chosen()
         self.stated: dict[int, bool] = {}
+        try:
+            self.folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise AfireError(f"{self.folder}: {error.strerror}; give a folder that can be written") from error
+
+    def read(self, runner: Runner) -> int:
+        """Read the files that are not known yet, and convert those whose headers do not speak against it.
+
+        Args:
+            runner: does the work, as `pool.run_tasks`.
+
+        Returns:
+            How many were read.
+
+        Raises:
+            AfireError: if pictures cannot be written.
+        """
+        o = self.options
+        tasks = [
+            Reading(number, path, str(self.folder), o.max_side, o.check_text, o.include_laterals)
+            for number, path in self.state.without_header()
+        ]
+        again = []
+        for task, read in runner(read_file, tasks, len(tasks)):
+            if isinstance(read, Failure) and read.kind in (TOO_SLOW, STOPPED, MEMORY, UNEXPECTED):
+                again.append(task)  # its pixels may be at fault, and its header is of use without them
+                continue
+            self._note_read(task, read)
+        for task, read in runner(read_header_only, again, len(again)):
+            self._note_read(task, read)
+        self.state.save()
+        return len(tasks)
+
+    def _note_read(self, task: Reading, read: Any) -> None:
+        if not isinstance(read, Failure) and read.result is not None:
+            self._refuse_full_disk(read.result)
+            self.chosen.converted += 1
+        self.state.note_read(task.number, read)
 
     def run(self, runner: Runner) -> Chosen:
         """Choose; pictures of images that are not kept (any more) are removed.
@@ -68,7 +117,6 @@ class Chooser:
             AfireError: if pictures cannot be written.
         """
         try:
-            self.folder.mkdir(exist_ok=True)
             self.written = {entry.name: entry.stat().st_size for entry in os.scandir(self.folder)}
         except OSError as error:
             raise AfireError(f"{self.folder}: {error.strerror}; give a folder that can be written") from error
@@ -131,16 +179,18 @@ class Chooser:
         self.state.save()
 
     def _note(self, job: Job, result: Converted | Failure) -> None:
+        self._refuse_full_disk(result)
+        self.state.note_result(job.number, job.setting, result)
+        self.chosen.converted += 1
+        if isinstance(result, Converted):
+            self.written[os.path.basename(job.target)] = result.size
+
+    def _refuse_full_disk(self, result: Any) -> None:
         if isinstance(result, Failure) and result.kind == DISK:
             raise AfireError(
                 f"{self.folder}: a picture cannot be written: {result.detail}. Make room or correct the permissions, "
                 "then repeat the command: it goes on where it stopped"
             )
-        setting = f"{job.max_side} {int(job.check_text)} {int(job.look)}"
-        self.state.note_result(job.number, setting, result)
-        self.chosen.converted += 1
-        if isinstance(result, Converted):
-            self.written[os.path.basename(job.target)] = result.size
 
     def _job(self, candidate: Candidate) -> Job:
         source = self.state.path_of(candidate.number)
@@ -154,7 +204,7 @@ class Chooser:
 
     def _setting(self, candidate: Candidate) -> str:
         """What the result of a conversion depends on besides the file."""
-        return f"{self.options.max_side} {int(self.options.check_text)} {int(self._looks(candidate))}"
+        return self._job(candidate).setting
 
     def _judge_result(self, candidate: Candidate) -> str:
         result = self.state.result(candidate.number, self._setting(candidate), passing=True)
@@ -189,11 +239,16 @@ class Chooser:
                 seen.add(result.pixels)
 
     def _restore(self, kept: Sequence[Candidate], runner: Runner) -> None:
-        """Write pictures again that an earlier run wrote and that are not there, or not whole, any more."""
+        """Give pictures their names; write those again that are not there, or not whole, any more."""
         lost = []
         for candidate in kept:
-            result = self._result(candidate)
-            if isinstance(result, Converted) and self.written.get(f"{candidate.image}.png") != result.size:
+            result, name, first = self._result(candidate), f"{candidate.image}.png", provisional(candidate.number)
+            if not isinstance(result, Converted):
+                continue
+            if self.written.get(first) == result.size:
+                os.replace(self.folder / first, self.folder / name)
+                self.written[name] = self.written.pop(first)
+            elif self.written.get(name) != result.size:
                 lost.append(candidate)
         by_number = {candidate.number: candidate for candidate in lost}
         for job, result in runner(convert, [self._job(candidate) for candidate in lost], len(lost)):

@@ -1,4 +1,4 @@
-"""One DICOM file into one 16-bit PNG without metadata, and what is to be known of the picture."""
+"""One DICOM file into facts of its header, one 16-bit PNG without metadata, and what is to be known of the picture."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from afire_monai.data.dicom import read_dicom
+from afire_monai.data.dicom import picture_of
+from afire_monai.data.dicom_open import open_dataset, open_in_two
 from afire_monai.errors import RadiographError
-from afire_monai.hospital.header import Header, read_header
+from afire_monai.hospital.header import Header, check_start, header_of, read_header
 from afire_monai.hospital.looks import burned_in_text, lung_fields
 from afire_monai.hospital.pool import Failure
+from afire_monai.hospital.select import judge
 
 BINS = 32
 DISK = "disk"
@@ -46,6 +49,11 @@ class Job:
     check_text: bool
     look: bool = True
 
+    @property
+    def setting(self) -> str:
+        """What the result depends on besides the file."""
+        return f"{self.max_side} {int(self.check_text)} {int(self.look)}"
+
 
 @dataclass(frozen=True)
 class Converted:
@@ -68,24 +76,99 @@ class Converted:
     histogram: tuple[float, ...]
 
 
-def header_of(task: tuple[int, str]) -> Header | Failure:
-    """Read the header of a file, given with its number."""
+@dataclass(frozen=True)
+class Reading:
+    """A file to read for the first time.
+
+    Attributes:
+        number: of the file.
+        source: its path.
+        folder: where its picture goes for the time being, see `provisional`.
+        max_side: longest side of the PNG in pixels.
+        check_text: look for text near the borders.
+        include_laterals: convert lateral views as well.
+    """
+
+    number: int
+    source: str
+    folder: str
+    max_side: int
+    check_text: bool
+    include_laterals: bool
+
+
+@dataclass(frozen=True)
+class Read:
+    """What the first reading of a file gave.
+
+    Attributes:
+        header: its facts.
+        setting: of the conversion (`Job.setting`), "" if the header speaks against one.
+        result: of the conversion.
+    """
+
+    header: Header
+    setting: str = ""
+    result: Converted | Failure | None = None
+
+
+def provisional(number: int) -> str:
+    """Name of the picture of a file about which nothing is decided yet."""
+    return f".{number}.png.part"
+
+
+def read_file(task: Reading) -> Read | Failure:
+    """Read a file once: its header and, if that does not speak against it, its picture, under a provisional name.
+
+    Most files of an archive of radiographs are kept, so converting at once is cheaper than coming back: a file is
+    opened, fetched and parsed once. Raw images, which are left out where there is a processed one, wait.
+    """
+    path = Path(task.source)
     try:
-        return read_header(Path(task[1]))
+        with open_in_two(path, lambda head: check_start(path, head)) as (dataset, add_pixels):
+            header = header_of(path, dataset)
+            verdict = judge(header, task.include_laterals)
+            if verdict.reason or verdict.raw:
+                return Read(header)
+            target = os.path.join(task.folder, provisional(task.number))
+            look = not verdict.stated and not verdict.lateral
+            job = Job(task.number, task.source, target, task.max_side, task.check_text, look)
+            try:
+                add_pixels()
+                result = _convert(job, path, dataset)
+            except RadiographError as error:
+                result = _failure(error)
+            return Read(header, job.setting, result)
+    except RadiographError as error:
+        return _failure(error)
+
+
+def read_header_only(task: Reading) -> Read | Failure:
+    """Read the header alone of a file whose pixels cannot be trusted."""
+    try:
+        return Read(read_header(Path(task.source)))
     except RadiographError as error:
         return _failure(error)
 
 
 def convert(job: Job) -> Converted | Failure:
     """Decode a file, reduce it, and write it; a failure to write has the kind `DISK`."""
+    path = Path(job.source)
     try:
-        pixels = read_dicom(Path(job.source), modalities=None).pixels
+        return _convert(job, path, open_dataset(path))
     except RadiographError as error:
         return _failure(error)
+
+
+def _convert(job: Job, path: Path, dataset: Any) -> Converted | Failure:
+    pixels = picture_of(path, dataset, modalities=None).pixels
     reduced = reduce(pixels, job.max_side)
-    if not np.isfinite(reduced).all():
+    low, high = reduced.min(), reduced.max()  # NaN if any value is
+    if not np.isfinite(high - low):
         return Failure("not finite", "decoding gave values that are NaN or infinite")
-    values = np.rint(np.clip(reduced, 0, 1) * np.float32(65535)).astype(np.uint16)
+    inside = reduced if low >= 0 and high <= 1 else np.clip(reduced, 0, 1)
+    scaled = inside * np.float32(65535)
+    values = np.rint(scaled, out=scaled).astype(np.uint16)
     if values.min() == values.max():
         return Failure(CONSTANT)
     content = encode_png(values)
@@ -95,7 +178,7 @@ def convert(job: Job) -> Converted | Failure:
         return Failure(DISK, error.strerror or type(error).__name__)
     return Converted(
         len(content),
-        hashlib.sha256(struct.pack("<2Q", *values.shape) + values.tobytes()).hexdigest(),
+        _pixel_hash(values),
         (values.shape[0], values.shape[1]),
         lung_fields(reduced) if job.look else 1.0,
         burned_in_text(reduced) if job.check_text else -1,
@@ -144,9 +227,16 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
+def _pixel_hash(values: NDArray[np.uint16]) -> str:
+    """SHA-256 of shape and pixels."""
+    found = hashlib.sha256(struct.pack("<2Q", *values.shape))
+    found.update(np.ascontiguousarray(values).data)
+    return found.hexdigest()
+
+
 def _histogram(values: NDArray[np.uint16]) -> tuple[float, ...]:
-    """Share of pixels in each of `BINS` grey levels, over at most some 256 × 256 of them."""
-    step = max(1, max(values.shape) // 256)
+    """Share of pixels in each of `BINS` grey levels, over some 128 × 128 of them."""
+    step = max(1, max(values.shape) // 128)
     counts = np.bincount((values[::step, ::step] >> 11).ravel(), minlength=BINS)
     return tuple(round(float(share), 6) for share in counts / counts.sum())
 

@@ -147,7 +147,19 @@ def read_header(path: Path) -> Header:
         RadiographError: not DICOM, not readable, or broken before the first element that is needed.
     """
     _check_first_bytes(path)
-    dataset = open_dataset(path, header_only=True, tags=_TAGS)
+    return header_of(path, open_dataset(path, header_only=True, tags=_TAGS))
+
+
+def header_of(path: Path, dataset: Any) -> Header:
+    """Take the facts from a data set that has been read; elements that are damaged count as absent.
+
+    Args:
+        path: where it is from, for messages.
+        dataset: the pydicom data set.
+
+    Raises:
+        RadiographError: nothing in it says that it is an image.
+    """
     texts = {name: _text(dataset, keyword) for name, keyword in _TEXTS.items()}
     for name in _CAPITALS:
         texts[name] = texts[name].upper()
@@ -176,6 +188,19 @@ def _check_first_bytes(path: Path) -> None:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise refusal(path, "not readable", f"{reason}. Check its permissions") from error
+    check_start(path, head)
+
+
+def check_start(path: Path, head: bytes) -> None:
+    """Refuse a file that does not start as DICOM does.
+
+    Args:
+        path: the file, for messages.
+        head: its first 132 bytes.
+
+    Raises:
+        RadiographError: for that, or if it is empty.
+    """
     if not head:
         raise refusal(path, "empty file", "it has 0 bytes. Copy it again from its source")
     if not looks_like_dicom(head):

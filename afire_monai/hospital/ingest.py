@@ -10,7 +10,6 @@ from pathlib import Path
 from afire_monai.errors import AfireError
 from afire_monai.hospital import outputs
 from afire_monai.hospital.choose import Chooser
-from afire_monai.hospital.convert import header_of
 from afire_monai.hospital.files import PRIVATE, make_private_folder
 from afire_monai.hospital.identity import KEY, IdentityKey
 from afire_monai.hospital.labels import LabelTable
@@ -38,7 +37,7 @@ class IngestSummary:
         labels: figures of the join; empty without labels.
         remarks: what the user should know, in words.
         headers_read: headers that were read in this run.
-        images_read: images that were decoded in this run.
+        images_read: images that were decoded in this run, those included that turned out to be copies of others.
     """
 
     out: Path
@@ -131,8 +130,8 @@ def ingest(
         with Pool(processes, seconds_per_file) as pool:
             reader = _Reader(state, pool, progress)
             reader.find(roots, Path(out))
-            reader.headers()
             chooser = Chooser(state, identity, options, Path(out))
+            reader.headers_read = chooser.read(lambda work, tasks, count: reader.work(work, tasks, count, "reading"))
             chosen = chooser.run(lambda work, tasks, count: reader.work(work, tasks, count, "converting"))
         state.note_verdicts(chosen.verdicts.items())
         state.note_verdicts(_without_split(state, options.split))
@@ -157,14 +156,6 @@ class _Reader:
         self.state.save()
         if self.state.count() == 0:
             raise AfireError("there is no file in the folders that were named; check the paths")
-
-    def headers(self) -> None:
-        """Read the headers that are not known."""
-        tasks = self.state.without_header()
-        for (number, _), header in self.work(header_of, tasks, len(tasks), "reading headers"):
-            self.state.note_header(number, header)
-            self.headers_read += 1
-        self.state.save()
 
     def work(self, function, tasks, count, words) -> Iterator:  # type: ignore[no-untyped-def]  # as Pool.run
         """As `Pool.run`, with a bar."""

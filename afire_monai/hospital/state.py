@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sqlite3
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from afire_monai.errors import AfireError
-from afire_monai.hospital.convert import Converted
+from afire_monai.hospital.convert import Converted, Read
 from afire_monai.hospital.header import Header
 from afire_monai.hospital.pool import STOPPED, TOO_SLOW, UNEXPECTED, Failure
 from afire_monai.hospital.scan import NOT_READABLE, Found
@@ -133,19 +132,21 @@ class State:
             )
         self._noted()
 
-    def note_header(self, number: int, header: Header | Failure) -> None:
-        """Store what reading a header gave."""
-        if isinstance(header, Failure):
-            values: tuple[Any, ...] = (header.kind, header.detail, None)
+    def note_read(self, number: int, read: Read | Failure) -> None:
+        """Store what the first reading of a file gave."""
+        if isinstance(read, Failure):
+            values: tuple[Any, ...] = (read.kind, read.detail, None, None, None)
         else:
-            values = ("", "", json.dumps(header.as_values(), separators=(",", ":")))
-        self._base.execute("UPDATE files SET problem=?, detail=?, header=? WHERE number=?", (*values, number))
+            converted = None if read.result is None else _text(read.result)
+            values = ("", "", json.dumps(read.header.as_values(), separators=(",", ":")), read.setting, converted)
+        self._base.execute(
+            "UPDATE files SET problem=?, detail=?, header=?, setting=?, result=? WHERE number=?", (*values, number)
+        )
         self._noted()
 
     def note_result(self, number: int, setting: str, result: Converted | Failure) -> None:
         """Store what converting a file under a setting gave."""
-        text = json.dumps(dataclasses.asdict(result), separators=(",", ":"))
-        self._base.execute("UPDATE files SET setting=?, result=? WHERE number=?", (setting, text, number))
+        self._base.execute("UPDATE files SET setting=?, result=? WHERE number=?", (setting, _text(result), number))
         self._noted()
 
     def note_verdicts(self, verdicts: Iterable[tuple[int, str]]) -> None:
@@ -208,6 +209,10 @@ class State:
         self._waiting += 1
         if self._waiting >= _AT_ONCE:
             self.save()
+
+
+def _text(result: Converted | Failure) -> str:
+    return json.dumps(vars(result), separators=(",", ":"))
 
 
 def _result(text: str | None) -> Converted | Failure | None:

@@ -211,14 +211,14 @@ KILLED = """
 import os, sys
 from afire_monai.hospital import choose, ingest, state
 state._AT_ONCE = 2
-kept, convert = int(sys.argv[4]), choose.convert
-def dying(job):
-    global kept
-    if kept == 0:
+left, read = int(sys.argv[4]), choose.read_file
+def dying(task):
+    global left
+    if left == 0:
         os._exit(9)
-    kept -= 1
-    return convert(job)
-choose.convert = dying
+    left -= 1
+    return read(task)
+choose.read_file = dying
 ingest.ingest(sys.argv[1], sys.argv[2], key=sys.argv[3], workers=0)
 """
 
@@ -232,7 +232,7 @@ def test_killed_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "datalist.json").exists()
     (tmp_path / "out" / "images" / f".{'0' * 20}.png.part").write_bytes(b"half")
     done = run(tmp_path, key=key)
-    assert done.headers_read == 0
+    assert 0 < done.headers_read < done.seen
     assert 0 < done.images_read < done.kept
     whole = tmp_path / "whole"
     ingest(tmp_path / "in", whole, key=key, workers=0)
@@ -504,3 +504,57 @@ def test_real_files_are_kept_or_left_out_for_the_right_reason(real_data: Path, t
     others = {"hip_mono2_rle.dcm", "extremity_mono1_jpegls_lossless.dcm", "cspine_16x16_a.dcm"}
     assert {found[name] for name in others} == {NOT_CHEST}
     assert (done.seen, done.kept, sum(done.left_out.values())) == (27, 4, 23)
+
+
+def test_each_file_is_opened_once_and_pixels_only_of_those_that_may_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "in"
+    write(folder / "a", 1)
+    write(folder / "b_ct", 2, Modality="CT", SOPClassUID="1.2.840.10008.5.1.4.1.1.2")
+    write(folder / "c_raw", 3, PresentationIntentType="FOR PROCESSING")
+    opened: list[str] = []
+    watching = True
+
+    def watch(event: str, args: tuple[Any, ...]) -> None:
+        if watching and event == "open" and isinstance(args[0], str | Path) and str(args[0]).startswith(str(folder)):
+            opened.append(Path(args[0]).name)
+
+    decoded: list[int] = []
+    picture_of = convert.picture_of
+    monkeypatch.setattr(
+        convert, "picture_of", lambda path, *a, **k: decoded.append(path.name) or picture_of(path, *a, **k)
+    )
+    sys.addaudithook(watch)
+    done = run(tmp_path)
+    watching = False
+    assert done.kept == 2
+    assert sorted(opened) == ["a", "b_ct", "c_raw", "c_raw"]
+    assert decoded == ["a", "c_raw"]
+
+
+def test_file_whose_pixels_end_a_process_keeps_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    series = {"SeriesInstanceUID": "1.2.3", "PatientID": "P"}
+    write(tmp_path / "in" / "a_bad", 1, chest(1, 96), **series)
+    write(tmp_path / "in" / "b_small", 2, **series)
+
+    def strange(path: Path, *others: Any, **named: Any) -> Any:
+        if path.name == "a_bad":
+            raise ZeroDivisionError
+        return picture_of(path, *others, **named)
+
+    picture_of = convert.picture_of
+    monkeypatch.setattr(convert, "picture_of", strange)
+    assert run(tmp_path).kept == 1
+    assert reasons(tmp_path / "out") == {"a_bad": "unexpected error"}
+
+
+def test_copies_of_one_instance_with_other_pixels_do_not_mix(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a", 1, chest(1))
+    write(tmp_path / "in" / "b", 1, chest(2))
+    run(tmp_path, key=None)
+    (picture,) = (tmp_path / "out" / "images").iterdir()
+    alone = tmp_path / "alone"
+    (tmp_path / "in" / "b").unlink()
+    ingest(tmp_path / "in", alone, key=tmp_path / "out" / "private" / "key", workers=0)
+    assert picture.read_bytes() == (alone / "images" / picture.name).read_bytes()
