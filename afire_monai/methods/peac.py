@@ -71,7 +71,7 @@ class PEACTeacher(PEACProjector):
 
 
 class PEACStudent(PEACProjector):
-    """Encoder, both projectors, and the heads of patch order and appearance; called once a step."""
+    """Encoder, both projectors (and predictors), and the heads of order and appearance; called once a step."""
 
     order_head: PatchOrderHead
     appearance_head: PatchAppearanceHead
@@ -83,16 +83,21 @@ class PEACStudent(PEACProjector):
         local_projector: ProjectionMLP,
         order_head: PatchOrderHead,
         appearance_head: PatchAppearanceHead,
+        predictors: tuple[nn.Module, nn.Module] | None = None,
     ) -> None:
         super().__init__(encoder, global_projector, local_projector)
         self.order_head = order_head
         self.appearance_head = appearance_head
+        self.global_predictor, self.local_predictor = predictors or (nn.Identity(), nn.Identity())
 
     def forward(self, first: Tensor, second: Tensor) -> PEACOutput:
         """Look at both views (B, C, H, W)."""
         tokens = self.tokens(first, second)
         shown = tokens[: len(first)]
-        return PEACOutput(self.order_head(shown), self.appearance_head(shown), *self.project(tokens))
+        p = self.project(tokens)
+        whole = (self.global_predictor(x) for x in (p.global_first, p.global_second))
+        each = (self.local_predictor(x) for x in (p.local_first, p.local_second))
+        return PEACOutput(self.order_head(shown), self.appearance_head(shown), *whole, *each)
 
 
 class PEAC(Method):
@@ -103,6 +108,8 @@ class PEAC(Method):
         views: crops, perturbation and permutation, on the encoder's grid.
         projector_dim: width of the projectors of the mean patch token and of each patch token, three linear layers
             with layer norm and ReLU between; 8192 in the paper.
+        predictor_dim: hidden width of predictors that map the student's projections before they are compared with the
+            teacher's, as BYOL has them; 0 for none, as in the paper.
         order_weight: weight of the patch order term; 1 in the paper.
         restoration_weight: weight of the patch appearance term; 1 in the paper.
         global_weight: weight of the global term; 1e5 in the paper, for a projector 8192 wide.
@@ -121,6 +128,7 @@ class PEAC(Method):
         encoder: Encoder,
         views: OverlappingViews,
         projector_dim: int = 8192,
+        predictor_dim: int = 0,
         order_weight: float = 1.0,
         restoration_weight: float = 1.0,
         global_weight: float = 1e5,
@@ -137,7 +145,9 @@ class PEAC(Method):
         appearance = PatchAppearanceHead(dim, encoder.grid, encoder.patch_size, encoder.in_channels)
         whole, each = (ProjectionMLP(dim, projector_dim, projector_dim, 3, "layer", last_bias=False) for _ in range(2))
         self.views = views
-        self.student = PEACStudent(encoder, whole, each, PatchOrderHead(dim, h * w), appearance)
+        width = projector_dim, predictor_dim, projector_dim
+        predictors = (ProjectionMLP(*width, layers=2), ProjectionMLP(*width, layers=2)) if predictor_dim else None
+        self.student = PEACStudent(encoder, whole, each, PatchOrderHead(dim, h * w), appearance, predictors)
         self.teacher = PEACTeacher(copy.deepcopy(encoder), copy.deepcopy(whole), copy.deepcopy(each))
         self.teacher.requires_grad_(False)
         self.draws = views.draws

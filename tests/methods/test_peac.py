@@ -123,6 +123,27 @@ def test_every_trainable_parameter_is_used_and_in_an_optimiser_group():
     assert not any(p.requires_grad for p in method.teacher.parameters())
 
 
+def test_predictors_stand_between_the_students_projections_and_the_teachers():
+    method = tiny_peac(predictor_dim=12)
+    move_teacher(method)
+    images, u = smooth_images(4, (48, 48)), uniforms(method, 4)
+    terms = method.losses(images, u, False)
+    assert all(g.any() for g in student_gradients(method, terms).values())
+    plain = tiny_peac()
+    move_teacher(plain)
+    shared = {name: value for name, value in method.state_dict().items() if "predictor" not in name}
+    plain.load_state_dict(shared)
+    assert plain.losses(images, u, False)["global"].item() != terms["global"].item()
+    with torch.no_grad():
+        v = method.views(images, u)
+        projections = plain.student(v.first, v.second)
+        expected = [method.student.global_predictor(p) for p in (projections.global_first, projections.global_second)]
+        got = method.student(v.first, v.second)
+    torch.testing.assert_close([got.global_first, got.global_second], expected)
+    assert [p.shape for p in method.teacher.parameters()] == [p.shape for p in plain.teacher.parameters()]
+    method.update_teacher(0.5)
+
+
 def test_teacher_moves_towards_the_student_by_the_momentum():
     method = tiny_peac()
     with torch.no_grad():
