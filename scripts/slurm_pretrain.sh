@@ -40,6 +40,7 @@ srun --kill-on-bad-exit=1 torchrun \
     --nnodes "$SLURM_JOB_NUM_NODES" \
     --nproc_per_node "${SLURM_GPUS_ON_NODE:-$gpus}" \
     --rdzv_id "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \
+    --max-restarts "${AFIRE_RESTARTS:-3}" \
     --rdzv_backend c10d \
     --rdzv_endpoint "$head_node:$port" \
     -m monai.bundle run \
