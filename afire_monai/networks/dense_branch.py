@@ -22,9 +22,9 @@ def resize_then_pool(size: int, between: int, cells: int) -> Tensor:
         cells: parts; must divide ``between``.
 
     Returns:
-        (cells, size); rows sum to 1.
+        (cells, size) float64; rows sum to 1.
     """
-    unit = torch.eye(size)[None, None]
+    unit = torch.eye(size, dtype=torch.float64)[None, None]
     resized = F.interpolate(unit, (between, size), mode="bilinear", align_corners=False)[0, 0]
     return resized.unflatten(0, (cells, -1)).mean(1)
 
@@ -35,7 +35,8 @@ class DenseBranch(nn.Module):
     Written out: a 1 x 1 convolution to ``width`` channels for each map, a bilinear resize to ``side`` x ``side``, the
     sum, an average pooling to ``cells`` x ``cells``. All of these are linear, and the convolutions act on channels
     where the rest acts on places: so resize and pooling, composed into one small matrix for each axis, come first, and
-    the convolutions see ``cells`` x ``cells`` places only. The result is the same, for a small part of the cost.
+    the convolutions see ``cells`` x ``cells`` places only. The result is the same, for a small part of the cost. They
+    have no bias, which the batch norm of the projector behind would take away.
 
     Args:
         encoder: whose :attr:`~Encoder.feature_maps` are used; not kept.
@@ -52,11 +53,13 @@ class DenseBranch(nn.Module):
         if cells < 1 or side % cells:
             raise AfireError(f"the side of {side} pixels must be a multiple of {cells} cells")
         self.out_dim = width * cells**2
-        self.convolutions = nn.ModuleList(nn.Conv2d(m.channels, width, kernel_size=1) for m in encoder.feature_maps)
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(m.channels, width, kernel_size=1, bias=False) for m in encoder.feature_maps
+        )
         for axis, pixels in enumerate(encoder.image_size):
             for level, feature_map in enumerate(encoder.feature_maps):
                 matrix = resize_then_pool(pixels // feature_map.stride, side, cells)
-                self.register_buffer(f"pool_{level}_{axis}", matrix, persistent=False)
+                self.register_buffer(f"pool_{level}_{axis}", matrix.float(), persistent=False)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Pool, convolve and add the encoder's maps (B, c, h, w); give (B, width · cells²)."""

@@ -178,7 +178,7 @@ class ViewAugment(nn.Module):
         sigma = self.sigma[0] + uniforms[:, 9] * (self.sigma[1] - self.sigma[0])
         rows = blur_weights(sigma, self.output_size[0])[:, None]
         columns = blur_weights(sigma, self.output_size[1])[:, None]
-        blurred = rows @ views @ columns.mT
+        blurred = (rows @ views @ columns.mT).clamp(0, 1)
         return torch.where((uniforms[:, 8] < self.blur)[:, None, None, None], blurred, views)
 
 
