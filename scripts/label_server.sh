@@ -123,7 +123,7 @@ setsid "$venv/bin/python" -m afire_monai.label.start start_server --app "$work/a
 echo $! >"$pid_file"
 echo "http://127.0.0.1:$port/" >"$work/address"
 
-for ((tries = 0; tries < 600; tries++)); do
+for ((tries = 0; tries < 300; tries++)); do
     running || {
         tail -n 5 "$work/console.log" >&2
         rm -f "$pid_file"

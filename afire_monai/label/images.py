@@ -21,6 +21,8 @@ from afire_monai.hospital.identity import IdentityKey
 from afire_monai.inference.reading import Radiograph, Size, resize, without_names
 from afire_monai.label.maps import Grid
 
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+
 
 @dataclass(frozen=True)
 class StoredImage:
@@ -56,10 +58,11 @@ def open_image(path: str | Path) -> StoredImage:
         raise AfireError(f"this image cannot be used: {without_names(error, str(path))}") from None
     if not pixels.max() > pixels.min():
         raise AfireError("this image cannot be used: all its pixels have the same value")
+    shape = (pixels.shape[1], pixels.shape[2])
+    if facts["format"] == "DICOM":
+        return StoredImage(_dicom_grid(path, shape), torch.from_numpy(pixels))
     row, column = (float(step) if step > 0 else 1.0 for step in facts["spacing"])
-    directions, origin = _place(path) if facts["format"] == "DICOM" else (np.eye(3), np.zeros(3))
-    grid = Grid((pixels.shape[1], pixels.shape[2]), (row, column), directions, origin)
-    return StoredImage(grid, torch.from_numpy(pixels))
+    return StoredImage(Grid(shape, (row, column)), torch.from_numpy(pixels))
 
 
 def file_of(path: str | Path) -> Path:
@@ -77,22 +80,37 @@ def file_of(path: str | Path) -> Path:
     return files[0]
 
 
-def _place(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Give directions and origin of a DICOM image; radiographs seldom have any, and then ITK takes the identity."""
+def _dicom_grid(path: Path, shape: Size) -> Grid:
+    """Give a DICOM image's place in space as ITK sees it, or maps would not lie on the image in 3D Slicer.
+
+    ITK takes the spacing at the detector for CR and DX, and for secondary captures PixelSpacing; 1 mm where that is
+    absent. Orientation and position, which radiographs seldom have, count if they are there.
+    """
     import pydicom
 
+    tags = ["SOPClassUID", "PixelSpacing", "ImagerPixelSpacing", "ImageOrientationPatient", "ImagePositionPatient"]
     try:
-        header: Any = pydicom.dcmread(
-            path, force=True, specific_tags=["ImageOrientationPatient", "ImagePositionPatient"]
-        )
-        columns, rows = np.array(header.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
-        directions = np.stack([columns, rows, np.cross(columns, rows)], 1)
-        if not np.allclose(directions.T @ directions, np.eye(3), atol=1e-3):
-            raise ValueError("not orthogonal")
-        origin = np.array(header.get("ImagePositionPatient") or (0, 0, 0), dtype=np.float64).reshape(3)
-        return directions, origin
-    except Exception:  # absent, empty or damaged: no orientation is known
-        return np.eye(3), np.zeros(3)
+        header: Any = pydicom.dcmread(path, force=True, specific_tags=tags)
+    except Exception:  # it was read before; what of its geometry cannot be, is not known
+        return Grid(shape)
+    capture = str(header.get("SOPClassUID", "")).startswith(_SECONDARY_CAPTURE)
+    spacing = _numbers(header, "PixelSpacing" if capture else "ImagerPixelSpacing", 2)
+    spacing = spacing if spacing is not None and (spacing > 0).all() else np.ones(2)
+    axes, origin = _numbers(header, "ImageOrientationPatient", 6), _numbers(header, "ImagePositionPatient", 3)
+    directions = np.eye(3)
+    if axes is not None:
+        columns, rows = axes.reshape(2, 3)
+        turned = np.stack([columns, rows, np.cross(columns, rows)], 1)
+        directions = turned if np.allclose(turned.T @ turned, np.eye(3), atol=1e-3) else directions
+    return Grid(shape, (float(spacing[0]), float(spacing[1])), directions, np.zeros(3) if origin is None else origin)
+
+
+def _numbers(header: Any, keyword: str, count: int) -> NDArray[np.float64] | None:
+    try:
+        values = np.array([float(value) for value in header.get(keyword)], dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    return values if values.size == count and np.isfinite(values).all() else None
 
 
 def patient_of(path: str | Path, image_id: str, key: IdentityKey) -> str:

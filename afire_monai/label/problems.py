@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 from afire_monai.errors import AfireError, user_error
+from afire_monai.hospital.dicomweb_access import DicomWebError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -24,7 +25,8 @@ def problem(error: BaseException) -> tuple[int, str]:
         error: whatever was raised while a request was answered.
 
     Returns:
-        404 for what is not there, 400 for input that cannot be used, 507 for a full disk, 500 for anything else, of
+        404 for what is not there, 400 for input that cannot be used, 507 for a full disk, 502 for an
+        archive that does not answer, 500 for anything else, of
         which only the type is told: its text may quote a header.
     """
     full = _full_disk(error)
@@ -33,6 +35,8 @@ def problem(error: BaseException) -> tuple[int, str]:
     known = user_error(error)
     if isinstance(known, UnknownImageError | NotFoundError):
         return 404, str(known)
+    if isinstance(known, DicomWebError):
+        return 502, f"the DICOMweb archive: {known}"
     if known is not None:
         return 400, str(known)
     return 500, f"internal error ({type(error).__name__}); the server goes on. Please report it, without pictures"

@@ -83,7 +83,7 @@ def _foreign(scope: Scope) -> bool:
 
 def _route(path: str) -> str:
     """Give the first two words of an address, which name no image."""
-    return "/" + "/".join(re.findall(r"[a-z_]+", path)[:2])
+    return " ".join(re.findall(r"[a-z_]+", path)[:2])
 
 
 def _told(error: Exception) -> tuple[int, str]:
@@ -129,19 +129,9 @@ def run_inference(
         app.datastore().get_image_uri(image)
     if output == infer.ResultType.dicom_seg:
         return _dicom_seg(app, background_tasks, model, image, asked)
-    result = infer.run_inference(
-        background_tasks,
-        model,
-        image,
-        session_id,
-        json.dumps(asked),
-        file,
-        label,
-        output,
-    )
-    if output == infer.ResultType.image and isinstance(result, FileResponse) and not result.path:
-        raise AfireError(f"{model} gives no picture for this request; ask for output=json")
-    return result
+    if output == infer.ResultType.image and model == "classification" and not asked.get("heatmap"):
+        raise AfireError('classification gives a picture with {"heatmap": true} only; ask for output=json')
+    return infer.run_inference(background_tasks, model, image, session_id, json.dumps(asked), file, label, output)
 
 
 def _dicom_seg(app: Any, background: BackgroundTasks, model: str, image: str, asked: dict[str, Any]) -> FileResponse:
@@ -224,4 +214,17 @@ def _prepare(app: FastAPI) -> FastAPI:
     return app
 
 
+def _begin() -> None:
+    """Open models and images now, so that what is wrong with them is said in words instead of a traceback.
+
+    Raises:
+        SystemExit: if they cannot be used.
+    """
+    try:
+        app_instance().datastore().list_images()
+    except Exception as error:
+        raise SystemExit(f"error: {_told(error)[1]}") from None
+
+
 app = _prepare(monailabel_app)
+_begin()

@@ -1,0 +1,383 @@
+"""The parts of the label app that do not need MONAI Label."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hospital_files import PATIENT, write
+from label_phantoms import LABELS, SHAPE, SPOT, FolderStore, phantom, write_dicoms, write_models, write_pngs
+from PIL import Image
+
+from afire_monai.errors import AfireError, CheckpointError
+from afire_monai.hospital.identity import IdentityKey
+from afire_monai.inference.scoring import Scorer
+from afire_monai.label.answers import answer, class_values, write_reply
+from afire_monai.label.choice import Chooser
+from afire_monai.label.images import open_image, patient_of
+from afire_monai.label.logs import NoNames, without_names
+from afire_monai.label.problems import NotFoundError, UnknownImageError, problem
+from afire_monai.label.saved import read_findings, read_mask, saved_labels
+from afire_monai.label.scores import score_findings, score_masks
+from afire_monai.label.shelf import ModelShelf
+from afire_monai.label.training import Trainable, Workshop, split, validation_score
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    return write_models(tmp_path_factory.mktemp("label") / "models")
+
+
+@pytest.fixture(scope="module")
+def pngs(tmp_path_factory) -> Path:
+    return write_pngs(tmp_path_factory.mktemp("pngs"), 8)
+
+
+@pytest.fixture
+def shelf(models, tmp_path) -> ModelShelf:
+    return ModelShelf(tmp_path / "trained", [models], torch.device("cpu"))
+
+
+# images ---------------------------------------------------------------------------------------------------------------
+
+
+def test_png_and_dicom_of_both_polarities_are_the_same_picture(pngs, tmp_path):
+    for name, file in write_dicoms(tmp_path, 3).items():
+        image = open_image(file)
+        assert image.grid.shape == SHAPE
+        png = open_image(pngs / f"{name}.png").pixels
+        # without a window the values of a DICOM file fill 0…1
+        assert torch.allclose(image.pixels, (png - png.min()) / (png.max() - png.min()), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("elements", "spacing"),
+    [
+        ({"PixelSpacing": [0.2, 0.3]}, (1, 1)),
+        ({"PixelSpacing": [0.2, 0.3], "ImagerPixelSpacing": [0.4, 0.5]}, (0.4, 0.5)),
+        ({"ImagerPixelSpacing": [0.0, 0.5]}, (1, 1)),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "PixelSpacing": [0.2, 0.3]}, (0.2, 0.3)),
+    ],
+)
+def test_spacing_is_the_one_that_itk_takes(elements, spacing, tmp_path):
+    """As SimpleITK 2.5 reads these files: the detector's for CR and DX, PixelSpacing for secondary captures."""
+    assert open_image(write(tmp_path / "x.dcm", **elements)).grid.spacing == spacing
+
+
+def test_orientation_of_a_file_that_has_one_counts(tmp_path):
+    elements = {"ImageOrientationPatient": [-1, 0, 0, 0, 0, -1], "ImagePositionPatient": [5, 6, 7]}
+    grid = open_image(write(tmp_path / "x.dcm", **elements)).grid
+    assert grid.directions.tolist() == [[-1, 0, 0], [0, 0, -1], [0, -1, 0]]
+    assert grid.origin.tolist() == [5, 6, 7]
+
+
+def test_a_file_that_is_no_radiograph_is_refused_without_its_name(tmp_path):
+    (tmp_path / "Zyxwolski.png").write_bytes(b"\x89PNG\r\n\x1a\n and nothing")
+    with pytest.raises(AfireError, match="cannot be used") as caught:
+        open_image(tmp_path / "Zyxwolski.png")
+    assert "Zyxwolski" not in str(caught.value)
+
+
+def test_images_of_a_patient_have_one_hash_and_png_each_its_own(tmp_path, pngs):
+    key = IdentityKey(b"k" * 32)
+    files = write_dicoms(tmp_path, 4)
+    found = [patient_of(file, name, key) for name, file in files.items()]
+    assert found[0] == found[1] != found[2] == found[3]
+    assert not any(PATIENT in hashed for hashed in found)
+    assert patient_of(pngs / "chest00.png", "a", key) != patient_of(pngs / "chest00.png", "b", key)
+
+
+# models and answers ---------------------------------------------------------------------------------------------------
+
+
+def test_heat_is_where_the_spot_is(shelf, pngs, tmp_path):
+    reply = answer("anomaly_heatmap", shelf, pngs / "spot.png", {})
+    assert reply.rows.shape == SHAPE
+    row, column = np.unravel_index(reply.rows.argmax(), SHAPE)
+    assert SPOT[0].start <= row < SPOT[0].stop
+    assert SPOT[1].start <= column < SPOT[1].stop
+    assert reply.params["anomaly"]["percentile"] == 100
+    path = write_reply(reply, tmp_path, "heat", {"result_extension": ".png"})
+    assert np.abs(np.asarray(Image.open(path)) / 65535 - reply.rows).max() < 1e-4
+
+
+def test_regions_are_the_heatmap_from_the_threshold_on(shelf, pngs):
+    heat = answer("anomaly_heatmap", shelf, pngs / "spot.png", {}).rows
+    reply = answer("anomaly_regions", shelf, pngs / "spot.png", {"threshold": 0.75})
+    assert (reply.rows == (heat >= 0.75)).all()
+    assert reply.rows.any()
+    with pytest.raises(AfireError, match="threshold"):
+        answer("anomaly_regions", shelf, pngs / "spot.png", {"threshold": "much"})
+
+
+def test_scores_and_outlines_are_those_of_the_scorer(shelf, models, pngs):
+    scorer = Scorer([models], torch.device("cpu"), heatmap="none")
+    radiograph = open_image(pngs / "chest01.png").seen_at(scorer.sizes)
+    expected = scorer.score([radiograph])[0]
+    said = answer("classification", shelf, pngs / "chest01.png", {})
+    assert said.rows is None
+    assert said.params["labels"] == expected.record["labels"]
+    drawn = answer("segmentation", shelf, pngs / "chest01.png", {})
+    assert set(np.unique(drawn.rows)) <= {0, 1}
+    assert drawn.params["label_names"] == class_values(shelf) == {"right_lung": 1}
+    assert answer("restoration", shelf, pngs / "chest01.png", {}).rows.shape == SHAPE
+    assert "gradcam" in str(answer("classification", shelf, pngs / "chest01.png", {"heatmap": True}).params["heatmap"])
+
+
+def test_a_new_model_is_used_and_a_broken_one_is_not(shelf, models):
+    before = shelf.get("segmentation")
+    assert shelf.get("segmentation") is before
+    shelf.trained.mkdir()
+    (shelf.trained / "segmenter.safetensors").write_bytes(b"half of it")
+    assert shelf.get("segmentation") is before
+    for suffix in ("safetensors", "json"):
+        (shelf.trained / f"segmenter.{suffix}").write_bytes((models / f"segmenter.{suffix}").read_bytes())
+    again = shelf.get("segmentation")
+    assert again is not before
+    assert again.version == before.version  # the same weights
+
+
+def test_without_models_everything_says_so(tmp_path, pngs):
+    empty = ModelShelf(tmp_path / "trained")
+    assert not any(map(empty.offers, ("anomaly", "restoration", "classification", "segmentation")))
+    with pytest.raises(NotFoundError, match="no model for segmentation"):
+        answer("segmentation", empty, pngs / "spot.png", {})
+    with pytest.raises(CheckpointError, match="no such model folder"):
+        ModelShelf(tmp_path / "trained", [tmp_path / "nowhere"])
+
+
+# labels ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "no JSON"),
+        ("[1]", "no findings"),
+        ("{}", "no findings"),
+        ('{"Mass": 1}', "unknown finding Mass"),
+        ('{"Nodule": 2}', "'2'"),
+        ('{"Nodule": true}', "'True'"),
+        ('{"Nodule": "yes"}', "'yes'"),
+    ],
+)
+def test_findings_that_are_none_are_refused_in_words(text, words, tmp_path):
+    (tmp_path / "f.json").write_text(text)
+    with pytest.raises(AfireError, match=words):
+        read_findings(tmp_path / "f.json", LABELS)
+
+
+def test_findings_are_read_as_they_are(tmp_path):
+    (tmp_path / "f.json").write_text('{"findings": {"Nodule": -1, "Effusion": null}, "by": "me"}')
+    assert read_findings(tmp_path / "f.json", LABELS) == {"Nodule": -1, "Effusion": None}
+
+
+def test_masks_with_values_of_no_class_are_refused(pngs, tmp_path):
+    Image.fromarray(np.full(SHAPE, 7, np.uint8)).save(tmp_path / "m.png")
+    with pytest.raises(AfireError, match=r"\[7\].*1 right_lung"):
+        read_mask(pngs / "chest00.png", tmp_path / "m.png", {"right_lung": 1})
+
+
+# choice ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_most_unusual_image_comes_first_and_not_twice(shelf, pngs):
+    chooser, store = Chooser(shelf), FolderStore(pngs)
+    radiographs = {i: answer("anomaly_heatmap", shelf, store.get_image_uri(i), {}).params for i in store.list_images()}
+    order = sorted(radiographs, key=lambda i: radiographs[i]["anomaly"]["score"], reverse=True)
+    assert [chooser.choose("most_anomalous", store)["id"] for _ in order] == order
+    assert chooser.choose("most_anomalous", store)["id"] == order[0]  # all were offered
+
+
+def test_the_least_sure_image_comes_first(shelf, pngs):
+    store = FolderStore(pngs)
+
+    def entropy(image_id: str) -> float:
+        labels = answer("classification", shelf, store.get_image_uri(image_id), {}).params["labels"].values()
+        p = np.array([entry["probability"] for entry in labels])
+        return float(-(p * np.log(p) + (1 - p) * np.log(1 - p)).mean())
+
+    assert Chooser(shelf).choose("most_uncertain", store)["id"] == max(store.list_images(), key=entropy)
+
+
+def test_the_image_least_like_those_labelled_comes_first(shelf, pngs, tmp_path):
+    store = FolderStore(pngs)
+    encoder, _ = shelf.encoder()
+
+    def feature(image_id: str) -> np.ndarray:
+        with torch.inference_mode():
+            size = encoder.image_size
+            tokens = encoder(open_image(store.get_image_uri(image_id)).seen_at([size]).images[size][None])
+        vector = tokens[0, 1:].mean(0).numpy()
+        return vector / np.linalg.norm(vector)
+
+    Image.fromarray(np.zeros(SHAPE, np.uint8)).save(tmp_path / "m.png")
+    for labelled in ("chest00", "spot"):
+        store.labels[labelled, "final"] = tmp_path / "m.png"
+    waiting = [i for i in store.list_images() if i not in ("chest00", "spot")]
+    known = [feature("chest00"), feature("spot")]
+    distance = {i: min(np.linalg.norm(feature(i) - k) for k in known) for i in waiting}
+    found = Chooser(shelf).choose("most_different", store)
+    assert found["id"] == max(distance, key=distance.__getitem__)
+    assert found["score"] == pytest.approx(max(distance.values()), abs=1e-4)
+
+
+def test_a_call_looks_at_no_more_images_than_it_may(shelf, pngs):
+    chooser, store = Chooser(shelf, most=2), FolderStore(pngs)
+    assert [chooser.choose("most_anomalous", store)["looked_at"] for _ in range(3)] == [2, 4, 6]
+
+
+def test_broken_images_and_finished_stores_give_no_image(shelf, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    store = FolderStore(tmp_path)
+    assert Chooser(shelf).choose("most_anomalous", store) is None
+    with pytest.raises(NotFoundError, match="most_anomalous"):
+        Chooser(shelf).choose("nonsense", store)
+
+
+# training -------------------------------------------------------------------------------------------------------------
+
+
+def test_patients_stay_on_their_side_as_labels_are_added():
+    generator = np.random.default_rng(0)
+    items = [{"group": generator.bytes(10).hex()} for _ in range(60)]
+    _, held_back = split(items[:30])
+    training, more = split(items)
+    assert {i["group"] for i in held_back if int(i["group"][:8], 16) < 2**30} <= {i["group"] for i in more}
+    assert len(training) + len(more) == 60
+    assert not {i["group"] for i in training} & {i["group"] for i in more}
+    with pytest.raises(AfireError, match="one patient"):
+        split([items[0], items[0]])
+
+
+def label_lungs(store: FolderStore, folder: Path, count: int) -> None:
+    folder.mkdir()
+    for number in range(count):
+        Image.fromarray(phantom(number)[1]).save(folder / f"chest{number:02d}.png")
+        store.labels[f"chest{number:02d}", "final"] = folder / f"chest{number:02d}.png"
+
+
+def test_training_from_masks_gets_better_and_leaves_no_picture(shelf, pngs, tmp_path):
+    store, what = FolderStore(pngs), Trainable("segmentation", ("right_lung",))
+    workshop = Workshop(tmp_path / "work", shelf)
+    with pytest.raises(AfireError, match="0 saved labels with masks: at least 4"):
+        workshop.train(what, store, {})
+    label_lungs(store, tmp_path / "masks", 8)
+    old, before = shelf.get("segmentation").version, score_masks(shelf, store)["dice"]
+    told = workshop.train(what, store, {"max_epochs": 8, "lr": 0.05, "start": ["model", "encoder"]})
+    assert told["model"] == "replaced"
+    assert told["best_metric"] > told["validation_before"]
+    assert told["model_version"] == shelf.get("segmentation").version != old
+    assert score_masks(shelf, store)["dice"] > before
+    assert workshop.stats("segmentation") == {**told, "epoch": 8}
+    left = {p.name for p in (tmp_path / "work").rglob("*") if p.is_file()}
+    assert left >= {"segmenter.safetensors", "segmenter.json", "log.csv", "settings.yaml", "key", "segmentation.json"}
+    assert not [name for name in left if name.endswith((".png", ".pt"))]
+    for path in (tmp_path / "work").rglob("*.json"):
+        assert "chest0" not in path.read_text(encoding="utf-8")
+
+
+def test_a_worse_model_is_not_used(shelf, pngs, tmp_path, monkeypatch):
+    store, what = FolderStore(pngs), Trainable("segmentation", ("right_lung",))
+    label_lungs(store, tmp_path / "masks", 5)
+    version = shelf.get("segmentation").version
+    monkeypatch.setattr(
+        "afire_monai.label.training.validation_score", lambda _, model, __: 0.1 if "work" in str(model) else 0.9
+    )
+    told = Workshop(tmp_path / "work", shelf).train(what, store, {"max_epochs": 1})
+    assert told["model"] == "kept"
+    assert shelf.get("segmentation").version == told["model_version"] == version
+
+
+def test_training_from_findings_starts_at_the_encoder_when_asked(shelf, pngs, tmp_path):
+    store = FolderStore(pngs)
+    for number in range(8):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps({"Effusion": int(number % 3 == 0), "Nodule": 0}))
+        store.labels[f"chest{number:02d}", "findings"] = path
+    told = Workshop(tmp_path / "work", shelf).train(
+        Trainable("classification", tuple(LABELS)), store, {"max_epochs": 2, "start": "encoder"}
+    )
+    assert told["training"] + told["validation"] == 8
+    assert shelf.get("classification").scorer.labels == LABELS
+    assert score_findings(shelf, store)["images"] == 8
+
+
+def test_masks_reach_training_upright(shelf, pngs, tmp_path):
+    """A segmenter that has learned the right lung's place scores high only if masks and pictures lie alike."""
+    store, what = FolderStore(pngs), Trainable("segmentation", ("right_lung",))
+    label_lungs(store, tmp_path / "masks", 4)
+    run = tmp_path / "run"
+    run.mkdir()
+    datalist, counts = Workshop(tmp_path / "work", shelf)._write_data(run, what, saved_labels(store, findings=False))
+    assert sum(counts.values()) == 4
+    content = json.loads(datalist.read_text(encoding="utf-8"))
+    for item in content["training"] + content["validation"]:
+        picture = np.asarray(Image.open(datalist.parent / item["image"]))
+        mask = np.asarray(Image.open(datalist.parent / item["mask"]))
+        seeds = [s for s in range(4) if (picture == np.asarray(Image.open(pngs / f"chest{s:02d}.png"))).all()]
+        assert (mask == phantom(seeds[0])[1]).all()
+        assert "chest" not in item["image"] + item["mask"]
+
+
+@pytest.mark.parametrize(
+    "request_", [{"max_epochs": 0}, {"max_epochs": "many"}, {"batch_size": -1}, {"lr": "nan"}, {"start": "elsewhere"}]
+)
+def test_wrong_settings_are_refused_before_anything_is_done(request_, shelf, pngs, tmp_path):
+    store = FolderStore(pngs)
+    with pytest.raises(AfireError, match=next(iter(request_))):
+        Workshop(tmp_path / "work", shelf).train(Trainable("segmentation", ("right_lung",)), store, request_)
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_model_of_other_classes_is_not_mixed_up(shelf, pngs, tmp_path):
+    with pytest.raises(AfireError, match="the model has right_lung, the server was started for heart"):
+        validation_score(Trainable("segmentation", ("heart",)), shelf.file("segmenter"), tmp_path / "list.json")
+
+
+# what is said ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (UnknownImageError("no such image"), 404),
+        (AfireError("of another size"), 400),
+        (OSError(errno.ENOSPC, "No space left on device", "/home/x/Zyxwolski.png"), 507),
+        (KeyError("Zyxwolski"), 500),
+    ],
+)
+def test_errors_have_a_status_and_words_without_names(error, status):
+    found, words = problem(error)
+    assert found == status
+    assert len(words) > 10
+    assert "Zyxwolski" not in words
+
+
+def test_a_full_disk_is_found_behind_what_was_raised_from_it():
+    error = CheckpointError("cannot be written")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    assert problem(error)[0] == 507
+
+
+def test_logs_lose_paths_uids_addresses_and_tracebacks():
+    text = "read /home/x/Zyxwolski/im.dcm of 1.2.840.113654.2.55.6842 from http://host:80/studies/1, 12.5 ms, a/b"
+    assert without_names(text) == "read (path) of (uid) from (address) 12.5 ms, a/b"
+    record = logging.LogRecord("x", 40, "f", 1, "failed", (), (ValueError, ValueError("Zyxwolski"), None))
+    assert NoNames().filter(record)
+    assert "Zyxwolski" not in logging.Formatter().format(record)
+    assert record.getMessage() == "failed (ValueError)"
+
+
+def test_of_a_training_process_only_our_lines_and_the_progress_pass():
+    def passes(line: str) -> bool:
+        return NoNames().filter(logging.LogRecord("task_train", 20, "f", 1, line, (), None))
+
+    assert passes("[INFO] (afire_monai.label.training:10) - trained segmentation")
+    assert passes("fine-tuning:  50%|#####")
+    assert not passes("[INFO] (monailabel.datastore.local:80) - Adding New Image: Zyxwolski => Zyxwolski.png")

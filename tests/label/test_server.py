@@ -1,0 +1,397 @@
+"""A real MONAI Label server on loopback, started as users start it; run by scripts/label_test.sh."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import requests
+from hospital.orthanc import running_orthanc
+from hospital_files import PLANTED
+from label_phantoms import LABELS, SHAPE, SPOT, phantom, pictures, write_dicoms, write_models, write_pngs
+from PIL import Image
+
+from afire_monai.hospital.dicomweb import DicomWeb
+from afire_monai.hospital.dicomweb_query import Query
+from afire_monai.hospital.dicomweb_transfer import retrieve_series, send_folder
+from afire_monai.label.maps import Grid, read_label, write_map
+
+pytestmark = [
+    pytest.mark.skipif(not os.environ.get("AFIRE_LABEL_TEST"), reason="scripts/label_test.sh runs these"),
+    pytest.mark.slow,
+]
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES = 8
+TASKS = {"anomaly_heatmap", "anomaly_regions", "restoration", "classification", "segmentation"}
+STRATEGIES = {"most_anomalous", "most_uncertain", "most_different", "random"}
+FORMATS = (".nii.gz", ".nii", ".png", ".bin")
+
+
+@dataclass
+class Server:
+    """A server with its work folder, and the id of each phantom in its store."""
+
+    url: str
+    work: Path
+    ids: dict[str, str]
+    web: str = ""
+
+    def __post_init__(self) -> None:
+        self.http = requests.Session()
+        self.http.trust_env = False
+
+    def get(self, path: str, **query: Any) -> requests.Response:
+        return self.http.get(self.url + path, params=query, timeout=120)
+
+    def info(self) -> dict[str, Any]:
+        answer = self.get("info/")
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def infer(self, task: str, image: str, output: str = "json", **params: Any) -> requests.Response:
+        query = {"image": image, "output": output}
+        body = {"params": (None, json.dumps(params))}
+        return self.http.post(f"{self.url}infer/{task}", params=query, files=body, timeout=120)
+
+    def map(self, task: str, image: str, folder: Path, suffix: str = ".nii.gz", **params: Any) -> np.ndarray:
+        """The map of an answer as the radiograph's rows, read by nibabel and Pillow alone."""
+        answer = self.infer(task, image, "image", result_extension=suffix, **params)
+        assert answer.status_code == 200, answer.text
+        (folder / f"map{suffix}").write_bytes(answer.content)
+        if suffix == ".png":
+            return np.asarray(Image.open(folder / "map.png"))
+        stored = nibabel.load(folder / f"map{suffix}")
+        assert (np.diag(stored.affine)[:2] < 0).all()  # columns to the left, rows to the back, as ITK places pictures
+        return np.asarray(stored.dataobj)[:, :, 0].T
+
+    def save(self, image: str, label: Path, tag: str = "final", **params: Any) -> requests.Response:
+        body = {"label": (label.name, label.read_bytes()), "params": (None, json.dumps(params))}
+        return self.http.put(f"{self.url}datastore/label", params={"image": image, "tag": tag}, files=body, timeout=120)
+
+    def next(self, strategy: str) -> requests.Response:
+        return self.http.post(f"{self.url}activelearning/{strategy}", json={}, timeout=120)
+
+    def train(self, task: str, sync: bool = False, **params: Any) -> requests.Response:
+        query = {"run_sync": sync}
+        return self.http.post(f"{self.url}train/{task}", params=query, json=params, timeout=300)
+
+    def log(self) -> str:
+        return (self.work / "server.log").read_text(encoding="utf-8")
+
+
+@contextlib.contextmanager
+def running(
+    studies: str, work: Path, models: Path, ids: dict[str, str], web: str = "", **options: str
+) -> Iterator[Server]:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value)]
+    script = ["bash", str(ROOT / "scripts" / "label_server.sh")]
+    start = [*script, "start", studies, "--model", str(models), "--work", str(work), "--port", str(port), *words]
+    done = subprocess.run(start, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr + (work / "console.log").read_text()
+    assert done.stdout.splitlines()[0] == f"http://127.0.0.1:{port}/"
+    group = int((work / "server.pid").read_text())
+    try:
+        yield Server(f"http://127.0.0.1:{port}/", work, ids, web)
+    finally:
+        subprocess.run([*script, "stop", "--work", str(work)], timeout=60, check=True)
+        with pytest.raises(ProcessLookupError):
+            os.killpg(group, 0)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    return write_models(tmp_path_factory.mktemp("label") / "models")
+
+
+@pytest.fixture(scope="module")
+def of_pngs(tmp_path_factory, models) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("pngs")
+    write_pngs(folder / "studies", IMAGES)
+    names = {name: name for name in pictures(IMAGES)}
+    with running(str(folder / "studies"), folder / "work", models, names) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def of_dicoms(tmp_path_factory, models) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("dicoms")
+    files = write_dicoms(folder / "studies", IMAGES)
+    shutil.move(files["chest07"], folder / "studies" / "chest07")  # archives name files without suffix
+    with running(str(folder / "studies"), folder / "work", models, {name: name for name in files}) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def of_archive(tmp_path_factory, models) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("archive")
+    files = write_dicoms(folder / "outbox", IMAGES)
+    with running_orthanc(folder / "orthanc") as web:
+        assert send_folder(DicomWeb(web), folder / "outbox").done == len(files)
+        ids = {name: str(pydicom.dcmread(file).SeriesInstanceUID) for name, file in files.items()}
+        with running(web, folder / "work", models, ids, web) as server:
+            yield server
+
+
+@pytest.fixture(params=["of_pngs", "of_dicoms", "of_archive"])
+def server(request) -> Server:
+    return request.getfixturevalue(request.param)
+
+
+def test_info_names_tasks_strategies_trainers_and_images(server):
+    info = server.info()
+    assert set(info["models"]) == TASKS
+    assert set(info["strategies"]) == STRATEGIES
+    assert set(info["trainers"]) == {"segmentation", "classification"}
+    assert info["models"]["segmentation"]["labels"] == {"right_lung": 1}
+    assert info["models"]["classification"]["labels"] == LABELS
+    assert info["datastore"]["total"] == IMAGES + 1
+
+
+def test_every_task_answers_for_every_modality(server, tmp_path):
+    for name in ("chest00", "chest01"):  # CR and DX where they are DICOM
+        for task in sorted(TASKS):
+            answer = server.infer(task, server.ids[name])
+            assert answer.status_code == 200, answer.text
+            said = answer.json()
+            assert set(said["latencies"]) == {"pre", "infer", "post", "write", "total"}
+            assert re.fullmatch("[0-9a-f]{12}", said["model_version"])
+            if task == "classification":
+                assert set(said["labels"]) == set(LABELS)
+            else:
+                assert server.map(task, server.ids[name], tmp_path).shape == SHAPE
+        assert server.map("classification", server.ids[name], tmp_path, heatmap=True).shape == SHAPE
+    assert re.search(
+        r"anomaly_heatmap: pre \d+ ms, infer \d+ ms, post \d+ ms, write \d+ ms, total \d+ ms", server.log()
+    )
+
+
+def test_heatmap_and_regions_lie_where_the_spot_is(server, tmp_path):
+    for suffix in (".nii.gz", ".png"):
+        heat = server.map("anomaly_heatmap", server.ids["spot"], tmp_path, suffix)
+        row, column = np.unravel_index(heat.argmax(), SHAPE)
+        assert SPOT[0].start <= row < SPOT[0].stop
+        assert SPOT[1].start <= column < SPOT[1].stop
+
+
+def test_every_strategy_gives_an_image_without_label(server):
+    scores = {i: server.infer("anomaly_heatmap", i).json()["anomaly"]["score"] for i in server.ids.values()}
+    found = {}
+    for strategy in sorted(STRATEGIES):
+        answer = server.next(strategy)
+        assert answer.status_code == 200, answer.text
+        found[strategy] = answer.json()["id"]
+        assert found[strategy] in server.ids.values()
+    assert found["most_anomalous"] == max(scores, key=scores.__getitem__)
+
+
+def test_bad_requests_are_answered_in_words_and_the_server_lives_on(server, tmp_path):
+    wrong_size = tmp_path / "wrong.png"
+    Image.fromarray(np.zeros(SHAPE[::-1], np.uint8)).save(wrong_size)
+    wrong_class = tmp_path / "class.png"
+    Image.fromarray(np.full(SHAPE, 9, np.uint8)).save(wrong_class)
+    (tmp_path / "broken.nii.gz").write_bytes(b"nothing")
+    (tmp_path / "findings.json").write_text('{"Plague": 1}')
+    chest = server.ids["chest02"]
+    for answer, status, words in (
+        (server.infer("segmentation", "1.2.3.4"), 404, "no"),
+        (server.infer("segmentation", "/etc/passwd"), 404, "id"),
+        (server.infer("segmentation", ""), 400, "no image"),
+        (server.infer("nonsense", chest), 404, "there are"),
+        (server.infer("classification", chest, "image"), 400, "heatmap"),
+        (server.infer("anomaly_regions", chest, threshold=7), 400, "threshold"),
+        (server.infer("anomaly_heatmap", chest, "image", result_extension=".exe"), 400, ".nii.gz"),
+        (server.next("nonsense"), 404, "most_anomalous"),
+        (server.save(chest, wrong_size), 400, f"{SHAPE[1]} rows and {SHAPE[0]} columns"),
+        (server.save(chest, wrong_class), 400, "1 right_lung"),
+        (server.save(chest, tmp_path / "broken.nii.gz"), 400, "no readable"),
+        (server.save(chest, tmp_path / "findings.json"), 400, "Plague"),
+        (server.save(chest, wrong_class, tag="../../out"), 400, "tag"),
+        (server.save("nobody", wrong_class), 404, "id"),
+        (server.train("segmentation"), 400, "at least 4"),
+        (server.train("segmentation", sync=True), 400, "at least 4"),
+        (server.train("nonsense"), 404, "segmentation"),
+        (server.http.delete(f"{server.url}datastore/image", params={"id": chest}, timeout=60), 400, "not deleted"),
+        (server.http.get(f"{server.url}info/", headers={"Origin": "http://evil.example"}, timeout=60), 403, "pages"),
+        (server.http.post(f"{server.url}infer/segmentation?image={chest}", files={"params": (None, "{")}), 400, "JSON"),
+    ):
+        assert (answer.status_code, words in answer.json()["detail"]) == (status, True), answer.text
+        assert str(tmp_path) not in answer.text
+    assert server.infer("segmentation", chest).status_code == 200
+    assert server.http.get(f"{server.url}info/", headers={"Host": "evil.example"}, timeout=60).status_code == 400
+
+
+def test_labels_train_a_better_model_that_answers_upright(server, tmp_path):
+    """Masks in every format that a viewer sends teach where the right lung is; any that was turned would spoil it."""
+    before = server.infer("segmentation", server.ids["chest00"]).json()["model_version"]
+    for number in range(IMAGES):
+        image = server.ids[f"chest{number:02d}"]
+        mask, suffix = phantom(number)[1], FORMATS[number % len(FORMATS)]
+        path = tmp_path / f"label{suffix}"
+        mask.tofile(path) if suffix == ".bin" else write_map(path, mask, Grid(SHAPE, (0.4, 0.5)))
+        answer = server.save(image, path, label_info=[{"name": "right_lung"}])
+        assert answer.status_code == 200, answer.text
+        kept = server.get("datastore/label", label=image, tag="final")
+        stored = tmp_path / f"kept{'.nii.gz' if suffix == '.bin' else suffix}"
+        stored.write_bytes(kept.content)
+        assert suffix == ".bin" or kept.content == path.read_bytes()
+        assert (read_label(stored, Grid(SHAPE, (0.4, 0.5))) == mask).all()
+    assert server.info()["datastore"]["completed"] == IMAGES
+    score = server.http.post(f"{server.url}scoring/dice?run_sync=true", timeout=120).json()
+    started = server.train("segmentation", max_epochs=20, lr=1.0)
+    assert started.status_code == 200, started.text
+    assert server.infer("classification", server.ids["spot"]).status_code == 200  # while it trains
+    assert server.train("segmentation").status_code == 429
+    stats = finished(server)
+    assert stats["best_metric"] > stats["validation_before"]
+    assert stats["model"] == "replaced"
+    after = server.infer("segmentation", server.ids["chest00"]).json()["model_version"]
+    assert before != after == stats["model_version"]
+    better = server.http.post(f"{server.url}scoring/dice?run_sync=true", timeout=120).json()
+    assert better["dice"] > max(0.6, score["dice"])
+    drawn = server.map("segmentation", server.ids["chest00"], tmp_path) == 1
+    truth = phantom(0)[1] == 1
+    for turned in (truth[::-1], truth[:, ::-1]):
+        assert dice(drawn, truth) > dice(drawn, turned) + 0.2
+    assert "next sample" in server.log()
+    assert "trained segmentation" in server.log()
+
+
+def dice(one: np.ndarray, other: np.ndarray) -> float:
+    return 2 * (one & other).sum() / (one.sum() + other.sum())
+
+
+def finished(server: Server) -> dict[str, Any]:
+    seen = set()
+    for _ in range(600):
+        status = server.get("train/").json()
+        seen.add(server.info()["train_stats"]["segmentation"].get("epoch"))
+        if status["status"] not in ("SUBMITTED", "RUNNING"):
+            break
+        time.sleep(0.3)
+    assert status["status"] == "DONE", status["details"]
+    assert len(seen) > 1  # progress was reported on the way
+    return server.info()["train_stats"]["segmentation"]
+
+
+def test_findings_train_the_classifier(of_pngs, tmp_path):
+    for number in range(IMAGES):
+        path = tmp_path / "findings.json"
+        path.write_text(json.dumps({"Effusion": int(number % 3 == 0), "Nodule": 0}))
+        assert of_pngs.save(f"chest{number:02d}", path, tag="findings").status_code == 200
+    answer = of_pngs.train("classification", sync=True, max_epochs=1)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["training"] + answer.json()["validation"] == IMAGES
+    score = of_pngs.http.post(f"{of_pngs.url}scoring/auroc?run_sync=true", timeout=120).json()
+    assert score["images"] == IMAGES
+
+
+def test_outlines_and_heatmaps_come_as_dicom_segmentations(of_archive, tmp_path):
+    import highdicom
+
+    spot = of_archive.ids["spot"]
+    for task, kind in (("anomaly_heatmap", "FRACTIONAL"), ("anomaly_regions", "BINARY")):
+        answer = of_archive.infer(task, spot, "dicom_seg", threshold=0.3)
+        assert answer.status_code == 200, answer.text
+        seg = highdicom.seg.segread(io.BytesIO(answer.content))
+        assert seg.SegmentationType == kind
+        frame = np.squeeze(seg.pixel_array)
+        assert frame.shape == SHAPE
+        wanted = of_archive.map(task, spot, tmp_path, threshold=0.3)
+        assert (
+            np.abs(frame / frame.max() - (wanted if kind == "BINARY" else np.round(wanted * 255) / frame.max())).max()
+            < 0.01
+        )
+    refused = of_archive.infer("classification", spot, "dicom_seg")
+    assert refused.status_code == 400
+
+
+def test_saved_masks_are_in_the_archive_as_segmentations_of_their_study(of_archive, tmp_path):
+    import highdicom
+
+    image, mask = of_archive.ids["chest03"], phantom(3)[1]
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    web = DicomWeb(of_archive.web)
+    before = set(web.find_series(Query(("SEG",))))
+    assert of_archive.save(image, tmp_path / "m.png").status_code == 200
+    (new,) = set(web.find_series(Query(("SEG",)))) - before
+    retrieve_series(web, [new], tmp_path / "got")
+    (file,) = (tmp_path / "got").glob("*.dcm")
+    seg = highdicom.seg.segread(file)
+    assert (np.squeeze(seg.pixel_array) == mask).all()
+    assert [d.SegmentLabel for d in seg.SegmentSequence] == ["right_lung"]
+    ((study, series, _),) = seg.get_source_image_uids()
+    assert (study, series) == (new.study, image)
+
+
+def test_nothing_that_is_written_tells_who_the_patients_are(of_archive, of_dicoms):
+    """In the log, the labels' list, settings and models; the cache of the archive's pictures is theirs alone."""
+    for server in (of_archive, of_dicoms):
+        assert server.work.stat().st_mode & 0o077 == 0
+        cache = server.work / "cache"
+        files = [p for p in server.work.rglob("*") if p.is_file() and p.suffix not in (".dcm", ".safetensors")]
+        assert len(files) > 5
+        for path in files:
+            content = path.read_bytes()
+            assert [word for word in PLANTED if word.encode() in content] == [], path
+        log = server.log()
+        assert not re.search(r"\d+(\.\d+){5,}", log)
+        assert str(cache) not in log
+        assert "/" not in re.sub(r"\d+/\d+", "", "".join(re.findall(r"afire_monai\S*: (.*)", log)))
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small file system cannot be mounted here (root is needed)")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_and_destroys_no_label(small_disk, models, tmp_path):
+    write_pngs(small_disk / "studies", 5)
+    with running(str(small_disk / "studies"), small_disk / "work", models, {}) as server:
+        for number in range(4):
+            Image.fromarray(phantom(number)[1]).save(tmp_path / "m.png")
+            assert server.save(f"chest{number:02d}", tmp_path / "m.png").status_code == 200
+        kept = server.get("datastore/label", label="chest00", tag="final").content
+        fill(small_disk / "filler")
+        large = write_map(tmp_path / "m.nii", np.zeros(SHAPE, np.uint8), Grid(SHAPE))
+        answer = server.save("chest00", large)
+        assert (answer.status_code, "disk is full" in answer.text) == (507, True), answer.text
+        assert server.get("datastore/label", label="chest00", tag="final").content == kept
+        answer = server.train("segmentation", sync=True, max_epochs=1)
+        assert (answer.status_code, "disk is full" in answer.text) == (507, True), answer.text
+        assert server.info()["datastore"]["completed"] == 4
+        (small_disk / "filler").unlink()
+        assert server.save("chest00", large).status_code == 200
+    listed = json.loads((small_disk / "studies" / "datastore_v2.json").read_text(encoding="utf-8"))
+    assert sum("final" in entry["labels"] for entry in listed["objects"].values()) == 4
+
+
+def fill(path: Path) -> None:
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
