@@ -15,6 +15,7 @@ from afire_monai.commands.dicom_results import dicom_results
 from afire_monai.commands.evaluate import evaluate
 from afire_monai.commands.figures import figures
 from afire_monai.commands.ingest import ingest
+from afire_monai.commands.plan import plan
 from afire_monai.commands.predict import predict, reference
 from afire_monai.commands.public_datasets import PUBLIC_DATASETS
 from afire_monai.commands.release import import_release
@@ -37,6 +38,7 @@ COMMANDS: CommandTree = {
     "figures": figures,
     "import-release": import_release,
     "ingest": ingest,
+    "plan": plan,
     "predict": predict,
     "reference": reference,
     "report": report,
