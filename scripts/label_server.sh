@@ -124,7 +124,8 @@ echo $! >"$pid_file"
 echo "http://127.0.0.1:$port/" >"$work/address"
 
 for ((tries = 0; tries < 300; tries++)); do
-    running || {
+    # the process and not its group, which it makes a moment after it was started
+    kill -0 "$(cat "$pid_file")" 2>/dev/null || {
         tail -n 5 "$work/console.log" >&2
         rm -f "$pid_file"
         fail "the server ended by itself; all it said is in $work/console.log"

@@ -269,7 +269,7 @@ def test_labels_train_a_better_model_that_answers_upright(server, tmp_path):
     drawn = server.map("segmentation", server.ids["chest00"], tmp_path) == 1
     truth = phantom(0)[1] == 1
     for turned in (truth[::-1], truth[:, ::-1]):
-        assert dice(drawn, truth) > dice(drawn, turned) + 0.2
+        assert dice(drawn, truth) > dice(drawn, turned) + 0.1
     assert "next sample" in server.log()
     assert "trained segmentation" in server.log()
 
