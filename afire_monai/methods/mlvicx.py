@@ -7,6 +7,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from afire_monai.distributed import world_size
 from afire_monai.errors import AfireError
 from afire_monai.losses.vicreg import VICRegLoss
 from afire_monai.methods.base import Method
@@ -109,7 +110,13 @@ class MLVICX(Method):
         return self.student.encoder
 
     def losses(self, images: Tensor, uniforms: Tensor, first_epoch: bool) -> dict[str, Tensor]:
-        """Compute VICReg's terms of both branches in one step (see :class:`Method`)."""
+        """Compute VICReg's terms of both branches in one step (see :class:`Method`).
+
+        Raises:
+            AfireError: for a single image over all processes.
+        """
+        if len(images) * world_size() < 2:
+            raise AfireError("MLVICX compares images with each other: set batch_size to 2 or more, better 32")
         first, second = self.views(images, uniforms)
         return self._terms(*self.student_forward(first, second))
 

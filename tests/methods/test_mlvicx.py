@@ -152,6 +152,12 @@ def test_views_that_do_not_fit_are_refused():
             MLVICX(student, RandomViews(views), (80, 80))
 
 
+def test_a_batch_of_one_is_refused_with_the_way_out():
+    method = tiny_mlvicx().train()
+    with pytest.raises(AfireError, match="set batch_size to 2 or more"):
+        method.losses(smooth_images(1, (80, 80)), uniforms_for(method, 1), True)
+
+
 def test_another_encoder_is_refused_with_its_file(tmp_path):
     export_encoder(tiny_mlvicx().export_encoder, tmp_path)
     description = tmp_path / "encoder.json"
