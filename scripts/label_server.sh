@@ -48,8 +48,8 @@ while [[ $# -gt 0 ]]; do
 done
 pid_file="$work/server.pid"
 
-# the whole group: training runs in a process of its own
-running() { [[ -f "$pid_file" ]] && kill -0 -- "-$(cat "$pid_file")" 2>/dev/null; }
+# a number may have gone to another process since; signals go to the whole group, as training runs in a process of its own
+running() { [[ -f "$pid_file" ]] && ps -o args= -p "$(cat "$pid_file")" 2>/dev/null | grep -q "afire_monai.label.start"; }
 
 stop() {
     running || {
@@ -82,6 +82,9 @@ esac
 
 running && fail "a server runs here already: $(cat "$work/address"); stop it first, or give another --work"
 [[ "$port" =~ ^[0-9]+$ ]] || fail "--port $port: a number is expected"
+if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+    fail "port $port is in use; give another --port"
+fi
 if [[ ! "$studies" =~ ^https?:// ]]; then
     [[ -d "$studies" ]] || fail "$studies: no such folder"
     studies="$(cd "$studies" && pwd)"
@@ -111,7 +114,8 @@ export MONAI_LABEL_TRACKING_ENABLED=false
 export MONAI_LABEL_SESSION_PATH="$work/sessions"
 # OHIF reads the archive through this server
 export MONAI_LABEL_DICOMWEB_USERNAME="${AFIRE_DICOMWEB_USER:-}" MONAI_LABEL_DICOMWEB_PASSWORD="${AFIRE_DICOMWEB_PASSWORD:-}"
-export MLFLOW_TRACKING_URI="" NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}"
+unset MLFLOW_TRACKING_URI
+export NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}"
 umask 077
 
@@ -124,7 +128,6 @@ echo $! >"$pid_file"
 echo "http://127.0.0.1:$port/" >"$work/address"
 
 for ((tries = 0; tries < 300; tries++)); do
-    # the process and not its group, which it makes a moment after it was started
     kill -0 "$(cat "$pid_file")" 2>/dev/null || {
         tail -n 5 "$work/console.log" >&2
         rm -f "$pid_file"
@@ -139,5 +142,9 @@ opener.open(f"http://127.0.0.1:{sys.argv[1]}/info/", timeout=30).read()
 PYTHON
     sleep 0.3
 done
+((tries < 300)) || {
+    stop >/dev/null
+    fail "the server does not answer; all it said is in $work/console.log"
+}
 echo "http://127.0.0.1:$port/"
 [[ ! "$studies" =~ ^https?:// ]] || echo "OHIF: http://127.0.0.1:$port/ohif/"

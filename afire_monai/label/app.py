@@ -13,13 +13,15 @@ from monailabel.tasks.activelearning.random import Random
 from afire_monai import __version__
 from afire_monai.errors import AfireError
 from afire_monai.label.answers import TASKS, class_values
+from afire_monai.label.archive import ArchiveStore
 from afire_monai.label.choice import STRATEGIES, Chooser
 from afire_monai.label.logs import quiet_monailabel
 from afire_monai.label.problems import NotFoundError
 from afire_monai.label.shelf import ModelShelf
-from afire_monai.label.stores import ArchiveStore, CarefulStore
+from afire_monai.label.stores import CarefulStore
 from afire_monai.label.tasks import RadiographInfer, RadiographScoring, RadiographStrategy, RadiographTrain
-from afire_monai.label.training import Trainable, Workshop
+from afire_monai.label.trainable import Trainable
+from afire_monai.label.training import Workshop
 
 logger = logging.getLogger(__name__)
 

@@ -194,6 +194,15 @@ def save_label(
     return datastore.save_label(background_tasks, image, json.dumps(kept), tag, label)
 
 
+def keep_model(model: str) -> None:
+    """Refuse: MONAI Label would write over, or move away, the files of the model folders that were given.
+
+    Raises:
+        AfireError: always.
+    """
+    raise AfireError("models are neither replaced nor deleted over the network; the model folders are only read")
+
+
 def _prepare(app: FastAPI) -> FastAPI:
     """Put this module's answers before MONAI Label's own, for the same users."""
     user, annotator = settings.MONAI_LABEL_AUTH_ROLE_USER, settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR
@@ -205,6 +214,8 @@ def _prepare(app: FastAPI) -> FastAPI:
         ("/train/", "POST", run_all_training, admin),
         ("/activelearning/{strategy}", "POST", next_sample, user),
         ("/datastore/label", "PUT", save_label, annotator),
+        ("/model/{model}", "PUT", keep_model, annotator),
+        ("/model/{model}", "DELETE", keep_model, annotator),
     ):
         app.add_api_route(path, answering, methods=[method], dependencies=[Depends(RBAC(role))])
     app.router.routes[:] = [*app.router.routes[count:], *app.router.routes[:count]]

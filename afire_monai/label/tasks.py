@@ -19,7 +19,8 @@ from afire_monai.label.choice import STRATEGIES, Chooser
 from afire_monai.label.maps import map_suffix
 from afire_monai.label.scores import score_findings, score_masks
 from afire_monai.label.shelf import ModelShelf
-from afire_monai.label.training import DEFAULTS, KIND, Trainable, Workshop
+from afire_monai.label.trainable import Trainable
+from afire_monai.label.training import DEFAULTS, KIND, Workshop
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,11 @@ from afire_monai.hospital.identity import IdentityKey
 from afire_monai.label.images import file_of, open_image, patient_of
 from afire_monai.label.saved import SavedLabel, Store, read_findings, read_mask, saved_labels
 from afire_monai.label.shelf import ModelShelf
+from afire_monai.label.trainable import Trainable, split, validation_score
 
 logger = logging.getLogger(__name__)
 
 MIN_LABELS = 4
-VALIDATION_SHARE = 0.25
 KIND = {"segmentation": "segmenter", "classification": "classifier"}
 DEFAULTS: dict[str, Any] = {
     "max_epochs": 30,
@@ -34,24 +33,6 @@ DEFAULTS: dict[str, Any] = {
     "start": ["model", "encoder"],  # go on from the model in use, or put a fresh head on the pre-trained encoder
 }
 """What a client may set, as MONAI Label shows it (the first of several is the default)."""
-
-
-@dataclass(frozen=True)
-class Trainable:
-    """A task that labels can train.
-
-    Attributes:
-        task: ``segmentation`` or ``classification``.
-        names: classes or labels, in order.
-    """
-
-    task: str
-    names: tuple[str, ...]
-
-    @property
-    def classes(self) -> dict[str, int]:
-        """Value of each class in label maps."""
-        return {name: place + 1 for place, name in enumerate(self.names)}
 
 
 class Workshop:
@@ -237,64 +218,6 @@ class Workshop:
         save_module_files(tensors, description, self.shelf.trained / f"{kind}.safetensors")
 
 
-def split(items: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Divide items into training and validation, by patient, so that a patient stays where he is as labels are added.
-
-    Args:
-        items: each with ``group``, 20 hexadecimal digits that are as good as random.
-
-    Raises:
-        AfireError: if all are of one patient.
-    """
-    groups = sorted({str(item["group"]) for item in items})
-    if len(groups) < 2:
-        raise AfireError("all labelled images are of one patient; label images of others too")
-    wanted = max(1, round(VALIDATION_SHARE * len(groups) / 2))
-    below = sum(int(group[:8], 16) < VALIDATION_SHARE * 2**32 for group in groups)
-    held_back = set(groups[: min(max(below, wanted), len(groups) - 1)])
-    training = [item for item in items if item["group"] not in held_back]
-    return training, [item for item in items if item["group"] in held_back]
-
-
-def validation_score(what: Trainable, model: Path, datalist: Path) -> float:
-    """Score a model on the images held back, in the way in which training scores it.
-
-    Args:
-        what: is trained.
-        model: weights file.
-        datalist: of the training.
-    """
-    from afire_monai import tasks
-    from afire_monai.data.dataset import RadiographDataset
-    from afire_monai.engines.startup import reading
-    from afire_monai.engines.validation import predict_dataset
-
-    task: tasks.Task
-    if what.task == "segmentation":
-        segmenter, _ = tasks.load_segmenter(model)
-        _refuse_other_names(what, segmenter.classes)
-        size = segmenter.encoder.image_size
-        items = tasks.segmentation_data(datalist, classes=what.names).validation
-        transform: Any = tasks.MaskReading(reading(size), size, {name: [v] for name, v in what.classes.items()})
-        task, extra = tasks.Segmentation(segmenter), "mask"
-    else:
-        classifier, _ = tasks.load_classifier(model)
-        _refuse_other_names(what, classifier.labels)
-        items = tasks.classification_data(datalist, labels=what.names).validation
-        transform = reading(classifier.encoder.image_size)
-        task, extra = tasks.Classification(classifier), "target"
-    logits, batch = predict_dataset(task, RadiographDataset(items, transform, extras=(extra,)), 16)
-    return task.figures(logits, batch)["validation_score"]
-
-
-def _refuse_other_names(what: Trainable, names: Sequence[str]) -> None:
-    if tuple(names) != what.names:
-        raise AfireError(
-            f"the model has {', '.join(names)}, the server was started for {', '.join(what.names)}; start it without "
-            "naming them, or with another model folder"
-        )
-
-
 def _settings(request: Mapping[str, Any]) -> dict[str, Any]:
     """Check what a client asks for."""
     settings: dict[str, Any] = {}
@@ -328,6 +251,3 @@ def _first(value: Any, default: Any) -> Any:
 def _clock(started: float) -> str:
     seconds = int(time.time() - started)
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-
-
-__all__ = ["DEFAULTS", "KIND", "MIN_LABELS", "Trainable", "Workshop", "split", "validation_score"]

@@ -25,7 +25,8 @@ from afire_monai.label.problems import NotFoundError, UnknownImageError, problem
 from afire_monai.label.saved import read_findings, read_mask, saved_labels
 from afire_monai.label.scores import score_findings, score_masks
 from afire_monai.label.shelf import ModelShelf
-from afire_monai.label.training import Trainable, Workshop, split, validation_score
+from afire_monai.label.trainable import Trainable, split, validation_score
+from afire_monai.label.training import Workshop
 
 
 @pytest.fixture(scope="module")
