@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import marshal
 import os
+import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -20,6 +23,7 @@ from afire_monai.errors import DataListError
 
 SECTIONS = ("training", "validation", "test")
 PATH_KEYS = ("image", "mask")
+_REPEATED = ("view", "sex", "source")
 DEFAULT_NORMAL = "Normal"
 
 DataList = dict[str, Any]
@@ -50,13 +54,16 @@ def load_datalist(
     """
     datalist = read_raw(Path(path))
     base = Path(base_dir) if base_dir is not None else Path(path).absolute().parent
-    resolved = resolve_paths(datalist, base, where=str(path))
-    if section is None:
-        return resolved
-    if section not in resolved:
-        present = ", ".join(s for s in SECTIONS if s in resolved) or "none"
+    resolved = resolve_paths(datalist, base, where=str(path), in_place=True)
+    return resolved if section is None else _section(resolved, section, path)
+
+
+def _section(datalist: DataList, section: str, path: StrPath) -> list[dict[str, Any]]:
+    if section not in datalist:
+        present = ", ".join(s for s in SECTIONS if s in datalist) or "none"
         raise DataListError(f"{path}: no section {section!r}; it has {present}. Name one of these")
-    return resolved[section]
+    items: list[dict[str, Any]] = datalist[section]
+    return items
 
 
 def save_datalist(datalist: DataList, path: StrPath, relative: bool = True) -> Path:
@@ -117,7 +124,7 @@ def training_items(
         DataListError: as `load_datalist`, or no item is left.
     """
     datalist = load_datalist(path, base_dir)
-    items = load_datalist(path, base_dir, section=section)
+    items = _section(datalist, section, path)
     if only_normal and datalist.get("labels"):
         normal = normal_label(datalist)
         items = [item for item in items if is_normal(item, datalist["labels"], normal)]
@@ -138,10 +145,10 @@ def is_normal(item: dict[str, Any], labels: list[str], normal: str = DEFAULT_NOR
     values = item.get("label")
     if not values or len(values) != len(labels):
         return False
-    findings = [value for name, value in zip(labels, values, strict=True) if name != normal]
     if normal in labels:
-        return values[labels.index(normal)] == 1 and 1 not in findings
-    return all(value == 0 for value in findings)
+        place = labels.index(normal)
+        return values[place] == 1 and 1 not in values[:place] and 1 not in values[place + 1 :]
+    return values.count(0) == len(values)
 
 
 def normal_label(datalist: DataList) -> str:
@@ -154,8 +161,14 @@ def present_sections(datalist: DataList) -> list[str]:
     return [section for section in SECTIONS if section in datalist]
 
 
-def resolve_paths(datalist: DataList, base: Path, where: str = "data list") -> DataList:
+def resolve_paths(datalist: DataList, base: Path, where: str = "data list", in_place: bool = False) -> DataList:
     """Copy of a list with absolute paths; an item that is a bare name (Decathlon's tests) becomes ``{"image": …}``.
+
+    Args:
+        datalist: as it stands in the file.
+        base: folder that relative paths start from.
+        where: its name in messages.
+        in_place: the caller has no other use for the list, so its items are changed rather than copied.
 
     Raises:
         DataListError: there is no section, or an item without image.
@@ -166,12 +179,11 @@ def resolve_paths(datalist: DataList, base: Path, where: str = "data list") -> D
             f"{where}: none of {', '.join(SECTIONS)} is in it; keys are {', '.join(datalist) or 'none'}"
         )
     resolved = dict(datalist)
+    folder = os.path.abspath(base)
     for section in sections:
         if not isinstance(datalist[section], list):
             raise DataListError(f"{where}: {section!r} is a {type(datalist[section]).__name__}; a list is expected")
-        resolved[section] = [
-            _resolve_item(item, base, f"{where}: {section}[{i}]") for i, item in enumerate(datalist[section])
-        ]
+        resolved[section] = list(_resolved(datalist[section], folder, f"{where}: {section}", in_place))
     return resolved
 
 
@@ -182,7 +194,7 @@ def read_raw(path: Path) -> DataList:
         DataListError: no such file, not JSON, or not an object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_hook=_shared())
     except OSError as error:
         raise DataListError(f"{path}: {error.strerror or 'not readable'}; a JSON data list is expected") from error
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -194,12 +206,43 @@ def read_raw(path: Path) -> DataList:
     return content
 
 
-def _resolve_item(item: Any, base: Path, where: str) -> dict[str, Any]:
-    item = {"image": item} if isinstance(item, str) else item
-    if not isinstance(item, dict) or not isinstance(item.get("image"), str) or not item["image"]:
-        raise DataListError(f'{where} has no image path; {{"image": "path", …}} is expected')
-    absolute = {key: os.path.abspath(base / item[key]) for key in PATH_KEYS if isinstance(item.get(key), str)}
-    return {**item, **absolute}
+def _shared() -> Any:
+    """Give a hook for JSON that lets items share what many have alike: a list of a million is mostly repetition."""
+    labels: dict[bytes, list[Any]] = {}
+
+    def share(item: dict[str, Any]) -> dict[str, Any]:
+        label = item.get("label")
+        if type(label) is list and len(labels) < 100_000:
+            item["label"] = labels.setdefault(marshal.dumps(label), label)  # tells 1 from 1.0 and from true
+        if len(item) > 2:
+            for key in _REPEATED:
+                if type(value := item.get(key)) is str:
+                    item[key] = sys.intern(value)
+        return item
+
+    return share
+
+
+def _resolved(items: Sequence[Any], folder: str, where: str, in_place: bool) -> Iterator[dict[str, Any]]:
+    prefix = folder if folder.endswith(os.sep) else folder + os.sep
+    for place, item in enumerate(items):
+        item = {"image": item} if isinstance(item, str) else item
+        if not isinstance(item, dict) or not isinstance(item.get("image"), str) or not item["image"]:
+            raise DataListError(f'{where}[{place}] has no image path; {{"image": "path", …}} is expected')
+        if not in_place:
+            item = dict(item)
+        item["image"] = _absolute(item["image"], prefix)
+        if isinstance(item.get("mask"), str) and item["mask"]:
+            item["mask"] = _absolute(item["mask"], prefix)
+        yield item
+
+
+def _absolute(path: str, prefix: str) -> str:
+    """As ``os.path.abspath`` of the path in a folder that is absolute and ends with a separator."""
+    plain = os.sep == "/" and path[0] not in "/." and path[-1:] != "/" and "//" not in path and "/." not in path
+    if plain:
+        return prefix + path
+    return os.path.abspath(os.path.join(prefix, path))
 
 
 def _relative_item(item: dict[str, Any], here: Path) -> dict[str, Any]:

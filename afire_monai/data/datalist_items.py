@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from afire_monai.data.table import OLDEST
 
 LABEL_VALUES = (0, 1, -1, None)
 SEXES = ("F", "M")
+_NO_BOXES: list[Any] = []
 
 Entry = tuple[str, str, dict[str, Any]]
 """Section, place in words, item."""
@@ -39,7 +40,7 @@ class Problem:
         return f"{self.severity}: {self.kind}: {self.where}: {self.seen}. {self.advice}"
 
 
-def label_problems(datalist: DataList, entries: list[Entry]) -> Iterator[Problem]:
+def label_problems(datalist: DataList, entries: Iterable[Entry]) -> Iterator[Problem]:
     """Label vectors and boxes that do not fit the list's labels."""
     names = datalist.get("labels", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -48,10 +49,14 @@ def label_problems(datalist: DataList, entries: list[Entry]) -> Iterator[Problem
     if len(set(names)) < len(names):
         yield Problem("unknown label", "labels", str(names), "Every label name may occur once")
     unknown: Counter[str] = Counter()
+    sound: set[int] = set()  # vectors that many items share, by identity
     for _, where, item in entries:
-        if "label" in item:
-            yield from _label_vector_problems(item["label"], len(names), where)
-        boxes = item.get("boxes", [])
+        if "label" in item and id(item["label"]) not in sound:
+            found = list(_label_vector_problems(item["label"], len(names), where))
+            yield from found
+            if not found:
+                sound.add(id(item["label"]))
+        boxes = item.get("boxes", _NO_BOXES)
         for box in boxes if isinstance(boxes, list) else [boxes]:
             if not _is_box(box):
                 yield Problem("wrong box", where, str(box), "[x, y, width, height, name] is expected")
@@ -77,7 +82,7 @@ def _label_vector_problems(label: Any, length: int, where: str) -> Iterator[Prob
         yield Problem("unknown label", where, str(label), advice)
 
 
-def fact_problems(entries: list[Entry]) -> Iterator[Problem]:
+def fact_problems(entries: Iterable[Entry]) -> Iterator[Problem]:
     """Sex, age, view and source that subgroup tables could not use."""
     for _, where, item in entries:
         if item.get("sex") not in (None, *SEXES):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from afire_monai.data.datalist_file import (
 from afire_monai.data.datalist_items import Entry, Problem, fact_problems, label_problems
 
 ITEM_KEYS = ("image", "label", "group", "mask", "boxes", "sex", "age", "view", "source", "manufacturer_model")
+_KNOWN_KEYS = frozenset(ITEM_KEYS)
 TOP_KEYS = ("name", "labels", "meta", "training", "validation", "test")
 
 
@@ -77,12 +78,12 @@ def validate_datalist(
     if isinstance(datalist, str | os.PathLike):
         base = Path(base_dir) if base_dir is not None else Path(datalist).absolute().parent
         where = str(datalist)
-        datalist = read_raw(Path(datalist))
+        datalist, own = read_raw(Path(datalist)), True
         problems += _hash_problems(datalist)
     else:
-        base, where = Path(base_dir or "."), "data list"
-    datalist = resolve_paths(datalist, base, where)
-    entries = [(s, f"{s}[{i}]", item) for s in present_sections(datalist) for i, item in enumerate(datalist[s])]
+        base, where, own = Path(base_dir or "."), "data list", False
+    datalist = resolve_paths(datalist, base, where, in_place=own)
+    entries = _Entries(datalist)
     problems += [*_key_problems(datalist, entries), *label_problems(datalist, entries), *_group_problems(entries)]
     problems += fact_problems(entries)
     problems += _same_path_problems(entries)
@@ -94,6 +95,18 @@ def validate_datalist(
     return _count(datalist, problems)
 
 
+class _Entries:
+    """The items of a list with section and place in words, made anew each time: a million places take room."""
+
+    def __init__(self, datalist: DataList) -> None:
+        self.datalist = datalist
+
+    def __iter__(self) -> Iterator[Entry]:
+        for section in present_sections(self.datalist):
+            for place, item in enumerate(self.datalist[section]):
+                yield section, f"{section}[{place}]", item
+
+
 def _count(datalist: DataList, problems: list[Problem]) -> DataListReport:
     sections = present_sections(datalist)
     names = [name for name in datalist.get("labels", []) if isinstance(name, str)]
@@ -101,8 +114,9 @@ def _count(datalist: DataList, problems: list[Problem]) -> DataListReport:
     for section in sections:
         for item in datalist[section]:
             values = item.get("label")
-            for name, value in zip(names, values if isinstance(values, list) else [], strict=False):
-                labels[name] += value == 1
+            if isinstance(values, list) and 1 in values:
+                for name, value in zip(names, values, strict=False):
+                    labels[name] += value == 1
     groups = {s: len({str(item.get("group", item["image"])) for item in datalist[s]}) for s in sections}
     return DataListReport({s: len(datalist[s]) for s in sections}, groups, labels, problems)
 
@@ -114,7 +128,7 @@ def _hash_problems(datalist: DataList) -> Iterator[Problem]:
         yield Problem("hash differs", "meta.sha256", str(stored)[:12], advice, "warning")
 
 
-def _key_problems(datalist: DataList, entries: list[Entry]) -> Iterator[Problem]:
+def _key_problems(datalist: DataList, entries: Iterable[Entry]) -> Iterator[Problem]:
     for key in datalist:
         if key not in TOP_KEYS:
             yield Problem("unknown key", "top level", repr(key), f"Known are {', '.join(TOP_KEYS)}", "warning")
@@ -122,12 +136,14 @@ def _key_problems(datalist: DataList, entries: list[Entry]) -> Iterator[Problem]
         if not datalist[section]:
             yield Problem("empty section", section, "0 items", "Leave it out, or give it a larger fraction", "warning")
     for _, where, item in entries:
+        if _KNOWN_KEYS.issuperset(item):
+            continue
         for key in item:
             if key not in ITEM_KEYS:
                 yield Problem("unknown key", where, repr(key), f"Known are {', '.join(ITEM_KEYS)}", "warning")
 
 
-def _group_problems(entries: list[Entry]) -> Iterator[Problem]:
+def _group_problems(entries: Iterable[Entry]) -> Iterator[Problem]:
     sections: dict[str, set[str]] = defaultdict(set)
     for section, _, item in entries:
         if item.get("group") is not None:
@@ -138,7 +154,7 @@ def _group_problems(entries: list[Entry]) -> Iterator[Problem]:
             yield Problem("patient in two splits", " and ".join(sorted(found)), f"group {group}", advice)
 
 
-def _same_path_problems(entries: list[Entry]) -> Iterator[Problem]:
+def _same_path_problems(entries: Iterable[Entry]) -> Iterator[Problem]:
     first: dict[str, str] = {}
     for _, where, item in entries:
         path = os.path.normcase(item["image"])
@@ -147,7 +163,7 @@ def _same_path_problems(entries: list[Entry]) -> Iterator[Problem]:
         first.setdefault(path, where)
 
 
-def _file_problems(entries: list[Entry]) -> Iterator[Problem]:
+def _file_problems(entries: Iterable[Entry]) -> Iterator[Problem]:
     """Missing files, and files with equal content under different names."""
     by_size: dict[int, dict[str, tuple[str, str]]] = defaultdict(dict)
     for section, where, item in entries:
@@ -179,7 +195,7 @@ def _same_content_problems(files: dict[str, tuple[str, str]]) -> Iterator[Proble
         first.setdefault(digest, (section, where))
 
 
-def _decode_problems(entries: list[Entry]) -> Iterator[Problem]:
+def _decode_problems(entries: Iterable[Entry]) -> Iterator[Problem]:
     from afire_monai.data.check import check_files
 
     where = {item["image"]: place for _, place, item in entries if os.path.isfile(item["image"])}

@@ -453,3 +453,26 @@ def test_real_manifest_becomes_sound_lists_one_a_source(real_data: Path, tmp_pat
     for section in SECTIONS:
         share = np.mean([item["label"][0] for item in lists["kermany"][section]])
         assert share == pytest.approx(324 / 797, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["a.png", "a/b.png", "./a.png", "../a.png", "a/../b.png", "a//b.png", "a/./b.png", ".hidden.png", "a/.hidden.png",
+     "a/", "/abs/a.png", "/abs/../a.png", "a..png", "a/b..c/d.png"],
+)  # fmt: skip
+def test_paths_are_resolved_as_the_standard_library_does(tmp_path: Path, path: str) -> None:
+    (tmp_path / "list.json").write_text(json.dumps({"training": [{"image": path, "mask": path}]}))
+    item = load_datalist(tmp_path / "list.json", section="training")[0]
+    expected = os.path.abspath(os.path.join(tmp_path, path))
+    assert (item["image"], item["mask"]) == (expected, expected)
+
+
+def test_label_vectors_that_look_equal_but_are_not_stay_apart(tmp_path: Path) -> None:
+    labels = [[1, 0], [True, 0], [1.0, 0], [1, 0], [1, None]]
+    items = [{"image": f"{i}.png", "label": label} for i, label in enumerate(labels)]
+    (tmp_path / "list.json").write_text(json.dumps({"labels": ["a", "b"], "training": items}))
+    read = [item["label"] for item in load_datalist(tmp_path / "list.json", section="training")]
+    assert [[type(v) for v in label] for label in read] == [[type(v) for v in label] for label in labels]
+    assert read[0] is read[3]
+    report = validate_datalist(tmp_path / "list.json", check_files=False)
+    assert [p.where for p in report.problems if p.kind == "unknown label"] == ["training[1]"]
