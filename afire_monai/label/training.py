@@ -87,11 +87,12 @@ class Workshop:
                 datalist, counts = self._write_data(run, what, labels)
                 told = self._run(run, what, datalist, settings, str(_first(request.get("start"), "model")))
             except BaseException as error:
-                self._tell(what.task, {"run": run.name, "failed": type(error).__name__, "total_time": _clock(started)})
+                _clear(run)
+                with contextlib.suppress(OSError):  # a full disk; what is raised says so
+                    failed = type(error).__name__
+                    self._tell(what.task, {"run": run.name, "failed": failed, "total_time": _clock(started)})
                 raise
-            finally:
-                for name in ("data", "checkpoints", "predictions"):
-                    shutil.rmtree(run / name, ignore_errors=True)
+            _clear(run)
             told |= {**counts, "run": run.name, "total_epochs": settings["epochs"], "total_time": _clock(started)}
             self._tell(what.task, told)
         score = f"{told['validation_before']} before, {told['best_metric']:.4f} now"
@@ -139,6 +140,8 @@ class Workshop:
     def _new_run(self) -> Path:
         runs = self.folder / "runs"
         runs.mkdir(exist_ok=True)
+        for stopped in runs.iterdir():  # a training that was killed could not clear up
+            _clear(stopped)
         number = max((int(p.name) for p in runs.iterdir() if p.name.isdigit()), default=0) + 1
         run = runs / f"{number:04d}"
         run.mkdir()
@@ -216,6 +219,12 @@ class Workshop:
         if origin is not None:  # what training called random is what the model before it came from
             description["encoder"] = load_module_files(origin)[1].get("encoder", "not known")
         save_module_files(tensors, description, self.shelf.trained / f"{kind}.safetensors")
+
+
+def _clear(run: Path) -> None:
+    """Delete what of a run shows or names images, and what only a running training needs."""
+    for name in ("data", "checkpoints", "predictions"):
+        shutil.rmtree(run / name, ignore_errors=True)
 
 
 def _settings(request: Mapping[str, Any]) -> dict[str, Any]:

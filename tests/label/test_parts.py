@@ -283,6 +283,26 @@ def test_training_from_masks_gets_better_and_leaves_no_picture(shelf, pngs, tmp_
         assert "chest0" not in path.read_text(encoding="utf-8")
 
 
+def test_what_a_killed_training_left_is_cleared_by_the_next(shelf, pngs, tmp_path, monkeypatch):
+    store, what = FolderStore(pngs), Trainable("segmentation", ("right_lung",))
+    label_lungs(store, tmp_path / "masks", 5)
+    workshop = Workshop(tmp_path / "work", shelf)
+    left = tmp_path / "work" / "runs" / "0001" / "data" / "00000.mask.png"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"a mask")
+
+    def fail(*_: object) -> None:
+        raise AfireError("on purpose")
+
+    monkeypatch.setattr("afire_monai.commands.bundle.run_configs", fail)
+    with pytest.raises(AfireError, match="on purpose"):
+        workshop.train(what, store, {})
+    assert not left.exists()
+    assert not list((tmp_path / "work").rglob("*.png"))
+    assert workshop.stats("segmentation")["failed"] == "AfireError"
+    assert shelf.get("segmentation").version
+
+
 def test_a_worse_model_is_not_used(shelf, pngs, tmp_path, monkeypatch):
     store, what = FolderStore(pngs), Trainable("segmentation", ("right_lung",))
     label_lungs(store, tmp_path / "masks", 5)
