@@ -49,7 +49,7 @@ done
 pid_file="$work/server.pid"
 
 # a number may have gone to another process since; signals go to the whole group, as training runs in a process of its own
-running() { [[ -f "$pid_file" && "$(ps -o args= -p "$(cat "$pid_file")" 2>/dev/null)" == *afire_monai.label.start* ]]; }
+running() { [[ -f "$pid_file" && "$(ps -ww -o args= -p "$(cat "$pid_file")" 2>/dev/null)" == *afire_monai.label.start* ]]; }
 
 stop() {
     running || {
