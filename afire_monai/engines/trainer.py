@@ -28,6 +28,7 @@ from afire_monai.engines.plan import TrainingPlan
 from afire_monai.engines.resume import Resumable
 from afire_monai.errors import AfireError, TrainingHaltedError
 from afire_monai.methods.base import Method
+from afire_monai.networks.blocks import recompute_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         accumulation_steps: batches whose gradients are averaged before each update. Prototypes and the category term
             see one batch at a time.
         compile: compile student and teacher with ``torch.compile``.
+        recompute: keep only the inputs of transformer blocks and compute the rest again in the backward pass.
         finite_check_interval: iterations between looks at whether the losses are finite; 0 chooses 1 on a CPU and 20
             on a GPU, where each look waits for the device.
         train_handlers: handlers with ``attach``.
@@ -72,12 +74,15 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         precision: str = "float32",
         accumulation_steps: int = 1,
         compile: bool = False,
+        recompute: bool = False,
         finite_check_interval: int = 0,
         train_handlers: Sequence[Any] | None = None,
         inferer: Inferer | None = None,
     ) -> None:
         if precision not in ("float32", "bfloat16"):
             raise AfireError(f"precision must be float32 or bfloat16, got {precision!r}")
+        if recompute and not recompute_blocks(method.student.modules()):
+            raise AfireError("recompute_activations needs a vision transformer; here are no blocks to recompute")
         if not isinstance(train_data_loader.sampler, EpochSampler):
             raise AfireError("the training loader needs afire_monai.data.sampler.EpochSampler as its sampler")
         self.method = method

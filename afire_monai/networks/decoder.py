@@ -9,11 +9,11 @@ import torch.nn as nn
 from torch import Tensor
 
 from afire_monai.errors import AfireError
-from afire_monai.networks.blocks import init_transformer, transformer_block
+from afire_monai.networks.blocks import RecomputedBlock, init_transformer, transformer_block
 from afire_monai.networks.encoder import sincos_positions
 
 
-class AnomalyRestorationDecoder(nn.Module):
+class AnomalyRestorationDecoder(RecomputedBlock, nn.Module):
     """Restore the normal image (AFiRe, arXiv 2504.10972, §Anomaly-removal restoration).
 
     Tokens of abnormal cells are replaced by learned mask tokens (one per cell, as released), so what a lesion covered
@@ -92,7 +92,7 @@ class AnomalyRestorationDecoder(nn.Module):
         patches = torch.where(abnormal[..., None], self.mask_token.to(x.dtype), x[:, 1:]) + self.positions.to(x.dtype)
         x = torch.cat([x[:, :1], patches], dim=1)
         for block in self.blocks:
-            x = block(x)
+            x = self.call_block(block, x)
         pixels = self.image_pred(self.norm(x)[:, 1:])
         p = self.patch_size
         pixels = pixels.view(-1, h, w, p, p, self.channels).permute(0, 5, 1, 3, 2, 4)

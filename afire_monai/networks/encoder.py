@@ -9,7 +9,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from afire_monai.errors import AfireError
-from afire_monai.networks.blocks import init_transformer, transformer_block
+from afire_monai.networks.blocks import RecomputedBlock, init_transformer, transformer_block
 from afire_monai.networks.encoder_base import Encoder, FeatureMap
 
 
@@ -47,7 +47,7 @@ def sincos_positions(grid: tuple[int, int], dim: int, reference: tuple[int, int]
     return position.reshape(h * w, dim).float()
 
 
-class ViTEncoder(Encoder):
+class ViTEncoder(RecomputedBlock, Encoder):
     """Vision transformer with a class token and fixed sine-cosine positions (AFiRe, arXiv 2504.10972, §Implementation).
 
     Normalisation to the data set's grey-level mean and standard deviation is part of the encoder, so callers always
@@ -159,7 +159,7 @@ class ViTEncoder(Encoder):
         tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
         states = [tokens]
         for place, block in enumerate(self.blocks):
-            after = block(tokens)
+            after = self.call_block(block, tokens)
             if residual_scale is not None:
                 after = torch.lerp(tokens, after, residual_scale[:, place, None, None].to(after.dtype))
             tokens = after

@@ -252,3 +252,25 @@ def test_loader_with_another_sampler_is_refused():
     optimizer = torch.optim.AdamW(parameter_groups(method))
     with pytest.raises(AfireError, match="EpochSampler"):
         PretrainTrainer("cpu", 1, loader, method, optimizer, TrainingPlan())
+
+
+def test_recomputed_activations_give_the_same_training_with_less_kept():
+    from afire_monai.engines.planning import count_step
+
+    ends, kept = [], []
+    for recompute in (False, True):
+        method = tiny_afire(shift=0)
+        trainer = tiny_trainer(method, smooth_images(8, (32, 32)), 1, recompute=recompute)
+        kept.append(count_step(method, torch.device("cpu")).activation_bytes)
+        trainer.run()
+        ends.append(method.state_dict())
+    assert kept[1] < 0.7 * kept[0]
+    for name, value in ends[0].items():
+        assert torch.equal(value, ends[1][name]), name
+
+
+def test_recomputing_without_blocks_is_refused():
+    from tiny_mlvicx import tiny_mlvicx
+
+    with pytest.raises(AfireError, match="no blocks to recompute"):
+        tiny_trainer(tiny_mlvicx(), smooth_images(8, (64, 64)), 1, recompute=True)  # type: ignore[arg-type]
