@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from afire_monai.data.picture import stretch
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.integer[Any]]
+MAX_LEVELS = 1 << 17
+"""Up to so many different stored values are computed once each."""
 
 
-def render(
-    stored: NDArray[np.integer[Any]], dataset: Any, window_index: int = 0
-) -> tuple[NDArray[np.float32], str, bool]:
+def render(stored: Integers, dataset: Any, window_index: int = 0) -> tuple[NDArray[np.float32], str, bool]:
     """Render stored values as a viewer would, on a scale of 0…1.
 
     1. Modality LUT sequence, else rescale slope and intercept (DICOM PS3.3 C.11.1).
@@ -36,21 +37,47 @@ def render(
     Raises:
         ValueError: a LUT or window that cannot be applied, or nothing but padding.
     """
-    padding = _padding(stored, dataset)
-    if padding is not None and padding.all():
+    levels, place = _levels(stored)
+    padding = _padding(levels, dataset)
+    present = _present(levels, stored, place, exactly=padding is not None or bool(dataset.get("ModalityLUTSequence")))
+    if padding is not None and padding[present].all():
         raise ValueError("all pixels are padding; nothing is left to show")
-    values = _modality(stored, dataset)
-    picture, intensity = _voi(values, dataset, window_index, padding)
+    values = _modality(levels, dataset)
+    picture, intensity = _voi(values, dataset, window_index, present if padding is None else present & ~padding)
     inverted = str(dataset.PhotometricInterpretation).strip().upper() == "MONOCHROME1"
     if inverted:
         picture = 1.0 - picture
     if padding is not None:
         picture[padding] = 0.0
-    return picture.astype(np.float32), intensity, inverted
+    pixels = picture.astype(np.float32)
+    return pixels if place is None else pixels.take(place, mode="wrap"), intensity, inverted
 
 
-def _padding(stored: NDArray[np.integer[Any]], dataset: Any) -> NDArray[np.bool_] | None:
-    """Where stored values are padding, (H, W); None where the file names no padding or holds none."""
+def _levels(stored: Integers) -> tuple[Integers, Integers | None]:
+    """Give the stored values that there can be, (n,), and each pixel's place among them; negative places count back.
+
+    What a pixel becomes depends on its stored value alone, so a table of some ten thousand entries is computed instead
+    of millions of pixels. Where the values are spread too widely for that, the pixels themselves, and None.
+    """
+    low, high = int(stored.min()), int(stored.max())
+    above, below = max(high, 0) + 1, max(-low, 0)
+    if above + below > MAX_LEVELS:
+        return stored, None
+    levels = np.concatenate([np.arange(above), np.arange(-below, 0)])
+    return np.clip(levels, low, high), stored
+
+
+def _present(levels: Integers, stored: Integers, place: Integers | None, exactly: bool) -> NDArray[np.bool_]:
+    """Which levels count for the smallest and the largest value; if not exactly, at least the two that are these."""
+    if place is None:
+        return np.ones(levels.shape, dtype=bool)
+    present = np.zeros(levels.shape, dtype=bool)
+    present[place if exactly else [stored.min(), stored.max()]] = True
+    return present
+
+
+def _padding(stored: Integers, dataset: Any) -> NDArray[np.bool_] | None:
+    """Which stored values are padding, of their shape; None where the file names no padding or holds none."""
     bounds = []
     for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
         value = dataset.get(keyword)
@@ -66,7 +93,7 @@ def _padding(stored: NDArray[np.integer[Any]], dataset: Any) -> NDArray[np.bool_
     return mask if mask.any() else None
 
 
-def _modality(stored: NDArray[np.integer[Any]], dataset: Any) -> Floats:
+def _modality(stored: Integers, dataset: Any) -> Floats:
     if dataset.get("ModalityLUTSequence"):
         return _apply_lut(stored.astype(np.int64), dataset.ModalityLUTSequence[0], dataset, "Modality LUT")[0]
     slope, intercept = _number(dataset, "RescaleSlope", 0, 1.0), _number(dataset, "RescaleIntercept", 0, 0.0)
@@ -77,7 +104,7 @@ def _modality(stored: NDArray[np.integer[Any]], dataset: Any) -> Floats:
     return stored.astype(np.float64) * slope + intercept
 
 
-def _voi(values: Floats, dataset: Any, window_index: int, padding: NDArray[np.bool_] | None) -> tuple[Floats, str]:
+def _voi(values: Floats, dataset: Any, window_index: int, keep: NDArray[np.bool_]) -> tuple[Floats, str]:
     if dataset.get("VOILUTSequence"):
         item = _pick(dataset.VOILUTSequence, window_index, "VOI LUT")
         looked_up, white = _apply_lut(np.rint(values).astype(np.int64), item, dataset, "VOI LUT")
@@ -88,7 +115,7 @@ def _voi(values: Floats, dataset: Any, window_index: int, padding: NDArray[np.bo
         width = _number(dataset, "WindowWidth", window_index, float("nan"))
         if np.isfinite([centre, width]).all() and width >= (1 if function == "LINEAR" else np.finfo(float).tiny):
             return _window(values, centre, width, function), f"window {function} {centre:g}/{width:g}"
-    return stretch(values, None if padding is None else ~padding), "minimum…maximum of the image"
+    return stretch(values, keep), "minimum…maximum of the image"
 
 
 def _window(values: Floats, centre: float, width: float, function: str) -> Floats:

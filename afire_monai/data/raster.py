@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,15 +61,20 @@ def _to_picture(path: Path, image: Image.Image, png16_max: WhiteLevel) -> Pictur
     if image.mode == "1":
         return Picture(np.asarray(image, dtype=np.float32), name, "/1", bits=1)
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.float32)
+        values = np.asarray(image)
         white = _white_level(path, values, png16_max)
-        return Picture(values / np.float32(white), name, f"/{white:g}", bits=16)
+        return Picture(_divided(values, white), name, f"/{white:g}", bits=16)
     if image.mode != "L":
         image = _to_grey(path, image)
-    return Picture(np.asarray(image, dtype=np.float32) / np.float32(255), name, "/255", bits=8)
+    return Picture(_divided(np.asarray(image), 255.0), name, "/255", bits=8)
 
 
-def _white_level(path: Path, values: NDArray[np.float32], png16_max: WhiteLevel) -> float:
+def _divided(values: NDArray[Any], white: float) -> NDArray[np.float32]:
+    """Divide in float32 without a float copy of the values in between."""
+    return np.divide(values, np.float32(white), dtype=np.float32, casting="unsafe")
+
+
+def _white_level(path: Path, values: NDArray[Any], png16_max: WhiteLevel) -> float:
     largest = float(values.max())
     if png16_max == "image":
         return max(largest, 1.0)
