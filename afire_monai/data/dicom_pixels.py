@@ -13,6 +13,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.integer[Any]]
 MAX_LEVELS = 1 << 17
 """Up to so many different stored values are computed once each."""
+_PART = 1 << 15
 
 
 def render(stored: Integers, dataset: Any, window_index: int = 0) -> tuple[NDArray[np.float32], str, bool]:
@@ -50,7 +51,17 @@ def render(stored: Integers, dataset: Any, window_index: int = 0) -> tuple[NDArr
     if padding is not None:
         picture[padding] = 0.0
     pixels = picture.astype(np.float32)
-    return pixels if place is None else pixels.take(place, mode="wrap"), intensity, inverted
+    return pixels if place is None else _look_up(pixels, place), intensity, inverted
+
+
+def _look_up(table: NDArray[np.float32], place: Integers) -> NDArray[np.float32]:
+    """As ``table[place]``; in parts, for NumPy makes indices of 8 bytes from those it is given."""
+    looked_up = np.empty(place.shape, dtype=np.float32)
+    flat, places = looked_up.reshape(-1), place.reshape(-1)
+    for start in range(0, flat.size, _PART):
+        part = slice(start, start + _PART)
+        table.take(places[part], out=flat[part], mode="wrap")
+    return looked_up
 
 
 def _levels(stored: Integers) -> tuple[Integers, Integers | None]:
