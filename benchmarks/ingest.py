@@ -30,8 +30,9 @@ import numpy as np
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, JPEG2000Lossless
 
+from afire_monai import pool
 from afire_monai.data.decode import read_picture
-from afire_monai.hospital import choose, pool
+from afire_monai.hospital import choose
 from afire_monai.hospital.ingest import ingest
 
 

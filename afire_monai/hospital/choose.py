@@ -24,7 +24,6 @@ from afire_monai.hospital.header import Header
 from afire_monai.hospital.identity import HASH_CHARACTERS, IdentityKey
 from afire_monai.hospital.looks import LEAST_LUNG_FIELDS
 from afire_monai.hospital.outputs import IMAGES, Options, image_of
-from afire_monai.hospital.pool import MEMORY, STOPPED, TOO_SLOW, UNEXPECTED, Failure
 from afire_monai.hospital.select import (
     ANOTHER,
     DUPLICATE,
@@ -36,6 +35,7 @@ from afire_monai.hospital.select import (
     judge,
 )
 from afire_monai.hospital.state import KEPT, State
+from afire_monai.pool import MEMORY, STOPPED, TOO_SLOW, UNEXPECTED, Failure
 
 # what this writes, whole or half; nothing else is ever removed
 _OWN_FILE = re.compile(

@@ -19,8 +19,8 @@ from afire_monai.data.dicom_open import open_dataset, open_in_two
 from afire_monai.errors import RadiographError
 from afire_monai.hospital.header import Header, check_start, header_of, read_header
 from afire_monai.hospital.looks import burned_in_text, lung_fields
-from afire_monai.hospital.pool import Failure
 from afire_monai.hospital.select import judge
+from afire_monai.pool import Failure
 
 BINS = 32
 DISK = "disk"

@@ -13,8 +13,8 @@ from typing import Any
 from afire_monai.errors import AfireError
 from afire_monai.hospital.convert import Converted, Read
 from afire_monai.hospital.header import Header
-from afire_monai.hospital.pool import STOPPED, TOO_SLOW, UNEXPECTED, Failure
 from afire_monai.hospital.scan import NOT_READABLE, Found
+from afire_monai.pool import STOPPED, TOO_SLOW, UNEXPECTED, Failure
 
 STATE = "state.sqlite"
 _FORMAT = 1

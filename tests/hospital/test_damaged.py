@@ -17,8 +17,8 @@ from afire_monai.data import dicom_open
 from afire_monai.data.decode import read_picture
 from afire_monai.errors import RadiographError
 from afire_monai.hospital.ingest import ingest
-from afire_monai.hospital.pool import UNEXPECTED
 from afire_monai.hospital.select import DUPLICATE
+from afire_monai.pool import UNEXPECTED
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 

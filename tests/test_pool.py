@@ -6,7 +6,7 @@ import pytest
 from hospital_files import misbehave
 
 from afire_monai.errors import AfireError
-from afire_monai.hospital.pool import MEMORY, STOPPED, TOO_SLOW, UNEXPECTED, Failure, Pool
+from afire_monai.pool import MEMORY, STOPPED, TOO_SLOW, UNEXPECTED, Failure, Pool
 
 
 def kinds(results: dict[str, str | Failure]) -> dict[str, str]:
