@@ -30,7 +30,7 @@ from afire_monai.inference.reading import Radiograph, ahead, read_radiograph
 from afire_monai.inference.scoring import Scorer
 from afire_monai.losses import RestorationLoss, TokenContrastiveLoss
 from afire_monai.methods import AFiRe
-from afire_monai.networks import AnomalyRestorationDecoder, PrototypeBank, TokenHead, build_encoder
+from afire_monai.networks import ENCODER_PRESETS, AnomalyRestorationDecoder, PrototypeBank, TokenHead, ViTEncoder
 from afire_monai.networks.classifier import ViTClassifier
 from afire_monai.tasks import export_task
 
@@ -67,7 +67,7 @@ def phantoms(folder: Path, size: int) -> Path:
 
 def random_model(folder: Path, anomaly: bool) -> Path:
     torch.manual_seed(0)
-    encoder = build_encoder("vit_ti6", image_size=128, in_channels=1)
+    encoder = ViTEncoder(image_size=128, **ENCODER_PRESETS["vit_ti6"])
     model = folder / "model"
     if not anomaly:
         export_task(ViTClassifier(encoder, ["A", "B"]), model)

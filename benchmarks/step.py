@@ -11,6 +11,7 @@ All sides are measured in turns in one process, and the ratios of their medians 
     python benchmarks/step.py                  # ViT-B/16, 224 px, CPU
     python benchmarks/step.py --device cuda --precision bfloat16 --batch 64 --compile
     python benchmarks/step.py --memory         # peak memory at small batches, and what 64 would take
+    python benchmarks/step.py --profile        # where the full step spends its time
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ from afire_monai.engines import parameter_groups
 from afire_monai.engines.trainer import clip_each
 from afire_monai.losses import RestorationLoss, TokenContrastiveLoss
 from afire_monai.methods import AFiRe
-from afire_monai.networks import AnomalyRestorationDecoder, PrototypeBank, TokenHead, build_encoder
+from afire_monai.networks import ENCODER_PRESETS, AnomalyRestorationDecoder, PrototypeBank, TokenHead, ViTEncoder
 from afire_monai.transforms import SyntheticLesionMaskBatch
 
 
 def build(preset: str, size: int, shift: int, device: torch.device) -> AFiRe:
     """The paper's networks, in the published or the grid-shifted form."""
     torch.manual_seed(0)
-    encoder = build_encoder(preset, image_size=size)
+    encoder = ViTEncoder(image_size=size, **ENCODER_PRESETS[preset])
     h, w = encoder.grid
     return AFiRe(
         encoder,
@@ -185,6 +186,29 @@ def measure(args: argparse.Namespace) -> None:
         print(f"peak memory: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
 
 
+def profile(args: argparse.Namespace) -> None:
+    """Print the operations that take most of three full steps."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as watch
+
+    device = torch.device(args.device)
+    method = build(args.preset, args.size, args.shift, device)
+    if args.compile:
+        method.student.compile()
+        method.teacher.compile()
+    steps = Steps(method, torch.rand(args.batch, 1, *method.canvas_size).to(device), args.precision)
+    for _ in range(max(1, args.warmup)):
+        steps.full()
+    gpu = device.type == "cuda"
+    with watch(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as seen:
+        for _ in range(3):
+            steps.full()
+        if gpu:
+            torch.cuda.synchronize()
+    order = "self_cuda_time_total" if gpu else "self_cpu_time_total"
+    print(seen.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=60))
+
+
 def measure_memory(args: argparse.Namespace) -> None:
     """Peak memory of whole processes that do three full steps, and the line through the two largest batches."""
     if args.one_memory:
@@ -221,9 +245,10 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--no-loop", action="store_true", help="leave out the step that loops over tokens")
     parser.add_argument("--memory", action="store_true", help="measure peak memory instead of time")
+    parser.add_argument("--profile", action="store_true", help="print where the full step spends its time")
     parser.add_argument("--one-memory", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    (measure_memory if args.memory else measure)(args)
+    (profile if args.profile else measure_memory if args.memory else measure)(args)
 
 
 if __name__ == "__main__":

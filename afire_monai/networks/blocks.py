@@ -6,9 +6,35 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn as nn
-from monai.networks.blocks import TransformerBlock
+import torch.nn.functional as F
+from monai.networks.blocks import SABlock, TransformerBlock
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+
+class FusedSelfAttention(SABlock):
+    """MONAI's self-attention with the same weights and values, and fewer copies of queries, keys and values.
+
+    MONAI picks the three out of one rearranged tensor by index, whose backward pass fills a tensor of zeros for each
+    and adds them up; here they are views of one tensor, and gradients are stacked once (`benchmarks/attention.py`).
+    """
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """Attend.
+
+        Args:
+            x: (B, T, D).
+            attn_mask: as for ``torch.nn.functional.scaled_dot_product_attention``.
+
+        Returns:
+            (B, T, D).
+        """
+        batch, tokens, _ = x.shape
+        heads = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.dim_head).permute(2, 0, 3, 1, 4)
+        query, key, value = heads.unbind(0)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, scale=self.scale)
+        projected: Tensor = self.out_proj(mixed.transpose(1, 2).reshape(batch, tokens, self.inner_dim))
+        return projected
 
 
 def transformer_block(dim: int, num_heads: int, mlp_ratio: float, layer_norm_eps: float) -> TransformerBlock:
@@ -35,6 +61,7 @@ def transformer_block(dim: int, num_heads: int, mlp_ratio: float, layer_norm_eps
         qkv_bias=True,
         use_flash_attention=True,
     )
+    block.attn = FusedSelfAttention(dim, num_heads, qkv_bias=True, use_flash_attention=True)
     block.norm_cross_attn = nn.Identity()
     block.norm1.eps = layer_norm_eps
     block.norm2.eps = layer_norm_eps

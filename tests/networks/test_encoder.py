@@ -195,3 +195,22 @@ def test_visible_tokens_are_encoded_as_if_the_picture_had_no_others():
     torch.testing.assert_close(encoder(images, visible=visible), encoder.norm(chosen))
     everything = torch.arange(16).expand(2, -1)
     torch.testing.assert_close(encoder(images, visible=everything), encoder(images))
+
+
+def test_fused_attention_equals_monais_in_values_and_gradients():
+    from monai.networks.blocks import SABlock
+
+    from afire_monai.networks.blocks import transformer_block
+
+    torch.manual_seed(0)
+    ours, theirs = transformer_block(32, 4, 2.0, 1e-6), transformer_block(32, 4, 2.0, 1e-6)
+    theirs.attn = SABlock(32, 4, qkv_bias=True)  # the plain form, without the fused kernel
+    theirs.load_state_dict(ours.state_dict())
+    inputs = [torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(1), requires_grad=True) for _ in range(2)]
+    outputs = [block(x) for block, x in zip((ours, theirs), inputs, strict=True)]
+    torch.testing.assert_close(*outputs)
+    for output in outputs:
+        output.square().sum().backward()
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=lambda m, n=name: f"{n}: {m}", atol=1e-5, rtol=1e-4)
