@@ -194,6 +194,21 @@ def test_heatmap_and_regions_lie_where_the_spot_is(server, tmp_path):
         assert SPOT[1].start <= column < SPOT[1].stop
 
 
+def test_nrrd_for_slicer_and_ohif_lies_like_nifti(server, tmp_path):
+    wanted = server.map("anomaly_regions", server.ids["spot"], tmp_path, threshold=0.3)
+    answer = server.infer("anomaly_regions", server.ids["spot"], "image", result_extension=".nrrd", threshold=0.3)
+    header, _, values = answer.content.partition(b"\n\n")
+    fields = dict(line.split(": ", 1) for line in header.decode().splitlines() if ": " in line)
+    assert fields["sizes"] == f"{SHAPE[1]} {SHAPE[0]} 1"
+    assert (fields["encoding"], fields["space"]) == ("raw", "left-posterior-superior")
+    column, row, _ = (np.array(v.strip("()").split(","), float) for v in fields["space directions"].split())
+    assert column[1:].tolist() == [0, 0]
+    assert row[[0, 2]].tolist() == [0, 0]
+    assert min(column[0], row[1]) > 0
+    assert (np.frombuffer(values, np.uint8).reshape(SHAPE) == wanted).all()
+    assert wanted.any()
+
+
 def test_every_strategy_gives_an_image_without_label(server):
     scores = {i: server.infer("anomaly_heatmap", i).json()["anomaly"]["score"] for i in server.ids.values()}
     found = {}
@@ -332,10 +347,12 @@ def test_saved_masks_are_in_the_archive_as_segmentations_of_their_study(of_archi
     import highdicom
 
     image, mask = of_archive.ids["chest03"], phantom(3)[1]
-    Image.fromarray(mask).save(tmp_path / "m.png")
+    header = f"""NRRD0004\ntype: uint8\ndimension: 3\nspace: left-posterior-superior\nsizes: {SHAPE[1]} {SHAPE[0]} 1
+space directions: (0.5,0,0) (0,0.4,0) (0,0,1)\nkinds: domain domain domain\nencoding: raw\nspace origin: (0,0,0)\n\n"""
+    (tmp_path / "m.nrrd").write_bytes(header.encode() + mask.tobytes())
     web = DicomWeb(of_archive.web)
     before = set(web.find_series(Query(("SEG",))))
-    assert of_archive.save(image, tmp_path / "m.png").status_code == 200
+    assert of_archive.save(image, tmp_path / "m.nrrd").status_code == 200
     (new,) = set(web.find_series(Query(("SEG",)))) - before
     retrieve_series(web, [new], tmp_path / "got")
     (file,) = (tmp_path / "got").glob("*.dcm")
