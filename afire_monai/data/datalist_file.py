@@ -124,16 +124,23 @@ def training_items(
         DataListError: as `load_datalist`, or no item is left.
     """
     datalist = load_datalist(path, base_dir)
-    items = _section(datalist, section, path)
-    if only_normal and datalist.get("labels"):
-        normal = normal_label(datalist)
-        items = [item for item in items if is_normal(item, datalist["labels"], normal)]
+    _section(datalist, section, path)
+    items = normal_of(datalist, section) if only_normal else datalist[section]
     if not items:
         raise DataListError(
             f"{path}: section {section!r} has no {'normal ' if only_normal else ''}image. "
             "Build the list with other fractions, or ask for all images with only_normal=False"
         )
     return items
+
+
+def normal_of(datalist: DataList, section: str) -> list[dict[str, Any]]:
+    """Items of a section that are `is_normal`; all of them in a list that knows no labels."""
+    items: list[dict[str, Any]] = datalist.get(section, [])
+    if not datalist.get("labels"):
+        return items
+    normal = normal_label(datalist)
+    return [item for item in items if is_normal(item, datalist["labels"], normal)]
 
 
 def is_normal(item: dict[str, Any], labels: list[str], normal: str = DEFAULT_NORMAL) -> bool:

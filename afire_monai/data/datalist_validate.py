@@ -74,15 +74,49 @@ def validate_datalist(
     Raises:
         DataListError: the file cannot be read as a data list at all.
     """
-    problems: list[Problem] = []
     if isinstance(datalist, str | os.PathLike):
-        base = Path(base_dir) if base_dir is not None else Path(datalist).absolute().parent
-        where = str(datalist)
-        datalist, own = read_raw(Path(datalist)), True
-        problems += _hash_problems(datalist)
-    else:
-        base, where, own = Path(base_dir or "."), "data list", False
-    datalist = resolve_paths(datalist, base, where, in_place=own)
+        return open_datalist(datalist, base_dir, check_files, decode).report
+    return _validate(resolve_paths(datalist, Path(base_dir or ".")), [], check_files, decode)
+
+
+@dataclass(frozen=True)
+class OpenedDataList:
+    """A data list that has been read once, for all that a run wants of it.
+
+    Attributes:
+        datalist: with absolute paths.
+        sha256: its `datalist_hash`, with paths as they stand in the file.
+        report: of `validate_datalist`.
+    """
+
+    datalist: DataList
+    sha256: str
+    report: DataListReport
+
+
+def open_datalist(
+    path: StrPath, base_dir: StrPath | None = None, check_files: bool = False, decode: bool = False
+) -> OpenedDataList:
+    """Read a data list, check it and give its hash, in one go.
+
+    Args:
+        path: the JSON file.
+        base_dir: as for `validate_datalist`, like all that follow.
+        check_files: look whether files exist.
+        decode: read every image as well.
+
+    Raises:
+        DataListError: the file cannot be read as a data list at all.
+    """
+    base = Path(base_dir) if base_dir is not None else Path(path).absolute().parent
+    raw = read_raw(Path(path))
+    sha256 = datalist_hash(raw)
+    problems = list(_hash_problems(raw, sha256))
+    datalist = resolve_paths(raw, base, str(path), in_place=True)
+    return OpenedDataList(datalist, sha256, _validate(datalist, problems, check_files, decode))
+
+
+def _validate(datalist: DataList, problems: list[Problem], check_files: bool, decode: bool) -> DataListReport:
     entries = _Entries(datalist)
     problems += [*_key_problems(datalist, entries), *label_problems(datalist, entries), *_group_problems(entries)]
     problems += fact_problems(entries)
@@ -121,9 +155,9 @@ def _count(datalist: DataList, problems: list[Problem]) -> DataListReport:
     return DataListReport({s: len(datalist[s]) for s in sections}, groups, labels, problems)
 
 
-def _hash_problems(datalist: DataList) -> Iterator[Problem]:
+def _hash_problems(datalist: DataList, sha256: str) -> Iterator[Problem]:
     stored = datalist.get("meta", {}).get("sha256")
-    if stored is not None and stored != datalist_hash(datalist):
+    if stored is not None and stored != sha256:
         advice = "Items were edited after saving; save the list again with save_datalist, so that runs name this one"
         yield Problem("hash differs", "meta.sha256", str(stored)[:12], advice, "warning")
 

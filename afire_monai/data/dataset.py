@@ -1,17 +1,22 @@
-"""A data set of radiographs that survives bad files and can keep the decoded pictures in memory."""
+"""A data set of radiographs that survives bad files and can keep the decoded pictures in memory or on disk."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate, get_worker_info
 from tqdm import tqdm
 
+from afire_monai.data.cache import DiskCache, left_out_in_words
+from afire_monai.data.cache_build import open_cache
+from afire_monai.data.dicom import RADIOGRAPHY_MODALITIES
+from afire_monai.data.paths import ImagePaths
 from afire_monai.errors import DataListError, RadiographError
 
 logger = logging.getLogger(__name__)
@@ -23,42 +28,76 @@ class RadiographDataset(Dataset[dict[str, Any]]):
     A file that cannot be used is left out with a warning, its reason kept in :attr:`left_out` (found while reading all
     files at the start) or :attr:`refused` (found later); the run goes on.
 
+    A loader asks for a whole batch at once, and with :meth:`collate` as its ``collate_fn`` takes it as it is.
+
     Args:
         data: data-list items, each with ``image``.
         transform: turns an item into a dictionary with ``image`` (C, H, W) float32 in 0…1.
         cache: read everything once, in threads, and keep it in shared memory as float16 (2 bytes a pixel): the workers
-            of a loader share it. Without it each file is read when asked for, and the next usable one takes the place
-            of one that cannot be used.
+            of a loader share it. ``"disk"``: keep it in ``cache_dir``, where later runs and other processes find it
+            (`open_cache`). With False each file is read when asked for, and the next usable one takes the place of one
+            that cannot be used.
         threads: readers while the cache fills.
         skip: try all files first and leave out those that cannot be used, so that each usable image comes exactly once
             (for inference); costs a second reading unless ``cache`` is on, which does the same.
         extras: further keys of the transform's result to give as tensors of one shape each, such as ``target`` or
-            ``mask``; cached as they are.
+            ``mask``; cached as they are, in memory alone.
+        cache_dir: folder for ``"disk"``; the transform must be `startup.reading`'s, which names a size.
+        cache_dtype: what is kept there, ``uint8`` or ``uint16``.
 
     Raises:
-        DataListError: if there is no item, or none of them can be used.
+        DataListError: if there is no item, none of them can be used, or the cache cannot be made.
     """
 
     def __init__(
         self,
         data: Sequence[Mapping[str, Any]],
         transform: Callable[[Mapping[str, Any]], Any],
-        cache: bool = False,
+        cache: bool | str = False,
         threads: int = 2,
         skip: bool = False,
         extras: Sequence[str] = (),
+        cache_dir: str | Path = "",
+        cache_dtype: str = "uint8",
     ) -> None:
         if not data:
             raise DataListError("the data list has no image here; look at its sections with `afire check`")
-        self.items = list(data)
+        if cache not in (True, False, "disk"):
+            raise DataListError(f"cache: {cache!r}; true (in memory), false or disk is expected")
+        self.items: Sequence[Mapping[str, Any]] = data if isinstance(data, ImagePaths) else list(data)
         self.transform = transform
         self.refused: dict[int, str] = {}
         self.left_out: list[str] = []
         self.cached: Tensor | None = None
         self.extras = tuple(extras)
         self.cached_extras: dict[str, Tensor] = {}
-        if cache or skip:
-            self._read_all(threads, keep=cache)
+        self.disk: DiskCache | None = None
+        if cache == "disk":
+            self.disk = self._open_disk(cache_dir, cache_dtype)
+        elif cache or skip:
+            self._read_all(threads, keep=bool(cache))
+
+    def _open_disk(self, folder: str | Path, dtype: str) -> DiskCache:
+        size = getattr(self.transform, "size", None)
+        if size is None or not str(folder) or self.extras:
+            raise DataListError(
+                "cache: disk keeps pictures alone, read by startup.reading, in a cache_dir; use cache: true for others"
+            )
+        modalities = getattr(self.transform, "modalities", None) or RADIOGRAPHY_MODALITIES
+        paths = ImagePaths.of(self.items)
+        # a size and a type have a folder each, so that runs that differ in them can share cache_dir
+        disk = open_cache(paths, Path(folder) / f"{size[0]}x{size[1]}_{dtype}", size, dtype, modalities)
+        self.left_out = [f"image {place}: {reason}" for place, reason in disk.reasons.items()]
+        if not len(disk):
+            raise DataListError(f"none of {len(self.items)} images can be used; the first: {self.left_out[0]}")
+        if disk.reasons:
+            words = left_out_in_words(disk.reasons)
+            logger.warning(
+                "%d of %d images cannot be used and are left out: %s", len(disk.reasons), len(self.items), words
+            )
+        places = disk.usable.tolist()
+        self.items = paths.take(disk.usable) if self.items is paths else [self.items[i] for i in places]
+        return disk
 
     def _read_all(self, threads: int, keep: bool) -> None:
         def read(index: int) -> dict[str, Tensor] | None:
@@ -111,7 +150,24 @@ class RadiographDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.items)
 
+    def __getitems__(self, indices: list[int]) -> Sequence[dict[str, Any]]:
+        """Give a batch; what loaders call where it is there."""
+        if self.disk is None:
+            return [self[index] for index in indices]
+        batch = _new_batch(len(indices), self.disk.header.size)
+        self.disk.gather(indices, out=batch[:, 0].numpy())
+        return GatheredBatch({"image": batch, "index": torch.tensor(indices)})
+
+    @staticmethod
+    def collate(batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Make one dictionary of a batch, without copying what has been gathered already."""
+        collated: dict[str, Any] = batch.tensors if isinstance(batch, GatheredBatch) else default_collate(list(batch))
+        return collated
+
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if self.disk is not None:
+            place = range(len(self))[index]  # also from the end, and refused beyond it
+            return {"image": torch.from_numpy(self.disk.gather([place])), "index": index}
         if self.cached is not None:
             extras = {name: values[index] for name, values in self.cached_extras.items()}
             return {"image": self.cached[index].float(), **extras, "index": index}
@@ -125,6 +181,32 @@ class RadiographDataset(Dataset[dict[str, Any]]):
     def file_of(self, index: int) -> str:
         """Give the file behind an index, as the data list names it."""
         return str(self.items[index]["image"])
+
+
+class GatheredBatch(Sequence[dict[str, Any]]):
+    """A batch in one piece that looks like a list of its items.
+
+    Args:
+        tensors: by name, each with a first dimension of the batch's size.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self.tensors["index"])
+
+    def __getitem__(self, place: Any) -> Any:
+        return {name: int(v[place]) if name == "index" else v[place] for name, v in self.tensors.items()}
+
+
+def _new_batch(count: int, size: Sequence[int]) -> Tensor:
+    """Room for a batch (B, 1, H, W); in a loader's process where the parent can read it without a copy."""
+    shape = (count, 1, *size)
+    if get_worker_info() is None:
+        return torch.empty(shape)
+    storage = torch.UntypedStorage._new_shared(4 * count * size[0] * size[1])  # as PyTorch's own collation does
+    return torch.empty(0).set_(storage).view(shape)  # of float32, like the empty one
 
 
 def image_statistics(dataset: RadiographDataset, samples: int = 256) -> tuple[float, float]:

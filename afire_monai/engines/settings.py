@@ -20,9 +20,10 @@ _RUNNER_ARGUMENTS = {
 }  # fmt: skip
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    # what only the end of a run looks at, when hours have gone by
+    # what only the end of a run looks at, when hours have gone by, or what is looked at after the list is read
     "calibration": ("temperature", "platt", "none"),
     "threshold_rule": ("youden", "specificity95"),
+    "cache_dtype": ("uint8", "uint16"),
 }
 
 # the least value that means something; of what is absent here, any number of the right kind is passed on
@@ -118,6 +119,8 @@ def refuse_wrong_values(config: Mapping[str, Any], overrides: Mapping[str, str])
         if text.startswith(("$", "@")) or isinstance(default, str) or key == "resume":
             continue
         if isinstance(default, bool):
+            if key == "cache" and text == "disk" and "cache_dir" in config:
+                continue
             if text not in ("True", "False"):
                 # the bundle's command line would hand this on as a word, and any word counts as true
                 likely = f"write --{key} {text.capitalize()}" if text in ("true", "false") else "True or False expected"

@@ -7,6 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,17 +17,19 @@ import torch.distributed as dist
 import yaml
 from monai.bundle import ConfigParser
 
-from afire_monai.data import RadiographReader, list_images, load_datalist, training_items
+from afire_monai.data import RadiographReader, list_images, training_items
 from afire_monai.data.datalist import datalist_hash
-from afire_monai.data.datalist_file import read_raw
-from afire_monai.data.datalist_validate import validate_datalist
+from afire_monai.data.datalist_file import normal_of, present_sections, read_raw
+from afire_monai.data.datalist_validate import DataListReport, open_datalist
 from afire_monai.data.dataset import image_statistics
+from afire_monai.data.paths import ImagePaths
 from afire_monai.data.phantom import write_phantom_dataset
 from afire_monai.distributed import rank, world_size
 from afire_monai.engines.settings import command_line, parse_value, refuse_unknown_keys, refuse_wrong_values
 from afire_monai.errors import AfireError, DataListError, user_error
 
 __all__ = [
+    "cache_folder",
     "data_hash",
     "find_datalist",
     "folder_items",
@@ -122,7 +125,7 @@ def _refuse_wrong_list(path: Path, dataset_dir: str) -> None:
     """Refuse a list with errors; numbers and kinds only, as its names and groups can identify patients."""
     if dataset_dir and not Path(dataset_dir).is_dir():
         raise DataListError(f"no folder {dataset_dir!r}: --dataset_dir is where the list's relative paths start")
-    report = validate_datalist(path, dataset_dir or None, check_files=False)
+    report = _read_list(path, dataset_dir).report
     kinds = Counter(problem.kind for problem in report.problems if problem.severity == "error")
     if kinds:
         found = ", ".join(f"{kind} ({count})" for kind, count in kinds.items())
@@ -131,19 +134,58 @@ def _refuse_wrong_list(path: Path, dataset_dir: str) -> None:
         logger.warning("data list: %s (%d); `afire check` says where", kind, count)
 
 
-def normal_items(datalist: Path, section: str, dataset_dir: str = "") -> list[dict[str, Any]]:
+def normal_items(datalist: Path, section: str, dataset_dir: str = "") -> ImagePaths:
     """Give a section's normal images; for validation, the last training images if the list has no such section.
 
     Args:
         datalist: the data list.
         section: ``training`` or ``validation``.
         dataset_dir: base of relative image paths; empty for the data list's own folder.
+
+    Raises:
+        DataListError: if there is no such section, or no normal image in it.
     """
-    base = dataset_dir or None
-    if section == "validation" and not load_datalist(datalist, base).get("validation"):
+    read = _read_list(datalist, dataset_dir)
+    if section == "validation" and not read.counts.get("validation"):
         logger.warning("the data list has no validation images: health is measured on training images")
-        return training_items(datalist, "training", base_dir=base)[-64:]
-    return training_items(datalist, section, base_dir=base)
+        return normal_items(datalist, "training", dataset_dir)[-64:]
+    if not len(read.normal.get(section, [])):
+        training_items(datalist, section, base_dir=dataset_dir or None)  # has the words for what is missing
+    return read.normal[section]
+
+
+@dataclass(frozen=True)
+class _ReadList:
+    """What a run wants of its data list, without the list: that can take a gigabyte."""
+
+    report: DataListReport
+    sha256: str
+    counts: dict[str, int]
+    normal: dict[str, ImagePaths]
+
+
+_read_lists: dict[tuple[str, int, int, str], _ReadList] = {}
+
+
+def _read_list(path: Path, dataset_dir: str) -> _ReadList:
+    """Read a list once, however many parts of the run ask for it; again if the file has changed."""
+    key = (*_stamp(path), dataset_dir)
+    if key not in _read_lists:
+        opened = open_datalist(path, dataset_dir or None)
+        sections = present_sections(opened.datalist)
+        counts = {section: len(opened.datalist[section]) for section in sections}
+        normal = {section: ImagePaths.of(normal_of(opened.datalist, section)) for section in sections}
+        _read_lists.clear()
+        _read_lists[key] = _ReadList(opened.report, opened.sha256, counts, normal)
+    return _read_lists[key]
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return str(path), -1, -1
+    return str(Path(path).absolute()), found.st_size, found.st_mtime_ns
 
 
 def folder_items(folder: str | Path) -> list[dict[str, Any]]:
@@ -169,6 +211,9 @@ def image_batch(
 
 def data_hash(datalist: Path) -> str:
     """Give the SHA-256 of a data list's content, which identifies what an encoder was trained on."""
+    for key, read in _read_lists.items():
+        if key[:3] == _stamp(datalist):
+            return read.sha256
     return datalist_hash(read_raw(datalist))  # with paths as they stand, so that the folder makes no difference
 
 
@@ -185,13 +230,29 @@ def reading(size: Sequence[int], modalities: Sequence[str] | None = None) -> Cal
     from monai.transforms import Compose, EnsureTyped, LoadImaged, Resized
 
     reader = RadiographReader() if modalities is None else RadiographReader(modalities=modalities)
-    return Compose(
+    composed = Compose(
         [
             LoadImaged(keys="image", reader=reader, image_only=True),
             Resized(keys="image", spatial_size=list(size), mode="area"),
             EnsureTyped(keys="image", dtype=torch.float32, track_meta=False),
         ]
     )
+    vars(composed).update(size=tuple(size), modalities=modalities)  # what a cache on disk goes by
+    return composed
+
+
+def cache_folder(datalist: Path, cache_dir: str, output_dir: str | Path) -> Path:
+    """Choose where a cache on disk lies: ``cache_dir``, else beside the data list, where the next run finds it.
+
+    Args:
+        datalist: the data list; the folder beside it is ``list.cache`` for ``list.json``.
+        cache_dir: empty to choose.
+        output_dir: takes it if the list's folder cannot be written to and holds no cache.
+    """
+    if cache_dir:
+        return Path(cache_dir)
+    beside = Path(datalist).with_suffix(".cache")
+    return beside if beside.is_dir() or os.access(beside.parent, os.W_OK) else Path(output_dir) / "cache"
 
 
 def start_processes(backend: str = "") -> torch.device:
