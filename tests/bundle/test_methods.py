@@ -1,0 +1,141 @@
+"""Every method, run from its config as users do: finished, killed and resumed, on two processes, and put to use."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import CONFIGS, run_bundle
+from safetensors.torch import load_file
+
+from afire_monai.data.phantom import write_phantom_dataset
+from afire_monai.engines.handlers import read_csv_log
+from afire_monai.export import load_encoder
+
+COMMON: dict[str, Any] = {"use_mlflow": False, "epochs": 2, "batch_size": 4, "health_images": 8, "image_size": 64}
+METHODS: dict[str, dict[str, Any]] = {
+    "afire": {"prototype_dim": 16, "head_hidden": 32, "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
+    "peac": {"projector_dim": 32, "shift": 1},
+    # a small rate: with batch norm of four pictures, rounding would grow from step to step
+    "mlvicx": {"projector_dim": 32, "dense_dim": 16, "lr": 0.1},
+    "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
+    "dino": {"head_dim": 32, "head_hidden": 32, "local_size": 32, "local_views": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory) -> Path:
+    """A data list of 28 normal training pictures."""
+    return write_phantom_dataset(tmp_path_factory.mktemp("phantoms"), normal=40, abnormal=4, size=72)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where the runs are."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def files_of(method: str, *more: str) -> list[str]:
+    return [str(CONFIGS / name) for name in ("pretrain.yaml", f"method_{method}.yaml", *more)]
+
+
+def settings_of(method: str, phantoms: Path, output: str) -> dict[str, Any]:
+    return {**COMMON, **METHODS[method], "datalist": str(phantoms), "output_dir": output}
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "models" / "encoder.safetensors")
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def finished(request, phantoms, folder) -> tuple[str, Path]:
+    """Name of a method and the folder of its short run."""
+    method = request.param
+    run_bundle(folder, files_of(method), device="cpu", **settings_of(method, phantoms, method))
+    return method, folder / method
+
+
+def test_run_leaves_an_encoder_a_log_and_a_page(finished):
+    method, run = finished
+    log = read_csv_log(run / "log.csv")
+    description = json.loads((run / "models" / "encoder.json").read_text())
+    assert len(log) == 2
+    assert description["method_name"].lower() == method
+    assert set(description["losses"]) <= set(log[0])
+    assert not [name for row in log for name, value in row.items() if not math.isfinite(value)]
+    assert {"feature_std_ratio", "effective_rank"} <= set(log[-1])
+    assert method in (run / "report.html").read_text(encoding="utf-8").lower()
+    assert (run / "pictures" / "losses.png").is_file()
+    assert (run / "pictures" / "restoration.png").is_file()
+    tokens = load_encoder(run / "models")(torch.rand(2, 1, 64, 64))
+    assert tokens.isfinite().all()
+
+
+def test_encoder_serves_probes_classifier_segmenter_and_anomaly_maps(finished):
+    from afire_monai.evaluation import extract_features
+    from afire_monai.inference import build_reference, load_detector
+    from afire_monai.networks.classifier import ViTClassifier
+    from afire_monai.networks.segmenter import ViTSegmenter
+
+    _, run = finished
+    encoder = load_encoder(run / "models")
+    images = torch.rand(6, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert extract_features(encoder, images, "mean").shape == (6, encoder.embed_dim)
+    assert ViTClassifier(encoder, ["a", "b"])(images).shape == (6, 2)
+    assert ViTSegmenter(encoder, ["lung"], width=4)(images).shape[0::2] == (6, 64)
+    detector = load_detector(run / "models").eval()
+    large = torch.rand(24, 1, *detector.canvas_size, generator=torch.Generator().manual_seed(0))
+    reference = build_reference(detector, [large], [str(i) for i in range(24)], ("tokens",))
+    judged = reference.judge(detector.features(large, ("tokens",)), detector.canvas.canvas_grid, (32, 32))
+    assert judged.heat.shape == (24, 32, 32)
+
+
+@pytest.mark.slow
+def test_killed_run_goes_on_to_the_weights_of_the_finished_one(finished, phantoms, folder):
+    method, run = finished
+    settings = {**settings_of(method, phantoms, f"{method}_killed"), "checkpoint_every_iterations": 2}
+    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files_of(method)), *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "CUDA_VISIBLE_DEVICES": ""}
+    with (folder / f"{method}_killed.txt").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        killed = folder / f"{method}_killed"
+        until = time.monotonic() + 200
+        while not list(killed.glob("checkpoints/checkpoint_*.pt")):
+            assert time.monotonic() < until
+            assert process.poll() is None, (folder / f"{method}_killed.txt").read_text()[-2000:]
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (killed / "models" / "encoder.safetensors").exists()
+    run_bundle(folder, files_of(method), device="cpu", resume=True, **settings)
+    expected, got = weights(run), weights(killed)
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, got[name]), name
+
+
+@pytest.mark.slow
+def test_two_processes_end_where_one_does(finished, phantoms, folder):
+    method, run = finished
+    settings = {**settings_of(method, phantoms, f"{method}_two"), "batch_size": COMMON["batch_size"] // 2}
+    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    command += ["monai.bundle", "run", "--config_file", str(files_of(method, "multi_gpu.yaml")), *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (read_csv_log(path / "log.csv") for path in (run, folder / f"{method}_two"))
+    names = json.loads((run / "models" / "encoder.json").read_text())["losses"]
+    for row, other in zip(one, two, strict=True):
+        for name in names:
+            assert other[name] == pytest.approx(row[name], rel=2e-3, abs=1e-5), name
