@@ -9,6 +9,9 @@ the file.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import gc
 import hashlib
 import json
 import marshal
@@ -103,8 +106,25 @@ def save_datalist(datalist: DataList, path: StrPath, relative: bool = True) -> P
 def datalist_hash(datalist: DataList) -> str:
     """SHA-256 of sections and label names as canonical JSON (sorted keys, no blanks): what a checkpoint records."""
     content = {key: datalist[key] for key in ("labels", *SECTIONS) if key in datalist}
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
+    digest = hashlib.sha256()
+    for part in _canonical(content):
+        digest.update(part.encode("utf-8"))
+    return digest.hexdigest()
+
+
+def _canonical(content: dict[str, Any]) -> Iterator[str]:
+    """Give canonical JSON of an object in parts: the text of a million items in one piece takes more than they do."""
+    dump = functools.partial(json.dumps, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    for place, key in enumerate(sorted(content)):
+        value = content[key]
+        yield f"{',' if place else '{'}{dump(key)}:"
+        if not isinstance(value, list):
+            yield dump(value)
+            continue
+        for start in range(0, len(value), 10_000):
+            yield ("," if start else "[") + dump(value[start : start + 10_000])[1:-1]
+        yield "]" if value else "[]"
+    yield "}" if content else "{}"
 
 
 def training_items(
@@ -201,7 +221,9 @@ def read_raw(path: Path) -> DataList:
         DataListError: no such file, not JSON, or not an object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_hook=_shared())
+        text = path.read_text(encoding="utf-8")
+        with _no_collection():
+            content = json.loads(text, object_hook=_shared())
     except OSError as error:
         raise DataListError(f"{path}: {error.strerror or 'not readable'}; a JSON data list is expected") from error
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -211,6 +233,18 @@ def read_raw(path: Path) -> DataList:
             f"{path}: a {type(content).__name__} at the top; an object with {', '.join(SECTIONS)} is expected"
         )
     return content
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the collector of cycles from looking, again and again, through a million items that are only being made."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 def _shared() -> Any:

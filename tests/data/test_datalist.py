@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -476,3 +477,12 @@ def test_label_vectors_that_look_equal_but_are_not_stay_apart(tmp_path: Path) ->
     assert read[0] is read[3]
     report = validate_datalist(tmp_path / "list.json", check_files=False)
     assert [p.where for p in report.problems if p.kind == "unknown label"] == ["training[1]"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 9_999, 10_000, 20_001])
+def test_hash_is_that_of_canonical_json_in_one_piece(count):
+    items = [{"image": f"{i}.png", "group": "ü", "label": [i % 2, None]} for i in range(count)]
+    content = {"validation": items[:1], "training": items, "labels": ["b", "a"]}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert datalist_hash({**content, "name": "x"}) == hashlib.sha256(canonical.encode()).hexdigest()
+    assert datalist_hash({}) == hashlib.sha256(b"{}").hexdigest()
