@@ -25,8 +25,8 @@ COMMON: dict[str, Any] = {"use_mlflow": False, "epochs": 2, "batch_size": 4, "he
 METHODS: dict[str, dict[str, Any]] = {
     "afire": {"prototype_dim": 16, "head_hidden": 32, "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
     "peac": {"projector_dim": 32, "shift": 1},
-    # a small rate: with batch norm of four pictures, rounding would grow from step to step
-    "mlvicx": {"projector_dim": 32, "dense_dim": 16, "lr": 0.1},
+    # a small rate: with batch norm of four pictures, rounding grows a hundredfold in a few of LARS's usual steps
+    "mlvicx": {"projector_dim": 32, "dense_dim": 16, "lr": 1e-5, "final_lr": 1e-5},
     "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
     "dino": {"head_dim": 32, "head_hidden": 32, "local_size": 32, "local_views": 1},
 }
