@@ -73,6 +73,7 @@ def test_run_leaves_an_encoder_a_log_and_a_page(finished):
     assert set(description["losses"]) <= set(log[0])
     assert not [name for row in log for name, value in row.items() if not math.isfinite(value)]
     assert {"feature_std_ratio", "effective_rank"} <= set(log[-1])
+    assert (run / "checkpoints" / "best.pt").is_file()
     assert method in (run / "report.html").read_text(encoding="utf-8").lower()
     assert (run / "pictures" / "losses.png").is_file()
     assert (run / "pictures" / "restoration.png").is_file()
