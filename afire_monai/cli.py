@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from afire_monai.commands.arguments import CommandTree, parse, user_error
+from afire_monai.commands.cache import cache
 from afire_monai.commands.check import check
 from afire_monai.commands.crossvalidate import crossvalidate
 from afire_monai.commands.datalist import from_csv, from_folder, merge, validate
@@ -31,6 +32,7 @@ COMMANDS: CommandTree = {
         "validate": validate,
         **PUBLIC_DATASETS,
     },
+    "cache": cache,
     "check": check,
     "crossvalidate": crossvalidate,
     "dicom-results": dicom_results,

@@ -53,7 +53,7 @@ def write_list(path: Path, images: int) -> None:
         ]
 
     held_out = images // 100 // 3 * 3
-    content = {"name": "many", "labels": LABELS, "meta": {"normal_label": "No Finding"}}
+    content: dict[str, object] = {"name": "many", "labels": LABELS, "meta": {"normal_label": "No Finding"}}
     content |= {"training": items(held_out, images), "validation": items(0, held_out)}
     path.write_text(json.dumps(content))
 

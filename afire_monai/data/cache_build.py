@@ -183,6 +183,11 @@ def _in_words(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def cache_of(folder: str | Path, size: Sequence[int], dtype: str) -> Path:
+    """Name the folder of one size and type in ``cache_dir``, so that trainings that differ in them can share that."""
+    return Path(folder) / f"{size[0]}x{size[1]}_{dtype}"
+
+
 def open_cache(
     paths: ImagePaths,
     folder: str | Path,

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 from tqdm import tqdm
 
 from afire_monai.data.cache import DiskCache, left_out_in_words
-from afire_monai.data.cache_build import open_cache
+from afire_monai.data.cache_build import cache_of, open_cache
 from afire_monai.data.dicom import RADIOGRAPHY_MODALITIES
 from afire_monai.data.paths import ImagePaths
 from afire_monai.errors import DataListError, RadiographError
@@ -85,8 +85,7 @@ class RadiographDataset(Dataset[dict[str, Any]]):
             )
         modalities = getattr(self.transform, "modalities", None) or RADIOGRAPHY_MODALITIES
         paths = ImagePaths.of(self.items)
-        # a size and a type have a folder each, so that runs that differ in them can share cache_dir
-        disk = open_cache(paths, Path(folder) / f"{size[0]}x{size[1]}_{dtype}", size, dtype, modalities)
+        disk = open_cache(paths, cache_of(folder, size, dtype), size, dtype, modalities)
         self.left_out = [f"image {place}: {reason}" for place, reason in disk.reasons.items()]
         if not len(disk):
             raise DataListError(f"none of {len(self.items)} images can be used; the first: {self.left_out[0]}")

@@ -101,3 +101,11 @@ def test_keys_that_are_there_are_taken(key):
 def test_unknown_keys_are_refused_with_the_nearest_that_exist(key, nearest):
     with pytest.raises(AfireError, match=f"unknown setting --{key}: .*{nearest}"):
         refuse_unknown_keys(NESTED, [key])
+
+
+def test_cache_on_disk_is_taken_where_there_is_a_folder_for_it():
+    refuse_wrong_values({**CONFIG, "cache_dir": "", "cache_dtype": "uint8"}, {"cache": "disk", "cache_dtype": "uint16"})
+    with pytest.raises(AfireError, match="True or False expected"):
+        refuse_wrong_values(CONFIG, {"cache": "disk"})
+    with pytest.raises(AfireError, match="one of uint8, uint16"):
+        refuse_wrong_values({**CONFIG, "cache_dtype": "uint8"}, {"cache_dtype": "float32"})

@@ -1,0 +1,193 @@
+"""How fast images reach a training: from the cache on disk, and by decoding, against the decoding libraries alone.
+
+Synthetic radiographs are written to a temporary folder. Both sides of each ratio are measured in turns in one run, and
+medians are taken. ``processor`` counts the processor's time of this process alone, which other work on the machine
+changes less than the clock; what loader processes do is by the clock.
+
+- ``cache``: batches at 224 px out of a cache of uint8 and one of uint16, converted to float, in this process (which is
+  what each worker of a loader does), and through a `DataLoader` with 0, 1 and 2 workers; against decoding a PNG of
+  1024 px, and against copying the same bytes in memory;
+- ``PNG``, ``DICOM``: `read_picture` against Pillow and pydicom; `startup.reading`, which is what a training without
+  cache does for each image, against both.
+
+    python benchmarks/loader.py
+    python benchmarks/loader.py --images 20000 --repeats 9
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SIZE = (224, 224)
+
+
+def radiograph(side: int, white: int, seed: int = 0) -> np.ndarray:
+    """Lung fields with noise of about a hundredth of white, as detectors have."""
+    y, x = np.mgrid[:side, :side] / side
+    fields = sum(np.exp(-(((x - c) / 0.12) ** 2 + ((y - 0.5) / 0.3) ** 2)) for c in (0.28, 0.72))
+    noise = np.random.default_rng(seed).normal(0, 0.012, (side, side))
+    return np.clip(white * (0.75 * (1 - 0.8 * fields) + noise), 0, white)
+
+
+def write_dicom(path: Path, side: int, jpeg2000: bool) -> None:
+    """12 bits of 16, with a window, as devices send them."""
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, JPEG2000Lossless
+
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = DigitalXRayImageStorageForPresentation, "1.2.3.4"
+    item = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    item.SOPClassUID, item.SOPInstanceUID, item.Modality = meta.MediaStorageSOPClassUID, "1.2.3.4", "DX"
+    item.PhotometricInterpretation, item.SamplesPerPixel, item.PixelRepresentation = "MONOCHROME2", 1, 0
+    item.Rows, item.Columns, item.BitsAllocated, item.BitsStored, item.HighBit = side, side, 16, 12, 11
+    item.WindowCenter, item.WindowWidth = 2048, 4096
+    item.PixelData = radiograph(side, 4095).astype(np.uint16).tobytes()
+    if jpeg2000:
+        item.compress(JPEG2000Lossless, generate_instance_uid=False)
+    item.save_as(path, enforce_file_format=True)
+
+
+def in_turns(repeats: int, **sides: Callable[[], Any]) -> dict[str, tuple[float, float]]:
+    """Median seconds of each side by the clock and of the processor; the first round does not count."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    for turn in range(repeats + 1):
+        for name, work in sides.items():
+            clock, worked = time.perf_counter(), time.process_time()
+            work()
+            if turn:
+                found[name].append((time.perf_counter() - clock, time.process_time() - worked))
+    return {n: (statistics.median(c for c, _ in t), statistics.median(w for _, w in t)) for n, t in found.items()}
+
+
+def write_cache(folder: Path, images: int, dtype: str) -> Any:
+    """A cache as `build_cache` leaves it, without files to decode."""
+    from afire_monai.data import cache_index as ci
+    from afire_monai.data.dicom import RADIOGRAPHY_MODALITIES
+    from afire_monai.data.paths import ImagePaths
+
+    cache = folder / f"{SIZE[0]}x{SIZE[1]}_{dtype}"
+    cache.mkdir(parents=True)
+    paths = ImagePaths(f"/virtual/{i:08d}.png" for i in range(images))
+    ci.CacheHeader(SIZE, dtype, sorted(RADIOGRAPHY_MODALITIES)).save(cache)
+    index = np.zeros(images, dtype=ci.ROW)
+    index["path"], index["state"], index["slot"] = ci.path_hashes(paths), ci.READY, np.arange(images)
+    index["bytes"] = index["mtime"] = -1
+    np.save(cache / "index.npy", index)
+    picture = (radiograph(SIZE[0], ci.DTYPES[dtype])).astype(dtype)
+    for shard in range(-(-images // ci.SHARD_ROWS)):
+        shape = (ci.SHARD_ROWS, *SIZE)
+        pixels = np.lib.format.open_memmap(ci.shard_path(cache, shard), "w+", np.dtype(dtype), shape)
+        pixels[: min(ci.SHARD_ROWS, images - shard * ci.SHARD_ROWS)] = picture
+        pixels.flush()
+    return paths
+
+
+def measure_cache(folder: Path, images: int, dtype: str, batch: int, repeats: int) -> float:
+    """Print images a second out of the cache; give the processor's seconds for one."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    from afire_monai.data.dataset import RadiographDataset
+    from afire_monai.data.sampler import EpochSampler
+    from afire_monai.engines import startup
+
+    paths = write_cache(folder, images, dtype)
+    dataset = RadiographDataset(paths, startup.reading(SIZE), cache="disk", cache_dir=folder, cache_dtype=dtype)
+    order = list(EpochSampler(dataset, batch, seed=0))
+    batches = [order[start : start + batch] for start in range(0, len(order), batch)]
+    source = torch.zeros(batch, 1, *SIZE)
+
+    def read() -> None:
+        for indices in batches:
+            dataset.collate(dataset.__getitems__(indices))
+
+    def copy() -> None:
+        for _ in batches:
+            source.clone()
+
+    times = in_turns(repeats, read=read, copy=copy)
+    count = len(order)
+    clock, worked = times["read"]
+    print(f"cache {dtype}, batches of {batch}, one process:", end=" ")
+    print(f"{count / clock:7.0f} images/s, {count / worked:7.0f} by processor time (aim: 5000),", end=" ")
+    print(f"{worked / times['copy'][1]:.2f} x copying a batch in memory")
+    for workers in (0, 1, 2):
+        loader = DataLoader(
+            dataset,
+            batch,
+            sampler=EpochSampler(dataset, batch, seed=0),
+            num_workers=workers,
+            collate_fn=dataset.collate,
+            persistent_workers=workers > 0,
+        )
+        seconds = in_turns(repeats, load=lambda loader=loader: [None for _ in loader])["load"][0]  # type: ignore[misc]
+        print(f"   DataLoader, {workers} workers: {count / seconds:7.0f} images/s by the clock")
+        del loader
+    return worked / count
+
+
+def measure_file(name: str, path: Path, library: Callable[[], Any], repeats: int) -> float:
+    """Print our reading against the library's; give the processor's seconds of `startup.reading`."""
+    from afire_monai.data.decode import read_picture
+    from afire_monai.engines import startup
+
+    read = startup.reading(SIZE)
+    times = in_turns(
+        repeats, library=library, ours=lambda: read_picture(path), training=lambda: read({"image": str(path)})
+    )
+    (clock, worked), (our_clock, ours), (_, training) = times["library"], times["ours"], times["training"]
+    print(f"{name:28} {1e3 * worked:8.1f} ms {1e3 * ours:8.1f} ms", end=" ")
+    print(f"{ours / worked:6.2f} x ({our_clock / clock:.2f} x by the clock) {1e3 * training:8.1f} ms")
+    return training
+
+
+def measure_decoding(folder: Path, repeats: int) -> float:
+    """Print all formats; give the seconds that a training spends on a PNG of 1024 px."""
+    import pydicom
+    from PIL import Image
+
+    print(f"{'':28} {'library':>11} {'ours':>11} {'ratio':>8} (aim: 1.20) {'with reduction to 224':>30}")
+    png8, png16 = folder / "8.png", folder / "16.png"
+    Image.fromarray(radiograph(1024, 255).astype(np.uint8)).save(png8)
+    Image.fromarray(radiograph(1024, 65535).astype(np.uint16)).save(png16)
+    seconds = measure_file("PNG 1024, 8 bits", png8, lambda: np.asarray(Image.open(png8)), repeats)
+    measure_file("PNG 1024, 16 bits", png16, lambda: np.asarray(Image.open(png16)), repeats)
+    for side in (1024, 2048):
+        for jpeg2000 in (False, True):
+            path = folder / f"{side}{jpeg2000}.dcm"
+            write_dicom(path, side, jpeg2000)
+            name = f"DICOM {side}, {'JPEG 2000' if jpeg2000 else 'uncompressed'}"
+            measure_file(name, path, lambda path=path: pydicom.dcmread(path).pixel_array, repeats)  # type: ignore[misc]
+    return seconds
+
+
+def main() -> None:
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=8192)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {SIZE[0]} px, {options.images} images in the cache")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        decoding = measure_decoding(folder, options.repeats)
+        for dtype in ("uint8", "uint16"):
+            cached = measure_cache(folder, options.images, dtype, options.batch, options.repeats)
+            print(f"   {decoding / cached:.0f} x as fast as decoding a PNG of 1024 px (aim: 20)")
+
+
+if __name__ == "__main__":
+    main()
