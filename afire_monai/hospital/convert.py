@@ -6,6 +6,7 @@ import hashlib
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,7 @@ from afire_monai.pool import Failure
 BINS = 32
 DISK = "disk"
 CONSTANT = "constant: all pixels have the same value"
-_COMPRESSION = 0
-# the low bytes of 16 bits are noise: deflating saves a fifth of the space, and costs as much time as decoding
+_BLOCK = 0xFFFF  # largest stored block of a zlib stream
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _convert(job: Job, path: Path, dataset: Any) -> Converted | Failure:
     except OSError as error:
         return Failure(DISK, error.strerror or type(error).__name__)
     return Converted(
-        len(content),
+        sum(len(part) for part in content),
         _pixel_hash(values),
         (values.shape[0], values.shape[1]),
         lung_fields(reduced) if job.look else 1.0,
@@ -193,34 +193,72 @@ def reduce(picture: NDArray[np.float32], max_side: int) -> NDArray[np.float32]:
     if scale >= 1:
         return picture
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    image = Image.fromarray(picture)
     factor = width // size[0]
     if (width, height) == (factor * size[0], factor * size[1]):
-        return np.asarray(image.reduce(factor))  # the same average, three times faster
-    return np.asarray(image.resize(size, Image.Resampling.BOX))
+        return _mean_of_blocks(picture, factor)
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
 
 
-def encode_png(values: NDArray[np.uint16]) -> bytes:
-    """Encode (H, W) uint16 as a grey 16-bit PNG of three chunks: header, pixels, end. Nothing else is in it."""
+def _mean_of_blocks(picture: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """Average blocks of ``side`` × ``side`` pixels: the same as scaling by areas, several times faster."""
+    rows = picture[0::side].copy()
+    for start in range(1, side):
+        rows += picture[start::side]
+    blocks = rows[:, 0::side].copy()
+    for start in range(1, side):
+        blocks += rows[:, start::side]
+    blocks *= np.float32(1 / side**2)
+    return blocks
+
+
+def encode_png(values: NDArray[np.uint16]) -> list[bytes | memoryview]:
+    """Encode (H, W) uint16 as a grey 16-bit PNG of three chunks: header, pixels, end. Nothing else is in it.
+
+    The pixels are not deflated (the low bytes of 16 bits are noise: that would save a fifth of the space at the cost of
+    as much time as decoding), so they are handed on without being copied.
+
+    Returns:
+        The file in parts.
+    """
     height, width = values.shape
     lines = np.zeros((height, 1 + 2 * width), dtype=np.uint8)  # each line starts with 0: no filter
     lines[:, 1:] = values.astype(">u2").view(np.uint8).reshape(height, 2 * width)
     header = struct.pack(">2I5B", width, height, 16, 0, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.data, _COMPRESSION)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
-    )
+    return [
+        b"\x89PNG\r\n\x1a\n",
+        *_chunk(b"IHDR", [header]),
+        *_chunk(b"IDAT", _stored(lines.reshape(-1).data)),
+        *_chunk(b"IEND", []),
+    ]
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file in one piece.
+def _stored(content: memoryview) -> list[bytes | memoryview]:
+    """Wrap content as a zlib stream of blocks that are stored as they are (RFC 1950, RFC 1951 §3.2.4)."""
+    parts: list[bytes | memoryview] = [b"\x78\x01"]
+    for start in range(0, len(content), _BLOCK):
+        block = content[start : start + _BLOCK]
+        last = start + _BLOCK >= len(content)
+        parts += [struct.pack("<BHH", last, len(block), len(block) ^ 0xFFFF), block]
+    return [*parts, struct.pack(">I", zlib.adler32(content))]
+
+
+def _chunk(name: bytes, parts: list[bytes | memoryview]) -> list[bytes | memoryview]:
+    check = zlib.crc32(name)
+    for part in parts:
+        check = zlib.crc32(part, check)
+    return [struct.pack(">I", sum(len(part) for part in parts)) + name, *parts, struct.pack(">I", check)]
+
+
+def write_whole(path: Path, content: Sequence[bytes | memoryview]) -> None:
+    """Write a file, given in parts, in one piece.
 
     Raises:
         OSError: if it cannot be written; nothing is left behind.
     """
     part = path.with_name(f".{path.name}.part")
     try:
-        part.write_bytes(content)
+        with part.open("wb", buffering=1 << 18) as file:
+            file.writelines(content)
         os.replace(part, path)
     except OSError:
         part.unlink(missing_ok=True)

@@ -558,3 +558,22 @@ def test_copies_of_one_instance_with_other_pixels_do_not_mix(tmp_path: Path) -> 
     (tmp_path / "in" / "b").unlink()
     ingest(tmp_path / "in", alone, key=tmp_path / "out" / "private" / "key", workers=0)
     assert picture.read_bytes() == (alone / "images" / picture.name).read_bytes()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (200, 170), (1, 40000)])
+def test_written_png_is_read_by_another_library(shape: tuple[int, int]) -> None:
+    import io
+
+    values = np.random.default_rng(0).integers(0, 65536, shape, dtype=np.uint16)
+    content = b"".join(bytes(part) for part in convert.encode_png(values))
+    with Image.open(io.BytesIO(content)) as picture:
+        assert picture.mode.startswith("I;16")
+        assert np.array_equal(np.asarray(picture), values)
+        assert not picture.info
+
+
+def test_blocks_are_averaged_as_areas_are() -> None:
+    picture = np.random.default_rng(0).random((96, 192)).astype(np.float32)
+    reduced = convert.reduce(picture, 64)
+    expected = picture.astype(np.float64).reshape(32, 3, 64, 3).mean((1, 3))
+    np.testing.assert_allclose(reduced, expected, atol=1e-6)
