@@ -90,20 +90,22 @@ def evaluate(args: argparse.Namespace) -> None:
     log = out / "results.jsonl"
     done = {json.loads(line)["key"] for line in log.read_text().splitlines()} if log.exists() else set()
     encoders = [*finished(out), *(("fresh", seed, Path("random")) for seed in range(args.seeds))]
-    tasks, segments, anomalies = named(args.task), named(args.segment), named(args.anomaly)
+    tasks = named(args.task)
+    lists = {
+        "probe": tasks,
+        "anomaly": named(args.anomaly),
+        "segmentation": named(args.segment),
+        "classification": tasks,
+    }
     jobs: list[tuple[str, str, str, float, int, Path]] = []
-    for kind, lists, fractions in (
-        ("probe", tasks, (1.0,)),
-        ("anomaly", anomalies, (1.0,)),
-        ("segmentation", segments, (1.0,)),
-        ("classification", tasks, tuple(args.fraction)),
-    ):
-        jobs += [(kind, t, name, f, seed, path) for name, seed, path in encoders for t in lists for f in fractions]
+    for kind, names in lists.items():
+        fractions = tuple(args.fraction) if kind == "classification" else (1.0,)
+        jobs += [(kind, t, name, f, seed, path) for name, seed, path in encoders for t in names for f in fractions]
     jobs = [job for job in jobs if "/".join(map(str, job[:5])) not in done]
     work, started = out / f"work_{os.getpid()}", time.monotonic()
     for number, (kind, task, name, fraction, seed, path) in enumerate(jobs):
         begin = time.monotonic()
-        datalist, _, labels = {**tasks, **segments, **anomalies}[task].partition(":")
+        datalist, _, labels = lists[kind][task].partition(":")
         scores: dict[str, Any] = {}
         row: dict[str, Any] = {"key": "/".join(map(str, (kind, task, name, fraction, seed))), "datalist": datalist}
         if kind == "segmentation":
