@@ -305,7 +305,7 @@ def test_killed_build_goes_on_where_it_was(tmp_path, monkeypatch):
     assert np.array_equal(DiskCache(tmp_path / "c", paths).stored(range(7)), np.stack([pixels(i) for i in range(7)]))
 
 
-def test_processes_decode_in_parallel_and_a_crash_costs_one_picture(tmp_path):
+def test_several_processes_decode_to_the_same_pictures(tmp_path):
     paths = pictures(tmp_path / "in", 5)
     assert build(paths, tmp_path / "c", workers=2) == 5
     assert np.array_equal(DiskCache(tmp_path / "c", paths).stored([3, 1]), np.stack([pixels(3), pixels(1)]))
