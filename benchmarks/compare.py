@@ -58,9 +58,41 @@ def train_command(method: str, images: str, folder: Path, epochs: int, seed: int
     return [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files), *words]
 
 
+def chosen_methods(args: argparse.Namespace) -> dict[str, int]:
+    """Give the epochs of each chosen method; ends the program for what cannot be meant, before anything is trained."""
+    if args.images is None or not Path(args.images).is_file():
+        raise SystemExit(f"--images {args.images}: no such file; a data list of normal training images is expected")
+    chosen = {}
+    for pair in args.method:
+        name, _, epochs = pair.partition("=")
+        if name not in METHODS:
+            raise SystemExit(f"--method {pair}: unknown method {name!r}; there are {', '.join(METHODS)}")
+        if "=" in pair and not (epochs.isdecimal() and int(epochs)):
+            raise SystemExit(f"--method {pair}: NAME or NAME=EPOCHS is expected, with epochs of at least 1")
+        chosen[name] = int(epochs) if epochs else args.epochs
+    if min(args.epochs, args.seeds) < 1:
+        raise SystemExit(f"--epochs {args.epochs}, --seeds {args.seeds}: at least 1 of each is expected")
+    return chosen
+
+
+def named_lists(option: str, pairs: list[str], label: bool = False) -> dict[str, str]:
+    """Read NAME=datalist.json, with :label where a task needs one; ends the program for what cannot be meant."""
+    named = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        datalist, _, labels = value.partition(":")
+        if not name or not equals or "/" in name or (label and not labels):
+            expected = "NAME=datalist.json:label" if label else "NAME=datalist.json"
+            raise SystemExit(f"{option} {pair}: {expected} is expected, with no / in the name")
+        if not Path(datalist).is_file():
+            raise SystemExit(f"{option} {pair}: no such file {datalist}; a data list is expected")
+        named[name] = value
+    return named
+
+
 def pretrain(args: argparse.Namespace) -> None:
     """Pre-train every method with every seed; a seed of all methods before the next seed."""
-    chosen = dict(pair.split("=") if "=" in pair else (pair, args.epochs) for pair in args.method)
+    chosen = chosen_methods(args)
     jobs = [(seed, name) for seed in range(args.seeds) for name in chosen]
     jobs = [(s, n) for s, n in jobs if not (Path(args.out) / n / str(s) / "models" / "encoder.safetensors").exists()]
     for number, (seed, name) in enumerate(jobs):
@@ -68,7 +100,7 @@ def pretrain(args: argparse.Namespace) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         print(f"[{number + 1}/{len(jobs)}] {name}, seed {seed}, {chosen[name]} epochs", flush=True)
         with (folder / "output.txt").open("a") as log:
-            command = train_command(name, args.images, folder, int(chosen[name]), seed)
+            command = train_command(name, args.images, folder, chosen[name], seed)
             if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode:
                 raise SystemExit(f"{name}, seed {seed} failed; see {folder / 'output.txt'}")
 
@@ -82,21 +114,21 @@ def finished(out: Path) -> list[tuple[str, int, Path]]:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Do what is not yet in the results file for every finished encoder."""
-    from compare_parts import anomaly_run, probe_run
-    from downstream import classification_run, named, segmentation_run
-
+    tasks = named_lists("--task", args.task, label=True)
+    segments, anomalies = named_lists("--segment", args.segment), named_lists("--anomaly", args.anomaly)
+    if not (tasks or segments or anomalies):
+        raise SystemExit("nothing to evaluate: give --task, --segment or --anomaly")
     out = Path(args.out)
+    if not finished(out):
+        raise SystemExit(f"--out {out}: no finished encoder in OUT/NAME/SEED/models; `compare.py pretrain` makes them")
+    from compare_parts import anomaly_run, probe_run, stored_rows
+    from downstream import classification_run, segmentation_run
+
     (out / "scores").mkdir(parents=True, exist_ok=True)
     log = out / "results.jsonl"
-    done = {json.loads(line)["key"] for line in log.read_text().splitlines()} if log.exists() else set()
+    done = {row["key"] for row in stored_rows(log, mend=True)}
     encoders = [*finished(out), *(("fresh", seed, Path("random")) for seed in range(args.seeds))]
-    tasks = named(args.task)
-    lists = {
-        "probe": tasks,
-        "anomaly": named(args.anomaly),
-        "segmentation": named(args.segment),
-        "classification": tasks,
-    }
+    lists = {"probe": tasks, "anomaly": anomalies, "segmentation": segments, "classification": tasks}
     jobs: list[tuple[str, str, str, float, int, Path]] = []
     for kind, names in lists.items():
         fractions = tuple(args.fraction) if kind == "classification" else (1.0,)
@@ -131,7 +163,7 @@ def evaluate(args: argparse.Namespace) -> None:
 def cost(args: argparse.Namespace) -> None:
     """Train each method for one epoch, one after the other on this machine: images a second and peak memory."""
     rows = {}
-    for name in args.method:
+    for name in chosen_methods(args):
         folder = Path(args.out) / "cost" / name
         subprocess.run(["rm", "-rf", str(folder)], check=True)
         folder.mkdir(parents=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -109,12 +110,38 @@ def auroc_draws(row: dict[str, Any], folder: Path, repeats: int = 1000) -> np.nd
 Draws = dict[tuple[str, str, str], dict[str, list[np.ndarray]]]  # (kind, task, what) -> method -> seeds
 
 
+def stored_rows(log: Path, mend: bool = False) -> list[dict[str, Any]]:
+    """Read a file of results; empty if there is none. A last line that was cut off is left out, as never written.
+
+    Args:
+        log: one JSON object a line.
+        mend: also take that line out of the file, so that the next one begins where it began.
+    """
+    text = log.read_text() if log.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        print(f"{log}: its last line was cut off and is left out; `evaluate` does that run again", file=sys.stderr)
+        if mend:
+            part = log.with_suffix(".part")
+            part.write_text(whole)
+            part.replace(log)
+    rows = []
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+            rows[-1]["key"]
+        except (ValueError, KeyError, TypeError):
+            raise SystemExit(
+                f"{log}, line {number}: no result that can be read; take the line out, and evaluate again"
+            ) from None
+    return rows
+
+
 def collect(out: Path) -> tuple[Draws, dict[tuple[str, str, str], dict[str, list[float]]]]:
     """Read the results: bootstrap draws of AUROC (each (1 + repeats,)), and plain figures, by method and seed."""
     draws: Draws = {}
     figures: dict[tuple[str, str, str], dict[str, list[float]]] = {}
-    for line in (out / "results.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    for row in stored_rows(out / "results.jsonl"):
         kind, task, method, fraction, _ = row["key"].split("/")
         for name in ("dice", "pointing", "pixel_auroc"):
             if name in row:
@@ -146,6 +173,10 @@ def print_tables(out: Path, order: list[str]) -> None:
         for name, row in json.loads((out / "cost.json").read_text()).items():
             print(f"| {name} | {row['images_per_second']:.1f} | {row['peak_gib']:.2f} |")
     draws, figures = collect(out)
+    if not draws and not figures:
+        raise SystemExit(f"{out / 'results.jsonl'} holds no results; `compare.py evaluate` writes it")
+    # encoders of other methods may lie in OUT as well
+    order = [*order, *sorted({name for row in (*draws.values(), *figures.values()) for name in row} - {*order})]
     for (kind, task, what), methods in sorted(draws.items()):
         mean = {name: np.mean(seeds, 0) for name, seeds in methods.items()}
         best = max(mean, key=lambda name: mean[name][0])

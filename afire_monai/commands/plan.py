@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,11 +59,13 @@ def plan(
 
     from afire_monai.engines import planning
     from afire_monai.errors import AfireError
+    from afire_monai.networks.build import ENCODER_PRESETS
 
     count = _images(images, datalist)
     configs = _configs(method, config)
     given = {"epochs": epochs, "encoder_preset": preset, "image_size": image_size, "batch_size": batch_size}
-    given = {**given, "precision": precision}
+    # encoders with a stride of their own take no other
+    given = {**given, "precision": precision, "patch_size": ENCODER_PRESETS.get(preset or "", {}).get("patch_size")}
     settings = planning.settings_of(configs, list(given)) | {k: v for k, v in given.items() if v is not None}
     for name, value in (("epochs", settings["epochs"]), ("batch-size", settings["batch_size"]), ("gpus", gpus)):
         if value < 1:
@@ -71,8 +74,14 @@ def plan(
         raise AfireError(f"--precision must be float32 or bfloat16, got {settings['precision']!r}")
     if share is not None and not 0 < share <= 1:
         raise AfireError(f"--share is a part of the matrix rate, above 0 and at most 1; got {share}")
-    if (tflops is not None and tflops <= 0) or (memory is not None and memory <= 0):
-        raise AfireError("--tflops and --memory must be above 0")
+    for name, number in (("tflops", tflops), ("memory", memory)):
+        if number is not None and not 0 < number < math.inf:
+            raise AfireError(f"--{name} is {number}; a number above 0 is expected")
+    if count < settings["batch_size"] * gpus:
+        raise AfireError(
+            f"{count} images are fewer than one step takes ({gpus} process(es) of batch {settings['batch_size']}); "
+            "give a smaller --batch-size"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     built, optimizer = planning.build_training(configs, {**settings, "device": str(device)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import re
@@ -12,7 +13,7 @@ import torch
 from ignite.engine import Events
 
 from afire_monai.distributed import rank
-from afire_monai.errors import CheckpointError
+from afire_monai.errors import AfireError, CheckpointError
 
 if TYPE_CHECKING:
     from afire_monai.engines.trainer import PretrainTrainer
@@ -92,7 +93,8 @@ class CheckpointKeeper:
         every_epochs: write at the end of each so many epochs and at the end of training.
         every_iterations: also write each so many iterations, for long epochs; 0 switches it off.
         keep: how many of the last ones to keep.
-        best_key: name in the trainer's metrics whose lowest value marks the best checkpoint; None keeps no best.
+        best_key: name in the trainer's metrics whose lowest value marks the best checkpoint; None keeps no best. One
+            that is not there when others are measured ends the run after its first checkpoint.
     """
 
     def __init__(
@@ -129,6 +131,13 @@ class CheckpointKeeper:
     def _after_epoch(self, engine: PretrainTrainer) -> None:
         if engine.state.epoch % self.every_epochs == 0 or engine.state.epoch == engine.state.max_epochs:
             self.save(engine, may_be_best=True)
+        measured = [name for name in engine.state.metrics if name.startswith("validation_")]
+        if self.best_key and measured and self.best_key not in engine.state.metrics:
+            near = difflib.get_close_matches(self.best_key, engine.state.metrics, 1, 0.0)
+            raise AfireError(
+                f"best_figure {self.best_key!r} is not measured; there are {', '.join(measured)} and all that log.csv "
+                f"holds. Nothing is lost: go on with --resume true --best_figure {near[0]}"
+            )
 
     def save(self, engine: PretrainTrainer, may_be_best: bool = False) -> None:
         """Write a checkpoint now; every process must call this, process 0 writes."""

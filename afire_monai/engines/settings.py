@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,8 +27,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "cache_dtype": ("uint8", "uint16"),
 }
 
-# the least value that means something; of what is absent here, any number of the right kind is passed on
-_LEAST: dict[str, int] = {
+# the least value that means something; of what is absent here, any finite number of the right kind is passed on
+_LEAST: dict[str, float] = {
     **dict.fromkeys(("epochs", "batch_size", "accumulation_steps", "image_size", "patch_size"), 1),
     **dict.fromkeys(("checkpoint_every", "checkpoint_keep", "health_every", "panel_every"), 1),
     **dict.fromkeys(("validate_every", "decoder_width"), 1),
@@ -35,8 +36,25 @@ _LEAST: dict[str, int] = {
     **dict.fromkeys(("seed", "num_workers", "checkpoint_every_iterations", "shift", "clip"), 0),
     **dict.fromkeys(("folds", "fold", "patience"), 0),
     **dict.fromkeys(("lr", "final_lr", "warmup", "weight_decay", "final_weight_decay"), 0),
+    **dict.fromkeys(("local_size", "projector_dim", "projector_layers", "dense_dim", "dense_side", "dense_cells"), 1),
+    **dict.fromkeys(("local_views", "predictor_dim", "windows"), 0),
+    **dict.fromkeys(("order_weight", "restoration_weight", "global_weight", "local_weight", "structure_weight"), 0),
+    **dict.fromkeys(("category_weight", "abnormal_weight", "dense_weight"), 0),
+    **dict.fromkeys(("invariance_weight", "variance_weight", "covariance_weight"), 0),
     "health_images": 2,  # features of a single image differ from nothing
+    "head_dim": 2,  # a softmax over one value says nothing
+    "crop_scale": 0.01,
+    "global_scale": 0.05,  # where the shares of local crops begin
 }
+
+# shares and probabilities, which end at 1
+_MOST: dict[str, float] = dict.fromkeys(
+    (
+        *("mask_ratio", "crop_scale", "global_scale", "flip", "jitter", "brightness", "contrast", "keep_probability"),
+        *("curve_probability", "paint_probability", "teacher_momentum", "center_momentum", "prototype_momentum"),
+    ),
+    1,
+)
 
 
 def command_line(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -130,9 +148,13 @@ def refuse_wrong_values(config: Mapping[str, Any], overrides: Mapping[str, str])
 
 
 def _refuse_wrong_number(key: str, text: str, whole: bool) -> None:
-    value, least = parse_value(text), _LEAST.get(key)
-    kind = "a whole number" if whole else "a number"
-    expected = kind if least is None else f"{kind} of at least {least}"
-    right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not right or (least is not None and value < least):
+    value, least, most = parse_value(text), _LEAST.get(key), _MOST.get(key)
+    expected = "a whole number" if whole else "a number"
+    if most is not None:
+        least = least or 0
+        expected += f" from {least} to {most}"
+    elif least is not None:
+        expected += f" of at least {least}"
+    right = isinstance(value, int if whole else int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not right or (least is not None and value < least) or (most is not None and value > most):
         raise AfireError(f"--{key} {text}: {expected} is expected")

@@ -82,7 +82,10 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         if precision not in ("float32", "bfloat16"):
             raise AfireError(f"precision must be float32 or bfloat16, got {precision!r}")
         if recompute and not recompute_blocks(method.student.modules()):
-            raise AfireError("recompute_activations needs a vision transformer; here are no blocks to recompute")
+            raise AfireError(
+                "recompute_activations is for vision transformers, and this encoder has no blocks to recompute: leave "
+                "it False, or choose an encoder_preset that begins with vit_"
+            )
         if not isinstance(train_data_loader.sampler, EpochSampler):
             raise AfireError("the training loader needs afire_monai.data.sampler.EpochSampler as its sampler")
         self.method = method

@@ -20,7 +20,7 @@ class SelfDistillationLoss(nn.Module):
         center_momentum: of the moving average of the teacher's outputs; 0.9 in the paper.
 
     Raises:
-        AfireError: for a temperature that is not above 0, or a momentum outside 0…1.
+        AfireError: for a width below 2, a temperature that is not above 0, or a momentum outside 0…1.
     """
 
     center: Tensor
@@ -33,9 +33,11 @@ class SelfDistillationLoss(nn.Module):
         center_momentum: float = 0.9,
     ) -> None:
         super().__init__()
+        if dim < 2:
+            raise AfireError(f"head_dim must be at least 2, as a softmax over one value says nothing; got {dim}")
         if min(student_temperature, teacher_temperature) <= 0 or not 0 <= center_momentum <= 1:
             raise AfireError(
-                "temperatures must be above 0 and the centre's momentum in 0…1, got "
+                "student_temperature and teacher_temperature must be above 0 and center_momentum in 0…1, got "
                 f"{student_temperature}, {teacher_temperature} and {center_momentum}"
             )
         self.student_temperature = student_temperature

@@ -70,14 +70,19 @@ class DINO(Method):
                 f"the head needs one shared layer (cells=None) of the loss's width {len(loss.center)}, got "
                 f"cells={head.cells} and {head.out_dim}"
             )
-        large = [view.output_size for view in global_views.views]
-        small = [view.output_size for view in local_views.views] if local_views is not None else []
-        if any(size != encoder.image_size for size in large) or encoder.image_size in small:
+        large = global_views.sizes
+        small = local_views.sizes if local_views is not None else []
+        if any(size != encoder.image_size for size in large):
+            raise AfireError(f"global views must be {encoder.image_size} pixels, as the encoder; got {large}")
+        patch, (rows, columns) = encoder.patch_size, encoder.image_size
+        if any(height >= rows or width >= columns for height, width in small):
             raise AfireError(
-                f"global views must be {encoder.image_size} pixels, as the encoder, and local ones must not: "
-                f"got {large} and {small}"
+                f"local views must be smaller than the encoder's {encoder.image_size} pixels, got {small}: "
+                f"set local_size below image_size, to a multiple of the patch size {patch}, or local_views to 0"
             )
         for height, width in small:
+            if height % patch or width % patch:
+                raise AfireError(f"local_size {height} must be a multiple of the patch size {patch}")
             encoder.grid_of(height, width)
         if len(large) + len(small) < 2:
             raise AfireError("at least two views are needed: one has nothing to agree with")

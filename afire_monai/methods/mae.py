@@ -64,7 +64,8 @@ class MAE(Method):
         view: augments images; None for none (the image is then the canvas).
 
     Raises:
-        AfireError: if the parts do not fit one another, or for a ratio that hides nothing or everything.
+        AfireError: if the parts do not fit one another, for an encoder that cannot leave patches out, or for a ratio
+            that hides nothing or everything.
     """
 
     student: MAEStudent
@@ -78,6 +79,13 @@ class MAE(Method):
         view: ViewAugment | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(encoder, ViTEncoder):
+            raise AfireError(
+                f"MAE leaves hidden patches out, which a {type(encoder).__name__} cannot: choose an encoder_preset "
+                "that begins with vit_"
+            )
+        if not 0 <= mask_ratio <= 1:
+            raise AfireError(f"mask_ratio is the share of the patches that is hidden, in 0…1; got {mask_ratio}")
         if decoder.grid != encoder.grid or decoder.patch_size != encoder.patch_size:
             raise AfireError(
                 f"decoder grid {decoder.grid} at patch {decoder.patch_size} differs from the encoder's {encoder.grid} "
@@ -88,7 +96,10 @@ class MAE(Method):
         self.cells = encoder.grid[0] * encoder.grid[1]
         self.seen = self.cells - round(self.cells * mask_ratio)
         if not 0 < self.seen < self.cells:
-            raise AfireError(f"mask_ratio {mask_ratio} leaves {self.seen} of {self.cells} patches; some must be hidden")
+            raise AfireError(
+                f"mask_ratio {mask_ratio} leaves {self.seen} of {self.cells} patches; some must be hidden, some seen: "
+                "change mask_ratio, or have more patches (a larger image_size, a smaller patch_size)"
+            )
         self.student = MAEStudent(encoder, decoder)
         self.loss = MaskedPatchLoss(encoder.patch_size, normalise)
         self.view = view

@@ -46,6 +46,11 @@ class AnomalyRestorationDecoder(RecomputedBlock, nn.Module):
         layer_norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
+        if min(dim, depth, num_heads) < 1 or dim % num_heads or dim % 4:
+            raise AfireError(
+                f"a decoder's width must be a multiple of its heads and of 4, its depth at least 1; got width {dim}, "
+                f"{num_heads} heads and depth {depth}: change decoder_dim, decoder_heads or decoder_depth"
+            )
         self.grid = (int(grid[0]), int(grid[1]))
         self.config: dict[str, Any] = {
             "in_dim": in_dim,

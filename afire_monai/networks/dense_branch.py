@@ -45,13 +45,15 @@ class DenseBranch(nn.Module):
         cells: a side, after pooling; must divide ``side``.
 
     Raises:
-        AfireError: if ``cells`` does not divide ``side``.
+        AfireError: if ``cells`` does not divide ``side``, or a number is below 1.
     """
 
     def __init__(self, encoder: Encoder, width: int = 512, side: int = 64, cells: int = 4) -> None:
         super().__init__()
-        if cells < 1 or side % cells:
-            raise AfireError(f"the side of {side} pixels must be a multiple of {cells} cells")
+        if width < 1 or cells < 1 or side < cells or side % cells:
+            raise AfireError(
+                f"dense_side must be a multiple of dense_cells, dense_dim at least 1; got {side}, {cells} and {width}"
+            )
         self.out_dim = width * cells**2
         self.convolutions = nn.ModuleList(
             nn.Conv2d(m.channels, width, kernel_size=1, bias=False) for m in encoder.feature_maps

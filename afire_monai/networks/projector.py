@@ -44,7 +44,8 @@ class ProjectionMLP(nn.Module):
         super().__init__()
         if min(in_dim, hidden_dim, out_dim, layers) < 1:
             raise AfireError(
-                f"a projector needs widths and layers of at least 1, got {in_dim}, {hidden_dim}, {out_dim} and {layers}"
+                "projector_dim, predictor_dim, dense_dim, projector_layers: a projector needs widths and layers of at "
+                f"least 1, got {in_dim}, {hidden_dim}, {out_dim} and {layers}"
             )
         if isinstance(norm, str):
             if norm not in PROJECTION_NORMS:

@@ -197,6 +197,8 @@ class RandomViews(nn.Module):
         if not views:
             raise AfireError("at least one view is needed")
         self.views = nn.ModuleList(views)
+        #: height and width in pixels of each view
+        self.sizes = [view.output_size for view in views]
         #: uniform numbers that one image needs
         self.draws = sum(view.draws for view in views)
 

@@ -13,6 +13,7 @@ from PIL import Image
 from afire_monai.engines import CheckpointKeeper, CsvLogger, HealthMonitor, PanelWriter, ProgressBar, mlflow_handler
 from afire_monai.engines.checkpoint import list_checkpoints
 from afire_monai.engines.handlers import fixed_batch, read_csv_log, write_panel
+from afire_monai.errors import AfireError
 
 IMAGES = smooth_images(16, (48, 48))
 UNSEEN = dataset_of(smooth_images(10, (48, 48), seed=1))
@@ -139,6 +140,13 @@ def test_best_checkpoint_is_that_of_the_lowest_restoration_on_unseen_pictures(tm
     best = torch.load(tmp_path / "best.pt", weights_only=True)
     assert best["progress"]["iteration"] == min(seen)[1]
     assert best["progress"]["best_value"] == pytest.approx(min(seen)[0])
+
+
+def test_best_figure_that_is_not_measured_ends_the_run_with_a_checkpoint_and_the_way_on(tmp_path):
+    trainer = trainer_with(HealthMonitor(UNSEEN, 6), CheckpointKeeper(tmp_path, best_key="validation_restor"), epochs=4)
+    with pytest.raises(AfireError, match=r"'validation_restor' is not measured.*--best_figure validation_restoration"):
+        trainer.run()
+    assert len(list(tmp_path.glob("checkpoint_*.pt"))) == 1
 
 
 # pictures -------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from afire_monai.engines.settings import command_line, parse_value, refuse_unkno
 from afire_monai.errors import AfireError
 
 CONFIG = {"epochs": 50, "lr": 0.008, "cache": True, "resume": False, "structure": "a", "shift": 2, "health_images": 64}
+CONFIG |= {"mask_ratio": 0.75, "crop_scale": 0.5, "local_views": 2, "head_dim": 16}
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,14 @@ def test_values_that_can_be_meant_are_taken(key, text):
         ("health_images", "1", "at least 2"),
         ("cache", "maybe", "True or False expected"),
         ("cache", "true", "write --cache True"),
+        ("lr", ".nan", "a number of at least 0"),
+        ("lr", "1e999", "a number of at least 0"),
+        ("mask_ratio", "2", "a number from 0 to 1"),
+        ("mask_ratio", "-0.1", "a number from 0 to 1"),
+        ("mask_ratio", "nan", "a number from 0 to 1"),
+        ("crop_scale", "0", "a number from 0.01 to 1"),
+        ("local_views", "-1", "a whole number of at least 0"),
+        ("head_dim", "1", "a whole number of at least 2"),
     ],
 )
 def test_values_that_cannot_be_meant_are_refused_with_what_is_expected(key, text, expected):

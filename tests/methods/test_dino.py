@@ -105,11 +105,14 @@ def test_panels_show_every_view_at_one_size():
 def test_parts_that_do_not_fit_are_refused():
     with pytest.raises(AfireError, match="one shared layer"):
         tiny_dino(cells=16)
-    with pytest.raises(AfireError, match="local ones must not"):
-        tiny_dino(local_size=32)
-    with pytest.raises(AfireError, match="multiple of the patch size"):
+    for size in (32, 40):
+        with pytest.raises(AfireError, match="local_size below image_size"):
+            tiny_dino(local_size=size)
+    with pytest.raises(AfireError, match="local_size 20 must be a multiple of the patch size"):
         tiny_dino(local_size=20)
-    with pytest.raises(AfireError, match="temperatures"):
+    with pytest.raises(AfireError, match="teacher_temperature must be above 0"):
         SelfDistillationLoss(8, teacher_temperature=0)
+    with pytest.raises(AfireError, match="head_dim must be at least 2"):
+        SelfDistillationLoss(1)
     with pytest.raises(AfireError, match="do not fit"):
         SelfDistillationLoss(8)(torch.zeros(1, 2, 8), torch.zeros(1, 2, 8))

@@ -7,7 +7,7 @@ from helpers import PATCH, smooth_images
 from afire_monai.errors import AfireError
 from afire_monai.losses import MaskedPatchLoss
 from afire_monai.methods import MAE
-from afire_monai.networks import AnomalyRestorationDecoder, ViTEncoder
+from afire_monai.networks import AnomalyRestorationDecoder, ViTEncoder, build_encoder
 from afire_monai.transforms import ViewAugment
 
 
@@ -103,6 +103,9 @@ def test_views_may_be_cut_from_a_larger_canvas():
 def test_parts_that_do_not_fit_are_refused():
     with pytest.raises(AfireError, match="leaves 16 of 16"):
         tiny_mae(mask_ratio=0.01)
+    for ratio in (float("nan"), -0.5, 2.0):
+        with pytest.raises(AfireError, match=r"in 0…1; got"):
+            tiny_mae(mask_ratio=ratio)
     with pytest.raises(AfireError, match="do not fit an encoder"):
         tiny_mae(view=ViewAugment(24))
     encoder = ViTEncoder(32, PATCH, embed_dim=32, depth=1, num_heads=2)
@@ -110,3 +113,10 @@ def test_parts_that_do_not_fit_are_refused():
         MAE(encoder, AnomalyRestorationDecoder(32, (2, 2), PATCH, dim=32, depth=1, num_heads=2))
     with pytest.raises(AfireError, match="must be"):
         tiny_mae().views(torch.zeros(2, 1, 40, 40), torch.rand(2, 16))
+
+
+def test_encoder_that_cannot_leave_patches_out_is_refused():
+    encoder = build_encoder("resnet18", image_size=64)
+    decoder = AnomalyRestorationDecoder(encoder.embed_dim, encoder.grid, 32, dim=32, depth=1, num_heads=2)
+    with pytest.raises(AfireError, match="a ResNetEncoder cannot: choose an encoder_preset that begins with vit_"):
+        MAE(encoder, decoder)

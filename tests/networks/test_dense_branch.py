@@ -54,5 +54,5 @@ def test_it_takes_the_maps_of_a_transformer_as_well():
 
 
 def test_cells_must_divide_the_side():
-    with pytest.raises(AfireError, match="multiple of 5 cells"):
+    with pytest.raises(AfireError, match="dense_side must be a multiple of dense_cells"):
         DenseBranch(ResNetEncoder(32), side=64, cells=5)
