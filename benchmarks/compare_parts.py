@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -122,9 +123,8 @@ def stored_rows(log: Path, mend: bool = False) -> list[dict[str, Any]]:
     if whole != text:
         print(f"{log}: its last line was cut off and is left out; `evaluate` does that run again", file=sys.stderr)
         if mend:
-            part = log.with_suffix(".part")
-            part.write_text(whole)
-            part.replace(log)
+            # in place: another process may have the file open
+            os.truncate(log, len(whole.encode()))
     rows = []
     for number, line in enumerate(whole.splitlines(), 1):
         try:

@@ -100,7 +100,7 @@ def plan(
         rate = planning.matrix_rate(device, getattr(torch, settings["precision"]))
         speeds, reached = [gpus / seconds], cost.flops_per_image / seconds / rate
         source = f"steps of {batch} timed here, {reached:.0%} of this machine's matrix rate of {rate / 1e9:.0f} GFLOP/s"
-    times = [planning.hours(count, settings["epochs"], speed) for speed in speeds]
+    times = sorted(planning.hours(count, settings["epochs"], speed) for speed in speeds)
     print(f"speed:       {' to '.join(f'{speed:.4g}' for speed in speeds)} images/s ({source})")
     print(f"time:        {' to '.join(_in_words(value) for value in times)}, without reading of images")
     return 0
