@@ -45,7 +45,7 @@ def plan(
         epochs: passes over them; the configs' unless given, like all that follow down to precision.
         method: afire, peac, mlvicx, mae or dino.
         config: a further config of the bundle, preset_gpu or preset_paper.
-        preset: encoder preset.
+        preset: encoder preset, as encoder_preset of the configs; its own patch size comes with it.
         image_size: what the encoder sees, in pixels.
         batch_size: images of one process in one step.
         gpus: processes, each with a device of its own.
