@@ -176,7 +176,8 @@ def print_tables(out: Path, order: list[str]) -> None:
     if not draws and not figures:
         raise SystemExit(f"{out / 'results.jsonl'} holds no results; `compare.py evaluate` writes it")
     # encoders of other methods may lie in OUT as well
-    order = [*order, *sorted({name for row in (*draws.values(), *figures.values()) for name in row} - {*order})]
+    named = {name for row in draws.values() for name in row} | {name for row in figures.values() for name in row}
+    order = [*order, *sorted(named - {*order})]
     for (kind, task, what), methods in sorted(draws.items()):
         mean = {name: np.mean(seeds, 0) for name, seeds in methods.items()}
         best = max(mean, key=lambda name: mean[name][0])
