@@ -61,7 +61,8 @@ def transformer_block(dim: int, num_heads: int, mlp_ratio: float, layer_norm_eps
         qkv_bias=True,
         use_flash_attention=True,
     )
-    block.attn = FusedSelfAttention(dim, num_heads, qkv_bias=True, use_flash_attention=True)
+    # not built anew, which would draw weights once more: a seed gives the same weights with either attention
+    block.attn.__class__ = FusedSelfAttention
     block.norm_cross_attn = nn.Identity()
     block.norm1.eps = layer_norm_eps
     block.norm2.eps = layer_norm_eps
