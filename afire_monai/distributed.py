@@ -1,12 +1,52 @@
-"""Sums over processes that are no-ops in a single process, and one that carries gradients."""
+"""Joining the other processes, and sums over them: no-ops in a single process, one of them with gradients."""
 
 from __future__ import annotations
 
+import os
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from afire_monai.errors import AfireError
+
+START = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def join_group(backend: str, timeout: timedelta | None = None) -> None:
+    """Join the process group that ``torchrun`` describes in the environment; also after ``torchrun`` restarted it.
+
+    ``torchrun`` keeps one store for the addresses of all its processes through every restart (PyTorch 2.13), so a
+    restarted process may read the address of a lost one and wait for it for ever, or be refused. Here every start has
+    keys of its own, told apart by the number of restarts. Several nodes count their restarts apart; they need a new
+    store at every start, which ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`` gives.
+
+    Args:
+        backend: ``nccl`` or ``gloo``.
+        timeout: of the group's collectives; None for PyTorch's own.
+
+    Raises:
+        AfireError: if something that ``torchrun`` sets is missing, or several nodes may restart with one store.
+    """
+    missing = [name for name in START if name not in os.environ]
+    if missing:
+        raise AfireError(f"{', '.join(missing)} not set in the environment; start several processes by torchrun")
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    nodes, restarts = (int(os.environ.get(key, "0")) for key in ("GROUP_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS"))
+    if nodes > 1 and restarts > 0:
+        raise AfireError(
+            f"torchrun --max-restarts {restarts} on {nodes} nodes would let restarted processes wait for lost ones: "
+            "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun, with --rdzv_backend c10d"
+        )
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
+    start = dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    own, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group(backend, timeout=timeout, store=start, rank=own, world_size=world)
 
 
 def world_size() -> int:

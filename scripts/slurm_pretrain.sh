@@ -36,6 +36,8 @@ gpus="$(nvidia-smi -L | wc -l)"
 configs="['bundle/configs/pretrain.yaml','bundle/configs/method_afire.yaml','bundle/configs/multi_gpu.yaml']"
 
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-4}"
+# a new store of addresses at every restart: with one for all, restarted processes wait for lost ones
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 srun --kill-on-bad-exit=1 torchrun \
     --nnodes "$SLURM_JOB_NUM_NODES" \
     --nproc_per_node "${SLURM_GPUS_ON_NODE:-$gpus}" \

@@ -24,7 +24,7 @@ from afire_monai.data.datalist_validate import DataListReport, open_datalist
 from afire_monai.data.dataset import image_statistics
 from afire_monai.data.paths import ImagePaths
 from afire_monai.data.phantom import write_phantom_dataset
-from afire_monai.distributed import rank, world_size
+from afire_monai.distributed import join_group, rank, world_size
 from afire_monai.engines.settings import command_line, parse_value, refuse_unknown_keys, refuse_wrong_values
 from afire_monai.errors import AfireError, DataListError, user_error
 
@@ -262,7 +262,7 @@ def start_processes(backend: str = "") -> torch.device:
         backend: ``nccl`` or ``gloo``; empty chooses by whether there is a GPU.
 
     Raises:
-        AfireError: if the processes were not started by ``torchrun``.
+        AfireError: if the processes were not started by ``torchrun``, or cannot be restarted on several nodes.
     """
     if "RANK" not in os.environ:
         raise AfireError("multi_gpu.yaml needs torchrun: torchrun --nproc_per_node=N -m monai.bundle run …")
@@ -271,7 +271,7 @@ def start_processes(backend: str = "") -> torch.device:
     if gpu:
         torch.cuda.set_device(local)
     if not dist.is_initialized():
-        dist.init_process_group(backend or ("nccl" if gpu else "gloo"))
+        join_group(backend or ("nccl" if gpu else "gloo"))
     if rank():
         logging.getLogger().setLevel(logging.ERROR)
     return torch.device("cuda", local) if gpu else torch.device("cpu")

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from afire_monai.distributed import join_group
 from afire_monai.errors import AfireError
 from afire_monai.inference.pictures import pictures_of
 from afire_monai.inference.reading import LeftOut, Radiograph, ahead, read_radiograph
@@ -209,18 +210,13 @@ def join_processes() -> tuple[int, int]:
     """Join the processes that ``torchrun`` started, if it did; give this one's number and how many there are.
 
     Raises:
-        AfireError: if RANK and WORLD_SIZE are set, but nothing says where the other processes are.
+        AfireError: if WORLD_SIZE is set, but nothing says where the other processes are.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return 0, 1
-    if not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        raise AfireError(
-            f"WORLD_SIZE is {world}, but RANK or MASTER_ADDR is missing; start several processes by torchrun"
-        )
     if not dist.is_initialized():
         # processes wait for the slowest at the end, which can be hours later
-        dist.init_process_group("gloo", timeout=timedelta(days=7))
+        join_group("gloo", timeout=timedelta(days=7))
     return dist.get_rank(), dist.get_world_size()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,23 +24,33 @@ TINY = {
 }
 
 
-def start(folder: Path, name: str, restarts: int) -> subprocess.Popen[str]:
+def start(folder: Path, name: str, restarts: int, nodes: int = 1) -> list[subprocess.Popen[bytes]]:
+    """Start two processes under one launcher, or under two as on two nodes."""
     settings = {key: value for key, value in TINY.items() if key != "device"}
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [f"--max-restarts={restarts}", "-m", "monai.bundle", "run", "--config_file", FILES]
-    command += ["--datalist", "data/datalist.json", "--output_dir", name, "--resume", "true", *words]
-    log = (folder / f"{name}.txt").open("w")
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc_per_node={2 // nodes}"]
+    command += ["--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{free_port()}", "--rdzv_id=elastic"]
+    command += ["--local_addr=127.0.0.1", f"--max-restarts={restarts}", "-m", "monai.bundle", "run"]
+    command += ["--config_file", FILES, "--datalist", "data/datalist.json", "--output_dir", name, "--resume", "true"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, text=True)
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = str(int(nodes > 1))
+    with (folder / f"{name}.txt").open("w") as log:
+        options = {"cwd": folder, "env": environment, "stdout": log, "stderr": log}
+        return [subprocess.Popen([*command, *words], **options) for _ in range(nodes)]
 
 
-def ranks(launcher: int) -> list[int]:
-    """Processes that a launcher has started, in the order of their ranks."""
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
+
+
+def ranks(launchers: list[int]) -> list[int]:
+    """Processes that launchers have started, in the order of their ranks."""
     found = {}
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == launcher:
+            if entry.name.isdigit() and int((entry / "stat").read_text().rpartition(")")[2].split()[1]) in launchers:
                 environment = dict(
                     part.split("=", 1) for part in (entry / "environ").read_text().split("\0") if "=" in part
                 )
@@ -49,29 +60,38 @@ def ranks(launcher: int) -> list[int]:
     return [found[rank] for rank in sorted(found)]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("elastic")
+    write_phantom_dataset(folder / "data", normal=40, abnormal=2, size=64)
+    (launcher,) = start(folder, "whole", 0)
+    assert launcher.wait(300) == 0, (folder / "whole.txt").read_text()[-2000:]
+    return folder
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not os.environ.get("AFIRE_ELASTIC_TEST") or not Path("/proc/self/environ").exists(),
-    reason="restarted gloo processes now and then wait for each other for ever; AFIRE_ELASTIC_TEST=1 runs it, on Linux",
-)
-def test_training_restarts_by_itself_when_a_process_is_killed(tmp_path):
-    write_phantom_dataset(tmp_path / "data", normal=40, abnormal=2, size=64)
-    whole = start(tmp_path, "whole", 0)
-    assert whole.wait(300) == 0, (tmp_path / "whole.txt").read_text()[-2000:]
-    lossy = start(tmp_path, "lossy", 3)
-    until = time.monotonic() + 200
-    while not list((tmp_path / "lossy" / "checkpoints").glob("checkpoint_*.pt")):
-        assert time.monotonic() < until
-        assert lossy.poll() is None, (tmp_path / "lossy.txt").read_text()[-2000:]
-        time.sleep(0.02)
-    os.kill(ranks(lossy.pid)[1], signal.SIGKILL)
-    assert lossy.wait(300) == 0, (tmp_path / "lossy.txt").read_text()[-2000:]
-    assert "going on from checkpoint_" in (tmp_path / "lossy.txt").read_text()
-    ends = [find_checkpoint(tmp_path / name / "checkpoints") for name in ("whole", "lossy")]
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes in /proc")
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_training_restarts_by_itself_when_a_process_is_killed(whole, nodes):
+    name, log = f"lossy_{nodes}", whole / f"lossy_{nodes}.txt"
+    launchers = start(whole, name, 3, nodes)
+    try:
+        until = time.monotonic() + 200
+        while not list((whole / name / "checkpoints").glob("checkpoint_*.pt")):
+            assert time.monotonic() < until
+            assert all(launcher.poll() is None for launcher in launchers), log.read_text()[-2000:]
+            time.sleep(0.02)
+        os.kill(ranks([launcher.pid for launcher in launchers])[1], signal.SIGKILL)
+        assert [launcher.wait(300) for launcher in launchers] == [0] * nodes, log.read_text()[-2000:]
+    finally:
+        for launcher in launchers:
+            launcher.terminate()
+    assert "going on from checkpoint_" in log.read_text()
+    ends = [find_checkpoint(whole / run / "checkpoints") for run in ("whole", name)]
     assert ends[0] is not None
     assert ends[1] is not None
     assert ends[0][1]["progress"]["iteration"] == ends[1][1]["progress"]["iteration"]
-    for name, value in ends[0][1]["method"].items():
-        assert torch.equal(value, ends[1][1]["method"][name]), name
-    exported = [(tmp_path / name / "models" / "encoder.safetensors").read_bytes() for name in ("whole", "lossy")]
+    for key, value in ends[0][1]["method"].items():
+        assert torch.equal(value, ends[1][1]["method"][key]), key
+    exported = [(whole / run / "models" / "encoder.safetensors").read_bytes() for run in ("whole", name)]
     assert exported[0] == exported[1]
