@@ -10,11 +10,12 @@ checkpoint. `NAME=EPOCHS` gives a method epochs of its own, for a comparison at 
 
 `evaluate` takes every encoder that is finished in OUT/NAME/SEED/models and, with the same seed for everything that
 follows: probes its frozen features (k-NN, logistic regression), fine-tunes it on 1, 10 and 100 % of the labels,
-fine-tunes a segmenter, and scores anomalies without labels (with pointing where test images have boxes). `fresh` is
-the same encoder with the weights that the seed gives. Scores of single images are kept in OUT/scores.
+fine-tunes a segmenter, and scores anomalies without labels (with pointing where test images have boxes). `fresh` and
+`fresh_resnet` are the same encoders with the weights that the seed gives. Scores of single images are kept in
+OUT/scores. `--share 0/2` and `--share 1/2` are two halves of the work, for two processes at a time.
 
-Table: mean over seeds, with 95 % bootstrap intervals over patients of that mean; in brackets behind it the standard
-deviation over seeds. Bold: methods whose paired difference to the best one includes 0.
+Table: mean over seeds, with 95 % bootstrap intervals over patients of that mean, the standard deviation over seeds, and
+the paired difference to `--against`. Bold: methods whose paired difference to the best one includes 0.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -40,6 +42,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "mae": ("method_mae.yaml", {}),
     "dino": ("method_dino.yaml", {}),
 }
+FRESH = {"fresh": "afire", "fresh_resnet": "mlvicx"}  # baselines: fresh weights in the architecture of a method
 FRACTIONS = (1.0, 0.1, 0.01)
 
 
@@ -108,7 +111,7 @@ def pretrain(args: argparse.Namespace) -> None:
 def finished(out: Path) -> list[tuple[str, int, Path]]:
     """Give name, seed and model folder of every encoder that is there, in the order of METHODS."""
     found = [(p.parts[-4], int(p.parts[-3]), p.parent) for p in out.glob("*/*/models/encoder.safetensors")]
-    order = list(METHODS)
+    order = [*METHODS, *FRESH]
     return sorted(found, key=lambda f: (f[1], order.index(f[0]) if f[0] in order else len(order), f[0]))
 
 
@@ -119,38 +122,41 @@ def evaluate(args: argparse.Namespace) -> None:
     if not (tasks or segments or anomalies):
         raise SystemExit("nothing to evaluate: give --task, --segment or --anomaly")
     out = Path(args.out)
+    part, _, parts = args.share.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise SystemExit(f"--share {args.share}: PART/PARTS is expected, with parts counted from 0")
     if not finished(out):
         raise SystemExit(f"--out {out}: no finished encoder in OUT/NAME/SEED/models; `compare.py pretrain` makes them")
-    from compare_parts import anomaly_run, probe_run, stored_rows
-    from downstream import classification_run, segmentation_run
+    from compare_parts import anomaly_run, outlines_run, probe_run, stored_rows, write_fresh
+    from downstream import classification_run
 
     (out / "scores").mkdir(parents=True, exist_ok=True)
     log = out / "results.jsonl"
     done = {row["key"] for row in stored_rows(log, mend=True)}
-    encoders = [*finished(out), *(("fresh", seed, Path("random")) for seed in range(args.seeds))]
+    write_fresh(out, FRESH, args.seeds)
+    encoders = finished(out)
     lists = {"probe": tasks, "anomaly": anomalies, "segmentation": segments, "classification": tasks}
     jobs: list[tuple[str, str, str, float, int, Path]] = []
     for kind, names in lists.items():
         fractions = tuple(args.fraction) if kind == "classification" else (1.0,)
         jobs += [(kind, t, name, f, seed, path) for name, seed, path in encoders for t in names for f in fractions]
-    jobs = [job for job in jobs if "/".join(map(str, job[:5])) not in done]
+    keys = ["/".join(map(str, job[:5])) for job in jobs]
+    # by name and not by place, so that parts stay apart while encoders are added
+    jobs = [j for j, k in zip(jobs, keys, strict=True) if k not in done and crc32(k.encode()) % int(parts) == int(part)]
     work, started = out / f"work_{os.getpid()}", time.monotonic()
     for number, (kind, task, name, fraction, seed, path) in enumerate(jobs):
         begin = time.monotonic()
         datalist, _, labels = lists[kind][task].partition(":")
-        scores: dict[str, Any] = {}
         row: dict[str, Any] = {"key": "/".join(map(str, (kind, task, name, fraction, seed))), "datalist": datalist}
         if kind == "segmentation":
-            row |= segmentation_run(datalist, str(path), fraction, seed, work)
+            scores = outlines_run(datalist, path, seed, work)
         elif kind == "classification":
             scores = classification_run(datalist, labels, str(path), fraction, seed, work)
         elif kind == "probe":
-            scores = probe_run(datalist, labels, path, seed, out)
+            scores = probe_run(datalist, labels, path, seed)
         else:
-            scores, figures = anomaly_run(datalist, path, seed, out)
-            row |= figures
-        if scores:
-            np.savez(out / "scores" / f"{row['key'].replace('/', '_')}.npz", **scores)
+            scores = anomaly_run(datalist, path)
+        np.savez(out / "scores" / f"{row['key'].replace('/', '_')}.npz", **scores)
         row["seconds"] = round(time.monotonic() - begin, 1)
         with log.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -183,9 +189,9 @@ def cost(args: argparse.Namespace) -> None:
 
 def table(args: argparse.Namespace) -> None:
     """Print the tables from stored scores."""
-    from compare_parts import print_tables
+    from compare_tables import print_tables
 
-    print_tables(Path(args.out), [*METHODS, "fresh"])
+    print_tables(Path(args.out), [*METHODS, *FRESH], args.against)
 
 
 def main() -> None:
@@ -200,6 +206,8 @@ def main() -> None:
     parser.add_argument("--task", action="append", default=[], help="NAME=datalist.json:label")
     parser.add_argument("--segment", action="append", default=[], help="NAME=datalist.json with masks")
     parser.add_argument("--anomaly", action="append", default=[], help="NAME=datalist.json, with boxes if there are")
+    parser.add_argument("--share", default="0/1", help="PART/PARTS of the evaluation that this process does")
+    parser.add_argument("--against", default="fresh", help="method that the table shows differences to")
     args = parser.parse_args()
     {"pretrain": pretrain, "evaluate": evaluate, "cost": cost, "table": table}[args.what](args)
 

@@ -1,4 +1,4 @@
-"""Parts of compare.py: probes, anomalies, and the tables."""
+"""Parts of compare.py that score an encoder: probes, anomalies, outlines; and the file of results."""
 
 from __future__ import annotations
 
@@ -12,31 +12,37 @@ from typing import Any
 import numpy as np
 import torch
 from anomaly import by_detector, pictures
+from downstream import FRESH, segmentation_run
 from probe import cases, images_of
 
 from afire_monai.data import load_datalist
 from afire_monai.data.datalist import is_normal
 from afire_monai.evaluation import extract_features, knn_probe, linear_probe
-from afire_monai.evaluation.draws import figure_draws, macro_mean
 from afire_monai.evaluation.heatmaps import image_figures
 from afire_monai.evaluation.localisation import summarise
 from afire_monai.evaluation.truth import lesion_case
-from afire_monai.export import load_encoder
-from afire_monai.inference import AnomalyDetector, load_detector
-from afire_monai.networks import Encoder, encoder_from_config
+from afire_monai.export import export_encoder, load_encoder
+from afire_monai.inference import load_detector
+from afire_monai.networks import encoder_from_config
 
 Scores = dict[str, Any]
 
 
-def encoder_of(model: Path, seed: int, out: Path) -> Encoder:
-    """Load an encoder; for ``random`` that of the first finished ViT with fresh weights of this seed."""
-    if str(model) != "random":
-        return load_encoder(model)
-    found = sorted(p for p in out.glob("afire/*/models/encoder.safetensors"))
-    if not found:
-        raise SystemExit("fresh weights take their architecture from `afire`, which is not finished yet")
-    torch.manual_seed(seed)
-    return encoder_from_config(load_encoder(found[0]).config).eval()
+def write_fresh(out: Path, names: dict[str, str], seeds: int) -> None:
+    """Export encoders with the weights that each seed gives, as OUT/NAME/SEED/models, for methods that are finished.
+
+    Args:
+        out: folder of runs.
+        names: name of the fresh encoders, and the method whose architecture they have.
+        seeds: how many.
+    """
+    for name, method in names.items():
+        trained = sorted(out.glob(f"{method}/*/models/encoder.safetensors"))[:1]
+        missing = [s for s in range(seeds) if not (out / name / str(s) / "models" / "encoder.safetensors").exists()]
+        for seed in missing if trained else ():
+            torch.manual_seed(seed)
+            encoder = encoder_from_config(load_encoder(trained[0]).config)
+            export_encoder(encoder, out / name / str(seed) / "models", method_name=FRESH)
 
 
 @lru_cache(maxsize=4)
@@ -46,9 +52,9 @@ def probe_data(datalist: str, label: str, size: tuple[int, int]) -> tuple[Any, .
     return train, images_of(train[0], size), test, images_of(test[0], size)
 
 
-def probe_run(datalist: str, label: str, model: Path, seed: int, out: Path) -> Scores:
+def probe_run(datalist: str, label: str, model: Path, seed: int) -> Scores:
     """Probe the mean of frozen tokens: scores (n, 2) of k-NN and of a logistic regression."""
-    encoder = encoder_of(model, seed, out)
+    encoder = load_encoder(model)
     (_, known, owners), seen, (_, truth, groups), unseen = probe_data(datalist, label, encoder.image_size)
     a, b = (extract_features(encoder, x, "mean") for x in (seen, unseen))
     scores = np.stack([knn_probe(a, known, b), linear_probe(a, known, b, owners, seed)], 1)
@@ -69,46 +75,32 @@ def anomaly_data(datalist: str, size: tuple[int, int]) -> tuple[Any, ...]:
     return pictures(reference, size), owners, pictures(test, size), abnormal, groups, lesions
 
 
-def anomaly_run(datalist: str, model: Path, seed: int, out: Path) -> tuple[Scores, dict[str, Any]]:
-    """Score test images by the distance of their tokens to those of normal images; no label is used."""
+def anomaly_run(datalist: str, model: Path) -> Scores:
+    """Score test images by the distance of their tokens to those of normal images; no label is used.
+
+    With ``pointing`` and ``pixel AUROC`` of each picture that has boxes.
+    """
     # tokens alone, which every encoder has: a decoder's residual would be an advantage of its own
-    fresh = str(model) == "random"
-    detector = AnomalyDetector(encoder_of(model, seed, out)) if fresh else load_detector(model)
+    detector = load_detector(model)
     normal, owners, images, abnormal, groups, lesions = anomaly_data(datalist, detector.canvas_size)
     score, heat = by_detector(detector, ("tokens",), normal, owners, images)
-    figures = {}
+    scores: Scores = {"scores": score[:, None], "truth": abnormal[:, None].astype(float), "groups": groups}
     if lesions:
         found = summarise(
             [image_figures(heat[k], c.lesion(), c.boxes) for k, c in lesions.items()], [*lesions.values()]
         )
-        figures = {"pointing": found.pointing.value, "pixel_auroc": found.pixel_auroc.value}
-    return {"scores": score[:, None], "truth": abnormal[:, None].astype(float), "groups": groups}, figures
+        for name in ("pointing", "pixel_auroc"):
+            scores[f"case_{name}"] = found.per_case[name]
+        scores["case_groups"] = np.array([case.group for case in lesions.values()])
+    return scores
 
 
-def classification_truth(row: dict[str, Any], saved: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Give targets (n, C) and patients of a fine-tuning's test images."""
-    from afire_monai.data.targets import target_matrix
-
-    content = load_datalist(row["datalist"])
-    items = [content["test"][i] for i in saved["index"]]
-    truth = target_matrix(items, content["labels"], select=[str(x) for x in saved["labels"]]).astype(float)
-    return truth, np.array([i.get("group", i["image"]) for i in items])
-
-
-def auroc_draws(row: dict[str, Any], folder: Path, repeats: int = 1000) -> np.ndarray:
-    """Give (C, 1 + repeats): AUROC of the sample and of draws of patients, the same for all rows of a task."""
-    saved = np.load(folder / "scores" / f"{row['key'].replace('/', '_')}.npz")
-    if row["key"].startswith("classification"):
-        truth, groups = classification_truth(row, saved)
-        levels = np.full(truth.shape[1], 0.5)
-        figure = figure_draws(truth, saved["scores"].astype(float), groups, levels, ("auroc",), repeats, 0)["auroc"]
-        return macro_mean(figure, list(range(truth.shape[1])))[None]
-    truth, groups = saved["truth"].astype(float), saved["groups"]
-    levels = np.full(truth.shape[1], 0.5)
-    return figure_draws(truth, saved["scores"].astype(float), groups, levels, ("auroc",), repeats, 0)["auroc"]
-
-
-Draws = dict[tuple[str, str, str], dict[str, list[np.ndarray]]]  # (kind, task, what) -> method -> seeds
+def outlines_run(datalist: str, model: Path, seed: int, work: Path) -> Scores:
+    """Fine-tune a segmenter; Dice of each test image."""
+    images = segmentation_run(datalist, str(model), 1.0, seed, work)["images"]
+    items = load_datalist(datalist)["test"]
+    groups = [str(items[place].get("group", items[place]["image"])) for place in images["place"]]
+    return {"case_dice": np.array(images["dice/lung"]), "case_groups": np.array(groups)}
 
 
 def stored_rows(log: Path, mend: bool = False) -> list[dict[str, Any]]:
@@ -135,61 +127,3 @@ def stored_rows(log: Path, mend: bool = False) -> list[dict[str, Any]]:
                 f"{log}, line {number}: no result that can be read; take the line out, and evaluate again"
             ) from None
     return rows
-
-
-def collect(out: Path) -> tuple[Draws, dict[tuple[str, str, str], dict[str, list[float]]]]:
-    """Read the results: bootstrap draws of AUROC (each (1 + repeats,)), and plain figures, by method and seed."""
-    draws: Draws = {}
-    figures: dict[tuple[str, str, str], dict[str, list[float]]] = {}
-    for row in stored_rows(out / "results.jsonl"):
-        kind, task, method, fraction, _ = row["key"].split("/")
-        for name in ("dice", "pointing", "pixel_auroc"):
-            if name in row:
-                figures.setdefault((kind, task, name), {}).setdefault(method, []).append(row[name])
-        if kind == "segmentation":
-            continue
-        columns = {"classification": [f"{float(fraction):.0%} of labels"], "probe": ["k-NN", "linear"]}
-        found = auroc_draws(row, out)
-        for place, what in enumerate(columns.get(kind, ["no labels"])):
-            draws.setdefault((kind, task, what), {}).setdefault(method, []).append(found[place])
-    return draws, figures
-
-
-def interval(draws: np.ndarray, sign: str = "") -> str:
-    """Write value and 95 % interval."""
-    low, high = np.nanpercentile(draws[1:], [2.5, 97.5])
-    return f"{draws[0]:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
-
-
-def spread(values: list[float]) -> str:
-    """Write the standard deviation over seeds, if there are several."""
-    return f" [{np.std(values, ddof=1):.3f}]" if len(values) > 1 else ""
-
-
-def print_tables(out: Path, order: list[str]) -> None:
-    """Print cost, AUROC by task with intervals and differences, and plain figures."""
-    if (out / "cost.json").exists():
-        print("| method | images/s | peak memory, GiB |\n|---|---|---|")
-        for name, row in json.loads((out / "cost.json").read_text()).items():
-            print(f"| {name} | {row['images_per_second']:.1f} | {row['peak_gib']:.2f} |")
-    draws, figures = collect(out)
-    if not draws and not figures:
-        raise SystemExit(f"{out / 'results.jsonl'} holds no results; `compare.py evaluate` writes it")
-    # encoders of other methods may lie in OUT as well
-    named = {name for row in draws.values() for name in row} | {name for row in figures.values() for name in row}
-    order = [*order, *sorted(named - {*order})]
-    for (kind, task, what), methods in sorted(draws.items()):
-        mean = {name: np.mean(seeds, 0) for name, seeds in methods.items()}
-        best = max(mean, key=lambda name: mean[name][0])
-        print(f"\n**{kind}, {task}, {what}**\n\n| method | AUROC (95 %) [s.d.] | minus fresh weights | seeds |")
-        print("|---|---|---|---|")
-        for name in sorted(mean, key=order.index):
-            behind = np.nanpercentile((mean[best] - mean[name])[1:], 2.5)
-            text = interval(mean[name]) + spread([float(d[0]) for d in methods[name]])
-            text = f"**{text}**" if name == best or behind <= 0 else text
-            gain = "" if name == "fresh" or "fresh" not in mean else interval(mean[name] - mean["fresh"], "+")
-            print(f"| {name} | {text} | {gain} | {len(methods[name])} |")
-    for (kind, task, what), plain in sorted(figures.items()):
-        print(f"\n**{kind}, {task}, {what}**\n\n| method | mean [s.d.] | seeds |\n|---|---|---|")
-        for name in sorted(plain, key=order.index):
-            print(f"| {name} | {np.mean(plain[name]):.3f}{spread(plain[name])} | {len(plain[name])} |")

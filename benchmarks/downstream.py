@@ -31,8 +31,15 @@ from sklearn.preprocessing import StandardScaler
 
 # passes over the training images; more where there are fewer images, so that every run has steps enough to converge
 EPOCHS = {1.0: 10, 0.1: 50, 0.01: 60}
+FRESH = "fresh weights"  # method_name of an encoder that was exported untrained
 LEAST_POSITIVES = 5
 REPEATS = 1000
+
+
+def layer_decay(encoder: str) -> float:
+    """Fresh lower blocks have everything to learn: the same rate for all is the fairer baseline."""
+    fresh = encoder == "random" or json.loads((Path(encoder) / "encoder.json").read_text()).get("method_name") == FRESH
+    return 1.0 if fresh else 0.75
 
 
 def classification_run(
@@ -47,8 +54,7 @@ def classification_run(
         "datalist": datalist,
         "labels": labels if labels == "all" else labels.split(","),
         "init": encoder,
-        # fresh lower blocks have everything to learn: the same rate for all is the fairer baseline
-        "layer_decay": 1.0 if encoder == "random" else 0.75,
+        "layer_decay": layer_decay(encoder),
         "output_dir": str(work),
         "fraction": fraction,
         "seed": seed,
@@ -97,14 +103,14 @@ def pixel_run(datalist: str, labels: str, fraction: float, seed: int) -> dict[st
 
 
 def segmentation_run(datalist: str, encoder: str, fraction: float, seed: int, work: Path) -> dict[str, Any]:
-    """Fine-tune a segmenter once; gives Dice of each test image and the Dice of validation and test."""
+    """Fine-tune a segmenter once; gives the mean Dice of the test images, and that of each."""
     from afire_monai.commands.bundle import run_configs
 
     shutil.rmtree(work, ignore_errors=True)
     settings: dict[str, Any] = {
         "datalist": datalist,
         "init": encoder,
-        "layer_decay": 1.0 if encoder == "random" else 0.75,
+        "layer_decay": layer_decay(encoder),
         "output_dir": str(work),
         "fraction": fraction,
         "seed": seed,
@@ -118,7 +124,7 @@ def segmentation_run(datalist: str, encoder: str, fraction: float, seed: int, wo
     run_configs(settings, ("finetune_segmentation.yaml",))
     result = json.loads((work / "segmentation.json").read_text())
     shutil.rmtree(work)
-    return {"dice": result["test"]["dice/lung"]}
+    return {"dice": result["test"]["dice/lung"], "images": result["test"]["images"]}
 
 
 def pixel_segmentation(datalist: str, fraction: float, seed: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import importlib
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -27,6 +28,7 @@ def run(monkeypatch, *words: str) -> None:
         (["evaluate", "--task", f"a={__file__}"], "NAME=datalist.json:label is expected"),
         (["evaluate", "--segment", "a=absent.json"], "no such file absent.json"),
         (["evaluate", "--segment", f"a={__file__}"], "no finished encoder"),
+        (["evaluate", "--segment", f"a={__file__}", "--share", "2/2"], "PART/PARTS is expected"),
         (["table"], "holds no results"),
     ],
 )
@@ -47,3 +49,28 @@ def test_result_that_was_cut_off_is_left_out_and_one_in_the_middle_is_named(monk
     log.write_text('{"key": "a"}\n{"ke\n{"key": "c"}\n')
     with pytest.raises(SystemExit, match="line 2"):
         stored_rows(log)
+
+
+def test_table_of_stored_results_has_means_over_seeds_and_marks_who_is_level_with_the_best(
+    monkeypatch, tmp_path, capsys
+):
+    (tmp_path / "scores").mkdir()
+    groups, truth = np.arange(40).astype(str), np.arange(40) % 2
+    rows = []
+    for name, right in (("afire", 40), ("mae", 24), ("fresh", 0)):
+        for seed in range(2):
+            scores = np.where(np.arange(40) < right, truth, 1 - truth)[:, None].astype(float)
+            dice = np.full(40, right / 100 + 0.1 * seed)
+            rows.append(f'{{"key": "probe/a/{name}/1.0/{seed}"}}')
+            columns = {"scores": np.repeat(scores, 2, 1), "truth": np.stack([truth, truth], 1), "groups": groups}
+            np.savez(tmp_path / "scores" / f"probe_a_{name}_1.0_{seed}.npz", **columns)
+            rows.append(f'{{"key": "segmentation/b/{name}/1.0/{seed}"}}')
+            np.savez(tmp_path / "scores" / f"segmentation_b_{name}_1.0_{seed}.npz", case_dice=dice, case_groups=groups)
+    (tmp_path / "results.jsonl").write_text("\n".join(rows) + "\n")
+    run(monkeypatch, "table", "--out", str(tmp_path), "--against", "mae")
+    told = capsys.readouterr().out
+    assert "| | afire | mae | fresh |" in told
+    # 24 of 40 cases scored rightly are 12 positives above and 8 below the others
+    assert "| probe, a, k-NN | **1.000** | 0.600 | 0.000 |" in told
+    assert "| segmentation, b, Dice | **0.450** | 0.290 | 0.050 |" in told
+    assert "| afire | **0.450 (0.450 to 0.450)** | 0.071 | +0.160 (+0.160 to +0.160) | 2 |" in told

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
 from afire_monai import __version__
 from afire_monai.data.dataset import RadiographDataset, image_statistics
@@ -17,12 +18,14 @@ from afire_monai.distributed import rank, world_size
 from afire_monai.engines.checkpoint import load_checkpoint
 from afire_monai.engines.startup import reading
 from afire_monai.engines.validation import predict_dataset
+from afire_monai.evaluation.bootstrap import mean_interval
 from afire_monai.evaluation.predictions import Predictions, save_predictions
 from afire_monai.export.encoder import load_module_files
 from afire_monai.tasks.base import Task
 from afire_monai.tasks.calibration import CalibrationMethod, ThresholdRule, calibrate, choose_thresholds
 from afire_monai.tasks.data import TaskData
 from afire_monai.tasks.files import export_task
+from afire_monai.tasks.segmentation import image_dice
 
 if TYPE_CHECKING:
     from afire_monai.engines.trainer import PretrainTrainer
@@ -158,6 +161,26 @@ def finish_classification(
     logger.info("classifier and predictions written to %s", output.name)
 
 
+def _dice_by_patient(
+    dataset: RadiographDataset, classes: Sequence[str], logits: Tensor, mask: Tensor
+) -> dict[str, dict[str, Any]]:
+    """Give 95 % intervals over patients of a section's mean Dice, and the Dice of each image."""
+    owners = np.array([str(item.get("group", item["image"])) for item in dataset.items])
+    dice, positive = (values.numpy() for values in image_dice(logits, mask))
+    columns = {f"dice/{name}": dice[:, place].astype(np.float64) for place, name in enumerate(classes)}
+    some = {
+        f"dice_positive/{name}": np.where(positive[:, place], dice[:, place], np.nan)
+        for place, name in enumerate(classes)
+        if positive[:, place].any()
+    }
+    # a single patient has no interval
+    bounds = {key: mean_interval(values, owners)[1:] for key, values in (columns | some).items()}
+    return {
+        "intervals": {key: list(found) for key, found in bounds.items() if not np.isnan(found).any()},
+        "images": {"place": _places(dataset).tolist(), **{key: values.tolist() for key, values in columns.items()}},
+    }
+
+
 def finish_segmentation(
     trainer: PretrainTrainer,
     datasets: dict[str, RadiographDataset | None],
@@ -170,8 +193,9 @@ def finish_segmentation(
     Args:
         trainer: at the end of training.
         datasets: ``validation`` and ``test`` (None if the list has no test masks), each with ``mask``.
-        output_dir: gets ``models/segmenter.safetensors``, ``segmentation.json`` (Dice at the model's resolution) and
-            ``predictions/SECTION`` with masks at that resolution (255 where the first class is more likely than not).
+        output_dir: gets ``models/segmenter.safetensors``, ``segmentation.json`` (Dice at the model's resolution, with
+            95 % intervals over patients, and of each image by its place in the section) and ``predictions/SECTION``
+            with masks at that resolution (255 where the first class is more likely than not).
         data_hash: SHA-256 of the data list.
         about: plain values to keep with the model.
     """
@@ -180,17 +204,19 @@ def finish_segmentation(
     output, device = Path(output_dir), trainer.state.device
     task: Any = _load_best(trainer, output / "checkpoints")
     result: dict[str, Any] = {}
+    figures: dict[str, dict[str, float]] = {}
     for section, dataset in datasets.items():
         if dataset is None:
             continue
         logits, batch = predict_dataset(task, dataset, 16, device)
-        result[section] = {k.removeprefix("validation_"): v for k, v in task.figures(logits, batch).items()}
+        figures[section] = {k.removeprefix("validation_"): v for k, v in task.figures(logits, batch).items()}
+        result[section] = {**figures[section], **_dice_by_patient(dataset, task.network.classes, logits, batch["mask"])}
         told = {"section": section, "datalist_sha256": data_hash, "model": about or {}}
         masks = [(plane > 0).numpy().astype(np.uint8) * 255 for plane in logits[:, 0]]
         save_predictions(Predictions(_places(dataset), {}, facts=told), output / "predictions" / section, masks=masks)
     model = {
         "mask_values": dict.fromkeys(task.network.classes, 255),
-        "validation": result["validation"],
+        "validation": figures["validation"],
         "epochs": trainer.state.epoch,
         "best_epoch": trainer.best_epoch,
         "data_sha256": data_hash,
@@ -201,4 +227,4 @@ def finish_segmentation(
     part = output / "segmentation.part"
     part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     os.replace(part, output / "segmentation.json")
-    logger.info("segmenter written; %s", json.dumps(result.get("test", result["validation"])))
+    logger.info("segmenter written; %s", json.dumps(figures.get("test", figures["validation"])))

@@ -15,6 +15,23 @@ from afire_monai.tasks.base import Task
 logger = logging.getLogger(__name__)
 
 
+def image_dice(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Give Dice at probability 0.5 of each image and class, (n, classes): 1 where mask and prediction are both empty.
+
+    Args:
+        logits: (n, classes, H, W).
+        mask: likewise, NaN for pixels to ignore.
+
+    Returns:
+        Dice, and whether the mask has any pixel of the class.
+    """
+    known, truth = ~mask.isnan(), mask.nan_to_num() > 0
+    marked = (logits > 0) & known
+    total = marked.sum((2, 3)) + truth.sum((2, 3))
+    dice = torch.where(total > 0, 2 * (marked & truth).sum((2, 3)) / total.clamp(min=1), 1.0)
+    return dice, truth.sum((2, 3)) > 0
+
+
 class Segmentation(Task):
     """Fine-tune a segmenter.
 
@@ -69,11 +86,7 @@ class Segmentation(Task):
             logits: (n, classes, H, W).
             batch: ``mask`` (n, classes, H, W), NaN for pixels to ignore.
         """
-        known, truth = ~batch["mask"].isnan(), batch["mask"].nan_to_num() > 0
-        marked = (logits > 0) & known
-        total = marked.sum((2, 3)) + truth.sum((2, 3))
-        dice = torch.where(total > 0, 2 * (marked & truth).sum((2, 3)) / total.clamp(min=1), 1.0)
-        positive = truth.sum((2, 3)) > 0
+        dice, positive = image_dice(logits, batch["mask"])
         self._warn_of_empty_classes(positive)
         figures, scores = {}, []
         for place, name in enumerate(self.network.classes):

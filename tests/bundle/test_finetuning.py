@@ -15,10 +15,11 @@ from afire_monai.cli import run
 from afire_monai.data import load_datalist
 from afire_monai.data.phantom import write_phantom_dataset
 from afire_monai.engines.handlers import read_csv_log
+from afire_monai.engines.startup import reading
 from afire_monai.evaluation.predictions import load_predictions
 from afire_monai.export import export_encoder
 from afire_monai.networks import ViTEncoder
-from afire_monai.tasks import load_classifier, load_segmenter
+from afire_monai.tasks import MaskReading, load_classifier, load_segmenter
 
 CLASSIFY, SEGMENT = str(CONFIGS / "finetune_classification.yaml"), str(CONFIGS / "finetune_segmentation.yaml")
 TINY = {"epochs": 2, "batch_size": 8, "image_size": 32, "patch_size": 8, "device": "cpu"}
@@ -184,6 +185,16 @@ def test_segmentation_leaves_a_model_and_masks(phantoms, foreign, encoder):
     assert mask.shape == (32, 32)
     # normal images count as empty masks, so all images of the section are there
     assert len(predictions) == len(load_datalist(phantoms)["test"])
+    images = result["test"]["images"]
+    assert images["place"] == predictions.index.tolist()
+    assert np.mean(images["dice/lesion"]) == pytest.approx(result["test"]["dice/lesion"], abs=1e-6)
+    for key, (low, high) in result["test"]["intervals"].items():
+        assert low <= result["test"][key] <= high
+    # an image whose mask was written has the Dice of that mask
+    item = load_datalist(phantoms)["test"][images["place"][0]]
+    truth = MaskReading(reading((32, 32)), (32, 32), {"lesion": []}, 127)(item)["mask"].numpy()[0] > 0
+    total = truth.sum() + (mask > 0).sum()
+    assert images["dice/lesion"][0] == pytest.approx(2 * (truth & (mask > 0)).sum() / total if total else 1.0)
 
 
 # cross-validation -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,125 @@
+"""Tables of compare.py: figures with bootstrap intervals over patients, the same draws for all methods."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from compare_parts import stored_rows
+
+from afire_monai.data import load_datalist
+from afire_monai.evaluation.bootstrap import patient_weights
+from afire_monai.evaluation.draws import figure_draws, macro_mean
+
+REPEATS = 1000
+PROBES = ("k-NN", "linear")
+WORDS = {"dice": "Dice", "pointing": "heatmap points at the lesion", "pixel_auroc": "pixel AUROC of heatmaps"}
+Draws = dict[tuple[str, str, str], dict[str, list[np.ndarray]]]  # (kind, task, what) -> method -> seeds, each (1 + R,)
+
+
+def classification_truth(row: dict[str, Any], saved: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Give targets (n, C) and patients of a fine-tuning's test images."""
+    from afire_monai.data.targets import target_matrix
+
+    content = load_datalist(row["datalist"])
+    items = [content["test"][i] for i in saved["index"]]
+    truth = target_matrix(items, content["labels"], select=[str(x) for x in saved["labels"]]).astype(float)
+    return truth, np.array([i.get("group", i["image"]) for i in items])
+
+
+def auroc_draws(truth: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Give (C, 1 + repeats): AUROC of the sample and of draws of patients."""
+    levels = np.full(truth.shape[1], 0.5)
+    return figure_draws(truth, scores.astype(float), groups, levels, ("auroc",), REPEATS, 0)["auroc"]
+
+
+def mean_draws(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Give (1 + repeats,): mean over cases of the sample and of draws of patients; NaN cases are left out."""
+    known = ~np.isnan(values)
+    weights = np.concatenate([*patient_weights(groups, REPEATS, 0)])[:, known]
+    draws: np.ndarray = weights @ values[known] / weights.sum(1)
+    return draws
+
+
+def row_draws(row: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:
+    """Give the draws of all figures of one result, by name."""
+    kind, _, _, fraction, _ = row["key"].split("/")
+    saved = np.load(folder / "scores" / f"{row['key'].replace('/', '_')}.npz")
+    draws = {}
+    if kind == "classification":
+        truth, groups = classification_truth(row, saved)
+        found = auroc_draws(truth, saved["scores"], groups)
+        draws[f"{float(fraction):.0%} of labels"] = macro_mean(found, list(range(len(found))))
+    elif "scores" in saved:
+        found = auroc_draws(saved["truth"].astype(float), saved["scores"], saved["groups"])
+        draws |= dict(zip(PROBES if kind == "probe" else ["no labels"], found, strict=True))
+    for name, words in WORDS.items():
+        if f"case_{name}" in saved:
+            draws[words] = mean_draws(saved[f"case_{name}"].astype(float), saved["case_groups"])
+    return draws
+
+
+def collect(out: Path) -> Draws:
+    """Read the results as bootstrap draws by figure, method and seed."""
+    draws: Draws = {}
+    for row in stored_rows(out / "results.jsonl"):
+        kind, task, method, _, _ = row["key"].split("/")
+        for what, found in row_draws(row, out).items():
+            draws.setdefault((kind, task, what), {}).setdefault(method, []).append(found)
+    return draws
+
+
+def interval(draws: np.ndarray, sign: str = "") -> str:
+    """Write value and 95 % interval."""
+    low, high = np.nanpercentile(draws[1:], [2.5, 97.5])
+    return f"{draws[0]:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
+
+
+def level_with_best(mean: dict[str, np.ndarray]) -> set[str]:
+    """Name the methods whose paired difference to the best one includes 0, the best one with them."""
+    best = max(mean, key=lambda name: float(mean[name][0]))
+    return {name for name in mean if name == best or np.nanpercentile((mean[best] - mean[name])[1:], 2.5) <= 0}
+
+
+def print_summary(draws: Draws, names: list[str]) -> None:
+    """Print one row for each figure and one column for each method: mean over seeds; bold: level with the best."""
+    print(f"\n| | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
+    for key, methods in draws.items():
+        mean = {name: np.mean(seeds, 0) for name, seeds in methods.items()}
+        level = level_with_best(mean)
+        cells = [f"{mean[name][0]:.3f}" if name in mean else "" for name in names]
+        cells = [f"**{cell}**" if name in level else cell for name, cell in zip(names, cells, strict=True)]
+        print(f"| {', '.join(key)} | {' | '.join(cells)} |")
+
+
+def print_figure(key: tuple[str, str, str], methods: dict[str, list[np.ndarray]], names: list[str], base: str) -> None:
+    """Print one figure of all methods with intervals, and what each has more than ``base``."""
+    mean = {name: np.mean(seeds, 0) for name, seeds in methods.items()}
+    level = level_with_best(mean)
+    print(f"\n**{', '.join(key)}**\n\n| method | mean (95 %) | s.d. of seeds | minus {base} | seeds |")
+    print("|---|---|---|---|---|")
+    for name in (n for n in names if n in mean):
+        text = f"**{interval(mean[name])}**" if name in level else interval(mean[name])
+        values = [float(d[0]) for d in methods[name]]
+        spread = f"{np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+        gain = "" if name == base or base not in mean else interval(mean[name] - mean[base], "+")
+        print(f"| {name} | {text} | {spread} | {gain} | {len(values)} |")
+
+
+def print_tables(out: Path, order: list[str], base: str) -> None:
+    """Print cost, a summary, and each figure with intervals."""
+    if (out / "cost.json").exists():
+        print("| method | images/s | peak memory, GiB |\n|---|---|---|")
+        for name, row in json.loads((out / "cost.json").read_text()).items():
+            print(f"| {name} | {row['images_per_second']:.1f} | {row['peak_gib']:.2f} |")
+    draws = dict(sorted(collect(out).items()))
+    if not draws:
+        raise SystemExit(f"{out / 'results.jsonl'} holds no results; `compare.py evaluate` writes it")
+    # encoders of other methods may lie in OUT as well
+    named = {name for row in draws.values() for name in row}
+    names = [name for name in order if name in named] + sorted(named - {*order})
+    print_summary(draws, names)
+    for key, methods in draws.items():
+        print_figure(key, methods, names, base)
