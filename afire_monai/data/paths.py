@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, overload
@@ -59,3 +60,25 @@ class ImagePaths(Sequence[dict[str, Any]]):
         if isinstance(place, slice):
             return self.take(place)
         return {"image": os.fsdecode(self.raw(place))}
+
+
+def names_hash(items: Sequence[Any]) -> str:
+    """Give a hash (16 hexadecimal digits) of what a run learns from: file names in their order, masks, targets.
+
+    Folders do not count, so that data may move between two parts of a run.
+
+    Args:
+        items: data-list items, with ``image`` and, where there are, ``mask`` and ``target``.
+    """
+    whole = hashlib.sha256()
+    if isinstance(items, ImagePaths):
+        for path in items.raw_paths():
+            whole.update(os.path.basename(path) + b"\0")
+    else:
+        for item in items:
+            whole.update(os.path.basename(os.fsencode(str(item["image"]))) + b"\0")
+            extras = [os.path.basename(str(item["mask"]))] if item.get("mask") else []
+            if "target" in item:
+                extras.append(str([float(value) for value in item["target"]]))
+            whole.update("".join(f"{extra}\1" for extra in extras).encode(errors="surrogateescape"))
+    return whole.hexdigest()[:16]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
+from afire_monai.data.paths import names_hash
 from afire_monai.data.sampler import EpochSampler
 from afire_monai.distributed import rank, world_size
 from afire_monai.engines.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
@@ -44,13 +46,20 @@ class Resumable:
         """Images that this process takes in one iteration."""
         return self.sampler.batch_size
 
-    def run_identity(self) -> dict[str, int]:
+    @cached_property
+    def data_identity(self) -> str:
+        """Hash of the names of the training images in their order, with masks and targets; empty if none are named."""
+        items = getattr(self.data_loader.dataset, "items", None)
+        return names_hash(items) if items else ""
+
+    def run_identity(self) -> dict[str, int | str]:
         """Give what must be the same in a resumed run, or it would not be the same training."""
         return {
             "epoch_length": self.state.epoch_length,
             "global_batch": self.batch_size * world_size(),
             "images": self.sampler.length,
             "seed": self.seed,
+            "data": self.data_identity,
         }
 
     def checkpoint_state(self) -> dict[str, Any]:
@@ -94,10 +103,14 @@ class Resumable:
         """
         progress = state["progress"]
         for key, value in self.run_identity().items():
-            if progress[key] != value:
+            before = progress.get(key, value)  # checkpoints of older versions say nothing of their data
+            if before != value:
+                seen = f"{key} {before}, this run has {value}"
+                if key == "data":
+                    seen = "as many images of other names, masks or labels, or in another order"
                 raise CheckpointError(
-                    f"{source} was written with {key} {progress[key]}, this run has {value}: going on would not be the "
-                    "same training. Use the same data list, batch and seed, or start anew in another output_dir"
+                    f"{source} was written with {seen}: going on would not be the same training. Use the same data "
+                    "list, batch and seed, or start anew in another output_dir"
                 )
         try:
             self.method.load_state_dict(state["method"])

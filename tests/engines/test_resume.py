@@ -206,6 +206,24 @@ def test_changed_data_or_network_is_refused_by_name(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_another_list_of_as_many_images_is_refused_and_a_moved_folder_is_not(tmp_path):
+    def trainer(folder: str, first: str = "0.png", target: float = 1.0):
+        made = tiny_trainer(tiny_afire(shift=2), IMAGES, accumulation_steps=2)
+        names = [first, *(f"{number}.png" for number in range(1, 20))]
+        items = [{"image": f"{folder}/{name}", "target": [target, float("nan")]} for name in names]
+        made.data_loader.dataset.items = items
+        return made
+
+    state = trainer("/a").checkpoint_state()
+    trainer("/b").restore(state, "it")
+    for other in (trainer("/a", first="20.png"), trainer("/a", target=0.0)):
+        with pytest.raises(CheckpointError, match="it was written with as many images of other names, masks or labels"):
+            other.restore(state, "it")
+    # a checkpoint of an older version says nothing of its data
+    del state["progress"]["data"]
+    trainer("/a", first="20.png").restore(state, "it")
+
+
 def test_checkpoints_hold_tensors_and_plain_values_only_and_old_ones_go(tmp_path):
     train(tmp_path, 4)
     assert len(list(tmp_path.glob("checkpoint_*.pt"))) == 2
