@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import smooth_images, tiny_afire, tiny_trainer
+from training import assert_same_state, run_or_stop
 
 from afire_monai.engines import CheckpointKeeper, find_checkpoint, load_checkpoint
 from afire_monai.engines.checkpoint import save_checkpoint
@@ -25,26 +26,7 @@ def train(folder: Path, epochs: int, resume: bool = False, stop_after: int | Non
     method = tiny_afire(shift=2)
     keeper = CheckpointKeeper(folder, every_iterations=every, keep=2)
     trainer = tiny_trainer(method, IMAGES, epochs, handlers=[keeper], accumulation_steps=2)
-    if stop_after is not None:
-        from ignite.engine import Events
-
-        @trainer.on(Events.ITERATION_COMPLETED(once=stop_after))
-        def stop():
-            raise KeyboardInterrupt
-
-    trainer.resume(folder, resume)
-    if stop_after is None:
-        trainer.run()
-    else:
-        with pytest.raises(KeyboardInterrupt):
-            trainer.run()
-    return trainer
-
-
-def assert_same_state(a: dict, b: dict) -> None:
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
+    return run_or_stop(trainer, folder, resume, stop_after)
 
 
 def test_four_epochs_equal_two_and_two(tmp_path):
