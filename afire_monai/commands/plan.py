@@ -135,7 +135,9 @@ def _configs(method: str, config: str | None) -> list[Path]:
         if not (preset.stem.startswith("preset_") and preset.is_file()):
             known = sorted(path.stem for path in folder.glob("preset_*.yaml"))
             raise AfireError(f"--config {config!r} is not known; there are {', '.join(known)}")
-        configs.append(preset)
+        # a method that names its own encoder keeps it, with the batch and rates that go with it
+        own = any(line.startswith("encoder_preset:") for line in chosen.read_text(encoding="utf-8").splitlines())
+        configs.insert(1 if own else 2, preset)
     return configs
 
 

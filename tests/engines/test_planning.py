@@ -105,3 +105,10 @@ def test_time_of_a_run_is_scaled_to_the_images(tmp_path, capsys):
 def test_what_cannot_be_planned_is_said(words, said, capsys):
     assert run(["plan", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_preset_leaves_a_method_its_own_encoder(capsys):
+    words = ["plan", "--images", "1000", "--config", "preset_gpu", "--tflops", "10", "--image-size", "64"]
+    for method, encoder in (("mlvicx", "resnet18"), ("mae", "vit_s")):
+        assert run([*words, "--method", method]) == 0
+        assert capsys.readouterr().out.startswith(f"{method}, {encoder}, 64 px, bfloat16")
