@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 from pathlib import Path
 from typing import Any
 
 from afire_monai.errors import AfireError, CheckpointError, DataListError
+from afire_monai.files import write_text
 
 
 def crossvalidate(
@@ -128,11 +128,9 @@ def _parse(settings: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _write(out: Path, summary: dict[str, dict[str, Any]], folds: int, seed: int) -> None:
-    part = out / "crossvalidation.part"
     text = json.dumps({"folds": folds, "seed": seed, "figures": summary}, indent=1) + "\n"
     try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, out / "crossvalidation.json")
+        write_text(out / "crossvalidation.json", text)
     except OSError as error:
         raise AfireError(
             f"{out / 'crossvalidation.json'} cannot be written ({error.strerror}); all folds are kept, so make "

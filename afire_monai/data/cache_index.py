@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from afire_monai.data.paths import ImagePaths
 from afire_monai.errors import DataListError
+from afire_monai.files import whole_file
 
 FORMAT = 1
 SHARD_ROWS = 4096  # 200 MB of 224 × 224 bytes; a million images are 250 files, which a process may hold open
@@ -88,9 +88,8 @@ class CacheHeader:
 
     def save(self, folder: Path) -> None:
         """Write it in one piece."""
-        write_whole(
-            folder / "cache.json", lambda file: file.write((json.dumps(asdict(self), indent=1) + "\n").encode())
-        )
+        with whole_file(folder / "cache.json", shared=True, sync=True) as part:
+            part.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
     def refuse_other(self, stored: CacheHeader, folder: Path) -> None:
         """Refuse a cache that was made otherwise.
@@ -177,22 +176,3 @@ def load_index(folder: Path) -> NDArray[Any]:
 def shard_path(folder: Path, shard: int) -> Path:
     """Name a shard: images ``shard · shard_rows`` and on."""
     return folder / f"pixels_{shard:05d}.npy"
-
-
-def write_whole(path: Path, write: Any) -> None:
-    """Write a file in one piece: a reader sees the old one or the new one.
-
-    Raises:
-        OSError: the disk is full, or the folder cannot be written to.
-    """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

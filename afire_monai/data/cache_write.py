@@ -11,8 +11,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from afire_monai.data.cache_index import FAILED, READY, REFUSED, ROW, CacheHeader, as_hashes, shard_path, write_whole
+from afire_monai.data.cache_index import FAILED, READY, REFUSED, ROW, CacheHeader, as_hashes, shard_path
 from afire_monai.data.cache_read import Decoded
+from afire_monai.files import whole_file
 from afire_monai.pool import Failure
 
 FLUSH_SECONDS = 5.0
@@ -53,7 +54,8 @@ class CacheWriter:
         self.flushed = time.monotonic()
         header.save(folder)
         if survey.added or not (folder / "index.npy").exists():
-            write_whole(folder / "index.npy", lambda file: np.save(file, self.index))
+            with whole_file(folder / "index.npy", shared=True, sync=True) as part, part.open("wb") as file:
+                np.save(file, self.index)
         self.offset = int(np.load(folder / "index.npy", mmap_mode="r").offset)
 
     def take(self, place: int, result: Decoded | Failure) -> None:
@@ -107,13 +109,10 @@ class CacheWriter:
         shape = (self.header.shard_rows, *self.header.size)
         bytes_each = int(np.prod(shape)) * np.dtype(self.header.dtype).itemsize
         if not path.exists():
-
-            def write(file: BinaryIO) -> None:
-                facts = {"descr": np.dtype(self.header.dtype).str, "fortran_order": False, "shape": shape}
+            facts = {"descr": np.dtype(self.header.dtype).str, "fortran_order": False, "shape": shape}
+            with whole_file(path, shared=True, sync=True) as part, part.open("wb") as file:
                 np.lib.format.write_array_header_1_0(file, facts)
                 file.truncate(file.tell() + bytes_each)
-
-            write_whole(path, write)
         return open(path, "r+b", buffering=0)
 
     def flush(self) -> None:

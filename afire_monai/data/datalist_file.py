@@ -17,12 +17,12 @@ import json
 import marshal
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 from afire_monai.errors import DataListError
+from afire_monai.files import whole_file
 
 SECTIONS = ("training", "validation", "test")
 PATH_KEYS = ("image", "mask")
@@ -88,18 +88,9 @@ def save_datalist(datalist: DataList, path: StrPath, relative: bool = True) -> P
         for section in present_sections(datalist):
             written[section] = [_relative_item(item, here) for item in datalist[section]]
     written["meta"] = {**datalist.get("meta", {}), "sha256": datalist_hash(written)}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(written, file, indent=1, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner may read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_file(path, shared=True, sync=True) as part, part.open("w", encoding="utf-8") as file:
+        json.dump(written, file, indent=1, ensure_ascii=False)
+        file.write("\n")
     return path
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from afire_monai.engines.validation import predict_dataset
 from afire_monai.evaluation.bootstrap import mean_interval
 from afire_monai.evaluation.predictions import Predictions, save_predictions
 from afire_monai.export.encoder import load_module_files
+from afire_monai.files import write_text
 from afire_monai.tasks.base import Task
 from afire_monai.tasks.calibration import CalibrationMethod, ThresholdRule, calibrate, choose_thresholds
 from afire_monai.tasks.data import TaskData
@@ -224,7 +224,5 @@ def finish_segmentation(
     }
     export_task(task.network.to("cpu"), output / "models", **model)
     task.to(device)
-    part = output / "segmentation.part"
-    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, output / "segmentation.json")
+    write_text(output / "segmentation.json", json.dumps(result, indent=1) + "\n")
     logger.info("segmenter written; %s", json.dumps(figures.get("test", figures["validation"])))

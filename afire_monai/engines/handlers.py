@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from afire_monai.data.dataset import RadiographDataset
 from afire_monai.distributed import rank, world_size
 from afire_monai.engines.trainer import PretrainTrainer
+from afire_monai.files import whole_file
 from afire_monai.methods.health import health_warnings, shortcut_in_words
 
 logger = logging.getLogger(__name__)
@@ -94,12 +94,10 @@ class CsvLogger:
         rows = [*before, row]
         names = list(dict.fromkeys(name for r in rows for name in r))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
-        with part.open("w", newline="", encoding="utf-8") as file:
+        with whole_file(self.path) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(part, self.path)
 
 
 def read_csv_log(path: Path) -> list[dict[str, float]]:

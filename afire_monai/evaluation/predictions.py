@@ -24,7 +24,6 @@ from afire_monai.evaluation.predictions_file import (
     check_names,
     read_facts,
     read_table,
-    write_text,
 )
 from afire_monai.evaluation.predictions_writer import PredictionsWriter
 
@@ -40,7 +39,6 @@ __all__ = [
     "PredictionsWriter",
     "load_predictions",
     "save_predictions",
-    "write_text",
 ]
 
 

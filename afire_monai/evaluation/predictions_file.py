@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,6 @@ TABLE, FACTS, HEATMAPS, MASKS = "predictions.csv", "predictions.json", "heatmaps
 INDEX, PERCENTILE = "index", "anomaly_percentile"
 FORMAT = "afire predictions 1"
 AGAIN = "Write the predictions again with `afire predict`"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one piece: a reader sees the old one or the new one, never a part."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def read_facts(path: Path) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from afire_monai.evaluation.predictions_file import (
     PERCENTILE,
     TABLE,
     check_names,
-    write_text,
 )
+from afire_monai.files import whole_file, write_text
 
 
 class PredictionsWriter:
@@ -111,9 +111,8 @@ class PredictionsWriter:
     def _save(self, kind: str, index: int, pixels: NDArray) -> None:
         (self.folder / kind).mkdir(exist_ok=True)
         path = self.folder / kind / f"{index:05d}.png"
-        part = path.with_suffix(".part")
-        Image.fromarray(pixels).save(part, format="PNG")
-        os.replace(part, path)
+        with whole_file(path) as part:
+            Image.fromarray(pixels).save(part, format="PNG")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

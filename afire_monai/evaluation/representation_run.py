@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from afire_monai.evaluation.representation_parts import Settings, Study
 from afire_monai.evaluation.representation_views import choose_items, read_sample, views_of
 from afire_monai.export import load_encoder
 from afire_monai.export.encoder import load_module_files
+from afire_monai.files import whole_file
 from afire_monai.methods.grid_shift import GridShift
 from afire_monai.networks import Encoder
 
@@ -90,7 +90,6 @@ def _write(out: Path, study: Study) -> Path:
     files = {f"{name}.png": data for name, data in study.drawn.items()}
     files |= {"figures.json": text.encode(), "figures.html": page.encode()}
     for name, data in files.items():
-        part = out / f".{name}.part"
-        part.write_bytes(data)
-        os.replace(part, out / name)
+        with whole_file(out / name) as part:
+            part.write_bytes(data)
     return out / "figures.html"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from PIL import Image
@@ -13,6 +12,7 @@ from afire_monai.engines.handlers import fixed_batch
 from afire_monai.export import report_pictures as pictures
 from afire_monai.export.report_files import RunFiles
 from afire_monai.export.report_page import page_text
+from afire_monai.files import write_text
 
 # rows of a panel whose names in the method do not say enough
 PANEL_ROWS = {
@@ -50,9 +50,7 @@ def write_report(run_dir: str | Path) -> Path:
     run = RunFiles.read(Path(run_dir))
     drawn = draw_pictures(run, run.folder / "pictures")
     page = run.folder / "report.html"
-    part = page.with_suffix(".part")
-    part.write_text(page_text(run, drawn), encoding="utf-8")
-    os.replace(part, page)
+    write_text(page, page_text(run, drawn))
     return page
 
 

@@ -6,7 +6,6 @@ import hashlib
 import os
 import struct
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from PIL import Image
 from afire_monai.data.dicom import picture_of
 from afire_monai.data.dicom_open import open_dataset, open_in_two
 from afire_monai.errors import RadiographError
+from afire_monai.files import whole_file
 from afire_monai.hospital.header import Header, check_start, header_of, read_header
 from afire_monai.hospital.looks import burned_in_text, lung_fields
 from afire_monai.hospital.select import judge
@@ -173,7 +173,8 @@ def _convert(job: Job, path: Path, dataset: Any) -> Converted | Failure:
         return Failure(CONSTANT)
     content = encode_png(values)
     try:
-        write_whole(Path(job.target), content)
+        with whole_file(Path(job.target)) as part, part.open("wb", buffering=1 << 18) as file:
+            file.writelines(content)
     except OSError as error:
         return Failure(DISK, error.strerror or type(error).__name__)
     return Converted(
@@ -247,22 +248,6 @@ def _chunk(name: bytes, parts: list[bytes | memoryview]) -> list[bytes | memoryv
     for part in parts:
         check = zlib.crc32(part, check)
     return [struct.pack(">I", sum(len(part) for part in parts)) + name, *parts, struct.pack(">I", check)]
-
-
-def write_whole(path: Path, content: Sequence[bytes | memoryview]) -> None:
-    """Write a file, given in parts, in one piece.
-
-    Raises:
-        OSError: if it cannot be written; nothing is left behind.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb", buffering=1 << 18) as file:
-            file.writelines(content)
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _pixel_hash(values: NDArray[np.uint16]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from afire_monai import pages
-from afire_monai.hospital.files import whole_file
+from afire_monai.hospital.files import open_whole
 
 FEWEST = 5
 FEW, WITHHELD = f"<{FEWEST}", "withheld"
@@ -91,10 +91,10 @@ def write_datacard(card: Mapping[str, Any], folder: Path) -> None:
     Raises:
         AfireError: if they cannot be written.
     """
-    with whole_file(folder / "datacard.json") as file:
+    with open_whole(folder / "datacard.json") as file:
         json.dump(card, file, indent=1, ensure_ascii=False)
         file.write("\n")
-    with whole_file(folder / "datacard.html") as file:
+    with open_whole(folder / "datacard.html") as file:
         file.write(_page(card))
 
 

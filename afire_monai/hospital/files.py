@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from afire_monai.errors import AfireError
+from afire_monai.files import whole_file
 
 PRIVATE = "private"
 INDEX, LEFT_OUT, UNMATCHED = "index.csv", "left_out.csv", "unmatched_labels.csv"
@@ -35,7 +36,7 @@ def make_private_folder(out: Path) -> Path:
 
 
 @contextmanager
-def whole_file(path: Path, private: bool = False) -> Iterator[IO[str]]:
+def open_whole(path: Path, private: bool = False) -> Iterator[IO[str]]:
     """Open a text file for writing that takes its place only when all has been written.
 
     Args:
@@ -45,28 +46,23 @@ def whole_file(path: Path, private: bool = False) -> Iterator[IO[str]]:
     Raises:
         AfireError: if it cannot be written (disk full, permission). The earlier file is kept.
     """
-    part = path.with_name(f".{path.name}.part")
     try:
-        part.unlink(missing_ok=True)
-        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644)
         # names of files need not be text in any encoding: what is not comes back as the bytes that it was
-        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with (
+            whole_file(path, private) as part,
+            part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+        ):
             yield file
-        os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise AfireError(
             f"{path} cannot be written: {error.strerror}. Make room or give another folder, then repeat the command: "
             "it goes on where it stopped"
         ) from error
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def write_rows(path: Path, rows: Iterable[Sequence[Any]], private: bool = False) -> None:
-    """Write rows as CSV in one piece (see `whole_file`)."""
-    with whole_file(path, private) as file:
+    """Write rows as CSV in one piece (see `open_whole`)."""
+    with open_whole(path, private) as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 

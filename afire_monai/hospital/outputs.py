@@ -16,7 +16,7 @@ from afire_monai.data.datalist_file import SECTIONS, datalist_hash, save_datalis
 from afire_monai.errors import AfireError
 from afire_monai.hospital.convert import BINS, Converted
 from afire_monai.hospital.datacard import age_band, age_in_band, describe, write_datacard
-from afire_monai.hospital.files import INDEX, LEFT_OUT, PRIVATE, UNMATCHED, whole_file, write_rows
+from afire_monai.hospital.files import INDEX, LEFT_OUT, PRIVATE, UNMATCHED, open_whole, write_rows
 from afire_monai.hospital.header import Header
 from afire_monai.hospital.identity import IdentityKey
 from afire_monai.hospital.labels import JoinedLabels, LabelTable, Subject, join_labels
@@ -105,7 +105,7 @@ def write(
         "labels": _label_figures(joined) if joined is not None else {},
         "remarks": tuple(_remarks(kept, joined, options, datalist)),
     }
-    with whole_file(out / SUMMARY) as file:
+    with open_whole(out / SUMMARY) as file:
         settings = {
             "allow": list(options.allow), "split_by": options.split.by, "split": list(options.split.shares),
             "seed": options.split.seed, "include_laterals": options.include_laterals, "max_side": options.max_side,

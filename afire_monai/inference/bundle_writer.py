@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch import Tensor
+
+from afire_monai.files import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +61,11 @@ class ResultWriter:
 
     def _summarise(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        part = self.folder / "summary.part"
-        with part.open("w", newline="", encoding="utf-8") as file:
+        with (
+            whole_file(self.folder / "summary.csv") as part,
+            part.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, ["name", "anomaly_mean", "anomaly_max"])
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(part, self.folder / "summary.csv")
         logger.info("%d images: pictures, tokens and summary.csv written to %s", len(self.rows), self.folder.name)

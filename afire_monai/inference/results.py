@@ -6,7 +6,6 @@ import contextlib
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,8 @@ from afire_monai.evaluation.predictions import (
     PERCENTILE,
     TABLE,
     Predictions,
-    write_text,
 )
+from afire_monai.files import whole_file, write_text
 
 RECORDS, OVERLAYS, RESTORED = "json", "overlays", "restored"
 RUN, KEY, LEFT_OUT = "run.json", "index.csv", "left_out.csv"
@@ -69,7 +68,7 @@ class ResultFolder:
             # a folder without facts is not taken for finished predictions
             (self.folder / FACTS).unlink(missing_ok=True)
             write_text(earlier, json.dumps(run, indent=1, ensure_ascii=False) + "\n")
-            write_private(self.folder / KEY, key)
+            write_text(self.folder / KEY, key, private=True)
         except OSError as error:
             raise AfireError(
                 f"{self.folder}: {error.strerror}; give a folder that can be written with --out"
@@ -114,15 +113,11 @@ class ResultFolder:
             pictures: by folder (``heatmaps``, …): (h, w) uint16 or uint8, or (h, w, 3) uint8.
         """
         for kind, pixels in pictures.items():
-            path = self._path(kind, index, "png")
-            part = path.with_suffix(f".{os.getpid()}.part")
-            # runs alone are looked for: smooth maps hardly get smaller with more effort
-            Image.fromarray(pixels).save(part, format="PNG", compress_level=1, compress_type=3)
-            os.replace(part, path)
-        path = self._path(RECORDS, index, "json")
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(part, path)
+            with whole_file(self._path(kind, index, "png"), shared=True) as part:
+                # runs alone are looked for: smooth maps hardly get smaller with more effort
+                Image.fromarray(pixels).save(part, format="PNG", compress_level=1, compress_type=3)
+        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        write_text(self._path(RECORDS, index, "json"), text, shared=True)
 
     def finish(self, count: int, left_out: Mapping[int, str], facts: Mapping[str, Any], labels: list[str]) -> int:
         """Gather the records into ``predictions.csv`` and ``.json``, and the reasons into ``left_out.csv``.
@@ -136,7 +131,7 @@ class ResultFolder:
         Returns:
             How many images have a prediction.
         """
-        for part in self.folder.glob("*/[0-9]*.part"):
+        for part in self.folder.glob("*/.[0-9]*.part"):
             part.unlink()  # of a process that was killed
         found = {i: r for i in range(count) if (r := self.record(i)) is not None}
         columns = {name: [_number(r["labels"].get(name), "probability") for r in found.values()] for name in labels}
@@ -159,16 +154,6 @@ class ResultFolder:
 
     def _path(self, kind: str, index: int, suffix: str) -> Path:
         return self.folder / kind / f"{index:05d}.{suffix}"
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read (mode 0600), in one piece and never with a wider mode in between."""
-    part = path.with_name(f".{path.name}.part")
-    part.unlink(missing_ok=True)
-    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-        file.write(text)
-    os.replace(part, path)
 
 
 def _number(entry: Mapping[str, Any] | None, name: str) -> float:

@@ -17,6 +17,7 @@ from monailabel.datastore.local import LocalDatastore
 
 from afire_monai.data.decode import RADIOGRAPH_SUFFIXES, list_images
 from afire_monai.errors import AfireError
+from afire_monai.files import write_text
 from afire_monai.label.images import open_image
 from afire_monai.label.maps import MAP_SUFFIXES, write_map
 from afire_monai.label.problems import NotFoundError, UnknownImageError
@@ -66,13 +67,8 @@ class CarefulStore(LocalDatastore):
             with FileLock(self._lock_file):
                 return self._update_datastore_file(lock=False)
         path = Path(self._datastore_config_path)
-        part = path.with_suffix(".part")
-        try:
-            content = self._datastore.model_dump(exclude={"base_path"})
-            part.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        content = self._datastore.model_dump(exclude={"base_path"})
+        write_text(path, json.dumps(content, indent=2, default=str))
         self._config_ts = path.stat().st_mtime
         return None
 

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 from afire_monai.errors import AfireError
+from afire_monai.files import write_text
 from afire_monai.hospital.identity import IdentityKey
 from afire_monai.label.images import file_of, open_image, patient_of
 from afire_monai.label.saved import SavedLabel, Store, read_findings, read_mask, saved_labels
@@ -148,9 +148,7 @@ class Workshop:
         return run
 
     def _tell(self, task: str, content: dict[str, Any]) -> None:
-        part = self.folder / f"{task}.part"
-        part.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        os.replace(part, self.folder / f"{task}.json")
+        write_text(self.folder / f"{task}.json", json.dumps(content) + "\n")
 
     def _write_data(self, run: Path, what: Trainable, labels: Sequence[SavedLabel]) -> tuple[Path, dict[str, int]]:
         """Write a data list whose files are numbers: messages of training then name nobody."""

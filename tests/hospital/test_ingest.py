@@ -7,6 +7,7 @@ import stat
 import struct
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -350,17 +351,17 @@ def test_without_patient_id_images_of_a_study_stay_together(tmp_path: Path) -> N
 
 def test_full_disk_is_a_user_error_and_loses_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive(tmp_path / "in", 3)
-    written = convert.write_whole
+    written = convert.whole_file
 
-    def full(path: Path, content: bytes) -> None:
+    def full(path: Path) -> AbstractContextManager[Path]:
         if len(list(path.parent.iterdir())) >= 2:
             raise OSError(28, "No space left on device")
-        written(path, content)
+        return written(path)
 
-    monkeypatch.setattr(convert, "write_whole", full)
+    monkeypatch.setattr(convert, "whole_file", full)
     with pytest.raises(AfireError, match=r"No space left on device.*goes on where it stopped"):
         run(tmp_path)
-    monkeypatch.setattr(convert, "write_whole", written)
+    monkeypatch.setattr(convert, "whole_file", written)
     done = run(tmp_path)
     assert (done.kept, done.images_read) == (4, 2)
 

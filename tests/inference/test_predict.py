@@ -285,7 +285,7 @@ def test_an_interrupted_run_goes_on_to_the_same_output(scans, model, tmp_path, m
     assert len(list((broken / "json").glob("*.json"))) == 2
     # what a process that was killed while it wrote can leave
     (broken / "json" / "00005.json").write_text('{"index": 5', encoding="utf-8")
-    (broken / "heatmaps" / "00005.7.part").write_bytes(b"")
+    (broken / "heatmaps" / ".00005.png.7.part").write_bytes(b"")
     calls.clear()
     calls.append(0)
     calls.append(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from PIL import Image
 
 from afire_monai.data.datalist_file import StrPath
 from afire_monai.errors import DataListError
+from afire_monai.files import whole_file
 
 
 def mask_folder(masks: StrPath | None, out: StrPath | None) -> Path | None:
@@ -24,9 +24,8 @@ def mask_folder(masks: StrPath | None, out: StrPath | None) -> Path | None:
 def write_mask(mask: NDArray[np.bool_], path: Path) -> str:
     """Write a mask (H, W) as an 8-bit PNG of 255 and 0, in one piece, and give its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    Image.fromarray(mask.astype(np.uint8) * 255).save(part, format="PNG")
-    os.replace(part, path)
+    with whole_file(path) as part:
+        Image.fromarray(mask.astype(np.uint8) * 255).save(part, format="PNG")
     return str(path)
 
 

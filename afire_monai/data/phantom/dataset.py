@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image
 
 from afire_monai.data.phantom.chest import PHANTOM_LABELS, ChestPhantom, Mask, PhantomSample
 from afire_monai.errors import AfireError, DataListError
+from afire_monai.files import whole_file, write_text
 
 
 def write_phantom_dataset(folder: Path, normal: int = 200, abnormal: int = 40, size: int = 160, seed: int = 0) -> Path:
@@ -56,9 +56,7 @@ def write_phantom_dataset(folder: Path, normal: int = 200, abnormal: int = 40, s
     for number, (split, finding) in enumerate(plan):
         splits[split].append(_write_item(folder, f"p{number + 1:04d}", phantom(first + number, finding)))
     content = {"name": "phantom", "labels": list(PHANTOM_LABELS), **splits}
-    part = datalist.with_name("datalist.json.part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, datalist)
+    write_text(datalist, json.dumps(content, indent=1) + "\n")
     return datalist
 
 
@@ -96,6 +94,5 @@ def _write_item(folder: Path, group: str, sample: PhantomSample) -> dict[str, ob
 
 
 def _write_png(path: Path, pixels: Mask) -> None:
-    part = path.with_suffix(".part")
-    Image.fromarray(pixels).save(part, format="PNG")
-    os.replace(part, path)
+    with whole_file(path) as part:
+        Image.fromarray(pixels).save(part, format="PNG")

@@ -16,7 +16,8 @@ from afire_monai.export.dicom.objects import OutputError
 from afire_monai.export.dicom.prediction import ImagePrediction
 from afire_monai.export.dicom.results import KINDS, check_kinds, write_results
 from afire_monai.export.dicom.source import open_source
-from afire_monai.inference.results import LEFT_OUT, csv_text, write_private
+from afire_monai.files import write_text
+from afire_monai.inference.results import LEFT_OUT, csv_text
 
 OBJECTS = "objects.csv"
 
@@ -145,8 +146,8 @@ def _empty_private_folder(folder: Path) -> Path:
 
 def _write_tables(folder: Path, rows: list[tuple[int, str, str]], left_out: dict[int, str]) -> None:
     try:
-        write_private(folder / OBJECTS, csv_text([("index", "kind", "file"), *rows]))
+        write_text(folder / OBJECTS, csv_text([("index", "kind", "file"), *rows]), private=True)
         if left_out:
-            write_private(folder / LEFT_OUT, csv_text([("index", "reason"), *sorted(left_out.items())]))
+            write_text(folder / LEFT_OUT, csv_text([("index", "reason"), *sorted(left_out.items())]), private=True)
     except OSError as error:
         raise AfireError(f"{folder}: {error.strerror}; the objects are written, the tables are not") from error
