@@ -77,7 +77,8 @@ def names_hash(items: Sequence[Any]) -> str:
     else:
         for item in items:
             whole.update(os.path.basename(os.fsencode(str(item["image"]))) + b"\0")
-            extras = [os.path.basename(str(item["mask"]))] if item.get("mask") else []
+            mask = item.get("mask")
+            extras = [os.path.basename(mask)] if isinstance(mask, str | os.PathLike) else []
             if "target" in item:
                 extras.append(str([float(value) for value in item["target"]]))
             whole.update("".join(f"{extra}\1" for extra in extras).encode(errors="surrogateescape"))
