@@ -110,7 +110,8 @@ def pretrain(args: argparse.Namespace) -> None:
 
 def finished(out: Path) -> list[tuple[str, int, Path]]:
     """Give name, seed and model folder of every encoder that is there, in the order of METHODS."""
-    found = [(p.parts[-4], int(p.parts[-3]), p.parent) for p in out.glob("*/*/models/encoder.safetensors")]
+    paths = [p for p in out.glob("*/*/models/encoder.safetensors") if p.parts[-3].isdecimal()]  # not those of `cost`
+    found = [(p.parts[-4], int(p.parts[-3]), p.parent) for p in paths]
     order = [*METHODS, *FRESH]
     return sorted(found, key=lambda f: (f[1], order.index(f[0]) if f[0] in order else len(order), f[0]))
 

@@ -74,3 +74,13 @@ def test_table_of_stored_results_has_means_over_seeds_and_marks_who_is_level_wit
     assert "| probe, a, k-NN | **1.000** | 0.600 | 0.000 |" in told
     assert "| segmentation, b, Dice | **0.450** | 0.290 | 0.050 |" in told
     assert "| afire | **0.450 (0.450 to 0.450)** | 0.071 | +0.160 (+0.160 to +0.160) | 2 |" in told
+
+
+def test_finished_encoders_are_found_by_seed_and_those_of_the_cost_are_not(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    for folder in ("mae/1", "afire/1", "fresh/0", "mae/0", "other/0", "cost/afire"):
+        (tmp_path / folder / "models").mkdir(parents=True)
+        (tmp_path / folder / "models" / "encoder.safetensors").touch()
+    found = importlib.import_module("compare").finished(tmp_path)
+    assert [entry[:2] for entry in found] == [("mae", 0), ("fresh", 0), ("other", 0), ("afire", 1), ("mae", 1)]
+    assert found[0][2] == tmp_path / "mae" / "0" / "models"
