@@ -64,7 +64,8 @@ def row_draws(row: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:
 def collect(out: Path) -> Draws:
     """Read the results as bootstrap draws by figure, method and seed."""
     draws: Draws = {}
-    for row in stored_rows(out / "results.jsonl"):
+    rows = {row["key"]: row for row in stored_rows(out / "results.jsonl")}  # two processes may have done the same
+    for row in rows.values():
         kind, task, method, _, _ = row["key"].split("/")
         for what, found in row_draws(row, out).items():
             draws.setdefault((kind, task, what), {}).setdefault(method, []).append(found)
