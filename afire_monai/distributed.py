@@ -43,7 +43,9 @@ def join_group(backend: str, timeout: timedelta | None = None) -> None:
             "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun, with --rdzv_backend c10d"
         )
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
+    # the store's own time is short: a process that starts late is waited for as long as by PyTorch's own start
+    wait = timeout or dist.default_pg_timeout
+    store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=wait)
     start = dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     own, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group(backend, timeout=timeout, store=start, rank=own, world_size=world)

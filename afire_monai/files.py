@@ -13,7 +13,7 @@ def whole_file(path: Path, private: bool = False, shared: bool = False, sync: bo
     """Give a file beside ``path`` to write to; it takes that name at the end, and is gone if writing fails.
 
     A reader sees the old file or the new one, never a part. What a killed process leaves, ``.NAME.part``, is written
-    over the next time.
+    over the next time (not so with ``shared``, whose part is named after the process).
 
     Args:
         path: of the file; its folder exists.

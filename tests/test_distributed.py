@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from afire_monai.distributed import START, join_group
 from afire_monai.errors import AfireError
@@ -46,5 +47,6 @@ def test_one_node_or_no_restart_or_a_store_of_its_own_goes_on_to_join(monkeypatc
     if key == "TORCHELASTIC_USE_AGENT_STORE":
         assert met == [{"timeout": None}]
     else:
-        assert met[0] == (("127.0.0.1", 1), {"is_master": False, "wait_for_workers": False})
+        wait = {"timeout": torch.distributed.default_pg_timeout}
+        assert met[0] == (("127.0.0.1", 1), {"is_master": False, "wait_for_workers": False, **wait})
         assert met[1] == {"timeout": None, "store": "start_2", "rank": 0, "world_size": 2}
