@@ -15,7 +15,8 @@ fine-tunes a segmenter, and scores anomalies without labels (with pointing where
 OUT/scores. `--share 0/2` and `--share 1/2` are two halves of the work, for two processes at a time.
 
 Table: mean over seeds, with 95 % bootstrap intervals over patients of that mean, the standard deviation over seeds, and
-the paired difference to `--against`. Bold: methods whose paired difference to the best one includes 0.
+the paired difference to `--against`. Bold: methods whose paired difference to the best one includes 0. With `--images`
+(and `--method`, `--epochs` as in `pretrain`) the minutes of each training are told at the speed that `cost` met.
 """
 
 from __future__ import annotations
@@ -189,10 +190,18 @@ def cost(args: argparse.Namespace) -> None:
 
 
 def table(args: argparse.Namespace) -> None:
-    """Print the tables from stored scores."""
+    """Print the tables from stored scores; with --images the minutes of each method's training as well."""
+    chosen = chosen_methods(args) if args.images else {}
+    chart = Path(args.chart) if args.chart else None
+    if chart and not (chart.suffix == ".png" and chart.parent.is_dir()):
+        raise SystemExit(f"--chart {chart}: the name of a .png in a folder that is there is expected")
     from compare_tables import print_tables
 
-    print_tables(Path(args.out), [*METHODS, *FRESH], args.against)
+    from afire_monai.engines.startup import normal_items
+
+    count = len(normal_items(Path(args.images), "training")) if chosen else 0
+    presented = {name: epochs * count for name, epochs in chosen.items()}
+    print_tables(Path(args.out), [*METHODS, *FRESH], args.against, presented, chart)
 
 
 def main() -> None:
@@ -209,6 +218,7 @@ def main() -> None:
     parser.add_argument("--anomaly", action="append", default=[], help="NAME=datalist.json, with boxes if there are")
     parser.add_argument("--share", default="0/1", help="PART/PARTS of the evaluation that this process does")
     parser.add_argument("--against", default="fresh", help="method that the table shows differences to")
+    parser.add_argument("--chart", help="PNG that `table` draws: each figure of each method with its interval")
     args = parser.parse_args()
     {"pretrain": pretrain, "evaluate": evaluate, "cost": cost, "table": table}[args.what](args)
 

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from compare_chart import methods_chart
 from compare_parts import stored_rows
 
 from afire_monai.data import load_datalist
 from afire_monai.evaluation.bootstrap import patient_weights
 from afire_monai.evaluation.draws import figure_draws, macro_mean
+from afire_monai.files import whole_file
 
 REPEATS = 1000
 PROBES = ("k-NN", "linear")
@@ -109,12 +111,26 @@ def print_figure(key: tuple[str, str, str], methods: dict[str, list[np.ndarray]]
         print(f"| {name} | {text} | {spread} | {gain} | {len(values)} |")
 
 
-def print_tables(out: Path, order: list[str], base: str) -> None:
-    """Print cost, a summary, and each figure with intervals."""
-    if (out / "cost.json").exists():
-        print("| method | images/s | peak memory, GiB |\n|---|---|---|")
-        for name, row in json.loads((out / "cost.json").read_text()).items():
-            print(f"| {name} | {row['images_per_second']:.1f} | {row['peak_gib']:.2f} |")
+def print_cost(out: Path, presented: dict[str, int]) -> None:
+    """Print what each method costs, with the minutes that its training takes if the images presented are known."""
+    if not (out / "cost.json").exists():
+        return
+    costs = json.loads((out / "cost.json").read_text())
+    columns = ["method", "images/s", "peak memory, GiB", *(["images presented", "minutes"] if presented else [])]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for name, row in costs.items():
+        cells = [name, f"{row['images_per_second']:.1f}", f"{row['peak_gib']:.2f}"]
+        if presented:
+            count = presented.get(name)
+            cells += [f"{count}", f"{count / row['images_per_second'] / 60:.0f}"] if count else ["", ""]
+        print(f"| {' | '.join(cells)} |")
+
+
+def print_tables(
+    out: Path, order: list[str], base: str, presented: dict[str, int] | None = None, chart: Path | None = None
+) -> None:
+    """Print cost, a summary, and each figure with intervals; draw them if ``chart`` names a PNG."""
+    print_cost(out, presented or {})
     draws = dict(sorted(collect(out).items()))
     if not draws:
         raise SystemExit(f"{out / 'results.jsonl'} holds no results; `compare.py evaluate` writes it")
@@ -124,3 +140,8 @@ def print_tables(out: Path, order: list[str], base: str) -> None:
     print_summary(draws, names)
     for key, methods in draws.items():
         print_figure(key, methods, names, base)
+    if chart:
+        means = {k: {n: np.mean(methods[n], 0) for n in names if n in methods} for k, methods in draws.items()}
+        picture = methods_chart(means, {key: level_with_best(mean) for key, mean in means.items()})
+        with whole_file(chart) as part:
+            part.write_bytes(picture)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -30,6 +32,9 @@ def run(monkeypatch, *words: str) -> None:
         (["evaluate", "--segment", f"a={__file__}"], "no finished encoder"),
         (["evaluate", "--segment", f"a={__file__}", "--share", "2/2"], "PART/PARTS is expected"),
         (["table"], "holds no results"),
+        (["table", "--images", "absent.json"], "--images absent.json: no such file"),
+        (["table", "--chart", "chart.svg"], "chart.svg: the name of a .png"),
+        (["table", "--chart", "absent/chart.png"], "absent/chart.png: the name of a .png in a folder"),
     ],
 )
 def test_what_cannot_be_compared_is_said_before_anything_is_trained(words, said, monkeypatch, tmp_path):
@@ -68,13 +73,25 @@ def test_table_of_stored_results_has_means_over_seeds_and_marks_who_is_level_wit
             np.savez(tmp_path / "scores" / f"segmentation_b_{name}_1.0_{seed}.npz", case_dice=dice, case_groups=groups)
     rows.append(rows[0])  # done by two processes, counted once
     (tmp_path / "results.jsonl").write_text("\n".join(rows) + "\n")
-    run(monkeypatch, "table", "--out", str(tmp_path), "--against", "mae")
+    content = {"labels": ["Pneumonia"], "training": [{"image": f"{n}.png", "label": [0]} for n in range(12)]}
+    (tmp_path / "normals.json").write_text(json.dumps(content))
+    (tmp_path / "cost.json").write_text(
+        '{"afire": {"images_per_second": 0.5, "peak_gib": 1}, "mae": {"images_per_second": 2, "peak_gib": 0.5}}'
+    )
+    words = ["--images", str(tmp_path / "normals.json"), "--method", "afire=20", "--chart", str(tmp_path / "chart.png")]
+    run(monkeypatch, "table", "--out", str(tmp_path), "--against", "mae", *words)
     told = capsys.readouterr().out
+    # 20 epochs of 12 images at half an image a second
+    assert "| afire | 0.5 | 1.00 | 240 | 8 |\n| mae | 2.0 | 0.50 |  |  |" in told
     assert "| | afire | mae | fresh |" in told
     # 24 of 40 cases scored rightly are 12 positives above and 8 below the others
     assert "| probe, a, k-NN | **1.000** | 0.600 | 0.000 |" in told
     assert "| segmentation, b, Dice | **0.450** | 0.290 | 0.050 |" in told
     assert "| afire | **0.450 (0.450 to 0.450)** | 0.071 | +0.160 (+0.160 to +0.160) | 2 |" in told
+    with Image.open(tmp_path / "chart.png") as chart:
+        assert chart.format == "PNG"
+        # one row of three panels with three methods each
+        assert chart.width > 3 * chart.height
 
 
 def test_finished_encoders_are_found_by_seed_and_those_of_the_cost_are_not(monkeypatch, tmp_path):
