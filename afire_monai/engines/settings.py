@@ -31,7 +31,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _LEAST: dict[str, float] = {
     **dict.fromkeys(("epochs", "batch_size", "accumulation_steps", "image_size", "patch_size"), 1),
     **dict.fromkeys(("checkpoint_every", "checkpoint_keep", "health_every", "panel_every"), 1),
-    **dict.fromkeys(("validate_every", "decoder_width"), 1),
+    **dict.fromkeys(("validate_every", "decoder_width", "max_lesions"), 1),
     **dict.fromkeys(("prototype_dim", "head_hidden", "decoder_dim", "decoder_depth", "decoder_heads"), 1),
     **dict.fromkeys(("seed", "num_workers", "checkpoint_every_iterations", "shift", "clip"), 0),
     **dict.fromkeys(("folds", "fold", "patience"), 0),
@@ -40,6 +40,7 @@ _LEAST: dict[str, float] = {
     **dict.fromkeys(("local_views", "predictor_dim", "windows"), 0),
     **dict.fromkeys(("order_weight", "restoration_weight", "global_weight", "local_weight", "structure_weight"), 0),
     **dict.fromkeys(("category_weight", "abnormal_weight", "dense_weight"), 0),
+    **dict.fromkeys(("lesion_peak", "lesion_dark", "lesion_elsewhere"), 0),
     **dict.fromkeys(("invariance_weight", "variance_weight", "covariance_weight"), 0),
     "health_images": 2,  # features of a single image differ from nothing
     "head_dim": 2,  # a softmax over one value says nothing
@@ -52,6 +53,7 @@ _MOST: dict[str, float] = dict.fromkeys(
     (
         *("mask_ratio", "crop_scale", "global_scale", "flip", "jitter", "brightness", "contrast", "keep_probability"),
         *("curve_probability", "paint_probability", "teacher_momentum", "center_momentum", "prototype_momentum"),
+        *("lesion_peak", "lesion_dark", "lesion_elsewhere"),
     ),
     1,
 )

@@ -296,6 +296,18 @@ def test_paper_preset_is_the_papers_plan():
     assert (parser["prototype_dim"], parser["prototype_momentum"], parser["head_hidden"]) == (256, 0.75, 1024)
 
 
+def test_lesions_are_the_published_ones_unless_told_otherwise():
+    from monai.bundle import ConfigParser
+
+    from afire_monai.transforms import LesionSettings
+
+    config = ConfigParser.load_config_files(PRETRAIN)
+    assert ConfigParser(dict(config)).get_parsed_content("lesion_def").settings == LesionSettings()
+    fainter = {**config, "max_lesions": 7, "lesion_peak": 0.25, "lesion_dark": 0.5, "lesion_elsewhere": 0.1}
+    expected = LesionSettings(lesion_count=(1, 7), peak=0.25, dark_probability=0.5, elsewhere_probability=0.1)
+    assert ConfigParser(fainter).get_parsed_content("lesion_def").settings == expected
+
+
 @pytest.mark.parametrize(("name", "end"), [("pretrain.yaml", "# --- what is built"), ("method_afire.yaml", "canvas:")])
 def test_every_constant_that_users_set_has_a_reason_beside_it(name, end):
     text = (CONFIGS / name).read_text(encoding="utf-8")
