@@ -18,7 +18,8 @@ from afire_monai.files import whole_file
 REPEATS = 1000
 PROBES = ("k-NN", "linear")
 WORDS = {"dice": "Dice", "pointing": "heatmap points at the lesion", "pixel_auroc": "pixel AUROC of heatmaps"}
-Draws = dict[tuple[str, str, str], dict[str, list[np.ndarray]]]  # (kind, task, what) -> method -> seeds, each (1 + R,)
+Seeds = dict[int, np.ndarray]  # seed -> (1 + R,): the value and its bootstrap draws
+Draws = dict[tuple[str, str, str], dict[str, Seeds]]  # (kind, task, what) -> method -> seeds
 
 
 def classification_truth(row: dict[str, Any], saved: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -68,9 +69,9 @@ def collect(out: Path) -> Draws:
     draws: Draws = {}
     rows = {row["key"]: row for row in stored_rows(out / "results.jsonl")}  # two processes may have done the same
     for row in rows.values():
-        kind, task, method, _, _ = row["key"].split("/")
+        kind, task, method, _, seed = row["key"].split("/")
         for what, found in row_draws(row, out).items():
-            draws.setdefault((kind, task, what), {}).setdefault(method, []).append(found)
+            draws.setdefault((kind, task, what), {}).setdefault(method, {})[int(seed)] = found
     return draws
 
 
@@ -78,6 +79,17 @@ def interval(draws: np.ndarray, sign: str = "") -> str:
     """Write value and 95 % interval."""
     low, high = np.nanpercentile(draws[1:], [2.5, 97.5])
     return f"{draws[0]:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
+
+
+def seed_means(methods: dict[str, Seeds]) -> dict[str, np.ndarray]:
+    """Give the mean over seeds, of the value and of each draw."""
+    return {name: np.mean(list(seeds.values()), 0) for name, seeds in methods.items()}
+
+
+def seeds_ahead(seeds: Seeds, base: Seeds) -> str:
+    """Say with how many of the seeds that both have the value is above that of ``base``."""
+    common = sorted(seeds.keys() & base.keys())
+    return f"{sum(bool(seeds[s][0] > base[s][0]) for s in common)} of {len(common)}" if common else ""
 
 
 def level_with_best(mean: dict[str, np.ndarray]) -> set[str]:
@@ -90,25 +102,29 @@ def print_summary(draws: Draws, names: list[str]) -> None:
     """Print one row for each figure and one column for each method: mean over seeds; bold: level with the best."""
     print(f"\n| | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
     for key, methods in draws.items():
-        mean = {name: np.mean(seeds, 0) for name, seeds in methods.items()}
+        mean = seed_means(methods)
         level = level_with_best(mean)
         cells = [f"{mean[name][0]:.3f}" if name in mean else "" for name in names]
         cells = [f"**{cell}**" if name in level else cell for name, cell in zip(names, cells, strict=True)]
         print(f"| {', '.join(key)} | {' | '.join(cells)} |")
 
 
-def print_figure(key: tuple[str, str, str], methods: dict[str, list[np.ndarray]], names: list[str], base: str) -> None:
+def print_figure(key: tuple[str, str, str], methods: dict[str, Seeds], names: list[str], base: str) -> None:
     """Print one figure of all methods with intervals, and what each has more than ``base``."""
-    mean = {name: np.mean(seeds, 0) for name, seeds in methods.items()}
+    mean = seed_means(methods)
     level = level_with_best(mean)
-    print(f"\n**{', '.join(key)}**\n\n| method | mean (95 %) | s.d. of seeds | minus {base} | seeds |")
-    print("|---|---|---|---|---|")
+    print(
+        f"\n**{', '.join(key)}**\n\n| method | mean (95 %) | seeds | s.d. of seeds | minus {base} | seeds ahead of it |"
+    )
+    print("|---|---|---|---|---|---|")
     for name in (n for n in names if n in mean):
         text = f"**{interval(mean[name])}**" if name in level else interval(mean[name])
-        values = [float(d[0]) for d in methods[name]]
+        values = [float(d[0]) for d in methods[name].values()]
         spread = f"{np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-        gain = "" if name == base or base not in mean else interval(mean[name] - mean[base], "+")
-        print(f"| {name} | {text} | {spread} | {gain} | {len(values)} |")
+        other = base in mean and name != base
+        gain = interval(mean[name] - mean[base], "+") if other else ""
+        ahead = seeds_ahead(methods[name], methods[base]) if other else ""
+        print(f"| {name} | {text} | {len(values)} | {spread} | {gain} | {ahead} |")
 
 
 def print_cost(out: Path, presented: dict[str, int]) -> None:
@@ -141,7 +157,7 @@ def print_tables(
     for key, methods in draws.items():
         print_figure(key, methods, names, base)
     if chart:
-        means = {k: {n: np.mean(methods[n], 0) for n in names if n in methods} for k, methods in draws.items()}
+        means = {key: seed_means({n: methods[n] for n in names if n in methods}) for key, methods in draws.items()}
         picture = methods_chart(means, {key: level_with_best(mean) for key, mean in means.items()})
         with whole_file(chart) as part:
             part.write_bytes(picture)
