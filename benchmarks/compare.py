@@ -14,10 +14,11 @@ fine-tunes a segmenter, and scores anomalies without labels (with pointing where
 `fresh_resnet` are the same encoders with the weights that the seed gives. Scores of single images are kept in
 OUT/scores. `--share 0/2` and `--share 1/2` are two halves of the work, for two processes at a time.
 
-Table: mean over seeds, with 95 % bootstrap intervals over patients of that mean, the standard deviation over seeds, and
-the paired difference to `--against`, with the number of seeds that are ahead of it. Bold: methods whose paired
-difference to the best one includes 0. With `--images` (and `--method`, `--epochs` as in `pretrain`) the minutes of each
-training are told at the speed that `cost` met.
+Table: mean over seeds, with 95 % bootstrap intervals over patients and seeds (three seeds tell their spread only
+roughly: the intervals are a little too narrow), the standard deviation over seeds, and the paired difference to
+`--against`, with the number of seeds that are ahead of it. Bold: methods whose paired difference to the best one
+includes 0. With `--images` (and `--method`, `--epochs` as in `pretrain`) the minutes of each training are told at the
+speed that `cost` met.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tables of compare.py: figures with bootstrap intervals over patients, the same draws for all methods."""
+"""Tables of compare.py: figures with bootstrap intervals over patients and seeds, the same draws for all methods."""
 
 from __future__ import annotations
 
@@ -82,8 +82,18 @@ def interval(draws: np.ndarray, sign: str = "") -> str:
 
 
 def seed_means(methods: dict[str, Seeds]) -> dict[str, np.ndarray]:
-    """Give the mean over seeds, of the value and of each draw."""
-    return {name: np.mean(list(seeds.values()), 0) for name, seeds in methods.items()}
+    """Give the mean over seeds by method, (1 + R,): of the values, and of each draw of patients with seeds drawn anew.
+
+    The same seeds are drawn for all methods that have as many, so that differences stay paired.
+    """
+    means = {}
+    for name, seeds in methods.items():
+        values = np.stack([seeds[seed] for seed in sorted(seeds)])
+        count, width = values.shape
+        drawn = np.random.default_rng(0).integers(count, size=(width - 1, count))
+        draws = np.take_along_axis(values[:, 1:].T, drawn, axis=1).mean(1)
+        means[name] = np.concatenate([values[:, :1].mean(0), draws])
+    return means
 
 
 def seeds_ahead(seeds: Seeds, base: Seeds) -> str:
