@@ -81,39 +81,42 @@ def interval(draws: np.ndarray, sign: str = "") -> str:
     return f"{draws[0]:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
 
 
-def seed_means(methods: dict[str, Seeds]) -> dict[str, np.ndarray]:
-    """Give the mean over seeds by method, (1 + R,): of the values, and of each draw of patients with seeds drawn anew.
+def seed_mean(seeds: Seeds) -> np.ndarray:
+    """Give the mean over seeds, (1 + R,): of the values, and of each draw of patients with seeds drawn anew.
 
-    The same seeds are drawn for all methods that have as many, so that differences stay paired.
+    The same seeds are drawn each time, so that methods with as many stay paired.
     """
-    means = {}
-    for name, seeds in methods.items():
-        values = np.stack([seeds[seed] for seed in sorted(seeds)])
-        count, width = values.shape
-        drawn = np.random.default_rng(0).integers(count, size=(width - 1, count))
-        draws = np.take_along_axis(values[:, 1:].T, drawn, axis=1).mean(1)
-        means[name] = np.concatenate([values[:, :1].mean(0), draws])
-    return means
+    values = np.stack([seeds[seed] for seed in sorted(seeds)])
+    count, width = values.shape
+    drawn = np.random.default_rng(0).integers(count, size=(width - 1, count))
+    draws = np.take_along_axis(values[:, 1:].T, drawn, axis=1).mean(1)
+    return np.concatenate([values[:, :1].mean(0), draws])
 
 
-def seeds_ahead(seeds: Seeds, base: Seeds) -> str:
-    """Say with how many of the seeds that both have the value is above that of ``base``."""
-    common = sorted(seeds.keys() & base.keys())
-    return f"{sum(bool(seeds[s][0] > base[s][0]) for s in common)} of {len(common)}" if common else ""
+def paired(seeds: Seeds, base: Seeds) -> Seeds:
+    """Give what ``seeds`` has more than ``base``, with the seeds that both have."""
+    return {seed: seeds[seed] - base[seed] for seed in seeds.keys() & base.keys()}
 
 
-def level_with_best(mean: dict[str, np.ndarray]) -> set[str]:
-    """Name the methods whose paired difference to the best one includes 0, the best one with them."""
-    best = max(mean, key=lambda name: float(mean[name][0]))
-    return {name for name in mean if name == best or np.nanpercentile((mean[best] - mean[name])[1:], 2.5) <= 0}
+def seeds_ahead(gains: Seeds) -> str:
+    """Say with how many of the seeds the gain is above 0."""
+    return f"{sum(bool(gain[0] > 0) for gain in gains.values())} of {len(gains)}"
+
+
+def level_with_best(methods: dict[str, Seeds]) -> set[str]:
+    """Name the methods whose paired difference to the best one includes 0 (or has no seed), the best one with them."""
+    best = max(methods, key=lambda name: float(seed_mean(methods[name])[0]))
+    behind = {name: paired(methods[best], seeds) for name, seeds in methods.items() if name != best}
+    clear = {name for name, gain in behind.items() if gain and np.nanpercentile(seed_mean(gain)[1:], 2.5) > 0}
+    return methods.keys() - clear
 
 
 def print_summary(draws: Draws, names: list[str]) -> None:
     """Print one row for each figure and one column for each method: mean over seeds; bold: level with the best."""
     print(f"\n| | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
     for key, methods in draws.items():
-        mean = seed_means(methods)
-        level = level_with_best(mean)
+        mean = {name: seed_mean(seeds) for name, seeds in methods.items()}
+        level = level_with_best(methods)
         cells = [f"{mean[name][0]:.3f}" if name in mean else "" for name in names]
         cells = [f"**{cell}**" if name in level else cell for name, cell in zip(names, cells, strict=True)]
         print(f"| {', '.join(key)} | {' | '.join(cells)} |")
@@ -121,8 +124,8 @@ def print_summary(draws: Draws, names: list[str]) -> None:
 
 def print_figure(key: tuple[str, str, str], methods: dict[str, Seeds], names: list[str], base: str) -> None:
     """Print one figure of all methods with intervals, and what each has more than ``base``."""
-    mean = seed_means(methods)
-    level = level_with_best(mean)
+    mean = {name: seed_mean(seeds) for name, seeds in methods.items()}
+    level = level_with_best(methods)
     print(
         f"\n**{', '.join(key)}**\n\n| method | mean (95 %) | seeds | s.d. of seeds | minus {base} | seeds ahead of it |"
     )
@@ -131,9 +134,8 @@ def print_figure(key: tuple[str, str, str], methods: dict[str, Seeds], names: li
         text = f"**{interval(mean[name])}**" if name in level else interval(mean[name])
         values = [float(d[0]) for d in methods[name].values()]
         spread = f"{np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-        other = base in mean and name != base
-        gain = interval(mean[name] - mean[base], "+") if other else ""
-        ahead = seeds_ahead(methods[name], methods[base]) if other else ""
+        gains = paired(methods[name], methods[base]) if base in mean and name != base else {}
+        gain, ahead = (interval(seed_mean(gains), "+"), seeds_ahead(gains)) if gains else ("", "")
         print(f"| {name} | {text} | {len(values)} | {spread} | {gain} | {ahead} |")
 
 
@@ -167,7 +169,7 @@ def print_tables(
     for key, methods in draws.items():
         print_figure(key, methods, names, base)
     if chart:
-        means = {key: seed_means({n: methods[n] for n in names if n in methods}) for key, methods in draws.items()}
-        picture = methods_chart(means, {key: level_with_best(mean) for key, mean in means.items()})
+        means = {key: {n: seed_mean(m[n]) for n in names if n in m} for key, m in draws.items()}
+        picture = methods_chart(means, {key: level_with_best(methods) for key, methods in draws.items()})
         with whole_file(chart) as part:
             part.write_bytes(picture)

@@ -96,6 +96,21 @@ def test_table_of_stored_results_has_means_over_seeds_and_marks_who_is_level_wit
         assert chart.width > 3 * chart.height
 
 
+def test_methods_are_compared_on_the_seeds_that_both_have(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    tables = importlib.import_module("compare_tables")
+    # the other seeds of the first are far worse, and say nothing about the second
+    first = {0: np.full(11, 0.9), 1: np.full(11, 0.9), 2: np.full(11, 0.1)}
+    second = {0: np.full(11, 0.8), 1: np.full(11, 0.7)}
+    gains = tables.paired(first, second)
+    assert tables.seed_mean(gains)[0] == pytest.approx(0.15)
+    assert tables.seeds_ahead(gains) == "2 of 2"
+    assert tables.level_with_best({"first": first, "second": second}) == {"first", "second"}
+    assert tables.level_with_best({"second": second, "third": {0: np.full(11, 0.9)}}) == {"third"}
+    # nothing in common is no difference
+    assert tables.level_with_best({"second": second, "fourth": {2: np.full(11, 0.9)}}) == {"second", "fourth"}
+
+
 def test_finished_encoders_are_found_by_seed_and_those_of_the_cost_are_not(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     for folder in ("mae/1", "afire/1", "fresh/0", "mae/0", "other/0", "cost/afire"):
