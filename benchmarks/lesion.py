@@ -1,4 +1,4 @@
-"""Time of the Synthetic Lesion Mask: the published recipe pixel by pixel against the array and the batched form.
+"""Time of the Synthetic Lesion Mask: the published recipe pixel by pixel against single images and batches.
 
     python benchmarks/lesion.py [--size 224] [--batch 64] [--threads 1] [--device cuda]
 
@@ -21,8 +21,9 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from torch.nn import functional as F
 
-from afire_monai.transforms import LesionRecord, LesionSettings, SyntheticLesionMask, SyntheticLesionMaskBatch
-from afire_monai.transforms.lesion_search import enclosing_circle
+from afire_monai.transforms import LesionRecord, LesionSettings, SyntheticLesionMask
+from afire_monai.transforms.anatomy import enclosing_circle, texture_center
+from afire_monai.transforms.lesion_render import lesion_boxes
 
 SETTINGS = LesionSettings()
 Resize = Callable[[np.ndarray, int, int], np.ndarray]
@@ -135,7 +136,9 @@ def loop_twin(image: np.ndarray, record: LesionRecord, center: tuple[float, floa
         for j in range(side):
             blob[i, j] = image[top + i, left + j] * SETTINGS.peak * (bell[i, j] - low) / (high - low)
     added = np.zeros((size, size), dtype=np.float32)
-    for y0, x0, rows, columns in record.boxes:
+    boxes = lesion_boxes(SETTINGS, torch.tensor([record.uniforms]), size, size)
+    count = int(boxes.number)
+    for y0, x0, rows, columns in torch.stack(boxes[:4], -1)[0, :count].int().tolist():
         lesion = resize(blob, rows, columns)
         for r in range(rows):
             for c in range(columns):
@@ -178,37 +181,38 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     images = pictures(options.batch, options.size)
-    batch = SyntheticLesionMaskBatch().to(options.device)
-    draws = torch.rand(options.batch, batch.draws, generator=torch.Generator().manual_seed(0))
-    single = SyntheticLesionMask(SETTINGS)
-    records = [single.plan(image[0], drawn) for image, drawn in zip(images, draws.numpy(), strict=True)]
+    transform = SyntheticLesionMask(SETTINGS).set_random_state(0)
+    draws = torch.rand(options.batch, transform.draws, generator=torch.Generator().manual_seed(0)).to(options.device)
+    places = [texture_center(image[0]) for image in images]
+    numbers = [tuple(row) for row in draws.tolist()]
+    records = [LesionRecord((options.size, options.size), n, p) for n, p in zip(numbers, places, strict=True)]
     tensor = torch.from_numpy(images).to(options.device)
+    centers = torch.tensor(places, device=options.device)
     few = range(min(options.loop_images, options.batch))
 
-    with_library, all_loops, arrays = (
-        [loop_twin(images[i, 0], records[i], records[i].texture_center, library_resize) for i in few],
-        [loop_twin(images[i, 0], records[i], records[i].texture_center, loop_resize) for i in few],
-        [single.apply(images[i], records[i])[0] for i in few],
+    with_library, all_loops, singles = (
+        [loop_twin(images[i, 0], records[i], places[i], library_resize) for i in few],
+        [loop_twin(images[i, 0], records[i], places[i], loop_resize) for i in few],
+        [transform.replay(images[i], records[i])[0] for i in few],
     )
-    centers = torch.tensor([record.texture_center for record in records], device=options.device)
-    twins = batch(tensor, draws, centers)[0].cpu().numpy()
+    twins = transform(tensor, draws, centers)[0].cpu().numpy()
     for name, other in (("loop", with_library), ("all-loop", all_loops), ("batched", twins)):
-        gap = max(float(np.abs(arrays[i] - other[i]).max()) for i in few)
-        print(f"largest difference of twins, array form against {name}: {gap:.1e}")
+        gap = max(float(np.abs(singles[i] - other[i]).max()) for i in few)
+        print(f"largest difference of twins, single image against {name}: {gap:.1e}")
 
     def looped(center: Callable[[np.ndarray], tuple[float, float]], resize: Resize) -> None:
         for i in few:
             loop_twin(images[i, 0], records[i], center(images[i, 0]), resize)
 
-    def arrayed() -> None:
+    def one_by_one() -> None:
         for image in images:
-            single(image)
+            transform(image)
 
     forms: dict[str, tuple[Callable[[], object], int]] = {
         "loop": (lambda: looped(library_center, library_resize), len(few)),
         "all-loop": (lambda: looped(loop_center, loop_resize), len(few)),
-        "array": (arrayed, options.batch),
-        f"batched ({options.batch}, {options.device})": (lambda: batch(tensor, draws), options.batch),
+        "single, with search": (one_by_one, options.batch),
+        f"batched ({options.batch}, {options.device})": (lambda: transform(tensor, draws, centers), options.batch),
     }
     times = interleaved(forms, options.repeats, options.device)
     medians = {name: statistics.median(each) for name, each in times.items()}

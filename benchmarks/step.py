@@ -35,7 +35,7 @@ from afire_monai.engines.trainer import clip_each
 from afire_monai.losses import RestorationLoss, TokenContrastiveLoss
 from afire_monai.methods import AFiRe
 from afire_monai.networks import ENCODER_PRESETS, AnomalyRestorationDecoder, PrototypeBank, TokenHead, ViTEncoder
-from afire_monai.transforms import SyntheticLesionMaskBatch
+from afire_monai.transforms import SyntheticLesionMaskd
 
 
 def build(preset: str, size: int, shift: int, device: torch.device) -> AFiRe:
@@ -50,7 +50,7 @@ def build(preset: str, size: int, shift: int, device: torch.device) -> AFiRe:
         PrototypeBank((h + shift) * (w + shift)),
         TokenContrastiveLoss(),
         RestorationLoss(),
-        SyntheticLesionMaskBatch(),
+        SyntheticLesionMaskd(),
         shift=shift,
     ).to(device)
 

@@ -17,7 +17,7 @@ from afire_monai.errors import AfireError
 from afire_monai.losses import RestorationLoss, TokenContrastiveLoss
 from afire_monai.methods import AFiRe
 from afire_monai.networks import AnomalyRestorationDecoder, PrototypeBank, TokenHead, ViTEncoder
-from afire_monai.transforms import SyntheticLesionMaskBatch
+from afire_monai.transforms import SyntheticLesionMaskd
 
 PATCH = 8
 CONFIGS = Path(__file__).resolve().parents[1] / "bundle" / "configs"
@@ -36,7 +36,7 @@ def tiny_afire(shift: int = 0, seed: int = 0, side: int = 32, **loss: object) ->
         PrototypeBank((h + shift) * (w + shift), 16),
         TokenContrastiveLoss(**loss),  # type: ignore[arg-type]
         RestorationLoss(),
-        SyntheticLesionMaskBatch(),
+        SyntheticLesionMaskd(),
         shift=shift,
     )
 

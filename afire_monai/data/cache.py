@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from afire_monai.data.cache_index import (
     DTYPES,
@@ -23,8 +25,23 @@ from afire_monai.data.cache_index import (
 )
 from afire_monai.data.paths import ImagePaths
 from afire_monai.errors import DataListError
+from afire_monai.files import whole_file
 
 NOT_DECODED = "not decoded yet"
+
+
+class Annotation(Protocol):
+    """What is found in a picture once, when it is read, and kept beside it."""
+
+    #: key in the data set's items
+    kind: str
+    #: of the file beside a cache on disk; another one when something else is found
+    name: str
+    #: how many numbers are found
+    values: int
+
+    def __call__(self, picture: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return ``values`` float32 numbers for a picture (H, W) in 0…1."""
 
 
 class DiskCache:
@@ -62,6 +79,7 @@ class DiskCache:
             int(place): _reason(header, index, int(rows[place])) for place in np.flatnonzero(states != READY)
         }
         self._shards: dict[int, NDArray[Any]] = {}
+        self._beside: dict[str, NDArray[np.float16]] = {}
         for shard in np.unique(self.slots // header.shard_rows).tolist():
             self._check(shard)
 
@@ -69,7 +87,7 @@ class DiskCache:
         return len(self.slots)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": {}}  # pixels are mapped again, not sent
+        return {**self.__dict__, "_shards": {}, "_beside": {}}  # pixels are mapped again, not sent
 
     def stored(self, places: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[Any]:
         """Give pictures as they are stored, (B, H, W) of the cache's dtype."""
@@ -92,6 +110,50 @@ class DiskCache:
             self.stored(places), np.float32(DTYPES[self.header.dtype]), out=pictures, dtype=np.float32, casting="unsafe"
         )
         return pictures
+
+    def annotate(self, annotation: Annotation) -> None:
+        """Find what is not yet known of the pictures, and write it beside them; one process does this.
+
+        Raises:
+            DataListError: the file beside the pictures is damaged.
+        """
+        known = self._annotations(annotation)
+        rows = int(self.slots.max(initial=-1)) + 1
+        found = np.full((rows, annotation.values), np.nan, dtype=np.float16)
+        found[: min(rows, len(known))] = known[:rows]
+        unknown = np.unique(self.slots[np.isnan(found[self.slots, 0])])
+        if not len(unknown):
+            return
+        first = {slot: place for place, slot in enumerate(self.slots.tolist())}
+        with ThreadPoolExecutor() as pool:
+            work = pool.map(lambda slot: annotation(self.gather([first[slot]])[0]), unknown.tolist())
+            for slot, values in zip(
+                unknown, tqdm(work, "anatomy", len(unknown), unit="image", leave=False), strict=True
+            ):
+                found[slot] = values
+        with (
+            whole_file(self.folder / f"{annotation.name}.npy", shared=True, sync=True) as part,
+            part.open("wb") as file,
+        ):
+            np.save(file, found)
+
+    def annotations(self, annotation: Annotation, places: Sequence[int]) -> NDArray[np.float16]:
+        """Return what was found in pictures, (B, values) float16."""
+        if annotation.name not in self._beside:
+            self._beside[annotation.name] = self._annotations(annotation)
+        return np.ascontiguousarray(self._beside[annotation.name][self.slots[np.asarray(places, dtype=np.int64)]])
+
+    def _annotations(self, annotation: Annotation) -> NDArray[np.float16]:
+        path = self.folder / f"{annotation.name}.npy"
+        if not path.exists():
+            return np.empty((0, annotation.values), dtype=np.float16)
+        try:
+            known = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataListError(f"cache {self.folder}: {path.name} cannot be read; delete it") from error
+        if known.dtype != np.float16 or known.shape[1:] != (annotation.values,):
+            raise DataListError(f"cache {self.folder}: {path.name} holds something else; delete it")
+        return known
 
     def _by_shard(self, places: Sequence[int] | NDArray[np.integer[Any]]) -> list[tuple[NDArray[Any], Any, Any]]:
         shards, rows = np.divmod(self.slots[np.asarray(places, dtype=np.int64)], self.header.shard_rows)

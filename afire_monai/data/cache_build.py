@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from afire_monai.data.cache import DiskCache
+from afire_monai.data.cache import Annotation, DiskCache
 from afire_monai.data.cache_index import (
     READY,
     REFUSED,
@@ -195,6 +195,7 @@ def open_cache(
     dtype: str = "uint8",
     modalities: Collection[str] | str | None = RADIOGRAPHY_MODALITIES,
     workers: int | None = None,
+    annotate: Annotation | None = None,
 ) -> DiskCache:
     """Open the cache of a list, completed first; where several processes train, the first completes it.
 
@@ -205,6 +206,7 @@ def open_cache(
         dtype: ``uint8`` or ``uint16``.
         modalities: DICOM modalities to read.
         workers: processes that decode.
+        annotate: what else is found in each picture and kept beside it.
 
     Raises:
         DataListError: as `build_cache`, in all processes alike; or a process of another machine sees no such folder.
@@ -217,6 +219,9 @@ def open_cache(
     if rank() == 0:
         try:
             build_cache(paths, folder, size, dtype, modalities, workers)
+            if annotate is not None:
+                with _in_words(Path(folder)):
+                    DiskCache(folder, paths).annotate(annotate)
         except AfireError as error:
             if world_size() == 1:
                 raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 from tqdm import tqdm
 
-from afire_monai.data.cache import DiskCache, left_out_in_words
+from afire_monai.data.cache import Annotation, DiskCache, left_out_in_words
 from afire_monai.data.cache_build import cache_of, open_cache
 from afire_monai.data.dicom import RADIOGRAPHY_MODALITIES
 from afire_monai.data.paths import ImagePaths
@@ -44,6 +45,7 @@ class RadiographDataset(Dataset[dict[str, Any]]):
             ``mask``; cached as they are, in memory alone.
         cache_dir: folder for ``"disk"``; the transform must be `startup.reading`'s, which names a size.
         cache_dtype: what is kept there, ``uint8`` or ``uint16``.
+        annotate: what else is found in each picture, once, and given beside it under the annotation's ``kind``.
 
     Raises:
         DataListError: if there is no item, none of them can be used, or the cache cannot be made.
@@ -59,6 +61,7 @@ class RadiographDataset(Dataset[dict[str, Any]]):
         extras: Sequence[str] = (),
         cache_dir: str | Path = "",
         cache_dtype: str = "uint8",
+        annotate: Annotation | None = None,
     ) -> None:
         if not data:
             raise DataListError("the data list has no image here; look at its sections with `afire check`")
@@ -70,6 +73,7 @@ class RadiographDataset(Dataset[dict[str, Any]]):
         self.left_out: list[str] = []
         self.cached: Tensor | None = None
         self.extras = tuple(extras)
+        self.annotate = annotate
         self.cached_extras: dict[str, Tensor] = {}
         self.disk: DiskCache | None = None
         if cache == "disk":
@@ -85,7 +89,7 @@ class RadiographDataset(Dataset[dict[str, Any]]):
             )
         modalities = getattr(self.transform, "modalities", None) or RADIOGRAPHY_MODALITIES
         paths = ImagePaths.of(self.items)
-        disk = open_cache(paths, cache_of(folder, size, dtype), size, dtype, modalities)
+        disk = open_cache(paths, cache_of(folder, size, dtype), size, dtype, modalities, annotate=self.annotate)
         self.left_out = [f"image {place}: {reason}" for place, reason in disk.reasons.items()]
         if not len(disk):
             raise DataListError(f"none of {len(self.items)} images can be used; the first: {self.left_out[0]}")
@@ -120,7 +124,7 @@ class RadiographDataset(Dataset[dict[str, Any]]):
         if keep:
             kept = [result for result in results if result is not None]
             self.cached = torch.stack([result["image"].half() for result in kept]).share_memory_()
-            for name in self.extras:
+            for name in kept[0].keys() - {"image"}:
                 self.cached_extras[name] = torch.stack([result[name] for result in kept]).share_memory_()
         if self.refused:
             logger.warning("%d of %d images cannot be used and are left out", len(self.refused), len(results))
@@ -144,18 +148,32 @@ class RadiographDataset(Dataset[dict[str, Any]]):
 
     def _read(self, index: int) -> dict[str, Tensor]:
         result = self.transform(self.items[index])
-        return {name: torch.as_tensor(result[name]).contiguous() for name in ("image", *self.extras)}
+        tensors = {name: torch.as_tensor(result[name]).contiguous() for name in ("image", *self.extras)}
+        if self.annotate is not None:
+            tensors[self.annotate.kind] = torch.from_numpy(self.annotate(tensors["image"][0].numpy()))
+        return tensors
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitems__(self, indices: list[int]) -> Sequence[dict[str, Any]]:
-        """Give a batch; what loaders call where it is there."""
-        if self.disk is None:
+        """Return a batch; what loaders call where it is there."""
+        if self.disk is not None:
+            images = _new_batch(len(indices), (1, *self.disk.header.size))
+            self.disk.gather(indices, out=images[:, 0].numpy())
+            return GatheredBatch({"image": images, **self._beside(indices), "index": torch.tensor(indices)})
+        if self.cached is None:
             return [self[index] for index in indices]
-        batch = _new_batch(len(indices), self.disk.header.size)
-        self.disk.gather(indices, out=batch[:, 0].numpy())
-        return GatheredBatch({"image": batch, "index": torch.tensor(indices)})
+        place = torch.tensor(indices)
+        images = _new_batch(len(indices), self.cached.shape[1:]).copy_(self.cached[place])
+        extras = {name: values[place] for name, values in self.cached_extras.items()}
+        return GatheredBatch({"image": images, **extras, "index": place})
+
+    def _beside(self, places: Sequence[int]) -> dict[str, Tensor]:
+        """Return what a cache on disk holds beside pictures."""
+        if self.annotate is None or self.disk is None:
+            return {}
+        return {self.annotate.kind: torch.from_numpy(self.disk.annotations(self.annotate, places))}
 
     @staticmethod
     def collate(batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -166,7 +184,8 @@ class RadiographDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if self.disk is not None:
             place = range(len(self))[index]  # also from the end, and refused beyond it
-            return {"image": torch.from_numpy(self.disk.gather([place])), "index": index}
+            beside = {name: values[0] for name, values in self._beside([place]).items()}
+            return {"image": torch.from_numpy(self.disk.gather([place])), **beside, "index": index}
         if self.cached is not None:
             extras = {name: values[index] for name, values in self.cached_extras.items()}
             return {"image": self.cached[index].float(), **extras, "index": index}
@@ -199,12 +218,12 @@ class GatheredBatch(Sequence[dict[str, Any]]):
         return {name: int(v[place]) if name == "index" else v[place] for name, v in self.tensors.items()}
 
 
-def _new_batch(count: int, size: Sequence[int]) -> Tensor:
-    """Room for a batch (B, 1, H, W); in a loader's process where the parent can read it without a copy."""
-    shape = (count, 1, *size)
+def _new_batch(count: int, shape: Sequence[int]) -> Tensor:
+    """Make room for a batch (B, C, H, W); in a loader's process where the parent can read it without a copy."""
+    shape = (count, *shape)
     if get_worker_info() is None:
         return torch.empty(shape)
-    storage = torch.UntypedStorage._new_shared(4 * count * size[0] * size[1])  # as PyTorch's own collation does
+    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))  # as PyTorch's own collation does
     return torch.empty(0).set_(storage).view(shape)  # of float32, like the empty one
 
 

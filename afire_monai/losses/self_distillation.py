@@ -45,12 +45,13 @@ class SelfDistillationLoss(nn.Module):
         self.center_momentum = center_momentum
         self.register_buffer("center", torch.zeros(dim))
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor, all_pairs: bool = False) -> Tensor:
         """Compute the loss with the centre as it stands.
 
         Args:
             student: (V, B, K) outputs for V views, of which the first T are those that the teacher saw.
             teacher: (T, B, K) outputs without gradient, T at most V; V at least 2.
+            all_pairs: the student saw none of the teacher's views, so every pair counts; V and T may be 1.
 
         Returns:
             Scalar: mean over images and over pairs of different views.
@@ -59,11 +60,13 @@ class SelfDistillationLoss(nn.Module):
             AfireError: for shapes that do not fit.
         """
         (views, batch, _), (seen, *rest) = student.shape, teacher.shape
-        if views < 2 or seen > views or tuple(rest) != tuple(student.shape[1:]):
+        if (views < 2 and not all_pairs) or seen > views or tuple(rest) != tuple(student.shape[1:]):
             raise AfireError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} do not fit")
         target = ((teacher.float() - self.center) / self.teacher_temperature).softmax(-1)
         log_q = (student.float() / self.student_temperature).log_softmax(-1)
         pairs = -torch.einsum("tbk,sbk->ts", target, log_q) / batch
+        if all_pairs:
+            return pairs.mean()
         different = ~torch.eye(seen, views, dtype=torch.bool, device=pairs.device)
         return (pairs * different).sum() / different.sum()
 

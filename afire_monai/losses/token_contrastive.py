@@ -110,7 +110,12 @@ class TokenContrastiveLoss(nn.Module):
         self.temperature = temperature
 
     def forward(
-        self, student_logits: Tensor, assignment: Tensor, abnormal: Tensor, cells: Tensor | None = None
+        self,
+        student_logits: Tensor,
+        assignment: Tensor,
+        abnormal: Tensor,
+        cells: Tensor | None = None,
+        ignored: Tensor | None = None,
     ) -> TokenContrastiveTerms:
         """Compute both terms.
 
@@ -119,6 +124,7 @@ class TokenContrastiveLoss(nn.Module):
             assignment: (N, K), each row a distribution, from ``PrototypeBank.assignment``.
             abnormal: (B, L) bool, cells with lesion.
             cells: (B, L) int64, the canvas cell that each token shows; None when token l shows cell l (then N = L).
+            ignored: (B, L) bool, tokens that count neither as normal nor as abnormal; None for none.
 
         Returns:
             Both terms, unweighted; multiply ``category`` by :attr:`category_weight`.
@@ -143,17 +149,18 @@ class TokenContrastiveLoss(nn.Module):
             per_token = torch.logsumexp(cross / self.temperature, dim=-1) - own_cross / self.temperature
         else:
             per_token = -own
-        return self._reduce(per_token, own / self.temperature, abnormal, cells, assignment.shape[0])
+        normal = ~abnormal if ignored is None else ~(abnormal | ignored)
+        return self._reduce(per_token, own / self.temperature, normal, abnormal, cells, assignment.shape[0])
 
     def _reduce(
-        self, structure: Tensor, own: Tensor, abnormal: Tensor, cells: Tensor, cell_count: int
+        self, structure: Tensor, own: Tensor, normal_mask: Tensor, abnormal: Tensor, cells: Tensor, cell_count: int
     ) -> TokenContrastiveTerms:
         """Average per-token values (all (B, L)) over the tokens of all processes that each term is about."""
         index = cells.reshape(-1)
-        normal = (~abnormal).float()
+        normal = normal_mask.float()
         counts = own.new_zeros(2, cell_count)
         counts[0].index_add_(0, index, normal.reshape(-1))
-        counts[1].index_add_(0, index, 1 - normal.reshape(-1))
+        counts[1].index_add_(0, index, abnormal.float().reshape(-1))
         counts = sum_over_processes(counts)
         # each process holds its share of the global mean, times the number of processes that average gradients
         scale = world_size()

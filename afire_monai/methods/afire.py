@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import torch
@@ -11,12 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afire_monai.errors import AfireError
-from afire_monai.losses import RestorationLoss, TokenContrastiveLoss
+from afire_monai.losses import RestorationLoss, SelfDistillationLoss, TokenContrastiveLoss, TokenMatchLoss
+from afire_monai.losses.token_match import teacher_tokens
 from afire_monai.methods.afire_health import measure_health
 from afire_monai.methods.base import Method
 from afire_monai.methods.grid_shift import GridShift
 from afire_monai.networks import AnomalyRestorationDecoder, PrototypeBank, TokenHead, ViTEncoder
-from afire_monai.transforms import SyntheticLesionMaskBatch
+from afire_monai.transforms import ExposureChange, SyntheticLesionMaskd
+from afire_monai.transforms.anatomy import anatomy_of
+from afire_monai.transforms.lesion import centers_in_pixels, crop_lungs, lungs_of
 
 
 class AFiReViews(NamedTuple):
@@ -32,29 +36,50 @@ class AFiReViews(NamedTuple):
     mask: Tensor
     #: (B, L) bool, cells with lesion
     abnormal: Tensor
+    #: (B, L) bool, cells with too little lesion to be called either; neither normal nor abnormal
+    ambiguous: Tensor
     #: (B, L) int64, canvas cell of each student token; None in the published form
     cells: Tensor | None
     #: (B, L) int64, canvas cell of each teacher token; None in the published form
     teacher_cells: Tensor | None
+    #: (B, 2) int64, rows and columns of cells by which the student's crop lies behind the teacher's
+    offset: Tensor
 
 
 class AFiReStudent(nn.Module):
-    """Encoder, token head and restoration decoder, called once a step."""
+    """Encoder, token head and restoration decoder, called once a step; heads for this project's terms if wanted."""
 
     encoder: ViTEncoder
     head: TokenHead
     decoder: AnomalyRestorationDecoder
 
-    def __init__(self, encoder: ViTEncoder, head: TokenHead, decoder: AnomalyRestorationDecoder) -> None:
+    def __init__(
+        self,
+        encoder: ViTEncoder,
+        head: TokenHead,
+        decoder: AnomalyRestorationDecoder,
+        class_head: TokenHead | None = None,
+        lesion_head: nn.Linear | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
         self.decoder = decoder
+        self.class_head = class_head
+        self.lesion_head = lesion_head
 
-    def forward(self, twin: Tensor, abnormal: Tensor) -> tuple[Tensor, Tensor]:
-        """Give token logits (B, L, K) and the restored image (B, C, H, W) in normalised units."""
+    def forward(self, twin: Tensor, abnormal: Tensor) -> tuple[Tensor, ...]:
+        """Return token logits (B, L, K) and the restored image (B, C, H, W) in normalised units.
+
+        With a class head its logits (B, 1, C) follow, with a lesion head its logits (B, L).
+        """
         tokens = self.encoder(twin)
-        return self.head(tokens[:, 1:]), self.decoder(tokens, abnormal)
+        found: list[Tensor] = [self.head(tokens[:, 1:]), self.decoder(tokens, abnormal)]
+        if self.class_head is not None:
+            found.append(self.class_head(tokens[:, :1]))
+        if self.lesion_head is not None:
+            found.append(self.lesion_head(tokens[:, 1:])[..., 0])
+        return tuple(found)
 
 
 class AFiReTeacher(nn.Module):
@@ -63,27 +88,37 @@ class AFiReTeacher(nn.Module):
     encoder: ViTEncoder
     head: TokenHead
 
-    def __init__(self, encoder: ViTEncoder, head: TokenHead) -> None:
+    def __init__(self, encoder: ViTEncoder, head: TokenHead, class_head: TokenHead | None = None) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
+        self.class_head = class_head
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Give token logits (B, L, K)."""
-        return self.head(self.encoder(images)[:, 1:])
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return token logits (B, L, K) and those of the class head (B, 1, C), None without one."""
+        tokens = self.encoder(images)
+        return self.head(tokens[:, 1:]), None if self.class_head is None else self.class_head(tokens[:, :1])
 
 
-def abnormal_cells(mask: Tensor, patch_size: int) -> Tensor:
-    """Say which cells hold any lesion pixel.
+def abnormal_cells(twin: Tensor, clean: Tensor, mask: Tensor, patch_size: int, change: float) -> tuple[Tensor, Tensor]:
+    """Tell which cells hold a lesion, and which hold too little of one to count as either.
 
     Args:
+        twin: (B, C, H, W) in 0…1.
+        clean: (B, C, H, W) without the lesion.
         mask: (B, 1, H, W), above 0 where lesion was added.
         patch_size: side P of a cell in pixels.
+        change: least mean change of an abnormal cell, in grey levels of 0…1; 0 (the published rule) for any pixel.
 
     Returns:
-        (B, L) bool, row-major.
+        Abnormal and ambiguous cells, each (B, L) bool, row-major.
     """
-    return F.max_pool2d((mask > 0).float(), patch_size).flatten(1) > 0
+    touched = F.max_pool2d((mask > 0).float(), patch_size).flatten(1) > 0
+    if not change:
+        return touched, torch.zeros_like(touched)
+    mean = F.avg_pool2d((twin - clean).abs().mean(1, keepdim=True), patch_size).flatten(1)
+    abnormal = touched & (mean >= change)
+    return abnormal, touched & ~abnormal
 
 
 class AFiRe(Method):
@@ -101,11 +136,24 @@ class AFiRe(Method):
         prototypes: bank with (h + s)(w + s) cells.
         token_loss: structure and category terms.
         restoration_loss: restoration term.
-        lesion: synthesis of lesions on the device; None for the ablation without lesions (the twin is the image, no
-            cell is abnormal, the category term is zero and restoration is plain autoencoding).
+        lesion: synthesis of lesions on the device, from ``image`` to ``twin`` and ``mask``; None for the ablation
+            without lesions (the twin is the image, no cell is abnormal, the category term is zero and restoration is
+            plain autoencoding).
         shift: s, in cells.
         structure_weight: weight of the structure term in the total.
         restoration_weight: weight of the restoration term in the total.
+        abnormal_change: least mean change of grey levels, 0…1, that makes a cell abnormal; a cell that is touched and
+            changes less is in neither contrastive term. 0: any pixel, as published.
+        exposure: changes the exposure of student and teacher, each by draws of its own; None for equal grey levels, as
+            published. The restoration target has the student's exposure.
+        match_loss: matching term; None for none, as published.
+        match_weight: weight of the matching term.
+        class_head: projects the class token, for DINO's loss between the twin's and the normal image's; None for none,
+            as published.
+        class_loss: that loss, of the head's width.
+        class_weight: weight of the class term.
+        lesion_weight: weight of the lesion term: a linear layer on the student's tokens tells each cell's share of
+            lesion pixels, by binary cross-entropy. 0 for none, as published.
 
     Raises:
         AfireError: if the parts do not fit one another.
@@ -114,7 +162,7 @@ class AFiRe(Method):
     student: AFiReStudent
     teacher: AFiReTeacher
     prototypes: PrototypeBank
-    lesion: SyntheticLesionMaskBatch | None
+    lesion: SyntheticLesionMaskd | None
 
     def __init__(
         self,
@@ -124,26 +172,49 @@ class AFiRe(Method):
         prototypes: PrototypeBank,
         token_loss: TokenContrastiveLoss,
         restoration_loss: RestorationLoss,
-        lesion: SyntheticLesionMaskBatch | None,
+        lesion: SyntheticLesionMaskd | None,
         shift: int = 0,
         structure_weight: float = 1.0,
         restoration_weight: float = 1.0,
+        abnormal_change: float = 0.0,
+        exposure: ExposureChange | None = None,
+        match_loss: TokenMatchLoss | None = None,
+        match_weight: float = 1.0,
+        class_head: TokenHead | None = None,
+        class_loss: SelfDistillationLoss | None = None,
+        class_weight: float = 1.0,
+        lesion_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.grid_shift = GridShift(encoder.grid, encoder.patch_size, shift)
         self._check_parts(encoder, head, decoder, prototypes, self.grid_shift)
-        self.student = AFiReStudent(encoder, head, decoder)
-        self.teacher = AFiReTeacher(copy.deepcopy(encoder), copy.deepcopy(head)).requires_grad_(False)
+        if (class_head is None) != (class_loss is None):
+            raise AfireError("class_head and class_loss belong together: give both or neither")
+        lesion_head = nn.Linear(encoder.embed_dim, 1) if lesion_weight else None
+        self.student = AFiReStudent(encoder, head, decoder, class_head, lesion_head)
+        self.teacher = AFiReTeacher(*copy.deepcopy((encoder, head, class_head))).requires_grad_(False)
         self.prototypes = prototypes
         self.token_loss = token_loss
         self.restoration_loss = restoration_loss
+        self.match_loss = match_loss
+        self.class_loss = class_loss
         self.lesion = lesion
-        self.draws = (lesion.draws if lesion is not None else 0) + self.grid_shift.draws
+        self.exposure = exposure
+        self.abnormal_change = abnormal_change
+        parts = [lesion.draws if lesion is not None else 0, 2 * exposure.draws if exposure is not None else 0]
+        self._draws = [*parts, self.grid_shift.draws]
+        self.draws = sum(self._draws)
         self.loss_weights = {
             "structure": structure_weight,
             "category": token_loss.category_weight,
             "restoration": restoration_weight,
         }
+        optional: dict[str, tuple[nn.Module | None, float]] = {
+            "match": (match_loss, match_weight),
+            "class": (class_loss, class_weight),
+            "lesion": (lesion_head, lesion_weight),
+        }
+        self.loss_weights |= {name: weight for name, (part, weight) in optional.items() if part is not None}
 
     @staticmethod
     def _check_parts(
@@ -190,12 +261,15 @@ class AFiRe(Method):
         """Give the per-cell (or shared) last layer of the student's head."""
         return [self.student.head.weight]
 
-    def views(self, images: Tensor, uniforms: Tensor) -> AFiReViews:
+    def views(self, images: Tensor, uniforms: Tensor, anatomy: Tensor | None = None) -> AFiReViews:
         """Make what student and teacher see in one step.
 
         Args:
             images: (B, C, Hc, Wc) in 0…1.
             uniforms: (B, draws) in 0…1.
+            anatomy: (B, 1026) of the images (see :class:`~afire_monai.transforms.Anatomy`); found on the CPU if not
+                given, which waits for the device. In the grid-shifted form the lesions' texture comes from the place
+                that was found in the canvas, moved inside the crop (this project's reading).
 
         Raises:
             AfireError: if the images have another size than the canvas.
@@ -205,30 +279,76 @@ class AFiRe(Method):
                 f"images must be {self.canvas_size[0]} x {self.canvas_size[1]} pixels (grid plus shift), "
                 f"got {images.shape[2]} x {images.shape[3]}"
             )
-        lesion_draws, shift_draws = uniforms.tensor_split([uniforms.shape[1] - self.grid_shift.draws], dim=1)
+        lesion_draws, exposure_draws, shift_draws = uniforms.split(self._draws, dim=1)
         clean, normal, cells, teacher_cells = images, images, None, None
+        offsets = torch.zeros(2, len(images), 2, dtype=torch.long, device=images.device)
         if self.grid_shift.shift:
             student, teacher = self.grid_shift.offsets(shift_draws)
             clean, normal = self.grid_shift.crop(images, student), self.grid_shift.crop(images, teacher)
             cells, teacher_cells = self.grid_shift.cells(student), self.grid_shift.cells(teacher)
+            offsets = torch.stack([student, teacher])
+        if self.exposure is not None:
+            first, second = exposure_draws.chunk(2, dim=1)
+            clean, normal = self.exposure(clean, first), self.exposure(normal, second)
         twin, mask = clean, torch.zeros_like(clean[:, :1])
         if self.lesion is not None:
-            twin, mask = self.lesion(clean, lesion_draws)
-        abnormal = abnormal_cells(mask, self.grid_shift.patch_size)
-        return AFiReViews(twin, clean, normal, mask, abnormal, cells, teacher_cells)
+            anatomy = anatomy_of(images) if anatomy is None else anatomy
+            place = self._place(anatomy, offsets[0])
+            lesioned = self.lesion({"image": clean, "uniforms": lesion_draws, **place})
+            twin, mask = lesioned[self.lesion.twin_key], lesioned[self.lesion.mask_key]
+        patch_size = self.grid_shift.patch_size
+        abnormal, ambiguous = abnormal_cells(twin, clean, mask, patch_size, self.abnormal_change)
+        offset = offsets[0] - offsets[1]
+        return AFiReViews(twin, clean, normal, mask, abnormal, ambiguous, cells, teacher_cells, offset)
 
-    def losses(self, images: Tensor, uniforms: Tensor, first_epoch: bool) -> dict[str, Tensor]:
-        """Compute structure, category and restoration losses of one step (see :class:`Method`)."""
+    def _place(self, anatomy: Tensor, offsets: Tensor) -> dict[Hashable, Tensor]:
+        """Return texture centres (B, 2) in pixels of the crop and its part of the lung map (B, 1, 4 h, 4 w)."""
+        centers = centers_in_pixels(anatomy, *self.canvas_size) - offsets * self.grid_shift.patch_size
+        lungs = crop_lungs(lungs_of(anatomy), offsets, self.grid_shift.canvas_grid, self.grid_shift.grid)
+        return {"centers": centers, "lungs": lungs}
+
+    def batch_losses(self, batch: dict[str, Tensor], uniforms: Tensor, first_epoch: bool) -> dict[str, Tensor]:
+        """Compute the losses of one step from ``image`` and, where the data set gives it, ``anatomy``."""
+        return self.losses(batch["image"], uniforms, first_epoch, batch.get("anatomy"))
+
+    def losses(
+        self, images: Tensor, uniforms: Tensor, first_epoch: bool, anatomy: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Compute structure, category and restoration losses of one step, and the optional ones (see :class:`Method`).
+
+        Args:
+            images: as for :meth:`views`, like ``uniforms`` and ``anatomy``.
+            uniforms: (B, draws).
+            first_epoch: whether prototypes forget the past.
+            anatomy: (B, 1026).
+        """
         with torch.no_grad():
-            v = self.views(images, uniforms)
-            teacher_logits = self.teacher(v.normal)
+            v = self.views(images, uniforms, anatomy)
+            teacher_logits, teacher_class = self.teacher(v.normal)
             self.prototypes.update(teacher_logits, v.teacher_cells, replace=first_epoch)
             assignment = self.prototypes.assignment()
-        student_logits, restored = self.student_forward(v.twin, v.abnormal)
+        student_logits, restored, *more = self.student_forward(v.twin, v.abnormal)
         target = self.export_encoder.normalise(v.clean)
-        terms = self.token_loss(student_logits, assignment, v.abnormal, v.cells)
+        terms = self.token_loss(student_logits, assignment, v.abnormal, v.cells, v.ambiguous)
         restoration = self.restoration_loss(restored, target, v.abnormal, self.grid_shift.grid)
-        return {"structure": terms.structure, "category": terms.category, "restoration": restoration}
+        losses = {"structure": terms.structure, "category": terms.category, "restoration": restoration}
+        if self.match_loss is not None:
+            losses["match"] = self._match(self.match_loss, v, student_logits, teacher_logits)
+        if self.class_loss is not None and teacher_class is not None:
+            # as (views, images, width): the twin's view of the image against the teacher's of the normal one
+            taught = teacher_class.transpose(0, 1)
+            losses["class"] = self.class_loss(more[0].transpose(0, 1), taught, all_pairs=True)
+            self.class_loss.update_center(taught)
+        if "lesion" in self.loss_weights:
+            share = F.avg_pool2d(v.mask, self.grid_shift.patch_size).flatten(1)
+            losses["lesion"] = F.binary_cross_entropy_with_logits(more[-1].float(), share)
+        return losses
+
+    def _match(self, loss: TokenMatchLoss, v: AFiReViews, student: Tensor, teacher: Tensor) -> Tensor:
+        shown, inside = teacher_tokens(teacher, v.offset, self.grid_shift.grid)
+        prototypes = self.prototypes.prototypes
+        prototypes = prototypes.expand(len(student), -1, -1) if v.cells is None else prototypes[v.cells]
+        return loss(student, shown, prototypes, inside & ~v.abnormal & ~v.ambiguous)
 
     @torch.no_grad()
     def health(self, images: Tensor, uniforms: Tensor) -> dict[str, float]:
@@ -244,7 +364,7 @@ class AFiRe(Method):
             ``repaired``: the twin with its abnormal cells, and only these, taken from the restoration.
         """
         v = self.views(images, uniforms)
-        _, restored = self.student(v.twin, v.abnormal)
+        _, restored, *_ = self.student(v.twin, v.abnormal)
         restored = self.export_encoder.denormalise(restored.float()).clamp(0, 1)
         h, w = self.grid_shift.grid
         hidden = F.interpolate(v.abnormal.view(-1, 1, h, w).float(), scale_factor=self.grid_shift.patch_size) > 0

@@ -76,15 +76,14 @@ def measure_health(method: AFiRe, images: Tensor, uniforms: Tensor) -> dict[str,
         figures[f"own_cell_{name}"] = own_cell_accuracy(logits, assignment, temperature, cells).item()
     free = min(figures[f"structure_{name}"] for name in ("blank", "noise", "shuffled"))
     figures["position_gap"] = free - figures["structure_real"]
-    logits, restored = method.student(v.twin, v.abnormal)
+    logits, restored, *_ = method.student(v.twin, v.abnormal)
     target = method.export_encoder.normalise(clean)
     restoration = method.restoration_loss(restored, target, v.abnormal, method.grid_shift.grid)
     figures["validation_restoration"] = restoration.item()
     index = cell_indices(logits.shape[0], logits.shape[1], logits.device) if cells is None else cells
     cross, log_partition = similarities(logits, assignment, temperature)
     own = cross.gather(-1, index[..., None])[..., 0] - log_partition
-    abnormal = v.abnormal
-    figures["lesion_token_auroc"] = rank_auroc(own[~abnormal], own[abnormal])
+    figures["lesion_token_auroc"] = rank_auroc(own[~v.abnormal & ~v.ambiguous], own[v.abnormal])
     return figures
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afire_monai.errors import AfireError
+from afire_monai.transforms.exposure import ExposureChange
 
 
 class RadiographAugment(nn.Module):
@@ -51,7 +52,8 @@ class RadiographAugment(nn.Module):
                 f"brightness {brightness}, flip {flip}"
             )
         self.rotate, self.scale, self.translate = rotate, scale, translate
-        self.gamma, self.contrast, self.brightness, self.flip = gamma, contrast, brightness, flip
+        self.flip = flip
+        self.exposure = ExposureChange(gamma, contrast, brightness)
 
     def forward(self, images: Tensor, uniforms: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Change images, and masks in the same way.
@@ -68,7 +70,7 @@ class RadiographAugment(nn.Module):
         moved = F.grid_sample(images, grid, align_corners=False).clamp(0, 1)
         if mask is not None:
             mask = F.grid_sample(mask, grid, mode="nearest", align_corners=False)
-        return self._expose(moved, uniforms), mask
+        return self.exposure(moved, uniforms[:, 4:7]), mask
 
     def _matrices(self, uniforms: Tensor, images: Tensor) -> Tensor:
         """Give (B, 2, 3): where each output pixel comes from, in coordinates of -1…1."""
@@ -81,10 +83,3 @@ class RadiographAugment(nn.Module):
         rows = torch.stack([cos * mirror, -sin * aspect, signed[:, 2] * 2 * self.translate], dim=1)
         columns = torch.stack([sin / aspect * mirror, cos, signed[:, 3] * 2 * self.translate], dim=1)
         return torch.stack([rows, columns], dim=1).to(images.dtype)
-
-    def _expose(self, images: Tensor, uniforms: Tensor) -> Tensor:
-        signed = (uniforms * 2 - 1)[:, :, None, None, None]
-        images = images.clamp(min=1e-4) ** torch.exp(signed[:, 4] * math.log1p(self.gamma))
-        mean = images.mean((1, 2, 3), keepdim=True)
-        images = mean + (images - mean) * (1 + signed[:, 5] * self.contrast)
-        return (images + signed[:, 6] * self.brightness).clamp(0, 1)

@@ -1,30 +1,62 @@
-"""Synthetic Lesion Mask for one image: array and dictionary form."""
+"""Synthetic Lesion Mask: the abnormal twin of a normal radiograph, for one image or a batch of tensors."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Hashable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.transforms import MapTransform, Randomizable, RandomizableTransform
-from monai.utils import TransformBackends, convert_data_type, convert_to_dst_type
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Randomizable, Transform
+from monai.utils import TransformBackends, convert_to_dst_type
+from torch import Tensor
+from torch.nn import functional as F
 
-from afire_monai.errors import RadiographError
-from afire_monai.transforms.lesion_search import texture_circle
-from afire_monai.transforms.lesion_settings import (
-    GREY_LEVEL,
-    LesionRecord,
-    LesionSettings,
-    Polarity,
-    check_size,
-    lesion_boxes,
-    lesion_number,
-)
+from afire_monai.errors import AfireError, RadiographError
+from afire_monai.transforms.anatomy import LUNG_SIDE, anatomy_of
+from afire_monai.transforms.lesion_render import add_to_images, added_by_lesions
+from afire_monai.transforms.lesion_settings import LesionSettings, check_size
 
 
-class SyntheticLesionMask(RandomizableTransform):
+@dataclass(frozen=True)
+class LesionRecord:
+    """What was drawn for one image: enough to make the same twin again, and plain enough for JSON.
+
+    Attributes:
+        image_size: (height, width) in pixels.
+        uniforms: the numbers in [0, 1) that decide everything.
+        center: row and column in pixels that the texture comes from.
+    """
+
+    image_size: tuple[int, int]
+    uniforms: tuple[float, ...]
+    center: tuple[float, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dictionary that `json.dumps` takes."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LesionRecord:
+        """Return the record that `to_dict` described, also after a round trip through JSON.
+
+        Raises:
+            AfireError: a key is missing or a value has the wrong form.
+        """
+        try:
+            height, width = values["image_size"]
+            row, column = values["center"]
+            uniforms = tuple(float(u) for u in values["uniforms"])
+            return cls((int(height), int(width)), uniforms, (float(row), float(column)))
+        except (KeyError, TypeError, ValueError) as error:
+            keys = "image_size, uniforms, center"
+            raise AfireError(f"Not a lesion record ({error!r}); expected the keys {keys}, as to_dict gives.") from error
+
+
+class SyntheticLesionMask(Randomizable, Transform):
     """Make the abnormal twin of a normal image: blobs of its own bright texture, added at random places.
 
     The Synthetic Lesion Mask of Liu et al. (AAAI 2025, AFiRe), read so that rows stay rows, sums never wrap around, the
@@ -34,101 +66,118 @@ class SyntheticLesionMask(RandomizableTransform):
     mask although it does not change); a constant image, or a texture without any light in it, gives lesions of a flat
     texture of 0.5 so that training goes on.
 
+    One image and a batch go through the same code. A single image is checked; a batch of tensors is not looked at, so
+    that nothing waits for the device: its values must be finite and within 0…1.
+
     Args:
         settings: sizes and options; the published ones by default.
 
     Attributes:
-        record: what the last `randomize` drew; `apply` makes the same twin from it again.
+        draws: how many uniform numbers one image takes.
+        record: what made the last single image's twin; give it to `replay`.
     """
 
-    backend = [TransformBackends.NUMPY]  # noqa: RUF012 - MONAI reads it as a class attribute
+    backend = [TransformBackends.TORCH]  # noqa: RUF012 - MONAI reads it as a class attribute
 
     def __init__(self, settings: LesionSettings | None = None) -> None:
-        RandomizableTransform.__init__(self, prob=1.0)
         self.settings = settings or LesionSettings()
+        self.draws = self.settings.draws
         self.record: LesionRecord | None = None
+        self._uniforms = np.empty((0, self.draws), dtype=np.float32)
+
+    def randomize(self, data: int) -> None:
+        """Draw the uniform numbers of so many images."""
+        numbers = self.R.random_sample((data, self.draws)).astype(np.float32)
+        self._uniforms = np.minimum(numbers, np.float32(1 - 2**-24))  # rounding to float32 can give 1
 
     def __call__(
-        self, img: NdarrayOrTensor, randomize: bool = True, name: str = "image"
+        self,
+        img: NdarrayOrTensor,
+        uniforms: Tensor | None = None,
+        centers: Tensor | None = None,
+        lungs: Tensor | None = None,
+        name: str = "image",
     ) -> tuple[NdarrayOrTensor, NdarrayOrTensor]:
         """Make a twin.
 
         Args:
-            img: (C, H, W) float in 0…1, C equal channels.
-            randomize: draw anew; otherwise `record` is applied again.
+            img: (C, H, W), or tensors (B, C, H, W), float in 0…1, C equal channels.
+            uniforms: (B, draws) float32 in [0, 1); drawn if not given.
+            centers: (B, 2) row and column in pixels that the texture comes from; searched if not given.
+            lungs: (B, 1, h, w) lung map in 0…1 over the whole image; estimated if not given and needed.
             name: what errors call the image.
 
         Returns:
-            Twin (C, H, W) of the image's type, and mask (1, H, W) float32, 1 where lesion was added.
+            Twin of the image's shape and type, and mask (1, H, W) or (B, 1, H, W) float32, 1 where lesion was added.
 
         Raises:
-            RadiographError: the image has another shape, unequal channels, or values that are not within 0…1.
+            RadiographError: an image has another shape, or a single one unequal channels or values outside 0…1.
+            AfireError: uniforms of another shape, or an image smaller than 8 pixels.
         """
-        if self.record is not None and not randomize:
-            return self.apply(img, self.record, name)
-        image = _checked(img, name)
-        self.record = self._draw(image)
-        return self._add(img, image, self.record)
+        single = img.ndim == 3
+        images = _checked(img, name)[None] if single else _batch_of(img, name)
+        if uniforms is None:
+            self.randomize(len(images))
+            uniforms = torch.from_numpy(self._uniforms)
+        if uniforms.shape != (len(images), self.draws):
+            expected = (len(images), self.draws)
+            raise AfireError(f"uniforms are {tuple(uniforms.shape)}; expected (B, draws) = {expected}.")
+        centers, lungs = self._anatomy(images, centers, lungs)
+        twin, mask = self._add(images, uniforms.to(images.device, torch.float32, non_blocking=True), centers, lungs)
+        if not single:
+            return twin, mask
+        place = (float(centers[0, 0]), float(centers[0, 1]))
+        size = (images.shape[2], images.shape[3])
+        self.record = LesionRecord(size, tuple(uniforms[0].tolist()), place)
+        if isinstance(img, np.ndarray):
+            return twin[0].numpy().astype(img.dtype, copy=False), mask[0].numpy()
+        return convert_to_dst_type(twin[0], img)[0], convert_to_dst_type(mask[0], img, dtype=torch.float32)[0]
 
-    def randomize(self, data: NdarrayOrTensor, name: str = "image") -> None:
-        """Draw lesions for an image (C, H, W) and keep them in `record`."""
-        self.record = self._draw(_checked(data, name))
-
-    def _draw(self, image: np.ndarray) -> LesionRecord:
-        super().randomize(None)
-        numbers = self.R.random_sample(self.settings.draws).astype(np.float32)
-        uniforms = np.minimum(numbers, np.float32(1 - 2**-24))  # rounding to float32 can give 1
-        return self.plan(image[0], uniforms)
-
-    def plan(self, image: np.ndarray, uniforms: np.ndarray) -> LesionRecord:
-        """Record for an image (H, W) float32 and (draws,) uniform numbers, which decide everything."""
-        height, width = image.shape
-        if uniforms[2] < self.settings.elsewhere_probability:
-            center, radius = (float(uniforms[3] * (height - 1)), float(uniforms[4] * (width - 1))), 0.0
-        else:
-            center, radius = texture_circle(image, self.settings)
-        count = int(lesion_number(self.settings, uniforms))
-        corners = np.stack(lesion_boxes(self.settings, uniforms, height, width), axis=-1)[:count].astype(int)
-        boxes = tuple((int(t), int(le), int(h), int(w)) for t, le, h, w in corners)
-        polarity: Polarity = "dark" if uniforms[1] < self.settings.dark_probability else "bright"
-        return LesionRecord((height, width), center, radius, boxes, polarity)
-
-    def apply(
+    def replay(
         self, img: NdarrayOrTensor, record: LesionRecord, name: str = "image"
     ) -> tuple[NdarrayOrTensor, NdarrayOrTensor]:
-        """Make the twin that a record describes; nothing is random. Arguments and result as in `__call__`.
+        """Make the twin that a record describes; arguments and result as in `__call__`.
 
         Raises:
             RadiographError: also if the record was made for another image size.
         """
-        image = _checked(img, name)
-        if image.shape[1:] != tuple(record.image_size):
-            raise RadiographError(f"'{name}' is {image.shape[1:]}; the lesion record is for {record.image_size}.")
-        return self._add(img, image, record)
+        if tuple(img.shape[1:]) != tuple(record.image_size):
+            raise RadiographError(f"'{name}' is {tuple(img.shape[1:])}; the lesion record is for {record.image_size}.")
+        return self(img, torch.tensor([record.uniforms]), torch.tensor([record.center]), name=name)
 
-    def _add(
-        self, img: NdarrayOrTensor, image: np.ndarray, record: LesionRecord
-    ) -> tuple[NdarrayOrTensor, NdarrayOrTensor]:
-        """Twin and mask of an image that was checked (`image`), as the type of what was given (`img`)."""
-        added = _render(_blob(image[0], record.texture_center, self.settings), record)
-        if record.polarity == "dark":
-            twin = np.minimum(image, np.maximum(image - added, np.float32(self.settings.floor)))
-        else:
-            twin = np.maximum(image, np.minimum(image + added, np.float32(self.settings.ceiling)))
-        mask = (added > 0).astype(np.float32)[None]
-        if isinstance(img, np.ndarray):
-            return twin.astype(img.dtype, copy=False), mask
-        return convert_to_dst_type(twin, img)[0], convert_to_dst_type(mask, img, dtype=np.float32)[0]
+    def _anatomy(self, images: Tensor, centers: Tensor | None, lungs: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        needs_lungs = self.settings.lung_probability > 0
+        if centers is None or (needs_lungs and lungs is None):
+            found = anatomy_of(images)
+            if centers is None:
+                centers = centers_in_pixels(found, images.shape[2], images.shape[3])
+            if needs_lungs and lungs is None:
+                lungs = lungs_of(found)
+        return centers.to(images.device, torch.float32, non_blocking=True), lungs if needs_lungs else None
+
+    @torch.no_grad()
+    def _add(self, images: Tensor, uniforms: Tensor, centers: Tensor, lungs: Tensor | None) -> tuple[Tensor, Tensor]:
+        with torch.autocast(images.device.type, enabled=False):
+            pictures = images.float()
+            added = added_by_lesions(self.settings, pictures[:, 0], uniforms, centers, lungs)[:, None]
+            twin = add_to_images(self.settings, pictures, added, uniforms)
+        return twin.to(images.dtype), added.sign()
 
 
 class SyntheticLesionMaskd(MapTransform, Randomizable):
     """Dictionary form of `SyntheticLesionMask`: adds the twin and its mask, and leaves the image as it is.
 
+    A single image (C, H, W), as in a `Compose` behind `LoadImaged`, and a batch (B, C, H, W) on the device, as in the
+    training step, go through the same code.
+
     Args:
         keys: key of the image (one key).
         twin_key: key of the twin to write.
         mask_key: key of the mask to write.
-        record_key: key of the record (a plain dictionary) to write; not written if None.
+        uniforms_key: key of the numbers that decide everything, (B, draws); drawn if it is absent.
+        centers_key: key of the texture's centres, (B, 2) in pixels; searched if it is absent.
+        lungs_key: key of the lung map, (B, 1, h, w); estimated if it is absent and needed.
+        record_key: key of the record of a single image (a plain dictionary) to write; not written if None.
         settings: sizes and options; the published ones by default.
         allow_missing_keys: do nothing where the image is missing.
 
@@ -143,6 +192,9 @@ class SyntheticLesionMaskd(MapTransform, Randomizable):
         keys: KeysCollection = "image",
         twin_key: str = "twin",
         mask_key: str = "mask",
+        uniforms_key: str = "uniforms",
+        centers_key: str = "centers",
+        lungs_key: str = "lungs",
         record_key: str | None = None,
         settings: LesionSettings | None = None,
         allow_missing_keys: bool = False,
@@ -154,7 +206,18 @@ class SyntheticLesionMaskd(MapTransform, Randomizable):
                 "expected one image key that differs from the keys it writes."
             )
         self.twin_key, self.mask_key, self.record_key = twin_key, mask_key, record_key
+        self.given_keys = {"uniforms": uniforms_key, "centers": centers_key, "lungs": lungs_key}
         self.mask = SyntheticLesionMask(settings)
+
+    @property
+    def draws(self) -> int:
+        """Return how many uniform numbers one image takes."""
+        return self.mask.draws
+
+    @property
+    def settings(self) -> LesionSettings:
+        """Return the sizes and options."""
+        return self.mask.settings
 
     def set_random_state(
         self, seed: int | None = None, state: np.random.RandomState | None = None
@@ -164,29 +227,64 @@ class SyntheticLesionMaskd(MapTransform, Randomizable):
         self.mask.set_random_state(seed, state)
         return self
 
-    def randomize(self, data: NdarrayOrTensor) -> None:
-        """Draw lesions for an image (C, H, W)."""
-        self.mask.randomize(data, str(self.keys[0]))
-
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Add twin and mask (and record) to a dictionary that holds an image (C, H, W) in 0…1."""
+        """Add twin and mask (and record) to a dictionary that holds an image in 0…1."""
         result = dict(data)
         for key in self.key_iterator(result):
-            self.randomize(result[key])
-            twin, mask = self.mask(result[key], randomize=False, name=str(key))
-            result[self.twin_key], result[self.mask_key] = twin, mask
+            given = {argument: result.get(name) for argument, name in self.given_keys.items()}
+            result[self.twin_key], result[self.mask_key] = self.mask(result[key], **given, name=str(key))
             if self.record_key is not None and self.mask.record is not None:
                 result[self.record_key] = self.mask.record.to_dict()
         return result
 
 
-def _checked(image: NdarrayOrTensor, name: str) -> np.ndarray:
-    """Image as a float32 array (C, H, W), or an error that says what is wrong with it."""
-    array: np.ndarray = image if isinstance(image, np.ndarray) else convert_data_type(image, np.ndarray)[0]
-    if array.ndim != 3 or array.shape[0] == 0 or not np.issubdtype(array.dtype, np.floating):
+def centers_in_pixels(anatomy: Tensor, height: int, width: int) -> Tensor:
+    """Return the texture's centres (B, 2), row and column in pixels, from `Anatomy`'s values (B, 1026)."""
+    rows, columns = anatomy[:, :2].float().unbind(1)
+    return torch.stack([rows * height - 0.5, columns * width - 0.5], dim=1)
+
+
+def lungs_of(anatomy: Tensor) -> Tensor:
+    """Return the lung map (B, 1, 32, 32) from `Anatomy`'s values (B, 1026)."""
+    return anatomy[:, 2:].float().unflatten(1, (1, LUNG_SIDE, LUNG_SIDE))
+
+
+def crop_lungs(lungs: Tensor, offsets: Tensor, canvas_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Cut the part of a lung map that a crop at whole cells shows.
+
+    Args:
+        lungs: (B, 1, 32, 32) over the whole canvas.
+        offsets: (B, 2) row and column of the crop in cells.
+        canvas_grid: rows and columns of cells of the canvas.
+        grid: of the crop.
+
+    Returns:
+        (B, 1, 4 h, 4 w), four samples a cell.
+    """
+    fine = F.interpolate(lungs, [4 * side for side in canvas_grid], mode="bilinear", align_corners=False)
+    rows = offsets[:, :1] * 4 + torch.arange(4 * grid[0], device=lungs.device)
+    columns = offsets[:, 1:] * 4 + torch.arange(4 * grid[1], device=lungs.device)
+    strip = fine.gather(2, rows[:, None, :, None].expand(-1, 1, -1, fine.shape[3]))
+    return strip.gather(3, columns[:, None, None, :].expand(-1, 1, strip.shape[2], -1))
+
+
+def _batch_of(images: NdarrayOrTensor, name: str) -> Tensor:
+    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+        raise RadiographError(
+            f"'{name}' is {tuple(images.shape)} {images.dtype}; expected (C, H, W) floats in 0…1, or tensors "
+            "(B, C, H, W)."
+        )
+    check_size(images.shape[2], images.shape[3], name)
+    return images.as_tensor() if isinstance(images, MetaTensor) else images
+
+
+def _checked(image: NdarrayOrTensor, name: str) -> Tensor:
+    """Return an image as a float32 tensor (C, H, W), or raise an error that says what is wrong with it."""
+    array = image if isinstance(image, np.ndarray) else np.asarray(image.detach().cpu())
+    if array.shape[0] == 0 or not np.issubdtype(array.dtype, np.floating):
         raise RadiographError(f"'{name}' is {array.shape} {array.dtype}; expected (C, H, W) floats in 0…1.")
     check_size(array.shape[1], array.shape[2], name)
-    array = array.astype(np.float32, copy=False)
+    array = np.ascontiguousarray(array, dtype=np.float32)
     low, high = float(array.min()), float(array.max())  # either is NaN if any value is
     if not (low >= 0 and high <= 1):
         raise RadiographError(f"'{name}' has values from {low:g} to {high:g}; expected finite values within 0…1.")
@@ -194,59 +292,4 @@ def _checked(image: NdarrayOrTensor, name: str) -> np.ndarray:
         raise RadiographError(
             f"'{name}' has {array.shape[0]} channels that differ; expected equal ones (a grey image)."
         )
-    return array
-
-
-def _blob(image: np.ndarray, center: tuple[float, float], settings: LesionSettings) -> np.ndarray:
-    """Weighted texture (t, t) around a place of an image (H, W), shifted inside where it would cross the border."""
-    height, width = image.shape
-    side = settings.texture_pixels(height, width)
-    corner = np.floor(np.asarray(center, dtype=np.float32) - np.float32((side - 1) / 2 - 0.5)).astype(int)
-    top, left = np.clip(corner, 0, (height - side, width - side))
-    patch = image[top : top + side, left : left + side]
-    low, high = patch.min(), patch.max()
-    # the whole image is looked at only where its patch is constant
-    flat = high < 4 * GREY_LEVEL or (high - low < GREY_LEVEL and image.max() - image.min() < GREY_LEVEL)
-    blob: np.ndarray = _weights(side, settings) * (np.float32(0.5) if flat else patch)
-    return blob
-
-
-@functools.lru_cache(maxsize=16)
-def _weights(side: int, settings: LesionSettings) -> np.ndarray:
-    """Elliptical Gaussian exp(−(r²/0.5)^edge) on a (side, side) square, min-max scaled to 0…peak."""
-    axis = (np.arange(side) - (side - 1) / 2) / (side / 2)
-    bell = np.exp(-(((axis[:, None] ** 2 + axis**2) / 0.5) ** settings.edge))
-    scaled: np.ndarray = ((bell - bell.min()) / np.ptp(bell) * settings.peak).astype(np.float32)
-    return scaled
-
-
-@functools.lru_cache(maxsize=512)
-def _taps(length: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """First of the two of `side` samples that each of `length` samples takes, and the share (length, 1) of the second.
-
-    Bilinear: half-pixel centres aligned, border value repeated.
-    """
-    source = np.clip((np.arange(length) + 0.5) * side / length - 0.5, 0, side - 1)
-    lower = np.minimum(source.astype(int), side - 2)
-    return lower, (source - lower).astype(np.float32)[:, None]
-
-
-def _stretch(blob: np.ndarray, length: int) -> np.ndarray:
-    """Resize the rows of (t, n) to (length, n), bilinearly.
-
-    No matrix product: for so little work the threads of a BLAS library cost more than they save.
-    """
-    lower, share = _taps(length, blob.shape[0])
-    first = blob[lower]
-    resized: np.ndarray = first + share * (blob[lower + 1] - first)
-    return resized
-
-
-def _render(blob: np.ndarray, record: LesionRecord) -> np.ndarray:
-    """Sum (H, W) of the blob resized to each box; what is below one 8-bit grey level is zero."""
-    added = np.zeros(record.image_size, dtype=np.float32)
-    for top, left, rows, columns in record.boxes:
-        lesion = _stretch(np.ascontiguousarray(_stretch(blob, rows).T), columns)
-        added[top : top + rows, left : left + columns] += lesion.T
-    added *= added >= GREY_LEVEL
-    return added
+    return torch.from_numpy(array)

@@ -7,17 +7,17 @@ import copy
 import pytest
 import torch
 from helpers import PATCH, smooth_images, tiny_afire
-from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from afire_monai.errors import AfireError
-from afire_monai.losses import RestorationLoss, TokenContrastiveLoss
+from afire_monai.losses import RestorationLoss, SelfDistillationLoss, TokenContrastiveLoss, TokenMatchLoss
 from afire_monai.methods import AFiRe
 from afire_monai.methods.afire import abnormal_cells
 from afire_monai.networks import AnomalyRestorationDecoder, PrototypeBank, TokenHead, ViTEncoder
-from afire_monai.transforms import SyntheticLesionMaskBatch
+from afire_monai.transforms import ExposureChange, LesionSettings, SyntheticLesionMaskd
+from afire_monai.transforms.anatomy import anatomy_of
 
 
 def uniforms_for(method: AFiRe, batch: int, seed: int = 0) -> torch.Tensor:
@@ -28,18 +28,17 @@ def total_of(method: AFiRe, losses: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.stack([losses[name] * weight for name, weight in method.loss_weights.items()]).sum()
 
 
-class FixedMask(nn.Module):
+class FixedMask:
     """Stands in for the lesion synthesis: one mask for all images, brightened by a tenth."""
 
-    draws = 1
+    draws, twin_key, mask_key = 21, "twin", "mask"
 
     def __init__(self, value: float) -> None:
-        super().__init__()
         self.value = value
 
-    def forward(self, images: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mask = torch.full_like(images[:, :1], self.value)
-        return (images + 0.1 * mask).clamp(0, 1), mask
+    def __call__(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        mask = torch.full_like(data["image"][:, :1], self.value)
+        return {"twin": (data["image"] + 0.1 * mask).clamp(0, 1), "mask": mask}
 
 
 # the slow reference --------------------------------------------------------------------------------------------------
@@ -64,7 +63,8 @@ class SlowRelease:
         self.lesion = method.lesion
 
     def loss(self, images: torch.Tensor, uniforms: torch.Tensor, first_epoch: bool) -> dict[str, torch.Tensor]:
-        twin, mask = self.lesion(images, uniforms)
+        lesioned = self.lesion({"image": images, "uniforms": uniforms})
+        twin, mask = lesioned["twin"], lesioned["mask"]
         h, w = self.student.encoder.grid
         with torch.no_grad():
             teacher = slow_head(self.teacher.head, self.teacher.encoder(images)[:, 1:])
@@ -139,7 +139,7 @@ def test_shifted_form_books_each_token_under_the_canvas_cell_that_it_shows(first
     views = method.views(images, uniforms)
     losses = method.losses(images, uniforms, first_epoch)
     with torch.no_grad():
-        taught = method.teacher(views.normal)
+        taught, _ = method.teacher(views.normal)
         seen, restored = method.student(views.twin, views.abnormal)
     for cell in range(36):
         shown = [taught[i, j] for i in range(3) for j in range(16) if views.teacher_cells[i, j] == cell]
@@ -158,6 +158,103 @@ def test_shifted_form_books_each_token_under_the_canvas_cell_that_it_shows(first
     torch.testing.assert_close(losses["structure"].detach(), torch.stack(terms).mean(), atol=1e-5, rtol=0)
     target = (views.clean - 0.5) / 0.25
     torch.testing.assert_close(losses["restoration"].detach(), F.mse_loss(restored, target), atol=1e-6, rtol=1e-5)
+
+
+# this project's terms -------------------------------------------------------------------------------------------------
+
+
+def full_afire(shift: int = 2, **options) -> AFiRe:
+    """A tiny AFiRe with everything that is not published."""
+    torch.manual_seed(0)
+    encoder = ViTEncoder(32, PATCH, embed_dim=32, depth=2, num_heads=2)
+    settings = LesionSettings(lung_probability=0.5)
+    return AFiRe(
+        encoder,
+        TokenHead(32, None if shift else 16, out_dim=16, hidden_dim=32, bottleneck_dim=16),
+        AnomalyRestorationDecoder(32, (4, 4), PATCH, dim=32, depth=1, num_heads=2),
+        PrototypeBank((4 + shift) ** 2, 16),
+        TokenContrastiveLoss(),
+        RestorationLoss(),
+        SyntheticLesionMaskd(settings=settings),
+        shift=shift,
+        abnormal_change=0.03,
+        exposure=ExposureChange(),
+        match_loss=TokenMatchLoss(),
+        class_head=TokenHead(32, None, out_dim=8, hidden_dim=16, bottleneck_dim=8),
+        class_loss=SelfDistillationLoss(8),
+        lesion_weight=0.5,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("shift", [0, 2])
+def test_every_optional_term_equals_a_slow_reference(shift):
+    method = full_afire(shift)
+    assert set(method.loss_weights) == {"structure", "category", "restoration", "match", "class", "lesion"}
+    assert method.loss_weights["lesion"] == 0.5
+    method.prototypes.prototypes.copy_(torch.rand(len(method.prototypes.prototypes), 16) * 2 - 1)
+    method.class_loss.center.copy_(torch.rand(8) * 0.1)
+    center = method.class_loss.center.clone()
+    images, uniforms = smooth_images(3, method.canvas_size), uniforms_for(method, 3)
+    v = method.views(images, uniforms)
+    losses = method.losses(images, uniforms, False)
+    with torch.no_grad():
+        taught, taught_class = method.teacher(v.normal)
+        seen, _, seen_class, seen_lesion = method.student(v.twin, v.abnormal)
+    prototypes = method.prototypes.prototypes
+    cells = torch.arange(16).expand(3, 16) if v.cells is None else v.cells
+    teacher_cells = torch.arange(16).expand(3, 16) if v.teacher_cells is None else v.teacher_cells
+    match, lesion = [], []
+    for i in range(3):
+        for j in range(16):
+            row, column = divmod(j, 4)
+            share = v.mask[i, 0, row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH].mean()
+            lesion.append(F.binary_cross_entropy_with_logits(seen_lesion[i, j], share))
+            for k in range(16):
+                if teacher_cells[i, k] == cells[i, j] and not v.abnormal[i, j] and not v.ambiguous[i, j]:
+                    prototype = prototypes[cells[i, j]]
+                    target = torch.softmax((taught[i, k] - prototype) / 0.04, 0)
+                    match.append(-(target * torch.log_softmax((seen[i, j] - prototype) / 0.1, 0)).sum())
+    target = torch.softmax((taught_class[:, 0] - center) / 0.04, 1)
+    distillation = -(target * torch.log_softmax(seen_class[:, 0] / 0.1, 1)).sum(1).mean()
+    assert match
+    for name, expected in {"match": torch.stack(match), "lesion": torch.stack(lesion), "class": distillation}.items():
+        torch.testing.assert_close(losses[name].detach(), expected.mean(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(method.class_loss.center, 0.9 * center + 0.1 * taught_class[:, 0].mean(0))
+    total_of(method, losses).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for _, p in method.trainable())
+
+
+def test_exposure_differs_between_student_and_teacher_and_the_target_has_the_students():
+    method = full_afire(0)
+    images, uniforms = smooth_images(4, (32, 32)), uniforms_for(method, 4)
+    v = method.views(images, uniforms)
+    draws = uniforms[:, method.lesion.draws :]
+    assert torch.equal(v.clean, method.exposure(images, draws[:, :3]))
+    assert torch.equal(v.normal, method.exposure(images, draws[:, 3:6]))
+    assert torch.equal(v.twin[v.mask == 0], v.clean[v.mask == 0])
+    assert not torch.allclose(v.clean, v.normal, atol=0.01)
+
+
+def test_anatomy_that_is_given_equals_what_would_be_found():
+    method = full_afire(2)
+    images, uniforms = smooth_images(4, method.canvas_size), uniforms_for(method, 4)
+    searched, given = method.views(images, uniforms), method.views(images, uniforms, anatomy_of(images))
+    assert torch.equal(searched.twin, given.twin)
+    batch = {"image": images, "anatomy": anatomy_of(images)}
+    first = method.batch_losses(batch, uniforms, False)
+    moved = {**batch, "anatomy": batch["anatomy"].flip(0)}
+    assert first["restoration"] != method.batch_losses(moved, uniforms, False)["restoration"]
+
+
+def test_texture_comes_from_the_place_found_in_the_canvas_moved_into_the_crop():
+    method = tiny_afire(shift=2)
+    canvas = torch.full((1, 1, 48, 48), 0.2)
+    canvas[..., 30:40, 10:24] = 0.9
+    found = anatomy_of(canvas)
+    offsets = torch.tensor([[1, 2]])
+    place = method._place(found, offsets)["centers"]
+    assert place[0].tolist() == pytest.approx([34.5 - 8, 16.5 - 16], abs=0.01)
 
 
 # teacher -------------------------------------------------------------------------------------------------------------
@@ -219,7 +316,8 @@ def test_twin_equals_the_clean_picture_outside_the_mask(shift):
     assert (views.twin[inside] >= views.clean[inside]).all()
     assert (views.twin != views.clean).flatten(1).any(1).all()
     assert inside.flatten(1).any(1).all()
-    assert torch.equal(views.abnormal, abnormal_cells(views.mask, PATCH))
+    assert torch.equal(views.abnormal, F.max_pool2d(views.mask, PATCH).flatten(1) > 0)
+    assert not views.ambiguous.any()
     assert 0 < views.abnormal.float().mean() < 1
 
 
@@ -237,8 +335,22 @@ def test_a_single_lesion_pixel_makes_its_cell_abnormal_and_no_other():
     mask = torch.zeros(2, 1, 16, 24)
     mask[0, 0, 7, 8] = 1e-6  # the last row of the first row of cells, the first column of the second
     mask[1, 0, 8, 23] = 1
-    assert abnormal_cells(mask, 8).nonzero().tolist() == [[0, 1], [1, 5]]
-    assert not abnormal_cells(torch.zeros(1, 1, 16, 24), 8).any()
+    clean = torch.zeros_like(mask)
+    abnormal, ambiguous = abnormal_cells(mask, clean, mask, 8, 0.0)
+    assert abnormal.nonzero().tolist() == [[0, 1], [1, 5]]
+    assert not ambiguous.any()
+    assert not abnormal_cells(clean, clean, clean, 8, 0.0)[0].any()
+
+
+def test_a_cell_that_changes_too_little_is_neither_normal_nor_abnormal():
+    clean = torch.full((1, 1, 8, 24), 0.5)
+    change = torch.zeros_like(clean)
+    change[..., :8] = 0.02  # a whole cell
+    change[..., 8:16] = 0.004
+    change[..., :4, 16:24] = -0.04  # half a cell, darker: 0.02 on average
+    abnormal, ambiguous = abnormal_cells(clean + change, clean, (change != 0).float(), 8, 0.01)
+    assert abnormal.tolist() == [[True, False, True]]
+    assert ambiguous.tolist() == [[False, True, False]]
 
 
 def test_pictures_of_another_size_than_the_canvas_are_refused_with_both_sizes():
@@ -274,7 +386,6 @@ def test_awkward_batches_give_finite_losses_and_a_gradient_for_every_parameter(k
         images = torch.full_like(images, float(kind == "white"))
     if kind in ("all abnormal", "none abnormal"):
         method.lesion = FixedMask(float(kind == "all abnormal"))
-        method.draws = method.lesion.draws + method.grid_shift.draws
     for step, first_epoch in enumerate((True, False)):
         losses = method.losses(images, uniforms_for(method, batch, seed=step), first_epoch)
         assert all(loss.isfinite() for loss in losses.values()), losses
@@ -323,7 +434,7 @@ def parts(**replaced) -> dict:
         "prototypes": PrototypeBank(16, 16),
         "token_loss": TokenContrastiveLoss(),
         "restoration_loss": RestorationLoss(),
-        "lesion": SyntheticLesionMaskBatch(),
+        "lesion": SyntheticLesionMaskd(),
         **replaced,
     }
 

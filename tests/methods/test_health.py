@@ -198,11 +198,11 @@ def test_a_head_that_ignores_the_picture_solves_the_published_task_but_not_the_s
 def test_lesion_figure_is_a_half_without_lesions():
     method, images, uniforms = after_one_step(shift=0)
 
-    class NoLesion(torch.nn.Module):
-        draws = method.lesion.draws
+    class NoLesion:
+        draws, twin_key, mask_key = method.lesion.draws, "twin", "mask"
 
-        def forward(self, pictures, _):
-            return pictures, torch.zeros_like(pictures[:, :1])
+        def __call__(self, data):
+            return {"twin": data["image"], "mask": torch.zeros_like(data["image"][:, :1])}
 
     method.lesion = NoLesion()
     assert method.health(images, uniforms)["lesion_token_auroc"] == 0.5
