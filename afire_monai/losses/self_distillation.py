@@ -61,9 +61,11 @@ class SelfDistillationLoss(nn.Module):
         (views, batch, _), (seen, *rest) = student.shape, teacher.shape
         if views < 2 or seen > views or tuple(rest) != tuple(student.shape[1:]):
             raise AfireError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} do not fit")
-        target = ((teacher.float() - self.center) / self.teacher_temperature).softmax(-1)
-        log_q = (student.float() / self.student_temperature).log_softmax(-1)
-        pairs = -torch.einsum("tbk,sbk->ts", target, log_q) / batch
+        # autocast would round the product to bfloat16, by more than losses of different batches differ
+        with torch.autocast(student.device.type, enabled=False):
+            target = ((teacher.float() - self.center) / self.teacher_temperature).softmax(-1)
+            log_q = (student.float() / self.student_temperature).log_softmax(-1)
+            pairs = -torch.einsum("tbk,sbk->ts", target, log_q) / batch
         different = ~torch.eye(seen, views, dtype=torch.bool, device=pairs.device)
         return (pairs * different).sum() / different.sum()
 

@@ -221,7 +221,7 @@ class AFiRe(Method):
         """Compute structure, category and restoration losses of one step (see :class:`Method`)."""
         with torch.no_grad():
             v = self.views(images, uniforms)
-            teacher_logits = self.teacher(v.normal)
+            teacher_logits = self.teacher_forward(v.normal)
             self.prototypes.update(teacher_logits, v.teacher_cells, replace=first_epoch)
             assignment = self.prototypes.assignment()
         student_logits, restored = self.student_forward(v.twin, v.abnormal)

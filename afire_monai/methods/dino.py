@@ -119,7 +119,7 @@ class DINO(Method):
         """Compute the distillation loss of one step (see :class:`Method`); moves the centre afterwards."""
         with torch.no_grad():
             large, small = self.views(images, uniforms)
-            (teacher,) = self.teacher(*large)
+            (teacher,) = self.teacher_forward(*large)
         (student,) = self.student_forward(*large, *small)
         loss = self.loss(student, teacher)
         self.loss.update_center(teacher)
