@@ -103,13 +103,14 @@ def build(name: str) -> Method:
 
 
 def batch_for(method: Method) -> dict[str, torch.Tensor]:
-    """Images, and targets and masks with gaps, on the CPU."""
+    """Images, centres of texture for lesions, and targets and masks with gaps, on the CPU."""
     images = smooth_images(COUNT, method.canvas_size)
     target = torch.tensor([[1.0, 0.0], [0.0, math.nan], [1.0, 1.0], [0.0, 0.0]])
     mask = (images > 0.6).float()
     mask[1] = 0
     mask[2, :, :8] = math.nan
-    return {"image": images, "target": target, "mask": mask}
+    center = torch.full((COUNT, 2), images.shape[2] / 2)
+    return {"image": images, "target": target, "mask": mask, "center": center}
 
 
 def optimizer_for(method: Method) -> torch.optim.Optimizer:

@@ -72,6 +72,7 @@ class SelfDistillationLoss(nn.Module):
     @torch.no_grad()
     def update_center(self, teacher: Tensor) -> None:
         """Move the centre towards the mean of the teacher's outputs (T, B, K) over all processes."""
-        count = torch.tensor(float(teacher.shape[0] * teacher.shape[1]), device=teacher.device)
-        total = sum_over_processes(torch.cat([teacher.float().sum((0, 1)), count[None]]))
+        outputs = teacher.float()
+        count = outputs.new_full((1,), outputs.shape[0] * outputs.shape[1])
+        total = sum_over_processes(torch.cat([outputs.sum((0, 1)), count]))
         self.center.lerp_(total[:-1] / total[-1], 1 - self.center_momentum)

@@ -83,7 +83,7 @@ class DINO(Method):
         for height, width in small:
             if height % patch or width % patch:
                 raise AfireError(f"local_size {height} must be a multiple of the patch size {patch}")
-            encoder.grid_of(height, width)
+            encoder.positions_of(encoder.grid_of(height, width))  # computed now, not in the step
         if len(large) + len(small) < 2:
             raise AfireError("at least two views are needed: one has nothing to agree with")
         self.student = DINOBranch(encoder, head)
