@@ -15,6 +15,7 @@ import torch
 
 from afire_monai.commands.bundle import bundle_root
 from afire_monai.engines.planning import build_training
+from afire_monai.precision import PRECISIONS, set_precision
 
 METHODS = ("afire", "peac", "mlvicx", "mae", "dino")
 
@@ -31,8 +32,8 @@ def losses_and_gradient(
     coarse = torch.rand(8, 1, 6, 6, generator=generator)
     images = torch.nn.functional.interpolate(coarse, built.canvas_size, mode="bilinear").to(device, dtype)
     uniforms = torch.rand(8, built.draws, generator=generator).to(device)
-    with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
-        losses = built.losses(images, uniforms, first_epoch=True)
+    built.network_dtype = set_precision(precision)
+    losses = built.losses(images, uniforms, first_epoch=True)
     torch.stack([losses[name].double() * weight for name, weight in built.loss_weights.items()]).sum().backward()
     gradient = torch.cat([p.grad.flatten().double().cpu() for _, p in built.trainable() if p.grad is not None])
     return {name: loss.item() for name, loss in losses.items()}, gradient
@@ -40,7 +41,7 @@ def losses_and_gradient(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS)
     parser.add_argument("--method", nargs="+", default=list(METHODS))
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -35,6 +35,7 @@ from afire_monai.engines.trainer import clip_each
 from afire_monai.losses import RestorationLoss, TokenContrastiveLoss
 from afire_monai.methods import AFiRe
 from afire_monai.networks import ENCODER_PRESETS, AnomalyRestorationDecoder, PrototypeBank, TokenHead, ViTEncoder
+from afire_monai.precision import PRECISIONS, set_precision
 from afire_monai.transforms import SyntheticLesionMaskd
 
 
@@ -61,7 +62,8 @@ class Steps:
     def __init__(self, method: AFiRe, images: Tensor, precision: str) -> None:
         self.method, self.images = method, images
         self.device = images.device
-        self.bf16 = precision == "bfloat16"
+        method.network_dtype = set_precision(precision)
+        self.bf16 = method.network_dtype == torch.bfloat16
         student = method.student
         self.optimizer = torch.optim.AdamW(parameter_groups(method), lr=1e-6, fused=True)
         bare = [*student.encoder.parameters(), *student.decoder.parameters()]
@@ -94,8 +96,7 @@ class Steps:
             torch._foreach_lerp_(self.bare_teacher, self.bare_student, 0.004)
 
     def full(self) -> None:
-        with self.autocast():
-            losses = self.method.losses(self.images, self.uniforms, first_epoch=False)
+        losses = self.method.losses(self.images, self.uniforms, first_epoch=False)
         torch.stack([losses[n] * w for n, w in self.method.loss_weights.items()]).sum().backward()
         self._finish()
 
@@ -241,7 +242,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--no-loop", action="store_true", help="leave out the step that loops over tokens")
     parser.add_argument("--memory", action="store_true", help="measure peak memory instead of time")

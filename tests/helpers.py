@@ -14,10 +14,10 @@ from afire_monai.data.dataset import RadiographDataset
 from afire_monai.data.sampler import EpochSampler
 from afire_monai.engines import PretrainTrainer, TrainingPlan, parameter_groups
 from afire_monai.errors import AfireError
-from afire_monai.losses import RestorationLoss, TokenContrastiveLoss
+from afire_monai.losses import RestorationLoss, SelfDistillationLoss, TokenContrastiveLoss, TokenMatchLoss
 from afire_monai.methods import AFiRe
 from afire_monai.networks import AnomalyRestorationDecoder, PrototypeBank, TokenHead, ViTEncoder
-from afire_monai.transforms import SyntheticLesionMaskd
+from afire_monai.transforms import ExposureChange, LesionSettings, SyntheticLesionMaskd
 
 PATCH = 8
 CONFIGS = Path(__file__).resolve().parents[1] / "bundle" / "configs"
@@ -38,6 +38,29 @@ def tiny_afire(shift: int = 0, seed: int = 0, side: int = 32, **loss: object) ->
         RestorationLoss(),
         SyntheticLesionMaskd(),
         shift=shift,
+    )
+
+
+def full_afire(shift: int = 2) -> AFiRe:
+    """A tiny AFiRe with everything that is not published."""
+    torch.manual_seed(0)
+    encoder = ViTEncoder(32, PATCH, embed_dim=32, depth=2, num_heads=2)
+    settings = LesionSettings(lung_probability=0.5)
+    return AFiRe(
+        encoder,
+        TokenHead(32, None if shift else 16, out_dim=16, hidden_dim=32, bottleneck_dim=16),
+        AnomalyRestorationDecoder(32, (4, 4), PATCH, dim=32, depth=1, num_heads=2),
+        PrototypeBank((4 + shift) ** 2, 16),
+        TokenContrastiveLoss(),
+        RestorationLoss(),
+        SyntheticLesionMaskd(settings=settings),
+        shift=shift,
+        abnormal_change=0.03,
+        exposure=ExposureChange(),
+        match_loss=TokenMatchLoss(),
+        class_head=TokenHead(32, None, out_dim=8, hidden_dim=16, bottleneck_dim=8),
+        class_loss=SelfDistillationLoss(8),
+        lesion_weight=0.5,
     )
 
 

@@ -49,7 +49,7 @@ def plan(
         image_size: what the encoder sees, in pixels.
         batch_size: images of one process in one step.
         gpus: processes, each with a device of its own.
-        precision: float32 or bfloat16.
+        precision: float32, tf32 or bfloat16.
         tflops: measured rate of a large matrix product on one device, in 10^12 operations a second.
         share: of that rate which the step reaches; a range of 0.35 to 0.5 unless given.
         from_run: output_dir of a short run with these settings on one such device.
@@ -60,6 +60,7 @@ def plan(
     from afire_monai.engines import planning
     from afire_monai.errors import AfireError
     from afire_monai.networks.build import ENCODER_PRESETS
+    from afire_monai.precision import set_precision
 
     count = _images(images, datalist)
     configs = _configs(method, config)
@@ -70,8 +71,7 @@ def plan(
     for name, value in (("epochs", settings["epochs"]), ("batch-size", settings["batch_size"]), ("gpus", gpus)):
         if value < 1:
             raise AfireError(f"--{name} is {value}; at least 1 is expected")
-    if settings["precision"] not in ("float32", "bfloat16"):
-        raise AfireError(f"--precision must be float32 or bfloat16, got {settings['precision']!r}")
+    dtype = set_precision(settings["precision"])
     if share is not None and not 0 < share <= 1:
         raise AfireError(f"--share is a part of the matrix rate, above 0 and at most 1; got {share}")
     for name, number in (("tflops", tflops), ("memory", memory)):
@@ -97,7 +97,7 @@ def plan(
     else:
         batch = min(settings["batch_size"], 16) if device.type == "cpu" else settings["batch_size"]
         seconds = planning.time_steps(built, optimizer, batch, device, settings["precision"])
-        rate = planning.matrix_rate(device, getattr(torch, settings["precision"]))
+        rate = planning.matrix_rate(device, dtype)
         speeds, reached = [gpus / seconds], cost.flops_per_image / seconds / rate
         source = f"steps of {batch} timed here, {reached:.0%} of this machine's matrix rate of {rate / 1e9:.0f} GFLOP/s"
     times = sorted(planning.hours(count, settings["epochs"], speed) for speed in speeds)

@@ -118,7 +118,7 @@ class HealthMonitor:
     """Measure each epoch, on normal images that training does not see, whether training is sound.
 
     Figures go to the trainer's metrics (so to the CSV log, MLflow and the choice of the best checkpoint); what is wrong
-    is said in plain words.
+    is said in plain words. They are those of the networks in float32, as exported, whatever training runs in.
 
     Args:
         dataset: normal validation images.
@@ -145,7 +145,7 @@ class HealthMonitor:
         method.eval()
         # the same draws each time, so that figures of different epochs can be compared
         uniforms = torch.rand(len(self.images), method.draws, generator=torch.Generator().manual_seed(1)).to(device)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=engine.precision == "bfloat16"):
+        with torch.no_grad():
             figures = method.health(self.images.to(device), uniforms)
         engine.state.metrics.update(figures)
         if rank():

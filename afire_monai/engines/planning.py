@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from afire_monai.errors import AfireError
+from afire_monai.precision import set_precision
 
 # two batches through which the line of memory over batch size is drawn
 COUNTED_BATCHES = (2, 4)
@@ -93,17 +94,18 @@ def count_step(method: Any, device: torch.device, precision: str = "float32") ->
     Args:
         method: a :class:`~afire_monai.methods.Method` on ``device``.
         device: where to do it.
-        precision: ``float32`` or ``bfloat16``.
+        precision: ``float32``, ``tf32`` or ``bfloat16``.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
+    method.network_dtype = set_precision(precision)
     kept = []
     for batch in COUNTED_BATCHES:
-        kept.append(_saved_bytes(method, batch, device, precision))
+        kept.append(_saved_bytes(method, batch, device))
     per_image = (kept[1] - kept[0]) / (COUNTED_BATCHES[1] - COUNTED_BATCHES[0])
     batch = COUNTED_BATCHES[0]
     with FlopCounterMode(display=False) as counter:
-        _total_loss(method, batch, device, precision).backward()
+        _total_loss(method, batch, device).backward()
     method.zero_grad(set_to_none=True)
     trained = sum(parameter.numel() for _, parameter in method.trainable())
     weights = sum(tensor.numel() * tensor.element_size() for tensor in method.state_dict().values())
@@ -122,8 +124,10 @@ def time_steps(
     """Measure seconds per image of whole steps: losses, backward pass, clipping, update, teacher; the median."""
     from afire_monai.engines.trainer import clip_each
 
+    method.network_dtype = set_precision(precision)
+
     def step() -> None:
-        _total_loss(method, batch, device, precision).backward()
+        _total_loss(method, batch, device).backward()
         clip_each(optimizer, 3.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -152,16 +156,15 @@ def hours(images: int, epochs: int, images_per_second: float) -> float:
     return images * epochs / images_per_second / 3600
 
 
-def _total_loss(method: Any, batch: int, device: torch.device, precision: str) -> Tensor:
+def _total_loss(method: Any, batch: int, device: torch.device) -> Tensor:
     method.train()
     images = torch.rand(batch, 1, *method.canvas_size, generator=torch.Generator().manual_seed(0)).to(device)
     uniforms = torch.rand(batch, method.draws, generator=torch.Generator().manual_seed(1)).to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        losses = method.batch_losses({"image": images}, uniforms, first_epoch=False)
+    losses = method.batch_losses({"image": images}, uniforms, first_epoch=False)
     return torch.stack([losses[name] * weight for name, weight in method.loss_weights.items()]).sum()
 
 
-def _saved_bytes(method: Any, batch: int, device: torch.device, precision: str) -> int:
+def _saved_bytes(method: Any, batch: int, device: torch.device) -> int:
     """Bytes of the tensors that wait for the backward pass; weights, which are there anyway, are not counted."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in method.parameters()}
     sizes: dict[int, int] = {}
@@ -175,7 +178,7 @@ def _saved_bytes(method: Any, batch: int, device: torch.device, precision: str) 
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        _total_loss(method, batch, device, precision)
+        _total_loss(method, batch, device)
     return sum(sizes.values())
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from afire_monai.errors import AfireError
+from afire_monai.precision import PRECISIONS
 
 __all__ = ["command_line", "parse_value", "refuse_unknown_keys", "refuse_wrong_values"]
 
@@ -25,6 +26,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "calibration": ("temperature", "platt", "none"),
     "threshold_rule": ("youden", "specificity95"),
     "cache_dtype": ("uint8", "uint16"),
+    "precision": PRECISIONS,
 }
 
 # the least value that means something; of what is absent here, any finite number of the right kind is passed on

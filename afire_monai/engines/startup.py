@@ -27,6 +27,7 @@ from afire_monai.data.phantom import write_phantom_dataset
 from afire_monai.distributed import join_group, rank, world_size
 from afire_monai.engines.settings import command_line, parse_value, refuse_unknown_keys, refuse_wrong_values
 from afire_monai.errors import AfireError, DataListError, user_error
+from afire_monai.precision import set_precision
 
 __all__ = [
     "cache_folder",
@@ -48,6 +49,8 @@ logger = logging.getLogger(__name__)
 def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) -> None:
     """Check the command line and write the resolved settings to ``settings.yaml`` in the run's folder.
 
+    From here on float32 numbers are computed with as float32 on a GPU, too, until a trainer is told otherwise.
+
     Args:
         output_dir: the run's folder; made if absent.
         arguments: defaults to ``sys.argv``; anything but a bundle run on the command line is left alone.
@@ -56,6 +59,7 @@ def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) 
         AfireError: for a setting that does not exist, or a value that it cannot have.
     """
     sys.excepthook = _say_the_cause
+    set_precision("float32")
     folder = Path(output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)

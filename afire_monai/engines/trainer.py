@@ -29,6 +29,7 @@ from afire_monai.engines.resume import Resumable
 from afire_monai.errors import AfireError, TrainingHaltedError
 from afire_monai.methods.base import Method
 from afire_monai.networks.blocks import recompute_blocks
+from afire_monai.precision import set_precision
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         optimizer: over ``parameter_groups(method)``.
         plan: schedules.
         seed: of every random number in the steps.
-        precision: ``float32`` or ``bfloat16`` (autocast without a gradient scaler, which bfloat16 does not need).
+        precision: ``float32``, ``tf32`` or ``bfloat16`` (see :func:`~afire_monai.precision.set_precision`); bfloat16
+            needs no gradient scaler.
         accumulation_steps: batches whose gradients are averaged before each update. Prototypes and the category term
             see one batch at a time.
         compile: compile student and teacher with ``torch.compile``.
@@ -79,8 +81,7 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         train_handlers: Sequence[Any] | None = None,
         inferer: Inferer | None = None,
     ) -> None:
-        if precision not in ("float32", "bfloat16"):
-            raise AfireError(f"precision must be float32 or bfloat16, got {precision!r}")
+        method.network_dtype = set_precision(precision)
         if recompute and not recompute_blocks(method.student.modules()):
             raise AfireError(
                 "recompute_activations is for vision transformers, and this encoder has no blocks to recompute: leave "
@@ -91,7 +92,6 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         self.method = method
         self.plan = plan
         self.seed = seed
-        self.precision = precision
         self.best_value = math.inf
         self.best_epoch = 0
         self.stopped_early = False
@@ -197,8 +197,7 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         uniforms = self.uniforms(self.state.iteration, len(images), self.method.draws)
         wait = self._student.no_sync() if world_size() > 1 and not stepping else contextlib.nullcontext()
         with wait:
-            with torch.autocast(self.state.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                losses = self.method.batch_losses(batch, uniforms, first_epoch=self.state.epoch == 1)
+            losses = self.method.batch_losses(batch, uniforms, first_epoch=self.state.epoch == 1)
             total = torch.stack([losses[name] * weight for name, weight in self.method.loss_weights.items()]).sum()
             (total / self.accumulation_steps).backward()
         output = {name: loss.detach() for name, loss in losses.items()} | {"loss": total.detach()}

@@ -67,6 +67,7 @@ class AnomalyDetector(nn.Module):
     """
 
     assignment: Tensor | None
+    corners: Tensor
 
     def __init__(
         self,
@@ -84,6 +85,7 @@ class AnomalyDetector(nn.Module):
         self.temperature = temperature
         self.canvas = GridShift(encoder.grid, encoder.patch_size, shift)
         self.register_buffer("assignment", assignment, persistent=False)
+        self.register_buffer("corners", torch.tensor(self.offsets()), persistent=False)
         if restorer is not None and restorer.encoder is not encoder:
             raise AfireError("the restorer must have the detector's encoder")
         if (head is None) != (assignment is None):
@@ -135,7 +137,7 @@ class AnomalyDetector(nn.Module):
             h, w = self.canvas_size
             raise AfireError(f"pictures must be {h} x {w} pixels, got {images.shape[2]} x {images.shape[3]}")
         images = images.expand(-1, self.encoder.in_channels, -1, -1)
-        offsets = torch.tensor(self.offsets(), device=images.device).repeat_interleave(len(images), 0)
+        offsets = self.corners.repeat_interleave(len(images), 0)
         crops = self.canvas.crop(images.repeat(len(self.offsets()), 1, 1, 1), offsets)
         seen = self.encoder(crops)
         found = AnomalyFeatures(self._on_canvas(seen[:, 1:].float()))

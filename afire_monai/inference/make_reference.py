@@ -21,6 +21,7 @@ from afire_monai.inference.build_reference import MIN_NORMALS, build_reference
 from afire_monai.inference.model_files import model_files, weights_hashes
 from afire_monai.inference.reading import LeftOut, Radiograph, ahead, read_radiograph
 from afire_monai.inference.reference import NormalReference
+from afire_monai.precision import set_precision
 
 
 @dataclass
@@ -78,6 +79,7 @@ def make_reference(
             f"--most takes at least {MIN_NORMALS}, --batch-size 1, --workers 0; got {most}, {batch_size}, {workers}"
         )
     files = {k: p for k, p in model_files([model]).items() if k in ("restorer", "encoder", "detector")}
+    set_precision("float32")
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     detector = load_detector(files).to(device)
     items = training_items(datalist, section, base_dir=base_dir)

@@ -17,6 +17,7 @@ from afire_monai.inference.attribution import attention_rollout, grad_cam
 from afire_monai.inference.model_files import KINDS, names, used_model_files, weights_hashes
 from afire_monai.inference.reading import Radiograph, Size
 from afire_monai.inference.reference import NormalReference
+from afire_monai.precision import set_precision
 
 Heatmap = Literal["auto", "anomaly", "gradcam", "rollout", "none"]
 HEATMAP_KINDS: tuple[str, ...] = get_args(Heatmap)
@@ -79,6 +80,7 @@ class Scorer:
         restored: bool = False,
         kinds: Collection[str] = KINDS,
     ) -> None:
+        set_precision("float32")
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.files = used_model_files(folders, kinds)
         self.classifier: Any = None

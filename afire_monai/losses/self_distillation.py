@@ -62,9 +62,11 @@ class SelfDistillationLoss(nn.Module):
         (views, batch, _), (seen, *rest) = student.shape, teacher.shape
         if (views < 2 and not all_pairs) or seen > views or tuple(rest) != tuple(student.shape[1:]):
             raise AfireError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} do not fit")
-        target = ((teacher.float() - self.center) / self.teacher_temperature).softmax(-1)
-        log_q = (student.float() / self.student_temperature).log_softmax(-1)
-        pairs = -torch.einsum("tbk,sbk->ts", target, log_q) / batch
+        # autocast would round the product to bfloat16, by more than losses of different batches differ
+        with torch.autocast(student.device.type, enabled=False):
+            target = ((teacher.float() - self.center) / self.teacher_temperature).softmax(-1)
+            log_q = (student.float() / self.student_temperature).log_softmax(-1)
+            pairs = -torch.einsum("tbk,sbk->ts", target, log_q) / batch
         if all_pairs:
             return pairs.mean()
         different = ~torch.eye(seen, views, dtype=torch.bool, device=pairs.device)
@@ -73,6 +75,7 @@ class SelfDistillationLoss(nn.Module):
     @torch.no_grad()
     def update_center(self, teacher: Tensor) -> None:
         """Move the centre towards the mean of the teacher's outputs (T, B, K) over all processes."""
-        count = torch.tensor(float(teacher.shape[0] * teacher.shape[1]), device=teacher.device)
-        total = sum_over_processes(torch.cat([teacher.float().sum((0, 1)), count[None]]))
+        outputs = teacher.float()
+        count = outputs.new_full((1,), outputs.shape[0] * outputs.shape[1])
+        total = sum_over_processes(torch.cat([outputs.sum((0, 1)), count]))
         self.center.lerp_(total[:-1] / total[-1], 1 - self.center_momentum)

@@ -94,10 +94,11 @@ class AFiReTeacher(nn.Module):
         self.head = head
         self.class_head = class_head
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return token logits (B, L, K) and those of the class head (B, 1, C), None without one."""
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return token logits (B, L, K) and, with a class head, its logits (B, 1, C)."""
         tokens = self.encoder(images)
-        return self.head(tokens[:, 1:]), None if self.class_head is None else self.class_head(tokens[:, :1])
+        logits = self.head(tokens[:, 1:])
+        return (logits,) if self.class_head is None else (logits, self.class_head(tokens[:, :1]))
 
 
 def abnormal_cells(twin: Tensor, clean: Tensor, mask: Tensor, patch_size: int, change: float) -> tuple[Tensor, Tensor]:
@@ -324,7 +325,7 @@ class AFiRe(Method):
         """
         with torch.no_grad():
             v = self.views(images, uniforms, anatomy)
-            teacher_logits, teacher_class = self.teacher(v.normal)
+            teacher_logits, *teacher_class = self.teacher_forward(v.normal)
             self.prototypes.update(teacher_logits, v.teacher_cells, replace=first_epoch)
             assignment = self.prototypes.assignment()
         student_logits, restored, *more = self.student_forward(v.twin, v.abnormal)
@@ -334,9 +335,9 @@ class AFiRe(Method):
         losses = {"structure": terms.structure, "category": terms.category, "restoration": restoration}
         if self.match_loss is not None:
             losses["match"] = self._match(self.match_loss, v, student_logits, teacher_logits)
-        if self.class_loss is not None and teacher_class is not None:
+        if self.class_loss is not None:
             # as (views, images, width): the twin's view of the image against the teacher's of the normal one
-            taught = teacher_class.transpose(0, 1)
+            taught = teacher_class[0].transpose(0, 1)
             losses["class"] = self.class_loss(more[0].transpose(0, 1), taught, all_pairs=True)
             self.class_loss.update_center(taught)
         if "lesion" in self.loss_weights:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -18,6 +19,9 @@ class Method(nn.Module, ABC):
     A subclass sets :attr:`student` (what the optimiser trains, one forward call a step) and, where the method has one,
     :attr:`teacher` (its moving average, without gradient, whose submodules have the student's names). Everything that
     must survive a restart is a parameter or buffer of the method. All trainable parameters take part in each step.
+
+    Student and teacher may run in bfloat16, by autocast. What is around them, views and losses, is float32: call them
+    through :meth:`student_forward` and :meth:`teacher_forward`.
     """
 
     student: nn.Module
@@ -26,6 +30,8 @@ class Method(nn.Module, ABC):
     draws: int
     #: weight of each named loss in the total
     loss_weights: dict[str, float]
+    #: what student and teacher run in, by autocast
+    network_dtype: torch.dtype = torch.float32
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,9 +45,16 @@ class Method(nn.Module, ABC):
         self._student_call = [wrapper]
 
     def student_forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Call the student, through its distributed or compiled form where one is set."""
-        call = self._student_call[0] if self._student_call else self.student
-        return call(*inputs)
+        """Call the student in :attr:`network_dtype`, through its distributed or compiled form where one is set."""
+        return self._call(self._student_call[0] if self._student_call else self.student, inputs)
+
+    def teacher_forward(self, *inputs: Tensor) -> Any:
+        """Call the teacher in :attr:`network_dtype`."""
+        return self._call(self.teacher, inputs)
+
+    def _call(self, network: Any, inputs: tuple[Tensor, ...]) -> Any:
+        with torch.autocast(inputs[0].device.type, self.network_dtype, enabled=self.network_dtype != torch.float32):
+            return network(*inputs)
 
     def batch_losses(self, batch: dict[str, Tensor], uniforms: Tensor, first_epoch: bool) -> dict[str, Tensor]:
         """Compute the losses of one step from the loader's batch; the trainer calls this.

@@ -83,7 +83,7 @@ class DINO(Method):
         for height, width in small:
             if height % patch or width % patch:
                 raise AfireError(f"local_size {height} must be a multiple of the patch size {patch}")
-            encoder.grid_of(height, width)
+            encoder.positions_of(encoder.grid_of(height, width))  # computed now, not in the step
         if len(large) + len(small) < 2:
             raise AfireError("at least two views are needed: one has nothing to agree with")
         self.student = DINOBranch(encoder, head)
@@ -119,7 +119,7 @@ class DINO(Method):
         """Compute the distillation loss of one step (see :class:`Method`); moves the centre afterwards."""
         with torch.no_grad():
             large, small = self.views(images, uniforms)
-            (teacher,) = self.teacher(*large)
+            (teacher,) = self.teacher_forward(*large)
         (student,) = self.student_forward(*large, *small)
         loss = self.loss(student, teacher)
         self.loss.update_center(teacher)

@@ -38,8 +38,8 @@ def rank_auroc(positive: Tensor, negative: Tensor) -> float:
         return 0.5
     scores = torch.cat([positive, negative]).double()
     _, inverse, counts = scores.unique(return_inverse=True, return_counts=True)
-    counts = counts.double()
-    ranks = (counts.cumsum(0) - (counts - 1) / 2)[inverse]
+    # summed as whole numbers: a GPU adds up floating-point ones in no fixed order
+    ranks = (counts.cumsum(0) - (counts - 1).double() / 2)[inverse]
     n, m = len(positive), len(negative)
     return ((ranks[:n].sum() - n * (n + 1) / 2) / (n * m)).item()
 

@@ -173,7 +173,7 @@ class PEAC(Method):
         """Compute order, restoration, global and local losses of one step (see :class:`Method`)."""
         with torch.no_grad():
             v = self.views(images, uniforms)
-            teacher = self.teacher(v.first, v.second)
+            teacher = self.teacher_forward(v.first, v.second)
         output = PEACOutput(*self.student_forward(v.first, v.second))
         return self._terms(v, output, teacher)
 

@@ -150,10 +150,7 @@ class ViTEncoder(RecomputedBlock, Encoder):
         """
         grid = self.checked(images)
         tokens = self.patch_embed(self.normalise(images)).flatten(2).transpose(1, 2)
-        positions = self.positions
-        if grid != self.grid:
-            positions = sincos_positions(grid, self.embed_dim, self.position_grid).to(tokens)
-        tokens = tokens + positions
+        tokens = tokens + self.positions_of(grid)
         if visible is not None:
             tokens = tokens.gather(1, visible[..., None].expand(-1, -1, self.embed_dim))
         tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
@@ -165,6 +162,24 @@ class ViTEncoder(RecomputedBlock, Encoder):
             tokens = after
             states.append(tokens)
         return states
+
+    def positions_of(self, grid: tuple[int, int]) -> Tensor:
+        """Return the positions (h·w, D) of a grid, computed once and kept on the encoder's device.
+
+        Those of another grid than the encoder's own become a buffer that is not saved, so that they move with the
+        encoder and are copied with it. While a graph is being captured nothing can be kept: ask for a grid once before
+        compiling.
+
+        Args:
+            grid: rows and columns of patch tokens (h, w).
+        """
+        name = "positions" if grid == self.grid else f"positions_{grid[0]}x{grid[1]}"
+        kept = self._buffers.get(name)
+        if kept is None:
+            kept = sincos_positions(grid, self.embed_dim, self.position_grid).to(self.positions)
+            if not torch.compiler.is_compiling():
+                self.register_buffer(name, kept, persistent=False)
+        return kept
 
     def pyramid(self, images: Tensor, residual_scale: Tensor | None = None) -> list[Tensor]:
         """Give tokens of evenly spaced depths as maps (B, D, h, w), the last after the last layer norm."""

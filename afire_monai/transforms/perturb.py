@@ -31,7 +31,7 @@ def hashed_uniforms(keys: Tensor, count: int) -> Tensor:
     Returns:
         (B, count) float32 in 0…1, 1 excluded: a hash of key and place, with 24 bits.
     """
-    first, second = (keys.double() * 2**24).long().unbind(1)
+    first, second = (keys * 2**24).long().unbind(1)  # a power of two, so float32 is exact
     place = torch.arange(count, device=keys.device)
     mixed = _mix(_mix(place)[None] ^ (first + 1)[:, None])
     mixed = _mix((mixed + (second + 1)[:, None] * 256) & _WORD)

@@ -241,11 +241,6 @@ def test_bfloat16_runs_finite_on_a_cpu(shift):
 # settings -------------------------------------------------------------------------------------------------------------
 
 
-def test_unknown_precision_is_refused_with_the_known_ones():
-    with pytest.raises(AfireError, match="float32 or bfloat16, got 'float16'"):
-        tiny_trainer(tiny_afire(), IMAGES, precision="float16")
-
-
 def test_loader_with_another_sampler_is_refused():
     method = tiny_afire()
     loader = DataLoader(dataset_of(IMAGES), 4, shuffle=True)

@@ -6,17 +6,17 @@ import copy
 
 import pytest
 import torch
-from helpers import PATCH, smooth_images, tiny_afire
+from helpers import PATCH, full_afire, smooth_images, tiny_afire
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from afire_monai.errors import AfireError
-from afire_monai.losses import RestorationLoss, SelfDistillationLoss, TokenContrastiveLoss, TokenMatchLoss
+from afire_monai.losses import RestorationLoss, TokenContrastiveLoss
 from afire_monai.methods import AFiRe
 from afire_monai.methods.afire import abnormal_cells
 from afire_monai.networks import AnomalyRestorationDecoder, PrototypeBank, TokenHead, ViTEncoder
-from afire_monai.transforms import ExposureChange, LesionSettings, SyntheticLesionMaskd
+from afire_monai.transforms import SyntheticLesionMaskd
 from afire_monai.transforms.anatomy import anatomy_of
 
 
@@ -139,7 +139,7 @@ def test_shifted_form_books_each_token_under_the_canvas_cell_that_it_shows(first
     views = method.views(images, uniforms)
     losses = method.losses(images, uniforms, first_epoch)
     with torch.no_grad():
-        taught, _ = method.teacher(views.normal)
+        (taught,) = method.teacher(views.normal)
         seen, restored = method.student(views.twin, views.abnormal)
     for cell in range(36):
         shown = [taught[i, j] for i in range(3) for j in range(16) if views.teacher_cells[i, j] == cell]
@@ -161,30 +161,6 @@ def test_shifted_form_books_each_token_under_the_canvas_cell_that_it_shows(first
 
 
 # this project's terms -------------------------------------------------------------------------------------------------
-
-
-def full_afire(shift: int = 2, **options) -> AFiRe:
-    """A tiny AFiRe with everything that is not published."""
-    torch.manual_seed(0)
-    encoder = ViTEncoder(32, PATCH, embed_dim=32, depth=2, num_heads=2)
-    settings = LesionSettings(lung_probability=0.5)
-    return AFiRe(
-        encoder,
-        TokenHead(32, None if shift else 16, out_dim=16, hidden_dim=32, bottleneck_dim=16),
-        AnomalyRestorationDecoder(32, (4, 4), PATCH, dim=32, depth=1, num_heads=2),
-        PrototypeBank((4 + shift) ** 2, 16),
-        TokenContrastiveLoss(),
-        RestorationLoss(),
-        SyntheticLesionMaskd(settings=settings),
-        shift=shift,
-        abnormal_change=0.03,
-        exposure=ExposureChange(),
-        match_loss=TokenMatchLoss(),
-        class_head=TokenHead(32, None, out_dim=8, hidden_dim=16, bottleneck_dim=8),
-        class_loss=SelfDistillationLoss(8),
-        lesion_weight=0.5,
-        **options,
-    )
 
 
 @pytest.mark.parametrize("shift", [0, 2])

@@ -116,3 +116,11 @@ def test_parts_that_do_not_fit_are_refused():
         SelfDistillationLoss(1)
     with pytest.raises(AfireError, match="do not fit"):
         SelfDistillationLoss(8)(torch.zeros(1, 2, 8), torch.zeros(1, 2, 8))
+
+
+def test_a_step_computes_no_positions(monkeypatch):
+    method = tiny_dino()
+    # what a step asked for would be computed on the CPU and copied to a GPU, each time
+    monkeypatch.setattr("afire_monai.networks.encoder.sincos_positions", None)
+    images = smooth_images(3, method.canvas_size)
+    assert method.losses(images, draws_for(method, 3), first_epoch=False)["distillation"].isfinite()

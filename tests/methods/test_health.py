@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import PATCH, smooth_images, tiny_afire
 from sklearn.metrics import roc_auc_score
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from afire_monai.methods.afire_health import content_free_inputs
 from afire_monai.methods.health import (
@@ -74,6 +75,20 @@ def test_rank_auroc_equals_scikit_learn_with_and_without_ties(levels):
     truth = [1] * 70 + [0] * 50
     expected = roc_auc_score(truth, torch.cat([positive, negative]).numpy())
     assert rank_auroc(positive, negative) == pytest.approx(expected, abs=1e-12)
+
+
+def test_rank_auroc_adds_up_whole_numbers_along_an_axis():
+    # of floating-point numbers a GPU gives another sum each time
+    class Sums(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket is torch.ops.aten.cumsum:
+                seen.append(args[0].dtype)
+            return func(*args, **(kwargs or {}))
+
+    seen: list[torch.dtype] = []
+    with Sums():
+        assert rank_auroc(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 2.0])) == 0.875
+    assert seen == [torch.int64]
 
 
 def test_rank_auroc_of_an_empty_set_is_a_half():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -214,3 +215,40 @@ def test_fused_attention_equals_monais_in_values_and_gradients():
     torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
     for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, msg=lambda m, n=name: f"{n}: {m}", atol=1e-5, rtol=1e-4)
+
+
+# positions of other grids ---------------------------------------------------------------------------------------------
+
+
+def test_positions_of_another_grid_are_computed_once_and_kept_with_the_encoder(monkeypatch):
+    from afire_monai.networks import encoder as module
+
+    asked = []
+    compute = module.sincos_positions
+    monkeypatch.setattr(module, "sincos_positions", lambda grid, *rest: (asked.append(grid), compute(grid, *rest))[1])
+    encoder = tiny()
+    names = set(encoder.state_dict())
+    images = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    first, second = encoder(images), encoder(images)
+    assert asked == [(2, 3), (4, 4)]
+    assert torch.equal(first, second)
+    assert set(encoder.state_dict()) == names
+    # they move with the encoder, and go with its copies
+    twin = copy.deepcopy(encoder).double()
+    assert twin.positions_of((4, 4)).dtype == torch.float64
+    assert encoder.to("meta").positions_of((4, 4)).device.type == "meta"
+    assert asked == [(2, 3), (4, 4)]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_another_grid_compiles_and_exports_without_a_break(known):
+    encoder, plain = tiny().eval(), tiny().eval()
+    images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = plain(images)
+    if known:
+        encoder.positions_of((4, 4))
+    compiled = torch.compile(encoder, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images), expected)
+    exported = torch.export.export(encoder, (images,)).module()
+    torch.testing.assert_close(exported(images), expected)
+    assert ("positions_4x4" in dict(encoder.named_buffers())) == known

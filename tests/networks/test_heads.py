@@ -44,7 +44,7 @@ def test_output_and_gradients_equal_one_weight_normalised_layer_per_token(cells)
     torch.testing.assert_close(logits, expected, atol=1e-6, rtol=0)
     ours = torch.autograd.grad((logits * direction).sum(), [tokens, *head.mlp.parameters(), head.weight])
     for a, b in zip(ours[:-1], reference[: len(ours) - 1], strict=True):
-        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(a, b, atol=5e-6, rtol=1e-5)
     torch.testing.assert_close(ours[-1], torch.stack(reference[len(ours) - 1 :]), atol=1e-6, rtol=1e-5)
     assert ours[-1].abs().max() > 0.01
 
