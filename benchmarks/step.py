@@ -5,6 +5,7 @@ All sides are measured in turns in one process, and the ratios of their medians 
 - ``bare``: teacher encoder forward; student encoder and decoder forward and backward under a squared error; clipping,
   AdamW and teacher average over those parameters.
 - ``full``: the whole step as the trainer does it: lesions, both heads, prototypes, Sinkhorn, all losses.
+- ``search``: ``full`` with the search for the lesions' texture in each step, instead of once when an image is read.
 - ``loop``: ``full`` with one head layer per cell called in a loop and a loss that goes through the tokens one by one,
   as the released code does it (cross-entropy only).
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import resource
 import statistics
 import subprocess
@@ -35,8 +37,10 @@ from afire_monai.engines.trainer import clip_each
 from afire_monai.losses import RestorationLoss, TokenContrastiveLoss
 from afire_monai.methods import AFiRe
 from afire_monai.networks import ENCODER_PRESETS, AnomalyRestorationDecoder, PrototypeBank, TokenHead, ViTEncoder
+from afire_monai.networks.blocks import compile_networks
 from afire_monai.precision import PRECISIONS, set_precision
 from afire_monai.transforms import SyntheticLesionMaskd
+from afire_monai.transforms.anatomy import anatomy_of
 
 
 def build(preset: str, size: int, shift: int, device: torch.device) -> AFiRe:
@@ -73,6 +77,7 @@ class Steps:
         self.abnormal = torch.rand(len(images), student.decoder.grid[0] * student.decoder.grid[1]) < 0.35
         self.abnormal = self.abnormal.to(self.device)
         self.uniforms = torch.rand(len(images), method.draws, device=self.device)
+        self.anatomy = anatomy_of(images)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -96,13 +101,19 @@ class Steps:
             torch._foreach_lerp_(self.bare_teacher, self.bare_student, 0.004)
 
     def full(self) -> None:
-        losses = self.method.losses(self.images, self.uniforms, first_epoch=False)
+        self._step(self.anatomy)
+
+    def search(self) -> None:
+        self._step(None)
+
+    def _step(self, anatomy: Tensor | None) -> None:
+        losses = self.method.losses(self.images, self.uniforms, False, anatomy)
         torch.stack([losses[n] * w for n, w in self.method.loss_weights.items()]).sum().backward()
         self._finish()
 
     def loop(self) -> None:
         method, student = self.method, self.method.student
-        v = method.views(self.images, self.uniforms)
+        v = method.views(self.images, self.uniforms, self.anatomy)
         with self.autocast():
             with torch.no_grad():
                 teacher_logits = loop_head(method.teacher.head, method.teacher.encoder(v.normal)[:, 1:])
@@ -150,23 +161,25 @@ def timed(step: Callable[[], object], device: torch.device) -> float:
 def measure(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     method = build(args.preset, args.size, args.shift, device)
-    if args.compile:
-        method.student.compile()
-        method.teacher.compile()
     images = torch.rand(args.batch, 1, *method.canvas_size).to(device)
     steps = Steps(method, images, args.precision)
-    sides = {"bare": steps.bare, "full": steps.full} | ({} if args.no_loop else {"loop": steps.loop})
+    sides = {"bare": steps.bare, "full": steps.full}
+    sides |= ({"search": steps.search} if args.search else {}) | ({} if args.no_loop else {"loop": steps.loop})
     times: dict[str, list[float]] = {name: [] for name in sides}
+    with FlopCounterMode(display=False) as counter:
+        steps.bare()
+    flops = counter.get_total_flops()
+    if args.compile:  # after counting, which a compiled network hides its products from
+        compile_networks(method.student, method.teacher)
     for name, step in sides.items():
-        for _ in range(args.warmup):
+        for _ in range(1 if name == "loop" else args.warmup):
             step()
-        with FlopCounterMode(display=False) as counter:
-            step()
-        if name == "bare":
-            flops = counter.get_total_flops()
-    for _ in range(args.repeats):
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for turn in range(args.repeats):
         for name, step in sides.items():
-            times[name].append(timed(step, device))
+            if name != "loop" or turn < args.loop_repeats:
+                times[name].append(timed(step, device))
     rate = matrix_rate(device, torch.bfloat16 if steps.bf16 else torch.float32)
     print(
         f"{args.preset}, {args.size} px, shift {args.shift}, batch {args.batch}, {args.precision}, compile "
@@ -174,6 +187,7 @@ def measure(args: argparse.Namespace) -> None:
     )
     print(f"matrix product: {rate / 1e9:.1f} GFLOP/s; bare step: {flops / 1e9:.1f} GFLOP")
     bare = statistics.median(times["bare"])
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
     for name, values in times.items():
         median = statistics.median(values)
         print(
@@ -183,8 +197,14 @@ def measure(args: argparse.Namespace) -> None:
         )
     paired = [f / b for f, b in zip(times["full"], times["bare"], strict=True)]
     print(f"overhead of head, prototypes, losses and lesions: {statistics.median(paired) - 1:+.1%} (median of pairs)")
-    if device.type == "cuda":
-        print(f"peak memory: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
+    if peak is not None:
+        print(f"peak memory: {peak:.2f} GiB")
+    if args.json:
+        facts = {key: getattr(args, key) for key in ("preset", "size", "shift", "batch", "precision", "compile")}
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        row = {**facts, "seconds": medians, "matrix_rate": rate, "bare_flops": flops, "peak_gib": peak}
+        with open(args.json, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def profile(args: argparse.Namespace) -> None:
@@ -195,8 +215,7 @@ def profile(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     method = build(args.preset, args.size, args.shift, device)
     if args.compile:
-        method.student.compile()
-        method.teacher.compile()
+        compile_networks(method.student, method.teacher)
     steps = Steps(method, torch.rand(args.batch, 1, *method.canvas_size).to(device), args.precision)
     for _ in range(max(1, args.warmup)):
         steps.full()
@@ -245,6 +264,9 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=PRECISIONS)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--no-loop", action="store_true", help="leave out the step that loops over tokens")
+    parser.add_argument("--loop-repeats", type=int, default=5, help="of that step, at most --repeats")
+    parser.add_argument("--search", action="store_true", help="measure the step that searches the texture as well")
+    parser.add_argument("--json", help="file that gets a line of figures")
     parser.add_argument("--memory", action="store_true", help="measure peak memory instead of time")
     parser.add_argument("--profile", action="store_true", help="print where the full step spends its time")
     parser.add_argument("--one-memory", action="store_true", help=argparse.SUPPRESS)

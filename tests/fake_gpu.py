@@ -13,8 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-#: builds for the CPU alone cannot differentiate on a CUDA device, not even on a fake one
-DEVICE = "cuda" if torch.backends.cuda.is_built() else "meta"
+#: without a GPU, PyTorch cannot differentiate on a CUDA device, not even on a fake one
+DEVICE = "cuda" if torch.cuda.is_available() else "meta"
 READS = {"aten._local_scalar_dense", "aten.item", "aten.nonzero", "aten.equal", "aten.is_nonzero"}
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from afire_monai.errors import AfireError
 from afire_monai.precision import set_precision
+from afire_monai.transforms.anatomy import anatomy_of
 
 # two batches through which the line of memory over batch size is drawn
 COUNTED_BATCHES = (2, 4)
@@ -105,7 +106,7 @@ def count_step(method: Any, device: torch.device, precision: str = "float32") ->
     per_image = (kept[1] - kept[0]) / (COUNTED_BATCHES[1] - COUNTED_BATCHES[0])
     batch = COUNTED_BATCHES[0]
     with FlopCounterMode(display=False) as counter:
-        _total_loss(method, batch, device).backward()
+        _total_loss(method, *_batch(method, batch, device)).backward()
     method.zero_grad(set_to_none=True)
     trained = sum(parameter.numel() for _, parameter in method.trainable())
     weights = sum(tensor.numel() * tensor.element_size() for tensor in method.state_dict().values())
@@ -126,8 +127,10 @@ def time_steps(
 
     method.network_dtype = set_precision(precision)
 
+    inputs = _batch(method, batch, device)
+
     def step() -> None:
-        _total_loss(method, batch, device).backward()
+        _total_loss(method, *inputs).backward()
         clip_each(optimizer, 3.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -156,11 +159,16 @@ def hours(images: int, epochs: int, images_per_second: float) -> float:
     return images * epochs / images_per_second / 3600
 
 
-def _total_loss(method: Any, batch: int, device: torch.device) -> Tensor:
+def _batch(method: Any, count: int, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    """Make random images with what is found when they are read, and the uniform numbers of a step."""
+    images = torch.rand(count, 1, *method.canvas_size, generator=torch.Generator().manual_seed(0))
+    uniforms = torch.rand(count, method.draws, generator=torch.Generator().manual_seed(1)).to(device)
+    return {"image": images.to(device), "anatomy": anatomy_of(images).to(device)}, uniforms
+
+
+def _total_loss(method: Any, batch: dict[str, Tensor], uniforms: Tensor) -> Tensor:
     method.train()
-    images = torch.rand(batch, 1, *method.canvas_size, generator=torch.Generator().manual_seed(0)).to(device)
-    uniforms = torch.rand(batch, method.draws, generator=torch.Generator().manual_seed(1)).to(device)
-    losses = method.batch_losses({"image": images}, uniforms, first_epoch=False)
+    losses = method.batch_losses(batch, uniforms, first_epoch=False)
     return torch.stack([losses[name] * weight for name, weight in method.loss_weights.items()]).sum()
 
 
@@ -177,8 +185,9 @@ def _saved_bytes(method: Any, batch: int, device: torch.device) -> int:
             held.append(storage)
         return tensor
 
+    inputs = _batch(method, batch, device)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        _total_loss(method, batch, device)
+        _total_loss(method, *inputs)
     return sum(sizes.values())
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 import yaml
 from monai.bundle import ConfigParser
+from monai.utils import set_determinism
 
 from afire_monai.data import RadiographReader, list_images, training_items
 from afire_monai.data.datalist import datalist_hash
@@ -33,6 +34,7 @@ __all__ = [
     "cache_folder",
     "data_hash",
     "find_datalist",
+    "fix_seeds",
     "folder_items",
     "image_batch",
     "image_statistics",
@@ -93,6 +95,18 @@ def _say_the_cause(kind: type[BaseException], error: BaseException, trace: Trace
         sys.__excepthook__(kind, error, trace)
     if cause is not None:
         print(f"\nerror: {cause}", file=sys.stderr)
+
+
+def fix_seeds(seed: int, deterministic: bool = False) -> None:
+    """Seed all random number generators, and on request choose kernels that add up in a fixed order.
+
+    Args:
+        seed: of Python, NumPy and PyTorch.
+        deterministic: refuse kernels whose result depends on chance. On a GPU, call this before anything is computed.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the library is first used
+    set_determinism(seed, use_deterministic_algorithms=deterministic or None)
 
 
 def find_datalist(datalist: str, dataset_dir: str, output_dir: str | Path) -> Path:

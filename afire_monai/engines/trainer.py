@@ -28,7 +28,7 @@ from afire_monai.engines.plan import TrainingPlan
 from afire_monai.engines.resume import Resumable
 from afire_monai.errors import AfireError, TrainingHaltedError
 from afire_monai.methods.base import Method
-from afire_monai.networks.blocks import recompute_blocks
+from afire_monai.networks.blocks import compile_networks, recompute_blocks
 from afire_monai.precision import set_precision
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
             needs no gradient scaler.
         accumulation_steps: batches whose gradients are averaged before each update. Prototypes and the category term
             see one batch at a time.
-        compile: compile student and teacher with ``torch.compile``.
+        compile: compile student and teacher with ``torch.compile`` (see ``compile_networks``).
         recompute: keep only the inputs of transformer blocks and compute the rest again in the backward pass.
         finite_check_interval: iterations between looks at whether the losses are finite; 0 chooses 1 on a CPU and 20
             on a GPU, where each look waits for the device.
@@ -122,10 +122,8 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
 
     def _wrap_student(self) -> None:
         student: Any = self.method.student
-        if self.compile:  # in place, so that the names in checkpoints stay the same
-            student.compile()
-            if self.method.teacher is not None:
-                self.method.teacher.compile()
+        if self.compile:
+            compile_networks(student, self.method.teacher)
         if world_size() > 1:
             for tensor in self.method.state_dict().values():
                 dist.broadcast(tensor, 0)
