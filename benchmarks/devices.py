@@ -117,7 +117,8 @@ def apart(seen: Tensor, expected: Tensor) -> float:
 
 def compare_steps(report: Report, device: str) -> None:
     """Every method and task, float32 and bfloat16."""
-    for name, build in {**{m: partial(build_method, m) for m in METHODS}, **TASKS}.items():
+    steps: dict[str, Callable[[], Any]] = {**{m: partial(build_method, m) for m in METHODS}, **TASKS}
+    for name, build in steps.items():
         losses, gradient = one_step(build, "cpu", "float32")
         _, rounded = one_step(build, "cpu", "bfloat16")
         for precision, limit in (("float32", 1e-4), ("bfloat16", 5e-2)):
