@@ -53,11 +53,9 @@ def by_detector(
 ) -> Scored:
     """Score with the project's detector and reference."""
     reference = build_reference(detector.eval(), normal.split(32), groups, parts)
-    judged = [
-        reference.judge(detector.features(some, parts), detector.canvas.canvas_grid, (64, 64))
-        for some in test.split(32)
-    ]
-    return torch.cat([j.score for j in judged]).numpy(), torch.cat([j.heat for j in judged]).numpy()
+    judged = [reference.judge(detector.features(some, parts), (64, 64)) for some in test.split(32)]
+    heat = torch.cat([j.heat for j in judged if j.heat is not None])
+    return torch.cat([j.score for j in judged]).numpy(), heat.numpy()
 
 
 def by_pixels(normal: Tensor, test: Tensor, components: int = 32) -> Scored:
