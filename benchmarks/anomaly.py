@@ -14,50 +14,28 @@ components of raw pixels (squared error of the reconstruction from 32 components
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from judging import Cases, anomaly_scores, localisation, reference_and_test, reference_of
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from afire_monai.data import load_datalist
-from afire_monai.data.datalist import is_normal
-from afire_monai.data.dataset import RadiographDataset
-from afire_monai.engines.startup import reading
 from afire_monai.evaluation import bootstrap_auroc
 from afire_monai.evaluation.bootstrap import Interval
-from afire_monai.evaluation.heatmaps import image_figures
-from afire_monai.evaluation.localisation import LesionCase, centre_figures, prior_figures, summarise
-from afire_monai.evaluation.truth import lesion_case
-from afire_monai.inference import AnomalyDetector, build_reference, load_detector
+from afire_monai.evaluation.localisation import centre_figures, prior_figures, summarise
+from afire_monai.inference import AnomalyDetector, load_detector
 from afire_monai.networks import Encoder, encoder_from_config
 
 Scored = tuple[np.ndarray, np.ndarray]  # scores (n,), heatmaps (n, h, w) in 0…1
 
 
-def pictures(items: list[dict[str, Any]], size: tuple[int, int]) -> Tensor:
-    """(n, 1, H, W) in 0…1."""
-    cached = RadiographDataset(items, reading(size), cache=True).cached
-    assert cached is not None
-    if len(cached) != len(items):
-        raise SystemExit(f"{len(items) - len(cached)} images cannot be read; clean the list with `afire check` first")
-    return cached.float()
-
-
-@torch.no_grad()
-def by_detector(
-    detector: AnomalyDetector, parts: tuple[str, ...], normal: Tensor, groups: list[str], test: Tensor
-) -> Scored:
+def by_detector(detector: AnomalyDetector, parts: Sequence[str], normal: Cases, test: Cases) -> Scored:
     """Score with the project's detector and reference."""
-    reference = build_reference(detector.eval(), normal.split(32), groups, parts)
-    judged = [
-        reference.judge(detector.features(some, parts), detector.canvas.canvas_grid, (64, 64))
-        for some in test.split(32)
-    ]
-    return torch.cat([j.score for j in judged]).numpy(), torch.cat([j.heat for j in judged]).numpy()
+    scores, heat = anomaly_scores(detector, reference_of(detector, normal, parts), test)
+    return scores["sum"], heat["sum"]
 
 
 def by_pixels(normal: Tensor, test: Tensor, components: int = 32) -> Scored:
@@ -77,14 +55,11 @@ def averaged(intervals: list[Interval]) -> str:
     return f"{mean}{spread}"
 
 
-def row(name: str, runs: list[Scored], abnormal: np.ndarray, groups: np.ndarray, cases: dict[int, LesionCase]) -> str:
-    """Print the figures of one way of scoring, averaged over its seeds."""
-    cells = [name, averaged([bootstrap_auroc(abnormal, score, groups) for score, _ in runs])]
-    if cases:
-        found = [
-            summarise([image_figures(heat[k], c.lesion(), c.boxes) for k, c in cases.items()], list(cases.values()))
-            for _, heat in runs
-        ]
+def row(name: str, runs: list[Scored], test: Cases) -> str:
+    """Write the figures of one way of scoring, averaged over its seeds."""
+    cells = [name, averaged([bootstrap_auroc(test.abnormal, score, test.groups) for score, _ in runs])]
+    if test.lesions:
+        found = [localisation(heat, test.lesions) for _, heat in runs]
         cells += [averaged([f.pointing for f in found]), averaged([f.pixel_auroc for f in found])]
     return "| " + " | ".join(cells) + " |"
 
@@ -95,37 +70,30 @@ def main() -> None:
     parser.add_argument("--model", action="append", default=[], required=True, help="NAME=model folder")
     parser.add_argument("--seeds", type=int, default=3, help="of fresh weights")
     args = parser.parse_args()
-    content = load_datalist(args.datalist)
-    reference = [i for i in content["training"] if is_normal(i, content["labels"])]
-    test = content["test"]
-    abnormal = np.array([not is_normal(i, content["labels"]) for i in test])
-    groups = np.array([i.get("group", i["image"]) for i in test])
-    owners = [str(i.get("group", i["image"])) for i in reference]
-    found = [(k, lesion_case(i, f"test[{k}]", str(groups[k]))) for k, i in enumerate(test)]
-    cases = {k: case for k, case in found if case is not None}
-    print(f"{args.datalist}: {len(reference)} normal images as reference, {len(test)} test images ({abnormal.sum()}")
-    print(f"abnormal) of {len(set(groups))} patients, {len(cases)} of them with boxes\n")
+    detectors = {name: load_detector(folder) for name, _, folder in (pair.partition("=") for pair in args.model)}
+    sizes = {detector.canvas_size for detector in detectors.values()}
+    normal, test = reference_and_test(args.datalist, sizes)
+    abnormal, cases = test.abnormal, test.lesions
+    print(f"{args.datalist}: {len(normal.groups)} normal images as reference, {len(abnormal)} test images")
+    print(f"({abnormal.sum()} abnormal) of {len(set(test.groups))} patients, {len(cases)} of them with boxes\n")
     print("| scored by | AUROC (95 %) |" + (" pointing | pixel AUROC |" if cases else ""))
     print("|---|---|" + ("---|---|" if cases else ""))
-    show: Callable[..., None] = lambda name, runs: print(row(name, runs, abnormal, groups, cases), flush=True)  # noqa: E731
+    show: Callable[..., None] = lambda name, runs: print(row(name, runs, test), flush=True)  # noqa: E731
     architectures: dict[str, tuple[Encoder, int]] = {}
-    for pair in args.model:
-        name, _, folder = pair.partition("=")
-        detector = load_detector(folder)
-        normal, images = (pictures(x, detector.canvas_size) for x in (reference, test))
+    for name, detector in detectors.items():
         for parts in dict.fromkeys([detector.default_parts, ("tokens",)]):
-            show(f"{name}, {' and '.join(parts)}", [by_detector(detector, parts, normal, owners, images)])
+            show(f"{name}, {' and '.join(parts)}", [by_detector(detector, parts, normal, test)])
         shift = detector.canvas.shift
         architectures.setdefault(str((detector.encoder.config, shift)), (detector.encoder, shift))
     for encoder, shift in architectures.values():
         fresh = []
         for seed in range(args.seeds):
             torch.manual_seed(seed)
-            detector = AnomalyDetector(encoder_from_config(encoder.config), shift)
-            normal, images = (pictures(x, detector.canvas_size) for x in (reference, test))
-            fresh.append(by_detector(detector, ("tokens",), normal, owners, images))
+            detector = AnomalyDetector(encoder_from_config(encoder.config), shift).eval()
+            fresh.append(by_detector(detector, ("tokens",), normal, test))
         show("fresh weights, tokens", fresh)
-    show("raw pixels, principal components", [by_pixels(normal, images)])
+    pixels = [some.pictures[max(sizes)].float() for some in (normal, test)]
+    show("raw pixels, principal components", [by_pixels(pixels[0], pixels[1])])
     if cases:
         for name, figures in (("centre of the picture", centre_figures), ("mean lesion of others", prior_figures)):
             made = summarise(figures(list(cases.values())), list(cases.values()))

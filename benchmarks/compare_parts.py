@@ -11,16 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from anomaly import by_detector, pictures
+from anomaly import by_detector
 from downstream import FRESH, segmentation_run
-from probe import cases, images_of
+from judging import Cases, localisation, pictures, reference_and_test
+from probe import cases
 
 from afire_monai.data import load_datalist
-from afire_monai.data.datalist import is_normal
 from afire_monai.evaluation import extract_features, knn_probe, linear_probe
-from afire_monai.evaluation.heatmaps import image_figures
-from afire_monai.evaluation.localisation import summarise
-from afire_monai.evaluation.truth import lesion_case
 from afire_monai.export import export_encoder, load_encoder
 from afire_monai.inference import load_detector
 from afire_monai.networks import encoder_from_config
@@ -49,7 +46,7 @@ def write_fresh(out: Path, names: dict[str, str], seeds: int) -> None:
 def probe_data(datalist: str, label: str, size: tuple[int, int]) -> tuple[Any, ...]:
     """Training cases with pictures, test cases with pictures; read once for all encoders."""
     train, test = cases(datalist, label, ("training", "validation")), cases(datalist, label, ("test",))
-    return train, images_of(train[0], size), test, images_of(test[0], size)
+    return train, pictures(train[0], [size])[size], test, pictures(test[0], [size])[size]
 
 
 def probe_run(datalist: str, label: str, model: Path, seed: int) -> Scores:
@@ -62,17 +59,9 @@ def probe_run(datalist: str, label: str, model: Path, seed: int) -> Scores:
 
 
 @lru_cache(maxsize=4)
-def anomaly_data(datalist: str, size: tuple[int, int]) -> tuple[Any, ...]:
-    """Normal pictures with their patients; test pictures with truth and patients; lesions of some test pictures."""
-    content = load_datalist(datalist)
-    reference = [i for i in content["training"] if is_normal(i, content["labels"])]
-    test = content["test"]
-    groups = np.array([str(i.get("group", i["image"])) for i in test])
-    abnormal = np.array([not is_normal(i, content["labels"]) for i in test])
-    found = {k: lesion_case(i, f"test[{k}]", groups[k]) for k, i in enumerate(test)}
-    lesions = {k: case for k, case in found.items() if case is not None}
-    owners = [str(i.get("group", i["image"])) for i in reference]
-    return pictures(reference, size), owners, pictures(test, size), abnormal, groups, lesions
+def anomaly_data(datalist: str, size: tuple[int, int]) -> tuple[Cases, Cases]:
+    """Normal images and test images; read once for all encoders."""
+    return reference_and_test(datalist, [size])
 
 
 def anomaly_run(datalist: str, model: Path) -> Scores:
@@ -82,16 +71,14 @@ def anomaly_run(datalist: str, model: Path) -> Scores:
     """
     # tokens alone, which every encoder has: a decoder's residual would be an advantage of its own
     detector = load_detector(model)
-    normal, owners, images, abnormal, groups, lesions = anomaly_data(datalist, detector.canvas_size)
-    score, heat = by_detector(detector, ("tokens",), normal, owners, images)
-    scores: Scores = {"scores": score[:, None], "truth": abnormal[:, None].astype(float), "groups": groups}
-    if lesions:
-        found = summarise(
-            [image_figures(heat[k], c.lesion(), c.boxes) for k, c in lesions.items()], [*lesions.values()]
-        )
+    normal, test = anomaly_data(datalist, detector.canvas_size)
+    score, heat = by_detector(detector, ("tokens",), normal, test)
+    scores: Scores = {"scores": score[:, None], "truth": test.abnormal[:, None].astype(float), "groups": test.groups}
+    if test.lesions:
+        found = localisation(heat, test.lesions)
         for name in ("pointing", "pixel_auroc"):
             scores[f"case_{name}"] = found.per_case[name]
-        scores["case_groups"] = np.array([case.group for case in lesions.values()])
+        scores["case_groups"] = np.array([case.group for case in test.lesions.values()])
     return scores
 
 

@@ -32,16 +32,16 @@ def classification_truth(row: dict[str, Any], saved: Any) -> tuple[np.ndarray, n
     return truth, np.array([i.get("group", i["image"]) for i in items])
 
 
-def auroc_draws(truth: np.ndarray, scores: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def auroc_draws(truth: np.ndarray, scores: np.ndarray, groups: np.ndarray, repeats: int = REPEATS) -> np.ndarray:
     """Give (C, 1 + repeats): AUROC of the sample and of draws of patients."""
     levels = np.full(truth.shape[1], 0.5)
-    return figure_draws(truth, scores.astype(float), groups, levels, ("auroc",), REPEATS, 0)["auroc"]
+    return figure_draws(truth, scores.astype(float), groups, levels, ("auroc",), repeats, 0)["auroc"]
 
 
-def mean_draws(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def mean_draws(values: np.ndarray, groups: np.ndarray, repeats: int = REPEATS) -> np.ndarray:
     """Give (1 + repeats,): mean over cases of the sample and of draws of patients; NaN cases are left out."""
     known = ~np.isnan(values)
-    weights = np.concatenate([*patient_weights(groups, REPEATS, 0)])[:, known]
+    weights = np.concatenate([*patient_weights(groups, repeats, 0)])[:, known]
     draws: np.ndarray = weights @ values[known] / weights.sum(1)
     return draws
 

@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from judging import groups_of, pictures
 
 from afire_monai.data import load_datalist
 from afire_monai.data.datalist import is_normal
-from afire_monai.data.dataset import RadiographDataset
-from afire_monai.engines.startup import reading
 from afire_monai.evaluation import (
     bootstrap_auroc,
     bootstrap_auroc_difference,
@@ -41,16 +40,7 @@ def cases(datalist: str, label: str, sections: tuple[str, ...]) -> tuple[list[di
     items = [item for section in sections for item in content.get(section, [])]
     items = [i for i in items if is_normal(i, content["labels"]) or i["label"][place] == 1]
     values = np.array([int(i["label"][place] == 1) for i in items])
-    return items, values, np.array([i.get("group", i["image"]) for i in items])
-
-
-def images_of(items: list[dict[str, Any]], size: tuple[int, int]) -> torch.Tensor:
-    """(n, 1, H, W) in 0…1."""
-    dataset = RadiographDataset(items, reading(size), cache=True)
-    if len(dataset) != len(items):
-        raise SystemExit(f"{len(items) - len(dataset)} images cannot be read; clean the list with `afire check` first")
-    assert dataset.cached is not None
-    return dataset.cached.float()
+    return items, values, groups_of(items)
 
 
 def main() -> None:
@@ -67,7 +57,7 @@ def main() -> None:
     test, labels, groups = cases(args.datalist, args.label, ("test",))
     if shared := set(train_groups) & set(groups):
         raise SystemExit(f"{len(shared)} patients are in training and test images")
-    train_images, test_images = images_of(train, first.image_size), images_of(test, first.image_size)
+    train_images, test_images = (pictures(x, [first.image_size])[first.image_size].float() for x in (train, test))
     print(
         f"{Path(args.datalist).name}, {args.label} against normal: {len(train)} training images ({train_labels.sum()}"
     )

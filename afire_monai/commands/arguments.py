@@ -92,7 +92,7 @@ def convert(name: str, text: str, annotation: str) -> Any:
         name: of the parameter.
         text: what was typed; ``True`` for an option without a value.
         annotation: the parameter's type as written: ``str``, ``int``, ``float``, ``bool``, ``tuple[str, ...]``,
-            ``tuple[float, ...]``, each perhaps with ``| None``.
+            ``tuple[int, ...]``, ``tuple[float, ...]``, each perhaps with ``| None``.
 
     Raises:
         UsageError: if the text is no such value.
@@ -118,7 +118,12 @@ def convert(name: str, text: str, annotation: str) -> Any:
 
 
 _SCALARS: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
-_IN_WORDS = {"int": "a whole number", "float": "a number", "tuple[float, ...]": "numbers with commas between them"}
+_IN_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "tuple[int, ...]": "whole numbers with commas between them",
+    "tuple[float, ...]": "numbers with commas between them",
+}
 
 
 def _tidy_help(text: str) -> str:

@@ -81,6 +81,8 @@ def reference(
     section: str = "training",
     base_dir: str | None = None,
     parts: tuple[str, ...] | None = None,
+    layers: tuple[int, ...] = (),
+    window: int = 0,
     pooling: str = "mean",
     most: int = 1000,
     batch_size: int = 16,
@@ -91,12 +93,17 @@ def reference(
 
     Example: afire reference --model runs/mine/models --datalist list.json
 
+    Example: afire reference --model runs/mine/models --datalist list.json --parts neighbours,density --window 1
+
     Args:
         model: model folder; gets reference.safetensors and reference.json.
         datalist: data list; its normal radiographs are taken.
         section: training, validation or test.
         base_dir: folder that the list's relative paths start from; the list's own folder unless given.
-        parts: what to judge cells by: tokens, residual, difference, prototypes; with commas between them.
+        parts: what to judge by, with commas between them: tokens, neighbours, residual, difference, prototypes (of
+            cells), density, class_density (of the whole image).
+        layers: blocks whose tokens are judged besides the encoder's output, with commas between them; 0 is the first.
+        window: for neighbours, cells that a normal token may be away from the place of the one it is compared with.
         pooling: of cells into the image's score: mean, top (mean of the highest 5 %) or max.
         most: use at most so many radiographs.
         batch_size: radiographs computed at once.
@@ -112,6 +119,8 @@ def reference(
         section=section,
         base_dir=base_dir,
         parts=parts,
+        layers=layers,
+        window=window,
         pooling=pooling,
         most=most,
         batch_size=batch_size,

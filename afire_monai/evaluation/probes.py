@@ -16,35 +16,33 @@ from torch import Tensor
 from afire_monai.errors import AfireError
 from afire_monai.networks import Encoder
 
-Pooling = Literal["mean", "class", "regions"]
+Pooling = Literal["mean", "class", "class_mean", "regions"]
 
 
 @torch.no_grad()
 def extract_features(
     encoder: Encoder, images: Tensor, pooling: Pooling = "mean", batch_size: int = 64
 ) -> NDArray[np.float32]:
-    """Run a frozen encoder over images.
+    """Run a frozen encoder over images, on the encoder's device.
 
     Args:
         encoder: images (B, C, H, W) in 0…1 to tokens (B, 1 + L, D).
-        images: (n, C, H, W) in 0…1.
-        pooling: ``mean`` of the patch tokens; ``class`` token (AFiRe does not train it); ``regions``, the patch tokens
-            averaged over a 4 x 4 partition of the picture and put side by side.
+        images: (n, C, H, W) in 0…1, or (n, 1, H, W) for an encoder of several channels.
+        pooling: ``mean`` of the patch tokens; ``class`` token (AFiRe does not train it); ``class_mean``, the class
+            and then the mean, side by side; ``regions``, the patch tokens averaged over a 4 x 4 partition of the
+            picture and put side by side.
         batch_size: images at a time.
 
     Returns:
-        (n, D), or (n, 16 D) for ``regions``.
+        (n, D), (n, 2 D) for ``class_mean``, or (n, 16 D) for ``regions``.
 
     Raises:
         AfireError: for an unknown pooling.
     """
     encoder.eval()
-    return np.concatenate(
-        [
-            _pool(encoder(images[i : i + batch_size]), encoder, pooling).numpy()
-            for i in range(0, len(images), batch_size)
-        ]
-    )
+    batches = (some.to(encoder.mean.device, torch.float32) for some in images.split(batch_size))
+    tokens = (encoder(some.expand(-1, encoder.in_channels, -1, -1)) for some in batches)
+    return np.concatenate([_pool(some, encoder, pooling).numpy() for some in tokens])
 
 
 def _pool(tokens: Tensor, encoder: Encoder, pooling: Pooling) -> Tensor:
@@ -53,10 +51,12 @@ def _pool(tokens: Tensor, encoder: Encoder, pooling: Pooling) -> Tensor:
         return tokens[:, 1:].mean(1)
     if pooling == "class":
         return tokens[:, 0]
+    if pooling == "class_mean":
+        return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1)
     if pooling == "regions":
         grid = tokens[:, 1:].transpose(1, 2).unflatten(2, encoder.grid)
         return torch.nn.functional.adaptive_avg_pool2d(grid, 4).flatten(1)
-    raise AfireError(f"pooling must be mean, class or regions, got {pooling!r}")
+    raise AfireError(f"pooling must be mean, class, class_mean or regions, got {pooling!r}")
 
 
 def raw_pixels(images: Tensor, side: int = 32) -> NDArray[np.float32]:

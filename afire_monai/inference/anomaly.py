@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,10 @@ from afire_monai.losses.token_contrastive import similarities
 from afire_monai.methods.grid_shift import GridShift
 from afire_monai.networks import Encoder, TokenHead
 
-PARTS = ("tokens", "residual", "difference", "prototypes")
-"""What a cell can be judged by; see `AnomalyDetector`."""
+PARTS = ("tokens", "neighbours", "residual", "difference", "prototypes", "density", "class_density")
+"""What a radiograph can be judged by; see `AnomalyDetector`."""
+DEFAULT_PARTS = ("tokens", "residual")
+"""Those that are taken unless others are named, as far as the model has them (docs/predict.md has figures)."""
 
 
 @dataclass
@@ -28,15 +31,19 @@ class AnomalyFeatures:
 
     Attributes:
         tokens: (B, N, D) of the encoder.
-        cells: for each part but ``tokens`` a number a cell, (B, N).
+        cells: for ``residual``, ``difference`` and ``prototypes`` a number a cell, (B, N).
         restored: (B, C, Hc, Wc) in 0…1, or None.
         difference: (B, Hc, Wc) absolute difference of picture and restoration, smoothed over a cell; or None.
+        class_token: (B, D) of the encoder, averaged over crops.
+        layers: for each block that was asked for its tokens (B, N, D'), each of zero mean and unit variance.
     """
 
     tokens: Tensor
     cells: dict[str, Tensor] = field(default_factory=dict)
     restored: Tensor | None = None
     difference: Tensor | None = None
+    class_token: Tensor | None = None
+    layers: dict[int, Tensor] = field(default_factory=dict)
 
 
 class AnomalyDetector(nn.Module):
@@ -46,13 +53,22 @@ class AnomalyDetector(nn.Module):
     radiograph is read at the canvas' size, seen through the crops at its corners (which together show every cell), and
     what overlapping crops say of a cell is averaged (this project's reading). With ``shift`` 0 there is one crop.
 
-    Parts, each a number for each cell:
+    Parts, each a number for each cell; the first two need a :class:`~afire_monai.inference.NormalReference`:
 
-    - ``tokens``: distance of the cell's token to the tokens of the same cell in normal radiographs (in the way of
-      PaDiM, Defard et al., ICPR 2021); needs a :class:`~afire_monai.inference.NormalReference`;
+    - ``tokens``: distance of the cell's token to the mean of the tokens of the same cell in normal radiographs (in the
+      way of PaDiM, Defard et al., ICPR 2021);
+    - ``neighbours``: cosine distance of the cell's token to the nearest tokens of the same cell in normal radiographs
+      (in the way of PatchCore, Roth et al., CVPR 2022);
     - ``residual``: grey level minus that of the restoration, averaged over the cell: above 0 what is denser;
     - ``difference``: the same without sign;
     - ``prototypes``: cross-entropy of the cell's token to the prototype of its cell (the structure term's similarity).
+
+    Parts that give one number for the whole image, and need a reference:
+
+    - ``density``: distance of the mean patch token to those of normal radiographs;
+    - ``class_density``: the same for the class token.
+
+    ``tokens``, ``neighbours`` and ``density`` can judge the tokens of earlier blocks as well.
 
     Args:
         encoder: gives the tokens; the restorer's where there is one.
@@ -110,8 +126,8 @@ class AnomalyDetector(nn.Module):
 
     @property
     def default_parts(self) -> tuple[str, ...]:
-        """Tokens, and the residual where there is a restorer: what did best on real radiographs (docs/predict.md)."""
-        return tuple(part for part in ("tokens", "residual") if part in self.parts)
+        """Those of `DEFAULT_PARTS` that this detector can give."""
+        return tuple(part for part in DEFAULT_PARTS if part in self.parts)
 
     def offsets(self) -> list[tuple[int, int]]:
         """Give the crops' offsets (row, column) in cells: the canvas' corners, and between them if need be."""
@@ -119,16 +135,23 @@ class AnomalyDetector(nn.Module):
         rows, columns = (sorted({s, *range(0, s, side)}) for side in grid)
         return [(row, column) for row in rows for column in columns]
 
-    def features(self, images: Tensor, parts: Sequence[str] | None = None, restore: bool = False) -> AnomalyFeatures:
+    def features(
+        self,
+        images: Tensor,
+        parts: Sequence[str] | None = None,
+        restore: bool = False,
+        layers: Sequence[int] = (),
+    ) -> AnomalyFeatures:
         """Look at radiographs.
 
         Args:
             images: (B, 1 or C, Hc, Wc) in 0…1, of :attr:`canvas_size`.
             parts: which to compute; None for all that there are.
             restore: give the restored pictures and the difference whatever the parts.
+            layers: blocks whose tokens are wanted besides the encoder's output; 0 is the first, -1 the last.
 
         Raises:
-            AfireError: for pictures of another size, or parts that the detector does not have.
+            AfireError: for pictures of another size, or parts or blocks that the detector does not have.
         """
         parts = self.parts if parts is None else parts
         if missing := [part for part in parts if part not in self.parts]:
@@ -139,13 +162,35 @@ class AnomalyDetector(nn.Module):
         images = images.expand(-1, self.encoder.in_channels, -1, -1)
         offsets = self.corners.repeat_interleave(len(images), 0)
         crops = self.canvas.crop(images.repeat(len(self.offsets()), 1, 1, 1), offsets)
-        seen = self.encoder(crops)
-        found = AnomalyFeatures(self._on_canvas(seen[:, 1:].float()))
+        seen, hidden = self._encode(crops, layers)
+        found = AnomalyFeatures(
+            self._on_canvas(seen[:, 1:].float()),
+            class_token=seen[:, 0].float().unflatten(0, (len(self.offsets()), -1)).mean(0),
+            layers={block: self._on_canvas(tokens) for block, tokens in hidden.items()},
+        )
         if "prototypes" in parts:
             found.cells["prototypes"] = self._prototype_distance(seen, offsets)
         if restore or {"residual", "difference"} & set(parts):
             self._compare(images, crops, seen, parts, found)
         return found
+
+    def _encode(self, crops: Tensor, layers: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """Run the encoder; give its tokens (b, 1 + L, D), and for each of some blocks its patch tokens (b, L, D')."""
+        outputs: dict[int, Tensor] = {}
+        with contextlib.ExitStack() as hooks:
+            for block in layers:
+                module = self.encoder.attribution_layer(block, class_token=False)
+                hook = module.register_forward_hook(lambda _, __, output, block=block: outputs.update({block: output}))
+                hooks.callback(hook.remove)
+            seen = self.encoder(crops)
+        return seen, {block: self._patch_tokens(outputs[block].float()) for block in layers}
+
+    def _patch_tokens(self, output: Tensor) -> Tensor:
+        """Bring what a block gives, tokens (b, 1 + L, D') or a map (b, D', h, w), to (b, L, D') of unit variance."""
+        if output.ndim == 4:
+            output = F.adaptive_avg_pool2d(output, self.encoder.grid).flatten(2).transpose(1, 2)
+        cells = self.encoder.grid[0] * self.encoder.grid[1]
+        return F.layer_norm(output[:, -cells:], output.shape[-1:])
 
     def _compare(
         self, images: Tensor, crops: Tensor, tokens: Tensor, parts: Sequence[str], found: AnomalyFeatures

@@ -1,4 +1,4 @@
-"""A Gaussian for each cell's tokens: a mean of its own, one covariance for all cells."""
+"""Gaussians of normal radiographs: of each cell's tokens, and of whole images."""
 
 from __future__ import annotations
 
@@ -16,23 +16,30 @@ class CellGaussian(nn.Module):
     """Distances of tokens to the normal tokens of their cell.
 
     One covariance is shared by all cells (this project's reading of PaDiM, Defard et al., ICPR 2021, which has one for
-    each place): it needs hundreds of times fewer radiographs and did as well.
+    each place): it needs hundreds of times fewer radiographs and did as well. With one cell it judges whole images.
 
     Args:
         mean: (N, D).
         whitening: (D, D) W with W Wᵀ the inverse of the covariance.
+        cells: N, where it is known.
+
+    Raises:
+        ValueError: if shapes do not fit.
     """
 
     mean: Tensor
     whitening: Tensor
 
-    def __init__(self, mean: Tensor, whitening: Tensor) -> None:
+    def __init__(self, mean: Tensor, whitening: Tensor, cells: int | None = None) -> None:
         super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("whitening", whitening)
+        expected = (cells or len(mean), len(whitening)), (mean.shape[-1],) * 2
+        if (tuple(mean.shape), tuple(whitening.shape)) != expected:
+            raise ValueError(f"mean and whitening have shapes {tuple(mean.shape)} and {tuple(whitening.shape)}")
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("whitening", whitening.float())
 
     def distance(self, tokens: Tensor) -> Tensor:
-        """Give Mahalanobis' distance (B, N) of tokens (B, N, D) to the mean of their cell."""
+        """Return Mahalanobis' distance (B, N) of tokens (B, N, D) to the mean of their cell."""
         return torch.linalg.vector_norm((tokens - self.mean) @ self.whitening, dim=-1)
 
 
@@ -78,6 +85,76 @@ class Moments:
         mean = self.first / self.count
         covariance = (self.second - self.count * mean.T @ mean) / (max(self.count - 1, 1) * len(mean))
         ridge = RIDGE * covariance.diagonal().mean().clamp_min(1e-12)
-        factor = torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance), dtype=torch.float64))
-        whitening = torch.linalg.inv(factor).T.contiguous()
-        return CellGaussian(mean.float(), whitening.float())
+        return CellGaussian(mean, _whitening(covariance + ridge * torch.eye(len(covariance), dtype=torch.float64)))
+
+
+def fit_tokens(tokens: Tensor, fold: Tensor) -> tuple[CellGaussian, Tensor]:
+    """Fit a Gaussian to the tokens of each cell.
+
+    Args:
+        tokens: (n, N, D).
+        fold: (n,) int64; radiographs of a fold are judged by the fit to the others.
+
+    Returns:
+        The Gaussian of all, and cross-fitted distances (n, N).
+    """
+    parts = [Moments.of(tokens[fold == number]) for number in range(int(fold.max()) + 1)]
+    total = Moments.sum(parts)
+    distances = torch.zeros(tokens.shape[:2])
+    for number, part in enumerate(parts):
+        distances[fold == number] = (total - part).fit().distance(tokens[fold == number].float())
+    return total.fit(), distances
+
+
+def fit_images(values: Tensor, patients: Tensor) -> tuple[CellGaussian, Tensor]:
+    """Fit a Gaussian with the shrunk covariance of Ledoit and Wolf (2004) to one vector an image.
+
+    There may be fewer images than dimensions, so that a fit without a tenth of the patients would differ much from
+    that to all: each patient is left out alone, with the shrinkage of all.
+
+    Args:
+        values: (n, 1, D).
+        patients: (n,) int64, number of the patient of each.
+
+    Returns:
+        The Gaussian of all, and distances (n, 1) of each image to the Gaussian without its patient.
+    """
+    from sklearn.covariance import LedoitWolf  # takes long to import, and nobody needs it to judge
+
+    images = values[:, 0].double()
+    fitted = LedoitWolf(store_precision=False).fit(images.numpy())
+    mean, covariance = (torch.from_numpy(a) for a in (fitted.location_, fitted.covariance_))
+    whitening = _whitening(covariance + 1e-12 * torch.eye(len(covariance), dtype=torch.float64))
+    white = (images - mean) @ whitening
+    distances = torch.zeros(len(images), dtype=torch.float64)
+    for patient in patients.unique().tolist():
+        own = patients == patient
+        distances[own] = _distances_without(white[own], len(images), 1 - float(fitted.shrinkage_))
+    return CellGaussian(mean[None], whitening), distances.float()[:, None]
+
+
+def _distances_without(white: Tensor, count: int, weight: float) -> Tensor:
+    """Return Mahalanobis' distances (k,) of a patient's images to the Gaussian of the others.
+
+    Leaving images out changes the covariance by a matrix of rank k + 1, so that its inverse follows from that of all
+    (Woodbury's identity). The shrinkage target is scaled with the rest, by a k-th of the n images.
+
+    Args:
+        white: (k, D) the patient's images, centred and whitened by the Gaussian of all.
+        count: n, number of all images.
+        weight: of the sample covariance against the shrinkage target, in 0…1.
+    """
+    k = len(white)
+    others = count - k
+    gram = white @ white.T
+    one = torch.ones(1, k, dtype=white.dtype)
+    removed = (weight / count) ** 0.5 * torch.cat([torch.eye(k, dtype=white.dtype), one / others**0.5])
+    centred = torch.eye(k, dtype=white.dtype) + one / others
+    inner = torch.eye(k + 1, dtype=white.dtype) - removed @ gram @ removed.T
+    moved = removed @ gram @ centred.T
+    squared = (centred @ gram * centred).sum(1) + (moved * torch.linalg.solve(inner, moved)).sum(0)
+    return (squared * others / count).clamp_min(0).sqrt()
+
+
+def _whitening(covariance: Tensor) -> Tensor:
+    return torch.linalg.inv(torch.linalg.cholesky(covariance)).T.contiguous()

@@ -53,6 +53,8 @@ def make_reference(
     workers: int = 2,
     device: torch.device | None = None,
     progress: bool = False,
+    layers: Sequence[int] = (),
+    window: int = 0,
 ) -> MadeReference:
     """Write ``reference.safetensors`` and its JSON into a model folder.
 
@@ -68,6 +70,8 @@ def make_reference(
         workers: threads that read.
         device: where to compute; None for a GPU if there is one.
         progress: show a bar with the time left.
+        layers: blocks whose tokens are judged besides the encoder's output; 0 is the first, -1 the last.
+        window: for ``neighbours``, cells that a normal token may be away.
 
     Raises:
         DataListError: if the list or the section is missing, or holds no normal radiograph.
@@ -99,7 +103,7 @@ def make_reference(
     # a list that was merged into the training's has another hash, so a difference tells nothing
     seen = section == "training" if trained_on == sha256 else None
     facts = {"section": section, "datalist_sha256": sha256, "model_sha256": hashes, "seen_in_training": seen}
-    reference = build_reference(detector, batches, used, parts, pooling, facts)
+    reference = build_reference(detector, batches, used, parts, pooling, facts, layers, window)
     return MadeReference(reference, reference.cpu().save(model), len(items) - reference.count, seen)
 
 

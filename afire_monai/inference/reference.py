@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn as nn
@@ -15,9 +15,12 @@ from afire_monai import __version__
 from afire_monai.errors import CheckpointError
 from afire_monai.export.encoder import load_module_files, save_module_files, weights_that_fit
 from afire_monai.inference.anomaly import AnomalyDetector, AnomalyFeatures, enlarge_cells, heat_of
+from afire_monai.inference.combination import Combination, Combined, Pooling, pool
 from afire_monai.inference.gaussian import CellGaussian
+from afire_monai.inference.measures import Fitted, measures_of
+from afire_monai.inference.neighbours import CellNeighbours
 
-Pooling = Literal["mean", "top", "max"]
+FORMAT = "afire-monai reference 2"
 
 
 @dataclass
@@ -25,61 +28,61 @@ class Judgement:
     """What the reference says of a batch.
 
     Attributes:
-        score: (B,) combined standard deviations above the normal mean, pooled over cells.
+        score: (B,) combined standard deviations above the normal mean.
         percentile: (B,) in 0…100, how many of the normal radiographs score lower.
-        heat: (B, Hc, Wc) in 0…1, `heat_of` the combined cells.
-        cells: for each part (B, N) standard deviations above the normal mean of that cell; ``combined`` as well.
+        heat: (B, Hc, Wc) in 0…1, `heat_of` the combined cells; None if no part judges cells.
+        cells: for each measure of cells (B, N) standard deviations above the normal mean of that cell; ``combined`` as
+            well, if there is one.
+        parts: for each part (B,) its share of the score by itself: standard deviations above the normal mean, pooled
+            over cells and averaged over layers.
     """
 
     score: Tensor
     percentile: Tensor
-    heat: Tensor
+    heat: Tensor | None
     cells: dict[str, Tensor]
+    parts: dict[str, Tensor]
 
 
 class NormalReference(nn.Module):
     """Statistics of normal radiographs.
 
-    Every part of a detector is standardised in each cell by the mean and the standard deviation of the normal
-    radiographs there; the parts are averaged, standardised again in each cell, and pooled over cells into the image's
-    score, which is ranked among those of the normal radiographs. For the part ``tokens`` the distance is Mahalanobis'
-    to the mean token of the cell, with one covariance for all cells. Its distances and scores of normals are
-    cross-fitted (each patient's from the statistics of others), or new normals would seem more unusual than they are.
+    Every part of a detector is standardised by the normal radiographs, in each cell where it judges cells, and the
+    parts are averaged (see :class:`~afire_monai.inference.combination.Combination`). The image's score is ranked among
+    those of the normal radiographs. Where tokens are compared with those of normal radiographs, the distances and
+    scores of these are cross-fitted (each patient's from the statistics of others), or new normals would seem more
+    unusual than they are.
 
     Args:
-        parts: of the detector, in the order of ``mean`` and ``std``.
-        pooling: ``mean`` of all cells, of the ``top`` 5 %, or ``max``.
-        mean: (M, N) of the M parts.
-        std: (M, N).
-        combined_std: (N,) of the average of the standardised parts.
+        parts: of the detector.
+        layers: blocks whose tokens are judged besides the encoder's output.
+        canvas: rows and columns of the detector's cells.
+        models: what was fitted to normal radiographs, by the measures' names.
+        combination: of the measures.
         scores: (n,) of the normal radiographs.
-        gaussian: of the tokens; None without that part.
         facts: plain values, as saved.
     """
 
-    mean: Tensor
-    std: Tensor
-    combined_std: Tensor
     scores: Tensor
 
     def __init__(
         self,
         parts: Sequence[str],
-        pooling: str,
-        mean: Tensor,
-        std: Tensor,
-        combined_std: Tensor,
+        layers: Sequence[int],
+        canvas: tuple[int, int],
+        models: Mapping[str, Fitted],
+        combination: Combination,
         scores: Tensor,
-        gaussian: CellGaussian | None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.parts = tuple(parts)
-        self.pooling = pooling
+        self.layers = tuple(layers)
+        self.canvas = canvas
         self.facts = dict(facts or {})
-        self.gaussian = gaussian
-        for name, value in (("mean", mean), ("std", std), ("combined_std", combined_std)):
-            self.register_buffer(name, value.float())
+        self.of_cells, self.of_images = measures_of(parts, layers)
+        self.models = nn.ModuleDict(dict(models))
+        self.combination = combination
         self.register_buffer("scores", scores.float().sort().values)
 
     @property
@@ -87,44 +90,60 @@ class NormalReference(nn.Module):
         """Number of normal radiographs."""
         return len(self.scores)
 
+    @property
+    def has_map(self) -> bool:
+        """Whether a part judges cells, so that there is a heatmap."""
+        return bool(self.of_cells)
+
     @torch.no_grad()
-    def judge(self, features: AnomalyFeatures, canvas: tuple[int, int], size: tuple[int, int]) -> Judgement:
+    def judge(self, features: AnomalyFeatures, size: tuple[int, int]) -> Judgement:
         """Rank radiographs among the normal ones.
 
         Args:
             features: of the detector that the reference was made with.
-            canvas: rows and columns (hc, wc) of its cells.
             size: height and width of the heatmap.
         """
-        values = dict(features.cells)
-        if self.gaussian is not None:
-            values["tokens"] = self.gaussian.distance(features.tokens)
-        raw = torch.stack([values[part] for part in self.parts], 1)
-        standard = (raw - self.mean) / self.std
-        combined = standard.mean(1) / self.combined_std
-        score = pool(combined, self.pooling)
+        models: Any = self.models
+        cells, images = ([m.values(features, models) for m in some] for some in (self.of_cells, self.of_images))
+        none = features.tokens.new_zeros(len(features.tokens), 0)
+        found = self.combination.combine(
+            torch.stack(cells, 1) if cells else none[:, :, None], torch.cat(images, 1) if images else none
+        )
         # above the ties and half of them
-        below = torch.searchsorted(self.scores, score) + torch.searchsorted(self.scores, score, right=True)
-        cells = {part: standard[:, place] for place, part in enumerate(self.parts)}
-        heat = heat_of(enlarge_cells(combined, canvas, size))
-        return Judgement(score, 50 * below.double() / self.count, heat, {**cells, "combined": combined})
+        below = torch.searchsorted(self.scores, found.score) + torch.searchsorted(self.scores, found.score, right=True)
+        standard = {m.name: found.cells[:, place] for place, m in enumerate(self.of_cells)}
+        heat = None
+        if found.heat is not None:
+            standard["combined"] = found.heat
+            heat = heat_of(enlarge_cells(found.heat, self.canvas, size))
+        return Judgement(found.score, 50 * below.double() / self.count, heat, standard, self._by_part(found))
+
+    def _by_part(self, found: Combined) -> dict[str, Tensor]:
+        """Return for each part (B,) the mean over layers of its pooled standardised values."""
+        pooled = [pool(cells, self.combination.pooling) for cells in found.cells.unbind(1)]
+        values = torch.stack([*pooled, *found.images.unbind(1)], 1)
+        measures = [*self.of_cells, *self.of_images]
+        weights = values.new_tensor([[m.weight * (m.part == part) for m in measures] for part in self.parts])
+        return dict(zip(self.parts, weights @ values.T, strict=True))
 
     def in_words(self, percentile: float) -> dict[str, Any]:
-        """Say what a percentile means, as plain values for a record."""
+        """Return what a percentile means, as plain values for a record."""
         highest = percentile > 100 - 50 / self.count
         share = "all" if highest else f"{int(percentile)} % of"
         return {"normals": self.count, "meaning": f"more unusual than {share} {self.count} normal radiographs"}
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``reference.safetensors`` and its JSON into a model folder; give the first."""
-        tensors = {"mean": self.mean, "std": self.std, "combined_std": self.combined_std, "scores": self.scores}
-        if self.gaussian is not None:
-            tensors |= {"token_mean": self.gaussian.mean, "token_whitening": self.gaussian.whitening}
+        """Write ``reference.safetensors`` and its JSON into a model folder; return the first."""
+        neighbours = [m for m in self.models.values() if isinstance(m, CellNeighbours)]
+        tensors = {k: v.half() if k.endswith(".bank") else v for k, v in self.state_dict().items()}
         description = {
-            "format": "afire-monai reference 1",
+            "format": FORMAT,
             "version": __version__,
             "parts": list(self.parts),
-            "pooling": self.pooling,
+            "layers": list(self.layers),
+            "pooling": self.combination.pooling,
+            "canvas": list(self.canvas),
+            "neighbours": {"nearest": neighbours[0].nearest, "window": neighbours[0].window} if neighbours else None,
             "count": self.count,
             "resolution_percent": round(100 / self.count, 3),
             **self.facts,
@@ -139,21 +158,18 @@ class NormalReference(nn.Module):
             path: the file, or the folder that holds it.
 
         Raises:
-            CheckpointError: if a file is missing or damaged.
+            CheckpointError: if a file is missing, damaged, or of an earlier version.
         """
         path = Path(path)
         path = path / "reference.safetensors" if path.is_dir() else path
         tensors, description = load_module_files(path)
+        if description.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{path}: its format is {description.get('format')!r}, {FORMAT!r} is expected; make it again with "
+                "`afire reference`"
+            )
         with weights_that_fit(path):
-            gaussian = None
-            if "tokens" in description["parts"]:
-                gaussian = CellGaussian(tensors["token_mean"], tensors["token_whitening"])
-            mean, std, combined_std, scores = (tensors[name] for name in ("mean", "std", "combined_std", "scores"))
-            parts, pooling = description["parts"], description["pooling"]
-            _refuse_wrong_shapes(parts, pooling, mean, std, combined_std, scores, gaussian)
-            if not isinstance(description.get("model_sha256") or {}, dict):
-                raise ValueError("'model_sha256' must give a hash for each kind of weights")
-            return cls(parts, pooling, mean, std, combined_std, scores, gaussian, description).eval()
+            return _built(tensors, description).eval()
 
     def check(self, detector: AnomalyDetector, hashes: Mapping[str, str]) -> None:
         """See that a detector is the one that this reference was made with.
@@ -168,34 +184,37 @@ class NormalReference(nn.Module):
         made_with = self.facts.get("model_sha256") or {}
         differing = [kind for kind, value in made_with.items() if hashes.get(kind) != value]
         missing = [part for part in self.parts if part not in detector.parts]
-        if differing or missing or self.mean.shape[1] != detector.canvas.canvas_cells:
+        if differing or missing or self.canvas != detector.canvas.canvas_grid:
             what = f"other {', '.join(differing)} weights" if differing else "another detector"
             raise CheckpointError(f"reference.safetensors was made with {what}; make it again with `afire reference`")
 
 
-def _refuse_wrong_shapes(
-    parts: Sequence[str],
-    pooling: str,
-    mean: Tensor,
-    std: Tensor,
-    combined_std: Tensor,
-    scores: Tensor,
-    gaussian: CellGaussian | None,
-) -> None:
+def _built(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> NormalReference:
+    """Build a reference from its files.
+
+    Raises:
+        ValueError: if values are missing or do not fit.
+    """
+    parts, layers, pooling = (description[key] for key in ("parts", "layers", "pooling"))
+    canvas = (int(description["canvas"][0]), int(description["canvas"][1]))
     if pooling not in get_args(Pooling):
         raise ValueError(f"pooling is {pooling!r}")
-    shapes = [tuple(t.shape) for t in (mean, std, combined_std, scores)]
-    cells = shapes[0][-1] if shapes[0] else 0
-    right = shapes[:3] == [(len(parts), cells), (len(parts), cells), (cells,)] and len(shapes[3]) == 1 and len(scores)
-    if gaussian is not None and right:
-        tokens, whitening = gaussian.mean.shape, gaussian.whitening.shape
-        right = len(tokens) == 2 and tokens[0] == cells and tuple(whitening) == (tokens[1], tokens[1])
-    if not right:
-        raise ValueError(f"mean, std, combined_std and scores have shapes {shapes}")
-
-
-def pool(cells: Tensor, pooling: str) -> Tensor:
-    """Pool cells (B, N) into scores (B,): ``mean``, mean of the ``top`` 5 %, or ``max``."""
-    if pooling == "mean":
-        return cells.mean(1)
-    return cells.topk(1 if pooling == "max" else max(1, round(0.05 * cells.shape[1])), 1).values.mean(1)
+    if not isinstance(description.get("model_sha256") or {}, dict):
+        raise ValueError("'model_sha256' must give a hash for each kind of weights")
+    measures = measures_of(parts, layers)
+    models: dict[str, Fitted] = {}
+    for measure in (m for some in measures for m in some if m.fitted):
+        name = f"models.{measure.name}"
+        if measure.part == "neighbours":
+            models[measure.name] = CellNeighbours(tensors[f"{name}.bank"], canvas, **description["neighbours"])
+        else:
+            cells = 1 if measure.of_image else canvas[0] * canvas[1]
+            models[measure.name] = CellGaussian(tensors[f"{name}.mean"], tensors[f"{name}.whitening"], cells)
+    values = {key.partition(".")[2]: value for key, value in tensors.items() if key.startswith("combination.")}
+    if measures[0] and values["mean"].shape[1:] != (canvas[0] * canvas[1],):
+        raise ValueError(f"means of shape {tuple(values['mean'].shape)} do not fit a canvas of {canvas} cells")
+    of_cells, of_images = ([m.weight for m in some] for some in measures)
+    combination = Combination(of_cells, of_images, pooling, **values)
+    if tensors["scores"].ndim != 1 or not len(tensors["scores"]):
+        raise ValueError(f"scores are of shape {tuple(tensors['scores'].shape)}")
+    return NormalReference(parts, layers, canvas, models, combination, tensors["scores"], description)

@@ -122,7 +122,7 @@ class Scorer:
         if heatmap not in HEATMAP_KINDS:
             raise AfireError(f"--heatmap must be one of {', '.join(HEATMAP_KINDS)}, got {heatmap!r}")
         able = {
-            "anomaly": self.detector is not None,
+            "anomaly": self.detector is not None and (self.reference is None or self.reference.has_map),
             "gradcam": self.classifier is not None,
             "rollout": self.classifier is not None,
             "none": True,
@@ -130,7 +130,11 @@ class Scorer:
         if heatmap == "auto":
             return next(kind for kind in ("anomaly", "gradcam", "none") if able[kind])
         if not able[heatmap]:
-            needs = "restorer.safetensors, or an encoder with its reference" if heatmap == "anomaly" else "a classifier"
+            needs = (
+                "restorer.safetensors, or a reference with a part that judges cells"
+                if heatmap == "anomaly"
+                else "a classifier"
+            )
             raise AfireError(f"--heatmap {heatmap} needs {needs} in the model folder, which holds {names(self.files)}")
         return heatmap
 
@@ -186,14 +190,14 @@ class Scorer:
         return grey.expand(-1, network.encoder.in_channels, -1, -1)
 
     def _find_anomalies(self, detector: AnomalyDetector, images: Tensor, batch: _Batch) -> None:
-        parts = self.reference.parts if self.reference is not None else ()
-        features = detector.features(images, parts, restore=self.restored or self.reference is None)
+        parts, layers = (self.reference.parts, self.reference.layers) if self.reference is not None else ((), ())
+        features = detector.features(images, parts, self.restored or self.reference is None, layers)
         if self.restored and features.restored is not None:
             batch.restored = features.restored.mean(1)
         if self.reference is not None:
-            found = self.reference.judge(features, detector.canvas.canvas_grid, detector.canvas_size)
+            found = self.reference.judge(features, detector.canvas_size)
             batch.anomaly = {"score": found.score, "percentile": found.percentile}
-            heat = found.heat
+            heat: Tensor | None = found.heat
         else:
             assert features.difference is not None
             heat = features.difference.clamp(0, 1)

@@ -107,8 +107,8 @@ class Chooser:
                 difference = detector.features(images, (), restore=True).difference
                 assert difference is not None
                 return difference.flatten(1).mean(1)
-            features = detector.features(images, scorer.reference.parts)
-            return scorer.reference.judge(features, detector.canvas.canvas_grid, detector.canvas_size).score
+            features = detector.features(images, scorer.reference.parts, layers=scorer.reference.layers)
+            return scorer.reference.judge(features, detector.canvas_size).score
 
         return f"anomaly {loaded.version}", values, detector.canvas_size
 

@@ -96,7 +96,7 @@ def test_encoder_serves_probes_classifier_segmenter_and_anomaly_maps(finished):
     detector = load_detector(run / "models").eval()
     large = torch.rand(24, 1, *detector.canvas_size, generator=torch.Generator().manual_seed(0))
     reference = build_reference(detector, [large], [str(i) for i in range(24)], ("tokens",))
-    judged = reference.judge(detector.features(large, ("tokens",)), detector.canvas.canvas_grid, (32, 32))
+    judged = reference.judge(detector.features(large, ("tokens",)), (32, 32))
     assert judged.heat.shape == (24, 32, 32)
 
 

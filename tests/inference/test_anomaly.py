@@ -12,7 +12,7 @@ from afire_monai.export.run import export_detector, export_restorer
 from afire_monai.inference import AnomalyDetector, AnomalyNetwork, build_reference, load_detector
 from afire_monai.inference.anomaly import enlarge_cells, heat_of
 from afire_monai.inference.restoration import box_mean, cell_groups, hide_cells
-from afire_monai.networks import AnomalyRestorationDecoder, ViTEncoder
+from afire_monai.networks import AnomalyRestorationDecoder, ViTEncoder, build_encoder
 
 
 def detector_of(shift: int) -> AnomalyDetector:
@@ -59,13 +59,53 @@ def test_each_canvas_cell_is_the_mean_over_the_crops_that_show_it(shift):
     torch.testing.assert_close(found.cells["difference"], by_cell.abs().mean((2, 4)).flatten(1))
 
 
+@torch.no_grad()
+def test_tokens_of_earlier_blocks_are_standardised_and_averaged_over_crops():
+    """The last block, counted from either end, and the first; against the encoder's own hidden states."""
+    detector = detector_of(1)
+    images = smooth_images(2, (40, 40))
+    found = detector.features(images, ("tokens",), layers=(0, 1, -1))
+    states = [
+        detector.encoder.hidden_states(images[:, :, 8 * r : 8 * r + 32, 8 * c : 8 * c + 32])
+        for r, c in ((0, 0), (0, 1), (1, 0), (1, 1))
+    ]
+    assert detector.offsets() == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for block in (0, 1):
+        x = torch.stack([state[block + 1][:, 1:] for state in states])
+        unit = (x - x.mean(-1, keepdim=True)) / x.std(-1, correction=0, keepdim=True)
+        # cell (0, 0) is in the first crop alone, cell (0, 1) is the second of the first crop and the first of another
+        torch.testing.assert_close(found.layers[block][:, 0], unit[0, :, 0], atol=1e-3, rtol=1e-3)
+        both = (unit[0, :, 1] + unit[1, :, 0]) / 2
+        torch.testing.assert_close(found.layers[block][:, 1], both, atol=1e-3, rtol=1e-3)
+    assert torch.equal(found.layers[-1], found.layers[1])
+    classes = torch.stack([detector.encoder.norm(state[-1])[:, 0] for state in states])
+    torch.testing.assert_close(found.class_token, classes.mean(0))
+
+
+@torch.no_grad()
+def test_maps_of_a_residual_network_are_averaged_over_cells():
+    torch.manual_seed(0)
+    encoder = build_encoder("resnet18", image_size=64, patch_size=32).eval()
+    layers = AnomalyDetector(encoder).features(smooth_images(2, (64, 64)), ("tokens",), layers=(0, 7)).layers
+    assert layers[0].shape == (2, 4, 64)
+    assert layers[7].shape == (2, 4, 512)
+
+
+def test_unknown_blocks_are_refused():
+    with pytest.raises(AfireError, match=r"block must be in -2…1, got 2"):
+        detector_of(0).features(smooth_images(1, (32, 32)), ("tokens",), layers=(2,))
+
+
 def test_detector_refuses_pictures_of_another_size_and_parts_that_it_lacks():
     method = tiny_afire(2)
     detector = AnomalyDetector(method.student.encoder, 2)
-    assert detector.parts == detector.default_parts == ("tokens",)
+    assert detector.parts == ("tokens", "neighbours", "density", "class_density")
+    assert detector.default_parts == ("tokens",)
     with pytest.raises(AfireError, match="must be 48 x 48 pixels, got 32 x 32"):
         detector.features(smooth_images(1, (32, 32)))
-    with pytest.raises(AfireError, match="has no residual, prototypes; it has tokens"):
+    with pytest.raises(
+        AfireError, match="has no residual, prototypes; it has tokens, neighbours, density, class_density"
+    ):
         detector.features(smooth_images(1, (48, 48)), ("residual", "prototypes"))
     with pytest.raises(AfireError, match="36 prototypes do not fit a canvas of 16 cells"):
         AnomalyDetector(method.student.encoder, 0, None, method.student.head, torch.zeros(36, 16))
@@ -84,7 +124,7 @@ def test_exported_detector_sees_what_the_method_sees(tmp_path):
     expected = AnomalyDetector(student.encoder, 2, restorer, student.head, assignment).features(images)
     loaded = load_detector(tmp_path)
     found = loaded.features(images)
-    assert loaded.parts == ("tokens", "residual", "difference", "prototypes")
+    assert {"tokens", "neighbours", "residual", "difference", "prototypes", "density"} < {*loaded.parts}
     assert torch.equal(found.tokens, expected.tokens)
     for name, values in expected.cells.items():
         assert torch.equal(found.cells[name], values)
@@ -103,7 +143,7 @@ def test_an_encoder_alone_gives_tokens_and_an_empty_folder_is_told(tmp_path):
     with pytest.raises(CheckpointError, match="neither restorer"):
         load_detector(tmp_path)
     export_encoder(tiny_afire().student.encoder, tmp_path)
-    assert load_detector(tmp_path).parts == ("tokens",)
+    assert load_detector(tmp_path).default_parts == ("tokens",)
 
 
 def test_damaged_detector_file_is_told(tmp_path):
@@ -123,11 +163,11 @@ def test_planted_bright_blob_is_the_most_abnormal_in_its_own_cell():
     detector = detector_of(2)
     normal = 0.5 * smooth_images(24, (48, 48))
     patients = [str(i) for i in range(24)]
-    for parts in (None, ("tokens",), ("residual",)):
+    for parts in (None, ("tokens",), ("residual",), ("neighbours",), ("tokens", "neighbours")):
         reference = build_reference(detector, normal.split(8), patients, parts)
         image = 0.5 * smooth_images(1, (48, 48), seed=99)
         image[..., 8:16, 32:40] += 0.5
-        found = reference.judge(detector.features(image, reference.parts), (6, 6), (48, 48))
+        found = reference.judge(detector.features(image, reference.parts), (48, 48))
         assert divmod(found.cells["combined"][0].argmax().item(), 6) == (1, 4)
         row, column = divmod(found.heat[0].argmax().item(), 48)
         assert 8 <= row < 16

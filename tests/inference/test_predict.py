@@ -188,7 +188,7 @@ def test_a_picture_scores_as_by_hand(model, normals, tmp_path):
     scorer = Scorer([model])
     pixels = torch.tensor(np.array(Image.open(normals.parent / "n31.png")) / 255, dtype=torch.float32)[None, None]
     image = torch.nn.functional.interpolate(pixels, (48, 48), mode="area")
-    found = scorer.reference.judge(scorer.detector.features(image, scorer.reference.parts), (6, 6), (48, 48))
+    found = scorer.reference.judge(scorer.detector.features(image, scorer.reference.parts), (48, 48))
     assert predictions.anomaly_percentile[1] == pytest.approx(found.percentile.item())
 
 
@@ -493,6 +493,26 @@ def test_reference_command_takes_the_normal_images_of_a_section_and_says_so(norm
     assert "3 normal radiographs are too few" in capsys.readouterr().err
     assert cli.run([*words, "--parts", "tokens,prototypes"]) == 2
     assert "has no prototypes" in capsys.readouterr().err
+    assert cli.run([*words, "--parts", "tokens", "--layers", "0,9"]) == 2
+    assert "block must be in" in capsys.readouterr().err
+
+
+def test_parts_layers_and_window_are_settings_and_parts_of_whole_images_give_no_map(normals, scans, tmp_path, capsys):
+    export_restorer(tiny_afire(2), tmp_path / "model")
+    words = ["reference", "--model", str(tmp_path / "model"), "--datalist", str(normals), "--quiet"]
+    predicting = ["predict", str(scans), "--model", str(tmp_path / "model"), "--quiet"]
+    assert cli.run([*words, "--parts", "neighbours,density", "--layers", "0,-1", "--window", "1"]) == 0
+    description = json.loads((tmp_path / "model" / "reference.json").read_text())
+    assert (description["parts"], description["layers"]) == (["neighbours", "density"], [0, -1])
+    assert description["neighbours"]["window"] == 1
+    assert cli.run([*predicting, "--out", str(tmp_path / "mapped")]) == 1
+    assert len(list((tmp_path / "mapped" / "heatmaps").iterdir())) == 5
+    assert cli.run([*words, "--parts", "density"]) == 0
+    assert cli.run([*predicting, "--out", str(tmp_path / "out")]) == 1
+    assert len(load_predictions(tmp_path / "out").index) == 5
+    assert not (tmp_path / "out" / "heatmaps").exists()
+    assert cli.run([*predicting, "--out", str(tmp_path / "none"), "--heatmap", "anomaly"]) == 2
+    assert "a reference with a part that judges cells" in capsys.readouterr().err
 
 
 def test_reference_passes_over_broken_files(normals, tmp_path, capsys):

@@ -1,0 +1,211 @@
+"""Judge many encoders quickly, without fine-tuning: what an experiment's table is made of.
+
+    python benchmarks/judge.py run --out judged --data adults=nih.json --data children=kermany.json \\
+        --pretraining pretrain.json --runs compare --encoder other=runs/mine/models
+    python benchmarks/judge.py table --out judged
+
+For each encoder and data list, on the validation and on the test section: AUROC of probes of frozen features (k-NN
+and logistic regression, fitted to the training section; on class token and mean patch token side by side, and on the
+mean alone), AUROC of anomaly scores (each part alone, and their calibrated sum), and how often heatmaps point into
+boxes where there are boxes. Positive are images with any finding. Choices are made on the validation section; the test
+section is for what was chosen.
+
+The reference of normals is the training section's, without what `--pretraining` has, if 20 remain.
+`--runs OUT` takes every OUT/NAME/SEED/models, the layout of compare.py; `--encoder NAME=FOLDER` adds a folder, and the
+same NAME again adds a seed. Images are read once for all encoders. Each encoder is one line in OUT/judged.jsonl and one
+file of scores of single images; what is there with the same weights and settings is not repeated.
+
+Table: mean over seeds, with 95 % bootstrap intervals over patients and seeds. Bold: the paired difference to the best
+one includes 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from compare_parts import stored_rows
+from compare_tables import Seeds, auroc_draws, interval, level_with_best, mean_draws, seed_mean
+from judging import Population, anomaly_scores, localisation, probe_scores, read_population, reference_of
+
+from afire_monai.data.datalist import datalist_hash
+from afire_monai.data.datalist_file import read_raw
+from afire_monai.export import load_encoder
+from afire_monai.inference import AnomalyDetector, load_detector
+from afire_monai.inference.anomaly import PARTS
+from afire_monai.networks import Encoder
+
+LOG = "judged.jsonl"
+POINTS = "points: "
+SEEN = {True: "not seen by pre-training", False: "seen by pre-training", None: "perhaps seen by pre-training"}
+Encoders = list[tuple[str, int, Path]]
+
+
+def chosen_encoders(args: argparse.Namespace) -> Encoders:
+    """Return name, seed and model folder of each encoder; ends the program for one that is not there."""
+    folders = [p.parent for p in Path(args.runs).glob("*/*/models/encoder.safetensors")] if args.runs else []
+    found = sorted((p.parts[-3], int(p.parts[-2]), p) for p in folders if p.parts[-2].isdecimal())
+    for pair in args.encoder:
+        name, equals, folder = pair.partition("=")
+        if not (name and equals and (Path(folder) / "encoder.safetensors").is_file()):
+            raise SystemExit(f"--encoder {pair}: NAME=FOLDER with encoder.safetensors in it is expected")
+        found.append((name, sum(other == name for other, _, _ in found), Path(folder)))
+    if not found:
+        raise SystemExit("no encoder: give --runs OUT (of compare.py) or --encoder NAME=FOLDER")
+    return found
+
+
+def detector_of(folder: Path, args: argparse.Namespace) -> AnomalyDetector:
+    """Load what `afire reference` would take, or the exported encoder whatever else lies there."""
+    return load_detector(folder if args.detector == "product" else {"encoder": folder / "encoder.safetensors"})
+
+
+def named(pairs: list[str]) -> dict[str, str]:
+    """Read NAME=datalist.json; ends the program for what cannot be meant."""
+    lists = dict(pair.partition("=")[::2] for pair in pairs)
+    if not lists or not all(name and "/" not in name and Path(path).is_file() for name, path in lists.items()):
+        raise SystemExit(f"--data {' '.join(pairs)}: NAME=datalist.json is expected, with no / in the name")
+    return lists
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what decides figures besides the encoder; ends the program for what cannot be meant."""
+    if missing := [path for path in args.pretraining if not Path(path).is_file()]:
+        raise SystemExit(f"--pretraining {missing[0]}: no such file; a data list is expected")
+    hashes = {name: datalist_hash(read_raw(Path(path))) for name, path in named(args.data).items()}
+    seen = [datalist_hash(read_raw(Path(path))) for path in args.pretraining]
+    options = {name: getattr(args, name) for name in ("parts", "layers", "window", "detector")}
+    return {**options, "data": hashes, "pretraining": seen}
+
+
+def run(args: argparse.Namespace) -> None:
+    """Judge what is not yet judged."""
+    encoders, settings = chosen_encoders(args), settings_of(args)
+    out = Path(args.out)
+    (out / "scores").mkdir(parents=True, exist_ok=True)
+    done = {row["key"]: row for row in stored_rows(out / LOG, mend=True)}
+    jobs: list[tuple[dict[str, Any], Encoder, AnomalyDetector]] = []
+    for name, seed, folder in encoders:
+        digest = hashlib.sha256((folder / "encoder.safetensors").read_bytes()).hexdigest()
+        row: dict[str, Any] = {"key": f"{name}/{seed}", "encoder_sha256": digest, "settings": settings}
+        if not row.items() <= done.get(row["key"], {}).items():
+            jobs.append((row, load_encoder(folder).to(args.device), detector_of(folder, args).to(args.device)))
+    sizes = {size for _, encoder, detector in jobs for size in (encoder.image_size, detector.canvas_size)}
+    lists = named(args.data) if jobs else {}
+    populations = {name: read_population(path, sizes, args.pretraining) for name, path in lists.items()}
+    normals = {name: {"normals": len(p.normals.groups), "unseen": p.unseen} for name, p in populations.items()}
+    for number, (row, encoder, detector) in enumerate(jobs):
+        begin = time.monotonic()
+        scores: dict[str, Any] = {}
+        for name, population in populations.items():
+            found = scores_of(encoder, detector, population, args)
+            scores |= {f"{name}/{what}": values for what, values in found.items()}
+        np.savez(out / "scores" / f"{row['key'].replace('/', '_')}.npz", **scores)
+        figures = {"/".join(k): round(float(d[0]), 4) for k, d in draws_of(scores, repeats=0).items()}
+        row |= {"reference": normals, "figures": figures, "seconds": round(time.monotonic() - begin, 1)}
+        with (out / LOG).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"[{number + 1}/{len(jobs)}] {row['key']}: {row['seconds']} s", flush=True)
+
+
+def scores_of(
+    encoder: Encoder, detector: AnomalyDetector, population: Population, args: argparse.Namespace
+) -> dict[str, np.ndarray]:
+    """Return by section and figure the scores of single images, with truth and patients."""
+    reference = reference_of(detector, population.normals, args.parts, layers=args.layers, window=args.window)
+    scores = {f"{section}/{what}": v for (section, what), v in probe_scores(encoder, population).items()}
+    for section, cases in population.scored.items():
+        found, heat = anomaly_scores(detector, reference, cases)
+        scores |= {f"{section}/{part}": values for part, values in found.items()}
+        scores |= {f"{section}/abnormal": cases.abnormal, f"{section}/groups": cases.groups}
+        if cases.lesions:
+            for part, maps in heat.items():
+                scores[f"{section}/{POINTS}{part}"] = localisation(maps, cases.lesions, repeats=1).per_case["pointing"]
+            scores[f"{section}/lesion groups"] = np.array([c.group for c in cases.lesions.values()])
+    return scores
+
+
+def draws_of(scores: Any, repeats: int = 1000) -> dict[tuple[str, str, str], np.ndarray]:
+    """Return by data list, section and figure (1 + repeats,): the value and its bootstrap draws over patients."""
+    draws = {}
+    for key in scores:
+        population, section, what = key.split("/")
+        if what in ("abnormal", "groups", "lesion groups"):
+            continue
+        around = f"{population}/{section}"
+        if what.startswith(POINTS):
+            found = mean_draws(scores[key], scores[f"{around}/lesion groups"], repeats)
+        else:
+            truth = scores[f"{around}/abnormal"].astype(float)
+            found = auroc_draws(truth[:, None], scores[key][:, None], scores[f"{around}/groups"], repeats)[0]
+        draws[population, section, what] = found
+    return draws
+
+
+def table(args: argparse.Namespace) -> None:
+    """Print a table for each data list and section: encoders in rows, figures in columns."""
+    out = Path(args.out)
+    rows = {row["key"]: row for row in stored_rows(out / LOG)}
+    if not rows:
+        raise SystemExit(f"{out / LOG} holds no results; `judge.py run` writes it")
+    if len({json.dumps(row["settings"], sort_keys=True) for row in rows.values()}) > 1:
+        print("**Encoders were judged with different settings**: give `judge.py run` for all of them again.\n")
+    figures: dict[tuple[str, str], dict[str, dict[str, Seeds]]] = {}
+    for key in rows:
+        name, _, seed = key.rpartition("/")
+        with np.load(out / "scores" / f"{key.replace('/', '_')}.npz") as saved:
+            for (population, section, what), draws in draws_of(dict(saved)).items():
+                columns = figures.setdefault((population, section), {})
+                columns.setdefault(what, {}).setdefault(name, {})[int(seed)] = draws
+    last = [*rows.values()][-1]
+    for (population, section), columns in sorted(figures.items(), key=lambda f: (f[0][1] == "test", f[0])):
+        use = "choices are made here" if section == "validation" else "no choice is made here"
+        count, unseen = last["reference"][population].values()
+        print(f"**{population}, {section}** ({use}; reference: {count} normals, {SEEN[unseen]})")
+        print_columns(columns)
+
+
+def print_columns(columns: dict[str, dict[str, Seeds]]) -> None:
+    """Print encoders in rows and figures in columns: mean over seeds with its interval; bold: level with the best."""
+    print(f"\n| encoder | seeds | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 2)}")
+    level = {what: level_with_best(by_name) for what, by_name in columns.items()}
+    first = next(iter(columns.values()))
+    for name, seeds in first.items():
+        texts = {what: interval(seed_mean(by_name[name])) for what, by_name in columns.items()}
+        cells = [f"**{text}**" if name in level[what] else text for what, text in texts.items()]
+        print(f"| {name} | {len(seeds)} | {' | '.join(cells)} |")
+    print()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("--out", required=True, help="folder of results")
+    parser.add_argument("--data", action="append", default=[], help="NAME=datalist.json with labels")
+    parser.add_argument("--pretraining", nargs="+", default=[], help="data lists that encoders were pre-trained on")
+    parser.add_argument("--runs", help="folder of compare.py, whose encoders are judged")
+    parser.add_argument("--encoder", action="append", default=[], help="NAME=model folder; NAME again: another seed")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=["tokens", "neighbours", "density"], help="of anomaly scores"
+    )
+    parser.add_argument("--layers", type=int, nargs="+", default=[], help="blocks judged besides the encoder's output")
+    parser.add_argument("--window", type=int, default=0, help="of the part neighbours")
+    parser.add_argument(
+        "--detector",
+        choices=["product", "encoder"],
+        default="product",
+        help="of anomalies: what `afire reference` takes (of AFiRe the student), or the exported encoder (the teacher)",
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    (run if args.what == "run" else table)(args)
+
+
+if __name__ == "__main__":
+    main()
