@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from afire_monai.data.dataset import RadiographDataset
 from afire_monai.data.sampler import EpochSampler
-from afire_monai.distributed import rank, sum_over_processes, world_size
+from afire_monai.distributed import rank, sum_over_processes, wait_for_all, world_size
 from afire_monai.engines.plan import TrainingPlan
 from afire_monai.engines.resume import Resumable
 from afire_monai.errors import AfireError, TrainingHaltedError
@@ -167,6 +167,7 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         return everybody[rank() :: world_size()].to(self.state.device, non_blocking=True)
 
     def _start_epoch(self) -> None:
+        wait_for_all()  # process 0 may still write what the last epoch leaves
         done, local = divmod(self.state.iteration, self.state.epoch_length)
         self.sampler.start_at(done, local)
         self._epoch_sums = {}
