@@ -1,10 +1,10 @@
-"""Joining the other processes, and sums over them: no-ops in a single process, one of them with gradients."""
+"""Joining the other processes, sums over them and waits for them: no-ops in a single process."""
 
 from __future__ import annotations
 
 import os
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,10 @@ from torch import Tensor
 from afire_monai.errors import AfireError
 
 START = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# of waits for a process that works alone; the usual group gives up after minutes
+PATIENCE = timedelta(days=7)
+T = TypeVar("T")
+_patient: list[dist.ProcessGroup] = []
 
 
 def join_group(backend: str, timeout: timedelta | None = None) -> None:
@@ -59,6 +63,49 @@ def world_size() -> int:
 def rank() -> int:
     """Give this process's number, 0 without a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _patient_group() -> dist.ProcessGroup:
+    """Return a group of all processes on the CPU, made by all at once when first asked for."""
+    if not _patient:
+        _patient.append(dist.new_group(backend="gloo", timeout=PATIENCE))
+    return _patient[0]
+
+
+def wait_for_all() -> None:
+    """Wait until every process has come this far, however long one of them works alone."""
+    if world_size() > 1:
+        dist.barrier(group=_patient_group())
+
+
+def from_first(value: T) -> T:
+    """Return process 0's value in every process, however long they have to wait for it.
+
+    Args:
+        value: a plain value; only process 0's counts.
+    """
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0, group=_patient_group())
+    return values[0]
+
+
+def any_process(flag: bool) -> bool:
+    """Return whether the flag is set in at least one process: the same answer in each, without a wait for a GPU."""
+    if world_size() == 1:
+        return flag
+    flags = torch.tensor([float(flag)])
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=_patient_group())
+    return bool(flags.item())
+
+
+def leave_group() -> None:
+    """Leave the process group, once all processes have come this far."""
+    if dist.is_initialized():
+        wait_for_all()
+        _patient.clear()
+        dist.destroy_process_group()
 
 
 @torch.no_grad()

@@ -36,6 +36,8 @@ gpus="$(nvidia-smi -L | wc -l)"
 configs="['bundle/configs/pretrain.yaml','bundle/configs/method_afire.yaml','bundle/configs/multi_gpu.yaml']"
 
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-4}"
+# waits for the first process go over gloo: where a host's name does not lead to an address that the other nodes reach,
+# name the interface before submitting: export GLOO_SOCKET_IFNAME=ib0
 # a new store of addresses at every restart: with one for all, restarted processes wait for lost ones
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 srun --kill-on-bad-exit=1 torchrun \

@@ -228,12 +228,15 @@ def test_import_release_hands_its_options_on(tmp_path, monkeypatch, capsys):
     released = pytest.importorskip("afire_monai.export.released")
     seen = {}
 
-    def fake(path, output, channels="keep", part="teacher", strict=True):
-        seen.update(path=path, output=output, channels=channels, part=part, strict=strict)
-        return released.ImportReport(files=[tmp_path / "encoder.safetensors"], unplaced=["args.x"])
+    def fake(path, output, **options):
+        seen.update(path=path, output=output, **options)
+        return released.ImportReport(files=[tmp_path / "encoder.safetensors"], unplaced=["args.x"], assumed=["heads"])
 
     monkeypatch.setattr(released, "import_released", fake)
-    words = "import-release a.pth --output o --channels fold --part student --strict False"
+    words = "import-release a.pth --output o --channels fold --part student --strict False --decoder-heads 4"
     assert cli.run(words.split()) == 0
-    assert seen == {"path": "a.pth", "output": "o", "channels": "fold", "part": "student", "strict": False}
-    assert "without a place here: args.x" in capsys.readouterr().out
+    options = {"channels": "fold", "part": "student", "strict": False, "decoder_heads": 4}
+    assert seen == {"path": "a.pth", "output": "o", **options}
+    output = capsys.readouterr().out
+    assert "without a place here: args.x" in output
+    assert "assumed: heads" in output

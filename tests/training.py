@@ -16,6 +16,9 @@ from afire_monai.distributed import sum_over_processes, world_size
 from afire_monai.engines import PretrainTrainer
 
 State = dict[str, torch.Tensor]
+TESTS = Path(__file__).resolve().parent
+#: of processes that a test starts: its helpers, and the package beside it rather than one that is installed
+PYTHONPATH = os.pathsep.join([str(TESTS), str(TESTS.parent)])
 
 
 def run_or_stop(
@@ -90,7 +93,7 @@ stop_processes()
 def run_script(script: str, folder: Path, *words: str, processes: int = 2) -> None:
     """Run a script in several processes of one thread each."""
     (folder / "job.py").write_text(script)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     subprocess.run([*command, str(folder / "job.py"), *words], env=environment, check=True, timeout=240)
 

@@ -6,7 +6,13 @@ from typing import Any
 
 
 def import_release(
-    path: str, *, output: str, channels: str = "keep", part: str = "teacher", strict: bool = True
+    path: str,
+    *,
+    output: str,
+    channels: str = "keep",
+    part: str = "teacher",
+    strict: bool = True,
+    decoder_heads: int | None = None,
 ) -> int:
     """Turn a released AFiRe checkpoint (AFiRe_ViT-B.pth) into encoder.safetensors and its description.
 
@@ -18,12 +24,18 @@ def import_release(
         channels: "keep" the three input channels, or "fold" them to one for grey images.
         part: "teacher" (what the paper fine-tunes) or "student".
         strict: with False, go on although something has no place here or is missing.
+        decoder_heads: attention heads of the restoration decoder, which the weights do not tell; what the file names,
+            or 16 as released, unless given.
     """
     from afire_monai.export.released import import_released
 
-    options: dict[str, Any] = {"channels": channels, "part": part, "strict": strict}
+    options: dict[str, Any] = {"channels": channels, "part": part, "strict": strict, "decoder_heads": decoder_heads}
     made = import_released(path, output, **options)
-    for title, names in (("without a place here", made.unplaced), ("missing, left at random", made.missing)):
+    for title, names in (
+        ("without a place here", made.unplaced),
+        ("missing, left at random", made.missing),
+        ("assumed", made.assumed),
+    ):
         if names:
             print(f"{title}: {', '.join(names)}")
     for file in made.files:

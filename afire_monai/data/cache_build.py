@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -211,11 +210,9 @@ def open_cache(
     Raises:
         DataListError: as `build_cache`, in all processes alike; or a process of another machine sees no such folder.
     """
-    import torch.distributed as dist
+    from afire_monai.distributed import from_first, rank, world_size
 
-    from afire_monai.distributed import rank, world_size
-
-    problem: list[str | None] = [None]
+    problem: str | None = None
     if rank() == 0:
         try:
             build_cache(paths, folder, size, dtype, modalities, workers)
@@ -225,12 +222,8 @@ def open_cache(
         except AfireError as error:
             if world_size() == 1:
                 raise
-            problem = [str(error)]
-    if world_size() > 1:
-        # the usual group gives up after minutes; decoding may take a day
-        patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
-        dist.broadcast_object_list(problem, src=0, group=patient)
-        dist.destroy_process_group(patient)
-    if problem[0] is not None:
-        raise DataListError(problem[0])
+            problem = str(error)
+    problem = from_first(problem)  # decoding may take a day
+    if problem is not None:
+        raise DataListError(problem)
     return DiskCache(folder, paths)

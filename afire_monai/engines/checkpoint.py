@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from ignite.engine import Events
 
-from afire_monai.distributed import rank
+from afire_monai.distributed import rank, wait_for_all
 from afire_monai.errors import AfireError, CheckpointError
 
 if TYPE_CHECKING:
@@ -140,16 +140,19 @@ class CheckpointKeeper:
             )
 
     def save(self, engine: PretrainTrainer, may_be_best: bool = False) -> None:
-        """Write a checkpoint now; every process must call this, process 0 writes."""
+        """Write a checkpoint now; every process must call this, process 0 writes and the others wait."""
         engine.check_finite()
         value = engine.state.metrics.get(self.best_key) if self.best_key and may_be_best else None
         best = False
         if value is not None and value < engine.best_value:
             best, engine.best_value = True, float(value)
         state = engine.checkpoint_state()
-        if rank():
-            return
-        newest = self.folder / f"checkpoint_{engine.state.iteration:08d}.pt"
+        if rank() == 0:
+            self._write(state, engine.state.iteration, best)
+        wait_for_all()
+
+    def _write(self, state: dict[str, Any], iteration: int, best: bool) -> None:
+        newest = self.folder / f"checkpoint_{iteration:08d}.pt"
         save_checkpoint(state, newest)
         if best:
             save_checkpoint(state, self.folder / "best.pt")

@@ -25,7 +25,7 @@ from afire_monai.data.datalist_validate import DataListReport, open_datalist
 from afire_monai.data.dataset import image_statistics
 from afire_monai.data.paths import ImagePaths
 from afire_monai.data.phantom import write_phantom_dataset
-from afire_monai.distributed import join_group, rank, world_size
+from afire_monai.distributed import join_group, leave_group, rank, wait_for_all
 from afire_monai.engines.settings import command_line, parse_value, refuse_unknown_keys, refuse_wrong_values
 from afire_monai.errors import AfireError, DataListError, user_error
 from afire_monai.precision import set_precision
@@ -126,8 +126,7 @@ def find_datalist(datalist: str, dataset_dir: str, output_dir: str | Path) -> Pa
         if rank() == 0 and not path.exists():
             logger.info("no data list given: using synthetic phantoms; --datalist takes your own")
             write_phantom_dataset(path.parent, normal=320, abnormal=64, size=192)
-        if world_size() > 1:
-            dist.barrier()
+        wait_for_all()
         return path
     for path in (Path(datalist), Path(dataset_dir) / datalist):
         if path.is_file():
@@ -296,7 +295,5 @@ def start_processes(backend: str = "") -> torch.device:
 
 
 def stop_processes() -> None:
-    """Leave the process group, once all processes have come this far."""
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+    """Leave the process group, once all processes have come this far, however long process 0 exports or predicts."""
+    leave_group()

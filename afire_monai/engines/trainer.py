@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from afire_monai.data.dataset import RadiographDataset
 from afire_monai.data.sampler import EpochSampler
-from afire_monai.distributed import rank, sum_over_processes, world_size
+from afire_monai.distributed import rank, sum_over_processes, wait_for_all, world_size
 from afire_monai.engines.plan import TrainingPlan
 from afire_monai.engines.resume import Resumable
 from afire_monai.errors import AfireError, TrainingHaltedError
@@ -51,8 +51,8 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         seed: of every random number in the steps.
         precision: ``float32``, ``tf32`` or ``bfloat16`` (see :func:`~afire_monai.precision.set_precision`); bfloat16
             needs no gradient scaler.
-        accumulation_steps: batches whose gradients are averaged before each update. Prototypes and the category term
-            see one batch at a time.
+        accumulation_steps: batches whose gradients are averaged before each update; the last update of an epoch
+            averages those that are left. Prototypes and the category term see one batch at a time.
         compile: compile student and teacher with ``torch.compile`` (see ``compile_networks``).
         recompute: keep only the inputs of transformer blocks and compute the rest again in the backward pass.
         finite_check_interval: iterations between looks at whether the losses are finite; 0 chooses 1 on a CPU and 20
@@ -150,6 +150,13 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         local = (self.state.iteration - 1) % self.state.epoch_length + 1
         return bool(local % self.accumulation_steps == 0 or local == self.state.epoch_length)
 
+    @property
+    def group_size(self) -> int:
+        """Batches whose gradients the update of the current iteration averages: fewer at the end of some epochs."""
+        local = (self.state.iteration - 1) % self.state.epoch_length
+        first = local - local % self.accumulation_steps
+        return min(self.accumulation_steps, int(self.state.epoch_length) - first)
+
     def values_now(self) -> dict[str, float]:
         """Give lr, weight decay and teacher momentum of the current iteration."""
         done, local = divmod(self.state.iteration - 1, self.state.epoch_length)
@@ -165,6 +172,7 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         return everybody[rank() :: world_size()].to(self.state.device, non_blocking=True)
 
     def _start_epoch(self) -> None:
+        wait_for_all()  # process 0 may still write what the last epoch leaves
         done, local = divmod(self.state.iteration, self.state.epoch_length)
         self.sampler.start_at(done, local)
         self._epoch_sums = {}
@@ -197,7 +205,7 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         with wait:
             losses = self.method.batch_losses(batch, uniforms, first_epoch=self.state.epoch == 1)
             total = torch.stack([losses[name] * weight for name, weight in self.method.loss_weights.items()]).sum()
-            (total / self.accumulation_steps).backward()
+            (total / self.group_size).backward()
         output = {name: loss.detach() for name, loss in losses.items()} | {"loss": total.detach()}
         self._recent.append((output["loss"], batchdata["index"]))
         if self.state.iteration % self.finite_check_interval == 0:

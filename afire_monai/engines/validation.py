@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from afire_monai.data.dataset import RadiographDataset
-from afire_monai.distributed import rank
+from afire_monai.distributed import from_first, rank
 from afire_monai.engines.trainer import PretrainTrainer
 from afire_monai.errors import DataListError
 from afire_monai.tasks.base import Task
@@ -45,7 +45,8 @@ class ValidationMonitor:
     """Score a task on its validation set each epoch, and stop when it has not got better for a while.
 
     Figures go to the trainer's metrics, so to the CSV log, MLflow and the choice of the best checkpoint
-    (``validation_error`` is minus the score). Attach it before the handlers that use them.
+    (``validation_error`` is minus the score). Attach it before the handlers that use them. Where several processes
+    train, process 0 scores all images and decides; the others wait.
 
     Args:
         dataset: validation images with targets.
@@ -80,9 +81,12 @@ class ValidationMonitor:
             return
         task = engine.method
         assert isinstance(task, Task)
-        # every process scores all images: the figure, and with it the decision to stop, is the same everywhere
-        logits, batch = predict_dataset(task, self.dataset, self.batch_size, engine.state.device)
-        figures = task.figures(logits, batch)
+        figures: dict[str, float] = {}
+        if rank() == 0:
+            logits, batch = predict_dataset(task, self.dataset, self.batch_size, engine.state.device)
+            figures = task.figures(logits, batch)
+        # process 0's figures decide everywhere: others, rounded otherwise, could let some processes stop and some go on
+        figures = from_first(figures)
         error = -figures.pop("validation_score")
         engine.state.metrics.update({**figures, "validation_error": error})
         if error < engine.best_value:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import pickle
 import re
 from collections.abc import Mapping
@@ -18,7 +19,11 @@ from afire_monai.errors import CheckpointError
 from afire_monai.export.encoder import export_encoder, save_module_files
 from afire_monai.export.released_parts import FoundParts, find_parts, fold_decoder, fold_encoder
 
+logger = logging.getLogger(__name__)
 _KNOWN_ENTRIES = {"student", "teacher", "optimizer", "epoch", "args", "AFiRe_loss", "fp16_scaler"}
+# the authors' own argument parser has neither; those who train with other decoders add one
+_HEADS_NAMES = ("decoder_num_heads", "decoder_heads")
+_RELEASED_HEADS = 16
 _INPUT = "images (B, C, H, W) float32 in 0…1, bright = dense, row 0 at the top; normalised inside"
 
 
@@ -30,11 +35,13 @@ class ImportReport:
         files: the weights files written, each with a JSON beside it.
         unplaced: names in the source that have no place here.
         missing: names that a network here needs and the source lacks; they kept their random start values.
+        assumed: what neither the source nor the caller says and was taken for granted, in words.
     """
 
     files: list[Path] = field(default_factory=list)
     unplaced: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    assumed: list[str] = field(default_factory=list)
 
 
 def import_released(
@@ -43,14 +50,17 @@ def import_released(
     channels: Literal["keep", "fold"] = "keep",
     part: Literal["teacher", "student"] = "teacher",
     strict: bool = True,
+    decoder_heads: int | None = None,
 ) -> ImportReport:
     """Turn an official AFiRe checkpoint into the files of this project.
 
     Written into `output`: `encoder.safetensors` (for `load_encoder`), `head.safetensors` (for `TokenHead`),
     `prototypes.safetensors` (for `PrototypeBank`), and `restorer.safetensors` (the student's encoder and decoder, for
     `load_restorer`), each with a JSON that says what it is; what the checkpoint does not hold is not written. Sizes
-    come from the tensors' shapes; a square grid, encoder heads of width 64 and 16 decoder heads are taken for granted,
-    as released. The released input is three equal channels with ImageNet's mean and standard deviation.
+    come from the tensors' shapes; a square grid and encoder heads of width 64 are taken for granted, as released. The
+    number of decoder heads is in no shape: it is the caller's, else what the checkpoint's ``args`` name, else 16 as
+    released, which is logged and written into the restorer's JSON as an assumption. The released input is three equal
+    channels with ImageNet's mean and standard deviation.
 
     Args:
         path: the checkpoint. It is read without running code from it: only tensors, plain containers and
@@ -59,13 +69,14 @@ def import_released(
         channels: "keep" the three channels, or "fold" them into one; a grey image gives the same tokens either way.
         part: which encoder and head to export; the paper fine-tunes the teacher's.
         strict: fail if a name has no place or is missing. Otherwise both are listed in the report and the JSON files.
+        decoder_heads: attention heads of the restoration decoder; None for the checkpoint's own.
 
     Returns:
-        Written files, and names that were not placed or are missing.
+        Written files, names that were not placed or are missing, and what was assumed.
 
     Raises:
-        CheckpointError: the file cannot be read, holds other types, lacks the part, or does not fit and `strict` is
-            set; the message lists the names.
+        CheckpointError: the file cannot be read, holds other types, lacks the part, does not fit and `strict` is set
+            (the message lists the names), or names decoder heads that cannot be.
     """
     for name, value, known in (("channels", channels, ("keep", "fold")), ("part", part, ("teacher", "student"))):
         if value not in known:
@@ -75,10 +86,17 @@ def import_released(
     if part not in source:
         raise CheckpointError(f"'{path.name}' has no entry '{part}'; it holds {sorted(source)}.")
     report = ImportReport(unplaced=sorted(str(name) for name in set(source) - _KNOWN_ENTRIES))
+    heads = _decoder_heads(path, source.get("args"), decoder_heads)
     parts: dict[str, FoundParts] = {}
     for name in ("teacher", "student"):
         if name in source:
-            parts[name] = _found(path, name, source[name], report)
+            parts[name] = _found(path, name, source[name], heads or _RELEASED_HEADS, report)
+    if heads is None and "student" in parts and parts["student"].decoder is not None:
+        report.assumed.append(f"{_RELEASED_HEADS} decoder heads, as released: the checkpoint names none")
+        logger.warning(
+            "%s. With another number restored pictures are wrong although all weights fit: give it by --decoder-heads",
+            report.assumed[-1],
+        )
     prototypes = _prototypes(path, source.get("AFiRe_loss"), report)
     if strict and (report.unplaced or report.missing):
         raise CheckpointError(
@@ -90,6 +108,16 @@ def import_released(
         facts["epochs"] = source["epoch"]
     _write(parts, prototypes, part, channels == "fold", output, {**facts, "method_name": "AFiRe"}, report)
     return report
+
+
+def _decoder_heads(path: Path, args: object, given: int | None) -> int | None:
+    """Number of decoder heads that the caller or the checkpoint's arguments name, None if neither does."""
+    named = args if isinstance(args, Mapping) else vars(args) if isinstance(args, argparse.Namespace) else {}
+    heads = given if given is not None else next((named[key] for key in _HEADS_NAMES if key in named), None)
+    if heads is not None and (not isinstance(heads, int) or isinstance(heads, bool) or heads < 1):
+        where = "--decoder-heads" if given is not None else f"'{path.name}', args"
+        raise CheckpointError(f"{where}: {heads!r} decoder heads; a whole number of at least 1 is expected.")
+    return heads
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -111,12 +139,12 @@ def _read(path: Path) -> dict[str, Any]:
     return source
 
 
-def _found(path: Path, name: str, state: object, report: ImportReport) -> FoundParts:
+def _found(path: Path, name: str, state: object, heads: int, report: ImportReport) -> FoundParts:
     """Networks of one part, with what did not fit added to the report."""
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"'{path.name}': entry '{name}' is not a dictionary of tensors.")
     try:
-        found = find_parts({str(key).removeprefix("module."): value for key, value in state.items()})
+        found = find_parts({str(key).removeprefix("module."): value for key, value in state.items()}, heads)
     except CheckpointError as error:
         raise CheckpointError(f"'{path.name}', entry '{name}': {error}") from error
     if name == "student" and found.decoder is None:
@@ -172,6 +200,7 @@ def _write(
         decoder = fold_decoder(student.decoder, student.encoder, encoder) if fold else student.decoder
         both = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
         description = {"encoder": encoder.config, "decoder": decoder.config, "input": _INPUT, **facts}
+        description["assumed"] = report.assumed
         report.files.append(_save(both, output, "restorer", description))
 
 

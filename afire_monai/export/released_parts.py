@@ -17,7 +17,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _HEAD_WIDTH = 64  # of ViT-Ti, -S and -B alike
-_DECODER_HEADS = 16
 _ENCODER_EPS = 1e-6
 _DECODER_EPS = 1e-5
 _RENAMED = (
@@ -38,11 +37,12 @@ class FoundParts:
     missing: list[str] = field(default_factory=list)
 
 
-def find_parts(state: dict[str, Tensor]) -> FoundParts:
+def find_parts(state: dict[str, Tensor], decoder_heads: int) -> FoundParts:
     """Make encoder, head and decoder from a released state dictionary.
 
     Args:
         state: tensors by released name, without the prefix `module.`.
+        decoder_heads: attention heads of the decoder, which no tensor's shape tells.
 
     Returns:
         The networks (head and decoder None where there is nothing of them) and what did not fit.
@@ -68,7 +68,7 @@ def find_parts(state: dict[str, Tensor]) -> FoundParts:
     else:
         missing.append("head.*")
     if groups["decoder"]:
-        found.decoder = _decoder(groups["decoder"], found.encoder)
+        found.decoder = _decoder(groups["decoder"], found.encoder, decoder_heads)
         _place(found, "decoder", found.decoder, groups["decoder"], found.encoder.grid)
     return found
 
@@ -116,16 +116,16 @@ def _encoder(state: dict[str, Tensor]) -> ViTEncoder:
         raise CheckpointError(str(error)) from error
 
 
-def _decoder(state: dict[str, Tensor], encoder: ViTEncoder) -> AnomalyRestorationDecoder:
+def _decoder(state: dict[str, Tensor], encoder: ViTEncoder, heads: int) -> AnomalyRestorationDecoder:
     """Decoder of the sizes that the shapes tell, with start values. Its ε is PyTorch's 1e-5, as released."""
     dim, in_dim = _shape(state, "decoder", "embedding.weight", 2)
     pixels = _shape(state, "decoder", "image_pred.weight", 2)[0]
     hidden = _shape(state, "decoder", "blocks.0.mlp.fc1.weight", 2)[0]
     channels = pixels // encoder.patch_size**2
-    if channels * encoder.patch_size**2 != pixels or dim % _DECODER_HEADS or in_dim != encoder.embed_dim:
+    if channels * encoder.patch_size**2 != pixels or dim % heads or in_dim != encoder.embed_dim:
         raise CheckpointError(
             f"decoder from width {in_dim} to {dim} and {pixels} pixels a cell; expected from {encoder.embed_dim} to a "
-            f"multiple of {_DECODER_HEADS}, and whole channels of {encoder.patch_size}² pixels."
+            f"multiple of the {heads} decoder heads, and whole channels of {encoder.patch_size}² pixels."
         )
     return AnomalyRestorationDecoder(
         in_dim=in_dim,
@@ -134,7 +134,7 @@ def _decoder(state: dict[str, Tensor], encoder: ViTEncoder) -> AnomalyRestoratio
         channels=channels,
         dim=dim,
         depth=_depth(state),
-        num_heads=_DECODER_HEADS,
+        num_heads=heads,
         mlp_ratio=hidden / dim,
         layer_norm_eps=_DECODER_EPS,
     )

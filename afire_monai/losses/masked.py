@@ -52,10 +52,21 @@ class MaskedBCELoss(nn.Module):
         """
         if logits.shape != target.shape:
             raise AfireError(f"logits {tuple(logits.shape)} and target {tuple(target.shape)} must have one shape")
+        total, count = self.sums(logits, target)
+        return total * world_size() / sum_over_processes(count).clamp(min=1)
+
+    def sums(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return sum and number of the known labels' losses in this process alone, on the device of ``logits``.
+
+        Args:
+            logits: (B, C).
+            target: (B, C), 1, 0, or NaN where not known.
+        """
         known = ~target.isnan()
         value = target.nan_to_num() * (1 - self.smoothing) + self.smoothing / 2
-        loss = F.binary_cross_entropy_with_logits(logits.float(), value, pos_weight=self.weight, reduction="none")
-        return (loss * known).sum() * world_size() / sum_over_processes(known.sum().float()).clamp(min=1)
+        weight = None if self.weight is None else self.weight.to(logits.device)
+        loss = F.binary_cross_entropy_with_logits(logits.float(), value, pos_weight=weight, reduction="none")
+        return (loss * known).sum(), known.sum().float()
 
 
 class MaskedDiceCELoss(nn.Module):

@@ -55,14 +55,15 @@ class Classification(Task):
             logits: (n, labels).
             batch: ``target`` (n, labels).
         """
-        loss = self.loss(logits, batch["target"]).item()
+        total, known = self.loss.sums(logits, batch["target"])  # process 0 alone comes here
+        loss = (total / known.clamp(min=1)).item()
         values = {}
         for place, label in enumerate(self.network.labels):
             target = batch["target"][:, place]
-            known = ~target.isnan()
-            truth = target[known].cpu().numpy()
+            there = ~target.isnan()
+            truth = target[there].cpu().numpy()
             if truth.min(initial=1) < truth.max(initial=0):
-                scores = logits[known, place].float().cpu().numpy()
+                scores = logits[there, place].float().cpu().numpy()
                 values[f"validation_auroc/{label}"] = float(roc_auc_score(truth, scores))
         score = sum(values.values()) / len(values) if values else -loss
         macro = {"validation_macro_auroc": score} if values else {}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import smooth_images, tiny_afire, tiny_trainer
-from training import assert_same_state, run_or_stop
+from training import PYTHONPATH, assert_same_state, run_or_stop
 
 from afire_monai.engines import CheckpointKeeper, find_checkpoint, load_checkpoint
 from afire_monai.engines.checkpoint import save_checkpoint
@@ -76,7 +76,7 @@ def test_killed_process_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path)
     )
     environment = {
         **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": PYTHONPATH,
         "OMP_NUM_THREADS": "1",
     }
 

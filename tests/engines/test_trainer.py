@@ -191,6 +191,35 @@ def test_accumulated_gradient_is_the_mean_of_the_gradients_of_its_batches():
         torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4, msg=name)
 
 
+def test_last_update_of_an_epoch_averages_the_batches_that_are_left():
+    method, twin = tiny_afire(), tiny_afire()
+    # 5 batches an epoch: groups of 2, 2 and 1, or of 3 and 2
+    images = smooth_images(20, (32, 32))
+    for accumulation, left in ((2, 1), (3, 2)):
+        trainer = tiny_trainer(method, images, 1, accumulation_steps=accumulation)
+        batches, last = [], {}
+        trainer.add_event_handler(
+            Events.ITERATION_STARTED, lambda t=trainer, b=batches: b.append(t.state.batch["image"])
+        )
+
+        def keep(momentum: float, last: dict = last) -> None:  # and no update, so that all gradients are of one network
+            last.update({n: p.grad.clone() for n, p in method.student.named_parameters()})
+            method.zero_grad()
+
+        trainer._update = keep  # type: ignore[method-assign]
+        trainer.run()
+        expected: dict[str, torch.Tensor] = {}
+        for step, batch in enumerate(batches, start=1):
+            twin.zero_grad()
+            losses = twin.losses(batch, trainer.uniforms(step, 4, twin.draws), first_epoch=True)
+            sum(losses.values()).backward()
+            if step > 5 - left:
+                for name, parameter in twin.student.named_parameters():
+                    expected[name] = expected.get(name, 0) + parameter.grad / left
+        for name, gradient in last.items():
+            torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4, msg=name)
+
+
 def test_updates_come_at_the_end_of_each_group_of_batches_and_of_the_epoch():
     trainer = tiny_trainer(tiny_afire(), smooth_images(20, (32, 32)), 2, accumulation_steps=2)  # 5 batches an epoch
     updates = []

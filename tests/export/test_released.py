@@ -155,12 +155,12 @@ def slow_head(state, tokens):
     return torch.stack(outputs, 1)
 
 
-def slow_decoder(state, tokens, abnormal):
+def slow_decoder(state, tokens, abnormal, heads=16):
     """Image (B, 3, H, W) in ImageNet-normalised units."""
     x = tokens @ state["decoder.embedding.weight"].T + state["decoder.embedding.bias"]
     for cell in range(CELLS):
         x[abnormal[:, cell], 1 + cell] = state["decoder.mask_token"][0, cell]
-    x = slow_blocks(state, "decoder.", x + state["decoder.pos_embed"], 16, DECODER_DEPTH, 1e-5)
+    x = slow_blocks(state, "decoder.", x + state["decoder.pos_embed"], heads, DECODER_DEPTH, 1e-5)
     pixels = x[:, 1:] @ state["decoder.image_pred.weight"].T + state["decoder.image_pred.bias"]
     images = torch.zeros(len(x), 3, GRID * PATCH, GRID * PATCH)
     for cell in range(CELLS):
@@ -223,6 +223,51 @@ def test_restoration_equals_the_released_decoder(tmp_path, channels):
     torch.testing.assert_close(restored, expected, atol=1e-5, rtol=1e-5)
     assert {block.norm1.eps for block in network.decoder.blocks} == {network.decoder.norm.eps} == {1e-5}
     assert {block.norm2.eps for block in network.encoder.blocks} == {network.encoder.norm.eps} == {1e-6}
+
+
+def restored_by(folder, grey, abnormal):
+    network = load_restorer(folder)
+    with torch.no_grad():
+        return network.encoder.denormalise(network.decoder(network.encoder(grey.expand(-1, 3, -1, -1)), abnormal))
+
+
+@pytest.mark.parametrize(
+    ("args", "given", "heads", "assumed"),
+    [
+        (argparse.Namespace(patch_size=PATCH, decoder_num_heads=4), None, 4, False),
+        ({"decoder_heads": 4}, None, 4, False),
+        (argparse.Namespace(patch_size=PATCH), 4, 4, False),
+        (argparse.Namespace(decoder_num_heads=16), 4, 4, False),  # who asks knows better
+        (argparse.Namespace(patch_size=PATCH), None, 16, True),
+        (None, None, 16, True),
+    ],
+)
+def test_decoder_heads_are_the_callers_or_the_checkpoints_or_assumed_in_words(
+    tmp_path, caplog, args, given, heads, assumed
+):
+    source = {**checkpoint(), "args": args}
+    report = import_released(saved(tmp_path, source), tmp_path / "out", decoder_heads=given)
+    state = {name.removeprefix("module."): value for name, value in source["student"].items()}
+    grey = grey_images()
+    abnormal = torch.rand(3, CELLS, generator=torch.Generator().manual_seed(4)) < 0.4
+    expected = slow_decoder(state, slow_encoder(state, grey), abnormal, heads) * STD + MEAN
+    torch.testing.assert_close(restored_by(tmp_path / "out", grey, abnormal), expected, atol=1e-5, rtol=1e-5)
+    description = json.loads((tmp_path / "out" / "restorer.json").read_text())
+    assert description["decoder"]["num_heads"] == heads
+    words = ["16 decoder heads, as released: the checkpoint names none"] if assumed else []
+    assert description["assumed"] == report.assumed == words
+    assert ("--decoder-heads" in caplog.text) == assumed
+
+
+def test_decoder_heads_that_cannot_be_are_refused(tmp_path):
+    path = saved(tmp_path, {**checkpoint(), "args": {"decoder_heads": "four"}})
+    with pytest.raises(CheckpointError, match=r"AFiRe_ViT\.pth', args: 'four' decoder heads; a whole number"):
+        import_released(path, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="--decoder-heads: 0 decoder heads"):
+        import_released(path, tmp_path / "out", decoder_heads=0)
+    with pytest.raises(CheckpointError, match="multiple of the 5 decoder heads"):
+        import_released(path, tmp_path / "out", decoder_heads=5)
+    assert not (tmp_path / "out").exists()
 
 
 def test_prototypes_and_facts_are_written(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from training import PYTHONPATH
 
 JOB = """
 import math, sys
@@ -54,7 +55,7 @@ stop_processes()
 def train(kind: str, processes: int, batch: int, folder: Path) -> dict[str, torch.Tensor]:
     script, out = folder / "job.py", folder / f"{processes}.pt"
     script.write_text(JOB)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     subprocess.run([*command, str(script), kind, str(batch), str(out)], env=environment, check=True, timeout=240)
     return torch.load(out, weights_only=True)
