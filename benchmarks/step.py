@@ -43,15 +43,16 @@ from afire_monai.transforms import SyntheticLesionMaskd
 from afire_monai.transforms.anatomy import anatomy_of
 
 
-def build(preset: str, size: int, shift: int, device: torch.device) -> AFiRe:
-    """The paper's networks, in the published or the grid-shifted form."""
+def build(preset: str, size: int, shift: int, device: torch.device, decoder: str = "512,8,16") -> AFiRe:
+    """The paper's networks, in the published or the grid-shifted form; width, depth and heads of the decoder."""
     torch.manual_seed(0)
     encoder = ViTEncoder(image_size=size, **ENCODER_PRESETS[preset])
     h, w = encoder.grid
+    dim, depth, heads = (int(number) for number in decoder.split(","))
     return AFiRe(
         encoder,
         TokenHead(encoder.embed_dim, None if shift else h * w),
-        AnomalyRestorationDecoder(encoder.embed_dim, encoder.grid),
+        AnomalyRestorationDecoder(encoder.embed_dim, encoder.grid, dim=dim, depth=depth, num_heads=heads),
         PrototypeBank((h + shift) * (w + shift)),
         TokenContrastiveLoss(),
         RestorationLoss(),
@@ -160,7 +161,7 @@ def timed(step: Callable[[], object], device: torch.device) -> float:
 
 def measure(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
-    method = build(args.preset, args.size, args.shift, device)
+    method = build(args.preset, args.size, args.shift, device, args.decoder)
     images = torch.rand(args.batch, 1, *method.canvas_size).to(device)
     steps = Steps(method, images, args.precision)
     sides = {"bare": steps.bare, "full": steps.full}
@@ -182,8 +183,8 @@ def measure(args: argparse.Namespace) -> None:
                 times[name].append(timed(step, device))
     rate = matrix_rate(device, torch.bfloat16 if steps.bf16 else torch.float32)
     print(
-        f"{args.preset}, {args.size} px, shift {args.shift}, batch {args.batch}, {args.precision}, compile "
-        f"{args.compile}, {device}, {torch.get_num_threads()} threads, {args.repeats} repeats"
+        f"{args.preset}, {args.size} px, shift {args.shift}, decoder {args.decoder}, batch {args.batch}, "
+        f"{args.precision}, compile {args.compile}, {device}, {torch.get_num_threads()} threads, {args.repeats} repeats"
     )
     print(f"matrix product: {rate / 1e9:.1f} GFLOP/s; bare step: {flops / 1e9:.1f} GFLOP")
     bare = statistics.median(times["bare"])
@@ -200,7 +201,9 @@ def measure(args: argparse.Namespace) -> None:
     if peak is not None:
         print(f"peak memory: {peak:.2f} GiB")
     if args.json:
-        facts = {key: getattr(args, key) for key in ("preset", "size", "shift", "batch", "precision", "compile")}
+        facts = {
+            key: getattr(args, key) for key in ("preset", "size", "shift", "decoder", "batch", "precision", "compile")
+        }
         medians = {name: statistics.median(values) for name, values in times.items()}
         row = {**facts, "seconds": medians, "matrix_rate": rate, "bare_flops": flops, "peak_gib": peak}
         with open(args.json, "a", encoding="utf-8") as file:
@@ -213,7 +216,7 @@ def profile(args: argparse.Namespace) -> None:
     from torch.profiler import profile as watch
 
     device = torch.device(args.device)
-    method = build(args.preset, args.size, args.shift, device)
+    method = build(args.preset, args.size, args.shift, device, args.decoder)
     if args.compile:
         compile_networks(method.student, method.teacher)
     steps = Steps(method, torch.rand(args.batch, 1, *method.canvas_size).to(device), args.precision)
@@ -232,7 +235,7 @@ def profile(args: argparse.Namespace) -> None:
 def measure_memory(args: argparse.Namespace) -> None:
     """Peak memory of whole processes that do three full steps, and the line through the two largest batches."""
     if args.one_memory:
-        method = build(args.preset, args.size, args.shift, torch.device("cpu"))
+        method = build(args.preset, args.size, args.shift, torch.device("cpu"), args.decoder)
         steps = Steps(method, torch.rand(args.batch, 1, *method.canvas_size), args.precision)
         for _ in range(3):
             steps.full()
@@ -242,6 +245,7 @@ def measure_memory(args: argparse.Namespace) -> None:
     for batch in (4, 8, 16):
         command = [sys.executable, __file__, "--memory", "--one-memory", "--batch", str(batch)]
         command += ["--preset", args.preset, "--size", str(args.size), "--shift", str(args.shift)]
+        command += ["--decoder", args.decoder]
         points.append((batch, float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)))
         print(f"batch {batch}: {points[-1][1]:.2f} GiB")
     # the smallest batch may peak while the networks are built, so the line is through the two largest
@@ -257,6 +261,7 @@ def main() -> None:
     parser.add_argument("--preset", default="vit_b")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--shift", type=int, default=0)
+    parser.add_argument("--decoder", default="512,8,16", help="width, depth and heads of the restoration decoder")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=1)

@@ -45,7 +45,7 @@ def full_afire(shift: int = 2) -> AFiRe:
     """A tiny AFiRe with everything that is not published."""
     torch.manual_seed(0)
     encoder = ViTEncoder(32, PATCH, embed_dim=32, depth=2, num_heads=2)
-    settings = LesionSettings(lung_probability=0.5)
+    settings = LesionSettings(lung_probability=0.5, free_probability=0.3)
     return AFiRe(
         encoder,
         TokenHead(32, None if shift else 16, out_dim=16, hidden_dim=32, bottleneck_dim=16),

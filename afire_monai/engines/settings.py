@@ -42,7 +42,9 @@ _LEAST: dict[str, float] = {
     **dict.fromkeys(("local_views", "predictor_dim", "windows"), 0),
     **dict.fromkeys(("order_weight", "restoration_weight", "global_weight", "local_weight", "structure_weight"), 0),
     **dict.fromkeys(("category_weight", "abnormal_weight", "dense_weight"), 0),
-    **dict.fromkeys(("lesion_peak", "lesion_dark", "lesion_elsewhere", "lesion_lungs", "abnormal_change"), 0),
+    **dict.fromkeys(
+        ("lesion_peak", "lesion_dark", "lesion_elsewhere", "lesion_lungs", "lesion_free", "abnormal_change"), 0
+    ),
     **dict.fromkeys(("exposure", "match_weight", "class_weight", "lesion_weight"), 0),
     "class_dim": 2,
     **dict.fromkeys(("invariance_weight", "variance_weight", "covariance_weight"), 0),
@@ -57,7 +59,7 @@ _MOST: dict[str, float] = dict.fromkeys(
     (
         *("mask_ratio", "crop_scale", "global_scale", "flip", "jitter", "brightness", "contrast", "keep_probability"),
         *("curve_probability", "paint_probability", "teacher_momentum", "center_momentum", "prototype_momentum"),
-        *("lesion_peak", "lesion_dark", "lesion_elsewhere", "lesion_lungs", "abnormal_change"),
+        *("lesion_peak", "lesion_dark", "lesion_elsewhere", "lesion_lungs", "lesion_free", "abnormal_change"),
     ),
     1,
 )

@@ -71,14 +71,14 @@ class AFiReStudent(nn.Module):
     def forward(self, twin: Tensor, abnormal: Tensor) -> tuple[Tensor, ...]:
         """Return token logits (B, L, K) and the restored image (B, C, H, W) in normalised units.
 
-        With a class head its logits (B, 1, C) follow, with a lesion head its logits (B, L).
+        With a class head its logits (B, 1, C) follow, with a lesion head its logits (B, 1 + L), class token first.
         """
         tokens = self.encoder(twin)
         found: list[Tensor] = [self.head(tokens[:, 1:]), self.decoder(tokens, abnormal)]
         if self.class_head is not None:
             found.append(self.class_head(tokens[:, :1]))
         if self.lesion_head is not None:
-            found.append(self.lesion_head(tokens[:, 1:])[..., 0])
+            found.append(self.lesion_head(tokens)[..., 0])
         return tuple(found)
 
 
@@ -154,7 +154,8 @@ class AFiRe(Method):
         class_loss: that loss, of the head's width.
         class_weight: weight of the class term.
         lesion_weight: weight of the lesion term: a linear layer on the student's tokens tells each cell's share of
-            lesion pixels, by binary cross-entropy. 0 for none, as published.
+            lesion pixels, and from the class token whether there is any, by binary cross-entropy; cells and image
+            count alike. 0 for none, as published.
 
     Raises:
         AfireError: if the parts do not fit one another.
@@ -341,9 +342,13 @@ class AFiRe(Method):
             losses["class"] = self.class_loss(more[0].transpose(0, 1), taught, all_pairs=True)
             self.class_loss.update_center(taught)
         if "lesion" in self.loss_weights:
-            share = F.avg_pool2d(v.mask, self.grid_shift.patch_size).flatten(1)
-            losses["lesion"] = F.binary_cross_entropy_with_logits(more[-1].float(), share)
+            losses["lesion"] = self._tell_lesions(more[-1].float(), v.mask)
         return losses
+
+    def _tell_lesions(self, logits: Tensor, mask: Tensor) -> Tensor:
+        share = F.avg_pool2d(mask, self.grid_shift.patch_size).flatten(1)
+        cells = F.binary_cross_entropy_with_logits(logits[:, 1:], share)
+        return (cells + F.binary_cross_entropy_with_logits(logits[:, 0], mask.amax((1, 2, 3)))) / 2
 
     def _match(self, loss: TokenMatchLoss, v: AFiReViews, student: Tensor, teacher: Tensor) -> Tensor:
         shown, inside = teacher_tokens(teacher, v.offset, self.grid_shift.grid)

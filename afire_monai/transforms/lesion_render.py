@@ -85,6 +85,8 @@ def added_by_lesions(
         opacity = _opacities(settings, numbers, lungs) * field[:, None, None]
         added = _draw_blobs(settings, texture, boxes, height, width)
         added = added + F.interpolate(opacity[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
+    if settings.free_probability:
+        added = added * (uniforms[:, -1] >= settings.free_probability)[:, None, None]
     return F.threshold(added, _BELOW_GREY_LEVEL, 0.0)
 
 

@@ -34,6 +34,7 @@ class LesionSettings:
             field inside them, layers at their base, and nodules centred in them.
         lung_strength: least and largest grey level, 0…1, that an opacity or a layer adds.
         nodule_side: smallest and largest side of a nodule.
+        free_probability: share of images that get no lesion at all.
 
     Raises:
         AfireError: a value is out of its range; the message names it.
@@ -51,11 +52,13 @@ class LesionSettings:
     lung_probability: float = 0.0
     lung_strength: tuple[float, float] = (0.08, 0.48)
     nodule_side: tuple[float, float] = (0.05, 0.25)
+    free_probability: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("texture_side", "peak"):
             _require(0 < getattr(self, name) <= 1, name, getattr(self, name), "above 0 and at most 1")
-        for name in ("ceiling", "floor", "dark_probability", "elsewhere_probability", "lung_probability"):
+        shares = ("dark_probability", "elsewhere_probability", "lung_probability", "free_probability")
+        for name in ("ceiling", "floor", *shares):
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "within 0…1")
         _require(self.floor < self.ceiling, "floor", self.floor, f"below ceiling = {self.ceiling}")
         _require(0 < self.edge < math.inf, "edge", self.edge, "above 0 and finite")
@@ -73,10 +76,11 @@ class LesionSettings:
     @property
     def draws(self) -> int:
         """Return how many uniform numbers one image takes."""
-        return self.lung_slice.stop
+        return self.lung_slice.stop + (1 if self.free_probability else 0)
 
     # what the uniform numbers decide, in this order: the number of lesions, their polarity, whether the texture comes
-    # from elsewhere, its row and column; for each lesion height, width, top and left; then the lungs' part
+    # from elsewhere, its row and column; for each lesion height, width, top and left; then the lungs' part;
+    # the last one, whether there is a lesion at all
 
     @property
     def box_slice(self) -> slice:

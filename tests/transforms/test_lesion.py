@@ -403,6 +403,18 @@ def test_only_the_asked_share_of_images_gets_lesions_in_the_lungs():
     assert torch.equal(same, draws[:, settings.lung_slice][:, 0] >= 0.5)
 
 
+@pytest.mark.parametrize("lungs", [0.0, 1.0])
+def test_only_the_asked_share_of_images_stays_free_of_lesions(lungs):
+    settings = LesionSettings(lung_probability=lungs, free_probability=0.3)
+    images, draws = torch.from_numpy(clouds(300)), draws_for(settings, 300)
+    twins, masks = SyntheticLesionMask(settings)(images, draws)
+    free = draws[:, -1] < 0.3
+    assert 60 < free.sum() < 120
+    assert torch.equal(twins[free], images[free])
+    assert not masks[free].any()
+    assert masks[~free].flatten(1).amax(1).mean() > 0.97
+
+
 @pytest.mark.parametrize("lungs", [torch.zeros(2, 1, 32, 32), torch.ones(2, 1, 32, 32)])
 def test_a_map_without_lungs_or_with_nothing_else_gives_finite_twins(lungs):
     settings = LesionSettings(lung_probability=1.0)
@@ -429,6 +441,7 @@ def test_a_map_without_lungs_or_with_nothing_else_gives_finite_twins(lungs):
         {"dark_probability": 1.1},
         {"elsewhere_probability": math.nan},
         {"lung_probability": 2},
+        {"free_probability": -1},
         {"lung_strength": (0.5, 0.1)},
         {"nodule_side": (0.0, 0.1)},
         {"edge": 0.0},
