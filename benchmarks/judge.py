@@ -91,7 +91,8 @@ def run(args: argparse.Namespace) -> None:
     (out / "scores").mkdir(parents=True, exist_ok=True)
     done = {row["key"]: row for row in stored_rows(out / LOG, mend=True)}
     jobs: list[tuple[dict[str, Any], Encoder, AnomalyDetector]] = []
-    for name, seed, folder in encoders:
+    part, _, parts = args.share.partition("/")
+    for name, seed, folder in encoders[int(part) :: int(parts)]:
         digest = hashlib.sha256((folder / "encoder.safetensors").read_bytes()).hexdigest()
         row: dict[str, Any] = {"key": f"{name}/{seed}", "encoder_sha256": digest, "settings": settings}
         if not row.items() <= done.get(row["key"], {}).items():
@@ -202,6 +203,7 @@ def main() -> None:
         default="product",
         help="of anomalies: what `afire reference` takes (of AFiRe the student), or the exported encoder (the teacher)",
     )
+    parser.add_argument("--share", default="0/1", help="PART/PARTS of the encoders, for several processes at a time")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     (run if args.what == "run" else table)(args)
