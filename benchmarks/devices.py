@@ -96,15 +96,18 @@ def one_step(build: Callable[[], Any], device: str, precision: str) -> tuple[dic
 
 
 class Report:
-    """Collects what was compared, and prints it as it goes."""
+    """Collects what was compared; prints and writes it as it goes."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: str | None) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.path = path
 
     def compare(self, what: str, seen: float, limit: float) -> None:
         passed = bool(seen <= limit)
         self.rows.append({"what": what, "difference": seen, "limit": limit, "passed": passed})
         print(f"{'ok    ' if passed else 'FAILED'} {what}: {seen:.1e} (limit {limit:.1e})", flush=True)
+        if self.path:
+            Path(self.path).write_text(json.dumps(self.rows, indent=1), encoding="utf-8")
 
     @property
     def failed(self) -> int:
@@ -194,13 +197,11 @@ def main() -> int:
     parser.add_argument("--json", help="file for the comparisons")
     parser.add_argument("--no-runs", action="store_true", help="leave out the trainings")
     args = parser.parse_args()
-    report = Report()
+    report = Report(args.json)
     compare_steps(report, args.device)
     compare_detector(report, args.device)
     if not args.no_runs:
         compare_runs(report, args.device)
-    if args.json:
-        Path(args.json).write_text(json.dumps(report.rows, indent=1), encoding="utf-8")
     print(f"{len(report.rows)} comparisons, {report.failed} failed")
     return int(report.failed > 0)
 
