@@ -4,7 +4,9 @@
     python benchmarks/devices.py --device cpu       # both sides are the CPU: a trial of the script itself
 
 - Losses and gradient of one step of every method and of every task: float32 (TF32 off) within 1e-4 of the CPU's, losses
-  in bfloat16 within 5e-2, and the gradient in bfloat16 no farther from float32 than 1.5 times the CPU's own is.
+  in bfloat16 within 5e-2, and the gradient in bfloat16 no farther from float32 than 1.5 times the CPU's own is. Where a
+  last bit of the pictures changes the CPU's own gradient by more than 1e-4 (batch norm and ReLU with eight pictures),
+  three times that change is allowed.
 - Scores of the anomaly detector.
 - A training with `deterministic: true`, twice: the same weights, bit by bit; killed and resumed: the same.
 """
@@ -82,11 +84,14 @@ def batch_for(method: Any) -> tuple[dict[str, Tensor], Tensor]:
     return {"image": images, "anatomy": anatomy_of(images), "target": target, "mask": mask}, uniforms
 
 
-def one_step(build: Callable[[], Any], device: str, precision: str) -> tuple[dict[str, float], Tensor]:
+def one_step(
+    build: Callable[[], Any], device: str, precision: str, noise: float = 0.0
+) -> tuple[dict[str, float], Tensor]:
     """Losses and the gradient as one vector on the CPU, from seeded weights, images and draws."""
     torch.manual_seed(0)
     method = build()
     batch, uniforms = batch_for(method)
+    batch["image"] = (batch["image"] * (1 + noise * torch.randn(batch["image"].shape))).clamp(0, 1)
     method = method.to(device).train()
     method.network_dtype = set_precision(precision)
     losses = method.batch_losses({k: v.to(device) for k, v in batch.items()}, uniforms.to(device), first_epoch=True)
@@ -124,11 +129,12 @@ def compare_steps(report: Report, device: str) -> None:
     for name, build in steps.items():
         losses, gradient = one_step(build, "cpu", "float32")
         _, rounded = one_step(build, "cpu", "bfloat16")
+        sensitivity = apart(one_step(build, "cpu", "float32", noise=2.0**-23)[1], gradient)
         for precision, limit in (("float32", 1e-4), ("bfloat16", 5e-2)):
             seen, seen_gradient = one_step(build, device, precision)
             worst = max(abs(seen[k] - v) / max(abs(v), 1e-6) for k, v in losses.items())
             report.compare(f"{name}, {precision}, losses", worst, limit)
-            allowed = 1e-4 if precision == "float32" else 1.5 * apart(rounded, gradient) + 1e-2
+            allowed = max(1e-4, 3 * sensitivity) if precision == "float32" else 1.5 * apart(rounded, gradient) + 1e-2
             report.compare(f"{name}, {precision}, gradient", apart(seen_gradient, gradient), allowed)
 
 

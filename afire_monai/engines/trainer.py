@@ -270,5 +270,5 @@ def clip_each(optimizer: torch.optim.Optimizer, limit: float) -> None:
     """Scale each parameter's gradient down to a norm of at most ``limit``, tensor by tensor, without a host wait."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if gradients:
-        factors = [(limit / (norm + 1e-6)).clamp(max=1.0) for norm in torch._foreach_norm(gradients)]
-        torch._foreach_mul_(gradients, factors)
+        norms = torch.stack(torch._foreach_norm(gradients))
+        torch._foreach_mul_(gradients, list((limit / (norms + 1e-6)).clamp(max=1.0).unbind()))

@@ -16,6 +16,7 @@ from afire_monai.distributed import (
     world_size,
 )
 from afire_monai.errors import AfireError
+from afire_monai.networks.prototypes import token_places
 
 
 class TokenContrastiveTerms(NamedTuple):
@@ -123,7 +124,8 @@ class TokenContrastiveLoss(nn.Module):
             student_logits: (B, L, K) cosines of the student for the lesioned twin.
             assignment: (N, K), each row a distribution, from ``PrototypeBank.assignment``.
             abnormal: (B, L) bool, cells with lesion.
-            cells: (B, L) int64, the canvas cell that each token shows; None when token l shows cell l (then N = L).
+            cells: (B, L) int64, the canvas cell that each token shows, none twice in an image; None when token l shows
+                cell l (then N = L).
             ignored: (B, L) bool, tokens that count neither as normal nor as abnormal; None for none.
 
         Returns:
@@ -153,37 +155,37 @@ class TokenContrastiveLoss(nn.Module):
         return self._reduce(per_token, own / self.temperature, normal, abnormal, cells, assignment.shape[0])
 
     def _reduce(
-        self, structure: Tensor, own: Tensor, normal_mask: Tensor, abnormal: Tensor, cells: Tensor, cell_count: int
+        self, structure: Tensor, own: Tensor, normal: Tensor, abnormal: Tensor, cells: Tensor, count: int
     ) -> TokenContrastiveTerms:
         """Average per-token values (all (B, L)) over the tokens of all processes that each term is about."""
-        index = cells.reshape(-1)
-        normal = normal_mask.float()
-        counts = own.new_zeros(2, cell_count)
-        counts[0].index_add_(0, index, normal.reshape(-1))
-        counts[1].index_add_(0, index, abnormal.float().reshape(-1))
-        counts = sum_over_processes(counts)
         # each process holds its share of the global mean, times the number of processes that average gradients
         scale = world_size()
-        structure_term = (structure * normal).sum() * scale / counts[0].sum().clamp_min(1)
+        normals = sum_over_processes(normal.sum().float())
+        structure_term = (structure * normal).sum() * scale / normals.clamp_min(1)
         if self.category_weight == 0:
             return TokenContrastiveTerms(structure_term, torch.zeros_like(structure_term))
-        log_abnormal = self._log_abnormal_mass(own, abnormal, index, cell_count)
-        weight = normal * (counts[1] > 0).float()[cells]
-        pairs = (counts[0] * (counts[1] > 0)).sum().clamp_min(1)
-        category_term = (F.softplus(log_abnormal[cells] - own) * weight).sum() * scale / pairs
+        # from here on by cell of the canvas, (B, N)
+        places = token_places(cells, count)
+        shown, places = places >= 0, places.clamp(min=0)
+        own, normal, abnormal = (
+            own.gather(1, places),
+            normal.gather(1, places) & shown,
+            abnormal.gather(1, places) & shown,
+        )
+        counts = sum_over_processes(torch.stack([normal.sum(0), abnormal.sum(0)]).float())
+        compared = counts[1] > 0
+        pairs = (counts[0] * compared).sum().clamp_min(1)
+        distance = F.softplus(self._log_abnormal_mass(own, abnormal) - own)
+        category_term = (distance * (normal & compared)).sum() * scale / pairs
         return TokenContrastiveTerms(structure_term, category_term)
 
     @staticmethod
-    def _log_abnormal_mass(own: Tensor, abnormal: Tensor, index: Tensor, cell_count: int) -> Tensor:
-        """Give log Σ e^{own} over the abnormal tokens of each cell, (N,); 0 where a cell has none."""
-        flat, mask = own.reshape(-1), abnormal.reshape(-1)
-        low = torch.finfo(flat.dtype).min
-        peak = flat.new_full((cell_count,), low)
-        peak = peak.scatter_reduce(0, index, flat.detach().masked_fill(~mask, low), "amax")
-        peak = max_over_processes(peak)
+    def _log_abnormal_mass(own: Tensor, abnormal: Tensor) -> Tensor:
+        """Return log Σ e^{own} over the abnormal tokens of each cell, (N,) of (B, N); 0 where a cell has none."""
+        low = torch.finfo(own.dtype).min
+        peak = max_over_processes(own.detach().masked_fill(~abnormal, low).amax(0))
         peak = torch.where(peak == low, torch.zeros_like(peak), peak)
         # masking before the exponential keeps the gradient of left-out tokens at zero instead of 0 · inf
-        shifted = torch.where(mask, flat - peak[index], torch.full_like(flat, -1e4))
-        mass = flat.new_zeros(cell_count).index_add(0, index, shifted.exp())
-        mass = sum_over_processes_with_gradient(mass)
+        shifted = torch.where(abnormal, own - peak, torch.full_like(own, -1e4))
+        mass = sum_over_processes_with_gradient(shifted.exp().sum(0))
         return torch.where(mass > 0, mass, torch.ones_like(mass)).log() + peak

@@ -39,6 +39,23 @@ def sinkhorn(scores: Tensor, temperature: float = 0.05, iterations: int = 3) -> 
     return log_q.exp()
 
 
+def token_places(cells: Tensor, count: int) -> Tensor:
+    """Return which token of an image shows each cell of the canvas.
+
+    Sums over the tokens of a cell then are sums over images of what is gathered by this: in a fixed order, and without
+    many threads of a GPU adding to one place.
+
+    Args:
+        cells: (B, L) int64, the cell that each token shows; no cell twice in an image.
+        count: N, number of cells.
+
+    Returns:
+        (B, N) int64, -1 where no token shows the cell.
+    """
+    tokens = torch.arange(cells.shape[1], device=cells.device).expand_as(cells)
+    return cells.new_full((len(cells), count), -1).scatter_(1, cells, tokens)
+
+
 class PrototypeBank(nn.Module):
     """Spatial-aware prototypes (AFiRe, arXiv 2504.10972, §Spatial-aware prototypes).
 
@@ -87,14 +104,15 @@ class PrototypeBank(nn.Module):
             )
         values = teacher_logits.float()
         # one row more for the number of tokens, so that a single small collective is enough
-        totals = values.new_zeros(self.cells, dim + 1)
+        totals = values.new_full((self.cells, dim + 1), float(batch))
         if cells is None:
             totals[:, :dim] = values.sum(0)
-            totals[:, dim] = batch
         else:
-            index = cells.reshape(-1)
-            totals[:, :dim].index_add_(0, index, values.reshape(-1, dim))
-            totals[:, dim].index_add_(0, index, torch.ones_like(index, dtype=values.dtype))
+            places = token_places(cells, self.cells)
+            shown = places >= 0
+            at_cells = values.gather(1, places.clamp(min=0)[..., None].expand(-1, -1, dim))
+            totals[:, :dim] = (at_cells * shown[..., None]).sum(0)
+            totals[:, dim] = shown.sum(0)
         totals = sum_over_processes(totals)
         count = totals[:, dim:]
         mean = totals[:, :dim] / count.clamp_min(1)
