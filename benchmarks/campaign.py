@@ -104,6 +104,7 @@ class Campaign:
 
     def devices(self, _: Path) -> int:
         command = [sys.executable, str(HERE / "devices.py"), "--device", self.args.device]
+        command += ["--steps", *self.args.steps] if self.args.steps else []
         return self.call("devices", [*command, "--json", str(self.out / "devices.json")], self.seconds_for("devices"))
 
     def speed(self, _: Path) -> int:
@@ -208,6 +209,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--phases", nargs="+", default=list(PHASES), choices=PHASES)
+    parser.add_argument("--steps", nargs="*", default=[], help="methods and tasks whose step is compared; all if none")
     parser.add_argument("--images", default="pretrain_all", help="list of `benchmarks/lists.py` to train on")
     parser.add_argument("--config", nargs="+", default=["method_afire.yaml", "preset_gpu.yaml"])
     parser.add_argument("--set", nargs="*", default=[], help="key=value of the training")

@@ -4,9 +4,9 @@
     python benchmarks/devices.py --device cpu       # both sides are the CPU: a trial of the script itself
 
 - Losses and gradient of one step of every method and of every task: float32 (TF32 off) within 1e-4 of the CPU's, losses
-  in bfloat16 within 5e-2, and the gradient in bfloat16 no farther from float32 than 1.5 times the CPU's own is. Where a
-  last bit of the pictures changes the CPU's own gradient by more than 1e-4 (batch norm and ReLU with eight pictures),
-  three times that change is allowed.
+  in bfloat16 within 5e-2, and the gradient in bfloat16 no farther from float32 than 1.5 times the CPU's own is. Where
+  a last bit of pictures and weights changes the CPU's own gradient by more than 1e-4 (batch norm and ReLU with eight
+  pictures), ten times that change is allowed.
 - Scores of the anomaly detector.
 - A training with `deterministic: true`, twice: the same weights, bit by bit; killed and resumed: the same.
 """
@@ -51,7 +51,6 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "mae": ("method_mae.yaml", {}),
     "dino": ("method_dino.yaml", {}),
 }
-BATCH = 8
 
 
 def build_method(name: str) -> Any:
@@ -70,6 +69,10 @@ TASKS: dict[str, Callable[[], Any]] = {
     "segmentation_vit": lambda: build_task(Segmentation, ViTSegmenter, False),
     "segmentation_resnet": lambda: build_task(Segmentation, ViTSegmenter, True),
 }
+
+
+STEPS: dict[str, Callable[[], Any]] = {**{m: partial(build_method, m) for m in METHODS}, **TASKS}
+BATCH = 8
 
 
 def batch_for(method: Any) -> tuple[dict[str, Tensor], Tensor]:
@@ -91,7 +94,9 @@ def one_step(
     torch.manual_seed(0)
     method = build()
     batch, uniforms = batch_for(method)
-    batch["image"] = (batch["image"] * (1 + noise * torch.randn(batch["image"].shape))).clamp(0, 1)
+    with torch.no_grad():
+        for tensor in (batch["image"], *method.parameters()):
+            tensor.mul_(1 + noise * torch.randn(tensor.shape))
     method = method.to(device).train()
     method.network_dtype = set_precision(precision)
     losses = method.batch_losses({k: v.to(device) for k, v in batch.items()}, uniforms.to(device), first_epoch=True)
@@ -123,10 +128,11 @@ def apart(seen: Tensor, expected: Tensor) -> float:
     return float((seen - expected).norm() / expected.norm().clamp(min=1e-12))
 
 
-def compare_steps(report: Report, device: str) -> None:
-    """Every method and task, float32 and bfloat16."""
-    steps: dict[str, Callable[[], Any]] = {**{m: partial(build_method, m) for m in METHODS}, **TASKS}
-    for name, build in steps.items():
+def compare_steps(report: Report, device: str, chosen: list[str]) -> None:
+    """Methods and tasks, float32 and bfloat16."""
+    for name, build in STEPS.items():
+        if chosen and name not in chosen:
+            continue
         losses, gradient = one_step(build, "cpu", "float32")
         _, rounded = one_step(build, "cpu", "bfloat16")
         sensitivity = apart(one_step(build, "cpu", "float32", noise=2.0**-23)[1], gradient)
@@ -134,7 +140,7 @@ def compare_steps(report: Report, device: str) -> None:
             seen, seen_gradient = one_step(build, device, precision)
             worst = max(abs(seen[k] - v) / max(abs(v), 1e-6) for k, v in losses.items())
             report.compare(f"{name}, {precision}, losses", worst, limit)
-            allowed = max(1e-4, 3 * sensitivity) if precision == "float32" else 1.5 * apart(rounded, gradient) + 1e-2
+            allowed = max(1e-4, 10 * sensitivity) if precision == "float32" else 1.5 * apart(rounded, gradient) + 1e-2
             report.compare(f"{name}, {precision}, gradient", apart(seen_gradient, gradient), allowed)
 
 
@@ -201,10 +207,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--json", help="file for the comparisons")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=[], help="methods and tasks; all if none is named")
     parser.add_argument("--no-runs", action="store_true", help="leave out the trainings")
     args = parser.parse_args()
     report = Report(args.json)
-    compare_steps(report, args.device)
+    compare_steps(report, args.device, args.steps)
     compare_detector(report, args.device)
     if not args.no_runs:
         compare_runs(report, args.device)
