@@ -71,14 +71,14 @@ def sections_of(args: argparse.Namespace) -> dict[str, Any]:
     if args.root:
         return datalist_from_kermany(args.root, validation=0.1)
     folder = Path(args.cxr)
-    made: Any = datalist_from_csv(
+    training: Any = datalist_from_csv(
         folder / "manifest.csv", source=["kermany", "kermany224"], fractions=(0.9, 0.1, 0), name="zhanglab", keep=None
     )
     manifest = folder / "kermany_test_open" / "manifest.csv"
-    other: Any = datalist_from_csv(manifest, base_dir=folder, fractions=(0, 0, 1), keep=None)
-    if made["labels"] != LABELS or other["labels"] != LABELS:
-        raise SystemExit(f"{folder}: labels {made['labels']} and {other['labels']}; {LABELS} are expected in both")
-    return {**made, "test": other["test"]}
+    test: Any = datalist_from_csv(manifest, base_dir=folder, fractions=(0, 0, 1), keep=None)
+    if training["labels"] != LABELS or test["labels"] != LABELS:
+        raise SystemExit(f"{folder}: labels {training['labels']} and {test['labels']}; {LABELS} are expected in both")
+    return {**training, "test": test["test"]}
 
 
 def write_lists(args: argparse.Namespace) -> dict[str, Any]:
@@ -149,11 +149,11 @@ def supervised(folder: Path, args: argparse.Namespace, content: dict[str, Any], 
     settings |= {"labels": ["Pneumonia"], **settings_of(args.tune)}
     print(f"fine-tuning, {key}; see {run / 'output.txt'}", flush=True)
     run_bundle(["finetune_classification.yaml"], settings, run / "output.txt")
-    made = load_predictions(run / "predictions" / "test")
-    items = [content["test"][place] for place in made.index]
+    predictions = load_predictions(run / "predictions" / "test")
+    items = [content["test"][place] for place in predictions.index]
     truth = np.array([item["label"][content["labels"].index("Pneumonia")] for item in items])
-    scores, groups = made.scores["Pneumonia"], np.array([str(item["group"]) for item in items])
-    right = (scores >= made.thresholds["Pneumonia"]) == (truth == 1)
+    scores, groups = predictions.scores["Pneumonia"], np.array([str(item["group"]) for item in items])
+    right = (scores >= predictions.thresholds["Pneumonia"]) == (truth == 1)
     return {"truth": truth, "groups": groups, "scores": scores, "accuracy": right.astype(float)}
 
 

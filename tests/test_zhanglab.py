@@ -127,8 +127,8 @@ def test_accuracy_is_at_the_threshold_that_fine_tuning_chose(call, module, root,
         content = json.loads(Path(settings["datalist"]).read_text())
         assert 0 < len(content["validation"]) < len(content["training"])
         facts = {"section": "test", "thresholds": {"Pneumonia": 0.4}}
-        made = Predictions(np.arange(14), {"Pneumonia": scores}, None, facts)
-        save_predictions(made, settings["output_dir"] / "predictions" / "test")
+        predictions = Predictions(np.arange(14), {"Pneumonia": scores}, None, facts)
+        save_predictions(predictions, settings["output_dir"] / "predictions" / "test")
 
     monkeypatch.setattr(module, "run_bundle", pretend)
     words = ["--out", str(tmp_path / "out"), "--root", str(root), "--encoder", f"tiny={tiny_encoder(tmp_path / 'm')}"]

@@ -122,7 +122,7 @@ class AnomalyDetector(nn.Module):
 
     @property
     def default_parts(self) -> tuple[str, ...]:
-        """Those of `DEFAULT_PARTS` that this detector can give."""
+        """Parts of `DEFAULT_PARTS` that this detector has."""
         return tuple(part for part in DEFAULT_PARTS if part in self.parts)
 
     def offsets(self) -> list[tuple[int, int]]:
@@ -171,7 +171,7 @@ class AnomalyDetector(nn.Module):
         return found
 
     def _encode(self, crops: Tensor, layers: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
-        """Run the encoder; give its tokens (b, 1 + L, D), and for each of some blocks its patch tokens (b, L, D')."""
+        """Run the encoder; return its tokens (b, 1 + L, D), and for each of some blocks its patch tokens (b, L, D')."""
         outputs: dict[int, list[Tensor]] = {block: [] for block in layers}
         with contextlib.ExitStack() as hooks:
             for block, kept in outputs.items():
@@ -183,7 +183,7 @@ class AnomalyDetector(nn.Module):
         return seen, {block: self._patch_tokens(torch.cat(kept).float()) for block, kept in outputs.items()}
 
     def _patch_tokens(self, output: Tensor) -> Tensor:
-        """Bring what a block gives, tokens (b, 1 + L, D') or a map (b, D', h, w), to (b, L, D') of unit variance."""
+        """Bring a block's output, tokens (b, 1 + L, D') or a map (b, D', h, w), to (b, L, D') of unit variance."""
         if output.ndim == 4:
             output = F.adaptive_avg_pool2d(output, self.encoder.grid).flatten(2).transpose(1, 2)
         cells = self.encoder.grid[0] * self.encoder.grid[1]
