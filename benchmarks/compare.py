@@ -29,6 +29,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -49,19 +50,24 @@ FRESH = {"fresh": "afire", "fresh_resnet": "mlvicx"}  # baselines: fresh weights
 FRACTIONS = (1.0, 0.1, 0.01)
 
 
-def train_command(method: str, images: str, folder: Path, epochs: int, seed: int) -> list[str]:
-    """Give the bundle's command line of one pre-training."""
+def bundle_command(configs: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+    """Return the command line that runs the bundle with these config files and settings."""
     from afire_monai.commands.bundle import bundle_root
 
+    files = [str(bundle_root() / "configs" / name) for name in configs]
+    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    return [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files), *words]
+
+
+def train_command(method: str, images: str, folder: Path, epochs: int, seed: int) -> list[str]:
+    """Return the bundle's command line of one pre-training."""
     config, settings = METHODS[method]
-    files = [str(bundle_root() / "configs" / name) for name in ("pretrain.yaml", config)]
     settings = {
         **{"datalist": images, "output_dir": folder, "run_name": f"{method}-{seed}", "resume": True, "seed": seed},
         **{"epochs": epochs, "panel_every": epochs, "use_mlflow": False},
         **settings,
     }
-    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    return [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files), *words]
+    return bundle_command(("pretrain.yaml", config), settings)
 
 
 def chosen_methods(args: argparse.Namespace) -> dict[str, int]:

@@ -52,8 +52,9 @@ def chosen_encoders(args: argparse.Namespace) -> Encoders:
     folders = [p.parent for p in Path(args.runs).glob("*/*/models/encoder.safetensors")] if args.runs else []
     found = sorted((p.parts[-3], int(p.parts[-2]), p) for p in folders if p.parts[-2].isdecimal())
     for pair in args.encoder:
-        name, equals, folder = pair.partition("=")
-        if not (name and equals and (Path(folder) / "encoder.safetensors").is_file()):
+        name, _, folder = pair.rpartition("=")
+        name = name or "encoder"
+        if "/" in name or not (Path(folder) / "encoder.safetensors").is_file():
             raise SystemExit(f"--encoder {pair}: NAME=FOLDER with encoder.safetensors in it is expected")
         found.append((name, sum(other == name for other, _, _ in found), Path(folder)))
     if not found:

@@ -81,13 +81,13 @@ def pictures(items: Items, sizes: Iterable[Size], workers: int = 2) -> dict[Size
     """
     wanted = sorted(set(sizes))
     read = functools.partial(_read, items, wanted)
-    made = {size: torch.empty(len(items), 1, *size, dtype=torch.float16) for size in wanted}
+    pixels = {size: torch.empty(len(items), 1, *size, dtype=torch.float16) for size in wanted}
     for result in ahead(read, range(len(items)), workers, 32):
         if isinstance(result, LeftOut):
             raise SystemExit(f"image {result.index} cannot be used: {result.reason}; clean the list with `afire check`")
         for size in wanted:
-            made[size][result.index] = result.images[size]
-    return made
+            pixels[size][result.index] = result.images[size]
+    return pixels
 
 
 def _read(items: Items, sizes: list[Size], index: int) -> Any:
@@ -150,19 +150,19 @@ def probe_scores(encoder: Any, population: Population, seed: int = 0) -> dict[tu
         for name, cases in sections.items()
     }
     train = population.training
-    made = {}
+    scores: dict[tuple[str, str], np.ndarray] = {}
     for words, first in (("class and mean", 0), ("mean", encoder.embed_dim)):
-        known, *unknown = (values[:, first:] for values in features.values())
-        ends = np.cumsum([len(values) for values in unknown])[:-1]
+        known, *unknown = (some[:, first:] for some in features.values())
+        ends = np.cumsum([len(some) for some in unknown])[:-1]
         together = np.concatenate(unknown)
         found = {
             "k-NN": knn_probe(known, train.abnormal, together),
             "linear": linear_probe(known, train.abnormal, together, train.groups, seed),
         }
-        for probe, scores in found.items():
-            for section, some in zip(population.scored, np.split(scores, ends), strict=True):
-                made[section, f"{probe}, {words}"] = some
-    return made
+        for probe, values in found.items():
+            for section, some in zip(population.scored, np.split(values, ends), strict=True):
+                scores[section, f"{probe}, {words}"] = some
+    return scores
 
 
 def reference_of(detector: AnomalyDetector, normals: Cases, parts: Sequence[str], **options: Any) -> NormalReference:

@@ -109,7 +109,7 @@ def test_reference_takes_what_pretraining_saw_where_too_few_others_remain(data, 
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["run"], "no encoder: give --runs"),
         (["run", "--encoder", "a=absent"], "NAME=FOLDER with encoder.safetensors"),
@@ -119,9 +119,9 @@ def test_reference_takes_what_pretraining_saw_where_too_few_others_remain(data, 
         (["table"], "holds no results"),
     ],
 )
-def test_what_cannot_be_judged_is_said_at_once(words, said, monkeypatch, tmp_path):
+def test_what_cannot_be_judged_is_refused_at_once(words, message, monkeypatch, tmp_path):
     folder = tiny_encoder(tmp_path / "models", 0)
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises(SystemExit, match=message):
         judge(monkeypatch, *[w.replace("MODELS", str(folder)) for w in words], "--out", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

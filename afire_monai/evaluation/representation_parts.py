@@ -29,7 +29,7 @@ from afire_monai.evaluation.representation_segments import (
     mean_mask,
 )  # fmt: skip
 from afire_monai.evaluation.representation_views import Sample, View, corner_cells, corner_crops
-from afire_monai.inference.anomaly import load_detector
+from afire_monai.inference.load_detector import load_detector
 from afire_monai.methods.grid_shift import GridShift
 from afire_monai.tasks.masks import MaskReading
 

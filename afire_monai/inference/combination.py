@@ -109,13 +109,13 @@ class Combination(nn.Module):
         """
         none = torch.zeros(images.shape[1] + bool(cells.shape[1]))
         ones = torch.ones(cells.shape[2])
-        made = cls(cell_weights, image_weights, pooling, cells.mean(0), _spread(cells), ones, none, none + 1)
-        heat = made.combine(cells, images).heat
+        combination = cls(cell_weights, image_weights, pooling, cells.mean(0), _spread(cells), ones, none, none + 1)
+        heat = combination.combine(cells, images).heat
         if heat is not None:
-            made.combined_std = _spread(heat[:, None])[0]
-        values = made._columns(made.combine(cells, images).heat, images)
-        made.image_mean, made.image_std = values.mean(0), values.std(0).clamp_min(1e-6)
-        return made, made.combine(cells, images).score
+            combination.combined_std = _spread(heat[:, None])[0]
+        values = combination._columns(combination.combine(cells, images).heat, images)
+        combination.image_mean, combination.image_std = values.mean(0), values.std(0).clamp_min(1e-6)
+        return combination, combination.combine(cells, images).score
 
     def combine(self, cells: Tensor, images: Tensor) -> Combined:
         """Standardise and add up.

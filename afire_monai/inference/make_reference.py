@@ -16,8 +16,8 @@ from afire_monai.data.datalist import datalist_hash
 from afire_monai.data.datalist_file import read_raw
 from afire_monai.errors import AfireError
 from afire_monai.export.encoder import load_module_files
-from afire_monai.inference.anomaly import load_detector
 from afire_monai.inference.build_reference import MIN_NORMALS, build_reference
+from afire_monai.inference.load_detector import load_detector
 from afire_monai.inference.model_files import model_files, weights_hashes
 from afire_monai.inference.reading import LeftOut, Radiograph, ahead, read_radiograph
 from afire_monai.inference.reference import NormalReference

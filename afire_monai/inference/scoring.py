@@ -12,8 +12,9 @@ from torch import Tensor
 
 from afire_monai import __version__
 from afire_monai.errors import AfireError
-from afire_monai.inference.anomaly import AnomalyDetector, load_detector
+from afire_monai.inference.anomaly import AnomalyDetector
 from afire_monai.inference.attribution import attention_rollout, grad_cam
+from afire_monai.inference.load_detector import load_detector
 from afire_monai.inference.model_files import KINDS, names, used_model_files, weights_hashes
 from afire_monai.inference.reading import Radiograph, Size
 from afire_monai.inference.reference import NormalReference

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from afire_monai.errors import CheckpointError
-from afire_monai.inference.anomaly import load_detector
+from afire_monai.inference.load_detector import load_detector
 from afire_monai.inference.model_files import model_files, used_model_files
 from afire_monai.inference.scoring import Scorer
 from afire_monai.label.problems import NotFoundError

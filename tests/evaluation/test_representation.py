@@ -30,7 +30,7 @@ from afire_monai.evaluation.representation_segments import best_union, by_cells,
 from afire_monai.evaluation.representation_views import choose_items, corner_cells, corner_crops, pixel_tokens
 from afire_monai.export import export_encoder
 from afire_monai.export.run import export_detector, export_restorer
-from afire_monai.inference.anomaly import load_detector
+from afire_monai.inference.load_detector import load_detector
 from afire_monai.methods.grid_shift import GridShift
 
 GRID, SIDE = (4, 4), 8
