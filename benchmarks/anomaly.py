@@ -23,10 +23,10 @@ from judging import Cases, anomaly_scores, localisation, reference_and_test, ref
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from afire_monai.evaluation import bootstrap_auroc
-from afire_monai.evaluation.bootstrap import Interval
+from afire_monai.evaluation.bootstrap import Interval, bootstrap_auroc
 from afire_monai.evaluation.localisation import centre_figures, prior_figures, summarise
-from afire_monai.inference import AnomalyDetector, load_detector
+from afire_monai.inference.anomaly import AnomalyDetector
+from afire_monai.inference.load_detector import load_detector
 from afire_monai.networks import Encoder, encoder_from_config
 
 Scored = tuple[np.ndarray, np.ndarray]  # scores (n,), heatmaps (n, h, w) in 0…1

@@ -10,7 +10,7 @@ import numpy as np
 from compare_chart import methods_chart
 from compare_parts import stored_rows
 
-from afire_monai.data import load_datalist
+from afire_monai.data.datalist_file import load_datalist
 from afire_monai.evaluation.bootstrap import patient_weights
 from afire_monai.evaluation.draws import figure_draws, macro_mean
 from afire_monai.files import whole_file

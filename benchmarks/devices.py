@@ -30,10 +30,11 @@ from torch import Tensor
 
 from afire_monai.commands.bundle import bundle_root
 from afire_monai.engines.planning import build_training
-from afire_monai.inference import AnomalyDetector
+from afire_monai.inference.anomaly import AnomalyDetector
 from afire_monai.networks import ResNetEncoder, ViTClassifier, ViTEncoder, ViTSegmenter
 from afire_monai.precision import set_precision
-from afire_monai.tasks import Classification, Segmentation
+from afire_monai.tasks.classification import Classification
+from afire_monai.tasks.segmentation import Segmentation
 from afire_monai.transforms import RadiographAugment
 from afire_monai.transforms.anatomy import anatomy_of
 

@@ -77,7 +77,7 @@ def pixel_run(datalist: str, labels: str, fraction: float, seed: int) -> dict[st
     """Principal components of 32 x 32 pixels and a logistic regression on the same share of the labels."""
     from afire_monai.data.dataset import RadiographDataset
     from afire_monai.engines.startup import reading
-    from afire_monai.tasks import classification_data
+    from afire_monai.tasks.data import classification_data
 
     data = classification_data(
         datalist, labels="all" if labels == "all" else labels.split(","), fraction=fraction, seed=seed
@@ -131,7 +131,8 @@ def pixel_segmentation(datalist: str, fraction: float, seed: int) -> dict[str, A
     """Masks of the five training pictures nearest in 32 principal components of pixels, averaged: no network."""
     from afire_monai.data.dataset import RadiographDataset
     from afire_monai.engines.startup import reading
-    from afire_monai.tasks import MaskReading, segmentation_data
+    from afire_monai.tasks.data import segmentation_data
+    from afire_monai.tasks.masks import MaskReading
 
     data = segmentation_data(datalist, fraction=fraction, seed=seed, classes=["lung"])
     read = MaskReading(reading((128, 128)), (128, 128), {"lung": [255]}, 127)
@@ -206,7 +207,7 @@ def run(args: argparse.Namespace) -> None:
 
 def macro_draws(rows: list[dict[str, Any]], folder: Path) -> tuple[np.ndarray, list[float], int]:
     """Give the macro AUROC of the sample and of each bootstrap draw, averaged over seeds; of each seed; labels."""
-    from afire_monai.data import load_datalist
+    from afire_monai.data.datalist_file import load_datalist
     from afire_monai.data.targets import target_matrix
     from afire_monai.evaluation.metrics import figure_draws, macro_mean
 

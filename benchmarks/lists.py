@@ -20,7 +20,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from afire_monai.data.datalist import datalist_from_csv, save_datalist
+from afire_monai.data.datalist_csv import datalist_from_csv
+from afire_monai.data.datalist_file import save_datalist
 from afire_monai.data.splits import split_by_group
 
 JUDGED = {"adults": "nih", "children": "kermany"}

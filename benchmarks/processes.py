@@ -38,8 +38,9 @@ def worker(args: argparse.Namespace) -> None:
     from afire_monai.commands.bundle import bundle_root
     from afire_monai.data.dataset import RadiographDataset
     from afire_monai.data.sampler import EpochSampler
-    from afire_monai.engines import PretrainTrainer, TrainingPlan
+    from afire_monai.engines.plan import TrainingPlan
     from afire_monai.engines.planning import build_training
+    from afire_monai.engines.trainer import PretrainTrainer
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo")

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from afire_monai.engines import parameter_groups
+from afire_monai.engines.plan import parameter_groups
 from afire_monai.engines.trainer import clip_each
 from afire_monai.losses import RestorationLoss, TokenContrastiveLoss
 from afire_monai.methods import AFiRe

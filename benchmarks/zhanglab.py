@@ -38,10 +38,11 @@ from judge import chosen_encoders, print_columns
 from judging import anomaly_scores, cases_of, reference_of
 
 from afire_monai.data.adapters import datalist_from_kermany
-from afire_monai.data.datalist import datalist_from_csv, datalist_hash, save_datalist
+from afire_monai.data.datalist_csv import datalist_from_csv
+from afire_monai.data.datalist_file import datalist_hash, save_datalist
 from afire_monai.evaluation.predictions import load_predictions
-from afire_monai.inference import load_detector
 from afire_monai.inference.anomaly import PARTS
+from afire_monai.inference.load_detector import load_detector
 
 LABELS = ["Normal", "Pneumonia"]
 PUBLISHED = {

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 
 from afire_monai.data.dataset import RadiographDataset
 from afire_monai.data.sampler import EpochSampler
-from afire_monai.engines import PretrainTrainer, TrainingPlan, parameter_groups
+from afire_monai.engines.plan import TrainingPlan, parameter_groups
+from afire_monai.engines.trainer import PretrainTrainer
 from afire_monai.errors import AfireError
 from afire_monai.losses import RestorationLoss, SelfDistillationLoss, TokenContrastiveLoss, TokenMatchLoss
 from afire_monai.methods import AFiRe

@@ -10,7 +10,7 @@ from fake_gpu import DEVICE, empty_like, fake_gpu
 from tiny_steps import COUNT, STEPS, batch_for, build, optimizer_for, tiny_swin
 
 from afire_monai.engines.trainer import clip_each
-from afire_monai.inference import AnomalyDetector
+from afire_monai.inference.anomaly import AnomalyDetector
 from afire_monai.inference.restoration import AnomalyNetwork
 from afire_monai.methods import Method
 from afire_monai.networks import ViTClassifier, ViTSegmenter

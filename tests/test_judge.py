@@ -12,8 +12,8 @@ from helpers import smooth_images
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from afire_monai.evaluation import extract_features, knn_probe
-from afire_monai.export import export_encoder, load_encoder
+from afire_monai.evaluation.probes import extract_features, knn_probe
+from afire_monai.export.encoder import export_encoder, load_encoder
 from afire_monai.networks import ViTEncoder
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"

@@ -13,8 +13,8 @@ from helpers import smooth_images
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from afire_monai.evaluation import Predictions, save_predictions
-from afire_monai.export import export_encoder
+from afire_monai.evaluation.predictions import Predictions, save_predictions
+from afire_monai.export.encoder import export_encoder
 from afire_monai.networks import ViTEncoder
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"

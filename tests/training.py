@@ -13,7 +13,7 @@ import torch
 from ignite.engine import Events
 
 from afire_monai.distributed import sum_over_processes, world_size
-from afire_monai.engines import PretrainTrainer
+from afire_monai.engines.trainer import PretrainTrainer
 
 State = dict[str, torch.Tensor]
 TESTS = Path(__file__).resolve().parent

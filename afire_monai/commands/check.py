@@ -20,7 +20,8 @@ def check(path: str, *, base_dir: str | None = None, workers: int | None = None,
         workers: threads that read; the number of cores unless given.
         quiet: no progress bar.
     """
-    from afire_monai.data import check_path, validate_datalist
+    from afire_monai.data.check import check_path
+    from afire_monai.data.datalist_validate import validate_datalist
 
     # pydicom's remarks on odd headers quote their values, which can be a patient's
     warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")

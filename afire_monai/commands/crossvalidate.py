@@ -38,8 +38,7 @@ def crossvalidate(
         settings: of finetune_classification.yaml, as key=value.
     """
     from afire_monai.commands.bundle import run_configs
-    from afire_monai.data.datalist import datalist_hash
-    from afire_monai.data.datalist_file import read_raw
+    from afire_monai.data.datalist_file import datalist_hash, read_raw
     from afire_monai.engines.finetuning import facts
 
     if folds < 2:

@@ -55,7 +55,7 @@ def from_csv(
         normal_label: the label that means "no finding".
         name: of the list.
     """
-    from afire_monai.data import datalist_from_csv
+    from afire_monai.data.datalist_csv import datalist_from_csv
 
     made = datalist_from_csv(
         path, out, image_column, group_column, labels_column, label_separator, source_column, source, by_source,
@@ -98,7 +98,7 @@ def from_folder(
         normal_label: the label that means "no finding".
         name: of the list.
     """
-    from afire_monai.data import datalist_from_folder
+    from afire_monai.data.datalist_build import datalist_from_folder
 
     made = datalist_from_folder(folder, out, fractions, seed, group_pattern, labels_from_folders, normal_label, name)
     print(_counts(made))
@@ -137,7 +137,7 @@ def validate(path: str, *, base_dir: str | None = None, decode: bool = False) ->
         base_dir: folder that its relative paths start from; its own folder unless given.
         decode: read every image as well.
     """
-    from afire_monai.data import validate_datalist
+    from afire_monai.data.datalist_validate import validate_datalist
 
     report = validate_datalist(path, base_dir, decode=decode)
     print(report.summary())

@@ -112,7 +112,7 @@ def _images(images: int | None, datalist: str | None) -> int:
     if (images is None) == (datalist is None):
         raise AfireError("give either --images N or --datalist FILE, to say how many images there are")
     if datalist is not None:
-        from afire_monai.data import training_items
+        from afire_monai.data.datalist_file import training_items
 
         return len(training_items(datalist))
     if images is None or images < 1:

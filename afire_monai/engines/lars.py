@@ -16,8 +16,8 @@ class LARS(Optimizer):
     """Layer-wise adaptive rate scaling (You et al., 2017, arXiv 1708.03888), written from its algorithm 1.
 
     For each tensor w with gradient g: λ = η ‖w‖ / (‖g‖ + β ‖w‖), v ← m v + lr · λ · (g + β w), w ← w − v.
-    Groups whose ``decay`` is false (biases and norms, as :func:`~afire_monai.engines.parameter_groups` sorts them) take
-    plain steps with momentum: λ = 1, and the trainer sets their β to 0. So does a tensor whose norm, or whose
+    Groups whose ``decay`` is false (biases and norms, as ``parameter_groups`` sorts them) take plain
+    steps with momentum: λ = 1, and the trainer sets their β to 0. So does a tensor whose norm, or whose
     gradient's, is 0.
 
     Args:

@@ -18,13 +18,13 @@ import yaml
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
-from afire_monai.data import RadiographReader, list_images, training_items
-from afire_monai.data.datalist import datalist_hash
-from afire_monai.data.datalist_file import normal_of, present_sections, read_raw
+from afire_monai.data.datalist_file import datalist_hash, normal_of, present_sections, read_raw, training_items
 from afire_monai.data.datalist_validate import DataListReport, open_datalist
 from afire_monai.data.dataset import image_statistics
+from afire_monai.data.decode import list_images
 from afire_monai.data.paths import ImagePaths
 from afire_monai.data.phantom import write_phantom_dataset
+from afire_monai.data.reader import RadiographReader
 from afire_monai.distributed import join_group, leave_group, rank, wait_for_all
 from afire_monai.engines.settings import command_line, parse_value, refuse_unknown_keys, refuse_wrong_values
 from afire_monai.errors import AfireError, DataListError, user_error

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from afire_monai.data.datalist import SECTIONS, datalist_hash, is_normal
-from afire_monai.data.datalist_file import normal_label, read_raw, resolve_paths
+from afire_monai.data.datalist_file import SECTIONS, datalist_hash, is_normal, normal_label, read_raw, resolve_paths
 from afire_monai.data.targets import UncertainPolicy, target_matrix
 from afire_monai.errors import AfireError, DataListError
 from afire_monai.evaluation.predictions import Predictions

@@ -14,8 +14,7 @@ from afire_monai.evaluation.representation_landmarks import add_landmarks
 from afire_monai.evaluation.representation_page import page_text
 from afire_monai.evaluation.representation_parts import Settings, Study
 from afire_monai.evaluation.representation_views import choose_items, read_sample, views_of
-from afire_monai.export import load_encoder
-from afire_monai.export.encoder import load_module_files
+from afire_monai.export.encoder import load_encoder, load_module_files
 from afire_monai.files import whole_file
 from afire_monai.methods.grid_shift import GridShift
 from afire_monai.networks import Encoder

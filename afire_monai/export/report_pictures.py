@@ -19,7 +19,7 @@ Log = Sequence[dict[str, float]]
 def draw_panel(
     panel: Path, path: Path, names: Sequence[str], cell: tuple[int, int], columns: int | None = None
 ) -> Path:
-    """Draw a panel of :class:`~afire_monai.engines.PanelWriter` larger, with the name of each row beside it.
+    """Draw a panel of :class:`~afire_monai.engines.handlers.PanelWriter` larger, with the name of each row beside it.
 
     Args:
         panel: grey PNG of (rows · height) x (columns · width) pixels.

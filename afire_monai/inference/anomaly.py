@@ -51,7 +51,7 @@ class AnomalyDetector(nn.Module):
     radiograph is read at the canvas' size, seen through the crops at its corners (which together show every cell), and
     what overlapping crops say of a cell is averaged (this project's reading). With ``shift`` 0 there is one crop.
 
-    Parts, each a number for each cell; the first two need a :class:`~afire_monai.inference.NormalReference`:
+    Parts, each a number for each cell; the first two need a :class:`~afire_monai.inference.reference.NormalReference`:
 
     - ``tokens``: distance of the cell's token to the mean of the tokens of the same cell in normal radiographs (in the
       way of PaDiM, Defard et al., ICPR 2021);

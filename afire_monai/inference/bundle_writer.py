@@ -33,7 +33,7 @@ class ResultWriter:
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Any) -> None:
-        """Register with an evaluator whose inferer is :class:`~afire_monai.inference.AnomalyInferer`."""
+        """Register with an evaluator whose inferer is :class:`~afire_monai.inference.restoration.AnomalyInferer`."""
         from ignite.engine import Events
 
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._write)

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from afire_monai.data import training_items
-from afire_monai.data.datalist import datalist_hash
-from afire_monai.data.datalist_file import read_raw
+from afire_monai.data.datalist_file import datalist_hash, read_raw, training_items
 from afire_monai.errors import AfireError
 from afire_monai.export.encoder import load_module_files
 from afire_monai.inference.build_reference import MIN_NORMALS, build_reference
@@ -63,7 +61,7 @@ def make_reference(
         datalist: normal radiographs are taken from it: those whose labels say so, all of a list without labels.
         section: ``training``, ``validation`` or ``test``.
         base_dir: folder that relative paths of the list start from; None for the list's own.
-        parts: what to judge by (see :class:`~afire_monai.inference.AnomalyDetector`); None for the default.
+        parts: what to judge by (see :class:`~afire_monai.inference.anomaly.AnomalyDetector`); None for the default.
         pooling: of cells into the image's score: ``mean``, ``top`` or ``max``.
         most: use at most so many radiographs, evenly spaced over the section; they are held in memory as tokens.
         batch_size: radiographs computed at once.

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afire_monai.data import RadiographReader
+from afire_monai.data.reader import RadiographReader
 from afire_monai.errors import RadiographError
 
 Size = tuple[int, int]

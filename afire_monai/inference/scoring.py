@@ -100,7 +100,7 @@ class Scorer:
             raise AfireError("there is no restorer.safetensors in the model folder, so no picture can be restored")
 
     def _load(self) -> None:
-        from afire_monai.tasks import load_classifier, load_segmenter
+        from afire_monai.tasks.files import load_classifier, load_segmenter
 
         if "classifier" in self.files:
             self.classifier, description = load_classifier(self.files["classifier"])

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from afire_monai.data import list_images, load_datalist
-from afire_monai.data.datalist import datalist_hash
-from afire_monai.data.datalist_file import read_raw
+from afire_monai.data.datalist_file import datalist_hash, load_datalist, read_raw
+from afire_monai.data.decode import list_images
 from afire_monai.errors import DataListError
 from afire_monai.inference.results import csv_text
 

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from afire_monai.data import RadiographReader
 from afire_monai.data.decode import list_images
 from afire_monai.data.dicom import looks_like_dicom
+from afire_monai.data.reader import RadiographReader
 from afire_monai.errors import AfireError, RadiographError
 from afire_monai.hospital.header import read_header
 from afire_monai.hospital.identity import IdentityKey

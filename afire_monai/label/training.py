@@ -152,7 +152,7 @@ class Workshop:
 
     def _write_data(self, run: Path, what: Trainable, labels: Sequence[SavedLabel]) -> tuple[Path, dict[str, int]]:
         """Write a data list whose files are numbers: messages of training then name nobody."""
-        from afire_monai.data import save_datalist
+        from afire_monai.data.datalist_file import save_datalist
 
         data, key = run / "data", self.key()
         data.mkdir(mode=0o700)

@@ -137,7 +137,7 @@ class Encoder(nn.Module, ABC):
             if not (low >= -1e-3 and high <= 1 + 1e-3):
                 raise AfireError(
                     f"images must lie in 0…1, got {low.item():.4g}…{high.item():.4g}; "
-                    "read them with afire_monai.data.RadiographReader, or divide by the largest value of their type"
+                    "read them with RadiographReader, or divide by the largest value of their type"
                 )
         return grid
 

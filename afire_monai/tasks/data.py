@@ -11,8 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from afire_monai.data import load_datalist
-from afire_monai.data.datalist_file import is_normal, normal_label
+from afire_monai.data.datalist_file import is_normal, load_datalist, normal_label
 from afire_monai.data.subsets import label_fraction, patient_folds
 from afire_monai.data.targets import UncertainPolicy, positive_weights, target_matrix
 from afire_monai.errors import AfireError, DataListError

@@ -12,14 +12,15 @@ import torch
 from helpers import CONFIGS, METADATA, cause_of, run_bundle
 
 from afire_monai.cli import run
-from afire_monai.data import load_datalist
+from afire_monai.data.datalist_file import load_datalist
 from afire_monai.data.phantom import write_phantom_dataset
 from afire_monai.engines.handlers import read_csv_log
 from afire_monai.engines.startup import reading
 from afire_monai.evaluation.predictions import load_predictions
-from afire_monai.export import export_encoder
+from afire_monai.export.encoder import export_encoder
 from afire_monai.networks import ViTEncoder
-from afire_monai.tasks import MaskReading, load_classifier, load_segmenter
+from afire_monai.tasks.files import load_classifier, load_segmenter
+from afire_monai.tasks.masks import MaskReading
 
 CLASSIFY, SEGMENT = str(CONFIGS / "finetune_classification.yaml"), str(CONFIGS / "finetune_segmentation.yaml")
 TINY = {"epochs": 2, "batch_size": 8, "image_size": 32, "patch_size": 8, "device": "cpu"}

@@ -12,11 +12,11 @@ import yaml
 from helpers import CONFIGS, cause_of, run_bundle
 
 from afire_monai.data.phantom import write_phantom_dataset
-from afire_monai.engines import load_checkpoint
+from afire_monai.engines.checkpoint import load_checkpoint
 from afire_monai.engines.handlers import read_csv_log
 from afire_monai.evaluation.representation_parts import Settings
 from afire_monai.evaluation.representation_run import draw_figures
-from afire_monai.export import load_encoder
+from afire_monai.export.encoder import load_encoder
 from afire_monai.tasks.files import load_classifier
 
 FILES = [str(CONFIGS / name) for name in ("pretrain.yaml", "method_mlvicx.yaml")]

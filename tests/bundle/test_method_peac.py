@@ -12,9 +12,9 @@ import yaml
 from helpers import CONFIGS, cause_of, run_bundle
 
 from afire_monai.data.phantom import write_phantom_dataset
-from afire_monai.engines import load_checkpoint
+from afire_monai.engines.checkpoint import load_checkpoint
 from afire_monai.engines.handlers import read_csv_log
-from afire_monai.export import load_encoder
+from afire_monai.export.encoder import load_encoder
 
 FILES = [str(CONFIGS / name) for name in ("pretrain.yaml", "method_peac.yaml")]
 TINY = {

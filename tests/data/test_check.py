@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from afire_monai.data.check import check_path
-from afire_monai.data.datalist import datalist_from_folder
+from afire_monai.data.datalist_build import datalist_from_folder
 from afire_monai.errors import DataListError
 
 

@@ -14,17 +14,11 @@ from monai.data import Dataset, load_decathlon_datalist
 from monai.transforms import LoadImaged
 from PIL import Image
 
-from afire_monai.data.datalist import (
-    SECTIONS,
-    datalist_from_csv,
-    datalist_from_folder,
-    datalist_hash,
-    load_datalist,
-    save_datalist,
-    training_items,
-    validate_datalist,
-)
+from afire_monai.data.datalist_build import datalist_from_folder
+from afire_monai.data.datalist_csv import datalist_from_csv
+from afire_monai.data.datalist_file import SECTIONS, datalist_hash, load_datalist, save_datalist, training_items
 from afire_monai.data.datalist_merge import merge_datalists
+from afire_monai.data.datalist_validate import validate_datalist
 from afire_monai.data.reader import RadiographReader
 from afire_monai.errors import DataListError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afire_monai.data.datalist import validate_datalist
+from afire_monai.data.datalist_validate import validate_datalist
 from afire_monai.data.phantom import PHANTOM_LABELS, ChestPhantom, write_phantom_dataset
 from afire_monai.errors import AfireError, DataListError
 

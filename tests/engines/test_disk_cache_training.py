@@ -15,7 +15,10 @@ from torch.utils.data import DataLoader
 from afire_monai.data.dataset import RadiographDataset
 from afire_monai.data.phantom import write_phantom_dataset
 from afire_monai.data.sampler import EpochSampler
-from afire_monai.engines import CheckpointKeeper, PretrainTrainer, TrainingPlan, parameter_groups, startup
+from afire_monai.engines import startup
+from afire_monai.engines.checkpoint import CheckpointKeeper
+from afire_monai.engines.plan import TrainingPlan, parameter_groups
+from afire_monai.engines.trainer import PretrainTrainer
 
 
 @pytest.fixture(scope="module")

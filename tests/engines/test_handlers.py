@@ -10,9 +10,17 @@ from helpers import dataset_of, smooth_images, tiny_afire, tiny_trainer
 from ignite.engine import Events
 from PIL import Image
 
-from afire_monai.engines import CheckpointKeeper, CsvLogger, HealthMonitor, PanelWriter, ProgressBar, mlflow_handler
-from afire_monai.engines.checkpoint import list_checkpoints
-from afire_monai.engines.handlers import fixed_batch, read_csv_log, write_panel
+from afire_monai.engines.checkpoint import CheckpointKeeper, list_checkpoints
+from afire_monai.engines.handlers import (
+    CsvLogger,
+    HealthMonitor,
+    PanelWriter,
+    ProgressBar,
+    fixed_batch,
+    mlflow_handler,
+    read_csv_log,
+    write_panel,
+)
 from afire_monai.errors import AfireError
 
 IMAGES = smooth_images(16, (48, 48))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from afire_monai.engines import LARS
+from afire_monai.engines.lars import LARS
 from afire_monai.errors import AfireError
 
 

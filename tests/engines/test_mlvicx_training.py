@@ -21,7 +21,7 @@ from training import (
     train_and_record,
 )
 
-from afire_monai.engines import CheckpointKeeper
+from afire_monai.engines.checkpoint import CheckpointKeeper
 from afire_monai.networks.batch_norm import SyncedBatchNorm, synced_batch_norm
 
 IMAGES = smooth_images(24, (80, 80))

@@ -17,7 +17,7 @@ from training import (
     train_and_record,
 )
 
-from afire_monai.engines import CheckpointKeeper
+from afire_monai.engines.checkpoint import CheckpointKeeper
 
 IMAGES = smooth_images(24, (48, 48))
 

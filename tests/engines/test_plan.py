@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import tiny_afire
 
-from afire_monai.engines import TrainingPlan, parameter_groups
+from afire_monai.engines.plan import TrainingPlan, parameter_groups
 from afire_monai.errors import AfireError
 
 PLAN = TrainingPlan(lr=1.0, final_lr=0.1, warmup=0.2, weight_decay=0.04, final_weight_decay=0.4, momentum=0.9, clip=3.0)

@@ -15,8 +15,7 @@ import torch
 from helpers import smooth_images, tiny_afire, tiny_trainer
 from training import PYTHONPATH, assert_same_state, run_or_stop
 
-from afire_monai.engines import CheckpointKeeper, find_checkpoint, load_checkpoint
-from afire_monai.engines.checkpoint import save_checkpoint
+from afire_monai.engines.checkpoint import CheckpointKeeper, find_checkpoint, load_checkpoint, save_checkpoint
 from afire_monai.errors import CheckpointError
 
 IMAGES = smooth_images(20, (48, 48))

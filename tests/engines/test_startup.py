@@ -10,7 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
-from afire_monai.data.datalist import datalist_hash, load_datalist, save_datalist
+from afire_monai.data.datalist_file import datalist_hash, load_datalist, save_datalist
 from afire_monai.engines import startup
 from afire_monai.errors import AfireError, CheckpointError, DataListError
 

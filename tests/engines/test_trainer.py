@@ -9,9 +9,9 @@ from helpers import dataset_of, smooth_images, tiny_afire, tiny_trainer
 from ignite.engine import Events
 from torch.utils.data import DataLoader
 
-from afire_monai.engines import CheckpointKeeper, PretrainTrainer, TrainingPlan, find_checkpoint, parameter_groups
-from afire_monai.engines.checkpoint import list_checkpoints
-from afire_monai.engines.trainer import clip_each
+from afire_monai.engines.checkpoint import CheckpointKeeper, find_checkpoint, list_checkpoints
+from afire_monai.engines.plan import TrainingPlan, parameter_groups
+from afire_monai.engines.trainer import PretrainTrainer, clip_each
 from afire_monai.errors import AfireError, TrainingHaltedError
 
 IMAGES = smooth_images(16, (32, 32))

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afire_monai.data.datalist import datalist_hash
-from afire_monai.data.datalist_file import read_raw
+from afire_monai.data.datalist_file import datalist_hash, read_raw
 from afire_monai.evaluation.predictions import Predictions, save_predictions
 
 LABELS = ["Normal", "Mass", "Edema", "Hernia"]

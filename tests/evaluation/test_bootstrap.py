@@ -5,8 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from afire_monai.errors import AfireError
-from afire_monai.evaluation import bootstrap_auroc, bootstrap_auroc_difference
-from afire_monai.evaluation.bootstrap import patient_weights
+from afire_monai.evaluation.bootstrap import bootstrap_auroc, bootstrap_auroc_difference, patient_weights
 from afire_monai.evaluation.ranking import auroc, weighted_curve
 
 
@@ -114,7 +113,7 @@ def test_integer_labels_and_scores_are_taken():
 
 
 def test_text_is_value_and_interval():
-    from afire_monai.evaluation import AurocInterval
+    from afire_monai.evaluation.bootstrap import AurocInterval
 
     assert str(AurocInterval(0.81234, 0.7, 0.9)) == "0.812 (0.700 to 0.900)"
 

@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from afire_monai.cli import run
-from afire_monai.data.datalist import datalist_hash
+from afire_monai.data.datalist_file import datalist_hash
 from afire_monai.errors import AfireError, DataListError
 from afire_monai.evaluation.cases import read_cases, scores_of_other
 from afire_monai.evaluation.evaluate import evaluate_predictions, run_evaluation

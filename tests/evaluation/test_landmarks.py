@@ -10,7 +10,7 @@ import torch
 from helpers import tiny_afire
 from PIL import Image
 
-from afire_monai.data import save_datalist
+from afire_monai.data.datalist_file import save_datalist
 from afire_monai.errors import AfireError
 from afire_monai.evaluation.representation_landmarks import (
     NAMES,
@@ -21,7 +21,7 @@ from afire_monai.evaluation.representation_landmarks import (
 )
 from afire_monai.evaluation.representation_parts import Settings
 from afire_monai.evaluation.representation_run import draw_figures
-from afire_monai.export import export_encoder
+from afire_monai.export.encoder import export_encoder
 from afire_monai.methods.grid_shift import GridShift
 
 

@@ -9,7 +9,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from afire_monai.errors import AfireError
-from afire_monai.evaluation import extract_features, knn_probe, linear_probe, probes, raw_pixels
+from afire_monai.evaluation import probes
+from afire_monai.evaluation.probes import extract_features, knn_probe, linear_probe, raw_pixels
 from afire_monai.networks import ViTEncoder
 
 

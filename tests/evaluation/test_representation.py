@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import silhouette_samples
 
 from afire_monai.cli import run
-from afire_monai.data.datalist import save_datalist
+from afire_monai.data.datalist_file import save_datalist
 from afire_monai.errors import AfireError, DataListError
 from afire_monai.evaluation.representation import (
     cell_retrieval,
@@ -28,7 +28,7 @@ from afire_monai.evaluation.representation_parts import Settings
 from afire_monai.evaluation.representation_run import draw_figures
 from afire_monai.evaluation.representation_segments import best_union, by_cells, cluster_tokens, dice, mean_mask
 from afire_monai.evaluation.representation_views import choose_items, corner_cells, corner_crops, pixel_tokens
-from afire_monai.export import export_encoder
+from afire_monai.export.encoder import export_encoder
 from afire_monai.export.run import export_detector, export_restorer
 from afire_monai.inference.load_detector import load_detector
 from afire_monai.methods.grid_shift import GridShift

@@ -8,7 +8,7 @@ from helpers import tiny_afire
 from safetensors.torch import load_file
 
 from afire_monai.errors import AfireError, CheckpointError
-from afire_monai.export import export_encoder, load_encoder
+from afire_monai.export.encoder import export_encoder, load_encoder
 from afire_monai.networks import ViTEncoder, sincos_positions
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from afire_monai.errors import CheckpointError
 from afire_monai.export.encoder import load_encoder
 from afire_monai.export.released import import_released
-from afire_monai.inference import load_restorer
+from afire_monai.inference.restoration import load_restorer
 from afire_monai.networks import TokenHead
 
 GRID, PATCH, WIDTH, DEPTH = 3, 8, 128, 2

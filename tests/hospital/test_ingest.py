@@ -18,7 +18,8 @@ from PIL import Image
 from pydicom.uid import RLELossless
 
 from afire_monai.cli import run as afire
-from afire_monai.data.datalist import load_datalist, validate_datalist
+from afire_monai.data.datalist_file import load_datalist
+from afire_monai.data.datalist_validate import validate_datalist
 from afire_monai.data.decode import read_picture
 from afire_monai.errors import AfireError
 from afire_monai.hospital import convert, header

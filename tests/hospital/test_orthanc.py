@@ -24,7 +24,7 @@ from hospital.planted import SECRETS, radiograph, small, write
 
 from afire_monai.cli import run
 from afire_monai.data.phantom import ChestPhantom
-from afire_monai.export import export_encoder
+from afire_monai.export.encoder import export_encoder
 from afire_monai.hospital.dicomweb import DicomWeb
 from afire_monai.hospital.dicomweb_access import DicomWebError
 from afire_monai.hospital.dicomweb_query import Query, SeriesReference

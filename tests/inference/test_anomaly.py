@@ -7,11 +7,12 @@ import torch
 from helpers import PATCH, smooth_images, tiny_afire
 
 from afire_monai.errors import AfireError, CheckpointError
-from afire_monai.export import export_encoder
+from afire_monai.export.encoder import export_encoder
 from afire_monai.export.run import export_detector, export_restorer
-from afire_monai.inference import AnomalyDetector, AnomalyNetwork, build_reference, load_detector
-from afire_monai.inference.anomaly import enlarge_cells, heat_of
-from afire_monai.inference.restoration import box_mean, cell_groups, hide_cells
+from afire_monai.inference.anomaly import AnomalyDetector, enlarge_cells, heat_of
+from afire_monai.inference.build_reference import build_reference
+from afire_monai.inference.load_detector import load_detector
+from afire_monai.inference.restoration import AnomalyNetwork, box_mean, cell_groups, hide_cells
 from afire_monai.networks import AnomalyRestorationDecoder, ViTEncoder, build_encoder
 
 

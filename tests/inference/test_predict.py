@@ -23,15 +23,15 @@ from afire_monai.data.decode import list_images
 from afire_monai.errors import AfireError, CheckpointError, DataListError
 from afire_monai.evaluation.predictions import load_predictions
 from afire_monai.export.run import export_detector, export_restorer
-from afire_monai.inference import make_reference
-from afire_monai.inference import predict as predict_folder
+from afire_monai.inference.make_reference import make_reference
+from afire_monai.inference.predict import predict as predict_folder
 from afire_monai.inference.reading import LeftOut, ahead, display_size, read_radiograph
 from afire_monai.inference.scoring import Scorer
 from afire_monai.inference.sources import find_source
 from afire_monai.networks import ViTEncoder
 from afire_monai.networks.classifier import ViTClassifier
 from afire_monai.networks.segmenter import ViTSegmenter
-from afire_monai.tasks import export_task
+from afire_monai.tasks.files import export_task
 
 PLANTED = ("Zyxwolski", "PAT7734421", "19431107")
 

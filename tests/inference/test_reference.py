@@ -10,10 +10,12 @@ from helpers import smooth_images, tiny_afire
 from scipy.stats import ks_2samp
 
 from afire_monai.errors import AfireError, CheckpointError
-from afire_monai.inference import AnomalyDetector, AnomalyNetwork, NormalReference, build_reference
-from afire_monai.inference.anomaly import AnomalyFeatures
+from afire_monai.inference.anomaly import AnomalyDetector, AnomalyFeatures
+from afire_monai.inference.build_reference import build_reference
 from afire_monai.inference.combination import pool
 from afire_monai.inference.gaussian import fit_images
+from afire_monai.inference.reference import NormalReference
+from afire_monai.inference.restoration import AnomalyNetwork
 
 
 class Told:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from afire_monai.errors import AfireError, CheckpointError
 from afire_monai.export.run import export_restorer
-from afire_monai.inference import AnomalyInferer, AnomalyNetwork, ResultWriter, load_restorer
+from afire_monai.inference.bundle_writer import ResultWriter
+from afire_monai.inference.restoration import AnomalyInferer, AnomalyNetwork, load_restorer
 from afire_monai.networks import ViTEncoder
 
 

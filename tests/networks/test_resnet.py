@@ -8,9 +8,9 @@ from helpers import smooth_images
 from torch.nn import functional as F
 
 from afire_monai.errors import AfireError, CheckpointError
-from afire_monai.evaluation import extract_features
-from afire_monai.export import export_encoder, load_encoder
-from afire_monai.inference import AnomalyDetector
+from afire_monai.evaluation.probes import extract_features
+from afire_monai.export.encoder import export_encoder, load_encoder
+from afire_monai.inference.anomaly import AnomalyDetector
 from afire_monai.inference.attribution import attention_rollout, grad_cam
 from afire_monai.networks import (
     ContextBottleneck,
@@ -20,9 +20,10 @@ from afire_monai.networks import (
     build_encoder,
     encoder_from_config,
 )
-from afire_monai.tasks import Classification, Segmentation
 from afire_monai.tasks.base import task_parameter_groups
+from afire_monai.tasks.classification import Classification
 from afire_monai.tasks.files import export_task, initial_encoder, load_classifier, load_segmenter
+from afire_monai.tasks.segmentation import Segmentation
 
 
 @pytest.fixture

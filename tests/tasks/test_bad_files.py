@@ -14,11 +14,12 @@ from PIL import Image
 from afire_monai.commands.crossvalidate import crossvalidate, summarise
 from afire_monai.engines import settings
 from afire_monai.errors import AfireError, CheckpointError, DataListError, user_error
-from afire_monai.export import export_encoder, load_encoder
+from afire_monai.export.encoder import export_encoder, load_encoder
 from afire_monai.networks import ViTClassifier, ViTEncoder
-from afire_monai.tasks import MaskReading, classification_data, load_classifier
 from afire_monai.tasks.calibration import CalibrationMethod, ThresholdRule
-from afire_monai.tasks.files import export_task
+from afire_monai.tasks.data import classification_data
+from afire_monai.tasks.files import export_task, load_classifier
+from afire_monai.tasks.masks import MaskReading
 
 
 def tiny() -> ViTEncoder:

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from afire_monai.errors import DataListError, RadiographError
-from afire_monai.tasks import MaskReading, classification_data, segmentation_data
+from afire_monai.tasks.data import classification_data, segmentation_data
+from afire_monai.tasks.masks import MaskReading
 
 LABELS = ["Normal", "Effusion", "Mass"]
 

@@ -19,10 +19,13 @@ from torch.utils.data import DataLoader
 from helpers import smooth_images
 from afire_monai.data.dataset import RadiographDataset
 from afire_monai.data.sampler import EpochSampler
-from afire_monai.engines import PretrainTrainer, TrainingPlan
+from afire_monai.engines.trainer import PretrainTrainer
+from afire_monai.engines.plan import TrainingPlan
 from afire_monai.engines.startup import stop_processes
 from afire_monai.networks import ViTClassifier, ViTEncoder, ViTSegmenter
-from afire_monai.tasks import Classification, Segmentation, task_parameter_groups
+from afire_monai.tasks.classification import Classification
+from afire_monai.tasks.segmentation import Segmentation
+from afire_monai.tasks.base import task_parameter_groups
 from afire_monai.transforms import RadiographAugment
 
 kind, batch, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]

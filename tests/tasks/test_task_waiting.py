@@ -39,10 +39,14 @@ from torch.utils.data import DataLoader
 from afire_monai.data.dataset import RadiographDataset
 from afire_monai.data.sampler import EpochSampler
 from afire_monai.distributed import join_group, rank
-from afire_monai.engines import CheckpointKeeper, PretrainTrainer, TrainingPlan, ValidationMonitor
+from afire_monai.engines.checkpoint import CheckpointKeeper
+from afire_monai.engines.trainer import PretrainTrainer
+from afire_monai.engines.plan import TrainingPlan
+from afire_monai.engines.validation import ValidationMonitor
 from afire_monai.engines.startup import stop_processes
 from afire_monai.networks import ViTClassifier, ViTEncoder
-from afire_monai.tasks import Classification, task_parameter_groups
+from afire_monai.tasks.classification import Classification
+from afire_monai.tasks.base import task_parameter_groups
 
 torch.set_num_threads(1)
 join_group("gloo")

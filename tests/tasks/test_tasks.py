@@ -12,11 +12,15 @@ from torch.utils.data import DataLoader
 
 from afire_monai.data.dataset import RadiographDataset
 from afire_monai.data.sampler import EpochSampler
-from afire_monai.engines import CheckpointKeeper, PretrainTrainer, TrainingPlan, ValidationMonitor, load_checkpoint
-from afire_monai.engines.validation import predict_dataset
+from afire_monai.engines.checkpoint import CheckpointKeeper, load_checkpoint
+from afire_monai.engines.plan import TrainingPlan
+from afire_monai.engines.trainer import PretrainTrainer
+from afire_monai.engines.validation import ValidationMonitor, predict_dataset
 from afire_monai.errors import AfireError
 from afire_monai.networks import ViTClassifier, ViTEncoder, ViTSegmenter
-from afire_monai.tasks import Classification, Segmentation, task_parameter_groups
+from afire_monai.tasks.base import task_parameter_groups
+from afire_monai.tasks.classification import Classification
+from afire_monai.tasks.segmentation import Segmentation
 from afire_monai.transforms import RadiographAugment
 
 DEPTH = 4

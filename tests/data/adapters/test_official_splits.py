@@ -17,7 +17,8 @@ from afire_monai.data.adapters import (
     datalist_from_nih,
     datalist_from_vindr,
 )
-from afire_monai.data.datalist import load_datalist, training_items, validate_datalist
+from afire_monai.data.datalist_file import load_datalist, training_items
+from afire_monai.data.datalist_validate import validate_datalist
 from afire_monai.errors import DataListError
 
 # ---- NIH

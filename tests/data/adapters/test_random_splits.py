@@ -17,7 +17,7 @@ from afire_monai.data.adapters import (
     datalist_from_shenzhen,
     datalist_from_siim,
 )
-from afire_monai.data.datalist import validate_datalist
+from afire_monai.data.datalist_validate import validate_datalist
 from afire_monai.errors import DataListError
 
 
