@@ -42,7 +42,7 @@ def train(job: Job, images: str, out: Path, epochs: int, device: str) -> None:
     """Train one arm with one seed in this process, as `python -m monai.bundle run` would."""
     from monai.bundle import run
 
-    from afire_monai.commands.bundle import bundle_root
+    from afire_monai.cli.bundle import bundle_root
 
     name, seed, arm = job
     configs = bundle_root() / "configs"

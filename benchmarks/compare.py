@@ -52,7 +52,7 @@ FRACTIONS = (1.0, 0.1, 0.01)
 
 def bundle_command(configs: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
     """Return the command line that runs the bundle with these config files and settings."""
-    from afire_monai.commands.bundle import bundle_root
+    from afire_monai.cli.bundle import bundle_root
 
     files = [str(bundle_root() / "configs" / name) for name in configs]
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
@@ -205,7 +205,7 @@ def table(args: argparse.Namespace) -> None:
         raise SystemExit(f"--chart {chart}: the name of a .png in a folder that is there is expected")
     from compare_tables import print_tables
 
-    from afire_monai.engines.startup import normal_items
+    from afire_monai.training.startup import normal_items
 
     count = len(normal_items(Path(args.images), "training")) if chosen else 0
     presented = {name: epochs * count for name, epochs in chosen.items()}

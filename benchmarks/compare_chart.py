@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from afire_monai.pages import new_figure, png
+from afire_monai.pages.elements import new_figure, png
 
 COLUMNS = 3
 LINE = 0.2  # inches of one method's line

@@ -10,10 +10,10 @@ import numpy as np
 from compare_chart import methods_chart
 from compare_parts import stored_rows
 
-from afire_monai.data.datalist_file import load_datalist
+from afire_monai.core.files import whole_file
+from afire_monai.datalists.file import load_datalist
 from afire_monai.evaluation.bootstrap import patient_weights
-from afire_monai.evaluation.draws import figure_draws, macro_mean
-from afire_monai.files import whole_file
+from afire_monai.evaluation.bootstrap_figures import figure_draws, macro_mean
 
 REPEATS = 1000
 PROBES = ("k-NN", "linear")
@@ -24,7 +24,7 @@ Draws = dict[tuple[str, str, str], dict[str, Seeds]]  # (kind, task, what) -> me
 
 def classification_truth(row: dict[str, Any], saved: Any) -> tuple[np.ndarray, np.ndarray]:
     """Give targets (n, C) and patients of a fine-tuning's test images."""
-    from afire_monai.data.targets import target_matrix
+    from afire_monai.datalists.targets import target_matrix
 
     content = load_datalist(row["datalist"])
     items = [content["test"][i] for i in saved["index"]]

@@ -28,13 +28,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from afire_monai.commands.bundle import bundle_root
-from afire_monai.engines.planning import build_training
-from afire_monai.inference.anomaly import AnomalyDetector
+from afire_monai.cli.bundle import bundle_root
+from afire_monai.core.precision import set_precision
 from afire_monai.networks import ResNetEncoder, ViTClassifier, ViTEncoder, ViTSegmenter
-from afire_monai.precision import set_precision
-from afire_monai.tasks.classification import Classification
-from afire_monai.tasks.segmentation import Segmentation
+from afire_monai.predictions.anomaly.detector import AnomalyDetector
+from afire_monai.training.classification import Classification
+from afire_monai.training.planning import build_training
+from afire_monai.training.segmentation import Segmentation
 from afire_monai.transforms import RadiographAugment
 from afire_monai.transforms.anatomy import anatomy_of
 

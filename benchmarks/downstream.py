@@ -46,8 +46,8 @@ def classification_run(
     datalist: str, labels: str, encoder: str, fraction: float, seed: int, work: Path
 ) -> dict[str, Any]:
     """Fine-tune once; gives scores (n, C) of the test images, their targets, patients and the labels."""
-    from afire_monai.commands.bundle import run_configs
-    from afire_monai.evaluation.predictions import load_predictions
+    from afire_monai.cli.bundle import run_configs
+    from afire_monai.predictions.format import load_predictions
 
     shutil.rmtree(work, ignore_errors=True)
     settings: dict[str, Any] = {
@@ -75,9 +75,9 @@ def classification_run(
 
 def pixel_run(datalist: str, labels: str, fraction: float, seed: int) -> dict[str, Any]:
     """Principal components of 32 x 32 pixels and a logistic regression on the same share of the labels."""
-    from afire_monai.data.dataset import RadiographDataset
-    from afire_monai.engines.startup import reading
-    from afire_monai.tasks.data import classification_data
+    from afire_monai.loading.dataset import RadiographDataset
+    from afire_monai.training.startup import reading
+    from afire_monai.training.task_data import classification_data
 
     data = classification_data(
         datalist, labels="all" if labels == "all" else labels.split(","), fraction=fraction, seed=seed
@@ -104,7 +104,7 @@ def pixel_run(datalist: str, labels: str, fraction: float, seed: int) -> dict[st
 
 def segmentation_run(datalist: str, encoder: str, fraction: float, seed: int, work: Path) -> dict[str, Any]:
     """Fine-tune a segmenter once; gives the mean Dice of the test images, and that of each."""
-    from afire_monai.commands.bundle import run_configs
+    from afire_monai.cli.bundle import run_configs
 
     shutil.rmtree(work, ignore_errors=True)
     settings: dict[str, Any] = {
@@ -129,10 +129,10 @@ def segmentation_run(datalist: str, encoder: str, fraction: float, seed: int, wo
 
 def pixel_segmentation(datalist: str, fraction: float, seed: int) -> dict[str, Any]:
     """Masks of the five training pictures nearest in 32 principal components of pixels, averaged: no network."""
-    from afire_monai.data.dataset import RadiographDataset
-    from afire_monai.engines.startup import reading
-    from afire_monai.tasks.data import segmentation_data
-    from afire_monai.tasks.masks import MaskReading
+    from afire_monai.loading.dataset import RadiographDataset
+    from afire_monai.radiographs.masks import MaskReading
+    from afire_monai.training.startup import reading
+    from afire_monai.training.task_data import segmentation_data
 
     data = segmentation_data(datalist, fraction=fraction, seed=seed, classes=["lung"])
     read = MaskReading(reading((128, 128)), (128, 128), {"lung": [255]}, 127)
@@ -207,8 +207,8 @@ def run(args: argparse.Namespace) -> None:
 
 def macro_draws(rows: list[dict[str, Any]], folder: Path) -> tuple[np.ndarray, list[float], int]:
     """Give the macro AUROC of the sample and of each bootstrap draw, averaged over seeds; of each seed; labels."""
-    from afire_monai.data.datalist_file import load_datalist
-    from afire_monai.data.targets import target_matrix
+    from afire_monai.datalists.file import load_datalist
+    from afire_monai.datalists.targets import target_matrix
     from afire_monai.evaluation.metrics import figure_draws, macro_mean
 
     content = load_datalist(rows[0]["datalist"])

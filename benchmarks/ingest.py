@@ -30,10 +30,10 @@ import numpy as np
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, JPEG2000Lossless
 
-from afire_monai import pool
-from afire_monai.data.decode import read_picture
-from afire_monai.hospital import choose
+from afire_monai.core import pool
+from afire_monai.hospital import series_choice as choose
 from afire_monai.hospital.ingest import ingest
+from afire_monai.radiographs.decode import read_picture
 
 
 def write_archive(folder: Path, files: int, side: int, jpeg2000: bool = False) -> None:

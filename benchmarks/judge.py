@@ -34,11 +34,11 @@ from compare_parts import stored_rows
 from compare_tables import Seeds, auroc_draws, interval, level_with_best, mean_draws, seed_mean
 from judging import Population, anomaly_scores, localisation, probe_scores, read_population, reference_of
 
-from afire_monai.data.datalist_file import datalist_hash, read_raw
-from afire_monai.export.encoder import load_encoder
-from afire_monai.inference.anomaly import PARTS, AnomalyDetector
-from afire_monai.inference.load_detector import load_detector
+from afire_monai.datalists.file import datalist_hash, read_raw
+from afire_monai.models.encoder import load_encoder
 from afire_monai.networks import Encoder
+from afire_monai.predictions.anomaly.detector import PARTS, AnomalyDetector
+from afire_monai.predictions.anomaly.load_detector import load_detector
 
 LOG = "judged.jsonl"
 POINTS = "points: "

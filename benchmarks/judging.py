@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from afire_monai.data.datalist_file import is_normal, load_datalist
+from afire_monai.datalists.file import is_normal, load_datalist
 from afire_monai.evaluation.heatmaps import image_figures
+from afire_monai.evaluation.lesion_truth import lesion_case
 from afire_monai.evaluation.localisation import LesionCase, Localisation, summarise
 from afire_monai.evaluation.probes import extract_features, knn_probe, linear_probe
-from afire_monai.evaluation.truth import lesion_case
-from afire_monai.inference.anomaly import AnomalyDetector, enlarge_cells, heat_of
-from afire_monai.inference.build_reference import MIN_NORMALS, build_reference
-from afire_monai.inference.reading import LeftOut, Size, ahead, read_radiograph
-from afire_monai.inference.reference import NormalReference
+from afire_monai.predictions.anomaly.build_reference import MIN_NORMALS, build_reference
+from afire_monai.predictions.anomaly.detector import AnomalyDetector, enlarge_cells, heat_of
+from afire_monai.predictions.anomaly.reference import NormalReference
+from afire_monai.predictions.reading import LeftOut, Size, ahead, read_radiograph
 
 Items = Sequence[dict[str, Any]]
 Arrays = dict[str, np.ndarray]

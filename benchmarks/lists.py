@@ -20,9 +20,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from afire_monai.data.datalist_csv import datalist_from_csv
-from afire_monai.data.datalist_file import save_datalist
-from afire_monai.data.splits import split_by_group
+from afire_monai.datalists.file import save_datalist
+from afire_monai.datalists.from_csv import datalist_from_csv
+from afire_monai.datalists.splits import split_by_group
 
 JUDGED = {"adults": "nih", "children": "kermany"}
 OTHERS = ("jsrt", "cohen", "tb_pk")

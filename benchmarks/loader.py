@@ -72,9 +72,9 @@ def in_turns(repeats: int, **sides: Callable[[], Any]) -> dict[str, tuple[float,
 
 def write_cache(folder: Path, images: int, dtype: str) -> Any:
     """A cache as `build_cache` leaves it, without files to decode."""
-    from afire_monai.data import cache_index as ci
-    from afire_monai.data.dicom import RADIOGRAPHY_MODALITIES
-    from afire_monai.data.paths import ImagePaths
+    from afire_monai.datalists.paths import ImagePaths
+    from afire_monai.loading import cache_index as ci
+    from afire_monai.radiographs.dicom import RADIOGRAPHY_MODALITIES
 
     cache = folder / f"{SIZE[0]}x{SIZE[1]}_{dtype}"
     cache.mkdir(parents=True)
@@ -98,9 +98,9 @@ def measure_cache(folder: Path, images: int, dtype: str, batch: int, repeats: in
     import torch
     from torch.utils.data import DataLoader
 
-    from afire_monai.data.dataset import RadiographDataset
-    from afire_monai.data.sampler import EpochSampler
-    from afire_monai.engines import startup
+    from afire_monai.loading.dataset import RadiographDataset
+    from afire_monai.loading.sampler import EpochSampler
+    from afire_monai.training import startup
 
     paths = write_cache(folder, images, dtype)
     dataset = RadiographDataset(paths, startup.reading(SIZE), cache="disk", cache_dir=folder, cache_dtype=dtype)
@@ -141,8 +141,8 @@ def measure_file(
     name: str, path: Path, library: Callable[[], Any], repeats: int, rendered: Callable[[], Any] | None = None
 ) -> float:
     """Print our reading against the library's; give the processor's seconds of `startup.reading`."""
-    from afire_monai.data.decode import read_picture
-    from afire_monai.engines import startup
+    from afire_monai.radiographs.decode import read_picture
+    from afire_monai.training import startup
 
     read = startup.reading(SIZE)
     sides = {"library": library, "ours": lambda: read_picture(path), "training": lambda: read({"image": str(path)})}

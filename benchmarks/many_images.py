@@ -60,8 +60,8 @@ def write_list(path: Path, images: int) -> None:
 
 def write_index(datalist: Path, folder: Path) -> None:
     """The index of a cache that holds all training images, and shards of the right length that are holes."""
-    from afire_monai.data import cache_index
-    from afire_monai.engines import startup
+    from afire_monai.loading import cache_index
+    from afire_monai.training import startup
 
     paths = startup.normal_items(datalist, "training")
     folder.mkdir()
@@ -98,10 +98,10 @@ def measured(name: str) -> Iterator[None]:
 
 def start(datalist: Path, folder: Path, images: int) -> None:
     """What a training does before its first batch, in one process."""
-    from afire_monai.data.cache import DiskCache
-    from afire_monai.data.cache_index import file_facts
-    from afire_monai.data.sampler import EpochSampler
-    from afire_monai.engines import startup
+    from afire_monai.loading.cache import DiskCache
+    from afire_monai.loading.cache_index import file_facts
+    from afire_monai.loading.sampler import EpochSampler
+    from afire_monai.training import startup
 
     resting, lowest = peak(), resident()
     clock, worked = time.perf_counter(), time.process_time()

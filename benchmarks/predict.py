@@ -21,18 +21,18 @@ from pathlib import Path
 
 import torch
 
-from afire_monai.data.decode import list_images
-from afire_monai.data.phantom import write_phantom_dataset
-from afire_monai.export.run import export_restorer
-from afire_monai.inference.make_reference import make_reference
-from afire_monai.inference.predict import predict
-from afire_monai.inference.reading import Radiograph, ahead, read_radiograph
-from afire_monai.inference.scoring import Scorer
 from afire_monai.losses import RestorationLoss, TokenContrastiveLoss
 from afire_monai.methods import AFiRe
+from afire_monai.models.task_models import export_task
 from afire_monai.networks import ENCODER_PRESETS, AnomalyRestorationDecoder, PrototypeBank, TokenHead, ViTEncoder
 from afire_monai.networks.classifier import ViTClassifier
-from afire_monai.tasks.files import export_task
+from afire_monai.phantom import write_phantom_dataset
+from afire_monai.predictions.anomaly.make_reference import make_reference
+from afire_monai.predictions.predict import predict
+from afire_monai.predictions.reading import Radiograph, ahead, read_radiograph
+from afire_monai.predictions.scoring import Scorer
+from afire_monai.radiographs.decode import list_images
+from afire_monai.training.finish import export_restorer
 
 
 def main() -> None:

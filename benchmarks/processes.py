@@ -35,12 +35,12 @@ def worker(args: argparse.Namespace) -> None:
     from ignite.engine import Events
     from torch.utils.data import DataLoader
 
-    from afire_monai.commands.bundle import bundle_root
-    from afire_monai.data.dataset import RadiographDataset
-    from afire_monai.data.sampler import EpochSampler
-    from afire_monai.engines.plan import TrainingPlan
-    from afire_monai.engines.planning import build_training
-    from afire_monai.engines.trainer import PretrainTrainer
+    from afire_monai.cli.bundle import bundle_root
+    from afire_monai.loading.dataset import RadiographDataset
+    from afire_monai.loading.sampler import EpochSampler
+    from afire_monai.training.plan import TrainingPlan
+    from afire_monai.training.planning import build_training
+    from afire_monai.training.trainer import PretrainTrainer
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo")

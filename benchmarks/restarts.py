@@ -21,7 +21,7 @@ from pathlib import Path
 JOB = """
 import os, signal, sys, time
 import torch, torch.distributed as dist
-from afire_monai.distributed import join_group
+from afire_monai.core.distributed import join_group
 
 start = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 print(f"start {start}", flush=True)

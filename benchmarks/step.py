@@ -32,13 +32,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from afire_monai.engines.plan import parameter_groups
-from afire_monai.engines.trainer import clip_each
+from afire_monai.core.precision import PRECISIONS, set_precision
 from afire_monai.losses import RestorationLoss, TokenContrastiveLoss
 from afire_monai.methods import AFiRe
 from afire_monai.networks import ENCODER_PRESETS, AnomalyRestorationDecoder, PrototypeBank, TokenHead, ViTEncoder
 from afire_monai.networks.blocks import compile_networks
-from afire_monai.precision import PRECISIONS, set_precision
+from afire_monai.training.plan import parameter_groups
+from afire_monai.training.trainer import clip_each
 from afire_monai.transforms import SyntheticLesionMaskd
 from afire_monai.transforms.anatomy import anatomy_of
 

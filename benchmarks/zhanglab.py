@@ -37,12 +37,12 @@ from compare_tables import Seeds, auroc_draws, mean_draws
 from judge import chosen_encoders, print_columns
 from judging import anomaly_scores, cases_of, reference_of
 
-from afire_monai.data.adapters import datalist_from_kermany
-from afire_monai.data.datalist_csv import datalist_from_csv
-from afire_monai.data.datalist_file import datalist_hash, save_datalist
-from afire_monai.evaluation.predictions import load_predictions
-from afire_monai.inference.anomaly import PARTS
-from afire_monai.inference.load_detector import load_detector
+from afire_monai.datalists.file import datalist_hash, save_datalist
+from afire_monai.datalists.from_csv import datalist_from_csv
+from afire_monai.datalists.public import datalist_from_kermany
+from afire_monai.predictions.anomaly.detector import PARTS
+from afire_monai.predictions.anomaly.load_detector import load_detector
+from afire_monai.predictions.format import load_predictions
 
 LABELS = ["Normal", "Pneumonia"]
 PUBLISHED = {

@@ -9,5 +9,6 @@ source scripts/environment.sh "dicom,export,dev"
 ruff check .
 ruff format --check .
 mypy
+lint-imports
 # two workers with one thread each: torch would otherwise start a thread per core in each of them
 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" pytest -n 2 "$@"

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from afire_monai.data.dataset import RadiographDataset
-from afire_monai.data.sampler import EpochSampler
-from afire_monai.engines.plan import TrainingPlan, parameter_groups
-from afire_monai.engines.trainer import PretrainTrainer
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
+from afire_monai.loading.dataset import RadiographDataset
+from afire_monai.loading.sampler import EpochSampler
 from afire_monai.losses import RestorationLoss, SelfDistillationLoss, TokenContrastiveLoss, TokenMatchLoss
 from afire_monai.methods import AFiRe
 from afire_monai.networks import AnomalyRestorationDecoder, PrototypeBank, TokenHead, ViTEncoder
+from afire_monai.training.plan import TrainingPlan, parameter_groups
+from afire_monai.training.trainer import PretrainTrainer
 from afire_monai.transforms import ExposureChange, LesionSettings, SyntheticLesionMaskd
 
 PATCH = 8

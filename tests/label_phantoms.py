@@ -12,14 +12,14 @@ from helpers import smooth_images, tiny_afire
 from hospital_files import CR, DX, radiograph
 from PIL import Image
 
-from afire_monai.data.phantom import ChestPhantom
-from afire_monai.export.encoder import export_encoder
-from afire_monai.export.run import export_detector, export_restorer
-from afire_monai.inference.make_reference import make_reference
+from afire_monai.models.encoder import export_encoder
+from afire_monai.models.task_models import export_task
 from afire_monai.networks import ViTEncoder
 from afire_monai.networks.classifier import ViTClassifier
 from afire_monai.networks.segmenter import ViTSegmenter
-from afire_monai.tasks.files import export_task
+from afire_monai.phantom import ChestPhantom
+from afire_monai.predictions.anomaly.make_reference import make_reference
+from afire_monai.training.finish import export_detector, export_restorer
 
 SHAPE = (96, 78)
 """Rows and columns of every phantom here: not square, so that nothing can be transposed unseen."""

@@ -13,7 +13,7 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from afire_monai.data.datalist_file import SECTIONS
+from afire_monai.datalists.file import SECTIONS
 
 
 def write(path: Path, text: str, bom: bool = False) -> Path:

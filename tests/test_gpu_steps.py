@@ -9,11 +9,11 @@ import torch
 from fake_gpu import DEVICE, empty_like, fake_gpu
 from tiny_steps import COUNT, STEPS, batch_for, build, optimizer_for, tiny_swin
 
-from afire_monai.engines.trainer import clip_each
-from afire_monai.inference.anomaly import AnomalyDetector
-from afire_monai.inference.restoration import AnomalyNetwork
 from afire_monai.methods import Method
+from afire_monai.models.restorer import AnomalyNetwork
 from afire_monai.networks import ViTClassifier, ViTSegmenter
+from afire_monai.predictions.anomaly.detector import AnomalyDetector
+from afire_monai.training.trainer import clip_each
 
 WITH_TEACHER = ("afire_published", "afire_shifted", "afire_full", "peac_vit", "peac_swin", "dino")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from afire_monai import cli
-from afire_monai.commands.arguments import parse
+from afire_monai.cli import main as cli
+from afire_monai.cli.arguments import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

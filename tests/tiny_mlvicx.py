@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from afire_monai.engines.lars import LARS
-from afire_monai.engines.plan import parameter_groups
-from afire_monai.engines.trainer import PretrainTrainer
 from afire_monai.methods import MLVICX, MLVICXNetwork
 from afire_monai.networks import DenseBranch, ResNetEncoder
+from afire_monai.training.lars import LARS
+from afire_monai.training.plan import parameter_groups
+from afire_monai.training.trainer import PretrainTrainer
 from afire_monai.transforms import RandomViews, ViewAugment
 
 

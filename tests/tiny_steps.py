@@ -12,11 +12,8 @@ from tiny_mlvicx import tiny_mlvicx
 from tiny_peac import tiny_peac
 from torch.utils.data import DataLoader
 
-from afire_monai.data.dataset import RadiographDataset
-from afire_monai.data.sampler import EpochSampler
-from afire_monai.engines.lars import LARS
-from afire_monai.engines.plan import TrainingPlan, parameter_groups
-from afire_monai.engines.trainer import PretrainTrainer
+from afire_monai.loading.dataset import RadiographDataset
+from afire_monai.loading.sampler import EpochSampler
 from afire_monai.losses import SelfDistillationLoss
 from afire_monai.methods import DINO, MAE, Method
 from afire_monai.methods.peac import PEAC
@@ -31,9 +28,12 @@ from afire_monai.networks import (
     ViTSegmenter,
 )
 from afire_monai.networks.swin import SwinEncoder
-from afire_monai.tasks.base import task_parameter_groups
-from afire_monai.tasks.classification import Classification
-from afire_monai.tasks.segmentation import Segmentation
+from afire_monai.training.classification import Classification
+from afire_monai.training.lars import LARS
+from afire_monai.training.plan import TrainingPlan, parameter_groups
+from afire_monai.training.segmentation import Segmentation
+from afire_monai.training.task_base import task_parameter_groups
+from afire_monai.training.trainer import PretrainTrainer
 from afire_monai.transforms import RadiographAugment, RandomViews, ViewAugment
 from afire_monai.transforms.anatomy import anatomy_of
 from afire_monai.transforms.perturb import AppearancePerturbation

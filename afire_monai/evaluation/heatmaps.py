@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 
 TOLERANCE = 15.0
 """Pixels by which the pointing game may miss (Zhang et al., "Top-down neural attention by excitation backprop")."""

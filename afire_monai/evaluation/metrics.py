@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afire_monai.evaluation.bootstrap import Interval, percentile_interval
-from afire_monai.evaluation.draws import (
+from afire_monai.evaluation.bootstrap_figures import (
     CALIBRATION,
     FIGURES,
     RATES,

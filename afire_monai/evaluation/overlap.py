@@ -11,7 +11,7 @@ from monai.metrics import compute_dice, compute_hausdorff_distance
 from numpy.typing import NDArray
 from PIL import Image
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.evaluation.bootstrap import Interval, mean_interval
 
 IGNORE = 127

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from afire_monai import __version__
-from afire_monai.evaluation import page_figures as draw
+from afire_monai.evaluation import page_charts as draw
 from afire_monai.evaluation import page_tables as tables
-from afire_monai.evaluation.cases import Cases, scores_of_other
+from afire_monai.evaluation.evaluation_cases import Cases, scores_of_other
 from afire_monai.evaluation.page_tables import heading, interval
-from afire_monai.evaluation.predictions import Predictions
-from afire_monai.pages import RESEARCH_ONLY, embedded, page, paragraph, section, table
+from afire_monai.pages.elements import RESEARCH_ONLY, embedded, page, paragraph, section, table
+from afire_monai.predictions.format import Predictions
 
 OPEN_LABELS = 3
 """With more findings than this, the part of each is folded."""
@@ -26,7 +26,7 @@ def page_text(
     """Put the page together.
 
     Args:
-        results: as :func:`~afire_monai.evaluation.evaluate.evaluate_cases` gives them.
+        results: as `evaluate_cases` gives them.
         cases: the images.
         predictions: of the model.
         other: of the model it is compared with.

@@ -6,7 +6,7 @@ import html
 import re
 from typing import Any
 
-from afire_monai.pages import paragraph, table
+from afire_monai.pages.elements import paragraph, table
 
 Results = dict[str, Any]
 DASH = "–"

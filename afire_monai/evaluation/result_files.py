@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
+from afire_monai.core.files import write_text
 from afire_monai.evaluation.bootstrap import Interval
-from afire_monai.files import write_text
 
 COLUMNS = ("part", "group", "label", "figure", "value", "low", "high", "positives", "negatives", "status")
 

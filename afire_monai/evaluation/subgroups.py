@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afire_monai.evaluation.bootstrap import Interval, percentile_interval
-from afire_monai.evaluation.draws import figure_draws, macro_mean
+from afire_monai.evaluation.bootstrap_figures import figure_draws, macro_mean
 
 Floats = NDArray[np.float64]
 

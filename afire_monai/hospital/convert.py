@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from afire_monai.data.dicom import picture_of
-from afire_monai.data.dicom_open import open_dataset, open_in_two
-from afire_monai.errors import RadiographError
-from afire_monai.files import whole_file
+from afire_monai.core.errors import RadiographError
+from afire_monai.core.files import whole_file
+from afire_monai.core.pool import Failure
 from afire_monai.hospital.header import Header, check_start, header_of, read_header
-from afire_monai.hospital.looks import burned_in_text, lung_fields
-from afire_monai.hospital.select import judge
-from afire_monai.pool import Failure
+from afire_monai.hospital.pixel_checks import burned_in_text, lung_fields
+from afire_monai.hospital.series_rules import judge
+from afire_monai.radiographs.dicom import picture_of
+from afire_monai.radiographs.dicom_open import open_dataset, open_in_two
 
 BINS = 32
 DISK = "disk"

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from afire_monai import pages
 from afire_monai.hospital.files import open_whole
+from afire_monai.pages import elements as pages
 
 FEWEST = 5
 FEW, WITHHELD = f"<{FEWEST}", "withheld"

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from afire_monai.errors import AfireError
-from afire_monai.files import whole_file
+from afire_monai.core.errors import AfireError
+from afire_monai.core.files import whole_file
 
 PRIVATE = "private"
 INDEX, LEFT_OUT, UNMATCHED = "index.csv", "left_out.csv", "unmatched_labels.csv"

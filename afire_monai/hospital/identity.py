@@ -8,7 +8,7 @@ import os
 import secrets
 from pathlib import Path
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.hospital.files import refuse_wide
 
 KEY_BYTES = 32

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from afire_monai.data.table import Row, parse_label, read_table
-from afire_monai.errors import DataListError
+from afire_monai.core.errors import DataListError
+from afire_monai.datalists.csv_table import Row, parse_label, read_table
 from afire_monai.hospital.header import Header
 
 Values = tuple[int | None, ...]

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from afire_monai import __version__
-from afire_monai.data.datalist_file import SECTIONS, datalist_hash, save_datalist
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
+from afire_monai.datalists.file import SECTIONS, datalist_hash, save_datalist
 from afire_monai.hospital.convert import BINS, Converted
 from afire_monai.hospital.datacard import age_band, age_in_band, describe, write_datacard
 from afire_monai.hospital.files import INDEX, LEFT_OUT, PRIVATE, UNMATCHED, open_whole, write_rows
@@ -21,7 +21,7 @@ from afire_monai.hospital.header import Header
 from afire_monai.hospital.identity import IdentityKey
 from afire_monai.hospital.labels import JoinedLabels, LabelTable, Subject, join_labels
 from afire_monai.hospital.sections import SplitRule, assign_sections
-from afire_monai.hospital.select import judge
+from afire_monai.hospital.series_rules import judge
 from afire_monai.hospital.state import KEPT, Entry, State
 
 ALLOWED = ("age", "sex", "view", "manufacturer_model")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 
-from afire_monai.data.splits import split_by_group
-from afire_monai.errors import DataListError
+from afire_monai.core.errors import DataListError
+from afire_monai.datalists.splits import split_by_group
 
 TRAINING, VALIDATION, TEST = range(3)
 

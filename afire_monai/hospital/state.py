@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
+from afire_monai.core.pool import STOPPED, TOO_SLOW, UNEXPECTED, Failure
 from afire_monai.hospital.convert import Converted, Read
 from afire_monai.hospital.header import Header
 from afire_monai.hospital.scan import NOT_READABLE, Found
-from afire_monai.pool import STOPPED, TOO_SLOW, UNEXPECTED, Failure
 
 STATE = "state.sqlite"
 _FORMAT = 1

@@ -11,13 +11,13 @@ from monailabel.interfaces.app import MONAILabelApp
 from monailabel.tasks.activelearning.random import Random
 
 from afire_monai import __version__
-from afire_monai.errors import AfireError
-from afire_monai.label.answers import TASKS, class_values
+from afire_monai.core.errors import AfireError
 from afire_monai.label.archive import ArchiveStore
-from afire_monai.label.choice import STRATEGIES, Chooser
+from afire_monai.label.http_errors import NotFoundError
+from afire_monai.label.inference_service import TASKS, class_values
 from afire_monai.label.logs import quiet_monailabel
-from afire_monai.label.problems import NotFoundError
-from afire_monai.label.shelf import ModelShelf
+from afire_monai.label.model_registry import ModelShelf
+from afire_monai.label.sampling_strategies import STRATEGIES, Chooser
 from afire_monai.label.stores import CarefulStore
 from afire_monai.label.tasks import RadiographInfer, RadiographScoring, RadiographStrategy, RadiographTrain
 from afire_monai.label.trainable import Trainable

@@ -12,17 +12,17 @@ from typing import Any
 
 from monailabel.datastore.local import DataModel, ImageLabelModel
 
-from afire_monai.data.decode import list_images
-from afire_monai.errors import AfireError
-from afire_monai.hospital.dicomweb import DicomWeb
-from afire_monai.hospital.dicomweb_query import Query, SeriesReference, is_uid
-from afire_monai.hospital.dicomweb_transfer import retrieve_series
+from afire_monai.core.errors import AfireError
+from afire_monai.hospital.dicomweb.client import DicomWeb
+from afire_monai.hospital.dicomweb.query import Query, SeriesReference, is_uid
+from afire_monai.hospital.dicomweb.transfer import retrieve_series
 from afire_monai.hospital.header import read_header
-from afire_monai.hospital.select import judge
+from afire_monai.hospital.series_rules import judge
+from afire_monai.label.http_errors import UnknownImageError
 from afire_monai.label.images import file_of
-from afire_monai.label.problems import UnknownImageError
-from afire_monai.label.saved import FINAL, is_findings, read_mask
+from afire_monai.label.label_files import FINAL, is_findings, read_mask
 from afire_monai.label.stores import CarefulStore
+from afire_monai.radiographs.decode import list_images
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class ArchiveStore(CarefulStore):
     Labels are kept in the cache folder, and go to the archive as DICOM segmentations if that is wanted.
 
     Args:
-        url: root of its DICOMweb services. Credentials: see :class:`~afire_monai.hospital.dicomweb.DicomWeb`.
+        url: root of its DICOMweb services. Credentials: see `DicomWeb`.
         folder: cache; holds what identifies patients, so it gets mode 0700.
         classes: value of each class in masks.
         findings: labels of the classifier.
@@ -115,7 +115,7 @@ class ArchiveStore(CarefulStore):
         """Give the archive a saved mask as a DICOM segmentation; an empty mask makes none."""
         import pydicom
 
-        from afire_monai.export.dicom import write_masks
+        from afire_monai.dicom_results import write_masks
 
         image = self.get_image_uri(image_id)
         mask = read_mask(image, label, {})

@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from afire_monai.data.decode import list_images
-from afire_monai.data.dicom import looks_like_dicom
-from afire_monai.data.reader import RadiographReader
-from afire_monai.errors import AfireError, RadiographError
+from afire_monai.core.errors import AfireError, RadiographError
 from afire_monai.hospital.header import read_header
 from afire_monai.hospital.identity import IdentityKey
-from afire_monai.inference.reading import Radiograph, Size, resize, without_names
 from afire_monai.label.maps import Grid
+from afire_monai.predictions.reading import Radiograph, Size, resize, without_names
+from afire_monai.radiographs.decode import list_images
+from afire_monai.radiographs.dicom import looks_like_dicom
+from afire_monai.radiographs.reader import RadiographReader
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 

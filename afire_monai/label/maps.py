@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 
 Matrix = NDArray[np.float64]
 MAP_SUFFIXES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".png", ".bin")

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from afire_monai.errors import AfireError
-from afire_monai.inference.pictures import label_mask
-from afire_monai.label.answers import class_values
+from afire_monai.core.errors import AfireError
 from afire_monai.label.images import open_image
-from afire_monai.label.saved import Store, read_findings, read_mask, saved_labels
-from afire_monai.label.shelf import ModelShelf
+from afire_monai.label.inference_service import class_values
+from afire_monai.label.label_files import Store, read_findings, read_mask, saved_labels
+from afire_monai.label.model_registry import ModelShelf
+from afire_monai.predictions.pictures import label_mask
 
 
 def score_masks(shelf: ModelShelf, store: Store) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import FileResponse, JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from afire_monai.errors import AfireError
-from afire_monai.label.answers import answer, class_values
-from afire_monai.label.problems import problem
+from afire_monai.core.errors import AfireError
+from afire_monai.label.http_errors import problem
+from afire_monai.label.inference_service import answer, class_values
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def run_inference(
 
 def _dicom_seg(app: Any, background: BackgroundTasks, model: str, image: str, asked: dict[str, Any]) -> FileResponse:
     """Give the answer as a DICOM segmentation of the image's study: fractional for heatmaps, binary for outlines."""
-    from afire_monai.export.dicom import ImagePrediction, write_heatmap, write_masks
+    from afire_monai.dicom_results import ImagePrediction, write_heatmap, write_masks
 
     path = app.datastore().get_image_uri(image)
     reply = answer(model, app.shelf, path, asked)

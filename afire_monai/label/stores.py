@@ -15,13 +15,13 @@ from typing import Any
 from filelock import FileLock
 from monailabel.datastore.local import LocalDatastore
 
-from afire_monai.data.decode import RADIOGRAPH_SUFFIXES, list_images
-from afire_monai.errors import AfireError
-from afire_monai.files import write_text
+from afire_monai.core.errors import AfireError
+from afire_monai.core.files import write_text
+from afire_monai.label.http_errors import NotFoundError, UnknownImageError
 from afire_monai.label.images import open_image
+from afire_monai.label.label_files import FINAL, FINDINGS, FINDINGS_SUFFIX, is_findings, read_findings, read_mask
 from afire_monai.label.maps import MAP_SUFFIXES, write_map
-from afire_monai.label.problems import NotFoundError, UnknownImageError
-from afire_monai.label.saved import FINAL, FINDINGS, FINDINGS_SUFFIX, is_findings, read_findings, read_mask
+from afire_monai.radiographs.decode import RADIOGRAPH_SUFFIXES, list_images
 
 logger = logging.getLogger(__name__)
 

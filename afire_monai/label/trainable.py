@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 
 VALIDATION_SHARE = 0.25
 
@@ -57,25 +57,30 @@ def validation_score(what: Trainable, model: Path, datalist: Path) -> float:
         model: weights file.
         datalist: of the training.
     """
-    from afire_monai import tasks
-    from afire_monai.data.dataset import RadiographDataset
-    from afire_monai.engines.startup import reading
-    from afire_monai.engines.validation import predict_dataset
+    from afire_monai.loading.dataset import RadiographDataset
+    from afire_monai.models.task_models import load_classifier, load_segmenter
+    from afire_monai.radiographs.masks import MaskReading
+    from afire_monai.training.classification import Classification
+    from afire_monai.training.segmentation import Segmentation
+    from afire_monai.training.startup import reading
+    from afire_monai.training.task_base import Task
+    from afire_monai.training.task_data import classification_data, segmentation_data
+    from afire_monai.training.validation import predict_dataset
 
-    task: tasks.Task
+    task: Task
     if what.task == "segmentation":
-        segmenter, _ = tasks.load_segmenter(model)
+        segmenter, _ = load_segmenter(model)
         _refuse_other_names(what, segmenter.classes)
         size = segmenter.encoder.image_size
-        items = tasks.segmentation_data(datalist, classes=what.names).validation
-        transform: Any = tasks.MaskReading(reading(size), size, {name: [v] for name, v in what.classes.items()})
-        task, extra = tasks.Segmentation(segmenter), "mask"
+        items = segmentation_data(datalist, classes=what.names).validation
+        transform: Any = MaskReading(reading(size), size, {name: [v] for name, v in what.classes.items()})
+        task, extra = Segmentation(segmenter), "mask"
     else:
-        classifier, _ = tasks.load_classifier(model)
+        classifier, _ = load_classifier(model)
         _refuse_other_names(what, classifier.labels)
-        items = tasks.classification_data(datalist, labels=what.names).validation
+        items = classification_data(datalist, labels=what.names).validation
         transform = reading(classifier.encoder.image_size)
-        task, extra = tasks.Classification(classifier), "target"
+        task, extra = Classification(classifier), "target"
     logits, batch = predict_dataset(task, RadiographDataset(items, transform, extras=(extra,)), 16)
     return task.figures(logits, batch)["validation_score"]
 

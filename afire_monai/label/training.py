@@ -14,12 +14,12 @@ from typing import Any
 
 from PIL import Image
 
-from afire_monai.errors import AfireError
-from afire_monai.files import write_text
+from afire_monai.core.errors import AfireError
+from afire_monai.core.files import write_text
 from afire_monai.hospital.identity import IdentityKey
 from afire_monai.label.images import file_of, open_image, patient_of
-from afire_monai.label.saved import SavedLabel, Store, read_findings, read_mask, saved_labels
-from afire_monai.label.shelf import ModelShelf
+from afire_monai.label.label_files import SavedLabel, Store, read_findings, read_mask, saved_labels
+from afire_monai.label.model_registry import ModelShelf
 from afire_monai.label.trainable import Trainable, split, validation_score
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class Workshop:
             ``validation_before`` (of the model that was in use, on the same images; None without), ``model``
             (``replaced`` or ``kept``), ``training`` and ``validation`` (numbers of images), ``model_version``.
         """
-        from afire_monai.engines.handlers import read_csv_log
+        from afire_monai.training.handlers import read_csv_log
 
         try:
             told: dict[str, Any] = json.loads((self.folder / f"{task}.json").read_text(encoding="utf-8"))
@@ -152,7 +152,7 @@ class Workshop:
 
     def _write_data(self, run: Path, what: Trainable, labels: Sequence[SavedLabel]) -> tuple[Path, dict[str, int]]:
         """Write a data list whose files are numbers: messages of training then name nobody."""
-        from afire_monai.data.datalist_file import save_datalist
+        from afire_monai.datalists.file import save_datalist
 
         data, key = run / "data", self.key()
         data.mkdir(mode=0o700)
@@ -180,7 +180,7 @@ class Workshop:
         }
 
     def _run(self, run: Path, what: Trainable, datalist: Path, settings: dict[str, Any], start: str) -> dict[str, Any]:
-        from afire_monai.commands.bundle import run_configs
+        from afire_monai.cli.bundle import run_configs
 
         kind = KIND[what.task]
         current = self.shelf.file(kind)
@@ -211,7 +211,7 @@ class Workshop:
 
     def _publish(self, kind: str, trained: Path, origin: Path | None) -> None:
         """Put a model in use, whole or not at all."""
-        from afire_monai.export.encoder import load_module_files, save_module_files
+        from afire_monai.models.encoder import load_module_files, save_module_files
 
         tensors, description = load_module_files(trained)
         if origin is not None:  # what training called random is what the model before it came from

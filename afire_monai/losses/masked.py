@@ -9,8 +9,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from afire_monai.distributed import sum_over_processes, world_size
-from afire_monai.errors import AfireError
+from afire_monai.core.distributed import sum_over_processes, world_size
+from afire_monai.core.errors import AfireError
 
 
 class MaskedBCELoss(nn.Module):

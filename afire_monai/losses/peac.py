@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afire_monai.distributed import sum_over_processes, world_size
+from afire_monai.core.distributed import sum_over_processes, world_size
 
 
 class PEACProjections(NamedTuple):

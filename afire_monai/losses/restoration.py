@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn as nn
 from torch import Tensor
 
-from afire_monai.distributed import sum_over_processes, world_size
-from afire_monai.errors import AfireError
+from afire_monai.core.distributed import sum_over_processes, world_size
+from afire_monai.core.errors import AfireError
 
 
 class RestorationLoss(nn.Module):

@@ -6,8 +6,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from afire_monai.distributed import sum_over_processes
-from afire_monai.errors import AfireError
+from afire_monai.core.distributed import sum_over_processes
+from afire_monai.core.errors import AfireError
 
 
 class SelfDistillationLoss(nn.Module):

@@ -9,13 +9,13 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from afire_monai.distributed import (
+from afire_monai.core.distributed import (
     max_over_processes,
     sum_over_processes,
     sum_over_processes_with_gradient,
     world_size,
 )
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.networks.prototypes import token_places
 
 

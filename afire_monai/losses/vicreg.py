@@ -8,8 +8,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from afire_monai.distributed import gather_with_gradient
-from afire_monai.errors import AfireError
+from afire_monai.core.distributed import gather_with_gradient
+from afire_monai.core.errors import AfireError
 
 
 class VICRegTerms(NamedTuple):

@@ -11,7 +11,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.losses import RestorationLoss, SelfDistillationLoss, TokenContrastiveLoss, TokenMatchLoss
 from afire_monai.losses.token_match import teacher_tokens
 from afire_monai.methods.afire_health import measure_health
@@ -269,7 +269,7 @@ class AFiRe(Method):
         Args:
             images: (B, C, Hc, Wc) in 0…1.
             uniforms: (B, draws) in 0…1.
-            anatomy: (B, 1026) of the images (see :class:`~afire_monai.transforms.Anatomy`); found on the CPU if not
+            anatomy: (B, 1026) of the images (see `Anatomy`); found on the CPU if not
                 given, which waits for the device. In the grid-shifted form the lesions' texture comes from the place
                 that was found in the canvas, moved inside the crop (this project's reading).
 

@@ -7,8 +7,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from afire_monai.distributed import world_size
-from afire_monai.errors import AfireError
+from afire_monai.core.distributed import world_size
+from afire_monai.core.errors import AfireError
 from afire_monai.losses.vicreg import VICRegLoss
 from afire_monai.methods.base import Method
 from afire_monai.methods.health import feature_health

@@ -10,7 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.losses.peac import PEACProjections, global_loss, local_loss, order_loss
 from afire_monai.methods.base import Method
 from afire_monai.methods.health import feature_health

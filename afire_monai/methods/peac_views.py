@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.methods.grid_shift import GridShift
 from afire_monai.transforms.perturb import AppearancePerturbation
 

@@ -9,7 +9,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from afire_monai.distributed import sum_over_processes_with_gradient, world_size
+from afire_monai.core.distributed import sum_over_processes_with_gradient, world_size
 
 
 class SyncedBatchNorm(_BatchNorm):

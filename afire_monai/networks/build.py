@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.networks.encoder import ViTEncoder
 from afire_monai.networks.encoder_base import Encoder
 from afire_monai.networks.resnet import ResNetEncoder

@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.networks.blocks import RecomputedBlock, init_transformer, transformer_block
 from afire_monai.networks.encoder_base import Encoder, FeatureMap
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Encoder(nn.Module, ABC):
 
     mean: Tensor
     std: Tensor
-    #: arguments of the class as plain values, for :func:`~afire_monai.networks.encoder_from_config`
+    #: arguments of the class as plain values, for `encoder_from_config`
     config: dict[str, Any]
     #: maps for dense tasks; the k-th serves a resolution of 1/2^(k+1), the last one is as coarse as the tokens
     feature_maps: tuple[FeatureMap, ...]

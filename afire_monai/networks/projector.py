@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch.nn as nn
 from torch import Tensor
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 
 #: norms by name; any other is given as a function of the width
 PROJECTION_NORMS: dict[str, Callable[[int], nn.Module]] = {"layer": nn.LayerNorm, "batch": nn.BatchNorm1d}

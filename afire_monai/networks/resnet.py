@@ -10,7 +10,7 @@ import torch.nn as nn
 from monai.networks.nets import ResNet
 from torch import Tensor
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.networks.batch_norm import synced_batch_norm
 from afire_monai.networks.encoder_base import Encoder, FeatureMap
 

@@ -9,7 +9,7 @@ import torch.nn as nn
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 from torch import Tensor
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.networks.build import encoder_from_config
 from afire_monai.networks.encoder_base import Encoder, FeatureMap
 

@@ -10,7 +10,7 @@ import torch.nn as nn
 from monai.networks.nets.swin_unetr import SwinTransformer, compute_mask, get_window_size
 from torch import Tensor
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.networks.encoder_base import Encoder, FeatureMap
 
 STRIDE = 32

@@ -15,7 +15,7 @@ from monai.utils import TransformBackends, convert_to_dst_type
 from torch import Tensor
 from torch.nn import functional as F
 
-from afire_monai.errors import AfireError, RadiographError
+from afire_monai.core.errors import AfireError, RadiographError
 from afire_monai.transforms.anatomy import LUNG_SIDE, anatomy_of
 from afire_monai.transforms.lesion_render import add_to_images, added_by_lesions
 from afire_monai.transforms.lesion_settings import LesionSettings, check_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 
 GREY_LEVEL = 1.0 / 255.0
 FIELD_SIDE = 7  # knots of the smooth random field that an opacity follows

@@ -6,7 +6,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 
 # points at which an intensity curve is computed; it is straight between them
 CURVE_POINTS = 256

@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 
 
 def crop_weights(start: Tensor, length: Tensor, size: int, out: int) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from afire_monai.data.phantom import write_phantom_dataset
+from afire_monai.phantom import write_phantom_dataset
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundle" / "configs"
 PRETRAIN = str([str(CONFIGS / name) for name in ("pretrain.yaml", "method_afire.yaml")])

@@ -15,11 +15,11 @@ import yaml
 from helpers import METADATA, cause_of, run_bundle
 from PIL import Image
 
-from afire_monai.data.phantom import write_phantom_dataset
-from afire_monai.engines.checkpoint import load_checkpoint
-from afire_monai.engines.handlers import read_csv_log
-from afire_monai.errors import CheckpointError
-from afire_monai.export.encoder import load_encoder
+from afire_monai.core.errors import CheckpointError
+from afire_monai.models.encoder import load_encoder
+from afire_monai.phantom import write_phantom_dataset
+from afire_monai.training.checkpoint import load_checkpoint
+from afire_monai.training.handlers import read_csv_log
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundle" / "configs"
 PRETRAIN = [str(CONFIGS / name) for name in ("pretrain.yaml", "method_afire.yaml")]

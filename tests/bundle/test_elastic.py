@@ -14,8 +14,8 @@ import pytest
 import torch
 from helpers import CONFIGS
 
-from afire_monai.data.phantom import write_phantom_dataset
-from afire_monai.engines.checkpoint import find_checkpoint
+from afire_monai.phantom import write_phantom_dataset
+from afire_monai.training.checkpoint import find_checkpoint
 
 FILES = str([str(CONFIGS / name) for name in ("pretrain.yaml", "method_afire.yaml", "multi_gpu.yaml")])
 TINY = {

@@ -11,16 +11,16 @@ import pytest
 import torch
 from helpers import CONFIGS, METADATA, cause_of, run_bundle
 
-from afire_monai.cli import run
-from afire_monai.data.datalist_file import load_datalist
-from afire_monai.data.phantom import write_phantom_dataset
-from afire_monai.engines.handlers import read_csv_log
-from afire_monai.engines.startup import reading
-from afire_monai.evaluation.predictions import load_predictions
-from afire_monai.export.encoder import export_encoder
+from afire_monai.cli.main import run
+from afire_monai.datalists.file import load_datalist
+from afire_monai.models.encoder import export_encoder
+from afire_monai.models.task_models import load_classifier, load_segmenter
 from afire_monai.networks import ViTEncoder
-from afire_monai.tasks.files import load_classifier, load_segmenter
-from afire_monai.tasks.masks import MaskReading
+from afire_monai.phantom import write_phantom_dataset
+from afire_monai.predictions.format import load_predictions
+from afire_monai.radiographs.masks import MaskReading
+from afire_monai.training.handlers import read_csv_log
+from afire_monai.training.startup import reading
 
 CLASSIFY, SEGMENT = str(CONFIGS / "finetune_classification.yaml"), str(CONFIGS / "finetune_segmentation.yaml")
 TINY = {"epochs": 2, "batch_size": 8, "image_size": 32, "patch_size": 8, "device": "cpu"}
@@ -87,7 +87,7 @@ def test_classification_leaves_a_calibrated_model_and_its_predictions(classified
 
 
 def test_predictions_are_the_exported_networks_probabilities_in_the_order_of_the_list(classified, phantoms):
-    from afire_monai.engines.startup import reading
+    from afire_monai.training.startup import reading
 
     network, _ = load_classifier(classified / "models")
     predictions = load_predictions(classified / "predictions" / "test")

@@ -11,13 +11,13 @@ import torch
 import yaml
 from helpers import CONFIGS, cause_of, run_bundle
 
-from afire_monai.data.phantom import write_phantom_dataset
-from afire_monai.engines.checkpoint import load_checkpoint
-from afire_monai.engines.handlers import read_csv_log
-from afire_monai.evaluation.representation_parts import Settings
-from afire_monai.evaluation.representation_run import draw_figures
-from afire_monai.export.encoder import load_encoder
-from afire_monai.tasks.files import load_classifier
+from afire_monai.figures.parts import Settings
+from afire_monai.figures.run import draw_figures
+from afire_monai.models.encoder import load_encoder
+from afire_monai.models.task_models import load_classifier
+from afire_monai.phantom import write_phantom_dataset
+from afire_monai.training.checkpoint import load_checkpoint
+from afire_monai.training.handlers import read_csv_log
 
 FILES = [str(CONFIGS / name) for name in ("pretrain.yaml", "method_mlvicx.yaml")]
 TINY = {

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afire_monai.data.datalist_file import datalist_hash, read_raw
-from afire_monai.evaluation.predictions import Predictions, save_predictions
+from afire_monai.datalists.file import datalist_hash, read_raw
+from afire_monai.predictions.format import Predictions, save_predictions
 
 LABELS = ["Normal", "Mass", "Edema", "Hernia"]
 HEIGHT, WIDTH = 40, 50

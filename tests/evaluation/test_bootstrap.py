@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.evaluation.bootstrap import bootstrap_auroc, bootstrap_auroc_difference, patient_weights
 from afire_monai.evaluation.ranking import auroc, weighted_curve
 

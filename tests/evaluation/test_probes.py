@@ -8,7 +8,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.evaluation import probes
 from afire_monai.evaluation.probes import extract_features, knn_probe, linear_probe, raw_pixels
 from afire_monai.networks import ViTEncoder

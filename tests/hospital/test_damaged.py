@@ -13,12 +13,12 @@ import pytest
 from hospital_files import chest, radiograph, write
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
-from afire_monai.data import dicom_open
-from afire_monai.data.decode import read_picture
-from afire_monai.errors import RadiographError
+from afire_monai.core.errors import RadiographError
+from afire_monai.core.pool import UNEXPECTED
 from afire_monai.hospital.ingest import ingest
-from afire_monai.hospital.select import DUPLICATE
-from afire_monai.pool import UNEXPECTED
+from afire_monai.hospital.series_rules import DUPLICATE
+from afire_monai.radiographs import dicom_open
+from afire_monai.radiographs.decode import read_picture
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 

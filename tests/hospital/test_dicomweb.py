@@ -20,12 +20,12 @@ pytest.importorskip("dicomweb_client")
 from hospital.fake_dicomweb import FakeServer, busy, cut, fake_dicomweb, hang_up, multipart, plain, says
 from hospital.planted import SECRETS, small, write
 
-from afire_monai.cli import run
-from afire_monai.hospital.dicomweb import DicomWeb
-from afire_monai.hospital.dicomweb_access import DicomWebError, find_credentials
-from afire_monai.hospital.dicomweb_answers import AnswerError, ConnectionLostError
-from afire_monai.hospital.dicomweb_query import Query, SeriesReference, is_uid
-from afire_monai.hospital.dicomweb_transfer import GIVE_UP, forget, retrieve_series, send_folder
+from afire_monai.cli.main import run
+from afire_monai.hospital.dicomweb.access import DicomWebError, find_credentials
+from afire_monai.hospital.dicomweb.client import DicomWeb
+from afire_monai.hospital.dicomweb.query import Query, SeriesReference, is_uid
+from afire_monai.hospital.dicomweb.responses import AnswerError, ConnectionLostError
+from afire_monai.hospital.dicomweb.transfer import GIVE_UP, forget, retrieve_series, send_folder
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.hospital.identity import IdentityKey
 
 

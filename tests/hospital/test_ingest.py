@@ -17,15 +17,24 @@ from hospital_files import PLANTED, chest, write
 from PIL import Image
 from pydicom.uid import RLELossless
 
-from afire_monai.cli import run as afire
-from afire_monai.data.datalist_file import load_datalist
-from afire_monai.data.datalist_validate import validate_datalist
-from afire_monai.data.decode import read_picture
-from afire_monai.errors import AfireError
+from afire_monai.cli.main import run as afire
+from afire_monai.core.errors import AfireError
+from afire_monai.datalists.file import load_datalist
+from afire_monai.datalists.validate import validate_datalist
 from afire_monai.hospital import convert, header
 from afire_monai.hospital.identity import IdentityKey
 from afire_monai.hospital.ingest import IngestSummary, ingest
-from afire_monai.hospital.select import ANOTHER, DUPLICATE, LATERAL, LOOKS_OTHER, NO_DATE, NOT_CHEST, RAW, TEXT_SEEN
+from afire_monai.hospital.series_rules import (
+    ANOTHER,
+    DUPLICATE,
+    LATERAL,
+    LOOKS_OTHER,
+    NO_DATE,
+    NOT_CHEST,
+    RAW,
+    TEXT_SEEN,
+)
+from afire_monai.radiographs.decode import read_picture
 
 
 def archive(folder: Path, count: int = 6) -> Path:
@@ -211,7 +220,8 @@ def test_lost_picture_is_written_again(tmp_path: Path) -> None:
 
 KILLED = """
 import os, sys
-from afire_monai.hospital import choose, ingest, state
+from afire_monai.hospital import ingest, state
+from afire_monai.hospital import series_choice as choose
 state._AT_ONCE = 2
 left, read = int(sys.argv[4]), choose.read_file
 def dying(task):

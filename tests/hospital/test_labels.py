@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from afire_monai.errors import DataListError
+from afire_monai.core.errors import DataListError
 from afire_monai.hospital.header import Header
 from afire_monai.hospital.labels import LabelTable, Subject, join_labels
 

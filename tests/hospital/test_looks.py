@@ -9,8 +9,8 @@ import pytest
 from hospital_files import chest
 from PIL import Image, ImageDraw, ImageFont
 
-from afire_monai.data.decode import read_picture
-from afire_monai.hospital.looks import burned_in_text, looks_lateral, lung_fields
+from afire_monai.hospital.pixel_checks import burned_in_text, looks_lateral, lung_fields
+from afire_monai.radiographs.decode import read_picture
 
 
 def picture(seed: int = 0, side: int = 512) -> np.ndarray:

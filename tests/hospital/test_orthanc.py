@@ -22,14 +22,14 @@ from helpers import CONFIGS, run_bundle
 from hospital.orthanc import PASSWORD, USER, running_orthanc
 from hospital.planted import SECRETS, radiograph, small, write
 
-from afire_monai.cli import run
-from afire_monai.data.phantom import ChestPhantom
-from afire_monai.export.encoder import export_encoder
-from afire_monai.hospital.dicomweb import DicomWeb
-from afire_monai.hospital.dicomweb_access import DicomWebError
-from afire_monai.hospital.dicomweb_query import Query, SeriesReference
-from afire_monai.hospital.dicomweb_transfer import retrieve_series, send_folder
+from afire_monai.cli.main import run
+from afire_monai.hospital.dicomweb.access import DicomWebError
+from afire_monai.hospital.dicomweb.client import DicomWeb
+from afire_monai.hospital.dicomweb.query import Query, SeriesReference
+from afire_monai.hospital.dicomweb.transfer import retrieve_series, send_folder
+from afire_monai.models.encoder import export_encoder
 from afire_monai.networks import ViTEncoder
+from afire_monai.phantom import ChestPhantom
 
 
 @pytest.fixture(autouse=True)

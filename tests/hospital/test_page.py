@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from afire_monai import cli
-from afire_monai.commands.arguments import parse
+from afire_monai.cli import main as cli
+from afire_monai.cli.arguments import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "hospital.md").read_text(encoding="utf-8")
@@ -34,7 +34,8 @@ def test_every_option_and_file_that_is_named_exists():
 
 
 def test_files_of_the_table_are_those_that_are_written():
-    from afire_monai.hospital import datacard, dicomweb_fetch, files, identity, outputs, state
+    from afire_monai.hospital import datacard, files, identity, outputs, state
+    from afire_monai.hospital.dicomweb import fetch as dicomweb_fetch
 
     names = {identity.KEY, files.INDEX, files.LEFT_OUT, files.UNMATCHED, state.STATE, dicomweb_fetch.NOT_RETRIEVED}
     names |= {outputs.IMAGES, outputs.DATALIST, outputs.SUMMARY, f"{dicomweb_fetch.RETRIEVED}/"}

@@ -8,7 +8,7 @@ import pytest
 from hospital_files import radiograph, write
 from pydicom.fileset import FileSet
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.hospital.scan import scan, scan_dicomdir, scan_folder
 
 

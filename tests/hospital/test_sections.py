@@ -5,7 +5,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from afire_monai.errors import DataListError
+from afire_monai.core.errors import DataListError
 from afire_monai.hospital.sections import SplitRule, assign_sections
 
 

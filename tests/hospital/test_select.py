@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from hospital_files import CR, DX_RAW, SC, coded, write
 
-from afire_monai.errors import RadiographError
+from afire_monai.core.errors import RadiographError
+from afire_monai.hospital.anatomy_vocabulary import body_of, normalise, view_of
 from afire_monai.hospital.header import Header, read_header
-from afire_monai.hospital.select import (
+from afire_monai.hospital.series_rules import (
     BURNED_IN,
     COLOUR,
     LATERAL,
@@ -22,7 +23,6 @@ from afire_monai.hospital.select import (
     choose_per_series,
     judge,
 )
-from afire_monai.hospital.words import body_of, normalise, view_of
 
 TABLE: list[tuple[dict[str, Any], str]] = [
     ({}, ""),

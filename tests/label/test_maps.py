@@ -6,7 +6,7 @@ import pytest
 from label_phantoms import SHAPE, phantom
 from PIL import Image
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.label.maps import Grid, read_label, to_rows, write_map
 
 MASK = phantom(3)[1]

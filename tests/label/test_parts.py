@@ -14,19 +14,19 @@ from hospital_files import PATIENT, write
 from label_phantoms import LABELS, SHAPE, SPOT, FolderStore, phantom, write_dicoms, write_models, write_pngs
 from PIL import Image
 
-from afire_monai.errors import AfireError, CheckpointError
+from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.hospital.identity import IdentityKey
-from afire_monai.inference.scoring import Scorer
-from afire_monai.label.answers import answer, class_values, write_reply
-from afire_monai.label.choice import Chooser
+from afire_monai.label.http_errors import NotFoundError, UnknownImageError, problem
 from afire_monai.label.images import open_image, patient_of
+from afire_monai.label.inference_service import answer, class_values, write_reply
+from afire_monai.label.label_files import read_findings, read_mask, saved_labels
 from afire_monai.label.logs import NoNames, without_names
-from afire_monai.label.problems import NotFoundError, UnknownImageError, problem
-from afire_monai.label.saved import read_findings, read_mask, saved_labels
+from afire_monai.label.model_registry import ModelShelf
+from afire_monai.label.sampling_strategies import Chooser
 from afire_monai.label.scores import score_findings, score_masks
-from afire_monai.label.shelf import ModelShelf
 from afire_monai.label.trainable import Trainable, split, validation_score
 from afire_monai.label.training import Workshop
+from afire_monai.predictions.scoring import Scorer
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +294,7 @@ def test_what_a_killed_training_left_is_cleared_by_the_next(shelf, pngs, tmp_pat
     def fail(*_: object) -> None:
         raise AfireError("on purpose")
 
-    monkeypatch.setattr("afire_monai.commands.bundle.run_configs", fail)
+    monkeypatch.setattr("afire_monai.cli.bundle.run_configs", fail)
     with pytest.raises(AfireError, match="on purpose"):
         workshop.train(what, store, {})
     assert not left.exists()

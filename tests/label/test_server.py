@@ -26,9 +26,9 @@ from hospital_files import PLANTED
 from label_phantoms import LABELS, SHAPE, SPOT, phantom, pictures, write_dicoms, write_models, write_pngs
 from PIL import Image
 
-from afire_monai.hospital.dicomweb import DicomWeb
-from afire_monai.hospital.dicomweb_query import Query
-from afire_monai.hospital.dicomweb_transfer import retrieve_series, send_folder
+from afire_monai.hospital.dicomweb.client import DicomWeb
+from afire_monai.hospital.dicomweb.query import Query
+from afire_monai.hospital.dicomweb.transfer import retrieve_series, send_folder
 from afire_monai.label.maps import Grid, read_label, write_map
 
 pytestmark = [

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from monai.losses import DiceLoss
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.losses import MaskedBCELoss, MaskedDiceCELoss
 
 NAN = math.nan

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.losses import RestorationLoss
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.losses import TokenContrastiveLoss, own_cell_accuracy
 
 TAU_S = 0.1

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.losses import TokenMatchLoss
 from afire_monai.losses.token_match import teacher_tokens
 

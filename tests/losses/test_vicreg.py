@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.losses import VICRegLoss
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import PATCH, tiny_afire
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.methods.grid_shift import GridShift
 
 GRID, P, SHIFT = (2, 3), 4, 3

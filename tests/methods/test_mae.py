@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import PATCH, smooth_images
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.losses import MaskedPatchLoss
 from afire_monai.methods import MAE
 from afire_monai.networks import AnomalyRestorationDecoder, ViTEncoder, build_encoder

@@ -10,10 +10,10 @@ from helpers import smooth_images
 from tiny_mlvicx import tiny_mlvicx
 from torch.nn import functional as F
 
-from afire_monai.engines.plan import parameter_groups
-from afire_monai.errors import AfireError, CheckpointError
-from afire_monai.export.encoder import export_encoder, load_encoder
+from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.methods import MLVICX
+from afire_monai.models.encoder import export_encoder, load_encoder
+from afire_monai.training.plan import parameter_groups
 from afire_monai.transforms import RandomViews, ViewAugment
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.networks import AnomalyRestorationDecoder, sincos_positions
 
 GRID, PATCH = (2, 3), 4

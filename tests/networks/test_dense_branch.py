@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.networks import DenseBranch, ResNetEncoder, ViTEncoder
 from afire_monai.networks.dense_branch import resize_then_pool
 

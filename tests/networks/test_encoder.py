@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.networks import ENCODER_PRESETS, ViTEncoder, build_encoder, sincos_positions
 
 

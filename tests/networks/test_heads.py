@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.networks import TokenHead
 
 CELLS, DIM = 5, 12

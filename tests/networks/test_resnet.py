@@ -7,11 +7,10 @@ import torch
 from helpers import smooth_images
 from torch.nn import functional as F
 
-from afire_monai.errors import AfireError, CheckpointError
+from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.evaluation.probes import extract_features
-from afire_monai.export.encoder import export_encoder, load_encoder
-from afire_monai.inference.anomaly import AnomalyDetector
-from afire_monai.inference.attribution import attention_rollout, grad_cam
+from afire_monai.models.encoder import export_encoder, load_encoder
+from afire_monai.models.task_models import export_task, initial_encoder, load_classifier, load_segmenter
 from afire_monai.networks import (
     ContextBottleneck,
     ResNetEncoder,
@@ -20,10 +19,11 @@ from afire_monai.networks import (
     build_encoder,
     encoder_from_config,
 )
-from afire_monai.tasks.base import task_parameter_groups
-from afire_monai.tasks.classification import Classification
-from afire_monai.tasks.files import export_task, initial_encoder, load_classifier, load_segmenter
-from afire_monai.tasks.segmentation import Segmentation
+from afire_monai.predictions.anomaly.detector import AnomalyDetector
+from afire_monai.predictions.attribution import attention_rollout, grad_cam
+from afire_monai.training.classification import Classification
+from afire_monai.training.segmentation import Segmentation
+from afire_monai.training.task_base import task_parameter_groups
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import smooth_images
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.networks import ViTClassifier, ViTEncoder, ViTSegmenter
 
 

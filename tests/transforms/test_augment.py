@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import smooth_images
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.transforms import RadiographAugment
 
 STILL = {"rotate": 0.0, "scale": 0.0, "translate": 0.0, "gamma": 0.0, "contrast": 0.0, "brightness": 0.0}

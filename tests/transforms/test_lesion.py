@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 from scipy import ndimage, stats
 
-from afire_monai.errors import AfireError, RadiographError
+from afire_monai.core.errors import AfireError, RadiographError
 from afire_monai.transforms import LesionRecord, LesionSettings, SyntheticLesionMask, SyntheticLesionMaskd
 from afire_monai.transforms.anatomy import texture_center
 from afire_monai.transforms.lesion_render import lesion_boxes

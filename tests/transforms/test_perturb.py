@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.transforms.perturb import (
     AppearancePerturbation,
     bend_intensities,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-from afire_monai.errors import AfireError
+from afire_monai.core.errors import AfireError
 from afire_monai.transforms.views import RandomViews, ViewAugment, blur_weights, crop_weights
 
 PLAIN = {"flip": 0.0, "jitter": 0.0, "blur": 0.0, "solarise": 0.0}

@@ -1,0 +1,75 @@
+"""Run the shipped MONAI bundle from Python, as ``python -m monai.bundle run`` does."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import afire_monai
+from afire_monai.cli.arguments import user_error
+from afire_monai.core.errors import AfireError
+
+CONFIGS = ("pretrain.yaml", "method_afire.yaml")
+
+
+def bundle_root() -> Path:
+    """Find the bundle's folder: in the installed package, or beside it in a source checkout.
+
+    Raises:
+        AfireError: if it is in neither place.
+    """
+    package = Path(afire_monai.__file__).parent
+    for folder in (package / "bundle", package.parent / "bundle"):
+        if (folder / "configs" / CONFIGS[0]).is_file():
+            return folder
+    raise AfireError(f"the bundle's configs are not beside the package in {package.parent}; install the package anew")
+
+
+def run_configs(settings: dict[str, Any], configs: tuple[str, ...] = CONFIGS) -> None:
+    """Train through the bundle in this process: pre-training unless other configs are named.
+
+    Args:
+        settings: overrides of the configs, as after ``--`` on the bundle's command line; ``output_dir`` is needed.
+        configs: config files, later ones override earlier ones.
+
+    Raises:
+        AfireError: what went wrong, freed from what MONAI wraps around it.
+    """
+    from monai.bundle import ConfigWorkflow
+
+    from afire_monai.training import startup
+
+    files = [str(bundle_root() / "configs" / name) for name in configs]
+    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    startup.prepare_run(settings["output_dir"], ["run", "--config_file", str(files), *words])
+    _calm_logging()
+    with warnings.catch_warnings():
+        # MONAI warns that a config is code; these configs came with the package
+        warnings.filterwarnings("ignore", message="parsing config_file")
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        # of an optional decoder that is not needed here
+        warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+        meta = str(bundle_root() / "configs" / "metadata.json")
+        try:
+            workflow = ConfigWorkflow(config_file=files, meta_file=meta, logging_file=False, **settings)
+            workflow.initialize()
+            workflow.run()
+            workflow.finalize()
+        except Exception as error:
+            cause = user_error(error)
+            if cause is None:
+                raise
+            raise cause from error
+
+
+def _calm_logging() -> None:
+    """Show what this package says, and of other packages only what they warn of."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("afire_monai").setLevel(logging.INFO)
+    # that no logging file was given, which is meant; that an optional decoder is absent; that a database is set up
+    for name in ("monai.bundle.workflows", "monai.data.nvimgcodec_pydicom_plugin", "mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # that an error ends the run, which whoever catches the error says better
+    logging.getLogger("ignite.engine.engine.PretrainTrainer").setLevel(logging.CRITICAL)

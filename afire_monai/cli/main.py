@@ -1,0 +1,90 @@
+"""The console script ``afire``. Nothing heavy is imported before a command is known to be sound."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from afire_monai.cli.arguments import CommandTree, parse, user_error
+from afire_monai.cli.cache import cache
+from afire_monai.cli.check import check
+from afire_monai.cli.crossvalidate import crossvalidate
+from afire_monai.cli.datalist import from_csv, from_folder, merge, validate
+from afire_monai.cli.demo import demo
+from afire_monai.cli.dicom_results import dicom_results
+from afire_monai.cli.evaluate import evaluate
+from afire_monai.cli.figures import figures
+from afire_monai.cli.ingest import ingest
+from afire_monai.cli.plan import plan
+from afire_monai.cli.predict import predict, reference
+from afire_monai.cli.public_datasets import PUBLIC_DATASETS
+from afire_monai.cli.release import import_release
+from afire_monai.cli.report import report
+from afire_monai.cli.send import send
+
+COMMANDS: CommandTree = {
+    "demo": demo,
+    "datalist": {
+        "from-csv": from_csv,
+        "from-folder": from_folder,
+        "merge": merge,
+        "validate": validate,
+        **PUBLIC_DATASETS,
+    },
+    "cache": cache,
+    "check": check,
+    "crossvalidate": crossvalidate,
+    "dicom-results": dicom_results,
+    "evaluate": evaluate,
+    "figures": figures,
+    "import-release": import_release,
+    "ingest": ingest,
+    "plan": plan,
+    "predict": predict,
+    "reference": reference,
+    "report": report,
+    "send": send,
+}
+ABOUT = """
+Building and checking data lists: afire datalist --help
+Pre-training is MONAI's bundle runner, from the folder that holds bundle/:
+    python -m monai.bundle run --config_file "['bundle/configs/pretrain.yaml','bundle/configs/method_afire.yaml']" \\
+        --datalist mine.json --output_dir runs/mine"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave the process with its exit status.
+
+    0: done; 1: done, and problems were found (``check``, ``validate``); 2: the command line or its input is wrong;
+    130: interrupted.
+
+    Args:
+        arguments: the words after the program's name; None for those of this process.
+    """
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line and give its exit status (see :func:`main`)."""
+    try:
+        call = parse(COMMANDS, arguments)
+        if isinstance(call, str):
+            print(call.rstrip())
+            if not any(word in COMMANDS for word in arguments):
+                print(ABOUT)
+            return 0
+        return call()
+    except KeyboardInterrupt:
+        print("\nafire: interrupted; every file that was finished is whole, none is half written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # the reader of a pipe went away (`afire check … | head`): Python's own last flush must not complain about it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        cause = user_error(error)
+        if cause is None or os.environ.get("AFIRE_TRACEBACK"):
+            raise
+        print(f"afire: {cause}", file=sys.stderr)
+        return 2

@@ -1,8 +1,0 @@
-"""A procedural chest-radiograph phantom: data for trials and tests that needs no patient and no download."""
-
-from __future__ import annotations
-
-from afire_monai.data.phantom.chest import PHANTOM_LABELS, ChestPhantom, PhantomSample
-from afire_monai.data.phantom.dataset import write_phantom_dataset
-
-__all__ = ["PHANTOM_LABELS", "ChestPhantom", "PhantomSample", "write_phantom_dataset"]

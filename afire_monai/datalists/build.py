@@ -1,0 +1,122 @@
+"""Build a data list from a folder, and put any list together: label vectors, patient-level split, facts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from afire_monai.core.errors import DataListError
+from afire_monai.datalists.file import DEFAULT_NORMAL, SECTIONS, DataList, StrPath, save_datalist
+from afire_monai.datalists.splits import split_by_group
+from afire_monai.radiographs.decode import list_images
+
+
+def datalist_from_folder(
+    folder: StrPath,
+    out: StrPath | None = None,
+    fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+    group_pattern: str | None = None,
+    labels_from_folders: bool = False,
+    normal_label: str = DEFAULT_NORMAL,
+    name: str | None = None,
+) -> DataList:
+    r"""Build a data list of all radiographs below a folder.
+
+    Args:
+        folder: searched with its sub-folders, see `list_images`.
+        out: JSON file to write; None to only return the list.
+        fractions: shares of training, validation and test.
+        seed: of the split.
+        group_pattern: regular expression searched in the path below ``folder``; its first group (or the whole match) is
+            the patient, for instance ``r"person(\d+)_"``. None: every image is its own patient.
+        labels_from_folders: the folder that directly holds an image is its label.
+        normal_label: the label that means "no finding"; it is matched to folders in any case (``NORMAL``).
+        name: name of the list; None for the folder's name.
+
+    Returns:
+        The list, with absolute paths.
+
+    Raises:
+        DataListError: no radiograph found, a pattern that is wrong or does not match every file, wrong fractions.
+    """
+    root = Path(folder).absolute()
+    paths = list_images(root)
+    if not paths:
+        raise DataListError(f"{folder}: no PNG, JPEG, NIfTI or DICOM file in it or below. Check the path")
+    below = [path.relative_to(root).as_posix() for path in paths]
+    groups = below if group_pattern is None else _match_groups(below, group_pattern)
+    items: list[dict[str, Any]] = [
+        {"image": str(path), "group": group} for path, group in zip(paths, groups, strict=True)
+    ]
+    names: list[tuple[str, ...] | None] = [None] * len(items)
+    if labels_from_folders:
+        parents = [path.parent.name for path in paths]
+        names = [(normal_label if parent.lower() == normal_label.lower() else parent,) for parent in parents]
+    meta = {"source": root.name, "group_pattern": group_pattern}
+    datalist = assemble(name or root.name, items, names, fractions, seed, normal_label, meta)
+    if out is not None:
+        save_datalist(datalist, out)
+    return datalist
+
+
+def assemble(
+    name: str,
+    items: list[dict[str, Any]],
+    names: Sequence[tuple[str, ...] | None],
+    fractions: Sequence[float],
+    seed: int,
+    normal: str,
+    meta: dict[str, Any],
+    vocabulary: Sequence[str] | None = None,
+) -> DataList:
+    """Give items their label vectors, split them by patient, and put the list together.
+
+    Args:
+        name: of the list.
+        items: with ``group``; with ``label`` too, where ``vocabulary`` is given.
+        names: labels of each item, by which the split is stratified; () for an item whose labels are not known, None
+            for one that is to have no label vector.
+        fractions: shares of training, validation and test; a section with share 0 is left out.
+        seed: of the split.
+        normal: the label that means "no finding"; it comes first.
+        meta: facts to keep.
+        vocabulary: names of the labels whose values the items hold already; None to make the vectors from ``names``.
+
+    Raises:
+        DataListError: wrong fractions.
+    """
+    if len(fractions) != len(SECTIONS):
+        raise DataListError(f"fractions are {tuple(fractions)}; three, for {', '.join(SECTIONS)}, are expected")
+    if vocabulary is None:
+        known = {label for labels in names if labels for label in labels}
+        vocabulary = [*([normal] if normal in known else []), *sorted(known - {normal})]
+        for item, labels in zip(items, names, strict=True):
+            if vocabulary and labels is not None:
+                item["label"] = [int(label in labels) if labels else None for label in vocabulary]
+    strata = ["|".join(sorted(labels or ())) for labels in names]
+    split = split_by_group([item["group"] for item in items], strata, fractions, seed)
+    datalist: DataList = {"name": name}
+    if vocabulary:
+        datalist["labels"] = list(vocabulary)
+    datalist["meta"] = {**meta, "fractions": [float(f) for f in fractions], "seed": seed, "normal_label": normal}
+    for index, section in enumerate(SECTIONS):
+        if fractions[index] > 0:
+            datalist[section] = [item for item, part in zip(items, split, strict=True) if part == index]
+    return datalist
+
+
+def _match_groups(names: list[str], pattern: str) -> list[str]:
+    try:
+        matches = [re.search(pattern, name) for name in names]
+    except re.error as error:
+        raise DataListError(f"group_pattern {pattern!r} is not a regular expression: {error}") from error
+    missed = [name for name, match in zip(names, matches, strict=True) if match is None]
+    if missed:
+        raise DataListError(
+            f"group_pattern {pattern!r} does not match {len(missed)} of {len(names)} files, for instance {missed[0]}. "
+            "It must find the patient in every name"
+        )
+    return [(match.group(1) if match.re.groups else match.group(0)) or "" for match in matches if match is not None]

@@ -1,0 +1,213 @@
+"""Read every file of a data list or folder, and say in plain words what could not be used and why."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from afire_monai.core.errors import DataListError, RadiographError
+from afire_monai.datalists.file import load_datalist, present_sections
+from afire_monai.radiographs.decode import list_images, read_picture
+from afire_monai.radiographs.dicom import RADIOGRAPHY_MODALITIES
+from afire_monai.radiographs.picture import Picture
+
+NARROW_RANGE = 0.1
+"""A picture whose 1st and 99th percentiles are closer is reported: its window or white level is likely wrong."""
+
+
+@dataclass(frozen=True)
+class RefusedFile:
+    """A file that cannot be used: its path, the short reason by which files are counted, and the reason in words."""
+
+    path: str
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What one readable file is: its size, format, and range (1st and 99th percentile, lowest and highest value)."""
+
+    path: str
+    height: int
+    width: int
+    format: str
+    inverted: bool
+    percentiles: tuple[float, float]
+    extremes: tuple[float, float]
+
+    @property
+    def intensity_problem(self) -> str | None:
+        """One of "all black", "constant" and "hardly any contrast", or None."""
+        low, high = self.extremes
+        if high <= 0:
+            return "all black"
+        if high <= low:
+            return "constant"
+        return "hardly any contrast" if self.percentiles[1] - self.percentiles[0] < NARROW_RANGE else None
+
+
+@dataclass
+class CheckReport:
+    """Result of `check_path`.
+
+    Attributes:
+        readable: facts about each file that was read.
+        refused: files that cannot be used, with reasons.
+    """
+
+    readable: list[FileFacts] = field(default_factory=list)
+    refused: list[RefusedFile] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """Number of files that were tried."""
+        return len(self.readable) + len(self.refused)
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a file, none was refused, and none is all black or constant."""
+        return bool(self.readable) and not self.refused and not self.blank
+
+    @property
+    def blank(self) -> list[str]:
+        """Paths of files that are all black or constant."""
+        return [facts.path for facts in self.readable if facts.intensity_problem in ("all black", "constant")]
+
+    def refused_by_kind(self) -> dict[str, list[RefusedFile]]:
+        """Refused files by reason, the most frequent first."""
+        kinds: dict[str, list[RefusedFile]] = defaultdict(list)
+        for refused in self.refused:
+            kinds[refused.kind].append(refused)
+        return dict(sorted(kinds.items(), key=lambda pair: (-len(pair[1]), pair[0])))
+
+    def intensity_problems(self) -> dict[str, list[str]]:
+        """Paths of readable files by intensity problem."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for facts in self.readable:
+            if facts.intensity_problem is not None:
+                found[facts.intensity_problem].append(facts.path)
+        return dict(found)
+
+    def summary(self, most: int = 5) -> str:
+        """Plain text: counts, sizes, formats, then each reason with at most ``most`` files."""
+        lines = [
+            f"{self.total} file{'s' * (self.total != 1)}: {len(self.readable)} readable, {len(self.refused)} refused"
+        ]
+        if self.readable:
+            sizes = np.array([(facts.height, facts.width) for facts in self.readable])
+            low, middle, high = sizes.min(axis=0), np.median(sizes, axis=0).astype(int), sizes.max(axis=0)
+            lines.append(
+                f"rows × columns: smallest {low[0]} × {low[1]}, median {middle[0]} × {middle[1]}, "
+                f"largest {high[0]} × {high[1]}"
+            )
+            lines.append("formats: " + _counted(facts.format for facts in self.readable))
+            inverted = sum(facts.inverted for facts in self.readable)
+            if inverted:
+                lines.append(f"{inverted} were bright = lucent (MONOCHROME1) and are inverted on reading")
+        for kind, files in self.refused_by_kind().items():
+            lines.append(f"refused, {kind}: {len(files)}")
+            lines += [f"  {refused.path}: {refused.detail}" for refused in files[:most]]
+            lines += [f"  … and {len(files) - most} more"] if len(files) > most else []
+        for kind, paths in self.intensity_problems().items():
+            lines.append(f"readable, but {kind}: {len(paths)}")
+            lines += [f"  {path}" for path in paths[:most]]
+            lines += [f"  … and {len(paths) - most} more"] if len(paths) > most else []
+        lines.append(
+            "all files can be read" if self.ok else "remove or repair the files named above" if self.total else ""
+        )
+        return "\n".join(line for line in lines if line)
+
+
+def check_path(
+    path: str | os.PathLike[str],
+    base_dir: str | os.PathLike[str] | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+    modalities: Collection[str] | str | None = RADIOGRAPHY_MODALITIES,
+) -> CheckReport:
+    """Read every image of a data list (a .json file), of a folder, or a single file; bad files do not stop it.
+
+    Args:
+        path: data list, folder or image.
+        base_dir: folder that relative paths of the list start from; None for the folder of the list.
+        workers: threads; None for the number of cores, at most 8.
+        progress: show a bar with the time left.
+        modalities: DICOM modalities to accept; None for any.
+
+    Returns:
+        The report. ``report.ok`` is False where a file was refused or is blank, or there is none.
+
+    Raises:
+        DataListError: there is nothing at ``path``, or it is not a data list.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files: list[str] = [str(file) for file in list_images(path)]
+        if not files:
+            raise DataListError(f"{path}: no PNG, JPEG, NIfTI or DICOM file in it or below. Check the path")
+    elif path.suffix.lower() == ".json":
+        datalist = load_datalist(path, base_dir)
+        files = list(dict.fromkeys(item["image"] for s in present_sections(datalist) for item in datalist[s]))
+    elif path.is_file():
+        files = [str(path)]
+    else:
+        raise DataListError(f"{path}: no such file or folder; a data list (.json), a folder or an image is expected")
+    return check_files(files, workers, progress, modalities)
+
+
+def check_files(
+    files: list[str],
+    workers: int | None = None,
+    progress: bool = False,
+    modalities: Collection[str] | str | None = RADIOGRAPHY_MODALITIES,
+) -> CheckReport:
+    """As `check_path`, for the given image files. Threads suffice: decoding leaves the interpreter lock alone."""
+    report = CheckReport()
+    with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8)) as pool:
+        results: Iterable[FileFacts | RefusedFile] = pool.map(_examiner(modalities), files)
+        if progress:
+            from tqdm import tqdm
+
+            results = tqdm(results, total=len(files), desc="reading", unit="file")
+        for result in results:
+            if isinstance(result, RefusedFile):
+                report.refused.append(result)
+            else:
+                report.readable.append(result)
+    return report
+
+
+def _examiner(modalities: Collection[str] | str | None) -> Callable[[str], FileFacts | RefusedFile]:
+    def examine(path: str) -> FileFacts | RefusedFile:
+        try:
+            return _facts(path, read_picture(path, modalities))
+        except RadiographError as error:
+            return RefusedFile(path, getattr(error, "kind", "refused"), getattr(error, "detail", str(error)))
+        except Exception as error:  # one strange file must not end the check of thousands
+            return RefusedFile(
+                path, "unexpected error", f"{type(error).__name__} while reading; please report this file"
+            )
+
+    return examine
+
+
+def _facts(path: str, picture: Picture) -> FileFacts:
+    pixels = picture.pixels
+    low, high = (float(v) for v in np.percentile(pixels[:: max(1, len(pixels) // 512)], (1, 99)))
+    extremes = (float(pixels.min()), float(pixels.max()))
+    height, width = pixels.shape
+    return FileFacts(path, height, width, picture.format, picture.polarity_inverted, (low, high), extremes)
+
+
+def _counted(values: Iterable[str]) -> str:
+    counts: dict[str, int] = defaultdict(int)
+    for value in values:
+        counts[value] += 1
+    return ", ".join(f"{name} {n}" for name, n in sorted(counts.items()))

@@ -1,0 +1,293 @@
+"""The data list file: JSON in the style of MONAI and the Medical Segmentation Decathlon.
+
+``{"name": …, "labels": ["Normal", "Pneumonia"], "meta": {…}, "training": […], "validation": […], "test": […]}``, where
+an item holds ``image`` and may hold ``label`` (one of 1 present, 0 absent, -1 uncertain, null not known for each of
+``labels``), ``group`` (patient), ``mask``, ``boxes`` (``[x, y, width, height, name]`` in pixels from the top left),
+``sex`` (F, M), ``age`` (years), ``view`` (PA, AP, …) and ``source``. Paths are absolute, or relative to the folder of
+the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import hashlib
+import json
+import marshal
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from afire_monai.core.errors import DataListError
+from afire_monai.core.files import whole_file
+
+SECTIONS = ("training", "validation", "test")
+PATH_KEYS = ("image", "mask")
+_REPEATED = ("view", "sex", "source")
+DEFAULT_NORMAL = "Normal"
+
+DataList = dict[str, Any]
+StrPath = str | os.PathLike[str]
+
+
+@overload
+def load_datalist(path: StrPath, base_dir: StrPath | None = None, section: None = None) -> DataList: ...
+@overload
+def load_datalist(path: StrPath, base_dir: StrPath | None = None, *, section: str) -> list[dict[str, Any]]: ...
+@overload
+def load_datalist(path: StrPath, base_dir: StrPath | None, section: str) -> list[dict[str, Any]]: ...
+def load_datalist(
+    path: StrPath, base_dir: StrPath | None = None, section: str | None = None
+) -> DataList | list[dict[str, Any]]:
+    """Read a data list with all paths made absolute.
+
+    Args:
+        path: the JSON file.
+        base_dir: folder that relative paths start from; None for the folder of the file.
+        section: "training", "validation" or "test", to get the items of one section.
+
+    Returns:
+        The whole list, or with ``section`` its items, ready for a MONAI ``Dataset``.
+
+    Raises:
+        DataListError: no such file, not JSON, not a data list, or no such section.
+    """
+    datalist = read_raw(Path(path))
+    base = Path(base_dir) if base_dir is not None else Path(path).absolute().parent
+    resolved = resolve_paths(datalist, base, where=str(path), in_place=True)
+    return resolved if section is None else _section(resolved, section, path)
+
+
+def _section(datalist: DataList, section: str, path: StrPath) -> list[dict[str, Any]]:
+    if section not in datalist:
+        present = ", ".join(s for s in SECTIONS if s in datalist) or "none"
+        raise DataListError(f"{path}: no section {section!r}; it has {present}. Name one of these")
+    items: list[dict[str, Any]] = datalist[section]
+    return items
+
+
+def save_datalist(datalist: DataList, path: StrPath, relative: bool = True) -> Path:
+    """Write a data list in one piece: a reader sees the old file or the new one, never a part.
+
+    Args:
+        datalist: as `load_datalist` returns or the ``datalist_from_…`` functions build; relative paths are kept.
+        path: file to write; its folder is made.
+        relative: store absolute paths relative to the folder of the file, so that both can move together.
+
+    Returns:
+        The path. ``meta.sha256`` in the file is the `datalist_hash` of what was written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = dict(datalist)
+    if relative:
+        here = path.absolute().parent
+        for section in present_sections(datalist):
+            written[section] = [_relative_item(item, here) for item in datalist[section]]
+    written["meta"] = {**datalist.get("meta", {}), "sha256": datalist_hash(written)}
+    with whole_file(path, shared=True, sync=True) as part, part.open("w", encoding="utf-8") as file:
+        json.dump(written, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+    return path
+
+
+def datalist_hash(datalist: DataList) -> str:
+    """SHA-256 of sections and label names as canonical JSON (sorted keys, no blanks): what a checkpoint records."""
+    content = {key: datalist[key] for key in ("labels", *SECTIONS) if key in datalist}
+    digest = hashlib.sha256()
+    for part in _canonical(content):
+        digest.update(part.encode("utf-8"))
+    return digest.hexdigest()
+
+
+def _canonical(content: dict[str, Any]) -> Iterator[str]:
+    """Give canonical JSON of an object in parts: the text of a million items in one piece takes more than they do."""
+    dump = functools.partial(json.dumps, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    for place, key in enumerate(sorted(content)):
+        value = content[key]
+        yield f"{',' if place else '{'}{dump(key)}:"
+        if not isinstance(value, list):
+            yield dump(value)
+            continue
+        for start in range(0, len(value), 10_000):
+            yield ("," if start else "[") + dump(value[start : start + 10_000])[1:-1]
+        yield "]" if value else "[]"
+    yield "}" if content else "{}"
+
+
+def training_items(
+    path: StrPath, section: str = "training", only_normal: bool = True, base_dir: StrPath | None = None
+) -> list[dict[str, Any]]:
+    """Items of one section; for pre-training, the normal images alone.
+
+    A list that knows no labels is taken to hold normal images only, for nothing in it says otherwise.
+
+    Args:
+        path: the JSON file.
+        section: "training", "validation" or "test".
+        only_normal: leave out items that are not `is_normal`, where the list has labels.
+        base_dir: as in `load_datalist`.
+
+    Raises:
+        DataListError: as `load_datalist`, or no item is left.
+    """
+    datalist = load_datalist(path, base_dir)
+    _section(datalist, section, path)
+    items = normal_of(datalist, section) if only_normal else datalist[section]
+    if not items:
+        raise DataListError(
+            f"{path}: section {section!r} has no {'normal ' if only_normal else ''}image. "
+            "Build the list with other fractions, or ask for all images with only_normal=False"
+        )
+    return items
+
+
+def normal_of(datalist: DataList, section: str) -> list[dict[str, Any]]:
+    """Items of a section that are `is_normal`; all of them in a list that knows no labels."""
+    items: list[dict[str, Any]] = datalist.get(section, [])
+    if not datalist.get("labels"):
+        return items
+    normal = normal_label(datalist)
+    return [item for item in items if is_normal(item, datalist["labels"], normal)]
+
+
+def is_normal(item: dict[str, Any], labels: list[str], normal: str = DEFAULT_NORMAL) -> bool:
+    """Whether an item is known to be without finding.
+
+    With a label for normal: it is 1 and no other label is 1. Without such a label: all labels are 0 (none unknown).
+    An item without labels is not known to be normal.
+    """
+    values = item.get("label")
+    if not values or len(values) != len(labels):
+        return False
+    if normal in labels:
+        place = labels.index(normal)
+        return values[place] == 1 and 1 not in values[:place] and 1 not in values[place + 1 :]
+    return values.count(0) == len(values)
+
+
+def normal_label(datalist: DataList) -> str:
+    """Name of the label that means "no finding" in this list (``meta.normal_label``)."""
+    return str(datalist.get("meta", {}).get("normal_label", DEFAULT_NORMAL))
+
+
+def present_sections(datalist: DataList) -> list[str]:
+    """Names of the sections that a list has, in the order training, validation, test."""
+    return [section for section in SECTIONS if section in datalist]
+
+
+def resolve_paths(datalist: DataList, base: Path, where: str = "data list", in_place: bool = False) -> DataList:
+    """Copy of a list with absolute paths; an item that is a bare name (Decathlon's tests) becomes ``{"image": …}``.
+
+    Args:
+        datalist: as it stands in the file.
+        base: folder that relative paths start from.
+        where: its name in messages.
+        in_place: the caller has no other use for the list, so its items are changed rather than copied.
+
+    Raises:
+        DataListError: there is no section, or an item without image.
+    """
+    sections = present_sections(datalist)
+    if not sections:
+        raise DataListError(
+            f"{where}: none of {', '.join(SECTIONS)} is in it; keys are {', '.join(datalist) or 'none'}"
+        )
+    resolved = dict(datalist)
+    folder = os.path.abspath(base)
+    for section in sections:
+        if not isinstance(datalist[section], list):
+            raise DataListError(f"{where}: {section!r} is a {type(datalist[section]).__name__}; a list is expected")
+        resolved[section] = list(_resolved(datalist[section], folder, f"{where}: {section}", in_place))
+    return resolved
+
+
+def read_raw(path: Path) -> DataList:
+    """Content of a data list file as it stands, with its paths as they are.
+
+    Raises:
+        DataListError: no such file, not JSON, or not an object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        with _no_collection():
+            content = json.loads(text, object_hook=_shared())
+    except OSError as error:
+        raise DataListError(f"{path}: {error.strerror or 'not readable'}; a JSON data list is expected") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DataListError(f"{path}: not JSON ({error}). Build it again with `afire datalist`") from error
+    if not isinstance(content, dict):
+        raise DataListError(
+            f"{path}: a {type(content).__name__} at the top; an object with {', '.join(SECTIONS)} is expected"
+        )
+    return content
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the collector of cycles from looking, again and again, through a million items that are only being made."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
+def _shared() -> Any:
+    """Give a hook for JSON that lets items share what many have alike: a list of a million is mostly repetition."""
+    labels: dict[bytes, list[Any]] = {}
+
+    def share(item: dict[str, Any]) -> dict[str, Any]:
+        label = item.get("label")
+        if type(label) is list and len(labels) < 100_000:
+            item["label"] = labels.setdefault(marshal.dumps(label), label)  # tells 1 from 1.0 and from true
+        if len(item) > 2:
+            for key in _REPEATED:
+                if type(value := item.get(key)) is str:
+                    item[key] = sys.intern(value)
+        return item
+
+    return share
+
+
+def _resolved(items: Sequence[Any], folder: str, where: str, in_place: bool) -> Iterator[dict[str, Any]]:
+    prefix = folder if folder.endswith(os.sep) else folder + os.sep
+    for place, item in enumerate(items):
+        item = {"image": item} if isinstance(item, str) else item
+        if not isinstance(item, dict) or not isinstance(item.get("image"), str) or not item["image"]:
+            raise DataListError(f'{where}[{place}] has no image path; {{"image": "path", …}} is expected')
+        if not in_place:
+            item = dict(item)
+        item["image"] = _absolute(item["image"], prefix)
+        if isinstance(item.get("mask"), str) and item["mask"]:
+            item["mask"] = _absolute(item["mask"], prefix)
+        yield item
+
+
+def _absolute(path: str, prefix: str) -> str:
+    """As ``os.path.abspath`` of the path in a folder that is absolute and ends with a separator."""
+    plain = os.sep == "/" and path[0] not in "/." and path[-1:] != "/" and "//" not in path and "/." not in path
+    if plain:
+        return prefix + path
+    return os.path.abspath(os.path.join(prefix, path))
+
+
+def _relative_item(item: dict[str, Any], here: Path) -> dict[str, Any]:
+    return {
+        key: _relative(value, here) if key in PATH_KEYS and isinstance(value, str) else value
+        for key, value in item.items()
+    }
+
+
+def _relative(path: str, here: Path) -> str:
+    if not os.path.isabs(path):
+        return path
+    try:
+        return Path(os.path.relpath(path, here)).as_posix()
+    except ValueError:  # another drive
+        return path

@@ -1,0 +1,60 @@
+"""Join data lists of several sources into one, for pre-training on all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from afire_monai.core.errors import DataListError
+from afire_monai.datalists.file import SECTIONS, DataList, StrPath, datalist_hash, load_datalist, save_datalist
+
+
+def merge_datalists(paths: Sequence[StrPath], out: StrPath | None = None, name: str = "merged") -> DataList:
+    """Join lists section by section; an image keeps the section that its own list gave it.
+
+    Label names are those of all lists in order of appearance; a label that a list does not know is null for its
+    images, except that an image known to be normal has none of the others' findings.
+
+    Args:
+        paths: the JSON lists, at least one.
+        out: JSON file to write; None to only return.
+        name: name of the joined list.
+
+    Raises:
+        DataListError: no list, a patient in the training images of one list and the validation or test images of
+            another, or as ``load_datalist``.
+    """
+    if not paths:
+        raise DataListError("no data list to merge: give the paths of at least one")
+    lists = [load_datalist(path) for path in paths]
+    labels = list(dict.fromkeys(label for datalist in lists for label in datalist.get("labels", [])))
+    merged: DataList = {"name": name, "labels": labels}
+    for section in SECTIONS:
+        merged[section] = [_relabel(item, d, labels) for d in lists for item in d.get(section, [])]
+    _refuse_shared_patients(merged)
+    merged["meta"] = {"merged": [{"name": d.get("name", Path(p).stem), "sha256": datalist_hash(d)}
+                                 for d, p in zip(lists, paths, strict=True)]}  # fmt: skip
+    if out is not None:
+        save_datalist(merged, out)
+    return merged
+
+
+def _relabel(item: dict[str, Any], datalist: DataList, labels: list[str]) -> dict[str, Any]:
+    own = datalist.get("labels", [])
+    if not item.get("label") or len(item["label"]) != len(own):
+        return item
+    values = dict(zip(own, item["label"], strict=True))
+    normal = values.get("Normal") == 1
+    return {**item, "label": [values.get(label, 0 if normal else None) for label in labels]}
+
+
+def _refuse_shared_patients(merged: DataList) -> None:
+    training = {item.get("group", item["image"]) for item in merged["training"]}
+    for section in ("validation", "test"):
+        shared = sorted(training & {item.get("group", item["image"]) for item in merged[section]})
+        if shared:
+            raise DataListError(
+                f"{len(shared)} patients are in the training images of one list and the {section} images of another; "
+                "build one list from all of them, so that patients are split together"
+            )

@@ -1,0 +1,103 @@
+"""CheXpert (Irvin et al., AAAI 2019)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from afire_monai.core.errors import DataListError
+from afire_monai.datalists.csv_table import Row, facts_of, first_file, parse_label, read_table
+from afire_monai.datalists.file import DEFAULT_NORMAL, DataList, StrPath
+from afire_monai.datalists.public.common import Gathered, Unmentioned, check_unmentioned, finish
+
+NO_FINDING = "No Finding"
+FINDINGS = (
+    "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation", "Pneumonia",
+    "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices",
+)  # fmt: skip
+LABEL_SETS: Mapping[str, tuple[str, ...]] = {
+    "chexpert14": (NO_FINDING, *FINDINGS),
+    "chexpert5": ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"),
+}
+"""All 14 labels, or the five that CheXpert's competition and most papers judge."""
+
+
+def datalist_from_chexpert(
+    folder: StrPath,
+    out: StrPath | None = None,
+    labels: str = "chexpert14",
+    unmentioned: Unmentioned = "negative",
+    lateral: bool = False,
+    validation: float = 0.02,
+    seed: int = 0,
+) -> DataList:
+    """Build the list of CheXpert (full or small) from its published files.
+
+    ``valid.csv`` (200 studies labelled by three radiologists) is the test section; validation images are taken from
+    ``train.csv`` by patient. Uncertain (-1) stays -1. "No Finding" becomes the label "Normal".
+
+    Args:
+        folder: that holds ``train.csv``, ``valid.csv`` and the folders ``train`` and ``valid``.
+        out: JSON file to write; None to only return.
+        labels: ``chexpert14`` or ``chexpert5``.
+        unmentioned: a blank cell is ``negative`` (0, as most work does) or ``missing`` (null).
+        lateral: take lateral views too.
+        validation: share of the training images that goes to validation, by patient, stratified.
+        seed: of that choice.
+
+    Raises:
+        DataListError: a file or column is missing, a value in it is not as published, no image.
+    """
+    root = Path(folder)
+    blank, wanted = check_unmentioned(unmentioned), label_set(labels)
+    gathered = Gathered([DEFAULT_NORMAL if name == NO_FINDING else name for name in wanted])
+    for table, section in (("train.csv", "training"), ("valid.csv", "test")):
+        path = first_file(root, table, f"{table}.gz")
+        rows = read_table(path, ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *wanted])
+        for number, row in enumerate(rows, start=2):
+            if not lateral and row["Frontal/Lateral"] != "Frontal":
+                gathered.skipped["lateral_view"] += 1
+                continue
+            image = _image(root, row["Path"])
+            if not image.is_file():
+                gathered.skipped["missing_image"] += 1
+                continue
+            item: dict[str, Any] = {"image": str(image.absolute()), "group": _patient(row["Path"], path, number)}
+            where = f"{path}: line {number}"
+            item["label"] = [parse_label(row[name], f"{where}, column {name!r}", blank) for name in wanted]
+            gathered.sections[section].append(item | _facts(row))
+    gathered.hold_out(validation, seed)
+    gathered.facts |= {"unmentioned": unmentioned}
+    return finish("chexpert", gathered, root, out, official=("test",))
+
+
+def label_set(name: str) -> tuple[str, ...]:
+    """Names of the labels in a set.
+
+    Raises:
+        DataListError: no such set.
+    """
+    if name not in LABEL_SETS:
+        raise DataListError(f"labels are {name!r}; one of {', '.join(LABEL_SETS)} is expected")
+    return LABEL_SETS[name]
+
+
+def _image(root: Path, published: str) -> Path:
+    """Paths in the tables start with the name of the archive (CheXpert-v1.0-small), which may have been renamed."""
+    first, _, rest = published.partition("/")
+    return root / rest if first.lower().startswith("chexpert") else root / published
+
+
+def _patient(published: str, table: Path, number: int) -> str:
+    match = re.search(r"patient\d+", published)
+    if match is None:
+        raise DataListError(f"{table}: line {number}, column 'Path': {published!r}; …/patientNNNNN/… is expected")
+    return match[0]
+
+
+def _facts(row: Row) -> dict[str, str | float]:
+    # the tables give age 0 where it is not known
+    age = row["Age"] if row["Age"] not in ("0", "0.0") else ""
+    return facts_of(row["Sex"], age, row["AP/PA"] or row["Frontal/Lateral"])

@@ -1,0 +1,197 @@
+"""What all adapters share: finding images, holding out validation patients, and checks before a list is written."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from afire_monai.core.errors import DataListError
+from afire_monai.datalists.csv_table import facts_of, optional_file
+from afire_monai.datalists.file import DEFAULT_NORMAL, SECTIONS, DataList, StrPath, save_datalist
+from afire_monai.datalists.splits import split_by_group
+
+Item = dict[str, Any]
+Unmentioned = Literal["negative", "missing"]
+RANDOM_FRACTIONS = (0.7, 0.1, 0.2)
+"""Shares of training, validation and test for data sets without official test images."""
+
+
+@dataclass
+class Gathered:
+    """What an adapter has found so far.
+
+    Attributes:
+        labels: names of the labels.
+        sections: items by section; what is in "training" alone is divided by `hold_out` or `divide`.
+        skipped: number of images left out, by reason.
+        facts: further values for ``meta``.
+    """
+
+    labels: list[str]
+    sections: dict[str, list[Item]] = field(default_factory=lambda: {section: [] for section in SECTIONS})
+    skipped: Counter[str] = field(default_factory=lambda: Counter(missing_image=0))
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def hold_out(self, fraction: float, seed: int) -> None:
+        """Move a share of the training patients, stratified by their labels, to validation.
+
+        Raises:
+            DataListError: not a share from 0 to below 1.
+        """
+        if not 0 <= fraction < 1:
+            raise DataListError(
+                f"validation is {fraction}; a share from 0 to below 1 of the training images is expected"
+            )
+        self._deal((1 - fraction, fraction), ("training", "validation"), seed)
+        self.facts |= {"split": "official test images", "validation_fraction": fraction, "seed": seed}
+
+    def divide(self, fractions: Sequence[float], seed: int) -> None:
+        """Divide all items by patient into training, validation and test.
+
+        Raises:
+            DataListError: wrong fractions.
+        """
+        if len(fractions) != len(SECTIONS):
+            raise DataListError(f"fractions are {tuple(fractions)}; three, for {', '.join(SECTIONS)}, are expected")
+        self._deal(fractions, SECTIONS, seed)
+        self.facts |= {"split": "random by patient", "fractions": [float(f) for f in fractions], "seed": seed}
+
+    def _deal(self, fractions: Sequence[float], sections: Sequence[str], seed: int) -> None:
+        items = self.sections["training"]
+        strata = [str(item["label"]) for item in items]
+        split = split_by_group([group_of(item) for item in items], strata, fractions, seed)
+        for index, section in enumerate(sections):
+            self.sections[section] = [item for item, part in zip(items, split, strict=True) if part == index]
+
+
+def finish(
+    name: str, gathered: Gathered, folder: StrPath, out: StrPath | None, official: Sequence[str] = ()
+) -> DataList:
+    """Check what was gathered, put the list together and write it.
+
+    Args:
+        name: of the list.
+        gathered: items by section, labels, what was left out.
+        folder: where images were looked for, for messages.
+        out: JSON file to write; None to only return.
+        official: sections whose images the publishers chose. A patient who is in one of these and elsewhere is reported
+            as ``meta.patients_in_two_sections``; between other sections it is an error.
+
+    Raises:
+        DataListError: no image was found, or a patient is in two sections that are not official.
+    """
+    sections = {section: gathered.sections[section] for section in SECTIONS if gathered.sections[section]}
+    if not sections:
+        missing = gathered.skipped["missing_image"]
+        seen = f"none of the {missing} images that the tables name was" if missing else f"no image of {name} was"
+        raise DataListError(
+            f"{folder}: {seen} found. Unpack the images into this folder as published, or give their folder"
+        )
+    shared = shared_patients(sections)
+    for (one, other), patients in shared.items():
+        if one not in official and other not in official:
+            raise DataListError(
+                f"{name}: {len(patients)} patients are in both {one} and {other}. "
+                "Use the lists as published, or give others that keep patients on one side"
+            )
+    both = len(set().union(*shared.values()))
+    meta = {"source": name, **gathered.facts, "skipped": dict(gathered.skipped), "patients_in_two_sections": both}
+    datalist: DataList = {"name": name, "labels": gathered.labels, "meta": {**meta, "normal_label": DEFAULT_NORMAL}}
+    datalist |= sections
+    if out is not None:
+        save_datalist(datalist, out)
+    return datalist
+
+
+def shared_patients(sections: Mapping[str, Sequence[Item]]) -> dict[tuple[str, str], set[str]]:
+    """Patients who are in two sections, for each pair of sections that shares any."""
+    groups = {section: {group_of(item) for item in items} for section, items in sections.items()}
+    names = list(groups)
+    pairs = [(one, other) for i, one in enumerate(names) for other in names[i + 1 :]]
+    return {(one, other): groups[one] & groups[other] for one, other in pairs if groups[one] & groups[other]}
+
+
+def group_of(item: Item) -> str:
+    """Patient of an item, or its image where it has no patient."""
+    return str(item.get("group", item["image"]))
+
+
+def find_files(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
+    """Path of each file below a folder by its name; of equal names the first that is met. Links are followed.
+
+    Args:
+        folder: searched with its sub-folders, but not hidden ones.
+        suffixes: in lower case, with dot.
+
+    Raises:
+        DataListError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise DataListError(f"{folder}: no such folder. Give the folder that the data set was unpacked into")
+    endings = tuple(suffixes)
+    found: dict[str, Path] = {}
+    seen: set[str] = set()
+    for where, folders, names in os.walk(folder, followlinks=True):
+        # a link to a folder above would lead around in a circle
+        real = os.path.realpath(where)
+        folders[:] = sorted(n for n in folders if real not in seen and not n.startswith((".", "__MACOSX")))
+        seen.add(real)
+        for name in sorted(names):
+            if name.lower().endswith(endings) and not name.startswith("."):
+                found.setdefault(name, Path(where, name))
+    return found
+
+
+def by_stem(files: Mapping[str, Path]) -> dict[str, Path]:
+    """The same by name without suffix."""
+    return {path.stem: path for path in files.values()}
+
+
+def check_unmentioned(value: str) -> int | None:
+    """What a blank label cell means.
+
+    Raises:
+        DataListError: neither "negative" nor "missing".
+    """
+    if value not in ("negative", "missing"):
+        raise DataListError(f"unmentioned is {value!r}; negative (a blank cell is 0) or missing (null) is expected")
+    return 0 if value == "negative" else None
+
+
+def read_names(folder: Path, name: str) -> set[str]:
+    """Names listed in a text file, one a line.
+
+    Raises:
+        DataListError: the file is missing or empty.
+    """
+    path = Path(name) if Path(name).is_absolute() else optional_file(folder, name) or folder / name
+    try:
+        names = {line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataListError(
+            f"{path}: not readable ({getattr(error, 'strerror', None) or error}); a list of file names, one a line, is "
+            "expected. It comes with the data set"
+        ) from error
+    if not names:
+        raise DataListError(f"{path}: it is empty; a list of file names, one a line, is expected. Fetch it again")
+    return names
+
+
+def header_facts(path: Path) -> dict[str, Any]:
+    """Sex, age and view from a DICOM header; nothing else is read from it, and a file that is none gives nothing."""
+    import pydicom
+
+    tags = ["PatientSex", "PatientAge", "ViewPosition"]
+    try:
+        with warnings.catch_warnings():
+            # remarks on odd headers quote their values, which can be a patient's
+            warnings.simplefilter("ignore")
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+    except Exception:  # pydicom raises many types; one strange header must not end the reading of thousands
+        return {}
+    return facts_of(*(str(header.get(tag) or "") for tag in tags))

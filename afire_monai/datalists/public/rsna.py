@@ -1,0 +1,74 @@
+"""RSNA pneumonia detection (2018 challenge; pictures from NIH ChestX-ray14)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from afire_monai.core.errors import DataListError
+from afire_monai.datalists.csv_table import first_file, parse_numbers, read_table
+from afire_monai.datalists.file import DataList, StrPath
+from afire_monai.datalists.public.common import RANDOM_FRACTIONS, Gathered, by_stem, find_files, finish, header_facts
+
+CLASSES = ("Normal", "Lung Opacity", "No Lung Opacity / Not Normal")
+BOX_COLUMNS = ["x", "y", "width", "height"]
+
+
+def datalist_from_rsna(
+    folder: StrPath,
+    out: StrPath | None = None,
+    fractions: Sequence[float] = RANDOM_FRACTIONS,
+    seed: int = 0,
+    read_headers: bool = False,
+) -> DataList:
+    """Build the list of the RSNA pneumonia challenge with its three classes and boxes.
+
+    Read are ``stage_2_train_labels.csv``, ``stage_2_detailed_class_info.csv`` and ``stage_2_train_images/*.dcm`` (or
+    pictures of the original size). The challenge's test labels were not published, so training images are divided at
+    random; its ``patientId`` is one for each image, so patients with several cannot be told.
+
+    Args:
+        folder: that holds them.
+        out: JSON file to write; None to only return.
+        fractions: shares of training, validation and test.
+        seed: of the split.
+        read_headers: take sex, age and view from the DICOM headers (reads every file once).
+
+    Raises:
+        DataListError: a file or column is missing, a value in it is not as published, no image.
+    """
+    root = Path(folder)
+    boxes = _boxes(first_file(root, "stage_2_train_labels.csv"))
+    table = first_file(root, "stage_2_detailed_class_info.csv")
+    classes: dict[str, str] = {}
+    for number, row in enumerate(read_table(table, ["patientId", "class"]), start=2):
+        if row["class"] not in CLASSES:
+            raise DataListError(f"{table}: line {number}: {row['class']!r}; one of {', '.join(CLASSES)} is expected")
+        if classes.setdefault(row["patientId"], row["class"]) != row["class"]:
+            raise DataListError(f"{table}: line {number}: {row['patientId']} has two classes; one is expected")
+    files = by_stem(find_files(root, (".dcm", ".png", ".jpg")))
+    gathered = Gathered(list(CLASSES))
+    for image, name in classes.items():
+        if image not in files:
+            gathered.skipped["missing_image"] += 1
+            continue
+        item: dict[str, Any] = {"image": str(files[image].absolute()), "group": image}
+        item["label"] = [int(name == known) for known in CLASSES]
+        if boxes.get(image):
+            item["boxes"] = boxes[image]
+        gathered.sections["training"].append(item | (header_facts(files[image]) if read_headers else {}))
+    gathered.divide(fractions, seed)
+    return finish("rsna-pneumonia", gathered, root, out)
+
+
+def _boxes(path: Path) -> dict[str, list[list[Any]]]:
+    boxes: dict[str, list[list[Any]]] = defaultdict(list)
+    for number, row in enumerate(read_table(path, ["patientId", *BOX_COLUMNS, "Target"]), start=2):
+        if row["Target"] not in ("0", "1"):
+            raise DataListError(f"{path}: line {number}, column 'Target': {row['Target']!r}; 0 or 1 is expected")
+        if row["Target"] == "1":
+            numbers = parse_numbers([row[column] for column in BOX_COLUMNS], f"{path}: line {number}: box")
+            boxes[row["patientId"]].append([*numbers, "Lung Opacity"])
+    return boxes

@@ -1,0 +1,121 @@
+"""Shenzhen and Montgomery tuberculosis radiographs (Jaeger et al., 2014)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from afire_monai.core.errors import DataListError
+from afire_monai.datalists.csv_table import facts_of
+from afire_monai.datalists.file import DataList, StrPath
+from afire_monai.datalists.public.common import RANDOM_FRACTIONS, Gathered, find_files, finish
+from afire_monai.datalists.public.masks import mask_folder, picture_size, union_of_pictures, write_mask
+
+LABELS = ("Normal", "Tuberculosis")
+SEX = re.compile(r"\b(female|male|f|m)\b", re.IGNORECASE)
+AGE = re.compile(r"(\d+)\s*(y|m|w|d)", re.IGNORECASE)
+
+
+def datalist_from_shenzhen(
+    folder: StrPath, out: StrPath | None = None, fractions: Sequence[float] = RANDOM_FRACTIONS, seed: int = 0
+) -> DataList:
+    """Build the list of the Shenzhen set.
+
+    Read are ``CXR_png/CHNCXR_nnnn_0.png`` (normal) and ``…_1.png`` (tuberculosis), ``ClinicalReadings/*.txt`` (sex and
+    age), and lung masks in a folder named ``mask`` or ``masks`` as ``CHNCXR_nnnn_0_mask.png``, where they are there.
+
+    Args:
+        folder: that holds them.
+        out: JSON file to write; None to only return.
+        fractions: shares of training, validation and test; the set has no official split.
+        seed: of the split; each picture is a patient.
+
+    Raises:
+        DataListError: no picture.
+    """
+    root = Path(folder)
+    masks = {
+        name.removesuffix(".png").removesuffix("_mask"): path
+        for name, path in find_files(root, (".png",)).items()
+        if path.parent.name.lower() in ("mask", "masks")
+    }
+
+    def mask_of(path: Path) -> str | None:
+        return str(masks[path.stem].absolute()) if path.stem in masks else None
+
+    return _build("shenzhen", r"CHNCXR_(\d+)_([01])\.png", root, out, fractions, seed, mask_of)
+
+
+def datalist_from_montgomery(
+    folder: StrPath,
+    out: StrPath | None = None,
+    masks: StrPath | None = None,
+    fractions: Sequence[float] = RANDOM_FRACTIONS,
+    seed: int = 0,
+) -> DataList:
+    """Build the list of the Montgomery set, and write its lung masks, published as one file a lung, as one PNG each.
+
+    Read are ``CXR_png/MCUCXR_nnnn_0.png`` (normal) and ``…_1.png`` (tuberculosis), ``ClinicalReadings/*.txt`` (sex and
+    age) and ``ManualMask/leftMask`` and ``rightMask``.
+
+    Args:
+        folder: that holds them.
+        out: JSON file to write; None to only return.
+        masks: folder for the joined masks; None for ``<list>_masks`` beside ``out``.
+        fractions: shares of training, validation and test; the set has no official split.
+        seed: of the split; each picture is a patient.
+
+    Raises:
+        DataListError: no picture.
+    """
+    root = Path(folder)
+    target = mask_folder(masks, out)
+    sides = [find_files(root / "ManualMask" / side, (".png",)) for side in ("leftMask", "rightMask")
+             if (root / "ManualMask" / side).is_dir()]  # fmt: skip
+
+    def mask_of(path: Path) -> str | None:
+        lungs = [side[path.name] for side in sides if path.name in side]
+        if target is None or len(lungs) < 2:
+            return None
+        return write_mask(union_of_pictures(lungs, picture_size(path)), target / path.name)
+
+    return _build("montgomery", r"MCUCXR_(\d+)_([01])\.png", root, out, fractions, seed, mask_of)
+
+
+def _build(
+    name: str,
+    pattern: str,
+    root: Path,
+    out: StrPath | None,
+    fractions: Sequence[float],
+    seed: int,
+    mask_of: Callable[[Path], str | None],
+) -> DataList:
+    gathered = Gathered(list(LABELS))
+    place = root / "CXR_png"
+    for file_name, path in sorted(find_files(place if place.is_dir() else root, (".png",)).items()):
+        match = re.fullmatch(pattern, file_name)
+        if match is None or path.parent.name.lower() in ("mask", "masks", "leftmask", "rightmask"):
+            continue
+        item: dict[str, Any] = {"image": str(path.absolute()), "group": match[1]}
+        item["label"] = [int(match[2] == "0"), int(match[2] == "1")]
+        mask = mask_of(path)
+        if mask is not None:
+            item["mask"] = mask
+        gathered.sections["training"].append(item | _reading(root / "ClinicalReadings" / f"{path.stem}.txt"))
+    if not gathered.sections["training"]:
+        raise DataListError(f"{root}: no picture named like {pattern} in it or in CXR_png. Give the unpacked folder")
+    gathered.divide(fractions, seed)
+    return finish(name, gathered, root, out)
+
+
+def _reading(path: Path) -> dict[str, str | float]:
+    """Sex and age from a reading such as ``male 45yrs`` or ``Patient's Sex: M`` and ``Patient's Age: 045Y``."""
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+    except OSError:
+        return {}
+    sex, age = SEX.search(text), AGE.search(text)
+    return facts_of(sex[1] if sex else "", f"{age[1]}{age[2]}" if age else "")

@@ -1,0 +1,237 @@
+"""Find what is wrong with a data list before a day of training does."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from afire_monai.datalists.file import (
+    DataList,
+    StrPath,
+    datalist_hash,
+    present_sections,
+    read_raw,
+    resolve_paths,
+)
+from afire_monai.datalists.items import Entry, Problem, fact_problems, label_problems
+
+ITEM_KEYS = ("image", "label", "group", "mask", "boxes", "sex", "age", "view", "source", "manufacturer_model")
+_KNOWN_KEYS = frozenset(ITEM_KEYS)
+TOP_KEYS = ("name", "labels", "meta", "training", "validation", "test")
+
+
+@dataclass
+class DataListReport:
+    """Result of `validate_datalist`.
+
+    Attributes:
+        counts: images in each section.
+        groups: patients in each section (items without group count as one each).
+        labels: images with each label, over all sections.
+        problems: what is wrong, errors before warnings.
+    """
+
+    counts: dict[str, int]
+    groups: dict[str, int]
+    labels: dict[str, int]
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether no problem is an error."""
+        return not any(problem.severity == "error" for problem in self.problems)
+
+    def summary(self, most: int = 20) -> str:
+        """Plain text: counts, then at most ``most`` problems in words, then the number of the rest by kind."""
+        lines = [f"{section}: {n} images of {self.groups[section]} patients" for section, n in self.counts.items()]
+        if self.labels:
+            lines.append("labels: " + ", ".join(f"{name} {n}" for name, n in self.labels.items()))
+        lines += [str(problem) for problem in self.problems[:most]]
+        rest = Counter(problem.kind for problem in self.problems[most:])
+        lines += [f"… and {n} more of: {kind}" for kind, n in rest.items()]
+        lines.append("no problem found" if not self.problems else f"problems: {len(self.problems)}")
+        return "\n".join(lines)
+
+
+def validate_datalist(
+    datalist: DataList | StrPath, base_dir: StrPath | None = None, check_files: bool = True, decode: bool = False
+) -> DataListReport:
+    """Check a data list: keys, labels, patients in two splits, missing and duplicate files.
+
+    Args:
+        datalist: a list, or the path of one.
+        base_dir: folder that relative paths start from; None for the folder of the file (or the working directory).
+        check_files: look whether files exist, and compare the content (SHA-256) of those of equal size.
+        decode: read every image as well; slow.
+
+    Returns:
+        Counts and problems; nothing is raised for a list that is merely wrong.
+
+    Raises:
+        DataListError: the file cannot be read as a data list at all.
+    """
+    if isinstance(datalist, str | os.PathLike):
+        return open_datalist(datalist, base_dir, check_files, decode).report
+    return _validate(resolve_paths(datalist, Path(base_dir or ".")), [], check_files, decode)
+
+
+@dataclass(frozen=True)
+class OpenedDataList:
+    """A data list that has been read once, for all that a run wants of it.
+
+    Attributes:
+        datalist: with absolute paths.
+        sha256: its `datalist_hash`, with paths as they stand in the file.
+        report: of `validate_datalist`.
+    """
+
+    datalist: DataList
+    sha256: str
+    report: DataListReport
+
+
+def open_datalist(
+    path: StrPath, base_dir: StrPath | None = None, check_files: bool = False, decode: bool = False
+) -> OpenedDataList:
+    """Read a data list, check it and give its hash, in one go.
+
+    Args:
+        path: the JSON file.
+        base_dir: as for `validate_datalist`, like all that follow.
+        check_files: look whether files exist.
+        decode: read every image as well.
+
+    Raises:
+        DataListError: the file cannot be read as a data list at all.
+    """
+    base = Path(base_dir) if base_dir is not None else Path(path).absolute().parent
+    raw = read_raw(Path(path))
+    sha256 = datalist_hash(raw)
+    problems = list(_hash_problems(raw, sha256))
+    datalist = resolve_paths(raw, base, str(path), in_place=True)
+    return OpenedDataList(datalist, sha256, _validate(datalist, problems, check_files, decode))
+
+
+def _validate(datalist: DataList, problems: list[Problem], check_files: bool, decode: bool) -> DataListReport:
+    entries = _Entries(datalist)
+    problems += [*_key_problems(datalist, entries), *label_problems(datalist, entries), *_group_problems(entries)]
+    problems += fact_problems(entries)
+    problems += _same_path_problems(entries)
+    if check_files:
+        problems += _file_problems(entries)
+    if decode:
+        problems += _decode_problems(entries)
+    problems.sort(key=lambda problem: problem.severity != "error")
+    return _count(datalist, problems)
+
+
+class _Entries:
+    """The items of a list with section and place in words, made anew each time: a million places take room."""
+
+    def __init__(self, datalist: DataList) -> None:
+        self.datalist = datalist
+
+    def __iter__(self) -> Iterator[Entry]:
+        for section in present_sections(self.datalist):
+            for place, item in enumerate(self.datalist[section]):
+                yield section, f"{section}[{place}]", item
+
+
+def _count(datalist: DataList, problems: list[Problem]) -> DataListReport:
+    sections = present_sections(datalist)
+    names = [name for name in datalist.get("labels", []) if isinstance(name, str)]
+    labels = dict.fromkeys(names, 0)
+    for section in sections:
+        for item in datalist[section]:
+            values = item.get("label")
+            if isinstance(values, list) and 1 in values:
+                for name, value in zip(names, values, strict=False):
+                    labels[name] += value == 1
+    groups = {s: len({str(item.get("group", item["image"])) for item in datalist[s]}) for s in sections}
+    return DataListReport({s: len(datalist[s]) for s in sections}, groups, labels, problems)
+
+
+def _hash_problems(datalist: DataList, sha256: str) -> Iterator[Problem]:
+    stored = datalist.get("meta", {}).get("sha256")
+    if stored is not None and stored != sha256:
+        advice = "Items were edited after saving; save the list again with save_datalist, so that runs name this one"
+        yield Problem("hash differs", "meta.sha256", str(stored)[:12], advice, "warning")
+
+
+def _key_problems(datalist: DataList, entries: Iterable[Entry]) -> Iterator[Problem]:
+    for key in datalist:
+        if key not in TOP_KEYS:
+            yield Problem("unknown key", "top level", repr(key), f"Known are {', '.join(TOP_KEYS)}", "warning")
+    for section in present_sections(datalist):
+        if not datalist[section]:
+            yield Problem("empty section", section, "0 items", "Leave it out, or give it a larger fraction", "warning")
+    for _, where, item in entries:
+        if _KNOWN_KEYS.issuperset(item):
+            continue
+        for key in item:
+            if key not in ITEM_KEYS:
+                yield Problem("unknown key", where, repr(key), f"Known are {', '.join(ITEM_KEYS)}", "warning")
+
+
+def _group_problems(entries: Iterable[Entry]) -> Iterator[Problem]:
+    sections: dict[str, set[str]] = defaultdict(set)
+    for section, _, item in entries:
+        if item.get("group") is not None:
+            sections[str(item["group"])].add(section)
+    for group, found in sections.items():
+        if len(found) > 1:
+            advice = "Put all images of a patient into one section, or results will be too good"
+            yield Problem("patient in two splits", " and ".join(sorted(found)), f"group {group}", advice)
+
+
+def _same_path_problems(entries: Iterable[Entry]) -> Iterator[Problem]:
+    first: dict[str, str] = {}
+    for _, where, item in entries:
+        path = os.path.normcase(item["image"])
+        if path in first:
+            yield Problem("duplicate file", f"{first[path]} and {where}", item["image"], "Keep one of the two")
+        first.setdefault(path, where)
+
+
+def _file_problems(entries: Iterable[Entry]) -> Iterator[Problem]:
+    """Missing files, and files with equal content under different names."""
+    by_size: dict[int, dict[str, tuple[str, str]]] = defaultdict(dict)
+    for section, where, item in entries:
+        for key in ("image", "mask"):
+            if key in item and not os.path.isfile(item[key]):
+                advice = "Copy the file there, give the right base_dir, or take the item out"
+                yield Problem("missing file", f"{where}.{key}", str(item[key]), advice)
+            elif key == "image":
+                by_size[os.path.getsize(item[key])].setdefault(os.path.normcase(item[key]), (section, where))
+    for same_size in by_size.values():
+        if len(same_size) > 1:
+            yield from _same_content_problems(same_size)
+
+
+def _same_content_problems(files: dict[str, tuple[str, str]]) -> Iterator[Problem]:
+    first: dict[str, tuple[str, str]] = {}
+    for path, (section, where) in files.items():
+        try:
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            yield Problem("missing file", where, path, f"It cannot be read ({error.strerror}); check its permissions")
+            continue
+        if digest in first:
+            other_section, other = first[digest]
+            severity = "warning" if other_section == section else "error"
+            advice = "The two files have the same content: keep one of them"
+            yield Problem("duplicate file", f"{other} and {where}", path, advice, severity)
+        first.setdefault(digest, (section, where))
+
+
+def _decode_problems(entries: Iterable[Entry]) -> Iterator[Problem]:
+    from afire_monai.datalists.check import check_files
+
+    where = {item["image"]: place for _, place, item in entries if os.path.isfile(item["image"])}
+    for refused in check_files(list(where)).refused:
+        yield Problem("not readable", where[refused.path], refused.path, f"{refused.kind}: {refused.detail}")

@@ -1,0 +1,153 @@
+"""A whole folder of predictions as DICOM objects, ready to be sent."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from afire_monai.core.errors import AfireError, RadiographError
+from afire_monai.core.files import write_text
+from afire_monai.dicom_results.index import SourceFile, source_files
+from afire_monai.dicom_results.objects import OutputError
+from afire_monai.dicom_results.prediction import ImagePrediction
+from afire_monai.dicom_results.results import KINDS, check_kinds, write_results
+from afire_monai.dicom_results.source import open_source
+from afire_monai.predictions.format import Predictions, load_predictions
+from afire_monai.predictions.results import LEFT_OUT, csv_text
+
+OBJECTS = "objects.csv"
+
+
+@dataclass
+class DicomSummary:
+    """What writing a folder of predictions came to.
+
+    Attributes:
+        total: predicted images.
+        done: images whose objects are all written.
+        objects: files written, by kind.
+        left_out: reasons by index, without names of files or patients.
+    """
+
+    total: int
+    done: int = 0
+    objects: dict[str, int] = field(default_factory=dict)
+    left_out: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def status(self) -> int:
+        """Exit status: 0 all written, 1 some left out, 2 none."""
+        return 2 if not self.done else 1 if self.done < self.total else 0
+
+
+def write_dicom_results(
+    predictions: str | Path,
+    out: str | os.PathLike[str],
+    index: str | os.PathLike[str] | None = None,
+    kinds: Sequence[str] | None = None,
+    progress: bool = False,
+    seed: str | None = None,
+) -> DicomSummary:
+    """Write the predictions of a folder as DICOM objects of the studies that the radiographs belong to.
+
+    Beside the objects are written ``objects.csv`` (index, kind, file) and, where something was left out,
+    ``left_out.csv`` (index, reason). All are for their owner's eyes only: the objects name patients.
+
+    Args:
+        predictions: folder of ``afire predict``.
+        out: folder to write into; new or empty, so that nothing can be sent twice by mistake.
+        index: see `source_files`.
+        kinds: ``sr``, ``seg``, ``sc``; None for those that there is something for, image by image.
+        progress: show a bar with the time left.
+        seed: see `NewUids`; None outside tests.
+
+    Raises:
+        AfireError: for wrong options or tables, or a folder that is not empty or cannot be written.
+    """
+    if kinds is not None:
+        check_kinds(kinds)
+    table = load_predictions(predictions)
+    sources = source_files(predictions, index)
+    folder = _empty_private_folder(Path(out))
+    done = DicomSummary(len(table))
+    rows: list[tuple[int, str, str]] = []
+    for number in tqdm(table.index.tolist(), desc="writing", unit="image", disable=not progress):
+        try:
+            written = _write_one(table, number, sources.get(number), folder, kinds, seed)
+        except OutputError as error:
+            raise AfireError(f"{out}: {error}. {done.done} images are written whole; begin again elsewhere") from error
+        except AfireError as error:
+            done.left_out[number] = _reason(error, predictions)
+            continue
+        except MemoryError:
+            raise
+        except Exception as error:  # one strange file must not end the work on thousands
+            # what it says is left out: other libraries quote the header
+            done.left_out[number] = f"unexpected error: {type(error).__name__}; please report this file"
+            continue
+        rows += [(number, kind, path.name) for kind, path in written.items()]
+        done.done += 1
+        for kind in written:
+            done.objects[kind] = done.objects.get(kind, 0) + 1
+    _write_tables(folder, rows, done.left_out)
+    return done
+
+
+def _write_one(
+    table: Predictions,
+    number: int,
+    source: SourceFile | None,
+    folder: Path,
+    kinds: Sequence[str] | None,
+    seed: str | None,
+) -> dict[str, Path]:
+    if source is None:
+        raise AfireError("no source file: the index does not hold this image")
+    prediction = ImagePrediction.from_predictions(table, number)
+    chosen = list(kinds) if kinds is not None else _possible(prediction)
+    image = open_source(source.file)
+    if source.sop_instance_uid.strip() not in ("", str(image.header.SOPInstanceUID).strip()):
+        raise AfireError("another image: the source file is not the one that was read in; run `afire ingest` again")
+    return dict(zip(chosen, write_results(image, prediction, folder, chosen, seed=seed), strict=True))
+
+
+def _possible(prediction: ImagePrediction) -> list[str]:
+    prediction.check_any()
+    scores = bool(prediction.probabilities) or prediction.anomaly_percentile is not None
+    possible = {"sr": scores, "seg": prediction.heatmap is not None, "sc": True}
+    return [kind for kind in KINDS if possible[kind]]
+
+
+def _reason(error: AfireError, predictions: str | Path) -> str:
+    """Say what is wrong without the names of files."""
+    if isinstance(error, RadiographError):
+        reason = f"{getattr(error, 'kind', 'refused')}: {getattr(error, 'detail', 'it cannot be used')}"
+        for name in filter(None, (getattr(error, "path", ""), os.path.basename(getattr(error, "path", "")))):
+            reason = reason.replace(name, "the file")
+    else:
+        reason = str(error).replace(f"{predictions}{os.sep}", "")
+    return " ".join(reason.split())
+
+
+def _empty_private_folder(folder: Path) -> Path:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise AfireError(f"{folder}: not empty; what is there could be sent again. Give a new folder with --out")
+        folder.chmod(0o700)
+    except OSError as error:
+        raise AfireError(f"{folder}: {error.strerror}; give a folder that can be written with --out") from error
+    return folder
+
+
+def _write_tables(folder: Path, rows: list[tuple[int, str, str]], left_out: dict[int, str]) -> None:
+    try:
+        write_text(folder / OBJECTS, csv_text([("index", "kind", "file"), *rows]), private=True)
+        if left_out:
+            write_text(folder / LEFT_OUT, csv_text([("index", "reason"), *sorted(left_out.items())]), private=True)
+    except OSError as error:
+        raise AfireError(f"{folder}: {error.strerror}; the objects are written, the tables are not") from error

@@ -1,0 +1,159 @@
+"""What all new objects have in common: who made them, for what, and how they get onto the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from afire_monai import __version__
+from afire_monai.core.errors import AfireError
+from afire_monai.dicom_results.prediction import ImagePrediction
+from afire_monai.dicom_results.source import SourceImage, quiet
+from afire_monai.dicom_results.uids import NewUids, named_uid
+
+MAKER = "afire-monai"
+WARNING = "RESEARCH USE ONLY"
+NOTE = (
+    "Research use only. Made by software that is no medical device; not a diagnosis. A finding that is named here is "
+    "not said to be present: its probability is what the model says. Read with the radiograph, by someone who can."
+)
+SERIES_NUMBERS = {"sr": 9801, "seg": 9802, "sc": 9803}
+"""High, so that results are listed behind the images of a study."""
+
+
+class OutputError(AfireError):
+    """A file cannot be written: the next one could not be written either."""
+
+
+@contextlib.contextmanager
+def building(what: str) -> Iterator[None]:
+    """Turn whatever goes wrong while an object is built into an error that quotes nothing of the source's header."""
+    try:
+        with quiet():
+            yield
+    except (AfireError, KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as error:
+        raise AfireError(
+            f"no {what} can be built for this source ({type(error).__name__}): its header has a value that is not "
+            "expected, or this program is at fault. Please report it, without the file"
+        ) from None
+
+
+def common(kind: str, source: SourceImage, prediction: ImagePrediction, uids: NewUids, title: str) -> dict[str, Any]:
+    """Give the arguments that the constructors of all objects share.
+
+    Args:
+        kind: ``sr``, ``seg`` or ``sc``.
+        source: that the object is derived from.
+        prediction: that it shows.
+        uids: makes the UIDs of the new series and object.
+        title: of the series.
+    """
+    origin = str(source.header.SOPInstanceUID)
+    return {
+        "series_instance_uid": uids.new(origin, kind, "series"),
+        "sop_instance_uid": uids.new(origin, kind, "object"),
+        "series_number": SERIES_NUMBERS[kind],
+        "instance_number": 1,
+        "manufacturer": MAKER,
+        "manufacturer_model_name": MAKER,
+        "software_versions": __version__,
+        "device_serial_number": model_digest(prediction.model),
+        "series_description": with_warning(title),
+        "content_qualification": "RESEARCH",
+        # set by `write_new`: highdicom knows fewer of them than there are
+        "specific_character_set": None,
+    }
+
+
+def with_warning(title: str) -> str:
+    """Add that this is research to a title; where both are too long for DICOM (64 characters) the title is cut."""
+    warning = f" - {WARNING}"
+    return title[: 64 - len(warning)] + warning
+
+
+def character_set(source: SourceImage, prediction: ImagePrediction) -> Any:
+    """Keep the source's character set; UTF-8 where what is added might not fit into it."""
+    texts = [*prediction.probabilities, prediction.heatmap_kind, prediction.heatmap_label]
+    texts += [*model_parameters(prediction.model), *model_parameters(prediction.model).values()]
+    return source.header.get("SpecificCharacterSet") if all(text.isascii() for text in texts) else "ISO_IR 192"
+
+
+def model_digest(model: Mapping[str, Any]) -> str:
+    """Give 16 hexadecimal digits that stand for exactly these weights and this version."""
+    return f"{int(model_uid(model)[5:]):032x}"[:16]
+
+
+def model_uid(model: Mapping[str, Any]) -> str:
+    """Give the UID of the model as an observer: the same for the same weights and version."""
+    return named_uid("model", json.dumps(dict(model), sort_keys=True, default=str), __version__)
+
+
+def model_parameters(model: Mapping[str, Any]) -> dict[str, str]:
+    """Flatten what identifies a model into names and short values."""
+    flat: dict[str, str] = {}
+    for name, value in model.items():
+        inner = value.items() if isinstance(value, Mapping) else [("", value)]
+        flat.update({f"{name} {key}".strip(): str(text) for key, text in inner})
+    return flat
+
+
+def write_new(dataset: Any, characters: Any, folder: str | os.PathLike[str]) -> Path:
+    """Write a DICOM object under the name of its UID, for its owner's eyes only (file 0600, a new folder 0700).
+
+    The file is there whole or not at all, and an existing one is never written over.
+
+    Args:
+        dataset: of highdicom.
+        characters: its character set; None for ASCII.
+        folder: made if need be.
+
+    Returns:
+        The file.
+
+    Raises:
+        AfireError: if there is such a file.
+        OutputError: if the folder cannot be written.
+    """
+    uid = str(dataset.SOPInstanceUID)
+    if not re.fullmatch(r"2\.25\.(0|[1-9][0-9]{0,38})", uid):
+        raise AfireError(f"{uid!r} is no UID of a new object; no file is named after it")
+    content = io.BytesIO()
+    with building("file"):
+        if characters:
+            dataset.SpecificCharacterSet = characters
+        dataset.save_as(content, enforce_file_format=True)
+    path, part = Path(folder) / f"{uid}.dcm", Path(folder) / f".{uid}.{os.getpid()}.part"
+    try:
+        Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content.getbuffer())
+            _take_place(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except FileExistsError as error:
+        raise AfireError(f"{path.name}: this file exists; nothing is written over. Give another folder") from error
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise OutputError(f"results cannot be written: {reason}. Give a folder that can be written") from error
+    return path
+
+
+def _take_place(part: Path, path: Path) -> None:
+    """Give a finished file its name, unless that is taken."""
+    try:
+        os.link(part, path)  # unlike renaming it fails where the name is taken
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK) or path.exists():
+            raise
+        os.rename(part, path)  # file systems without links; nobody else makes a file of this new name

@@ -1,0 +1,241 @@
+"""The radiograph that results belong to: what of its header the new objects may take over."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from afire_monai.radiographs.dicom import RADIOGRAPHY_MODALITIES, integer, looks_like_dicom
+from afire_monai.radiographs.picture import check_size, refusal
+
+MODALITIES = (*RADIOGRAPHY_MODALITIES, "OT", "SC")
+"""Radiographs, and other single grey frames that whoever predicted took for one, such as digitised films."""
+_SOP_CLASSES = (
+    *("1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1.1"),
+    "1.2.840.10008.5.1.4.1.1.7",
+)
+"""CR, DX for presentation and for processing, Secondary Capture (public collections often store radiographs so)."""
+
+_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+_IDENTITY = ("PatientName", "PatientID", "IssuerOfPatientID", "AccessionNumber", "StudyID")
+_TYPE_2 = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
+    *("AccessionNumber", "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
+)
+_TYPE_3 = (
+    *("PatientBirthTime", "PatientAge", "PatientSize", "PatientWeight", "EthnicGroup", "OtherPatientIDs"),
+    *("PatientIdentityRemoved", "DeidentificationMethod", "StudyDescription", "BodyPartExamined"),
+    *("PatientSpeciesDescription", "PatientBreedDescription", "ResponsiblePerson", "ResponsibleOrganization"),
+)
+_SEQUENCES = (
+    *("IssuerOfPatientIDQualifiersSequence", "OtherPatientIDsSequence", "IssuerOfAccessionNumberSequence"),
+    *("DeidentificationMethodCodeSequence", "PatientSpeciesCodeSequence", "PatientBreedCodeSequence"),
+    "BreedRegistrationSequence",
+)
+_LOSSY = {
+    **dict.fromkeys(("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"), "ISO_10918_1"),
+    "1.2.840.10008.1.2.4.81": "ISO_14495_1",
+    "1.2.840.10008.1.2.4.91": "ISO_15444_1",
+}
+_ORIENTATIONS = frozenset("APRLHF")
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """A radiograph's header, cleaned.
+
+    Attributes:
+        path: the file; only ever opened for reading.
+        header: pydicom data set of what new objects may take over: the identity of patient and study as they are, other
+            attributes where valid, those that must be there but are missing empty. No pixels.
+        shape: rows and columns.
+    """
+
+    path: Path
+    header: Any
+    shape: tuple[int, int]
+
+
+def open_source(path: str | os.PathLike[str]) -> SourceImage:
+    """Read the header of a radiograph that results are to be attached to.
+
+    Identity (patient name and ID with issuer, accession number, study ID, UIDs) is taken over letter by letter, valid
+    or not: a PACS files by it. Other attributes whose values their type forbids are left out, or emptied where the
+    standard demands them.
+
+    Raises:
+        RadiographError: not DICOM, broken, not one grey radiograph, or without a UID that the new objects must name.
+    """
+    path = Path(path)
+    with quiet():
+        dataset = _read(path)
+        _check(path, dataset)
+        try:
+            header = _cleaned(dataset)
+        except Exception as error:  # pydicom raises many types when it converts a damaged element
+            kind = type(error).__name__
+            raise refusal(path, "damaged header", f"a value cannot be read ({kind}). Export the file again") from None
+    return SourceImage(path, header, (int(header.Rows), int(header.Columns)))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what pydicom and highdicom say of odd values: they quote them, and they can be a patient's name."""
+    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in ("pydicom", "highdicom")]
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.disabled for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.disabled = True
+        try:
+            yield
+        finally:
+            for logger, disabled in zip(loggers, before, strict=True):
+                logger.disabled = disabled
+
+
+def _read(path: Path) -> Any:
+    import pydicom
+
+    try:
+        with path.open("rb") as file:
+            head = file.read(352)
+        if not looks_like_dicom(head):
+            advice = "results belong to a DICOM radiograph; --index says which one a picture was made from"
+            raise refusal(path, "not DICOM", advice)
+        dataset = pydicom.dcmread(path, force=True)
+        for keyword in (*_UIDS, *_TYPE_2, *_TYPE_3, "PixelData"):
+            dataset.get(keyword)  # elements are converted when first asked for: a damaged one shows here
+        return dataset
+    except OSError as error:
+        raise refusal(path, "not readable", f"{error.strerror or type(error).__name__}. Check the path") from error
+    except Exception as error:
+        if type(error).__name__ == "RadiographError":
+            raise
+        kind = type(error).__name__
+        raise refusal(path, "broken or truncated", f"not a readable DICOM file ({kind})") from None
+
+
+def _check(path: Path, dataset: Any) -> None:
+    modality = str(dataset.get("Modality") or "").strip().upper()
+    if modality not in MODALITIES:
+        known = ", ".join(MODALITIES)
+        raise refusal(path, f"modality {modality[:16] or 'absent'}", f"results are written for {known}")
+    if str(dataset.get("SOPClassUID") or "") not in _SOP_CLASSES:
+        raise refusal(path, "not a radiograph's SOP class", "CR, DX or Secondary Capture image storage is expected")
+    for keyword in _UIDS:
+        value = str(dataset.get(keyword) or "")
+        if not value or value.strip("0123456789."):
+            seen = "no" if not value else "an invalid"
+            advice = "results can only be filed with a study if it is known; export the file from the PACS again"
+            raise refusal(path, f"{seen} {keyword}", advice)
+    if "PixelData" not in dataset:
+        raise refusal(path, "no pixels", "it has no PixelData: not an image, or cut off before it")
+    if integer(dataset, "NumberOfFrames", 1) > 1 or integer(dataset, "SamplesPerPixel", 1) != 1:
+        raise refusal(path, "not one grey frame", "results are written for single-frame grey images")
+    check_size(path, integer(dataset, "Rows", 0), integer(dataset, "Columns", 0))
+
+
+def _cleaned(dataset: Any) -> Any:
+    from pydicom.dataset import Dataset
+
+    header = Dataset()
+    header.Rows, header.Columns = int(dataset.Rows), int(dataset.Columns)
+    header.Modality = str(dataset.Modality).strip().upper()
+    if _character_set_known(dataset):
+        header.SpecificCharacterSet = dataset.SpecificCharacterSet
+    for keyword in (*_UIDS, *_IDENTITY):
+        if keyword in dataset:
+            header[keyword] = copy.deepcopy(dataset[keyword])
+    for keyword in (*_TYPE_2, *_TYPE_3):
+        if keyword not in header and keyword in dataset and _is_valid(dataset[keyword]):
+            header[keyword] = copy.deepcopy(dataset[keyword])
+    for keyword in _SEQUENCES:
+        if dataset.get(keyword):
+            header[keyword] = copy.deepcopy(dataset[keyword])
+    if header.get("PatientSex") not in ("M", "F", "O", ""):
+        header.PatientSex = ""
+    for keyword in _TYPE_2:
+        if header.get(keyword) is None:
+            setattr(header, keyword, "")
+    _copy_geometry(dataset, header)
+    _copy_lossy(dataset, header)
+    if dataset.get("BurnedInAnnotation") in ("YES", "NO"):
+        header.BurnedInAnnotation = dataset.BurnedInAnnotation
+    return header
+
+
+def _character_set_known(dataset: Any) -> bool:
+    from pydicom.charset import python_encoding
+
+    names = dataset.get("SpecificCharacterSet")
+    if not names:
+        return False
+    return all(name in python_encoding for name in ([names] if isinstance(names, str) else names))
+
+
+def _is_valid(element: Any) -> bool:
+    """Whether a value is one that its value representation allows; values that should be single must be."""
+    from pydicom.config import RAISE
+    from pydicom.valuerep import validate_value
+
+    if element.VM > 1 and element.keyword not in ("OtherPatientIDs", "DeidentificationMethod"):
+        return False
+    try:
+        for value in element.value if element.VM > 1 else [element.value]:
+            validate_value(element.VR, str(value) if value is not None else "", RAISE)
+    except Exception:  # the checks of a strange value raise many types
+        return False
+    return True
+
+
+def _copy_geometry(dataset: Any, header: Any) -> None:
+    """Take orientation and side where they can be what they say.
+
+    Spacing is left: results lie on the source's pixels, and highdicom cannot read a segmentation that has a spacing but
+    no slice thickness, which a radiograph has not.
+    """
+    try:
+        orientation = [str(value) for value in dataset.get("PatientOrientation") or ()]
+    except TypeError:
+        orientation = []
+    if len(orientation) == 2 and all(value and set(value) <= _ORIENTATIONS for value in orientation):
+        header.PatientOrientation = orientation
+    if dataset.get("Laterality") in ("R", "L"):
+        header.Laterality = dataset.Laterality
+
+
+def _copy_lossy(dataset: Any, header: Any) -> None:
+    """Say whether pixels were ever compressed with loss; derived objects must go on saying so.
+
+    Where the ratio is missing it is that of this file; the method follows from its transfer syntax.
+    """
+    meta = getattr(dataset, "file_meta", None)
+    method = _LOSSY.get(str(meta.get("TransferSyntaxUID", "")) if meta is not None else "")
+    if dataset.get("LossyImageCompression") != "01" and method is None:
+        header.LossyImageCompression = "00"
+        return
+    header.LossyImageCompression = "01"
+    try:
+        ratios = dataset.get("LossyImageCompressionRatio")
+        given = [float(value) for value in (ratios if hasattr(ratios, "__iter__") else [ratios])]
+    except (TypeError, ValueError):
+        given = []
+    if not given and method is not None:
+        raw = header.Rows * header.Columns * max(integer(dataset, "BitsAllocated", 8), 8) / 8
+        given = [max(raw / max(len(dataset.PixelData), 1), 1.0)]
+    if given:
+        header.LossyImageCompressionRatio = [f"{ratio:.6g}" for ratio in given]
+    methods = dataset.get("LossyImageCompressionMethod")
+    named = [methods] if isinstance(methods, str) else [str(value) for value in methods or ()]
+    named = [name for name in named if name] or ([method] if method else [])
+    if named and len(named) == max(len(given), 1):
+        header.LossyImageCompressionMethod = named

@@ -1,0 +1,186 @@
+"""How well tokens and images of like content lie together: figures without training anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import silhouette_score
+from torch import Tensor
+
+from afire_monai.core.errors import AfireError
+
+CHUNK = 2**25
+"""Similarities held at a time (128 MiB of float32)."""
+
+
+@dataclass(frozen=True)
+class CellRetrieval:
+    """What `cell_retrieval` finds, for each of n images; L' of its L tokens are asked for.
+
+    Attributes:
+        found: (n,) share of tokens whose nearest token in another patient shows the same cell.
+        nearby: (n,) share whose nearest token shows the same cell or one that touches it.
+        same_place: (n,) share whose nearest token is at the same place of the picture.
+        distance: (n,) mean distance, in cells, of the nearest token of each other patient from the right cell.
+        chance_found: share that random answers would get right.
+        chance_nearby: share that would be nearby.
+        chance_distance: mean distance of random answers.
+    """
+
+    found: NDArray[np.float64]
+    nearby: NDArray[np.float64]
+    same_place: NDArray[np.float64]
+    distance: NDArray[np.float64]
+    chance_found: float
+    chance_nearby: float
+    chance_distance: float
+
+
+def centred_unit(features: Tensor) -> Tensor:
+    """Subtract the mean over all but the last dimension and scale vectors to length 1, so that products are cosines.
+
+    Args:
+        features: (…, D) real.
+
+    Returns:
+        (…, D) float32; a vector that equals the mean stays zero.
+    """
+    flat = features.float().flatten(0, -2)
+    return torch.nn.functional.normalize(features.float() - flat.mean(0), dim=-1)
+
+
+def cell_retrieval(
+    queries: Tensor,
+    gallery: Tensor,
+    patients: ArrayLike,
+    query_cells: Tensor,
+    gallery_cells: Tensor,
+    columns: int,
+) -> CellRetrieval:
+    """Ask for each token of each image: what is most like it in other patients, and does that show the same anatomy?
+
+    Similarity is the cosine after centring both sides. Tokens of the image's own patient do not count as answers. Only
+    cells that the gallery shows are asked for. If queries and gallery are crops of the same canvas at other offsets,
+    the same anatomy is at different places of the two, and a network that knows places alone cannot answer.
+
+    Args:
+        queries: (n, L, D) tokens.
+        gallery: (n, M, D) tokens of the same images, perhaps of other crops.
+        patients: (n,) patient of each image.
+        query_cells: (L,) cell of the canvas that each query token shows.
+        gallery_cells: (M,) the same for the gallery.
+        columns: of the canvas, to measure distances.
+
+    Raises:
+        AfireError: fewer than two patients, no cell in common, or shapes that do not fit.
+    """
+    names, patient = np.unique(np.asarray(patients), return_inverse=True)
+    if len(names) < 2 or len(patient) != len(queries) or len(queries) != len(gallery):
+        raise AfireError(f"retrieval needs tokens of at least 2 patients; got {len(queries)} images of {len(names)}")
+    asked = torch.isin(query_cells, gallery_cells)
+    if not asked.any() or len(query_cells) != queries.shape[1] or len(gallery_cells) != gallery.shape[1]:
+        raise AfireError("retrieval needs cells for all tokens, and some that queries and gallery have in common")
+    places = torch.nonzero(asked)[:, 0]
+    wanted = query_cells[asked]
+    apart = _distances(wanted, gallery_cells, columns)
+    q, g = centred_unit(queries)[:, asked], centred_unit(gallery)
+    n, tokens = len(q), g.shape[1]
+    owner = torch.from_numpy(patient).to(q.device)
+    others = g.flatten(0, 1).T
+    step = max(1, CHUNK // (q.shape[1] * n * tokens))
+    found, near, same, distance = [], [], [], []
+    row = torch.arange(len(wanted), device=q.device)[None, :, None]
+    for start in range(0, n, step):
+        part = q[start : start + step]
+        similarity = (part.flatten(0, 1) @ others).view(len(part), len(wanted), n, tokens)
+        own = owner[start : start + step, None] == owner[None]
+        similarity.masked_fill_(own[:, None, :, None], -torch.inf)
+        best, at = similarity.max(-1)
+        nearest = at.gather(2, best.argmax(-1, keepdim=True))[..., 0]
+        found.append((gallery_cells[nearest] == wanted).double().mean(1))
+        near.append((apart[row[..., 0], nearest] < 1.5).double().mean(1))
+        same.append((nearest == places).double().mean(1))
+        each = apart[row, at] * ~own[:, None]
+        distance.append((each.sum((1, 2)) / (~own).sum(1) / len(wanted)).double())
+    chance = (gallery_cells[None] == wanted[:, None]).double().mean()
+    return CellRetrieval(
+        torch.cat(found).cpu().numpy(),
+        torch.cat(near).cpu().numpy(),
+        torch.cat(same).cpu().numpy(),
+        torch.cat(distance).cpu().numpy(),
+        float(chance),
+        float((apart < 1.5).double().mean()),
+        float(apart.mean()),
+    )
+
+
+def distance_ratio(features: ArrayLike, labels: ArrayLike) -> float | None:
+    """Mean cosine distance (1 - cosine, centred) within groups, divided by that between groups: below 1 is cohesion.
+
+    All pairs count, and none is listed: sums of vectors give the sums of their products.
+
+    Args:
+        features: (n, D).
+        labels: (n,) group of each.
+
+    Returns:
+        The ratio; None with one group, or where no group has two members.
+    """
+    x = centred_unit(torch.as_tensor(np.asarray(features))).double()
+    group = torch.from_numpy(np.unique(np.asarray(labels), return_inverse=True)[1])
+    count = torch.bincount(group).double()
+    sums = torch.zeros(len(count), x.shape[1], dtype=torch.float64).index_add_(0, group, x)
+    within_pairs = (count * (count - 1)).sum()
+    between_pairs = count.sum() ** 2 - (count**2).sum()
+    if within_pairs == 0 or between_pairs == 0:
+        return None
+    squares = (sums**2).sum()
+    within = 1 - (squares - (x**2).sum()) / within_pairs
+    between = 1 - ((sums.sum(0) ** 2).sum() - squares) / between_pairs
+    return float(within / between) if between > 0 else None
+
+
+def silhouette(features: ArrayLike, labels: ArrayLike, most: int = 3000, seed: int = 0) -> float | None:
+    """Mean silhouette (Rousseeuw 1987) with cosine distance after centring: -1…1, above 0 where groups hold together.
+
+    Args:
+        features: (n, D).
+        labels: (n,) group of each.
+        most: so many are drawn where there are more; the cost grows with their square.
+        seed: of the draw.
+
+    Returns:
+        The mean; None where there are not 2 to n - 1 groups.
+    """
+    x = centred_unit(torch.as_tensor(np.asarray(features))).numpy()
+    groups = np.asarray(labels)
+    if len(x) > most:
+        drawn = np.random.default_rng(seed).choice(len(x), most, replace=False)
+        x, groups = x[drawn], groups[drawn]
+    if not 2 <= len(np.unique(groups)) < len(groups):
+        return None
+    return float(silhouette_score(x, groups, metric="cosine"))
+
+
+def mean_interval(values: ArrayLike, repeats: int = 1000, seed: int = 0) -> tuple[float, float, float]:
+    """Mean over patients, with the bounds of a percentile bootstrap 95 % interval.
+
+    Args:
+        values: (n,) one for each patient.
+        repeats: draws of n patients with replacement.
+        seed: of the draws.
+    """
+    v = np.asarray(values, dtype=np.float64)
+    weights = np.random.default_rng(seed).multinomial(len(v), np.full(len(v), 1 / len(v)), size=repeats)
+    low, high = np.percentile(weights @ v / len(v), [2.5, 97.5])
+    return float(v.mean()), float(low), float(high)
+
+
+def _distances(wanted: Tensor, cells: Tensor, columns: int) -> Tensor:
+    """Distance in cells, (L', M)."""
+    at = torch.stack([wanted // columns, wanted % columns], 1).float()
+    to = torch.stack([cells // columns, cells % columns], 1).float()
+    return torch.cdist(at, to)

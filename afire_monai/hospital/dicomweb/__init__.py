@@ -1,0 +1,1 @@
+"""Query, retrieve and store over DICOMweb."""

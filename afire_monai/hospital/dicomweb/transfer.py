@@ -1,0 +1,254 @@
+"""Many instances from and to a DICOMweb server: what is done stays done, what fails is counted with its reason."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from afire_monai.core.errors import AfireError
+from afire_monai.hospital.dicomweb.client import DicomWeb
+from afire_monai.hospital.dicomweb.query import SeriesReference, is_uid
+from afire_monai.hospital.dicomweb.responses import AnswerError, ConnectionLostError
+from afire_monai.hospital.files import write_rows
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+GIVE_UP = 5
+"""So many failures of the connection one after the other end a transfer."""
+
+
+@dataclass
+class Transfer:
+    """What a transfer came to.
+
+    Attributes:
+        done: instances that crossed the network.
+        already: instances that were there before.
+        failed: (what, reason) of the others; `what` is a UID or a file, for its owner's eyes only.
+        skipped: files that are not DICOM.
+    """
+
+    done: int = 0
+    already: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    skipped: int = 0
+
+    @property
+    def status(self) -> int:
+        """Exit status: 0 all there, 1 some failed, 2 nothing is there."""
+        return 0 if not self.failed and self.done + self.already else 1 if self.done + self.already else 2
+
+    def reasons(self) -> list[tuple[str, int]]:
+        """Give each reason and how often it was met, the most frequent first."""
+        return Counter(reason for _, reason in self.failed).most_common()
+
+    def write_failures(self, path: Path) -> None:
+        """Write what failed and why, readable by its owner only (mode 0600)."""
+        write_rows(path, [("what", "reason"), *self.failed], private=True)
+
+
+def retrieve_series(
+    web: DicomWeb, series: Sequence[SeriesReference], folder: str | Path, progress: bool = False
+) -> Transfer:
+    """Fetch all instances of series, one at a time, each into a file of its own.
+
+    A file is written under another name and renamed when it is whole, so whatever is there is whole and is not fetched
+    again. The folder gets mode 0700, the files 0600.
+
+    Args:
+        web: the server.
+        series: what to fetch.
+        folder: made if need be; files are named by SOPInstanceUID.
+        progress: show a bar with the time left.
+
+    Raises:
+        DicomWebError: if the server refuses the credentials or is lost for good; what came before is kept.
+        AfireError: if the folder cannot be written.
+    """
+    folder = Path(folder)
+    result = Transfer()
+    try:
+        private_folder(folder)
+        known = _names(folder)
+        for broken in folder.glob("*.part"):
+            broken.unlink()
+    except OSError as error:
+        raise _cannot_write(error) from None
+    patience = _Patience(result)
+    for reference in tqdm(series, desc="retrieving", unit="series", disable=not progress):
+        with patience.guard(reference.series):
+            for instance in web.find_instances(reference):
+                if instance in known:
+                    result.already += 1
+                    continue
+                with patience.guard(instance):
+                    _save(web.retrieve(reference, instance), folder / f"{instance}.dcm")
+                    known.add(instance)
+                    result.done += 1
+                    patience.answered()
+    return result
+
+
+def forget(folder: str | Path) -> int:
+    """Delete what was retrieved. The same transfer again fetches it again.
+
+    Returns:
+        Number of files deleted.
+
+    Raises:
+        AfireError: if they cannot be.
+    """
+    names = _names(Path(folder))
+    try:
+        for name in names:
+            (Path(folder) / f"{name}.dcm").unlink(missing_ok=True)
+    except OSError as error:
+        raise _cannot_write(error) from None
+    return len(names)
+
+
+def send_folder(web: DicomWeb, folder: str | Path, progress: bool = False) -> Transfer:
+    """Store every DICOM file of a folder and its subfolders; other files are passed over.
+
+    Args:
+        web: the server.
+        folder: or one file.
+        progress: show a bar with the time left.
+
+    Raises:
+        DicomWebError: if the server refuses the credentials or is lost for good; what was sent stays sent.
+        AfireError: if there is no such folder, or no DICOM file in it.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        raise AfireError("the folder to send is not there; give one that holds DICOM files")
+    result = Transfer()
+    files = [folder] if folder.is_file() else sorted(_files(folder, result))
+    wanted = [file for file in files if _has_magic_word(file)]
+    result.skipped = len(files) - len(wanted)
+    if not wanted and not result.failed:
+        raise AfireError(f"no DICOM file among the {len(files)} files to send; give a folder that holds some")
+    patience = _Patience(result)
+    for file in tqdm(wanted, desc="sending", unit="file", disable=not progress):
+        with patience.guard(str(file)):
+            dataset = _read(file)
+            if dataset is None:
+                result.skipped += 1
+            elif web.store(dataset):
+                result.done += 1
+            else:
+                result.already += 1
+            patience.answered()
+    return result
+
+
+def private_folder(folder: Path) -> None:
+    """Make a folder that only its owner can enter (mode 0700), its parent likewise if it has to be made."""
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    folder.chmod(0o700)
+
+
+class _Patience:
+    """Notes what fails by itself, and ends the transfer when the server is lost for good."""
+
+    def __init__(self, result: Transfer) -> None:
+        self._result = result
+        self._lost = 0
+
+    def answered(self) -> None:
+        """Note that the server does what it is there for."""
+        self._lost = 0
+
+    @contextlib.contextmanager
+    def guard(self, what: str) -> Iterator[None]:
+        """Note the failure of one thing and go on behind the block; other errors pass through."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # pydicom's quote what is in headers
+                yield
+        except ConnectionLostError as error:
+            self._lost += 1
+            if self._lost >= GIVE_UP:
+                raise
+            self._result.failed.append((what, str(error)))
+        except AnswerError as error:
+            self.answered()
+            self._result.failed.append((what, str(error)))
+        except OSError as error:
+            raise _cannot_write(error) from None
+
+
+def _save(dataset: Dataset, path: Path) -> None:
+    import pydicom
+
+    part = path.with_suffix(".part")
+    try:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            pydicom.dcmwrite(file, dataset)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        raise
+    except Exception as error:  # pydicom raises many unrelated types on odd elements, and quotes them
+        raise AnswerError(f"what the server answered cannot be written as a file ({type(error).__name__})") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _read(file: Path) -> Dataset | None:
+    """Read a file to be sent; None for a DICOMDIR, which is an index and no object."""
+    import pydicom
+    from pydicom.uid import MediaStorageDirectoryStorage
+
+    try:
+        dataset = pydicom.dcmread(file)
+        kind, uid = dataset.file_meta.MediaStorageSOPClassUID, str(dataset.get("SOPInstanceUID", ""))
+    except Exception as error:  # as above
+        raise AnswerError(f"not a readable DICOM file ({type(error).__name__})") from None
+    if kind == MediaStorageDirectoryStorage:
+        return None
+    if not is_uid(uid):
+        raise AnswerError("has no valid SOPInstanceUID")
+    return dataset
+
+
+def _files(folder: Path, result: Transfer) -> Iterator[Path]:
+    """List files (no pipes or the like) below a folder; folders that cannot be entered are noted as failures."""
+
+    def closed(error: OSError) -> None:
+        result.failed.append((str(error.filename), "folder that cannot be entered"))
+
+    for where, folders, names in os.walk(folder, onerror=closed):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = (Path(where, name) for name in names if not name.startswith("."))
+        yield from (path for path in paths if path.is_file())
+
+
+def _has_magic_word(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(132)[128:] == b"DICM"
+    except OSError:  # reading it all says what is wrong
+        return True
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.stem for path in folder.glob("*.dcm")}
+
+
+def _cannot_write(error: OSError) -> AfireError:
+    return AfireError(
+        f"the folder for retrieved files cannot be used: {error.strerror or type(error).__name__}; what is done is "
+        "kept: mend it and give the command again"
+    )

@@ -1,0 +1,266 @@
+"""From headers to the images that are kept: judged, tried in order, looked at, and each once."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from afire_monai.core.errors import AfireError
+from afire_monai.core.pool import MEMORY, STOPPED, TOO_SLOW, UNEXPECTED, Failure
+from afire_monai.hospital.convert import (
+    DISK,
+    Converted,
+    Job,
+    Reading,
+    convert,
+    provisional,
+    read_file,
+    read_header_only,
+)
+from afire_monai.hospital.header import Header
+from afire_monai.hospital.identity import HASH_CHARACTERS, IdentityKey
+from afire_monai.hospital.outputs import IMAGES, Options, image_of
+from afire_monai.hospital.pixel_checks import LEAST_LUNG_FIELDS
+from afire_monai.hospital.series_rules import (
+    ANOTHER,
+    DUPLICATE,
+    LOOKS_OTHER,
+    RAW,
+    TEXT_SEEN,
+    Candidate,
+    choose_per_series,
+    judge,
+)
+from afire_monai.hospital.state import KEPT, State
+
+# what this writes, whole or half; nothing else is ever removed
+_OWN_FILE = re.compile(
+    rf"[0-9a-f]{{{HASH_CHARACTERS}}}\.png|\.[0-9a-f]{{{HASH_CHARACTERS}}}\.png\.part|\.+\d+\.png(\.part)+"
+)
+
+Runner = Callable[[Callable[[Any], Any], Sequence[Any], int], Iterator[tuple[Any, Any]]]
+
+
+@dataclass
+class Chosen:
+    """Why each file that could be judged is left out, or that it is kept; and how many were converted for it."""
+
+    verdicts: dict[int, str] = field(default_factory=dict)
+    converted: int = 0
+
+
+class Chooser:
+    """Chooses among the files of a run, converting those that are to be kept and are not converted yet.
+
+    Args:
+        state: what is known of the files.
+        identity: names the images.
+        options: of the ingest.
+        out: folder to write.
+    """
+
+    def __init__(self, state: State, identity: IdentityKey, options: Options, out: Path) -> None:
+        self.state, self.identity, self.options = state, identity, options
+        self.folder = out / IMAGES
+        self.chosen = Chosen()
+        self.stated: dict[int, bool] = {}
+        try:
+            self.folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise AfireError(f"{self.folder}: {error.strerror}; give a folder that can be written") from error
+
+    def read(self, runner: Runner) -> int:
+        """Read the files that are not known yet, and convert those whose headers do not speak against it.
+
+        Args:
+            runner: does the work, as `pool.run_tasks`.
+
+        Returns:
+            How many were read.
+
+        Raises:
+            AfireError: if pictures cannot be written.
+        """
+        o = self.options
+        tasks = [
+            Reading(number, path, str(self.folder), o.max_side, o.check_text, o.include_laterals)
+            for number, path in self.state.without_header()
+        ]
+        again = []
+        for task, read in runner(read_file, tasks, len(tasks)):
+            if isinstance(read, Failure) and read.kind in (TOO_SLOW, STOPPED, MEMORY, UNEXPECTED):
+                again.append(task)  # its pixels may be at fault, and its header is of use without them
+                continue
+            self._note_read(task, read)
+        for task, read in runner(read_header_only, again, len(again)):
+            self._note_read(task, read)
+        self.state.save()
+        return len(tasks)
+
+    def _note_read(self, task: Reading, read: Any) -> None:
+        if not isinstance(read, Failure) and read.result is not None:
+            self._refuse_full_disk(read.result)
+            self.chosen.converted += 1
+        self.state.note_read(task.number, read)
+
+    def run(self, runner: Runner) -> Chosen:
+        """Choose; pictures of images that are not kept (any more) are removed.
+
+        Args:
+            runner: does the conversions, as `pool.run_tasks`.
+
+        Raises:
+            AfireError: if pictures cannot be written.
+        """
+        try:
+            self.written = {entry.name: entry.stat().st_size for entry in os.scandir(self.folder)}
+        except OSError as error:
+            raise AfireError(f"{self.folder}: {error.strerror}; give a folder that can be written") from error
+        slots = choose_per_series(self._candidates())
+        processed = [slot for slot in slots if not slot[0].raw]
+        self._try(processed, runner)
+        shown = {(slot[0].study, slot[0].lateral) for slot in processed if self._kept_of(slot)}
+        raw = [slot for slot in slots if slot[0].raw]
+        for slot in raw:
+            if (slot[0].study, slot[0].lateral) in shown:
+                self.chosen.verdicts.update((candidate.number, RAW) for candidate in slot)
+        self._try([slot for slot in raw if (slot[0].study, slot[0].lateral) not in shown], runner)
+        self._drop_equal_pictures(slots)
+        self._restore([candidate for slot in slots for candidate in self._kept_of(slot)], runner)
+        self._tidy(slots)
+        return self.chosen
+
+    def _candidates(self) -> Iterator[Candidate]:
+        # numbers follow the order of paths, so that what is chosen does not depend on when files were found
+        for place, entry in enumerate(self.state.entries()):
+            if entry.header is None:
+                continue
+            verdict = judge(entry.header, self.options.include_laterals)
+            if verdict.reason:
+                self.chosen.verdicts[entry.number] = verdict.reason
+                continue
+            self.stated[entry.number] = verdict.stated
+            yield self._candidate(place, entry.number, entry.path, entry.header, verdict.lateral, verdict.raw)
+
+    def _candidate(self, place: int, number: int, path: str, header: Header, lateral: bool, raw: bool) -> Candidate:
+        alone = f"file {path}"
+        patient = header.patient_id  # archives that were made anonymous may give one UID to several patients
+        return Candidate(
+            number,
+            image_of(self.identity, header, path),
+            f"{header.series_uid or alone} {patient}",
+            f"{header.study_uid or alone} {patient}",
+            lateral,
+            raw,
+            header.rows * header.columns,
+            place,
+        )
+
+    def _try(self, slots: Sequence[Sequence[Candidate]], runner: Runner) -> None:
+        """Convert the first of each slot; where it cannot be used, the next, until one can."""
+        waiting = [(slot, 0) for slot in slots]
+        while waiting:
+            jobs = [self._job(slot[at]) for slot, at in waiting if self._result(slot[at]) is None]
+            for job, result in runner(convert, jobs, len(jobs)):
+                self._note(job, result)
+            following = []
+            for slot, at in waiting:
+                reason = self._judge_result(slot[at])
+                self.chosen.verdicts[slot[at].number] = reason
+                if reason == KEPT:
+                    self._leave_out_rest(slot, at)
+                elif at + 1 < len(slot):
+                    following.append((slot, at + 1))
+            waiting = following
+        self.state.save()
+
+    def _note(self, job: Job, result: Converted | Failure) -> None:
+        self._refuse_full_disk(result)
+        self.state.note_result(job.number, job.setting, result)
+        self.chosen.converted += 1
+        if isinstance(result, Converted):
+            self.written[os.path.basename(job.target)] = result.size
+
+    def _refuse_full_disk(self, result: Any) -> None:
+        if isinstance(result, Failure) and result.kind == DISK:
+            raise AfireError(
+                f"{self.folder}: a picture cannot be written: {result.detail}. Make room or correct the permissions, "
+                "then repeat the command: it goes on where it stopped"
+            )
+
+    def _job(self, candidate: Candidate) -> Job:
+        source = self.state.path_of(candidate.number)
+        target = self.folder / f"{candidate.image}.png"
+        look = self._looks(candidate)
+        return Job(candidate.number, source, str(target), self.options.max_side, self.options.check_text, look)
+
+    def _looks(self, candidate: Candidate) -> bool:
+        """Whether the picture has to show what the tags do not say."""
+        return not self.stated[candidate.number] and not candidate.lateral
+
+    def _setting(self, candidate: Candidate) -> str:
+        """What the result of a conversion depends on besides the file."""
+        return self._job(candidate).setting
+
+    def _judge_result(self, candidate: Candidate) -> str:
+        result = self.state.result(candidate.number, self._setting(candidate), passing=True)
+        if isinstance(result, Converted):
+            return self._reason(candidate, result)
+        return result.kind if result is not None else "unexpected error"
+
+    def _reason(self, candidate: Candidate, result: Converted) -> str:
+        if self._looks(candidate) and result.lung_fields < LEAST_LUNG_FIELDS:
+            return LOOKS_OTHER
+        if result.letters > 0 and not self.options.accept_text:
+            return TEXT_SEEN
+        return KEPT
+
+    def _leave_out_rest(self, slot: Sequence[Candidate], kept: int) -> None:
+        for other in slot[kept + 1 :]:
+            same = other.image == slot[kept].image
+            raw = other.raw and not slot[kept].raw
+            self.chosen.verdicts[other.number] = DUPLICATE if same else RAW if raw else ANOTHER
+
+    def _kept_of(self, slot: Sequence[Candidate]) -> list[Candidate]:
+        return [candidate for candidate in slot if self.chosen.verdicts.get(candidate.number) == KEPT]
+
+    def _drop_equal_pictures(self, slots: Sequence[Sequence[Candidate]]) -> None:
+        """Of images with the same pixels keep the first in the order of paths."""
+        seen: set[str] = set()
+        for candidate in sorted((c for slot in slots for c in self._kept_of(slot)), key=lambda c: c.place):
+            result = self._result(candidate)
+            if isinstance(result, Converted):
+                if result.pixels in seen:
+                    self.chosen.verdicts[candidate.number] = DUPLICATE
+                seen.add(result.pixels)
+
+    def _restore(self, kept: Sequence[Candidate], runner: Runner) -> None:
+        """Give pictures their names; write those again that are not there, or not whole, any more."""
+        lost = []
+        for candidate in kept:
+            result, name, first = self._result(candidate), f"{candidate.image}.png", provisional(candidate.number)
+            if not isinstance(result, Converted):
+                continue
+            if self.written.get(first) == result.size:
+                os.replace(self.folder / first, self.folder / name)
+                self.written[name] = self.written.pop(first)
+            elif self.written.get(name) != result.size:
+                lost.append(candidate)
+        by_number = {candidate.number: candidate for candidate in lost}
+        for job, result in runner(convert, [self._job(candidate) for candidate in lost], len(lost)):
+            self._note(job, result)
+            self.chosen.verdicts[job.number] = self._judge_result(by_number[job.number])
+
+    def _result(self, candidate: Candidate) -> Converted | Failure | None:
+        return self.state.result(candidate.number, self._setting(candidate))
+
+    def _tidy(self, slots: Sequence[Sequence[Candidate]]) -> None:
+        """Remove pictures of images that are not kept, and what an interrupted run left half done."""
+        kept = {f"{candidate.image}.png" for slot in slots for candidate in self._kept_of(slot)}
+        for name in self.written:
+            if name not in kept and _OWN_FILE.fullmatch(name):
+                (self.folder / name).unlink(missing_ok=True)

@@ -1,0 +1,155 @@
+"""What models say of one stored radiograph, as a viewer wants it: a map on its pixels, and plain values."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from afire_monai.core.errors import AfireError
+from afire_monai.label.images import StoredImage, open_image
+from afire_monai.label.maps import Grid, map_suffix, write_map
+from afire_monai.label.model_registry import ModelShelf
+from afire_monai.predictions.pictures import enlarge, label_mask
+from afire_monai.predictions.scoring import Answer, Scorer
+
+logger = logging.getLogger(__name__)
+
+TASKS = {
+    "anomaly_heatmap": "How unlike normal radiographs each place is, 0…1",
+    "anomaly_regions": "Outline of the places that are unlike normal radiographs, as a label map",
+    "restoration": "The radiograph as the model holds it to be without anomaly, 0…1",
+    "classification": "Probability of each finding; with heatmap: true, also where it is seen (Grad-CAM)",
+    "segmentation": "Outline of each class",
+}
+"""Tasks, and what they say; each needs models of the use that `uses` names."""
+HEAT_THRESHOLD = 0.5
+"""Of regions, unless the request says otherwise: 3 standard deviations above normal where there is a reference."""
+WARNING = "Research use only. No medical device, no diagnosis."
+
+
+@dataclass
+class Reply:
+    """The answer to a request.
+
+    Attributes:
+        params: plain values.
+        rows: the map, (rows, columns) of the radiograph, or None.
+        grid: of the radiograph.
+    """
+
+    params: dict[str, Any]
+    grid: Grid
+    rows: NDArray[Any] | None = None
+    latencies: dict[str, float] = field(default_factory=dict)
+
+
+def uses(task: str, request: Mapping[str, Any] | None = None) -> str:
+    """Name the use of models (see `ModelShelf`) that a task needs."""
+    if task == "classification" and (request or {}).get("heatmap"):
+        return "gradcam"
+    return {"anomaly_heatmap": "anomaly", "anomaly_regions": "anomaly"}.get(task, task)
+
+
+def class_values(shelf: ModelShelf) -> dict[str, int]:
+    """Give each class of the segmenter its value in label maps: 1, 2, … in the model's order."""
+    if not shelf.offers("segmentation"):
+        return {}
+    return {name: place + 1 for place, name in enumerate(shelf.get("segmentation").scorer.segmenter.classes)}
+
+
+def answer(task: str, shelf: ModelShelf, path: str | Path, request: Mapping[str, Any]) -> Reply:
+    """Ask the models about one radiograph.
+
+    Args:
+        task: of `TASKS`.
+        shelf: the models.
+        path: the radiograph's file.
+        request: may hold ``threshold`` (of regions, in 0…1) and ``heatmap`` (of classification).
+
+    Raises:
+        AfireError: if the image, the model or the request cannot be used.
+    """
+    start = time.perf_counter()
+    image = open_image(path)
+    loaded = shelf.get(uses(task, request))
+    radiograph = image.seen_at(loaded.scorer.sizes)
+    read = time.perf_counter()
+    with loaded.lock:
+        said = loaded.scorer.score([radiograph])[0]
+    inferred = time.perf_counter()
+    reply = _reply(task, said, loaded.scorer, image, request)
+    done = time.perf_counter()
+    reply.params |= {"model_version": loaded.version, "warning": WARNING}
+    reply.latencies = {"pre": read - start, "infer": inferred - read, "post": done - inferred}
+    return reply
+
+
+def _reply(task: str, said: Answer, scorer: Scorer, image: StoredImage, request: Mapping[str, Any]) -> Reply:
+    params = {key: said.record[key] for key in ("labels", "anomaly", "heatmap") if said.record.get(key)}
+    reply = Reply(params, image.grid)
+    shape = image.grid.shape
+    if task == "segmentation" and said.masks is not None:
+        names = list(scorer.segmenter.classes)
+        reply.rows = label_mask(said.masks, [place + 1 for place in range(len(names))], shape)
+        params["label_names"] = {name: place + 1 for place, name in enumerate(names)}
+        share = [float((reply.rows == place + 1).mean()) for place in range(len(names))]
+        params["share_of_image"] = dict(zip(names, share, strict=True))
+    elif task == "restoration" and said.restored is not None:
+        reply.rows = _to_size(said.restored, shape)
+    elif task == "anomaly_regions" and said.heatmap is not None:
+        threshold = _threshold(request)
+        reply.rows = (_to_size(said.heatmap, shape) >= threshold).astype(np.uint8)
+        params |= {"label_names": {"anomaly": 1}, "threshold": threshold}
+    elif said.heatmap is not None:
+        reply.rows = _to_size(said.heatmap, shape)
+    return reply
+
+
+def _to_size(values: torch.Tensor, shape: tuple[int, int]) -> NDArray[np.float32]:
+    large: NDArray[np.float32] = enlarge(values[None], shape)[0].clamp(0, 1).numpy().astype(np.float32)
+    return large
+
+
+def _threshold(request: Mapping[str, Any]) -> float:
+    value = request.get("threshold", HEAT_THRESHOLD)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0 < number < 1:
+        raise AfireError(f"threshold: a number between 0 and 1 is expected, got {str(value)[:40]!r}")
+    return number
+
+
+def write_reply(reply: Reply, folder: str | Path, name: str, request: Mapping[str, Any]) -> Path | None:
+    """Write the map of a reply where and as the client wants it.
+
+    Args:
+        reply: with a map, or without, which gives None.
+        folder: for the file.
+        name: of the file without suffix.
+        request: ``result_extension`` (``.nii.gz`` unless given), ``result_dtype`` (``uint8`` and ``uint16`` scale maps
+            of 0…1 to their range), ``result_compress``.
+
+    Raises:
+        AfireError: for a format that is not written.
+    """
+    if reply.rows is None:
+        return None
+    suffix = map_suffix(str(request.get("result_extension") or ".nii.gz"))
+    rows, wanted = reply.rows, str(request.get("result_dtype") or "")
+    if rows.dtype.kind == "f":
+        wanted = wanted or ("uint16" if suffix == ".png" else "")
+        if wanted in ("uint8", "uint16"):
+            rows = np.round(rows * np.iinfo(wanted).max).astype(wanted)
+    elif wanted == "uint16":
+        rows = rows.astype(np.uint16)
+    return write_map(Path(folder) / f"{name}{suffix}", rows, reply.grid, bool(request.get("result_compress", False)))

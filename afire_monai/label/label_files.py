@@ -1,0 +1,134 @@
+"""Labels that people saved: masks and findings, checked before they are kept and read for training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afire_monai.core.errors import AfireError
+from afire_monai.label.images import open_image
+from afire_monai.label.maps import Grid, read_label
+
+FINAL, FINDINGS = "final", "findings"
+"""Tags under which MONAI Label keeps a person's label: masks (or findings alone), and findings beside a mask."""
+FINDINGS_SUFFIX = ".json"
+
+
+class Store(Protocol):
+    """What is asked of MONAI Label's store of images and labels."""
+
+    def list_images(self) -> list[str]:
+        """Give the ids of all images."""
+
+    def get_image_uri(self, image_id: str) -> str:
+        """Give the file or folder of an image; "" for an unknown id."""
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """Give what is kept about an image."""
+
+    def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
+        """Give the id of the label under each tag."""
+
+    def get_label_uri(self, label_id: str, label_tag: str) -> str:
+        """Give the file of a label; "" if there is none."""
+
+
+@dataclass(frozen=True)
+class SavedLabel:
+    """A label in the store.
+
+    Attributes:
+        image_id: of its image.
+        image: the image's file or folder.
+        label: the label's file.
+    """
+
+    image_id: str
+    image: str
+    label: str
+
+
+def is_findings(name: str) -> bool:
+    """Whether a label's file name says that it holds findings, not a mask."""
+    return name.lower().endswith(FINDINGS_SUFFIX)
+
+
+def saved_labels(store: Store, findings: bool) -> list[SavedLabel]:
+    """Give the labels that people saved, sorted by image.
+
+    Args:
+        store: of images and labels.
+        findings: labels that hold findings; else masks.
+    """
+    found = []
+    for image_id in sorted(store.list_images()):
+        tags = store.get_labels_by_image_id(image_id)
+        for tag in (FINDINGS, FINAL) if findings else (FINAL,):
+            file = store.get_label_uri(tags[tag], tag) if tag in tags else ""
+            if file and Path(file).is_file() and is_findings(file) == findings:
+                found.append(SavedLabel(image_id, store.get_image_uri(image_id), file))
+                break
+    return found
+
+
+def has_label(store: Store, image_id: str) -> bool:
+    """Whether a person labelled an image."""
+    return bool({FINAL, FINDINGS} & set(store.get_labels_by_image_id(image_id)))
+
+
+def read_findings(path: str | Path, known: Sequence[str] = ()) -> dict[str, int | None]:
+    """Read findings: ``{"Effusion": 1, "Mass": 0, "Nodule": -1, "Hernia": null}``, perhaps below ``"findings"``.
+
+    Args:
+        path: JSON file.
+        known: labels that the model has; any name if there are none.
+
+    Returns:
+        1 present, 0 absent, -1 uncertain or None not known, by label.
+
+    Raises:
+        AfireError: not such a file, no finding, an unknown name or another value.
+    """
+    expected = 'an object such as {"Effusion": 1, "Mass": 0} is expected (1 present, 0 absent, -1 uncertain, null)'
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise AfireError(f"the findings are no JSON; {expected}") from error
+    if isinstance(content, dict) and isinstance(content.get("findings"), dict):
+        content = content["findings"]
+    if not isinstance(content, dict) or not content:
+        raise AfireError(f"the label holds no findings; {expected}")
+    if unknown := [str(name)[:40] for name in content if known and name not in known]:
+        raise AfireError(f"unknown finding {', '.join(unknown)}; the model has {', '.join(known)}")
+    for name, value in content.items():
+        if isinstance(value, bool) or value not in (0, 1, -1, None):
+            raise AfireError(f"finding {str(name)[:40]!r}: {str(value)[:20]!r}; {expected}")
+    return {str(name): None if value is None else int(value) for name, value in content.items()}
+
+
+def read_mask(
+    image: str | Path | Grid, label: str | Path, classes: Mapping[str, int], name: str | None = None
+) -> NDArray[np.uint8]:
+    """Read a saved mask as the rows and columns of its radiograph.
+
+    Args:
+        image: the radiograph's file, or its grid.
+        label: the mask's file.
+        classes: value of each class; any values if there are none.
+        name: of the file, if not that of the path.
+
+    Raises:
+        AfireError: see `read_label`; or for a value that is no class.
+    """
+    mask = read_label(label, image if isinstance(image, Grid) else open_image(image).grid, name)
+    allowed: Collection[int] = {0, *classes.values()}
+    if classes and (strange := sorted(set(np.unique(mask).tolist()) - set(allowed))):
+        known = ", ".join(f"{value} {name}" for name, value in classes.items())
+        raise AfireError(f"the label has the values {strange[:5]}, which are no class; the classes are {known}")
+    return mask

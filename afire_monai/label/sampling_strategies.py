@@ -1,0 +1,173 @@
+"""Which image to label next: the most anomalous, the most uncertain, or the one least like those labelled."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from afire_monai.label.http_errors import NotFoundError
+from afire_monai.label.images import file_of
+from afire_monai.label.label_files import Store, has_label
+from afire_monai.label.model_registry import ModelShelf
+from afire_monai.predictions.reading import LeftOut, ahead, read_radiograph
+
+logger = logging.getLogger(__name__)
+
+STRATEGIES = {
+    "most_anomalous": "Most unlike normal radiographs first",
+    "most_uncertain": "First where the model knows least (entropy of its probabilities)",
+    "most_different": "First what is least like all that is labelled (farthest in the encoder's features)",
+}
+BATCH = 8
+AGAIN_AFTER = 3600.0
+"""Seconds before an image that was offered and not labelled is offered again, if there are others."""
+
+
+class Chooser:
+    """Rank images by what models say of them.
+
+    Looking at an image costs time, so each call looks at no more than ``most`` that were not looked at before, drawn at
+    random; what was seen is kept for as long as the model stays the same. In a store of thousands the first answers are
+    the best of a sample, and get better.
+
+    Args:
+        shelf: the models.
+        most: images to look at in one call.
+        seed: of the draws.
+    """
+
+    def __init__(self, shelf: ModelShelf, most: int = 48, seed: int = 0) -> None:
+        self.shelf = shelf
+        self.most = most
+        self._random = random.Random(seed)
+        self._lock = threading.Lock()
+        self._seen: dict[tuple[str, str], dict[str, Tensor | None]] = {}
+        self._offered: dict[str, float] = {}
+
+    def offers(self, strategy: str) -> bool:
+        """Whether there are models for a strategy."""
+        uses = {"most_anomalous": ("anomaly",), "most_uncertain": ("classification", "segmentation")}
+        if strategy == "most_different":
+            return any(map(self.shelf.offers, ("anomaly", "classification", "segmentation"))) or bool(
+                self.shelf.file("encoder")
+            )
+        return any(map(self.shelf.offers, uses[strategy]))
+
+    def choose(self, strategy: str, store: Store) -> dict[str, Any] | None:
+        """Choose an image without label.
+
+        Args:
+            strategy: of `STRATEGIES`.
+            store: of images and labels.
+
+        Returns:
+            ``id``, ``score`` (larger is more urgent), ``looked_at`` and ``unlabelled`` (numbers of images); None if all
+            are labelled, or none can be read.
+
+        Raises:
+            NotFoundError: if there is no such strategy, or no model for it.
+        """
+        if strategy not in STRATEGIES:
+            raise NotFoundError(f"there is no strategy of this name; there are {', '.join(STRATEGIES)}")
+        labelled = [i for i in store.list_images() if has_label(store, i)]
+        waiting = sorted(set(store.list_images()) - set(labelled))
+        with self._lock:
+            if strategy == "most_different":
+                ranked = self._by_difference(store, waiting, labelled)
+            else:
+                value = self._anomaly if strategy == "most_anomalous" else self._uncertainty
+                found = self._look(store, waiting, *value())
+                ranked = sorted(((float(v), i) for i, v in found.items()), reverse=True)
+            if not ranked:
+                return None
+            now = time.time()
+            fresh = [entry for entry in ranked if now - self._offered.get(entry[1], 0.0) > AGAIN_AFTER]
+            # all were offered: begin again with the one whose turn is longest ago
+            score, image_id = fresh[0] if fresh else min(ranked, key=lambda entry: self._offered[entry[1]])
+            self._offered[image_id] = now
+        logger.info("next sample by %s: looked at %d of %d images without label", strategy, len(ranked), len(waiting))
+        return {"id": image_id, "score": score, "looked_at": len(ranked), "unlabelled": len(waiting)}
+
+    def _anomaly(self) -> tuple[str, Callable[[Tensor], Tensor], tuple[int, int]]:
+        loaded = self.shelf.get("anomaly")
+        scorer = loaded.scorer
+        detector = scorer.detector
+        assert detector is not None
+
+        def values(images: Tensor) -> Tensor:
+            if scorer.reference is None:
+                difference = detector.features(images, (), restore=True).difference
+                assert difference is not None
+                return difference.flatten(1).mean(1)
+            features = detector.features(images, scorer.reference.parts, layers=scorer.reference.layers)
+            return scorer.reference.judge(features, detector.canvas_size).score
+
+        return f"anomaly {loaded.version}", values, detector.canvas_size
+
+    def _uncertainty(self) -> tuple[str, Callable[[Tensor], Tensor], tuple[int, int]]:
+        use = "classification" if self.shelf.offers("classification") else "segmentation"
+        loaded = self.shelf.get(use)
+        network: Any = loaded.scorer.classifier or loaded.scorer.segmenter
+
+        def values(images: Tensor) -> Tensor:
+            p = network.probabilities(images.expand(-1, network.encoder.in_channels, -1, -1)).double()
+            entropy = -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p))
+            return entropy.flatten(1).mean(1).float()
+
+        return f"{use} {loaded.version}", values, network.encoder.image_size
+
+    def _by_difference(self, store: Store, waiting: list[str], labelled: list[str]) -> list[tuple[float, str]]:
+        """Rank by distance to the nearest labelled image (Sener and Savarese, ICLR 2018: k-centre, greedy)."""
+        encoder, version = self.shelf.encoder()
+
+        def features(images: Tensor) -> Tensor:
+            tokens = encoder(images.expand(-1, encoder.in_channels, -1, -1))
+            return F.normalize(tokens[:, 1:].mean(1), dim=1)
+
+        name = f"features {version}"
+        found = self._look(store, waiting, name, features, encoder.image_size)
+        if not found:
+            return []
+        ids, points = list(found), torch.stack(list(found.values()))
+        known = self._look(store, labelled, name, features, encoder.image_size)
+        # without labels the most typical image comes first: the nearest to the mean
+        centres = torch.stack(list(known.values())) if known else points.mean(0, keepdim=True)
+        distance = torch.cdist(points, centres).amin(1) * (1 if known else -1)
+        return sorted(zip(distance.tolist(), ids, strict=True), reverse=True)
+
+    def _look(
+        self, store: Store, ids: Sequence[str], name: str, values: Callable[[Tensor], Tensor], size: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """Give what is known of images, after looking at some more of them; those that cannot be read are left out."""
+        kind = name.partition(" ")[0]
+        for old in [key for key in self._seen if key[0] == kind and key[1] != name]:
+            del self._seen[old]  # of an earlier model
+        kept = self._seen.setdefault((kind, name), {})
+        new = [i for i in ids if i not in kept]
+        chosen = self._random.sample(new, min(self.most, len(new)))
+
+        def read(image_id: str) -> Tensor | None:
+            try:
+                radiograph = read_radiograph(0, str(file_of(store.get_image_uri(image_id))), [size])
+            except ValueError:
+                return None
+            return None if isinstance(radiograph, LeftOut) else radiograph.images[size]
+
+        pictures = list(ahead(read, chosen, 2, 2 * BATCH))
+        for start in range(0, len(chosen), BATCH):
+            usable = [(i, p) for i, p in zip(chosen[start:], pictures[start : start + BATCH], strict=False)]
+            kept.update({i: None for i, p in usable if p is None})
+            usable = [(i, p) for i, p in usable if p is not None]
+            if usable:
+                with torch.inference_mode():
+                    found = values(torch.stack([p for _, p in usable if p is not None])).cpu()
+                kept.update(zip([i for i, _ in usable], found, strict=True))
+        return {i: value for i in ids if (value := kept.get(i)) is not None}

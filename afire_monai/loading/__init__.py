@@ -1,0 +1,1 @@
+"""From a data list to batches: data set, order, caches."""

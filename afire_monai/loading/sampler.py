@@ -1,0 +1,67 @@
+"""The order in which training sees its images: seeded, shared out over processes, and able to start anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+
+import torch
+from torch.utils.data import Sampler
+
+from afire_monai.core.distributed import rank, world_size
+from afire_monai.core.errors import DataListError
+
+
+class EpochSampler(Sampler[int]):
+    """Shuffle once an epoch by (seed, epoch) and deal the images to the processes in turn.
+
+    With ``world`` processes of batch n, the images of one step are those that one process of batch n · ``world`` would
+    take, whatever the number of processes. Every epoch has the same number of whole batches; the images that do not
+    fill a batch are left out, others in each epoch.
+
+    Args:
+        dataset: anything with a length.
+        batch_size: images a process takes in one step.
+        seed: of the order.
+        shuffle: whether to shuffle at all.
+
+    Raises:
+        DataListError: if there are fewer images than one step of all processes needs.
+    """
+
+    def __init__(self, dataset: Sized, batch_size: int, seed: int = 0, shuffle: bool = True) -> None:
+        self.length = len(dataset)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rank, self.world = rank(), world_size()
+        self.batches = self.length // (batch_size * self.world)
+        if self.batches == 0:
+            raise DataListError(
+                f"{self.length} training images are fewer than one step takes ({self.world} process(es) of batch "
+                f"{batch_size}); add images or set a smaller batch_size"
+            )
+        self.epoch = 0
+        self.start_batch = 0
+
+    def start_at(self, epoch: int, batch: int = 0) -> None:
+        """Set where the next pass starts.
+
+        Args:
+            epoch: counted from 0; decides the order.
+            batch: batches to leave out at the start of that pass only, when a run resumes in the middle of an epoch.
+        """
+        self.epoch = epoch
+        self.start_batch = batch
+
+    def __len__(self) -> int:
+        return self.batches * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            order = torch.randperm(self.length, generator=generator)
+        else:
+            order = torch.arange(self.length)
+        mine = order[self.rank :: self.world][: len(self)]
+        start, self.start_batch = self.start_batch, 0
+        return iter(mine[start * self.batch_size :].tolist())

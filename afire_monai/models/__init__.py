@@ -1,0 +1,1 @@
+"""The model folder: what lies in it, saved and loaded; released weights."""

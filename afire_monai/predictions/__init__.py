@@ -1,0 +1,1 @@
+"""What a trained model says of radiographs, and the format that it is kept in."""

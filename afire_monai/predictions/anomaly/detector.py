@@ -1,0 +1,244 @@
+"""Anomaly detection without labels: what in a radiograph is unlike the same place in normal ones."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from afire_monai.core.errors import AfireError
+from afire_monai.losses.token_contrastive import similarities
+from afire_monai.methods.grid_shift import GridShift
+from afire_monai.models.restorer import AnomalyNetwork, box_mean
+from afire_monai.networks import Encoder, TokenHead
+
+PARTS = ("tokens", "neighbours", "residual", "difference", "prototypes", "density", "class_density")
+"""What a radiograph can be judged by; see `AnomalyDetector`."""
+DEFAULT_PARTS = ("tokens", "residual")
+"""Those that are taken unless others are named, as far as the model has them (docs/predict.md has figures)."""
+
+
+@dataclass
+class AnomalyFeatures:
+    """What a detector sees in a batch, by cells of the canvas (N cells, row by row).
+
+    Attributes:
+        tokens: (B, N, D) of the encoder.
+        cells: for ``residual``, ``difference`` and ``prototypes`` a number a cell, (B, N).
+        restored: (B, C, Hc, Wc) in 0…1, or None.
+        difference: (B, Hc, Wc) absolute difference of picture and restoration, smoothed over a cell; or None.
+        class_token: (B, D) of the encoder, averaged over crops.
+        layers: for each block that was asked for its tokens (B, N, D'), each of zero mean and unit variance.
+    """
+
+    tokens: Tensor
+    cells: dict[str, Tensor] = field(default_factory=dict)
+    restored: Tensor | None = None
+    difference: Tensor | None = None
+    class_token: Tensor | None = None
+    layers: dict[int, Tensor] = field(default_factory=dict)
+
+
+class AnomalyDetector(nn.Module):
+    """Look at each anatomical cell of a radiograph in the ways that pre-training on normals offers.
+
+    A model of the grid-shifted form was trained on crops of a canvas that is larger by ``shift`` cells. The whole
+    radiograph is read at the canvas' size, seen through the crops at its corners (which together show every cell), and
+    what overlapping crops say of a cell is averaged (this project's reading). With ``shift`` 0 there is one crop.
+
+    Parts, each a number for each cell; the first two need a `NormalReference`:
+
+    - ``tokens``: distance of the cell's token to the mean of the tokens of the same cell in normal radiographs (in the
+      way of PaDiM, Defard et al., ICPR 2021);
+    - ``neighbours``: cosine distance of the cell's token to the nearest tokens of the same cell in normal radiographs
+      (in the way of PatchCore, Roth et al., CVPR 2022);
+    - ``residual``: grey level minus that of the restoration, averaged over the cell: above 0 what is denser;
+    - ``difference``: the same without sign;
+    - ``prototypes``: cross-entropy of the cell's token to the prototype of its cell (the structure term's similarity).
+
+    Parts that give one number for the whole image, and need a reference:
+
+    - ``density``: distance of the mean patch token to those of normal radiographs;
+    - ``class_density``: the same for the class token.
+
+    ``tokens``, ``neighbours`` and ``density`` can judge the tokens of earlier blocks as well.
+
+    Args:
+        encoder: gives the tokens; the restorer's where there is one.
+        shift: s, in cells.
+        restorer: for ``residual`` and ``difference``; its encoder must be ``encoder``.
+        head: token head on ``encoder``, for ``prototypes``.
+        assignment: (N, K) of the prototypes (`PrototypeBank.assignment`), for ``prototypes``.
+        temperature: of the head's softmax, τ_s.
+
+    Raises:
+        AfireError: if the parts do not fit.
+    """
+
+    assignment: Tensor | None
+    corners: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        shift: int = 0,
+        restorer: AnomalyNetwork | None = None,
+        head: TokenHead | None = None,
+        assignment: Tensor | None = None,
+        temperature: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.restorer = restorer
+        self.head = head
+        self.temperature = temperature
+        self.canvas = GridShift(encoder.grid, encoder.patch_size, shift)
+        self.register_buffer("assignment", assignment, persistent=False)
+        self.register_buffer("corners", torch.tensor(self.offsets()), persistent=False)
+        if restorer is not None and restorer.encoder is not encoder:
+            raise AfireError("the restorer must have the detector's encoder")
+        if (head is None) != (assignment is None):
+            raise AfireError("the token head and the prototypes are needed together")
+        if assignment is not None and len(assignment) != self.canvas.canvas_cells:
+            raise AfireError(f"{len(assignment)} prototypes do not fit a canvas of {self.canvas.canvas_cells} cells")
+
+    @property
+    def canvas_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the pictures that the detector wants."""
+        return self.canvas.canvas_size
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Parts that this detector can give."""
+        able = {
+            "residual": self.restorer is not None,
+            "difference": self.restorer is not None,
+            "prototypes": self.head is not None,
+        }
+        return tuple(part for part in PARTS if able.get(part, True))
+
+    @property
+    def default_parts(self) -> tuple[str, ...]:
+        """Parts of `DEFAULT_PARTS` that this detector has."""
+        return tuple(part for part in DEFAULT_PARTS if part in self.parts)
+
+    def offsets(self) -> list[tuple[int, int]]:
+        """Give the crops' offsets (row, column) in cells: the canvas' corners, and between them if need be."""
+        s, grid = self.canvas.shift, self.canvas.grid
+        rows, columns = (sorted({s, *range(0, s, side)}) for side in grid)
+        return [(row, column) for row in rows for column in columns]
+
+    def features(
+        self,
+        images: Tensor,
+        parts: Sequence[str] | None = None,
+        restore: bool = False,
+        layers: Sequence[int] = (),
+    ) -> AnomalyFeatures:
+        """Look at radiographs.
+
+        Args:
+            images: (B, 1 or C, Hc, Wc) in 0…1, of :attr:`canvas_size`.
+            parts: which to compute; None for all that there are.
+            restore: give the restored pictures and the difference whatever the parts.
+            layers: blocks whose tokens are wanted besides the encoder's output; 0 is the first, -1 the last.
+
+        Raises:
+            AfireError: for pictures of another size, or parts or blocks that the detector does not have.
+        """
+        parts = self.parts if parts is None else parts
+        if missing := [part for part in parts if part not in self.parts]:
+            raise AfireError(f"the detector has no {', '.join(missing)}; it has {', '.join(self.parts)}")
+        if tuple(images.shape[2:]) != self.canvas_size:
+            h, w = self.canvas_size
+            raise AfireError(f"pictures must be {h} x {w} pixels, got {images.shape[2]} x {images.shape[3]}")
+        images = images.expand(-1, self.encoder.in_channels, -1, -1)
+        offsets = self.corners.repeat_interleave(len(images), 0)
+        crops = self.canvas.crop(images.repeat(len(self.offsets()), 1, 1, 1), offsets)
+        seen, hidden = self._encode(crops, layers)
+        found = AnomalyFeatures(
+            self._on_canvas(seen[:, 1:].float()),
+            class_token=seen[:, 0].float().unflatten(0, (len(self.offsets()), -1)).mean(0),
+            layers={block: self._on_canvas(tokens) for block, tokens in hidden.items()},
+        )
+        if "prototypes" in parts:
+            found.cells["prototypes"] = self._prototype_distance(seen, offsets)
+        if restore or {"residual", "difference"} & set(parts):
+            self._compare(images, crops, seen, parts, found)
+        return found
+
+    def _encode(self, crops: Tensor, layers: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """Run the encoder; return its tokens (b, 1 + L, D), and for each of some blocks its patch tokens (b, L, D')."""
+        outputs: dict[int, list[Tensor]] = {block: [] for block in layers}
+        with contextlib.ExitStack() as hooks:
+            for block, kept in outputs.items():
+                module = self.encoder.attribution_layer(block, class_token=False)
+                hook = module.register_forward_hook(lambda _, __, output, kept=kept: kept.append(output))
+                hooks.callback(hook.remove)
+            # one crop of all images after the other: a third faster on a CPU, whose cache they fill otherwise
+            seen = torch.cat([self.encoder(some) for some in crops.split(len(crops) // len(self.offsets()))])
+        return seen, {block: self._patch_tokens(torch.cat(kept).float()) for block, kept in outputs.items()}
+
+    def _patch_tokens(self, output: Tensor) -> Tensor:
+        """Bring a block's output, tokens (b, 1 + L, D') or a map (b, D', h, w), to (b, L, D') of unit variance."""
+        if output.ndim == 4:
+            output = F.adaptive_avg_pool2d(output, self.encoder.grid).flatten(2).transpose(1, 2)
+        cells = self.encoder.grid[0] * self.encoder.grid[1]
+        return F.layer_norm(output[:, -cells:], output.shape[-1:])
+
+    def _compare(
+        self, images: Tensor, crops: Tensor, tokens: Tensor, parts: Sequence[str], found: AnomalyFeatures
+    ) -> None:
+        if self.restorer is None:
+            raise AfireError("there is no restorer, so nothing can be restored")
+        p = self.encoder.patch_size
+        pixels = self.restorer.restore(crops, tokens)
+        # as tokens with C·P² channels, so that overlapping crops are averaged in the same way
+        restored = self._on_canvas(F.pixel_unshuffle(pixels, p).flatten(2).transpose(1, 2))
+        h, w = self.canvas.canvas_grid
+        found.restored = F.pixel_shuffle(restored.transpose(1, 2).unflatten(2, (h, w)), p)
+        signed = (images - found.restored).mean(1, keepdim=True)
+        found.difference = box_mean(signed.abs(), p // 2 * 2 + 1)[:, 0]
+        if "residual" in parts:
+            found.cells["residual"] = F.avg_pool2d(signed, p).flatten(1)
+        if "difference" in parts:
+            found.cells["difference"] = F.avg_pool2d(signed.abs(), p).flatten(1)
+
+    def _prototype_distance(self, tokens: Tensor, offsets: Tensor) -> Tensor:
+        assert self.head is not None
+        assert self.assignment is not None
+        cells = self.canvas.cells(offsets)
+        cross, log_partition = similarities(self.head(tokens[:, 1:]), self.assignment, self.temperature)
+        own = cross.gather(-1, cells[..., None])[..., 0] - log_partition
+        return self._on_canvas(-own[..., None])[..., 0]
+
+    def _on_canvas(self, values: Tensor) -> Tensor:
+        """Bring values of crop cells (crops · B, L, F) to canvas cells (B, N, F), averaged where crops overlap."""
+        (h, w), (hc, wc) = self.canvas.grid, self.canvas.canvas_grid
+        offsets = self.offsets()
+        crops = values.unflatten(0, (len(offsets), -1)).unflatten(2, (h, w))
+        total = values.new_zeros(crops.shape[1], hc, wc, values.shape[-1])
+        count = values.new_zeros(hc, wc, 1)
+        for crop, (row, column) in zip(crops, offsets, strict=True):
+            total[:, row : row + h, column : column + w] += crop
+            count[row : row + h, column : column + w] += 1
+        return (total / count).flatten(1, 2)
+
+
+def heat_of(standardised: Tensor) -> Tensor:
+    """Turn standard deviations above the normal mean into 0…1: z / (z + 3) above 0, 0 below; 3 gives a half.
+
+    Never saturated, so that places keep their order, and comparable between images.
+    """
+    above = standardised.clamp_min(0)
+    return above / (above + 3)
+
+
+def enlarge_cells(cells: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Draw cells (B, N) as pictures (B, H, W), bilinear between the cells' centres."""
+    return F.interpolate(cells.unflatten(1, grid)[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]

@@ -1,0 +1,130 @@
+"""Where a model looked: Grad-CAM on the token map, and attention rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from afire_monai.core.errors import AfireError
+from afire_monai.networks import ViTEncoder
+
+
+def grad_cam(model: nn.Module, images: Tensor, label: int, block: int | None = None) -> Tensor:
+    """Map what speaks for a label: Grad-CAM (Selvaraju et al., ICCV 2017) on the encoder's patch tokens or last map.
+
+    Channels are weighted by the mean gradient of the label's logit over the patch tokens (the map's cells), summed, and
+    negative values cut off. The class token is no place in the picture and is left out.
+
+    Args:
+        model: has ``encoder`` (`Encoder`) and gives logits (B, C). Weights are not
+            changed and collect no gradient.
+        images: (B, C, H, W) in 0…1.
+        label: column of the logits.
+        block: the map is made of what comes after this block, negative counts from the end; None for the encoder's
+            output or, where a transformer's has no gradient because only the class token goes on (pooling ``class``),
+            for what enters the last block (this project's reading: the paper names no layer for transformers).
+
+    Returns:
+        (B, h, w) float32, at least 0; comparable within an image, not between images. The grid is that of the tokens;
+        finer after the earlier blocks of a ResNet.
+
+    Raises:
+        AfireError: for a label or block that does not exist.
+    """
+    encoder: Any = model.encoder
+    layer: nn.Module = encoder.attribution_layer(block, getattr(model, "pooling", "mean") == "class")
+    kept: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        # cut off here: what comes before needs no gradient, and frozen weights would give tokens without one
+        kept.append(output.detach().requires_grad_())
+        return kept[0]
+
+    handle = layer.register_forward_hook(keep)
+    try:
+        with torch.enable_grad():
+            logits = model(images)
+            if not 0 <= label < logits.shape[1]:
+                raise AfireError(f"label {label} is not one of the {logits.shape[1]} columns of the logits")
+            (gradient,) = torch.autograd.grad(logits[:, label].sum(), kept[0])
+    finally:
+        handle.remove()
+    values, gradient = kept[0].detach().float(), gradient.float()
+    if values.ndim == 3:  # tokens (B, 1 + L, D)
+        grid = encoder.grid_of(images.shape[2], images.shape[3])
+        values, gradient = (t[:, 1:].transpose(1, 2).unflatten(2, grid) for t in (values, gradient))
+    return F.relu((gradient.mean((2, 3), keepdim=True) * values).sum(1))
+
+
+@torch.no_grad()
+def attention_rollout(model: nn.Module, images: Tensor, start: str = "auto") -> Tensor:
+    """Map where attention flows from: attention rollout (Abnar and Zuidema, ACL 2020).
+
+    Attention is averaged over heads, mixed half and half with the identity for the residual connection, and multiplied
+    over the layers. It says what was looked at, for no label in particular.
+
+    Args:
+        model: an encoder, or a module with ``encoder``.
+        images: (B, C, H, W) in 0…1.
+        start: ``class`` follows the class token, ``mean`` the mean of the patch tokens; ``auto`` what the model pools
+            (mean where it does not say).
+
+    Returns:
+        (B, h, w) float32, at least 0: the share of each patch; the class token's share is left out.
+
+    Raises:
+        AfireError: for an unknown start, or an encoder without attention.
+    """
+    encoder: Any = getattr(model, "encoder", model)
+    if not isinstance(encoder, ViTEncoder):
+        raise AfireError(
+            f"attention rollout needs a transformer; {type(encoder).__name__} has no attention between places. Use "
+            "Grad-CAM of a classifier instead"
+        )
+    start = getattr(model, "pooling", "mean") if start == "auto" else start
+    if start not in ("class", "mean"):
+        raise AfireError(f"start must be auto, class or mean, got {start!r}")
+    maps = attention_maps(encoder, images)
+    identity = torch.eye(maps[0].shape[-1], device=images.device)
+    rollout = identity
+    for attention in maps:
+        rollout = 0.5 * (attention + identity) @ rollout
+    shares = rollout[:, 0] if start == "class" else rollout[:, 1:].mean(1)
+    h, w = encoder.grid_of(images.shape[2], images.shape[3])
+    return shares[:, 1:].view(len(images), h, w)
+
+
+def attention_maps(encoder: Any, images: Tensor) -> list[Tensor]:
+    """Give each block's attention, averaged over heads: (B, 1 + L, 1 + L) float32, rows sum to 1.
+
+    The fused attention of the blocks does not keep its weights; they are computed again from what enters it.
+
+    Args:
+        encoder: `ViTEncoder`.
+        images: (B, C, H, W) in 0…1.
+    """
+    maps: list[Tensor] = []
+
+    def note(attention: Any, arguments: tuple[Tensor, ...]) -> None:
+        q, k, _ = attention.input_rearrange(attention.qkv(arguments[0])).float()
+        maps.append((q @ k.transpose(-1, -2) * attention.scale).softmax(-1).mean(1))
+
+    with _noting(encoder, note):
+        encoder(images)
+    return maps
+
+
+@contextmanager
+def _noting(encoder: Any, note: Any) -> Iterator[None]:
+    handles = [block.attn.register_forward_pre_hook(note) for block in encoder.blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

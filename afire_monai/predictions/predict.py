@@ -1,0 +1,225 @@
+"""Predict folders of radiographs: read ahead, compute in batches, write behind, go on where an earlier run ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from afire_monai.core.distributed import join_group
+from afire_monai.core.errors import AfireError
+from afire_monai.predictions.pictures import pictures_of
+from afire_monai.predictions.reading import LeftOut, Radiograph, ahead, read_radiograph
+from afire_monai.predictions.results import ResultFolder
+from afire_monai.predictions.scoring import Answer, Scorer
+from afire_monai.predictions.sources import Source, find_source
+
+logger = logging.getLogger(__name__)
+NOTE = "Research software, no medical device: no diagnosis. Read with the radiograph, by someone who can."
+
+
+@dataclass
+class PredictionSummary:
+    """What a prediction came to.
+
+    Attributes:
+        total: files named.
+        scored: files with a prediction, those of earlier runs included.
+        left_out: reasons by index.
+        earlier: files that an earlier run had finished.
+        rank: number of this process, 0 for the one that gathers the results.
+    """
+
+    total: int
+    scored: int
+    left_out: dict[int, str] = field(default_factory=dict)
+    earlier: int = 0
+    rank: int = 0
+
+    @property
+    def status(self) -> int:
+        """Exit status: 0 all scored, 1 some left out, 2 none scored."""
+        return 2 if not self.scored else 1 if self.scored < self.total else 0
+
+
+def predict(
+    inputs: Sequence[str | os.PathLike[str]],
+    model: Sequence[str | Path],
+    out: str | Path,
+    section: str = "test",
+    heatmap: str = "auto",
+    label: str | None = None,
+    restored: bool = False,
+    overlays: bool = False,
+    batch_size: int = 16,
+    workers: int | None = None,
+    resume: bool = False,
+    device: torch.device | None = None,
+    progress: bool = False,
+) -> PredictionSummary:
+    """Predict radiographs with the models of a folder.
+
+    Written are ``predictions.csv`` and ``.json`` (see `afire_monai.predictions.format`), for each image
+    ``json/NNNNN.json`` and, as asked for, ``heatmaps/``, ``overlays/``, ``restored/`` and ``masks/NNNNN.png``;
+    ``left_out.csv``, and ``index.csv``, which alone says which file an index is and is readable by its owner only.
+    No more than a few batches are in memory. Under ``torchrun`` each process takes its share of the files.
+
+    Args:
+        inputs: folders and files, or one data list.
+        model: model folders (see `Scorer`).
+        out: folder to write into.
+        section: of the data list.
+        heatmap: see `Scorer`.
+        label: likewise.
+        restored: write restored pictures.
+        overlays: write pictures for people, the heatmap in colour over the radiograph.
+        batch_size: radiographs computed at once.
+        workers: threads that read; None for the number of cores, at most 8; 0 reads without threads.
+        resume: go on with what an earlier run left in ``out``; what it left out is tried again.
+        device: where to compute; None for a GPU if there is one.
+        progress: show a bar with the time left.
+
+    Raises:
+        AfireError: for wrong options, models that cannot be read, or a folder with other results.
+    """
+    if batch_size < 1 or (workers is not None and workers < 0):
+        raise AfireError(f"--batch-size must be at least 1 and --workers at least 0, got {batch_size} and {workers}")
+    source = find_source(inputs, section)
+    joined_before = dist.is_initialized()
+    rank, world = join_processes()
+    scorer = Scorer(model, device or _own_device(), heatmap, label, restored)
+    if overlays and scorer.heatmap == "none":
+        raise AfireError("--overlays shows heatmaps; ask for one with --heatmap")
+    folder = ResultFolder(out)
+    options = {"heatmap": scorer.heatmap, "label": label, "restored": restored, "overlays": overlays}
+    run = {**options, "section": source.section, "datalist_sha256": source.datalist_sha256, "model": scorer.facts}
+    if rank == 0:
+        folder.start(run, source.key(), resume)
+    _wait(world)
+    mine = range(rank, len(source.files), world)
+    todo = [index for index in mine if not folder.finished(index)]
+    job = _Job(source, scorer, folder, overlays, batch_size, _threads(workers))
+    left_out, earlier = _gathered(job.run(todo, progress and rank == 0), len(mine) - len(todo), world)
+    scored = len(source.files) - len(left_out)
+    if rank == 0:
+        facts = {**run, "thresholds": scorer.thresholds, "mask_values": scorer.mask_values, "note": NOTE}
+        scored = folder.finish(len(source.files), left_out, facts, scorer.labels)
+    _wait(world)
+    if world > 1 and not joined_before:
+        dist.destroy_process_group()
+    return PredictionSummary(len(source.files), scored, left_out, earlier, rank)
+
+
+@dataclass
+class _Job:
+    """The work of one process."""
+
+    source: Source
+    scorer: Scorer
+    folder: ResultFolder
+    overlays: bool
+    batch_size: int
+    workers: int
+
+    def run(self, todo: Sequence[int], progress: bool) -> dict[int, str]:
+        """Predict the files of these indices; give the reasons for those that cannot be used."""
+        left_out: dict[int, str] = {}
+        writing: deque[Future[None]] = deque()
+        reading = ahead(self._read, todo, self.workers, max(2 * self.batch_size, 2 * self.workers))
+        bar = tqdm(reading, total=len(todo), desc="predicting", unit="image", disable=not progress)
+        with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
+            for batch in _batches(bar, self.batch_size, left_out):
+                for radiograph, answer in zip(batch, self._score(batch), strict=True):
+                    writing.append(writer.submit(self._write, radiograph, answer))
+                while len(writing) > 2 * self.batch_size:
+                    writing.popleft().result()
+            for future in writing:
+                future.result()
+        return left_out
+
+    def _read(self, index: int) -> Radiograph | LeftOut:
+        return read_radiograph(index, self.source.files[index], self.scorer.sizes, self.overlays)
+
+    def _score(self, batch: list[Radiograph]) -> list[Answer]:
+        try:
+            return self.scorer.score(batch)
+        except torch.OutOfMemoryError as error:
+            raise AfireError(
+                f"the device has too little memory for {len(batch)} radiographs at once; give a smaller --batch-size "
+                "and --resume"
+            ) from error
+
+    def _write(self, radiograph: Radiograph, answer: Answer) -> None:
+        pictures = pictures_of(radiograph, answer, list(self.scorer.mask_values.values()), self.overlays)
+        record = {**answer.record, "model": self.scorer.facts, "note": NOTE}
+        try:
+            self.folder.write(radiograph.index, record, pictures)
+        except OSError as error:
+            raise AfireError(
+                f"{self.folder.folder}: {error.strerror or error}; what is finished is kept, --resume goes on with it"
+            ) from error
+
+
+def _batches(
+    results: Iterator[Radiograph | LeftOut] | tqdm, size: int, left_out: dict[int, str]
+) -> Iterator[list[Radiograph]]:
+    """Gather radiographs into batches, and reasons into a dictionary."""
+    batch: list[Radiograph] = []
+    for result in results:
+        if isinstance(result, LeftOut):
+            left_out[result.index] = result.reason
+            logger.info("image %d is left out: %s", result.index, result.reason)
+            continue
+        batch.append(result)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _gathered(left_out: dict[int, str], earlier: int, world: int) -> tuple[dict[int, str], int]:
+    """Put together what all processes left out and found finished; waits for them."""
+    if world == 1:
+        return left_out, earlier
+    everywhere: list[Any] = [None] * world
+    dist.all_gather_object(everywhere, (left_out, earlier))
+    return {i: reason for part, _ in everywhere for i, reason in part.items()}, sum(n for _, n in everywhere)
+
+
+def _own_device() -> torch.device:
+    gpu = torch.cuda.is_available()
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
+
+
+def _threads(workers: int | None) -> int:
+    return min(os.cpu_count() or 1, 8) if workers is None else workers
+
+
+def join_processes() -> tuple[int, int]:
+    """Join the processes that ``torchrun`` started, if it did; give this one's number and how many there are.
+
+    Raises:
+        AfireError: if WORLD_SIZE is set, but nothing says where the other processes are.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, 1
+    if not dist.is_initialized():
+        # processes wait for the slowest at the end, which can be hours later
+        join_group("gloo", timeout=timedelta(days=7))
+    return dist.get_rank(), dist.get_world_size()
+
+
+def _wait(world: int) -> None:
+    if world > 1:
+        dist.barrier()

@@ -1,0 +1,122 @@
+"""Read radiographs ahead of the network: threads decode while it computes."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from afire_monai.core.errors import RadiographError
+from afire_monai.radiographs.reader import RadiographReader
+
+Size = tuple[int, int]
+T = TypeVar("T")
+R = TypeVar("R")
+DISPLAY_SIDE = 512
+"""Longest side of pictures for people, in pixels; smaller radiographs keep their size."""
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """One radiograph at the sizes that the networks want.
+
+    Attributes:
+        index: place in the source.
+        images: for each size (height, width) the picture (1, height, width) float32 in 0…1.
+        shape: rows and columns of the file.
+        display: (1, h, w) for people, of the file's aspect; None unless asked for.
+    """
+
+    index: int
+    images: dict[Size, Tensor]
+    shape: Size
+    display: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file that cannot be used, and why: in words without names and paths."""
+
+    index: int
+    reason: str
+
+
+def display_size(shape: Size, side: int = DISPLAY_SIDE) -> Size:
+    """Give the size of pictures that are written for a radiograph: its own, at most ``side`` on its long side."""
+    scale = min(1.0, side / max(shape))
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+
+
+def resize(picture: Tensor, size: Size) -> Tensor:
+    """Average (C, H, W) over areas to a size, as the reading of training does (`engines.startup.reading`)."""
+    return F.interpolate(picture[None], size, mode="area")[0]
+
+
+def read_radiograph(index: int, file: str, sizes: Iterable[Size], display: bool = False) -> Radiograph | LeftOut:
+    """Decode one file and bring it to the networks' sizes.
+
+    Args:
+        index: place in the source.
+        file: path.
+        sizes: (height, width) of each network.
+        display: also keep a picture for people.
+
+    Returns:
+        The radiograph or, for whatever is wrong with the file, the reason why there is none.
+    """
+    try:
+        reader = RadiographReader()
+        pixels, _ = reader.get_data(reader.read(file))
+        if not pixels.max() > pixels.min():
+            return LeftOut(index, "constant: all pixels have the same value, so there is no radiograph to see")
+        picture = torch.from_numpy(pixels)
+        shape = (picture.shape[1], picture.shape[2])
+        shown = resize(picture, display_size(shape)) if display else None
+        return Radiograph(index, {size: resize(picture, size) for size in sizes}, shape, shown)
+    except RadiographError as error:
+        return LeftOut(index, without_names(error, file))
+    except Exception as error:  # one strange file must not end the prediction of thousands
+        # what it says is left out: other libraries quote the header
+        return LeftOut(index, f"unexpected error: {type(error).__name__} while reading; please report this file")
+
+
+def without_names(error: RadiographError, file: str) -> str:
+    """Give the reason of a refusal without the name of its file."""
+    kind, detail = getattr(error, "kind", "refused"), getattr(error, "detail", str(error))
+    reason = f"{kind}: {detail}"
+    for name in (file, os.path.basename(file)):
+        reason = reason.replace(name, "the file")
+    return " ".join(reason.split())
+
+
+def ahead(work: Callable[[T], R], tasks: Sequence[T], workers: int, depth: int) -> Iterator[R]:
+    """Do work in threads, at most `depth` tasks ahead of whoever takes the results, which keep their order.
+
+    Args:
+        work: done for each task; threads suffice, as decoders and PyTorch let go of the interpreter.
+        tasks: what to do.
+        workers: threads; 0 does the work in the caller's thread.
+        depth: how many results may wait.
+    """
+    if workers == 0:
+        yield from map(work, tasks)
+        return
+    with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
+        following = iter(tasks)
+        waiting: deque[Future[R]] = deque(pool.submit(work, task) for task in islice(following, depth))
+        try:
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(work, task) for task in islice(following, 1))
+                yield result
+        finally:
+            for future in waiting:
+                future.cancel()

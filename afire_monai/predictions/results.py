@@ -1,0 +1,176 @@
+"""The folder that predictions are written into: atomic files, and what an interrupted run left."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from afire_monai.core.errors import AfireError
+from afire_monai.core.files import whole_file, write_text
+from afire_monai.predictions.format import (
+    FACTS,
+    FORMAT,
+    HEATMAPS,
+    INDEX,
+    MASKS,
+    PERCENTILE,
+    TABLE,
+    Predictions,
+)
+
+RECORDS, OVERLAYS, RESTORED = "json", "overlays", "restored"
+RUN, KEY, LEFT_OUT = "run.json", "index.csv", "left_out.csv"
+
+
+class ResultFolder:
+    """Write results image by image; an image counts as done when its record, written last, is whole.
+
+    Args:
+        folder: made if need be.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def start(self, run: Mapping[str, Any], key: str, resume: bool) -> None:
+        """Make the folder ready, or see that what an earlier run left in it belongs to the same work.
+
+        Args:
+            run: what the results depend on: model, options. Plain values without names of files or patients.
+            key: table of indices and files; written for its owner's eyes only (mode 0600).
+            resume: go on with what an earlier run left.
+
+        Raises:
+            AfireError: if the folder cannot be written, holds other results, or ``resume`` is off and it holds any.
+        """
+        earlier = self.folder / RUN
+        if earlier.exists():
+            if not resume:
+                raise AfireError(
+                    f"{self.folder}: holds predictions of an earlier run; --resume goes on with them, or give another "
+                    "folder with --out"
+                )
+            self._compare(dict(run), key)
+        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise AfireError(f"{self.folder}: not an empty folder, and not of `afire predict`; give another with --out")
+        try:
+            for kind in ("", RECORDS, HEATMAPS, MASKS, OVERLAYS, RESTORED):
+                (self.folder / kind).mkdir(parents=True, exist_ok=True)
+            # a folder without facts is not taken for finished predictions
+            (self.folder / FACTS).unlink(missing_ok=True)
+            write_text(earlier, json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+            write_text(self.folder / KEY, key, private=True)
+        except OSError as error:
+            raise AfireError(
+                f"{self.folder}: {error.strerror}; give a folder that can be written with --out"
+            ) from error
+
+    def _compare(self, run: dict[str, Any], key: str) -> None:
+        try:
+            earlier = json.loads((self.folder / RUN).read_text(encoding="utf-8"))
+            files = (self.folder / KEY).read_bytes().decode("utf-8")
+        except (OSError, ValueError) as error:
+            raise AfireError(
+                f"{self.folder}: {RUN} and {KEY} of the earlier run cannot be read ({type(error).__name__}), so it "
+                "cannot go on; give another folder with --out"
+            ) from error
+        differing = [name for name in run if not isinstance(earlier, dict) or earlier.get(name) != run[name]]
+        if files != key:
+            differing.append("files")
+        if differing:
+            raise AfireError(
+                f"{self.folder}: the earlier run had other {', '.join(differing)}; repeat its command to go on, or "
+                "give another folder with --out"
+            )
+
+    def finished(self, index: int) -> bool:
+        """Whether an image has a whole record."""
+        return self.record(index) is not None
+
+    def record(self, index: int) -> dict[str, Any] | None:
+        """Read the record of an image; None if there is none or it is damaged."""
+        try:
+            record = json.loads(self._path(RECORDS, index, "json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return record if isinstance(record, dict) and record.get(INDEX) == index else None
+
+    def write(self, index: int, record: Mapping[str, Any], pictures: Mapping[str, NDArray]) -> None:
+        """Write what is known of one image: its pictures, then its record.
+
+        Args:
+            index: place of the image.
+            record: plain values.
+            pictures: by folder (``heatmaps``, …): (h, w) uint16 or uint8, or (h, w, 3) uint8.
+        """
+        for kind, pixels in pictures.items():
+            with whole_file(self._path(kind, index, "png"), shared=True) as part:
+                # runs alone are looked for: smooth maps hardly get smaller with more effort
+                Image.fromarray(pixels).save(part, format="PNG", compress_level=1, compress_type=3)
+        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        write_text(self._path(RECORDS, index, "json"), text, shared=True)
+
+    def finish(self, count: int, left_out: Mapping[int, str], facts: Mapping[str, Any], labels: list[str]) -> int:
+        """Gather the records into ``predictions.csv`` and ``.json``, and the reasons into ``left_out.csv``.
+
+        Args:
+            count: number of files, left out ones included.
+            left_out: reasons by index.
+            facts: for `Predictions`.
+            labels: columns of probabilities.
+
+        Returns:
+            How many images have a prediction.
+        """
+        for part in self.folder.glob("*/.[0-9]*.part"):
+            part.unlink()  # of a process that was killed
+        found = {i: r for i in range(count) if (r := self.record(i)) is not None}
+        columns = {name: [_number(r["labels"].get(name), "probability") for r in found.values()] for name in labels}
+        percentiles = [_number(r.get("anomaly"), "percentile") for r in found.values()]
+        anomaly = bool(np.isfinite(percentiles).any()) if percentiles else False
+        table = Predictions(
+            np.array(list(found), dtype=np.int64),
+            {name: np.array(values, dtype=np.float64) for name, values in columns.items()},
+            np.array(percentiles, dtype=np.float64) if anomaly else None,
+            dict(facts),
+        )
+        write_text(self.folder / TABLE, _csv_of(table))
+        write_text(self.folder / LEFT_OUT, csv_text([["index", "reason"], *sorted(left_out.items())]))
+        for kind in (HEATMAPS, MASKS, OVERLAYS, RESTORED):
+            with contextlib.suppress(OSError):
+                (self.folder / kind).rmdir()  # where it is empty
+        described = {**facts, "format": FORMAT, "labels": labels, "count": len(table), "anomaly": anomaly}
+        write_text(self.folder / FACTS, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+        return len(table)
+
+    def _path(self, kind: str, index: int, suffix: str) -> Path:
+        return self.folder / kind / f"{index:05d}.{suffix}"
+
+
+def _number(entry: Mapping[str, Any] | None, name: str) -> float:
+    value = None if entry is None else entry.get(name)
+    return float("nan") if value is None else float(value)
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Give rows as the text of a CSV file."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _csv_of(table: Predictions) -> str:
+    anomaly = table.anomaly_percentile
+    head = [INDEX, *table.labels, *([PERCENTILE] if anomaly is not None else [])]
+    columns = [*table.scores.values(), *([anomaly] if anomaly is not None else [])]
+    cells = [["" if np.isnan(value) else repr(float(value)) for value in column] for column in columns]
+    return csv_text([head, *zip(map(int, table.index), *cells, strict=True)])

@@ -1,0 +1,273 @@
+"""Everything that a model folder can say of radiographs: probabilities, masks, anomaly, maps."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from afire_monai import __version__
+from afire_monai.core.errors import AfireError
+from afire_monai.core.precision import set_precision
+from afire_monai.models.folder import KINDS, names, used_model_files, weights_hashes
+from afire_monai.predictions.anomaly.detector import AnomalyDetector
+from afire_monai.predictions.anomaly.load_detector import load_detector
+from afire_monai.predictions.anomaly.reference import NormalReference
+from afire_monai.predictions.attribution import attention_rollout, grad_cam
+from afire_monai.predictions.reading import Radiograph, Size
+
+Heatmap = Literal["auto", "anomaly", "gradcam", "rollout", "none"]
+HEATMAP_KINDS: tuple[str, ...] = get_args(Heatmap)
+
+
+@dataclass
+class Answer:
+    """What is said of one radiograph.
+
+    Attributes:
+        record: plain values, as written to its JSON.
+        heatmap: (h, w) in 0…1, or None.
+        restored: (h, w) in 0…1, or None.
+        masks: (classes, h, w) probabilities of the segmenter, or None.
+    """
+
+    record: dict[str, Any]
+    heatmap: Tensor | None = None
+    restored: Tensor | None = None
+    masks: Tensor | None = None
+
+
+@dataclass
+class _Batch:
+    """Answers of all models to one batch, before they are told apart by image."""
+
+    probabilities: Tensor | None = None
+    anomaly: dict[str, Tensor] = field(default_factory=dict)
+    heatmap: Tensor | None = None
+    restored: Tensor | None = None
+    masks: Tensor | None = None
+
+
+class Scorer:
+    """Use whatever models there are in one or more model folders.
+
+    A classifier gives probabilities, a segmenter masks, an encoder or detector with its normal reference the anomaly
+    percentile and its map, a restorer restored pictures.
+
+    Args:
+        folders: model folders; what is in several of them is taken from the first.
+        device: where to compute.
+        heatmap: ``anomaly``, ``gradcam``, ``rollout``, ``none``, or ``auto``: the anomaly map if there is a detector,
+            else Grad-CAM if there is a classifier.
+        label: which label Grad-CAM is for; None for each image's most probable one (but for normal).
+        restored: also give restored pictures.
+        kinds: weights to use (`model_files.KINDS`), where not everything that there is should be computed.
+
+    Raises:
+        CheckpointError: if a folder is missing, holds no model, or a model cannot be read.
+        AfireError: for a heatmap, label or restored picture that the models there cannot give.
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[str | Path],
+        device: torch.device | None = None,
+        heatmap: str = "auto",
+        label: str | None = None,
+        restored: bool = False,
+        kinds: Collection[str] = KINDS,
+    ) -> None:
+        set_precision("float32")
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.files = used_model_files(folders, kinds)
+        self.classifier: Any = None
+        self.segmenter: Any = None
+        self.detector: AnomalyDetector | None = None
+        self.reference: NormalReference | None = None
+        self.thresholds: dict[str, float] = {}
+        self.mask_values: dict[str, int] = {}
+        self._load()
+        self.labels: list[str] = list(self.classifier.labels) if self.classifier else []
+        self.facts = self._facts()
+        self.heatmap = self._choose_heatmap(heatmap)
+        self.label = self._choose_label(label)
+        self.restored = restored
+        if restored and (self.detector is None or self.detector.restorer is None):
+            raise AfireError("there is no restorer.safetensors in the model folder, so no picture can be restored")
+
+    def _load(self) -> None:
+        from afire_monai.models.task_models import load_classifier, load_segmenter
+
+        if "classifier" in self.files:
+            self.classifier, description = load_classifier(self.files["classifier"])
+            self.classifier.to(self.device)
+            self.thresholds = {str(k): float(v) for k, v in (description.get("thresholds") or {}).items()}
+        if "segmenter" in self.files:
+            self.segmenter, description = load_segmenter(self.files["segmenter"])
+            self.segmenter.to(self.device)
+            self.mask_values = _distinct(self.segmenter.classes, description.get("mask_values") or {})
+        if "reference" in self.files:
+            self.reference = NormalReference.load(self.files["reference"]).to(self.device)
+            if "prototypes" not in self.reference.parts:
+                self.files.pop("detector", None)
+        if self.reference is not None or "restorer" in self.files:
+            self.detector = load_detector(self.files).to(self.device)
+        if self.reference is not None and self.detector is not None:
+            self.reference.check(self.detector, weights_hashes(self.files))
+
+    def _choose_heatmap(self, heatmap: str) -> str:
+        if heatmap not in HEATMAP_KINDS:
+            raise AfireError(f"--heatmap must be one of {', '.join(HEATMAP_KINDS)}, got {heatmap!r}")
+        able = {
+            "anomaly": self.detector is not None and (self.reference is None or self.reference.has_map),
+            "gradcam": self.classifier is not None,
+            "rollout": self.classifier is not None,
+            "none": True,
+        }
+        if heatmap == "auto":
+            return next(kind for kind in ("anomaly", "gradcam", "none") if able[kind])
+        if not able[heatmap]:
+            needs = (
+                "restorer.safetensors, or a reference with a part that judges cells"
+                if heatmap == "anomaly"
+                else "a classifier"
+            )
+            raise AfireError(f"--heatmap {heatmap} needs {needs} in the model folder, which holds {names(self.files)}")
+        return heatmap
+
+    def _choose_label(self, label: str | None) -> str | None:
+        if label is not None and label not in self.labels:
+            known = ", ".join(self.labels) or "none, for there is no classifier"
+            raise AfireError(f"--label {label!r}: the model's labels are {known}")
+        return label
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """Sizes (height, width) that the models want radiographs at."""
+        networks = [n.encoder.image_size for n in (self.classifier, self.segmenter) if n is not None]
+        return tuple(dict.fromkeys([*networks, *([self.detector.canvas_size] if self.detector else [])]))
+
+    def _facts(self) -> dict[str, Any]:
+        """Give what identifies the models: the package's version and the SHA-256 of each weights file."""
+        hashes = weights_hashes(self.files)
+        return {"version": __version__, **{f"{kind}_sha256": value for kind, value in hashes.items()}}
+
+    def score(self, radiographs: Sequence[Radiograph]) -> list[Answer]:
+        """Ask all models about a batch.
+
+        Args:
+            radiographs: at least one, each with the pictures of :attr:`sizes`.
+        """
+        images = {
+            size: torch.stack([r.images[size] for r in radiographs]).to(self.device, non_blocking=True)
+            for size in self.sizes
+        }
+        batch = _Batch()
+        with torch.inference_mode():
+            if self.classifier is not None:
+                batch.probabilities = self.classifier.probabilities(self._seen_by(self.classifier, images))
+            if self.segmenter is not None:
+                batch.masks = self.segmenter.probabilities(self._seen_by(self.segmenter, images))
+            if self.detector is not None:
+                self._find_anomalies(self.detector, images[self.detector.canvas_size], batch)
+        chosen = self._explain(images, batch)
+        for values in (batch.probabilities, batch.anomaly.get("score")):
+            if values is not None and not values.isfinite().all():
+                raise AfireError(
+                    "the model gives values that are not finite: its weights are damaged, or training failed"
+                )
+        parts = [batch.probabilities, batch.heatmap, batch.restored, batch.masks]
+        batch.probabilities, batch.heatmap, batch.restored, batch.masks = (p if p is None else p.cpu() for p in parts)
+        batch.anomaly = {name: values.cpu() for name, values in batch.anomaly.items()}
+        return [self._answer(place, r.index, batch, chosen) for place, r in enumerate(radiographs)]
+
+    @staticmethod
+    def _seen_by(network: Any, images: dict[Size, Tensor]) -> Tensor:
+        grey = images[network.encoder.image_size]
+        return grey.expand(-1, network.encoder.in_channels, -1, -1)
+
+    def _find_anomalies(self, detector: AnomalyDetector, images: Tensor, batch: _Batch) -> None:
+        parts, layers = (self.reference.parts, self.reference.layers) if self.reference is not None else ((), ())
+        features = detector.features(images, parts, self.restored or self.reference is None, layers)
+        if self.restored and features.restored is not None:
+            batch.restored = features.restored.mean(1)
+        if self.reference is not None:
+            found = self.reference.judge(features, detector.canvas_size)
+            batch.anomaly = {"score": found.score, "percentile": found.percentile}
+            heat: Tensor | None = found.heat
+        else:
+            assert features.difference is not None
+            heat = features.difference.clamp(0, 1)
+            batch.anomaly = {"score": heat.flatten(1).mean(1)}
+        if self.heatmap == "anomaly":
+            batch.heatmap = heat
+
+    def _explain(self, images: dict[Size, Tensor], batch: _Batch) -> Tensor | None:
+        """Make the classifier's heatmaps; give the label of each image's map."""
+        if self.heatmap not in ("gradcam", "rollout"):
+            return None
+        seen = self._seen_by(self.classifier, images)
+        if self.heatmap == "rollout":
+            batch.heatmap = _stretched(attention_rollout(self.classifier, seen), seen)
+            return None
+        assert batch.probabilities is not None
+        chosen = self._explained_labels(batch.probabilities)
+        maps = torch.zeros(len(seen), *self.classifier.encoder.grid, device=seen.device)
+        for place in chosen.unique().tolist():
+            mine = chosen == place
+            maps[mine] = grad_cam(self.classifier, seen[mine], place)
+        batch.heatmap = _stretched(maps, seen)
+        return chosen.cpu()
+
+    def _explained_labels(self, probabilities: Tensor) -> Tensor:
+        if self.label is not None:
+            return torch.full((len(probabilities),), self.labels.index(self.label), device=probabilities.device)
+        findings = probabilities.clone()
+        if "Normal" in self.labels and len(self.labels) > 1:
+            findings[:, self.labels.index("Normal")] = -1
+        return findings.argmax(1)
+
+    def _answer(self, place: int, index: int, batch: _Batch, chosen: Tensor | None) -> Answer:
+        record: dict[str, Any] = {"index": index, "labels": {}}
+        if batch.probabilities is not None:
+            for name, value in zip(self.labels, batch.probabilities[place].tolist(), strict=True):
+                record["labels"][name] = self._labelled(name, value)
+        if batch.anomaly:
+            record["anomaly"] = {name: values[place].item() for name, values in batch.anomaly.items()}
+            if self.reference is not None:
+                record["anomaly"].update(self.reference.in_words(record["anomaly"]["percentile"]))
+        if self.heatmap != "none":
+            label = self.labels[int(chosen[place])] if chosen is not None else None
+            record["heatmap"] = {"kind": self.heatmap, **({"label": label} if label else {})}
+            if label and batch.heatmap is not None and not batch.heatmap[place].any():
+                record["heatmap"]["empty"] = True  # black is what Grad-CAM says here, and no picture that went missing
+
+        def mine(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[place].float()
+
+        return Answer(record, mine(batch.heatmap), mine(batch.restored), mine(batch.masks))
+
+    def _labelled(self, name: str, probability: float) -> dict[str, Any]:
+        threshold = self.thresholds.get(name)
+        above = None if threshold is None else probability >= threshold
+        return {"probability": probability, "threshold": threshold, "above_threshold": above}
+
+
+def _stretched(maps: Tensor, images: Tensor) -> Tensor:
+    """Bring maps (B, h, w) of at least 0 to the pictures' size and each to 0…1 of its largest value."""
+    large = torch.nn.functional.interpolate(maps[:, None].float(), images.shape[2:], mode="bilinear")[:, 0]
+    return (large / large.flatten(1).amax(1).clamp_min(1e-12)[:, None, None]).clamp(0, 1)
+
+
+def _distinct(classes: Sequence[str], values: dict[str, int]) -> dict[str, int]:
+    """Give each class its value in a mask: what training had, or 1, 2, … where that does not tell classes apart.
+
+    Masks of training may be a file for each class, all with 255; what is written here is one mask of all classes.
+    """
+    given = {name: int(values.get(name, 255)) for name in classes}
+    apart = len(set(given.values())) == len(given) and all(0 < value < 256 for value in given.values())
+    return given if apart else {name: place + 1 for place, name in enumerate(classes)}

@@ -1,0 +1,1 @@
+"""One file in, one picture or mask out."""

@@ -1,0 +1,111 @@
+"""Which decoder reads a file: decided by its first bytes, not by its name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from afire_monai.radiographs.dicom import RADIOGRAPHY_MODALITIES, looks_like_dicom, read_dicom
+from afire_monai.radiographs.picture import Picture, refusal
+from afire_monai.radiographs.raster import WhiteLevel, read_raster
+
+RADIOGRAPH_SUFFIXES = (".png", ".jpg", ".jpeg", ".nii", ".nii.gz", ".dcm", ".dicom")
+
+_NAMED_OTHERS = {
+    b"GIF8": "GIF",
+    b"II*\x00": "TIFF",
+    b"MM\x00*": "TIFF",
+    b"BM": "BMP",
+    b"%PDF": "PDF",
+    b"PK\x03\x04": "ZIP",
+}
+
+
+def read_picture(
+    path: str | os.PathLike[str],
+    modalities: Collection[str] | str | None = RADIOGRAPHY_MODALITIES,
+    window_index: int = 0,
+    png16_max: WhiteLevel = "dtype",
+) -> Picture:
+    """Decode one radiograph of any supported format.
+
+    Args:
+        path: PNG, JPEG, NIfTI or DICOM file.
+        modalities: DICOM modalities to read; None for any. See `read_dicom`.
+        window_index: which DICOM window to use where there are several.
+        png16_max: white level of 16-bit PNG. See `read_raster`.
+
+    Returns:
+        The picture, (H, W) in 0…1, bright = dense.
+
+    Raises:
+        RadiographError: missing, empty, not an image, or refused by the decoder of its format.
+    """
+    path = Path(path)
+    head = _first_bytes(path)
+    if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
+        return read_raster(path, png16_max)
+    if _looks_like_nifti(path, head):
+        from afire_monai.radiographs.nifti import read_nifti
+
+        return read_nifti(path)
+    if looks_like_dicom(head):
+        return read_dicom(path, modalities, window_index)
+    seen = next((name for magic, name in _NAMED_OTHERS.items() if head.startswith(magic)), "something else")
+    raise refusal(
+        path, "not a radiograph file", f"PNG, JPEG, NIfTI or DICOM is read, this is {seen}. Convert or remove it"
+    )
+
+
+def list_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """All files below a folder that look like radiographs, sorted by path.
+
+    Taken are known suffixes in any case (PNG, JPEG, NIfTI, DICOM), and files without one of these that carry the DICOM
+    magic word (archives name files by UID, without suffix). Hidden files and folders and DICOMDIR are left out;
+    links to folders are not followed.
+
+    Raises:
+        RadiographError: there is no such folder.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise refusal(root, "no such folder", "a folder of radiographs is expected. Check the path")
+    found: list[Path] = []
+    for where, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(where, name) for name in names if not name.startswith(".") and name.upper() != "DICOMDIR"]
+    return sorted(path for path in found if _is_candidate(path))
+
+
+def _is_candidate(path: Path) -> bool:
+    if path.name.lower().endswith(RADIOGRAPH_SUFFIXES):
+        return True
+    if path.suffix and not path.suffix[1:].isdigit():  # the last part of a UID looks like a suffix of digits
+        return False
+    try:
+        return _first_bytes(path)[128:132] == b"DICM"
+    except ValueError:
+        return False
+
+
+def _first_bytes(path: Path) -> bytes:
+    """The first 352 bytes, which hold every magic word.
+
+    Raises:
+        RadiographError: missing, a folder, unreadable or empty.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(352)
+    except OSError as error:
+        raise refusal(path, "not readable", f"{error.strerror or type(error).__name__}. Check the path") from error
+    if not head:
+        raise refusal(path, "empty file", "it has 0 bytes. Copy it again from its source")
+    return head
+
+
+def _looks_like_nifti(path: Path, head: bytes) -> bool:
+    if head[344:348] in (b"n+1\x00", b"ni1\x00") or head[4:8] in (b"n+2\x00", b"ni2\x00"):
+        return True
+    return path.name.lower().endswith((".nii", ".nii.gz"))

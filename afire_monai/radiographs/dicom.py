@@ -1,0 +1,213 @@
+"""Single-frame grey radiographs in DICOM files: reading, and the refusal of everything else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afire_monai.radiographs.dicom_open import open_dataset
+from afire_monai.radiographs.dicom_pixels import render
+from afire_monai.radiographs.picture import Picture, check_size, refusal
+
+RADIOGRAPHY_MODALITIES = ("CR", "DX", "DR", "RG", "XR")
+"""Modalities read by default: CR, DX and RG are defined terms; DR and XR are in use without being defined."""
+
+_USED_ELEMENTS = (
+    *("SOPClassUID", "Modality", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration", "PixelData"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
+    *("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction", "PixelSpacing", "ImagerPixelSpacing"),
+)
+
+
+def read_dicom(
+    path: Path, modalities: Collection[str] | str | None = RADIOGRAPHY_MODALITIES, window_index: int = 0
+) -> Picture:
+    """Decode a DICOM radiograph; a file without preamble and file meta information is read as well.
+
+    The order is fixed: modality LUT, then VOI, then inversion of MONOCHROME1; see `dicom_pixels.render`.
+    Spacing is PixelSpacing, else ImagerPixelSpacing (at the detector: some 10 to 30 % larger than in the patient).
+
+    Args:
+        path: the file.
+        modalities: modalities to read; None reads any single-frame grey image. Secondary captures ("OT", "SC") are
+            left out by default because they are mostly pictures of screens; name them to have them.
+        window_index: which window or VOI LUT to use where a file offers several.
+
+    Raises:
+        RadiographError: wrong modality, multi-frame, colour, no pixels, broken, truncated, too large, no codec.
+    """
+    return picture_of(path, open_dataset(path), modalities, window_index)
+
+
+def picture_of(
+    path: Path, dataset: Any, modalities: Collection[str] | str | None = RADIOGRAPHY_MODALITIES, window_index: int = 0
+) -> Picture:
+    """Decode a data set that has been read already; as :func:`read_dicom`.
+
+    Args:
+        path: where it is from, for messages.
+        dataset: the pydicom data set, with its pixels.
+        modalities: as for :func:`read_dicom`.
+        window_index: as for :func:`read_dicom`.
+
+    Raises:
+        RadiographError: as :func:`read_dicom`.
+    """
+    _convert_elements(path, dataset)
+    modality = str(dataset.get("Modality") or "").strip().upper()
+    if not modality:
+        _check_image(path, dataset)  # a file without pixels is better refused for that than for a missing modality
+    modalities = modality_names(modalities)
+    if modalities is not None and modality not in modalities:
+        raise refusal(
+            path,
+            f"modality {modality or 'absent'}",
+            f"one of {', '.join(sorted(modalities))} is read. If it is a radiograph, give modalities=[…] to the reader",
+        )
+    _check_image(path, dataset)
+    stored = _decode(path, dataset)
+    try:
+        pixels, intensity, inverted = render(stored, dataset, window_index)
+    except ValueError as error:
+        raise refusal(path, "unusable intensity transformation", str(error)) from error
+    spacing, source = _spacing(dataset)
+    bits = integer(dataset, "BitsStored", integer(dataset, "BitsAllocated", 16))
+    return Picture(pixels, "DICOM", intensity, bits, spacing, source, inverted, modality)
+
+
+def modality_names(modalities: Collection[str] | str | None) -> tuple[str, ...] | None:
+    """Modalities in capitals from several names, or from one text with commas; None stays None."""
+    if modalities is None:
+        return None
+    names = modalities.split(",") if isinstance(modalities, str) else modalities
+    return tuple(name.strip().upper() for name in names)
+
+
+def integer(dataset: Any, keyword: str, default: int) -> int:
+    """Value of an element as an integer; the default where it is absent or not a number."""
+    try:
+        return int(dataset.get(keyword, default))
+    except (TypeError, ValueError, OverflowError):
+        return default
+
+
+def looks_like_dicom(head: bytes) -> bool:
+    """Whether the first 132 or more bytes can be DICOM: the magic word, or a first tag of group 2 or 8."""
+    return head[128:132] == b"DICM" or head[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x08")
+
+
+def _convert_elements(path: Path, dataset: Any) -> None:
+    try:
+        for keyword in _USED_ELEMENTS:
+            dataset.get(keyword)  # elements are converted when first asked for: a damaged one shows here
+    except Exception as error:  # pydicom raises many unrelated types on damaged files
+        raise refusal(
+            path,
+            "broken or truncated",
+            f"not a readable DICOM file ({type(error).__name__}). Copy it again from its source",
+        ) from error
+    if not any(keyword in dataset for keyword in ("SOPClassUID", "Modality", "Rows")):
+        raise refusal(path, "not an image", "it has no SOP class, modality or size; a DICOM radiograph has all three")
+
+
+def _check_image(path: Path, dataset: Any) -> None:
+    """Refuse what is not one grey frame, from the header alone."""
+    if "PixelData" not in dataset:
+        raise refusal(
+            path, "no pixels", "it has no PixelData: not an image, or cut off before it. Copy it again from its source"
+        )
+    frames = integer(dataset, "NumberOfFrames", 1)
+    if frames > 1:
+        raise refusal(path, "multi-frame", f"it holds {frames} frames; one radiograph a file is read. Split it first")
+    photometric = str(dataset.get("PhotometricInterpretation") or "absent").strip().upper()
+    if photometric not in ("MONOCHROME1", "MONOCHROME2") or integer(dataset, "SamplesPerPixel", 1) != 1:
+        raise refusal(
+            path, "colour image", f"photometric interpretation {photometric}; MONOCHROME1 or MONOCHROME2 is read"
+        )
+    check_size(path, integer(dataset, "Rows", 0), integer(dataset, "Columns", 0))
+
+
+def _decode(path: Path, dataset: Any) -> NDArray[np.integer[Any]]:
+    """Stored values (H, W)."""
+    from pydicom.pixels import get_decoder
+
+    syntax = _transfer_syntax(path, dataset)
+    install = "pip install 'afire-monai[dicom]' brings the decoders for JPEG, JPEG-LS, JPEG 2000 and RLE"
+    try:
+        available = not syntax.is_compressed or get_decoder(syntax).is_available
+    except (NotImplementedError, ValueError):  # a codec without decoder; a UID that is no transfer syntax
+        raise refusal(
+            path, "unsupported codec", f"no decoder is known for transfer syntax {syntax.name}. Export it uncompressed"
+        ) from None
+    if not available:
+        raise refusal(path, "codec not installed", f"pixels are stored as {syntax.name}; {install}")
+    try:
+        stored = np.asarray(dataset.pixel_array)
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # each codec raises its own types; those written in Rust none that is an Exception
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = (
+            "; ".join(lines[1:] or lines) or type(error).__name__
+        )  # one line for each decoder follows a general one
+        kind = "pixels do not decode" if syntax.is_compressed else "broken or truncated"
+        raise refusal(
+            path,
+            kind,
+            f"{syntax.name}, {reason}. The file is damaged, or its variant of the codec is not supported: copy it "
+            "again, or write it uncompressed with another tool",
+        ) from error
+    shape = (integer(dataset, "Rows", 0), integer(dataset, "Columns", 0))
+    if stored.shape != shape:
+        raise refusal(path, "pixels do not decode", f"decoded to shape {stored.shape}, but the header says {shape}")
+    return _with_sign(stored, dataset)
+
+
+def _with_sign(stored: NDArray[np.integer[Any]], dataset: Any) -> NDArray[np.integer[Any]]:
+    """Carry the sign of signed values into the bits above the stored ones.
+
+    JPEG-LS does not know signs, and streams that claim more bits than are stored come out of decoders without.
+    """
+    unused = stored.itemsize * 8 - integer(dataset, "BitsStored", stored.itemsize * 8)
+    if stored.dtype.kind != "i" or not 0 < unused < stored.itemsize * 8:
+        return stored
+    return (stored << unused) >> unused
+
+
+def _transfer_syntax(path: Path, dataset: Any) -> Any:
+    """The file's transfer syntax; without file meta information, the one that the bare data set was found to be in."""
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    meta = getattr(dataset, "file_meta", None)
+    if meta is not None and "TransferSyntaxUID" in meta:
+        return meta.TransferSyntaxUID
+    if dataset["PixelData"].is_undefined_length:
+        raise refusal(
+            path,
+            "no transfer syntax",
+            "compressed pixels without file meta information, so the codec is unknown. Export it as a Part 10 file",
+        )
+    implicit, little = dataset.original_encoding
+    uid = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+    dataset.file_meta = meta if meta is not None else FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = uid
+    return uid
+
+
+def _spacing(dataset: Any) -> tuple[tuple[float, float], str]:
+    """Millimetres per (row, column) step and the element it comes from; values that are not positive do not count."""
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
+        try:
+            row, column = (float(v) for v in dataset.get(keyword))
+        except (TypeError, ValueError):
+            continue
+        if math.isfinite(row * column) and min(row, column) > 0:
+            return (row, column), keyword
+    return (math.nan, math.nan), "none"

@@ -1,0 +1,108 @@
+"""Radiographs in NIfTI files: two dimensions, or one slice of three."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afire_monai.core.errors import RadiographError
+from afire_monai.radiographs.picture import Picture, check_size, refusal, stretch
+
+
+def read_nifti(path: Path) -> Picture:
+    """Decode a .nii or .nii.gz file that holds one picture.
+
+    Axes (this project's reading; NIfTI defines none for a projection). The two axes longer than one become rows and
+    columns by the affine: the axis nearest to left–right is the column axis and runs to the patient's left; the other,
+    nearest to head–foot or front–back, is the row axis and runs to the feet or the back. (In a sagittal slice, columns
+    run from front to back.) An axis that runs the other way is flipped. So pictures written by ITK, dcm2niix and this
+    package come back upright. A file with exactly the identity as affine comes from a writer that knew no orientation:
+    its first axis is columns from left to right, its second rows from top to bottom.
+
+    Intensity. 8-bit unsigned values are divided by 255; values that already lie in 0…1 stay; anything else is
+    mapped from minimum…maximum of the image.
+
+    Raises:
+        RadiographError: broken, several slices or channels, complex, NaN or infinite values, too large.
+    """
+    import nibabel
+
+    try:
+        image = nibabel.load(path)
+        shape = tuple(int(n) for n in image.shape)
+        stored = np.dtype(image.get_data_dtype())
+        zooms = [float(z) for z in image.header.get_zooms()]
+    except Exception as error:  # nibabel and gzip raise many unrelated types on damaged files
+        raise _broken(path, error) from error
+    axes = _picture_axes(path, shape)
+    if stored.kind not in "iuf":
+        raise refusal(path, "colour image", f"values are stored as {stored}; one real number a pixel is read")
+    check_size(path, *(shape[a] for a in axes))
+    try:
+        values = np.asarray(image.dataobj, dtype=np.float64).squeeze().reshape([shape[a] for a in axes])
+    except Exception as error:
+        raise _broken(path, error) from error
+    if not np.isfinite(values).all():
+        bad = int((~np.isfinite(values)).sum())
+        raise refusal(path, "not finite", f"{bad} values are NaN or infinite. Replace them when the file is written")
+    pixels, intensity = _to_unit_range(values, stored)
+    return _upright(pixels, intensity, image.affine, axes, zooms, stored.itemsize * 8)
+
+
+def _broken(path: Path, error: Exception) -> RadiographError:
+    reason = str(error).replace(str(path), "").strip(" '\"") or type(error).__name__
+    return refusal(path, "broken or truncated", f"not a readable NIfTI file ({reason}). Copy it again from its source")
+
+
+def _picture_axes(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
+    """The two array axes of the picture; axes of length one are given up from the last to the first."""
+    axes = list(range(len(shape)))
+    for axis in reversed(range(len(shape))):
+        if len(axes) > 2 and shape[axis] == 1:
+            axes.remove(axis)
+    if len(axes) != 2:
+        raise refusal(
+            path,
+            "multi-frame",
+            f"its shape is {shape}; a picture (X, Y) or one slice of a volume is read. Split it first",
+        )
+    return axes[0], axes[1]
+
+
+def _to_unit_range(values: NDArray[np.float64], stored: np.dtype) -> tuple[NDArray[np.float64], str]:
+    if values.min() >= 0 and values.max() <= 1:
+        return values, "as stored"
+    if stored == np.uint8 and values.min() >= 0 and values.max() <= 255:
+        return values / 255, "/255"
+    return stretch(values), "minimum…maximum of the image"
+
+
+def _upright(
+    pixels: NDArray[np.float64],
+    intensity: str,
+    affine: NDArray[np.float64],
+    axes: tuple[int, int],
+    zooms: list[float],
+    bits: int,
+) -> Picture:
+    """Bring an array (first axis, second axis) to rows and columns, as `read_nifti` says."""
+    import nibabel
+
+    column, row = axes
+    spacing, source = (float("nan"), float("nan")), "none"
+    if np.isfinite(affine).all() and not np.allclose(affine[:3, :3], np.eye(3)):
+        world = nibabel.io_orientation(
+            affine
+        )  # per array axis: nearest of left-right, back-front, foot-head; and its sign
+        if world[column, 0] > world[row, 0]:
+            column, row, pixels = row, column, pixels.T
+        if world[column, 1] > 0:
+            pixels = pixels[::-1]
+        if world[row, 1] > 0:
+            pixels = pixels[:, ::-1]
+        if min(zooms[row], zooms[column]) > 0:
+            spacing, source = (zooms[row], zooms[column]), "NIfTI"
+    picture = np.ascontiguousarray(pixels.T, dtype=np.float32)
+    return Picture(picture, "NIfTI", intensity, bits, spacing=spacing, spacing_source=source)

@@ -1,0 +1,86 @@
+"""What every decoder returns, and how every decoder refuses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike, fspath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afire_monai.core.errors import RadiographError
+
+MAX_SIDE = 20_000
+MAX_PIXELS = 150_000_000
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One decoded radiograph.
+
+    Attributes:
+        pixels: (H, W) float32 in 0…1, bright = dense, row 0 at the top.
+        format: "PNG", "JPEG", "NIfTI" or "DICOM".
+        intensity: how the stored values became 0…1, in words.
+        spacing: millimetres per (row, column) step; NaN where the file does not say.
+        spacing_source: "PixelSpacing", "ImagerPixelSpacing", "NIfTI" or "none".
+        polarity_inverted: whether stored values were bright = lucent and were turned round.
+        bits: bits that the file stores per pixel.
+        modality: DICOM modality, "" for other formats.
+    """
+
+    pixels: NDArray[np.float32]
+    format: str
+    intensity: str
+    bits: int
+    spacing: tuple[float, float] = (float("nan"), float("nan"))
+    spacing_source: str = "none"
+    polarity_inverted: bool = False
+    modality: str = ""
+
+
+def refusal(path: str | PathLike[str], kind: str, detail: str) -> RadiographError:
+    """Build the error that refuses a file.
+
+    Args:
+        path: the file.
+        kind: short constant reason ("colour image"), by which refusals are counted.
+        detail: what was seen, what was expected, the way out. Never values that identify a patient.
+
+    Returns:
+        An error to raise, with the attributes ``path``, ``kind`` and ``detail``.
+    """
+    error = RadiographError(f"{fspath(path)}: {kind}: {detail}")
+    vars(error).update(path=fspath(path), kind=kind, detail=detail)
+    return error
+
+
+def check_size(path: str | PathLike[str], height: int, width: int) -> None:
+    """Refuse a size that cannot be a radiograph, before memory is asked for.
+
+    Raises:
+        RadiographError: a side below 1 or above `MAX_SIDE`, or more than `MAX_PIXELS` in all.
+    """
+    if min(height, width) < 1:
+        raise refusal(path, "empty image", f"it has {height} rows and {width} columns; both must be at least 1")
+    if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
+        raise refusal(
+            path,
+            "image too large",
+            f"{height} × {width} pixels; at most {MAX_SIDE} a side and {MAX_PIXELS / 1e6:.0f} million in all are read. "
+            "If the size is right, reduce the picture first",
+        )
+
+
+def stretch(values: NDArray[np.float64], keep: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
+    """Map minimum…maximum of an array to 0…1; a constant array becomes 0.
+
+    Args:
+        values: any shape.
+        keep: same shape; where False, a value does not count for minimum and maximum, and is clipped.
+    """
+    counted = values if keep is None else values[keep]
+    low, high = float(counted.min()), float(counted.max())
+    if high <= low:
+        return np.zeros_like(values)
+    return np.clip((values - low) / (high - low), 0.0, 1.0)

@@ -1,0 +1,29 @@
+"""Training: plan, trainer, checkpoints, health checks and logs."""
+
+from afire_monai.training import finetuning, startup
+from afire_monai.training.checkpoint import CheckpointKeeper, find_checkpoint, load_checkpoint, save_checkpoint
+from afire_monai.training.handlers import CsvLogger, HealthMonitor, PanelWriter, ProgressBar, mlflow_handler
+from afire_monai.training.lars import LARS
+from afire_monai.training.plan import TrainingPlan, parameter_groups
+from afire_monai.training.trainer import PretrainTrainer
+from afire_monai.training.validation import ValidationMonitor, predict_dataset
+
+__all__ = [
+    "LARS",
+    "CheckpointKeeper",
+    "CsvLogger",
+    "HealthMonitor",
+    "PanelWriter",
+    "PretrainTrainer",
+    "ProgressBar",
+    "TrainingPlan",
+    "ValidationMonitor",
+    "find_checkpoint",
+    "finetuning",
+    "load_checkpoint",
+    "mlflow_handler",
+    "parameter_groups",
+    "predict_dataset",
+    "save_checkpoint",
+    "startup",
+]

@@ -1,0 +1,162 @@
+"""Checkpoints: everything that a run needs to go on exactly, as tensors and plain containers, written atomically."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from ignite.engine import Events
+
+from afire_monai.core.distributed import rank, wait_for_all
+from afire_monai.core.errors import AfireError, CheckpointError
+
+if TYPE_CHECKING:
+    from afire_monai.training.trainer import PretrainTrainer
+
+logger = logging.getLogger(__name__)
+_NAME = re.compile(r"checkpoint_(\d+)\.pt")
+
+
+def save_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint so that a reader sees the old file or the whole new one, never half of it.
+
+    Args:
+        state: tensors, numbers, strings, lists and dictionaries only.
+        path: where to.
+
+    Raises:
+        CheckpointError: if there is no room, or no right to write; older files are left as they are.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer raises the latter where a disk is full
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = getattr(cause, "strerror", None) or str(cause).split("\n")[0][:150]
+        raise CheckpointError(
+            f"{path.name} cannot be written ({reason}); earlier checkpoints are whole. Make room in {path.parent}, "
+            "then go on with --resume true"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint with ``weights_only=True``, to the CPU.
+
+    Raises:
+        CheckpointError: if the file cannot be read or is none of ours.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint {path}: --resume true finds the newest of output_dir")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail anywhere inside torch's reader
+        reason = str(error).split(". ")[0][:150]  # torch goes on about file systems
+        raise CheckpointError(f"{path.name} is not a checkpoint that can be read ({reason})") from error
+    if not isinstance(state, dict) or "method" not in state or "progress" not in state:
+        raise CheckpointError(f"{path} is not a checkpoint of this project: it lacks 'method' or 'progress'")
+    return state
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Give the numbered checkpoints of a folder, oldest first."""
+    found = [(int(match[1]), path) for path in folder.glob("checkpoint_*.pt") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Give the newest checkpoint that can be read, with its content; a damaged one is passed over with a warning."""
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            return path, load_checkpoint(path)
+        except CheckpointError as error:
+            logger.warning("%s; trying the one before it", error)
+    return None
+
+
+class CheckpointKeeper:
+    """Write checkpoints during training: the last few, and the best.
+
+    Args:
+        folder: where to; made if absent.
+        every_epochs: write at the end of each so many epochs and at the end of training.
+        every_iterations: also write each so many iterations, for long epochs; 0 switches it off.
+        keep: how many of the last ones to keep.
+        best_key: name in the trainer's metrics whose lowest value marks the best checkpoint; None keeps no best. One
+            that is not there when others are measured ends the run after its first checkpoint.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        every_epochs: int = 1,
+        every_iterations: int = 0,
+        keep: int = 2,
+        best_key: str | None = "validation_restoration",
+    ) -> None:
+        self.folder = Path(folder)
+        self.every_epochs = every_epochs
+        self.every_iterations = every_iterations
+        self.keep = max(1, keep)
+        self.best_key = best_key
+        self._due = False
+
+    def attach(self, engine: PretrainTrainer) -> None:
+        """Register with the trainer, and clear away what a killed run left half written."""
+        if rank() == 0:
+            for part in self.folder.glob(".*.pt.*.part"):
+                part.unlink(missing_ok=True)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
+        if self.every_iterations:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
+
+    def _after_iteration(self, engine: PretrainTrainer) -> None:
+        self._due = self._due or engine.state.iteration % self.every_iterations == 0
+        # gradients gathered half-way to an update are not saved: wait for the update; epoch ends have their own save
+        if self._due and engine.at_update and engine.state.iteration % engine.state.epoch_length:
+            self.save(engine)
+            self._due = False
+
+    def _after_epoch(self, engine: PretrainTrainer) -> None:
+        if engine.state.epoch % self.every_epochs == 0 or engine.state.epoch == engine.state.max_epochs:
+            self.save(engine, may_be_best=True)
+        measured = [name for name in engine.state.metrics if name.startswith("validation_")]
+        if self.best_key and measured and self.best_key not in engine.state.metrics:
+            near = difflib.get_close_matches(self.best_key, engine.state.metrics, 1, 0.0)
+            raise AfireError(
+                f"best_figure {self.best_key!r} is not measured; there are {', '.join(measured)} and all that log.csv "
+                f"holds. Nothing is lost: go on with --resume true --best_figure {near[0]}"
+            )
+
+    def save(self, engine: PretrainTrainer, may_be_best: bool = False) -> None:
+        """Write a checkpoint now; every process must call this, process 0 writes and the others wait."""
+        engine.check_finite()
+        value = engine.state.metrics.get(self.best_key) if self.best_key and may_be_best else None
+        best = False
+        if value is not None and value < engine.best_value:
+            best, engine.best_value = True, float(value)
+        state = engine.checkpoint_state()
+        if rank() == 0:
+            self._write(state, engine.state.iteration, best)
+        wait_for_all()
+
+    def _write(self, state: dict[str, Any], iteration: int, best: bool) -> None:
+        newest = self.folder / f"checkpoint_{iteration:08d}.pt"
+        save_checkpoint(state, newest)
+        if best:
+            save_checkpoint(state, self.folder / "best.pt")
+        # damaged files with higher numbers may be left from before: what was just written must not make room for them
+        others = [path for path in list_checkpoints(self.folder) if path != newest]
+        for old in others[: len(others) - (self.keep - 1)] if len(others) >= self.keep else []:
+            old.unlink(missing_ok=True)

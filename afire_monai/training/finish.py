@@ -1,0 +1,121 @@
+"""What a finished pre-training run leaves for later tasks."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from afire_monai.core.distributed import rank
+from afire_monai.core.errors import AfireError
+from afire_monai.methods import AFiRe, Method
+from afire_monai.models.encoder import export_encoder, save_module_files
+from afire_monai.networks import TokenHead
+
+if TYPE_CHECKING:
+    from afire_monai.loading.dataset import RadiographDataset
+    from afire_monai.training.trainer import PretrainTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def export_run(trainer: PretrainTrainer, folder: str | Path, data_hash: str) -> None:
+    """Write the encoder that later tasks take and, where there is one, what restores pictures; process 0 only.
+
+    Args:
+        trainer: at the end of training.
+        folder: gets ``encoder.safetensors`` (the teacher's where there is one, as the papers fine-tune it),
+            ``restorer.safetensors`` (the student's encoder and decoder) where a decoder gives grey levels and, for
+            AFiRe, ``detector.safetensors`` (the student's token head and the prototypes), each with a JSON.
+        data_hash: SHA-256 of the data list.
+    """
+    if rank():
+        return
+    method, folder = trainer.method, Path(folder)
+    facts: dict[str, Any] = {
+        "method_name": type(method).__name__,
+        "losses": list(method.loss_weights),
+        "epochs": trainer.state.epoch,
+        "data_sha256": data_hash,
+    }
+    if isinstance(method, AFiRe):
+        facts["shift"] = method.grid_shift.shift
+    export_encoder(method.export_encoder, folder, **facts)
+    if method.export_decoder is not None:
+        export_restorer(method, folder, **facts)
+    if isinstance(method, AFiRe):
+        export_detector(method, folder, **facts)
+    logger.info("encoder written to %s", (folder / "encoder.safetensors").name)
+
+
+def write_run_report(run_dir: str | Path, dataset: RadiographDataset, count: int = 64) -> None:
+    """Write the run's report page and the mean picture behind its prototype map; process 0 only.
+
+    A page that cannot be drawn must not lose a run that has been trained: any failure is a warning in the log.
+
+    Args:
+        run_dir: the run's output_dir.
+        dataset: the training images.
+        count: how many of them, evenly spaced, the mean picture is made from.
+    """
+    if rank():
+        return
+    # here, because drawing is not needed by those who import this module for anything else
+    from afire_monai.training.report.write import write_mean_image, write_report
+
+    try:
+        write_mean_image(dataset, run_dir, count)
+        page = write_report(run_dir)
+    except Exception:
+        logger.warning("the report could not be written; `afire report` tries again", exc_info=True)
+        return
+    logger.info("report written to %s", page.name)
+
+
+def export_restorer(method: Method, folder: Path, **facts: Any) -> Path:
+    """Write the student's encoder and decoder, which restore pictures, as ``restorer.safetensors``.
+
+    ``shift`` in its JSON says by how many cells the radiograph that it is to see is larger than its grid.
+
+    Raises:
+        AfireError: if the method has no such decoder.
+    """
+    decoder = method.export_decoder
+    if decoder is None:
+        raise AfireError(f"{type(method).__name__} has no decoder that gives grey levels, so there is no restorer")
+    parts = ("encoder.", "decoder.")
+    tensors = {k: v for k, v in method.student.state_dict().items() if k.startswith(parts)}
+    description = {
+        "format": "afire-monai restorer 1",
+        "encoder": method.export_encoder.config,
+        "decoder": decoder.config,
+        "input": "images (B, C, H, W) float32 in 0…1, bright = dense, row 0 at the top; normalised inside",
+        **{"shift": method.grid_shift.shift if isinstance(method, AFiRe) else 0, **facts},
+    }
+    return save_module_files(tensors, description, folder / "restorer.safetensors")
+
+
+def export_detector(method: AFiRe, folder: Path, **facts: Any) -> Path:
+    """Write what compares tokens of the restorer's encoder with prototypes as ``detector.safetensors``.
+
+    Tensors: ``head.*`` (the student's token head), ``prototypes`` and ``assignment``, both (N, K) for N canvas cells.
+    """
+    head, bank = method.student.head, method.prototypes
+    tensors = {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
+    tensors |= {"prototypes": bank.prototypes, "assignment": bank.assignment()}
+    description = {
+        "format": "afire-monai detector 1",
+        "head": _head_config(head),
+        "canvas": list(method.grid_shift.canvas_grid),
+        "temperature": method.token_loss.student_temperature,
+        **{"shift": method.grid_shift.shift, **facts},
+    }
+    return save_module_files(tensors, description, folder / "detector.safetensors")
+
+
+def _head_config(head: TokenHead) -> dict[str, Any]:
+    """Give the arguments that build a token head of the same shape."""
+    first = head.state_dict()["mlp.0.weight"]
+    _, out_dim, bottleneck = head.weight.shape
+    widths = {"in_dim": first.shape[1], "hidden_dim": first.shape[0], "out_dim": out_dim, "bottleneck_dim": bottleneck}
+    return {"cells": head.cells, **widths}

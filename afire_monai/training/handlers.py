@@ -1,0 +1,247 @@
+"""Handlers that let people see how a run is doing: progress, logs, health and pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Events
+from monai.handlers import MLFlowHandler
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+from tqdm import tqdm
+
+from afire_monai.core.distributed import rank, world_size
+from afire_monai.core.files import whole_file
+from afire_monai.loading.dataset import RadiographDataset
+from afire_monai.methods.health import health_warnings, shortcut_in_words
+from afire_monai.training.trainer import PretrainTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class ProgressBar:
+    """Show losses, images a second and an estimate of the time left for the whole run, on process 0.
+
+    Args:
+        seconds: between updates; each reads the losses from the device.
+        name: of what is going on.
+    """
+
+    def __init__(self, seconds: float = 2.0, name: str = "pre-training") -> None:
+        self.seconds = seconds
+        self.name = name
+
+    def attach(self, engine: PretrainTrainer) -> None:
+        """Register with the trainer."""
+        if rank() == 0:
+            engine.add_event_handler(Events.STARTED, self._open)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._show)
+            engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._close)
+
+    def _open(self, engine: PretrainTrainer) -> None:
+        total = engine.state.max_epochs * engine.state.epoch_length
+        self.bar = tqdm(total=total, initial=engine.state.iteration, desc=self.name, unit="step", dynamic_ncols=True)
+        self.shown = self.start = time.monotonic()
+        self.first = engine.state.iteration
+
+    def _show(self, engine: PretrainTrainer) -> None:
+        now, iteration = time.monotonic(), engine.state.iteration
+        if now - self.shown < self.seconds and iteration < self.bar.total:
+            return
+        self.shown = now
+        losses = {name: f"{value.item():.3f}" for name, value in engine.state.output.items()}
+        speed = (iteration - self.first) * engine.batch_size * world_size() / max(now - self.start, 1e-9)
+        epoch = f"{engine.state.epoch}/{engine.state.max_epochs}"
+        self.bar.set_postfix({"epoch": epoch, "images/s": f"{speed:.0f}", **losses}, refresh=False)
+        self.bar.update(iteration - self.bar.n)
+
+    def _close(self, engine: PretrainTrainer, error: BaseException | None = None) -> None:
+        self.bar.close()
+        if error is not None:
+            raise error
+
+
+class CsvLogger:
+    """Append one line an epoch with everything in the trainer's metrics: losses, schedules, speed, health.
+
+    Attach it after the handlers whose figures it shall hold. A resumed run keeps the lines of the epochs before and
+    replaces the later ones.
+
+    Args:
+        path: the CSV file; its folder is made if absent.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def attach(self, engine: PretrainTrainer) -> None:
+        """Register with the trainer."""
+        if rank() == 0:
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+
+    def _write(self, engine: PretrainTrainer) -> None:
+        row = {"epoch": engine.state.epoch, **engine.state.metrics}
+        before = [r for r in read_csv_log(self.path) if r["epoch"] < engine.state.epoch]
+        rows = [*before, row]
+        names = list(dict.fromkeys(name for r in rows for name in r))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(self.path) as part, part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def read_csv_log(path: Path) -> list[dict[str, float]]:
+    """Read what :class:`CsvLogger` wrote, one dictionary an epoch; empty if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def fixed_batch(dataset: RadiographDataset, count: int) -> Tensor:
+    """Give up to ``count`` images (B, C, H, W), evenly spaced over the data set; the same at each call."""
+    count = min(count, len(dataset))
+    return torch.stack([dataset[index * len(dataset) // count]["image"] for index in range(count)])
+
+
+class HealthMonitor:
+    """Measure each epoch, on normal images that training does not see, whether training is sound.
+
+    Figures go to the trainer's metrics (so to the CSV log, MLflow and the choice of the best checkpoint); what is wrong
+    is said in plain words. They are those of the networks in float32, as exported, whatever training runs in.
+
+    Args:
+        dataset: normal validation images.
+        count: how many of them; of fewer than 2, nothing is measured, which is said.
+        every_epochs: epochs between measurements; the last epoch is always measured.
+    """
+
+    def __init__(self, dataset: RadiographDataset, count: int = 64, every_epochs: int = 1) -> None:
+        self.images = fixed_batch(dataset, count)
+        self.every_epochs = every_epochs
+
+    def attach(self, engine: PretrainTrainer) -> None:
+        """Register with the trainer."""
+        if len(self.images) < 2:
+            logger.warning("health is not measured: it takes 2 validation images, there is %d", len(self.images))
+            return
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._measure)
+
+    def _measure(self, engine: PretrainTrainer) -> None:
+        last = engine.state.epoch == engine.state.max_epochs
+        if engine.state.epoch % self.every_epochs and not last:
+            return
+        method, device = engine.method, engine.state.device
+        method.eval()
+        # the same draws each time, so that figures of different epochs can be compared
+        uniforms = torch.rand(len(self.images), method.draws, generator=torch.Generator().manual_seed(1)).to(device)
+        with torch.no_grad():
+            figures = method.health(self.images.to(device), uniforms)
+        engine.state.metrics.update(figures)
+        if rank():
+            return
+        for warning in health_warnings(figures):
+            logger.warning("epoch %d: %s", engine.state.epoch, warning)
+        words = shortcut_in_words(figures)
+        if words is not None and (last or engine.state.epoch == self.every_epochs):
+            logger.info("epoch %d: %s", engine.state.epoch, words)
+
+
+class PanelWriter:
+    """Write a picture that shows what the method does to a few images, at intervals and at the end.
+
+    Args:
+        dataset: images to show.
+        folder: where the PNG files go.
+        count: images in a panel.
+        every_epochs: epochs between panels.
+        mlflow: log the pictures as artefacts of this handler's run as well.
+    """
+
+    def __init__(
+        self,
+        dataset: RadiographDataset,
+        folder: str | Path,
+        count: int = 6,
+        every_epochs: int = 10,
+        mlflow: MLFlowHandler | None = None,
+    ) -> None:
+        self.images = fixed_batch(dataset, count)
+        self.folder = Path(folder)
+        self.every_epochs = every_epochs
+        self.mlflow = mlflow
+
+    def attach(self, engine: PretrainTrainer) -> None:
+        """Register with the trainer."""
+        if rank() == 0:
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+
+    def _write(self, engine: PretrainTrainer) -> None:
+        if engine.state.epoch % self.every_epochs and engine.state.epoch != engine.state.max_epochs:
+            return
+        method, device = engine.method, engine.state.device
+        method.eval()
+        uniforms = torch.rand(len(self.images), method.draws, generator=torch.Generator().manual_seed(2)).to(device)
+        path = self.folder / f"epoch_{engine.state.epoch:04d}.png"
+        write_panel(method.panels(self.images.to(device), uniforms), path)
+        if self.mlflow is not None and self.mlflow.cur_run is not None:
+            self.mlflow.client.log_artifact(self.mlflow.cur_run.info.run_id, str(path), "panels")
+
+
+def write_panel(pictures: dict[str, Tensor], path: Path) -> None:
+    """Write named pictures as a PNG: one row a name, one column an image; its text field ``rows`` has the names.
+
+    Args:
+        pictures: each (B, 1, H, W) in 0…1.
+        path: where to; its folder is made if absent.
+    """
+    rows = [torch.cat(list(p[:, 0].cpu()), dim=1) for p in pictures.values()]
+    grey = (torch.cat(rows, dim=0) * 255).round().clamp(0, 255).numpy().astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = PngInfo()
+    text.add_text("rows", json.dumps(list(pictures)))
+    Image.fromarray(grey).save(path, pnginfo=text)
+
+
+def mlflow_handler(
+    output_dir: str | Path,
+    run_name: str,
+    experiment: str = "afire-pretraining",
+    tracking_uri: str = "",
+    every: int = 10,
+    parameters: dict[str, Any] | None = None,
+    artifacts: Sequence[str | Path] = (),
+) -> MLFlowHandler:
+    """Log losses each few iterations and all epoch figures to MLflow, under one explicit run name.
+
+    Args:
+        output_dir: the run's folder; the default store is an SQLite file in it.
+        run_name: of this run; one that was killed is taken up again under the same name, an ended one is not.
+        experiment: MLflow experiment.
+        tracking_uri: another store (``MLFLOW_TRACKING_URI`` wins over both).
+        every: iterations between logged losses.
+        parameters: small settings to log; long ones belong in a file among ``artifacts``.
+        artifacts: files or folders to keep with the run at its end.
+    """
+    folder = Path(output_dir).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    return MLFlowHandler(
+        tracking_uri=tracking_uri or f"sqlite:///{folder / 'mlflow.db'}",
+        iteration_log=lambda _engine, iteration: iteration % every == 0,
+        output_transform=lambda output: {f"step/{name}": value.item() for name, value in output.items()},
+        experiment_name=experiment,
+        run_name=run_name,
+        experiment_param={key: str(value)[:250] for key, value in (parameters or {}).items()},
+        artifacts=[str(a) for a in artifacts],
+        close_on_complete=True,
+    )

@@ -1,0 +1,149 @@
+"""The text of a pre-training report: verdicts in plain words, tables, captions, and what to type next."""
+
+from __future__ import annotations
+
+import html
+import statistics
+from pathlib import Path
+
+from afire_monai import __version__
+from afire_monai.methods.health import health_warnings, shortcut_in_words
+from afire_monai.pages.elements import RESEARCH_ONLY, page, paragraph, section, table
+from afire_monai.training.report.run_files import RunFiles
+
+# key, name, what is healthy, what it is
+# of the variance of grey levels, from which a restoration is hardly better than none
+UNRESTORED = 0.8
+HEALTH_TABLE = (
+    ("feature_std_ratio", "spread of features", "above 0.05; 1 is ideal", "near 0: all images look alike"),
+    ("effective_rank", "effective rank", "above 2", "directions in which images differ"),
+    ("prototype_usage", "prototype usage", "above 0.1", "share of the prototype dimensions that some cell uses most"),
+    ("prototype_entropy", "prototype entropy", "below 1", "1: every cell's assignment is spread over all dimensions"),
+    ("position_gap", "position gap", "clearly above 0", "structure loss without the anatomy minus with it"),
+    ("own_cell_real", "own cell found", "rises", "share of tokens nearest to the prototype of their own cell"),
+    ("lesion_token_auroc", "lesion AUROC", "above 0.5", "lesion tokens lie further from their cell's prototype"),
+    ("validation_restoration", "restoration error", "falls", "squared error on unseen images; 1 = grey-level variance"),
+)  # fmt: skip
+
+
+def page_text(run: RunFiles, drawn: dict[str, Path]) -> str:
+    """Put the page together."""
+    name = str(run.settings.get("run_name", run.folder.name))
+    parts = [
+        paragraph(f"afire-monai {__version__}. {RESEARCH_ONLY}", "small"),
+        *(paragraph(text, kind) for kind, text in verdicts(run)),
+        section(*_picture_section(run, drawn.get("restoration"))),
+        section("What the prototypes have learnt", drawn.get("prototypes"), _prototype_caption(run)),
+        section("Losses", drawn.get("losses"), "Each is the mean of an epoch. Unseen images: validation images."),
+        section("Schedules", drawn.get("schedules"), "Set anew at each step; drawn at the end of each epoch."),
+        section("Health", drawn.get("health"), "Measured on normal images that training does not see."),
+        table(["figure", "value", "healthy", "what it is"], health_rows(run.figures)),
+        "<h2>What was run</h2>",
+        table([], facts(run)),
+        f"<h2>Next</h2><pre>{html.escape(next_commands(run), quote=False)}</pre>",
+    ]
+    return page(f"Pre-training: {name}", parts)
+
+
+RESTORATION_CAPTION = (
+    "Unseen normal images, their twins with synthetic lesions, where lesion was added, and what the network makes of "
+    "the twin: cells with lesion are hidden from the decoder and filled in from the rest of the picture, so the lesion "
+    "has to be gone; blur is expected. The last row keeps the twin and takes only the lesion's cells from the "
+    "restoration."
+)
+
+
+def _picture_section(run: RunFiles, picture: Path | None) -> tuple[str, Path | None, str]:
+    method = str(run.encoder.get("method_name", "AFiRe"))
+    if method == "AFiRe":
+        return "Lesions removed", picture, RESTORATION_CAPTION
+    return (
+        f"What {method} shows its network",
+        picture,
+        "Unseen normal images, and what becomes of them.",
+    )
+
+
+def _prototype_caption(run: RunFiles) -> str:
+    caption = (
+        "Each square is one grid cell of the picture, coloured by its prototype (first three principal components as "
+        "red, green and blue). Cells of like colour are treated as like anatomy, so colours should change from organ "
+        "to organ and gently within one; one colour everywhere would mean that the prototypes have collapsed. "
+    )
+    if run.settings.get("shift"):
+        return caption + "Prototypes belong to cells of the larger canvas from which student and teacher see crops."
+    return caption + "With shift 0 each cell has a layer of its own, so likeness of colours says little about anatomy."
+
+
+def verdicts(run: RunFiles) -> list[tuple[str, str]]:
+    """Say in plain words whether the run is sound, each as (``good``, ``bad`` or ``note``, text)."""
+    figures = run.figures
+    if "feature_std_ratio" not in figures:
+        return []
+    bad = health_warnings(figures)
+    said = [("bad", text) for text in bad]
+    if not bad:
+        spread, rank = figures["feature_std_ratio"], figures["effective_rank"]
+        said.append(
+            ("good", f"No collapse: features of different images differ (spread {spread:.2f}, rank {rank:.1f}).")
+        )
+    words = shortcut_in_words(figures)
+    if words is not None:
+        # the published form cannot but take the shortcut: that is a property, not a fault of this run
+        without = "bad" if run.settings.get("shift") else "note"
+        said.append(("good" if words.startswith("Position shortcut: none") else without, words))
+    error = figures.get("validation_restoration", 0.0)
+    if error >= UNRESTORED and run.settings.get("restoration_weight", 1.0):
+        said.append(
+            (
+                "bad",
+                f"Restoration has not been learned: its error on unseen images is {error:.2f}; one grey level "
+                "throughout would have 1. Train longer (more epochs), or with a higher lr, before using the restorer.",
+            )
+        )
+    return said
+
+
+def health_rows(figures: dict[str, float]) -> list[list[str]]:
+    """Give the rows of the health table that there are figures for."""
+    return [[name, f"{figures[key]:.3f}", healthy, what] for key, name, healthy, what in HEALTH_TABLE if key in figures]
+
+
+def facts(run: RunFiles) -> list[list[str]]:
+    """Say what the run was, without folders of the machine."""
+    s, progress = run.settings, (run.checkpoint or {}).get("progress", {})
+    shift = s.get("shift")
+    speeds = [row["images_per_second"] for row in run.log if "images_per_second" in row]
+    rows = [
+        ("method", run.encoder.get("method_name")),
+        ("form", None if shift is None else f"grid-shifted (shift {shift})" if shift else "published (no shift)"),
+        ("encoder", s.get("encoder_preset")),
+        (
+            "image",
+            run.image_size and f"{run.image_size[0]} x {run.image_size[1]} px, cells of {s.get('patch_size')} px",
+        ),
+        ("data list", s.get("datalist") and Path(str(s["datalist"])).name),
+        ("data SHA-256", str(run.encoder.get("data_sha256", ""))[:16]),
+        ("training images", progress.get("images")),
+        ("epochs", f"{run.log[-1]['epoch']:.0f} of {progress.get('max_epochs', s.get('epochs'))}"),
+        ("batch", progress.get("global_batch", s.get("batch_size"))),
+        ("learning rate", s.get("lr") and f"{s['lr']} for a batch of 256, scaled linearly"),
+        ("seed", s.get("seed")),
+        ("precision", s.get("precision")),
+        ("speed", speeds and f"{statistics.median(speeds):.1f} images/s (median over epochs)"),
+    ]
+    return [[name, str(value)] for name, value in rows if value not in (None, "", [])]
+
+
+def next_commands(run: RunFiles) -> str:
+    """Give what to type next: use the encoder, then train on one's own images."""
+    # an absolute path would tell of the machine, and be wrong on the next one
+    folder = run.folder.name if run.folder.is_absolute() else run.folder.as_posix()
+    return f"""# use the encoder: images (B, 1, H, W) in 0…1 to tokens (B, 1 + L, D)
+python -c "import afire_monai; print(afire_monai.load_encoder('{folder}/models').config)"
+
+# pre-train on your own normal radiographs
+afire datalist from-folder FOLDER --out mine.json
+afire check mine.json
+python -m monai.bundle run --config_file "['bundle/configs/pretrain.yaml','bundle/configs/method_afire.yaml']" \\
+    --datalist mine.json --output_dir runs/mine"""

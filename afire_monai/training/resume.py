@@ -1,0 +1,178 @@
+"""Stopping and going on: what a trainer saves, and how it takes it up again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+
+from afire_monai.core.distributed import rank, world_size
+from afire_monai.core.errors import CheckpointError
+from afire_monai.datalists.paths import names_hash
+from afire_monai.loading.sampler import EpochSampler
+from afire_monai.methods.base import Method
+from afire_monai.training.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+class Resumable:
+    """The part of :class:`PretrainTrainer` that saves and takes up a run; a mixin, of no use by itself."""
+
+    method: Method
+    optimizer: torch.optim.Optimizer
+    data_loader: DataLoader
+    state: Any
+    seed: int
+    best_value: float
+    best_epoch: int
+    stopped_early: bool
+
+    @property
+    def sampler(self) -> EpochSampler:
+        """The loader's sampler, which decides the order of images."""
+        return cast(EpochSampler, self.data_loader.sampler)
+
+    @property
+    def batch_size(self) -> int:
+        """Images that this process takes in one iteration."""
+        return self.sampler.batch_size
+
+    @cached_property
+    def data_identity(self) -> str:
+        """Hash of the names of the training images in their order, with masks and targets; empty if none are named."""
+        items = getattr(self.data_loader.dataset, "items", None)
+        return names_hash(items) if items else ""
+
+    def run_identity(self) -> dict[str, int | str]:
+        """Give what must be the same in a resumed run, or it would not be the same training."""
+        return {
+            "epoch_length": self.state.epoch_length,
+            "global_batch": self.batch_size * world_size(),
+            "images": self.sampler.length,
+            "seed": self.seed,
+            "data": self.data_identity,
+        }
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Give everything that a run needs to go on exactly; a collective call."""
+        states = [torch.get_rng_state()]
+        if world_size() > 1:
+            mine = states[0].to(self.state.device)
+            gathered = [torch.empty_like(mine) for _ in range(world_size())]
+            dist.all_gather(gathered, mine)
+            states = [g.cpu() for g in gathered]
+        numpy_state: Any = np.random.get_state()  # noqa: NPY002  # the state that MONAI's transforms fall back on
+        python_state: Any = random.getstate()
+        return {
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": {
+                **self.run_identity(),
+                "iteration": self.state.iteration,
+                "max_epochs": self.state.max_epochs,
+                "best_value": self.best_value,
+                "best_epoch": self.best_epoch,
+                "stopped_early": self.stopped_early,
+            },
+            "random": {
+                "torch": states,
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "numpy": json.dumps([numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]]),
+                "python": json.dumps(python_state),
+            },
+        }
+
+    def restore(self, state: dict[str, Any], source: str) -> None:
+        """Go on from a checkpoint.
+
+        Args:
+            state: from :func:`load_checkpoint`.
+            source: its name, for messages.
+
+        Raises:
+            CheckpointError: if network, data or batch differ from those that the checkpoint was written with.
+        """
+        progress = state["progress"]
+        for key, value in self.run_identity().items():
+            before = progress.get(key, value)  # checkpoints of older versions say nothing of their data
+            if before != value:
+                seen = f"{key} {before}, this run has {value}"
+                if key == "data":
+                    seen = "as many images of other names, masks or labels, or in another order"
+                raise CheckpointError(
+                    f"{source} was written with {seen}: going on would not be the same training. Use the same data "
+                    "list, batch and seed, or start anew in another output_dir"
+                )
+        try:
+            self.method.load_state_dict(state["method"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]  # torch names every key
+            raise CheckpointError(
+                f"{source} does not fit this network; give the settings that it was trained with (encoder_preset, "
+                f"image_size, shift, …; settings.yaml has them), or another --output_dir. Seen: {reason}"
+            ) from error
+        if progress["max_epochs"] != self.state.max_epochs:
+            logger.warning(
+                "planned epochs change from %d to %d: schedules span the new length",
+                progress["max_epochs"],
+                self.state.max_epochs,
+            )
+        self.state.iteration = progress["iteration"]
+        self.state.epoch = progress["iteration"] // progress["epoch_length"]
+        self.best_value = progress["best_value"]
+        self.best_epoch = progress.get("best_epoch", self.state.epoch)
+        self.stopped_early = progress.get("stopped_early", False)
+        self._restore_random(state["random"])
+
+    def _restore_random(self, states: dict[str, Any]) -> None:
+        torch.set_rng_state(states["torch"][rank() % len(states["torch"])])
+        if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(states["cuda"])
+        name, keys, *rest = json.loads(states["numpy"])
+        np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002  # as above
+        version, words, gauss = json.loads(states["python"])
+        random.setstate((version, tuple(words), gauss))
+
+    def resume(self, folder: str | Path, resume: bool | str) -> None:
+        """Go on from a folder's newest checkpoint or a named one, or make sure that nothing is overwritten.
+
+        Args:
+            folder: where this run keeps its checkpoints.
+            resume: True for the newest in ``folder`` (a fresh start if there is none), a path for that file, False
+                for a fresh start.
+
+        Raises:
+            CheckpointError: if a fresh start would mix with the checkpoints of an earlier run, or none of those that
+                are there can be read.
+        """
+        if isinstance(resume, str) and resume.lower() in ("true", "false"):
+            resume = resume.lower() == "true"  # as the bundle's command line hands it on
+        if isinstance(resume, str):
+            self.restore(load_checkpoint(Path(resume)), resume)
+        elif resume:
+            found = find_checkpoint(Path(folder))
+            if found is None and list_checkpoints(Path(folder)):
+                raise CheckpointError(
+                    f"no checkpoint in {folder} can be read, so there is nothing to go on from. If best.pt is there, "
+                    "try --resume PATH of it; else start anew in another --output_dir"
+                )
+            if found is None:
+                logger.warning("nothing to resume in %s: starting anew", Path(folder).name)
+                return
+            self.restore(found[1], found[0].name)
+            logger.info("going on from %s, epoch %d", found[0].name, self.state.epoch)
+        elif list_checkpoints(Path(folder)):
+            raise CheckpointError(
+                f"{folder} holds checkpoints of an earlier run; "
+                "go on with --resume true, or choose another --output_dir"
+            )

@@ -1,0 +1,168 @@
+"""Settings on the command line: read as the bundle reads them, and refused where they cannot be meant."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from afire_monai.core.errors import AfireError
+from afire_monai.core.precision import PRECISIONS
+
+__all__ = ["command_line", "parse_value", "refuse_unknown_keys", "refuse_wrong_values"]
+
+# what `python -m monai.bundle run` takes for itself
+_RUNNER_ARGUMENTS = {
+    "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",
+    "workflow_type",
+}  # fmt: skip
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    # what only the end of a run looks at, when hours have gone by, or what is looked at after the list is read
+    "calibration": ("temperature", "platt", "none"),
+    "threshold_rule": ("youden", "specificity95"),
+    "cache_dtype": ("uint8", "uint16"),
+    "precision": PRECISIONS,
+}
+
+# the least value that means something; of what is absent here, any finite number of the right kind is passed on
+_LEAST: dict[str, float] = {
+    **dict.fromkeys(("epochs", "batch_size", "accumulation_steps", "image_size", "patch_size"), 1),
+    **dict.fromkeys(("checkpoint_every", "checkpoint_keep", "health_every", "panel_every"), 1),
+    **dict.fromkeys(("validate_every", "decoder_width", "max_lesions"), 1),
+    **dict.fromkeys(("prototype_dim", "head_hidden", "decoder_dim", "decoder_depth", "decoder_heads"), 1),
+    **dict.fromkeys(("seed", "num_workers", "checkpoint_every_iterations", "shift", "clip"), 0),
+    **dict.fromkeys(("folds", "fold", "patience"), 0),
+    **dict.fromkeys(("lr", "final_lr", "warmup", "weight_decay", "final_weight_decay"), 0),
+    **dict.fromkeys(("local_size", "projector_dim", "projector_layers", "dense_dim", "dense_side", "dense_cells"), 1),
+    **dict.fromkeys(("local_views", "predictor_dim", "windows"), 0),
+    **dict.fromkeys(("order_weight", "restoration_weight", "global_weight", "local_weight", "structure_weight"), 0),
+    **dict.fromkeys(("category_weight", "abnormal_weight", "dense_weight"), 0),
+    **dict.fromkeys(
+        ("lesion_peak", "lesion_dark", "lesion_elsewhere", "lesion_lungs", "lesion_free", "abnormal_change"), 0
+    ),
+    **dict.fromkeys(("exposure", "match_weight", "class_weight", "lesion_weight"), 0),
+    "class_dim": 2,
+    **dict.fromkeys(("invariance_weight", "variance_weight", "covariance_weight"), 0),
+    "health_images": 2,  # features of a single image differ from nothing
+    "head_dim": 2,  # a softmax over one value says nothing
+    "crop_scale": 0.01,
+    "global_scale": 0.05,  # where the shares of local crops begin
+}
+
+# shares and probabilities, which end at 1
+_MOST: dict[str, float] = dict.fromkeys(
+    (
+        *("mask_ratio", "crop_scale", "global_scale", "flip", "jitter", "brightness", "contrast", "keep_probability"),
+        *("curve_probability", "paint_probability", "teacher_momentum", "center_momentum", "prototype_momentum"),
+        *("lesion_peak", "lesion_dark", "lesion_elsewhere", "lesion_lungs", "lesion_free", "abnormal_change"),
+    ),
+    1,
+)
+
+
+def command_line(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Split the command line of ``python -m monai.bundle run`` into config files and overrides.
+
+    Args:
+        arguments: as ``sys.argv``.
+
+    Returns:
+        The config files, and every other ``--key value`` or ``--key=value``.
+    """
+    options: dict[str, str] = {}
+    waiting: str | None = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            options[name] = value
+            waiting = None if equals else name
+        elif waiting is not None:
+            options[waiting] = argument
+            waiting = None
+    files = yaml.safe_load(options.get("config_file", "[]") or "[]")
+    files = [files] if isinstance(files, str) else list(files)
+    return files, {name: value for name, value in options.items() if name not in _RUNNER_ARGUMENTS}
+
+
+def refuse_unknown_keys(config: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Refuse an override that names nothing in the config: a typing error would otherwise change nothing, in silence.
+
+    Args:
+        config: the merged config files.
+        overrides: keys as on the command line (``epochs``, ``train#dataloader#num_workers``, ``a::b``).
+
+    Raises:
+        AfireError: naming the key and the nearest ones that exist.
+    """
+    for override in overrides:
+        at: Any = config
+        for part in override.lstrip("+").replace("::", "#").split("#"):
+            if isinstance(at, dict) and part in at:
+                at = at[part]
+            elif isinstance(at, list) and part.isdigit() and int(part) < len(at):
+                at = at[int(part)]
+            else:
+                known = [str(k) for k in at] if isinstance(at, dict) else []
+                near = difflib.get_close_matches(part, known, 3) or sorted(k for k in known if not k.startswith("_"))
+                raise AfireError(f"unknown setting --{override}: {part!r} is not there; nearest: {', '.join(near)}")
+
+
+def parse_value(text: str) -> Any:
+    """Read a value as the bundle's command line does: a Python literal, else YAML (so ``true`` is True), else a word.
+
+    Args:
+        text: what stands behind ``--key``.
+    """
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        try:
+            return yaml.safe_load(text) if text else text
+        except yaml.YAMLError:
+            return text
+    return list(value) if isinstance(value, tuple) else value
+
+
+def refuse_wrong_values(config: Mapping[str, Any], overrides: Mapping[str, str]) -> None:
+    """Refuse a value of another kind than the config's own, or below the least that means something.
+
+    Args:
+        config: the merged config files.
+        overrides: keys and values as on the command line; expressions, references and nested keys are not looked at.
+
+    Raises:
+        AfireError: naming the key, the value and what is expected.
+    """
+    for key, text in overrides.items():
+        default = config.get(key)
+        if key in _CHOICES and key in config and not text.startswith(("$", "@")) and text not in _CHOICES[key]:
+            raise AfireError(f"--{key} {text}: one of {', '.join(_CHOICES[key])} is expected")
+        if text.startswith(("$", "@")) or isinstance(default, str) or key == "resume":
+            continue
+        if isinstance(default, bool):
+            if key == "cache" and text == "disk" and "cache_dir" in config:
+                continue
+            if text not in ("True", "False"):
+                # the bundle's command line would hand this on as a word, and any word counts as true
+                likely = f"write --{key} {text.capitalize()}" if text in ("true", "false") else "True or False expected"
+                raise AfireError(f"--{key} {text}: {likely}")
+        elif isinstance(default, int | float):
+            _refuse_wrong_number(key, text, whole=isinstance(default, int))
+
+
+def _refuse_wrong_number(key: str, text: str, whole: bool) -> None:
+    value, least, most = parse_value(text), _LEAST.get(key), _MOST.get(key)
+    expected = "a whole number" if whole else "a number"
+    if most is not None:
+        least = least or 0
+        expected += f" from {least} to {most}"
+    elif least is not None:
+        expected += f" of at least {least}"
+    right = isinstance(value, int if whole else int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not right or (least is not None and value < least) or (most is not None and value > most):
+        raise AfireError(f"--{key} {text}: {expected} is expected")

@@ -1,0 +1,299 @@
+"""What happens before a bundle run starts: settings are checked, data found, and the run's folder made ready."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import yaml
+from monai.bundle import ConfigParser
+from monai.utils import set_determinism
+
+from afire_monai.core.distributed import join_group, leave_group, rank, wait_for_all
+from afire_monai.core.errors import AfireError, DataListError, user_error
+from afire_monai.core.precision import set_precision
+from afire_monai.datalists.file import datalist_hash, normal_of, present_sections, read_raw, training_items
+from afire_monai.datalists.paths import ImagePaths
+from afire_monai.datalists.validate import DataListReport, open_datalist
+from afire_monai.loading.dataset import image_statistics
+from afire_monai.phantom import write_phantom_dataset
+from afire_monai.radiographs.decode import list_images
+from afire_monai.radiographs.reader import RadiographReader
+from afire_monai.training.settings import command_line, parse_value, refuse_unknown_keys, refuse_wrong_values
+
+__all__ = [
+    "cache_folder",
+    "data_hash",
+    "find_datalist",
+    "fix_seeds",
+    "folder_items",
+    "image_batch",
+    "image_statistics",
+    "normal_items",
+    "prepare_run",
+    "reading",
+    "start_processes",
+    "stop_processes",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) -> None:
+    """Check the command line and write the resolved settings to ``settings.yaml`` in the run's folder.
+
+    From here on float32 numbers are computed with as float32 on a GPU, too, until a trainer is told otherwise.
+
+    Args:
+        output_dir: the run's folder; made if absent.
+        arguments: defaults to ``sys.argv``; anything but a bundle run on the command line is left alone.
+
+    Raises:
+        AfireError: for a setting that does not exist, or a value that it cannot have.
+    """
+    sys.excepthook = _say_the_cause
+    set_precision("float32")
+    folder = Path(output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AfireError(f"output_dir {folder}: {error.strerror}; give a folder that can be written to") from error
+    files, overrides = command_line(sys.argv if arguments is None else arguments)
+    if not files or not all(Path(f).exists() for f in files):
+        return
+    config = ConfigParser.load_config_files(files)
+    refuse_unknown_keys(config, list(overrides))
+    refuse_wrong_values(config, overrides)
+    if rank() == 0:
+        parser = ConfigParser(config)
+        parser.update({key: parse_value(value) for key, value in overrides.items()})
+        # folders of the machine are nobody's business in a log that is passed on
+        settings = {
+            key: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+            for key, value in parser.get().items()
+            if key not in ("dataset_dir", "output_dir", "bundle_root")
+        }
+        (folder / "settings.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
+def _say_the_cause(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what a user can act on instead of the runner's chain of errors; AFIRE_TRACEBACK=1 shows that as well."""
+    if issubclass(kind, KeyboardInterrupt) and not os.environ.get("AFIRE_TRACEBACK"):
+        print("\nstopped; a training goes on from its newest checkpoint with --resume true", file=sys.stderr)
+        return
+    cause = user_error(error)
+    if cause is None or os.environ.get("AFIRE_TRACEBACK"):
+        sys.__excepthook__(kind, error, trace)
+    if cause is not None:
+        print(f"\nerror: {cause}", file=sys.stderr)
+
+
+def fix_seeds(seed: int, deterministic: bool = False) -> None:
+    """Seed all random number generators, and on request choose kernels that add up in a fixed order.
+
+    Args:
+        seed: of Python, NumPy and PyTorch.
+        deterministic: refuse kernels whose result depends on chance. On a GPU, call this before anything is computed.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the library is first used
+    set_determinism(seed, use_deterministic_algorithms=deterministic or None)
+
+
+def find_datalist(datalist: str, dataset_dir: str, output_dir: str | Path) -> Path:
+    """Find the data list of a run, or make the embedded default.
+
+    Args:
+        datalist: path of a data list, absolute or relative to ``dataset_dir``; ``phantom`` for the embedded default, a
+            few hundred synthetic radiographs written once into ``output_dir``.
+        dataset_dir: folder of the data set; may be empty if ``datalist`` is a path by itself.
+        output_dir: the run's folder.
+
+    Raises:
+        DataListError: if there is no such file or folder, or the list has errors that would spoil the training.
+    """
+    if datalist == "phantom":
+        path = Path(output_dir) / "phantoms" / "datalist.json"
+        if rank() == 0 and not path.exists():
+            logger.info("no data list given: using synthetic phantoms; --datalist takes your own")
+            write_phantom_dataset(path.parent, normal=320, abnormal=64, size=192)
+        wait_for_all()
+        return path
+    for path in (Path(datalist), Path(dataset_dir) / datalist):
+        if path.is_file():
+            _refuse_wrong_list(path, dataset_dir)
+            return path
+    raise DataListError(
+        f"no data list at {datalist!r}" + (f" nor in dataset_dir {dataset_dir!r}" if dataset_dir else "") + "; "
+        "make one with `afire datalist`, then give --datalist PATH (and --dataset_dir FOLDER if it lies there)"
+    )
+
+
+def _refuse_wrong_list(path: Path, dataset_dir: str) -> None:
+    """Refuse a list with errors; numbers and kinds only, as its names and groups can identify patients."""
+    if dataset_dir and not Path(dataset_dir).is_dir():
+        raise DataListError(f"no folder {dataset_dir!r}: --dataset_dir is where the list's relative paths start")
+    report = _read_list(path, dataset_dir).report
+    kinds = Counter(problem.kind for problem in report.problems if problem.severity == "error")
+    if kinds:
+        found = ", ".join(f"{kind} ({count})" for kind, count in kinds.items())
+        raise DataListError(f"{path}: {found}. `afire check {path}` says where; mend the list, or build it again")
+    for kind, count in Counter(problem.kind for problem in report.problems).items():
+        logger.warning("data list: %s (%d); `afire check` says where", kind, count)
+
+
+def normal_items(datalist: Path, section: str, dataset_dir: str = "") -> ImagePaths:
+    """Give a section's normal images; for validation, the last training images if the list has no such section.
+
+    Args:
+        datalist: the data list.
+        section: ``training`` or ``validation``.
+        dataset_dir: base of relative image paths; empty for the data list's own folder.
+
+    Raises:
+        DataListError: if there is no such section, or no normal image in it.
+    """
+    read = _read_list(datalist, dataset_dir)
+    if section == "validation" and not read.counts.get("validation"):
+        logger.warning("the data list has no validation images: health is measured on training images")
+        return normal_items(datalist, "training", dataset_dir)[-64:]
+    if not len(read.normal.get(section, [])):
+        training_items(datalist, section, base_dir=dataset_dir or None)  # has the words for what is missing
+    return read.normal[section]
+
+
+@dataclass(frozen=True)
+class _ReadList:
+    """What a run wants of its data list, without the list: that can take a gigabyte."""
+
+    report: DataListReport
+    sha256: str
+    counts: dict[str, int]
+    normal: dict[str, ImagePaths]
+
+
+_read_lists: dict[tuple[str, int, int, str], _ReadList] = {}
+
+
+def _read_list(path: Path, dataset_dir: str) -> _ReadList:
+    """Read a list once, however many parts of the run ask for it; again if the file has changed."""
+    key = (*_stamp(path), dataset_dir)
+    if key not in _read_lists:
+        opened = open_datalist(path, dataset_dir or None)
+        sections = present_sections(opened.datalist)
+        counts = {section: len(opened.datalist[section]) for section in sections}
+        normal = {section: ImagePaths.of(normal_of(opened.datalist, section)) for section in sections}
+        _read_lists.clear()
+        _read_lists[key] = _ReadList(opened.report, opened.sha256, counts, normal)
+    return _read_lists[key]
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return str(path), -1, -1
+    return str(Path(path).absolute()), found.st_size, found.st_mtime_ns
+
+
+def folder_items(folder: str | Path) -> list[dict[str, Any]]:
+    """Give a data-list item for each radiograph in a folder and its subfolders, sorted by path.
+
+    Raises:
+        DataListError: if the folder is not there or holds none.
+    """
+    if not Path(folder).is_dir():
+        raise DataListError(f"no folder {str(folder)!r}: give --dataset_dir a folder of radiographs")
+    items = [{"image": str(path)} for path in list_images(folder)]
+    if not items:
+        raise DataListError(f"no radiograph (PNG, JPEG, NIfTI, DICOM) in {str(folder)!r} or below")
+    return items
+
+
+def image_batch(
+    batch: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False, **_: Any
+) -> tuple[torch.Tensor, None]:
+    """Give what an evaluator without labels needs of a batch: images (B, C, H, W) on the device, and no target."""
+    return batch["image"].to(device, non_blocking=non_blocking), None
+
+
+def data_hash(datalist: Path) -> str:
+    """Give the SHA-256 of a data list's content, which identifies what an encoder was trained on."""
+    for key, read in _read_lists.items():
+        if key[:3] == _stamp(datalist):
+            return read.sha256
+    return datalist_hash(read_raw(datalist))  # with paths as they stand, so that the folder makes no difference
+
+
+def reading(size: Sequence[int], modalities: Sequence[str] | None = None) -> Callable[[Any], Any]:
+    """Build the reading of one radiograph: any supported file to (1, H, W) float32 in 0…1 at a size.
+
+    Pictures are scaled to the size without keeping their aspect ratio, so that no lung is cut off (this project's
+    choice), and averaged over areas, so that nothing aliases.
+
+    Args:
+        size: height and width in pixels.
+        modalities: DICOM modalities to accept; None for radiographs only.
+    """
+    from monai.transforms import Compose, EnsureTyped, LoadImaged, Resized
+
+    reader = RadiographReader() if modalities is None else RadiographReader(modalities=modalities)
+    composed = Compose(
+        [
+            LoadImaged(keys="image", reader=reader, image_only=True),
+            Resized(keys="image", spatial_size=list(size), mode="area"),
+            EnsureTyped(keys="image", dtype=torch.float32, track_meta=False),
+        ]
+    )
+    vars(composed).update(size=tuple(size), modalities=modalities)  # what a cache on disk goes by
+    return composed
+
+
+def cache_folder(datalist: Path, cache_dir: str, output_dir: str | Path) -> Path:
+    """Choose where a cache on disk lies: ``cache_dir``, else beside the data list, where the next run finds it.
+
+    Args:
+        datalist: the data list; the folder beside it is ``list.cache`` for ``list.json``.
+        cache_dir: empty to choose.
+        output_dir: takes it if the list's folder cannot be written to and holds no cache.
+    """
+    if cache_dir:
+        return Path(cache_dir)
+    beside = Path(datalist).with_suffix(".cache")
+    return beside if beside.is_dir() or os.access(beside.parent, os.W_OK) else Path(output_dir) / "cache"
+
+
+def start_processes(backend: str = "") -> torch.device:
+    """Join the process group that ``torchrun`` set up, and give this process's device.
+
+    Args:
+        backend: ``nccl`` or ``gloo``; empty chooses by whether there is a GPU.
+
+    Raises:
+        AfireError: if the processes were not started by ``torchrun``, or cannot be restarted on several nodes.
+    """
+    if "RANK" not in os.environ:
+        raise AfireError("multi_gpu.yaml needs torchrun: torchrun --nproc_per_node=N -m monai.bundle run …")
+    gpu = torch.cuda.is_available()
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if gpu:
+        torch.cuda.set_device(local)
+    if not dist.is_initialized():
+        join_group(backend or ("nccl" if gpu else "gloo"))
+    if rank():
+        logging.getLogger().setLevel(logging.ERROR)
+    return torch.device("cuda", local) if gpu else torch.device("cpu")
+
+
+def stop_processes() -> None:
+    """Leave the process group, once all processes have come this far, however long process 0 exports or predicts."""
+    leave_group()

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def run(monkeypatch, *words: str) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(sys, "argv", ["compare.py", *words])
+    importlib.import_module("compare").main()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pretrain"], "--images None: no such file"),
+        (["cost", "--images", "absent.json"], "--images absent.json: no such file"),
+        (["pretrain", "--images", __file__, "--method", "simclr"], "unknown method 'simclr'; there are afire"),
+        (["pretrain", "--images", __file__, "--method", "mae="], "NAME=EPOCHS is expected"),
+        (["pretrain", "--images", __file__, "--seeds", "0"], "at least 1 of each"),
+        (["evaluate"], "nothing to evaluate"),
+        (["evaluate", "--task", f"a={__file__}"], "NAME=datalist.json:label is expected"),
+        (["evaluate", "--segment", "a=absent.json"], "no such file absent.json"),
+        (["evaluate", "--segment", f"a={__file__}"], "no finished encoder"),
+        (["evaluate", "--segment", f"a={__file__}", "--share", "2/2"], "PART/PARTS is expected"),
+        (["table"], "holds no results"),
+        (["table", "--images", "absent.json"], "--images absent.json: no such file"),
+        (["table", "--chart", "chart.svg"], "chart.svg: the name of a .png"),
+        (["table", "--chart", "absent/chart.png"], "absent/chart.png: the name of a .png in a folder"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_before_anything_is_trained(words, said, monkeypatch, tmp_path):
+    with pytest.raises(SystemExit, match=said):
+        run(monkeypatch, *words, "--out", str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_result_that_was_cut_off_is_left_out_and_one_in_the_middle_is_named(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    stored_rows = importlib.import_module("compare_parts").stored_rows
+    log = tmp_path / "results.jsonl"
+    log.write_text('{"key": "a"}\n{"key": "b", "sec')
+    assert stored_rows(log) == [{"key": "a"}]
+    assert stored_rows(log, mend=True) == [{"key": "a"}]
+    assert log.read_text() == '{"key": "a"}\n'
+    log.write_text('{"key": "a"}\n{"ke\n{"key": "c"}\n')
+    with pytest.raises(SystemExit, match="line 2"):
+        stored_rows(log)
+
+
+def test_table_of_stored_results_has_means_over_seeds_and_marks_who_is_level_with_the_best(
+    monkeypatch, tmp_path, capsys
+):
+    (tmp_path / "scores").mkdir()
+    groups, truth = np.arange(40).astype(str), np.arange(40) % 2
+    rows = []
+    for name, right in (("afire", 40), ("mae", 24), ("fresh", 0)):
+        for seed in range(2):
+            scores = np.where(np.arange(40) < right, truth, 1 - truth)[:, None].astype(float)
+            dice = np.full(40, right / 100 + 0.1 * seed)
+            rows.append(f'{{"key": "probe/a/{name}/1.0/{seed}"}}')
+            columns = {"scores": np.repeat(scores, 2, 1), "truth": np.stack([truth, truth], 1), "groups": groups}
+            np.savez(tmp_path / "scores" / f"probe_a_{name}_1.0_{seed}.npz", **columns)
+            rows.append(f'{{"key": "segmentation/b/{name}/1.0/{seed}"}}')
+            np.savez(tmp_path / "scores" / f"segmentation_b_{name}_1.0_{seed}.npz", case_dice=dice, case_groups=groups)
+    rows.append(rows[0])  # done by two processes, counted once
+    (tmp_path / "results.jsonl").write_text("\n".join(rows) + "\n")
+    content = {"labels": ["Pneumonia"], "training": [{"image": f"{n}.png", "label": [0]} for n in range(12)]}
+    (tmp_path / "normals.json").write_text(json.dumps(content))
+    (tmp_path / "cost.json").write_text(
+        '{"afire": {"images_per_second": 0.5, "peak_gib": 1}, "mae": {"images_per_second": 2, "peak_gib": 0.5}}'
+    )
+    words = ["--images", str(tmp_path / "normals.json"), "--method", "afire=20", "--chart", str(tmp_path / "chart.png")]
+    run(monkeypatch, "table", "--out", str(tmp_path), "--against", "mae", *words)
+    told = capsys.readouterr().out
+    # 20 epochs of 12 images at half an image a second
+    assert "| afire | 0.5 | 1.00 | 240 | 8 |\n| mae | 2.0 | 0.50 |  |  |" in told
+    assert "| | afire | mae | fresh |" in told
+    # 24 of 40 cases scored rightly are 12 positives above and 8 below the others
+    assert "| probe, a, k-NN | **1.000** | 0.600 | 0.000 |" in told
+    assert "| segmentation, b, Dice | **0.450** | 0.290 | 0.050 |" in told
+    # every patient has the same Dice, so the intervals are the seeds' alone, and cancel in the difference
+    assert "| afire | **0.450 (0.400 to 0.500)** | 2 | 0.071 | +0.160 (+0.160 to +0.160) | 2 of 2 |" in told
+    assert "| fresh | 0.050 (0.000 to 0.100) | 2 | 0.071 | -0.240 (-0.240 to -0.240) | 0 of 2 |" in told
+    with Image.open(tmp_path / "chart.png") as chart:
+        assert chart.format == "PNG"
+        # one row of three panels with three methods each
+        assert chart.width > 3 * chart.height
+
+
+def test_methods_are_compared_on_the_seeds_that_both_have(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    tables = importlib.import_module("compare_tables")
+    # the other seeds of the first are far worse, and say nothing about the second
+    first = {0: np.full(11, 0.9), 1: np.full(11, 0.9), 2: np.full(11, 0.1)}
+    second = {0: np.full(11, 0.8), 1: np.full(11, 0.7)}
+    gains = tables.paired(first, second)
+    assert tables.seed_mean(gains)[0] == pytest.approx(0.15)
+    assert tables.seeds_ahead(gains) == "2 of 2"
+    assert tables.level_with_best({"first": first, "second": second}) == {"first", "second"}
+    assert tables.level_with_best({"second": second, "third": {0: np.full(11, 0.9)}}) == {"third"}
+    # nothing in common is no difference
+    assert tables.level_with_best({"second": second, "fourth": {2: np.full(11, 0.9)}}) == {"second", "fourth"}
+
+
+def test_finished_encoders_are_found_by_seed_and_those_of_the_cost_are_not(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    for folder in ("mae/1", "afire/1", "fresh/0", "mae/0", "other/0", "cost/afire"):
+        (tmp_path / folder / "models").mkdir(parents=True)
+        (tmp_path / folder / "models" / "encoder.safetensors").touch()
+    found = importlib.import_module("compare").finished(tmp_path)
+    assert [entry[:2] for entry in found] == [("mae", 0), ("fresh", 0), ("other", 0), ("afire", 1), ("mae", 1)]
+    assert found[0][2] == tmp_path / "mae" / "0" / "models"

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import smooth_images
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from afire_monai.evaluation.probes import extract_features, knn_probe
+from afire_monai.models.encoder import export_encoder, load_encoder
+from afire_monai.networks import ViTEncoder
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def judge(monkeypatch, *words: str) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(sys, "argv", ["judge.py", *words])
+    importlib.import_module("judge").main()
+
+
+def tiny_encoder(folder: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    export_encoder(ViTEncoder(32, 8, embed_dim=32, depth=2, num_heads=2), folder)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """70 pictures of 32 x 32, every second with a bright square that has a box: 50, 10 and 10 in the sections."""
+    images = 0.2 * smooth_images(70, (32, 32))
+    items = []
+    for number, image in enumerate(images):
+        abnormal = number % 2
+        if abnormal:
+            image[:, 8:16, 16:24] += 0.6
+        Image.fromarray((image[0] * 255).byte().numpy()).save(tmp_path / f"{number}.png")
+        item = {"image": f"{number}.png", "label": [abnormal], "group": f"patient {number}"}
+        items.append({**item, **({"boxes": [[16, 8, 8, 8, "Mass"]]} if abnormal else {})})
+    content = {"labels": ["Mass"], "training": items[:50], "validation": items[50:60], "test": items[60:]}
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    # four normals of the list, so that 21 others remain, and a list with 10 of them, which leaves too few
+    for name, count in (("few", 8), ("many", 20)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"labels": ["Mass"], "training": items[:count]}))
+    return tmp_path
+
+
+def test_encoders_are_judged_once_with_scores_of_each_image_and_again_when_weights_change(
+    data, tmp_path, monkeypatch, capsys
+):
+    for seed in range(2):
+        tiny_encoder(tmp_path / "runs" / "tiny" / str(seed) / "models", seed)
+    words = ["--out", str(tmp_path / "out"), "--data", f"kids={data / 'list.json'}", "--pretraining"]
+    words += [str(data / "few.json"), "--runs", str(tmp_path / "runs"), "--device", "cpu"]
+    judge(monkeypatch, "run", *words)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "judged.jsonl").read_text().splitlines()]
+    assert [row["key"] for row in rows] == ["tiny/0", "tiny/1"]
+    assert rows[0]["reference"] == {"kids": {"normals": 21, "unseen": True}}
+    truth = np.arange(10) % 2
+    saved = np.load(tmp_path / "out" / "scores" / "tiny_1.npz")
+    figures = rows[1]["figures"]
+    for what in ("linear, mean", "k-NN, class and mean", "tokens", "neighbours", "density", "sum"):
+        for section in ("validation", "test"):
+            expected = roc_auc_score(truth, saved[f"kids/{section}/{what}"])
+            assert figures[f"kids/{section}/{what}"] == pytest.approx(expected, abs=1e-4)
+    # a square that is the same in each picture is found by its place
+    assert figures["kids/test/points: neighbours"] == figures["kids/test/points: sum"] == 1
+    assert figures["kids/test/neighbours"] == 1
+
+    pixels = torch.stack([torch.from_numpy(np.array(Image.open(data / f"{n}.png")) / 255) for n in range(70)])
+    encoder = load_encoder(tmp_path / "runs" / "tiny" / "1" / "models")
+    features = extract_features(encoder, pixels[:, None].half().float(), "class_mean")
+    expected = knn_probe(features[:50], np.arange(50) % 2, features[60:])
+    np.testing.assert_allclose(saved["kids/test/k-NN, class and mean"], expected, atol=1e-3)
+
+    judge(monkeypatch, "run", *words)
+    assert len((tmp_path / "out" / "judged.jsonl").read_text().splitlines()) == 2
+    tiny_encoder(tmp_path / "runs" / "tiny" / "1" / "models", 7)
+    judge(monkeypatch, "run", *words)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "judged.jsonl").read_text().splitlines()]
+    assert [row["key"] for row in rows] == ["tiny/0", "tiny/1", "tiny/1"]
+    capsys.readouterr()
+
+    judge(monkeypatch, "table", "--out", str(tmp_path / "out"))
+    shown = capsys.readouterr().out
+    validation, test = shown.index("kids, validation** (choices are made here"), shown.index("kids, test** (no choice")
+    assert validation < test
+    assert "21 normals, not seen by pre-training" in shown
+    mean = np.mean([row["figures"]["kids/test/linear, mean"] for row in (rows[0], rows[2])])
+    assert f"{mean:.3f} (" in shown[test:]
+
+
+def test_reference_takes_what_pretraining_saw_where_too_few_others_remain(data, tmp_path, monkeypatch):
+    folder = tiny_encoder(tmp_path / "models", 0)
+    words = ["--data", f"kids={data / 'list.json'}", "--encoder", f"a={folder}", "--parts", "density"]
+    for options, expected in (([str(data / "many.json")], (25, False)), ([], (25, None))):
+        seen = ["--pretraining", *options] if options else []
+        judge(monkeypatch, "run", "--out", str(tmp_path / "out"), "--device", "cpu", *words, *seen)
+        row = json.loads((tmp_path / "out" / "judged.jsonl").read_text().splitlines()[-1])
+        assert tuple(row["reference"]["kids"].values()) == expected
+    # a part of the whole image points nowhere, and is the same as the sum of itself
+    assert not any(name.startswith("kids/test/points") for name in row["figures"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run"], "no encoder: give --runs"),
+        (["run", "--encoder", "a=absent"], "NAME=FOLDER with encoder.safetensors"),
+        (["run", "--encoder", "a=MODELS"], "--data : NAME=datalist.json is expected"),
+        (["run", "--encoder", "a=MODELS", "--data", "x=absent.json"], "--data x=absent.json: NAME"),
+        (["run", "--encoder", "a=MODELS", "--pretraining", "absent.json"], "--pretraining absent.json: no such file"),
+        (["table"], "holds no results"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused_at_once(words, message, monkeypatch, tmp_path):
+    folder = tiny_encoder(tmp_path / "models", 0)
+    with pytest.raises(SystemExit, match=message):
+        judge(monkeypatch, *[w.replace("MODELS", str(folder)) for w in words], "--out", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_patient_in_two_sections_is_refused(data, tmp_path, monkeypatch):
+    content = json.loads((data / "list.json").read_text())
+    content["test"][0]["group"] = "patient 3"
+    (data / "list.json").write_text(json.dumps(content))
+    folder = tiny_encoder(tmp_path / "models", 0)
+    words = ["--encoder", f"a={folder}", "--data", f"kids={data / 'list.json'}", "--device", "cpu"]
+    with pytest.raises(SystemExit, match="a patient is in two sections"):
+        judge(monkeypatch, "run", *words, "--out", str(tmp_path / "out"))

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from afire_monai.cli.main import run
+from afire_monai.loading.dataset import RadiographDataset
+from afire_monai.phantom import write_phantom_dataset
+from afire_monai.training import startup
+
+
+def test_command_fills_the_cache_that_a_training_looks_for(tmp_path, capsys, monkeypatch):
+    path = write_phantom_dataset(tmp_path / "data", normal=12, abnormal=2, size=48)
+    path = tmp_path / "data" / "datalist.json"
+    assert run(["cache", str(path), "--size", "24", "--workers", "0"]) == 0
+    items = startup.normal_items(path, "training")
+    folder = startup.cache_folder(path, "", tmp_path)
+    assert f"{len(items)} of {len(items)} images are in {folder / '24x24_uint8'}" in capsys.readouterr().out
+    monkeypatch.setattr("afire_monai.loading.cache_build.Pool", lambda *a, **k: pytest.fail("it is there already"))
+    assert len(RadiographDataset(items, startup.reading((24, 24)), cache="disk", cache_dir=folder)) == len(items)
+
+
+def test_command_counts_what_it_leaves_out(tmp_path, capsys):
+    write_phantom_dataset(tmp_path, normal=12, abnormal=2, size=48)
+    first = startup.normal_items(tmp_path / "datalist.json", "training")[0]["image"]
+    Path(first).write_bytes(b"\x89PNG\r\n\x1a\n")
+    words = ["cache", str(tmp_path / "datalist.json"), "--size", "24", "--width", "16", "--workers", "0"]
+    assert run([*words, "--cache-dir", str(tmp_path / "c")]) == 1
+    said = capsys.readouterr().out
+    assert "left out: broken or truncated 1" in said
+    assert Path(first).name not in said
+    assert (tmp_path / "c" / "24x16_uint8" / "index.npy").is_file()
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--size", "0"], ["--size", "24", "--dtype", "float"], ["--size", "24", "--workers", "-1"]]
+)
+def test_command_refuses_what_cannot_be_meant(tmp_path, capsys, wrong):
+    write_phantom_dataset(tmp_path, normal=12, abnormal=2, size=48)
+    assert run(["cache", str(tmp_path / "datalist.json"), "--size", *wrong]) == 2
+    assert "expected" in capsys.readouterr().err

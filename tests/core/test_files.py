@@ -1,0 +1,59 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+
+from afire_monai.core.files import whole_file, write_text
+
+
+@pytest.mark.parametrize("options", [{}, {"private": True}, {"shared": True}, {"sync": True}])
+def test_file_takes_its_name_at_the_end_and_nothing_else_is_left(tmp_path, options):
+    path = tmp_path / "a.csv"
+    path.write_text("old")
+    with whole_file(path, **options) as part:
+        part.write_bytes(b"new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["a.csv"]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_failure_leaves_the_earlier_file_alone(tmp_path, error):
+    path = tmp_path / "a.csv"
+    path.write_text("old")
+
+    def write() -> None:
+        with whole_file(path) as part:
+            part.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.csv"]
+
+
+def test_private_file_is_never_readable_by_others_even_after_a_killed_run(tmp_path):
+    path, left = tmp_path / "key", tmp_path / ".key.part"
+    left.write_text("half, of a killed run")
+    left.chmod(0o644)
+    with whole_file(path, private=True) as part:
+        assert stat.S_IMODE(part.stat().st_mode) == 0o600
+        part.write_text("secret")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.read_text() == "secret"
+
+
+def test_several_processes_write_to_names_of_their_own(tmp_path):
+    with whole_file(tmp_path / "a.json", shared=True) as part:
+        assert str(os.getpid()) in part.name
+        part.touch()
+
+
+def test_text_is_utf8_with_its_own_line_ends(tmp_path):
+    write_text(tmp_path / "a.txt", "ä\r\nb\n")
+    assert (tmp_path / "a.txt").read_bytes() == "ä\r\nb\n".encode()

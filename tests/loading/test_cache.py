@@ -1,0 +1,389 @@
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from afire_monai.core.errors import DataListError
+from afire_monai.datalists.paths import ImagePaths
+from afire_monai.loading import cache_build, cache_read, cache_write
+from afire_monai.loading.cache import DiskCache
+from afire_monai.loading.cache_build import build_cache
+from afire_monai.loading.cache_index import READY, load_index, path_hashes, shard_path
+from afire_monai.loading.dataset import RadiographDataset
+from afire_monai.radiographs.resize import area_average
+from afire_monai.training import startup
+
+SIZE = (16, 12)
+
+
+def pixels(i: int) -> np.ndarray:
+    return np.random.default_rng(i).integers(0, 256, SIZE, dtype=np.uint8)
+
+
+def pictures(folder: Path, count: int = 6) -> ImagePaths:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        Image.fromarray(pixels(i)).save(folder / f"p{i}.png")
+    return ImagePaths(str(folder / f"p{i}.png") for i in range(count))
+
+
+def build(paths: ImagePaths, folder: Path, **options: Any) -> int:
+    return build_cache(paths, folder, SIZE, **{"workers": 0, "shard_rows": 4, **options})
+
+
+def decodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are decoded from now on."""
+    seen: list[str] = []
+    real = cache_read.read_picture
+    monkeypatch.setattr(cache_read, "read_picture", lambda path, *a: (seen.append(Path(path).name), real(path, *a))[1])
+    return seen
+
+
+@pytest.mark.parametrize("shape", [(64, 48), (37, 53), (16, 12), (5, 7), (100, 12)])
+def test_area_average_is_that_of_adaptive_pooling(shape):
+    picture = np.random.default_rng(0).random(shape, dtype=np.float32)
+    expected = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(picture)[None], SIZE)[0]
+    np.testing.assert_allclose(area_average(picture, SIZE), expected.numpy(), atol=1e-6)
+
+
+def test_bytes_at_their_own_size_come_back_as_they_were(tmp_path):
+    paths = pictures(tmp_path / "in")
+    assert build(paths, tmp_path / "c") == 6
+    cache = DiskCache(tmp_path / "c", paths)
+    order = [5, 0, 4, 4, 1]  # two shards, one picture twice
+    assert np.array_equal(cache.stored(order), np.stack([pixels(i) for i in order]))
+    expected = np.stack([pixels(i) for i in order]).astype(np.float32) / np.float32(255)
+    assert np.array_equal(cache.gather(order), expected)
+    assert len(list((tmp_path / "c").glob("pixels_*.npy"))) == 2
+
+
+@pytest.mark.parametrize(("dtype", "step"), [("uint8", 1 / 255), ("uint16", 1 / 65535)])
+def test_reduced_pictures_are_those_of_the_reading_to_half_a_grey_level(tmp_path, dtype, step):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(3):
+        large = np.random.default_rng(i).integers(0, 65536, (50, 70), dtype=np.uint16)
+        Image.fromarray(large).save(folder / f"{i}.png")
+    items = [{"image": str(folder / f"{i}.png")} for i in range(3)]
+    read = startup.reading(SIZE)
+    build(ImagePaths.of(items), tmp_path / "c", dtype=dtype)
+    cache = DiskCache(tmp_path / "c", ImagePaths.of(items))
+    expected = np.stack([read(item)["image"][0].numpy() for item in items])
+    np.testing.assert_allclose(cache.gather([0, 1, 2]), expected, atol=step / 2 + 1e-6)
+
+
+def test_pixels_are_plain_numpy_files(tmp_path):
+    paths = pictures(tmp_path / "in")
+    build(paths, tmp_path / "c")
+    shard = np.load(shard_path(tmp_path / "c", 1))
+    assert shard.shape == (4, *SIZE)
+    assert np.array_equal(shard[1], pixels(5))
+
+
+def test_what_is_there_is_not_decoded_again_and_new_files_are_added(tmp_path, monkeypatch):
+    build(pictures(tmp_path / "in", 3), tmp_path / "c")
+    seen = decodings(monkeypatch)
+    more = pictures(tmp_path / "in", 5)
+    assert build(more, tmp_path / "c") == 5  # the first three were written anew: read for their content alone
+    assert sorted(seen) == ["p3.png", "p4.png"]
+    assert build(more, tmp_path / "c") == 0
+    assert np.array_equal(DiskCache(tmp_path / "c", more).stored([4, 0]), np.stack([pixels(4), pixels(0)]))
+
+
+def test_list_in_another_order_finds_its_pictures(tmp_path):
+    paths = pictures(tmp_path / "in")
+    build(paths, tmp_path / "c")
+    some = paths.take(np.array([4, 1]))
+    assert build(some, tmp_path / "c") == 0
+    assert np.array_equal(DiskCache(tmp_path / "c", some).stored([0, 1]), np.stack([pixels(4), pixels(1)]))
+
+
+def test_moved_and_equal_files_are_not_decoded_again(tmp_path, monkeypatch):
+    build(pictures(tmp_path / "in", 3), tmp_path / "c")
+    seen = decodings(monkeypatch)
+    moved = pictures(tmp_path / "elsewhere", 3)
+    assert build(moved, tmp_path / "c") == 3
+    assert seen == []
+    assert np.array_equal(DiskCache(tmp_path / "c", moved).stored([2]), pixels(2)[None])
+    assert load_index(tmp_path / "c")["slot"].max() == 2
+
+
+def test_changed_file_is_read_again_and_its_old_picture_left_to_those_who_read_it(tmp_path):
+    paths = pictures(tmp_path / "in", 3)
+    build(paths, tmp_path / "c")
+    earlier = DiskCache(tmp_path / "c", paths)
+    Image.fromarray(pixels(99)).save(tmp_path / "in" / "p1.png")
+    os.utime(tmp_path / "in" / "p1.png", ns=(1, 1))
+    assert build(paths, tmp_path / "c") == 1
+    assert np.array_equal(DiskCache(tmp_path / "c", paths).stored([1]), pixels(99)[None])
+    assert np.array_equal(earlier.stored([1]), pixels(1)[None])
+
+
+def test_file_that_is_gone_keeps_its_picture(tmp_path):
+    paths = pictures(tmp_path / "in", 3)
+    build(paths, tmp_path / "c")
+    (tmp_path / "in" / "p1.png").unlink()
+    assert build(paths, tmp_path / "c") == 0
+    assert len(DiskCache(tmp_path / "c", paths)) == 3
+
+
+def test_refused_files_are_left_out_with_their_reason_and_tried_again_once_they_change(tmp_path):
+    paths = pictures(tmp_path / "DOE^JOHN", 4)
+    (tmp_path / "DOE^JOHN" / "p1.png").write_bytes(b"\x89PNG\r\n\x1a\n and nothing")
+    (tmp_path / "DOE^JOHN" / "p3.png").unlink()
+    assert build(paths, tmp_path / "c") == 4
+    cache = DiskCache(tmp_path / "c", paths)
+    assert cache.usable.tolist() == [0, 2]
+    assert cache.reasons == {1: "broken or truncated", 3: "not readable (tried again next time)"}
+    assert build(paths, tmp_path / "c") == 1  # what was missing may be there by now
+    Image.fromarray(pixels(1)).save(tmp_path / "DOE^JOHN" / "p1.png")
+    build(paths, tmp_path / "c")
+    assert DiskCache(tmp_path / "c", paths).usable.tolist() == [0, 1, 2]
+    for path in (tmp_path / "c").iterdir():
+        assert b"DOE" not in path.read_bytes()
+
+
+def test_list_that_names_a_file_twice_has_it_twice(tmp_path):
+    paths = pictures(tmp_path / "in", 2)
+    twice = paths.take(np.array([1, 0, 1]))
+    assert build(twice, tmp_path / "c") == 2
+    assert np.array_equal(DiskCache(tmp_path / "c", twice).stored([0, 2]), np.stack([pixels(1)] * 2))
+
+
+def test_cache_made_otherwise_is_refused_with_what_differs(tmp_path):
+    paths = pictures(tmp_path / "in", 2)
+    build(paths, tmp_path / "c")
+    with pytest.raises(DataListError, match="made with dtype uint8, and uint16 is asked for"):
+        build(paths, tmp_path / "c", dtype="uint16")
+    with pytest.raises(DataListError, match=r"made with size \(16, 12\)"):
+        build_cache(paths, tmp_path / "c", (8, 8), workers=0)
+    with pytest.raises(DataListError, match="cache_dtype 'float32': uint8 or uint16"):
+        build(paths, tmp_path / "d", dtype="float32")
+
+
+@pytest.mark.parametrize("damage", ["cache.json", "index.npy"])
+def test_damaged_cache_is_told_in_words(tmp_path, damage):
+    paths = pictures(tmp_path / "in", 2)
+    build(paths, tmp_path / "c")
+    (tmp_path / "c" / damage).write_bytes(b"{")
+    with pytest.raises(DataListError, match=damage):
+        build(paths, tmp_path / "c")
+
+
+def test_shard_that_was_copied_in_part_is_refused_before_it_is_read(tmp_path):
+    paths = pictures(tmp_path / "in", 2)
+    build(paths, tmp_path / "c")
+    os.truncate(shard_path(tmp_path / "c", 0), 300)
+    with pytest.raises(DataListError, match="has 300 bytes"):
+        DiskCache(tmp_path / "c", paths)
+
+
+def test_full_disk_is_told_in_words_and_what_is_stored_stays(tmp_path, monkeypatch):
+    class Full(io.FileIO):
+        room = 3
+
+        def write(self, data: Any) -> int:
+            Full.room -= 1
+            if Full.room < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data)
+
+    paths = pictures(tmp_path / "in")
+    monkeypatch.setattr(cache_write.CacheWriter, "_open", _opened_as(Full))
+    with pytest.raises(DataListError, match="No space left on device; what is stored there stays usable"):
+        build(paths, tmp_path / "c")
+    monkeypatch.undo()
+    cache = DiskCache(tmp_path / "c", paths)
+    assert cache.usable.tolist() == [0, 1, 2]
+    assert np.array_equal(cache.stored([2]), pixels(2)[None])
+    assert build(paths, tmp_path / "c") == 3
+
+
+def _opened_as(kind: type[io.FileIO]) -> Any:
+    real = cache_write.CacheWriter._open
+
+    def opened(self: cache_write.CacheWriter, number: int) -> io.FileIO:
+        real(self, number).close()
+        return kind(shard_path(self.folder, number), "r+b")
+
+    return opened
+
+
+def test_rows_whose_pixels_may_be_lost_do_not_count(tmp_path, monkeypatch):
+    paths = pictures(tmp_path / "in", 3)
+    real, calls = os.fsync, []
+
+    def fails_once(number: int) -> None:
+        if os.readlink(f"/proc/self/fd/{number}").endswith("pixels_00000.npy") and not calls:
+            calls.append(number)
+            raise OSError(errno.EIO, "Input/output error")
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", fails_once)
+    monkeypatch.setattr(cache_write, "FLUSH_SECONDS", -1.0)
+    with pytest.raises(DataListError, match="Input/output error"):
+        build(paths, tmp_path / "c")
+    assert not (load_index(tmp_path / "c")["state"] == READY).any()
+
+
+def test_complete_cache_may_be_read_only_and_one_that_is_not_says_so(tmp_path, monkeypatch):
+    def refuse(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    paths = pictures(tmp_path / "in", 2)
+    build(paths, tmp_path / "c")
+    monkeypatch.setattr(cache_build, "_one_writer", refuse)
+    assert build(paths, tmp_path / "c") == 0
+    with pytest.raises(DataListError, match=r"Permission denied; .* give a cache_dir that can be written to"):
+        build(pictures(tmp_path / "in", 3), tmp_path / "c")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataListError, match="Not a directory; give another cache_dir"):
+        build(paths, tmp_path / "file" / "c")
+
+
+def test_second_builder_waits_for_the_first(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    paths = pictures(tmp_path / "in", 2)
+    build(paths.take(slice(1)), tmp_path / "c")
+    with open(tmp_path / "c" / ".writer", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        threading.Timer(0.5, lambda: fcntl.flock(file, fcntl.LOCK_UN)).start()
+        start = time.monotonic()
+        assert build(paths, tmp_path / "c") == 1
+    assert time.monotonic() - start > 0.4
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from afire_monai.loading import cache_read, cache_write
+from afire_monai.loading.cache_build import build_cache
+from afire_monai.datalists.paths import ImagePaths
+cache_write.FLUSH_SECONDS = -1.0  # after each picture
+folder = Path(sys.argv[1])
+real = cache_read.read_picture
+def slow(path, *rest):
+    if Path(path).name == "p4.png":
+        (folder / "four").touch()
+        time.sleep(100)
+    return real(path, *rest)
+cache_read.read_picture = slow
+build_cache(ImagePaths(sys.argv[2:]), folder / "c", (16, 12), workers=0, shard_rows=4)
+"""
+
+
+def test_killed_build_goes_on_where_it_was(tmp_path, monkeypatch):
+    paths = pictures(tmp_path / "in", 7)
+    names = [os.fsdecode(path) for path in paths.raw_paths()]
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path), *names])
+    until = time.monotonic() + 100
+    while not (tmp_path / "four").exists():
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert DiskCache(tmp_path / "c", paths).usable.tolist() == [0, 1, 2, 3]
+    seen = decodings(monkeypatch)
+    assert build(paths, tmp_path / "c") == 3
+    assert sorted(seen) == ["p4.png", "p5.png", "p6.png"]
+    assert np.array_equal(DiskCache(tmp_path / "c", paths).stored(range(7)), np.stack([pixels(i) for i in range(7)]))
+
+
+def test_several_processes_decode_to_the_same_pictures(tmp_path):
+    paths = pictures(tmp_path / "in", 5)
+    assert build(paths, tmp_path / "c", workers=2) == 5
+    assert np.array_equal(DiskCache(tmp_path / "c", paths).stored([3, 1]), np.stack([pixels(3), pixels(1)]))
+
+
+def test_index_holds_hashes_alone(tmp_path):
+    paths = pictures(tmp_path / "in", 2)
+    build(paths, tmp_path / "c")
+    index = load_index(tmp_path / "c")
+    assert np.array_equal(index["path"], path_hashes(paths))
+    assert set(json.loads((tmp_path / "c" / "cache.json").read_text())) == {
+        *("size", "dtype", "modalities", "reasons", "shard_rows", "format", "reading")
+    }
+
+
+def on_disk(folder: Path, **options: Any) -> RadiographDataset:
+    items = pictures(folder / "in", 9)
+    (folder / "in" / "p2.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    return RadiographDataset(items, startup.reading(SIZE), cache="disk", cache_dir=folder / "c", **options)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start no processes: one takes a second."""
+    monkeypatch.setattr(cache_build, "_workers", lambda workers, survey: 0)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_dataset_leaves_refused_files_out_and_numbers_the_others(tmp_path, caplog):
+    dataset = on_disk(tmp_path)
+    assert len(dataset) == 8
+    assert dataset.left_out == ["image 2: broken or truncated"]
+    assert "1 of 9 images cannot be used and are left out: broken or truncated 1" in caplog.text
+    assert [Path(dataset.file_of(i)).name for i in (1, 2)] == ["p1.png", "p3.png"]
+    item = dataset[2]
+    assert item["index"] == 2
+    assert item["image"].shape == (1, *SIZE)
+    assert torch.equal(item["image"][0], torch.from_numpy(pixels(3)) / 255)
+    with pytest.raises(IndexError):
+        dataset[8]
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("gathered", [True, False])
+def test_batches_are_the_same_whatever_loads_them(tmp_path, workers, gathered):
+    dataset = on_disk(tmp_path)
+    expected = torch.stack([dataset[i]["image"] for i in range(8)])
+    collate = dataset.collate if gathered else None
+    batches = list(DataLoader(dataset, 3, num_workers=workers, collate_fn=collate))
+    assert torch.equal(torch.cat([batch["image"] for batch in batches]), expected)
+    assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(8))
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_disk_cache_of_other_readings_or_extras_is_refused(tmp_path):
+    items = pictures(tmp_path / "in", 2)
+    with pytest.raises(DataListError, match=r"read by startup\.reading"):
+        RadiographDataset(items, lambda item: dict(item), cache="disk", cache_dir=tmp_path / "c")
+    with pytest.raises(DataListError, match="pictures alone"):
+        RadiographDataset(items, startup.reading(SIZE), cache="disk", cache_dir=tmp_path / "c", extras=("mask",))
+    with pytest.raises(DataListError, match="cache: 'dsik'"):
+        RadiographDataset(items, startup.reading(SIZE), cache="dsik")
+
+
+def test_cache_lies_beside_the_list_unless_told_otherwise(tmp_path):
+    assert startup.cache_folder(tmp_path / "list.json", "", "run") == tmp_path / "list.cache"
+    assert startup.cache_folder(tmp_path / "list.json", "other", "run") == Path("other")
+    assert startup.cache_folder(tmp_path / "absent" / "list.json", "", "run") == Path("run/cache")
+
+
+def test_image_paths_are_items_that_are_made_when_asked_for():
+    names = ["/a/ü.png", "b", "", "/c/d.dcm"]
+    paths = ImagePaths(names)
+    assert [item["image"] for item in paths] == names
+    assert paths[-1] == {"image": "/c/d.dcm"}
+    assert [item["image"] for item in paths[1:3]] == ["b", ""]
+    assert [item["image"] for item in paths.take(np.array([3, 0]))] == ["/c/d.dcm", "/a/ü.png"]
+    assert len(ImagePaths([])) == 0
+    with pytest.raises(IndexError):
+        paths[4]

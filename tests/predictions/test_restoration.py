@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import PATCH, smooth_images, tiny_afire
+from ignite.engine import Engine
+from PIL import Image
+
+from afire_monai.core.errors import AfireError, CheckpointError
+from afire_monai.models.restorer import AnomalyInferer, AnomalyNetwork, load_restorer
+from afire_monai.networks import ViTEncoder
+from afire_monai.predictions.bundle_writer import ResultWriter
+from afire_monai.training.finish import export_restorer
+
+
+class Answer(torch.nn.Module):
+    """Stands in for the decoder: one grey where a cell is masked, another where it is not (normalised units)."""
+
+    grid, patch_size = (4, 4), PATCH
+
+    def __init__(self, masked: float, seen: float) -> None:
+        super().__init__()
+        self.masked, self.seen = masked, seen
+        self.masks: list[torch.Tensor] = []
+
+    def forward(self, tokens: torch.Tensor, abnormal: torch.Tensor) -> torch.Tensor:
+        self.masks.append(abnormal)
+        cells = torch.where(abnormal, self.masked, self.seen).view(len(tokens), 1, *self.grid)
+        return cells.repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
+
+
+def network_of(decoder: torch.nn.Module | None = None) -> AnomalyNetwork:
+    student = tiny_afire().student
+    return AnomalyNetwork(student.encoder, decoder or student.decoder).eval()
+
+
+def test_answer_has_the_pictures_size_and_lies_in_the_grey_range():
+    network = network_of()
+    images = smooth_images(3, (32, 32))
+    with torch.no_grad():
+        output = network.analyse(images)
+        assert torch.equal(network(images), torch.cat([output.restored, output.anomaly], 1))
+    assert output.restored.shape == output.anomaly.shape == (3, 1, 32, 32)
+    assert output.tokens.shape == (3, 1 + 16, 32)
+    assert torch.equal(output.tokens, network.encoder(images))
+    for picture in (output.restored, output.anomaly):
+        assert 0 <= picture.min() <= picture.max() <= 1
+    assert output.anomaly.max() > 0
+
+
+def test_each_cell_comes_from_the_pass_in_which_it_was_masked():
+    decoder = Answer(masked=0.8, seen=-0.8)  # 0.7 and 0.3 in grey, for mean 0.5 and deviation 0.25
+    output = network_of(decoder).analyse(smooth_images(2, (32, 32)))
+    torch.testing.assert_close(output.restored, torch.full_like(output.restored, 0.7))
+    first, second = decoder.masks
+    assert torch.equal(first, ~second)
+    board = first[0].view(4, 4)
+    assert (board[:, 1:] != board[:, :-1]).all()  # neighbours are never masked together
+    assert (board[1:] != board[:-1]).all()
+
+
+def test_map_is_the_difference_averaged_over_a_window_of_a_cell():
+    image = torch.full((1, 1, 32, 32), 0.7)
+    image[0, 0, 0, 0], image[0, 0, 20, 10] = 0.3, 1.0
+    network = network_of(Answer(0.8, 0.8))
+    anomaly = network.analyse(image).anomaly[0, 0]
+    difference = (image[0, 0] - 0.7).abs()
+    for row in (0, 1, 4, 5, 16, 20, 24, 31):
+        for column in (0, 4, 5, 6, 10, 14, 31):
+            # nine pixels a side, cut at the border
+            window = difference[max(row - 4, 0) : row + 5, max(column - 4, 0) : column + 5]
+            assert anomaly[row, column].item() == pytest.approx(window.mean().item(), abs=1e-6)
+
+
+def test_restored_greys_are_clipped_to_the_range():
+    output = network_of(Answer(99.0, 0.0)).analyse(smooth_images(1, (32, 32)))
+    assert output.restored.unique().tolist() == [1.0]
+
+
+def test_exported_restorer_answers_as_the_student(tmp_path):
+    method = tiny_afire()
+    with torch.no_grad():
+        for parameter in method.student.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    images = smooth_images(2, (32, 32))
+    path = export_restorer(method, tmp_path, epochs=3)
+    expected = AnomalyNetwork(method.student.encoder, method.student.decoder).eval()(images)
+    for source in (path, tmp_path):
+        loaded = load_restorer(source)
+        assert not loaded.training
+        assert torch.equal(loaded(images), expected)
+    assert json.loads((tmp_path / "restorer.json").read_text(encoding="utf-8"))["epochs"] == 3
+    with pytest.raises(AfireError, match=r"must lie in 0…1, got .*255"):
+        load_restorer(path)(images / images.max() * 255)
+
+
+def test_missing_or_foreign_restorer_is_refused_by_name(tmp_path):
+    with pytest.raises(CheckpointError, match=r"restorer\.safetensors and restorer\.json"):
+        load_restorer(tmp_path)
+    path = export_restorer(tiny_afire(), tmp_path)
+    description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    del description["decoder"]
+    path.with_suffix(".json").write_text(json.dumps(description), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="lacks 'encoder' or 'decoder'"):
+        load_restorer(path)
+    export_restorer(tiny_afire(), tmp_path)
+    encoder = ViTEncoder(32, PATCH, embed_dim=16, depth=2, num_heads=2)
+    description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    path.with_suffix(".json").write_text(json.dumps({**description, "encoder": encoder.config}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="do not fit their description"):
+        load_restorer(path)
+
+
+def test_inferer_gives_pictures_and_tokens_by_name():
+    network = network_of()
+    images = smooth_images(2, (32, 32))
+    answer = AnomalyInferer()(images, network)
+    assert list(answer) == ["restored", "anomaly", "tokens"]
+    assert torch.equal(answer["tokens"], network.analyse(images).tokens)
+
+
+ITEMS = [
+    {"image": "/data/chest one.png"},
+    {"image": "/data/DOE^JOHN_19480101.dcm"},
+    {"image": "/data/1.2.840.113619"},
+    {"image": "/data/scan.JPEG"},
+    {"image": "/data/DOE.nii.gz"},
+]
+
+
+@pytest.fixture
+def results(tmp_path):
+    """What the writer leaves for five pictures in two batches: greys of 0.11 · index, maps of 0.06 · index."""
+
+    def answer(_, batch):
+        index = batch["index"].view(-1, 1, 1, 1).float()
+        picture = torch.ones(len(index), 1, 6, 8)
+        anomaly = 0.06 * index * picture
+        anomaly[..., 0, 0] += 0.1
+        tokens = index[..., 0] + torch.eye(3)
+        return {"pred": {"restored": 0.11 * index * picture, "anomaly": anomaly, "tokens": tokens}}
+
+    engine = Engine(answer)
+    ResultWriter(tmp_path / "new" / "results", ITEMS).attach(engine)
+    engine.run([{"index": torch.tensor([0, 1, 2])}, {"index": torch.tensor([3, 4])}], max_epochs=1)
+    return tmp_path / "new" / "results"
+
+
+def test_names_of_pictures_are_kept_and_those_of_dicom_files_are_not(results):
+    names = ["00000_chest one", "00001", "00002", "00003_scan", "00004"]
+    wanted = {f"{n}_{kind}" for n in names for kind in ("restored.png", "anomaly.png", "tokens.npy")}
+    assert {p.name for p in results.iterdir()} == wanted | {"summary.csv"}
+    assert "DOE" not in (results / "summary.csv").read_text(encoding="utf-8")
+
+
+def test_pictures_tokens_and_summary_hold_the_answers(results):
+    restored = np.asarray(Image.open(results / "00003_scan_restored.png"))
+    assert restored.shape == (6, 8)
+    assert (restored == 84).all()  # 0.33 of 255, rounded
+    anomaly = np.asarray(Image.open(results / "00004_anomaly.png"))
+    assert anomaly[1, 1] == 122  # 0.24, where a half is white
+    np.testing.assert_array_equal(np.load(results / "00002_tokens.npy"), np.eye(3) + 2)
+    with (results / "summary.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == ["00000_chest one", "00001", "00002", "00003_scan", "00004"]
+    for index, row in enumerate(rows):
+        assert float(row["anomaly_mean"]) == pytest.approx(0.06 * index + 0.1 / 48, abs=1e-6)
+        assert float(row["anomaly_max"]) == pytest.approx(0.06 * index + 0.1, abs=1e-6)
