@@ -45,7 +45,7 @@ class ProgressBar:
         if rank() == 0:
             engine.add_event_handler(Events.STARTED, self._open)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._show)
-            engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._close)
+            engine.add_event_handler(Events.COMPLETED | Events.TERMINATE | Events.EXCEPTION_RAISED, self._close)
 
     def _open(self, engine: PretrainTrainer) -> None:
         total = engine.state.max_epochs * engine.state.epoch_length

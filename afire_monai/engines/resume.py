@@ -12,12 +12,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.distributed as dist
+from ignite.engine import Engine
 from torch.utils.data import DataLoader
 
 from afire_monai.data.paths import names_hash
 from afire_monai.data.sampler import EpochSampler
-from afire_monai.distributed import rank, world_size
+from afire_monai.distributed import any_process, leave_group, rank, world_size
 from afire_monai.engines.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
+from afire_monai.engines.stopping import EXIT_STATUS, StopRequest
 from afire_monai.errors import CheckpointError
 from afire_monai.methods.base import Method
 
@@ -35,6 +37,8 @@ class Resumable:
     best_value: float
     best_epoch: int
     stopped_early: bool
+    stop_request: StopRequest | None
+    interrupted: bool
 
     @property
     def sampler(self) -> EpochSampler:
@@ -142,6 +146,28 @@ class Resumable:
         np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002  # as above
         version, words, gauss = json.loads(states["python"])
         random.setstate((version, tuple(words), gauss))
+
+    def asked_to_stop(self) -> bool:
+        """Return whether a scheduler asked any process to stop; a collective call, with one answer for all."""
+        return any_process(self.stop_request is not None and bool(self.stop_request.signal))
+
+    def interrupt(self) -> None:
+        """End the loop after this iteration; a checkpoint has been written."""
+        self.interrupted = True
+        cast(Engine, self).terminate(skip_completed=True)
+
+    def end_if_interrupted(self) -> None:
+        """End the process in a way that lets a job be queued again, if a scheduler asked for its end."""
+        if not self.interrupted:
+            return
+        logger.warning(
+            "asked to stop: a checkpoint is written at iteration %d of %d, and nothing is lost. The same command with "
+            "--resume true goes on from there",
+            self.state.iteration,
+            self.state.max_epochs * self.state.epoch_length,
+        )
+        leave_group()
+        raise SystemExit(EXIT_STATUS)
 
     def resume(self, folder: str | Path, resume: bool | str) -> None:
         """Go on from a folder's newest checkpoint or a named one, or make sure that nothing is overwritten.

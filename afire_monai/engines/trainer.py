@@ -26,6 +26,7 @@ from afire_monai.data.sampler import EpochSampler
 from afire_monai.distributed import rank, sum_over_processes, wait_for_all, world_size
 from afire_monai.engines.plan import TrainingPlan
 from afire_monai.engines.resume import Resumable
+from afire_monai.engines.stopping import StopRequest
 from afire_monai.errors import AfireError, TrainingHaltedError
 from afire_monai.methods.base import Method
 from afire_monai.networks.blocks import recompute_blocks
@@ -95,6 +96,8 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         self.best_value = math.inf
         self.best_epoch = 0
         self.stopped_early = False
+        self.stop_request: StopRequest | None = None
+        self.interrupted = False
         device = torch.device(device)
         self.finite_check_interval = finite_check_interval or (1 if device.type == "cpu" else 20)
         self._recent: list[tuple[Tensor, Tensor]] = []
@@ -254,7 +257,11 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         )
 
     def run(self) -> None:
-        """Train until ``max_epochs``; a run that has already got there is left as it is."""
+        """Train until ``max_epochs``; a run that has already got there is left as it is.
+
+        Raises:
+            SystemExit: with status 75 if a scheduler asked for an end and a checkpoint was written.
+        """
         if self.state.epoch >= self.state.max_epochs:
             logger.warning("already trained for %d epochs: ask for more with --epochs", self.state.epoch)
             return
@@ -263,9 +270,11 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
             return
         self._wrap_student()
         try:
-            super().run()
+            with self.stop_request or contextlib.nullcontext():
+                super().run()
         finally:
             self._unwrap_student()
+        self.end_if_interrupted()
 
 
 def clip_each(optimizer: torch.optim.Optimizer, limit: float) -> None:
