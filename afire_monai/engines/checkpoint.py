@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import logging
 import os
@@ -164,6 +165,17 @@ class CheckpointKeeper:
         if rank() == 0:
             self._write(state, engine.state.iteration, best)
         wait_for_all()
+
+    def rehearse(self, engine: PretrainTrainer, folder: Path) -> float:
+        """Write a checkpoint, as the newest and the best, into another folder; return how often an epoch that is."""
+        elsewhere = copy.copy(self)
+        elsewhere.folder = folder / self.folder.name
+        state = engine.checkpoint_state()
+        if rank() == 0:
+            elsewhere._write(state, engine.state.iteration, best=True)
+        wait_for_all()
+        within = engine.state.epoch_length // self.every_iterations if self.every_iterations else 0
+        return 1 / self.every_epochs + within
 
     def _write(self, state: dict[str, Any], iteration: int, best: bool) -> None:
         newest = self.folder / f"checkpoint_{iteration:08d}.pt"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import logging
 import random
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -146,6 +149,31 @@ class Resumable:
         np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002  # as above
         version, words, gauss = json.loads(states["python"])
         random.setstate((version, tuple(words), gauss))
+
+    @contextlib.contextmanager
+    def rehearsal(self) -> Iterator[Callable[[dict[str, Any]], None]]:
+        """Let steps be made before training; at the end all is put back, as if nothing had been.
+
+        Yields:
+            What makes the next step with a batch of the loader, without handlers.
+        """
+        trainer: Any = self
+        before, metrics = copy.deepcopy(self.checkpoint_state()), dict(self.state.metrics)
+        trainer._wrap_student()
+        self.state.epoch = 2  # nothing of the first epoch's ways
+
+        def step(batch: dict[str, Any]) -> None:
+            self.state.iteration += 1
+            trainer._iteration(self, batch)
+
+        try:
+            yield step
+        finally:
+            trainer._unwrap_student()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.restore(before, "the state before")
+            self.state.metrics = metrics
+            trainer._recent = []
 
     def asked_to_stop(self) -> bool:
         """Return whether a scheduler asked any process to stop; a collective call, with one answer for all."""

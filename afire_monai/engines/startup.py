@@ -25,6 +25,7 @@ from afire_monai.data.dataset import image_statistics
 from afire_monai.data.paths import ImagePaths
 from afire_monai.data.phantom import write_phantom_dataset
 from afire_monai.distributed import join_group, leave_group, rank, wait_for_all
+from afire_monai.engines import budget
 from afire_monai.engines.settings import command_line, parse_value, refuse_unknown_keys, refuse_wrong_values
 from afire_monai.errors import AfireError, DataListError, user_error
 from afire_monai.precision import set_precision
@@ -59,6 +60,7 @@ def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) 
         AfireError: for a setting that does not exist, or a value that it cannot have.
     """
     sys.excepthook = _say_the_cause
+    budget.begin()
     set_precision("float32")
     folder = Path(output_dir)
     try:

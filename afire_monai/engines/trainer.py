@@ -117,16 +117,17 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         )
         self.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._summarise_epoch)
-        for handler in train_handlers or ():
-            if handler is not None:  # switched off in the config
-                handler.attach(self)
+        #: the handlers that were given; those that are switched off in the config are None
+        self.attached = [handler for handler in train_handlers or () if handler is not None]
+        for handler in self.attached:
+            handler.attach(self)
         self.compile = compile
         self._student: Any = method.student
 
     def _wrap_student(self) -> None:
         student: Any = self.method.student
-        if self.compile:  # in place, so that the names in checkpoints stay the same
-            student.compile()
+        if self.compile and student._compiled_call_impl is None:
+            student.compile()  # in place, so that the names in checkpoints stay the same
             if self.method.teacher is not None:
                 self.method.teacher.compile()
         if world_size() > 1:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from afire_monai.engines.budget import BUDGET_FILE
 from afire_monai.engines.checkpoint import find_checkpoint
 from afire_monai.engines.handlers import read_csv_log
 from afire_monai.errors import AfireError
@@ -24,6 +25,7 @@ class RunFiles:
     encoder: dict[str, Any]
     checkpoint: dict[str, Any] | None
     panel: Path | None
+    budget: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> RunFiles:
@@ -37,6 +39,7 @@ class RunFiles:
             raise AfireError(f"{folder} has no log.csv with epochs in it: give the output_dir of a pre-training run")
         settings, encoder = folder / "settings.yaml", folder / "models" / "encoder.json"
         found = find_checkpoint(folder / "checkpoints")
+        budget = folder / BUDGET_FILE
         panels = sorted((folder / "panels").glob("epoch_*.png"))
         return cls(
             folder,
@@ -45,6 +48,7 @@ class RunFiles:
             json.loads(encoder.read_text(encoding="utf-8")) if encoder.exists() else {},
             found[1] if found else None,
             panels[-1] if panels else None,
+            json.loads(budget.read_text(encoding="utf-8")) if budget.exists() else {},
         )
 
     @property
