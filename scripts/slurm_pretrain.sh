@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Pre-training on several nodes under Slurm; goes on by itself after a time limit or a pre-emption.
+# Pre-training on several nodes under Slurm; goes on by itself after a time limit or a pre-emption: a signal lets the
+# training write a checkpoint at its next update and end, and the job goes back into the queue.
 #   sbatch --nodes 4 --gpus-per-node 8 scripts/slurm_pretrain.sh [more options of `monai.bundle run`]
 # Submit from the repository's root. Set before submitting:
 #   AFIRE_DATALIST  the data list (JSON)           AFIRE_OUTPUT  folder on a disk that all nodes share
@@ -40,6 +41,8 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-4}"
 # name the interface before submitting: export GLOO_SOCKET_IFNAME=ib0
 # a new store of addresses at every restart: with one for all, restarted processes wait for lost ones
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+# seconds that torchrun leaves the training for its checkpoint before it kills; the signal comes 180 before the limit
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-150}"
 srun --kill-on-bad-exit=1 torchrun \
     --nnodes "$SLURM_JOB_NUM_NODES" \
     --nproc_per_node "${SLURM_GPUS_ON_NODE:-$gpus}" \
@@ -55,12 +58,22 @@ srun --kill-on-bad-exit=1 torchrun \
     "$@" &
 step=$!
 
-go_on_later() {
-    echo "time is nearly up: back into the queue, to resume from the last checkpoint"
+asked=0
+ask_to_stop() {
+    asked=1
     kill -TERM "$step" 2>/dev/null || true
+}
+trap ask_to_stop USR1 TERM
+# a signal cuts a wait short, so it is asked again until the training has ended
+while kill -0 "$step" 2>/dev/null; do
     wait "$step" || true
+done
+status=0
+wait "$step" || status=$?
+# 75: the training itself says that it was asked to stop; torchrun gives a status of its own
+if ((status == 75 || (asked && status != 0))); then
+    echo "stopped with a checkpoint: back into the queue, to resume from it"
     scontrol requeue "$SLURM_JOB_ID"
     exit 0
-}
-trap go_on_later USR1
-wait "$step"
+fi
+exit "$status"

@@ -106,7 +106,8 @@ def compile_networks(*networks: nn.Module | None) -> None:
         if network is not None:
             blocks = [module for module in network.modules() if isinstance(module, TransformerBlock)]
             for module in blocks or [network]:
-                module.compile()
+                if module._compiled_call_impl is None:
+                    module.compile()
 
 
 def init_transformer(module: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """Training: plan, trainer, checkpoints, health checks and logs."""
 
-from afire_monai.training import finetuning, startup
+from afire_monai.training import budget, finetuning, startup
 from afire_monai.training.checkpoint import CheckpointKeeper, find_checkpoint, load_checkpoint, save_checkpoint
 from afire_monai.training.handlers import CsvLogger, HealthMonitor, PanelWriter, ProgressBar, mlflow_handler
 from afire_monai.training.lars import LARS
@@ -18,6 +18,7 @@ __all__ = [
     "ProgressBar",
     "TrainingPlan",
     "ValidationMonitor",
+    "budget",
     "find_checkpoint",
     "finetuning",
     "load_checkpoint",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import logging
 import os
@@ -14,6 +15,7 @@ from ignite.engine import Events
 
 from afire_monai.core.distributed import rank, wait_for_all
 from afire_monai.core.errors import AfireError, CheckpointError
+from afire_monai.training.stopping import StopRequest, shield_workers
 
 if TYPE_CHECKING:
     from afire_monai.training.trainer import PretrainTrainer
@@ -86,7 +88,10 @@ def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 class CheckpointKeeper:
-    """Write checkpoints during training: the last few, and the best.
+    """Write checkpoints during training: the last few, the best, and one when a scheduler asks the run to stop.
+
+    After SIGTERM or SIGUSR1, in whichever process, all processes write a checkpoint at the same update, the next one,
+    and end with :data:`~afire_monai.training.stopping.EXIT_STATUS`. In the last epoch's end training ends as usual.
 
     Args:
         folder: where to; made if absent.
@@ -118,18 +123,26 @@ class CheckpointKeeper:
             for part in self.folder.glob(".*.pt.*.part"):
                 part.unlink(missing_ok=True)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
-        if self.every_iterations:
-            engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
+        engine.stop_request = StopRequest()
+        shield_workers(engine.data_loader)
 
     def _after_iteration(self, engine: PretrainTrainer) -> None:
-        self._due = self._due or engine.state.iteration % self.every_iterations == 0
+        if self.every_iterations:
+            self._due = self._due or engine.state.iteration % self.every_iterations == 0
         # gradients gathered half-way to an update are not saved: wait for the update; epoch ends have their own save
-        if self._due and engine.at_update and engine.state.iteration % engine.state.epoch_length:
-            self.save(engine)
-            self._due = False
+        if engine.at_update and engine.state.iteration % engine.state.epoch_length:
+            stop = engine.asked_to_stop()
+            if self._due or stop:
+                self.save(engine)
+                self._due = False
+            if stop:
+                engine.interrupt()
 
     def _after_epoch(self, engine: PretrainTrainer) -> None:
-        if engine.state.epoch % self.every_epochs == 0 or engine.state.epoch == engine.state.max_epochs:
+        last = engine.state.epoch == engine.state.max_epochs
+        stop = engine.asked_to_stop() and not last and not engine.stopped_early
+        if engine.state.epoch % self.every_epochs == 0 or last or stop:
             self.save(engine, may_be_best=True)
         measured = [name for name in engine.state.metrics if name.startswith("validation_")]
         if self.best_key and measured and self.best_key not in engine.state.metrics:
@@ -138,6 +151,8 @@ class CheckpointKeeper:
                 f"best_figure {self.best_key!r} is not measured; there are {', '.join(measured)} and all that log.csv "
                 f"holds. Nothing is lost: go on with --resume true --best_figure {near[0]}"
             )
+        if stop:
+            engine.interrupt()
 
     def save(self, engine: PretrainTrainer, may_be_best: bool = False) -> None:
         """Write a checkpoint now; every process must call this, process 0 writes and the others wait."""
@@ -150,6 +165,17 @@ class CheckpointKeeper:
         if rank() == 0:
             self._write(state, engine.state.iteration, best)
         wait_for_all()
+
+    def rehearse(self, engine: PretrainTrainer, folder: Path) -> float:
+        """Write a checkpoint, as the newest and the best, into another folder; return how often an epoch that is."""
+        elsewhere = copy.copy(self)
+        elsewhere.folder = folder / self.folder.name
+        state = engine.checkpoint_state()
+        if rank() == 0:
+            elsewhere._write(state, engine.state.iteration, best=True)
+        wait_for_all()
+        within = engine.state.epoch_length // self.every_iterations if self.every_iterations else 0
+        return 1 / self.every_epochs + within
 
     def _write(self, state: dict[str, Any], iteration: int, best: bool) -> None:
         newest = self.folder / f"checkpoint_{iteration:08d}.pt"

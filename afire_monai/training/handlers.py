@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ class ProgressBar:
         if rank() == 0:
             engine.add_event_handler(Events.STARTED, self._open)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._show)
-            engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._close)
+            engine.add_event_handler(Events.COMPLETED | Events.TERMINATE | Events.EXCEPTION_RAISED, self._close)
 
     def _open(self, engine: PretrainTrainer) -> None:
         total = engine.state.max_epochs * engine.state.epoch_length
@@ -87,6 +88,12 @@ class CsvLogger:
         """Register with the trainer."""
         if rank() == 0:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+
+    def rehearse(self, engine: PretrainTrainer, folder: Path) -> float:
+        """Write a line into another folder; return how often an epoch that is."""
+        if rank() == 0:
+            CsvLogger(folder / self.path.name)._write(engine)
+        return 1.0
 
     def _write(self, engine: PretrainTrainer) -> None:
         row = {"epoch": engine.state.epoch, **engine.state.metrics}
@@ -141,13 +148,7 @@ class HealthMonitor:
         last = engine.state.epoch == engine.state.max_epochs
         if engine.state.epoch % self.every_epochs and not last:
             return
-        method, device = engine.method, engine.state.device
-        method.eval()
-        # the same draws each time, so that figures of different epochs can be compared
-        uniforms = torch.rand(len(self.images), method.draws, generator=torch.Generator().manual_seed(1)).to(device)
-        with torch.no_grad():
-            figures = method.health(self.images.to(device), uniforms)
-        engine.state.metrics.update(figures)
+        figures = self._figures(engine)
         if rank():
             return
         for warning in health_warnings(figures):
@@ -155,6 +156,23 @@ class HealthMonitor:
         words = shortcut_in_words(figures)
         if words is not None and (last or engine.state.epoch == self.every_epochs):
             logger.info("epoch %d: %s", engine.state.epoch, words)
+
+    def _figures(self, engine: PretrainTrainer) -> dict[str, float]:
+        method, device = engine.method, engine.state.device
+        method.eval()
+        # the same draws each time, so that figures of different epochs can be compared
+        uniforms = torch.rand(len(self.images), method.draws, generator=torch.Generator().manual_seed(1)).to(device)
+        with torch.no_grad():
+            figures = method.health(self.images.to(device), uniforms)
+        engine.state.metrics.update(figures)
+        return figures
+
+    def rehearse(self, engine: PretrainTrainer, folder: Path) -> float:
+        """Measure once; return how often an epoch that is."""
+        if len(self.images) < 2:
+            return 0.0
+        self._figures(engine)
+        return 1 / self.every_epochs
 
 
 class PanelWriter:
@@ -189,13 +207,23 @@ class PanelWriter:
     def _write(self, engine: PretrainTrainer) -> None:
         if engine.state.epoch % self.every_epochs and engine.state.epoch != engine.state.max_epochs:
             return
+        path = self._draw(engine, self.folder)
+        if self.mlflow is not None and self.mlflow.cur_run is not None:
+            self.mlflow.client.log_artifact(self.mlflow.cur_run.info.run_id, str(path), "panels")
+
+    def _draw(self, engine: PretrainTrainer, folder: Path) -> Path:
         method, device = engine.method, engine.state.device
         method.eval()
         uniforms = torch.rand(len(self.images), method.draws, generator=torch.Generator().manual_seed(2)).to(device)
-        path = self.folder / f"epoch_{engine.state.epoch:04d}.png"
+        path = folder / f"epoch_{engine.state.epoch:04d}.png"
         write_panel(method.panels(self.images.to(device), uniforms), path)
-        if self.mlflow is not None and self.mlflow.cur_run is not None:
-            self.mlflow.client.log_artifact(self.mlflow.cur_run.info.run_id, str(path), "panels")
+        return path
+
+    def rehearse(self, engine: PretrainTrainer, folder: Path) -> float:
+        """Write a picture into another folder; return how often an epoch that is."""
+        if rank() == 0:
+            self._draw(engine, folder / self.folder.name)
+        return 1 / self.every_epochs
 
 
 def write_panel(pictures: dict[str, Tensor], path: Path) -> None:
@@ -219,6 +247,7 @@ def mlflow_handler(
     experiment: str = "afire-pretraining",
     tracking_uri: str = "",
     every: int = 10,
+    seconds: float = 5.0,
     parameters: dict[str, Any] | None = None,
     artifacts: Sequence[str | Path] = (),
 ) -> MLFlowHandler:
@@ -230,14 +259,24 @@ def mlflow_handler(
         experiment: MLflow experiment.
         tracking_uri: another store (``MLFLOW_TRACKING_URI`` wins over both).
         every: iterations between logged losses.
+        seconds: least time between them. Each costs a tenth of a second, in which a GPU would have nothing to do.
         parameters: small settings to log; long ones belong in a file among ``artifacts``.
         artifacts: files or folders to keep with the run at its end.
     """
     folder = Path(output_dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    logged = -math.inf
+
+    def due(_: Any, iteration: int) -> bool:
+        nonlocal logged
+        if iteration % every or time.monotonic() - logged < seconds:
+            return False
+        logged = time.monotonic()
+        return True
+
     return MLFlowHandler(
         tracking_uri=tracking_uri or f"sqlite:///{folder / 'mlflow.db'}",
-        iteration_log=lambda _engine, iteration: iteration % every == 0,
+        iteration_log=due,
         output_transform=lambda output: {f"step/{name}": value.item() for name, value in output.items()},
         experiment_name=experiment,
         run_name=run_name,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import logging
 import random
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -12,14 +15,16 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.distributed as dist
+from ignite.engine import Engine
 from torch.utils.data import DataLoader
 
-from afire_monai.core.distributed import rank, world_size
+from afire_monai.core.distributed import any_process, leave_group, rank, world_size
 from afire_monai.core.errors import CheckpointError
 from afire_monai.datalists.paths import names_hash
 from afire_monai.loading.sampler import EpochSampler
 from afire_monai.methods.base import Method
 from afire_monai.training.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
+from afire_monai.training.stopping import EXIT_STATUS, StopRequest
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +40,8 @@ class Resumable:
     best_value: float
     best_epoch: int
     stopped_early: bool
+    stop_request: StopRequest | None
+    interrupted: bool
 
     @property
     def sampler(self) -> EpochSampler:
@@ -142,6 +149,53 @@ class Resumable:
         np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002  # as above
         version, words, gauss = json.loads(states["python"])
         random.setstate((version, tuple(words), gauss))
+
+    @contextlib.contextmanager
+    def rehearsal(self) -> Iterator[Callable[[dict[str, Any]], None]]:
+        """Let steps be made before training; at the end all is put back, as if nothing had been.
+
+        Yields:
+            What makes the next step with a batch of the loader, without handlers.
+        """
+        trainer: Any = self
+        before, metrics = copy.deepcopy(self.checkpoint_state()), dict(self.state.metrics)
+        trainer._wrap_student()
+        self.state.epoch = 2  # nothing of the first epoch's ways
+
+        def step(batch: dict[str, Any]) -> None:
+            self.state.iteration += 1
+            trainer._iteration(self, batch)
+
+        try:
+            yield step
+        finally:
+            trainer._unwrap_student()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.restore(before, "the state before")
+            self.state.metrics = metrics
+            trainer._recent = []
+
+    def asked_to_stop(self) -> bool:
+        """Return whether a scheduler asked any process to stop; a collective call, with one answer for all."""
+        return any_process(self.stop_request is not None and bool(self.stop_request.signal))
+
+    def interrupt(self) -> None:
+        """End the loop after this iteration; a checkpoint has been written."""
+        self.interrupted = True
+        cast(Engine, self).terminate(skip_completed=True)
+
+    def end_if_interrupted(self) -> None:
+        """End the process in a way that lets a job be queued again, if a scheduler asked for its end."""
+        if not self.interrupted:
+            return
+        logger.warning(
+            "asked to stop: a checkpoint is written at iteration %d of %d, and nothing is lost. The same command with "
+            "--resume true goes on from there",
+            self.state.iteration,
+            self.state.max_epochs * self.state.epoch_length,
+        )
+        leave_group()
+        raise SystemExit(EXIT_STATUS)
 
     def resume(self, folder: str | Path, resume: bool | str) -> None:
         """Go on from a folder's newest checkpoint or a named one, or make sure that nothing is overwritten.

@@ -28,6 +28,7 @@ from afire_monai.loading.dataset import image_statistics
 from afire_monai.phantom import write_phantom_dataset
 from afire_monai.radiographs.decode import list_images
 from afire_monai.radiographs.reader import RadiographReader
+from afire_monai.training import budget
 from afire_monai.training.settings import command_line, parse_value, refuse_unknown_keys, refuse_wrong_values
 
 __all__ = [
@@ -61,6 +62,7 @@ def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) 
         AfireError: for a setting that does not exist, or a value that it cannot have.
     """
     sys.excepthook = _say_the_cause
+    budget.begin()
     set_precision("float32")
     folder = Path(output_dir)
     try:

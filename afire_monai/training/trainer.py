@@ -30,6 +30,7 @@ from afire_monai.methods.base import Method
 from afire_monai.networks.blocks import compile_networks, recompute_blocks
 from afire_monai.training.plan import TrainingPlan
 from afire_monai.training.resume import Resumable
+from afire_monai.training.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,8 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         self.best_value = math.inf
         self.best_epoch = 0
         self.stopped_early = False
+        self.stop_request: StopRequest | None = None
+        self.interrupted = False
         device = torch.device(device)
         self.finite_check_interval = finite_check_interval or (1 if device.type == "cpu" else 20)
         self._recent: list[tuple[Tensor, Tensor]] = []
@@ -114,9 +117,10 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         )
         self.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._summarise_epoch)
-        for handler in train_handlers or ():
-            if handler is not None:  # switched off in the config
-                handler.attach(self)
+        #: the handlers that were given; those that are switched off in the config are None
+        self.attached = [handler for handler in train_handlers or () if handler is not None]
+        for handler in self.attached:
+            handler.attach(self)
         self.compile = compile
         self._student: Any = method.student
 
@@ -252,7 +256,11 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         )
 
     def run(self) -> None:
-        """Train until ``max_epochs``; a run that has already got there is left as it is."""
+        """Train until ``max_epochs``; a run that has already got there is left as it is.
+
+        Raises:
+            SystemExit: with status 75 if a scheduler asked for an end and a checkpoint was written.
+        """
         if self.state.epoch >= self.state.max_epochs:
             logger.warning("already trained for %d epochs: ask for more with --epochs", self.state.epoch)
             return
@@ -261,9 +269,11 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
             return
         self._wrap_student()
         try:
-            super().run()
+            with self.stop_request or contextlib.nullcontext():
+                super().run()
         finally:
             self._unwrap_student()
+        self.end_if_interrupted()
 
 
 def clip_each(optimizer: torch.optim.Optimizer, limit: float) -> None:

@@ -314,3 +314,26 @@ def test_every_constant_that_users_set_has_a_reason_beside_it(name, end):
     settings = [line for line in text[: text.index(end)].splitlines() if re.match(r"[a-z_]+: (?!\"\$)", line)]
     assert len(settings) > 10
     assert [line for line in settings if not re.search(r"\S\s+# \S", line)] == []
+
+
+def test_time_budget_decides_the_epochs_of_a_run_that_is_otherwise_the_same(phantoms, foreign, tmp_path, monkeypatch):
+    from afire_monai.training.budget import Costs
+
+    monkeypatch.setattr(Costs, "epochs", lambda *_: 2)
+    given = {**SMALL, "datalist": str(phantoms)}
+    run_bundle(foreign, PRETRAIN, **{**given, "output_dir": str(tmp_path / "budget"), "minutes": 30, "epochs": 50})
+    run_bundle(foreign, PRETRAIN, **{**given, "output_dir": str(tmp_path / "plain"), "epochs": 2})
+    assert weights(tmp_path / "budget") == weights(tmp_path / "plain")
+    assert [row["epoch"] for row in read_csv_log(tmp_path / "budget" / "log.csv")] == [1, 2]
+    assert yaml.safe_load((tmp_path / "budget" / "settings.yaml").read_text(encoding="utf-8"))["epochs"] == 2
+    page = (tmp_path / "budget" / "report.html").read_text(encoding="utf-8")
+    assert "30 minutes: 2 epochs of 7 steps" in page
+    assert "minutes: " not in (tmp_path / "plain" / "report.html").read_text(encoding="utf-8")
+    # a resumed run keeps what was decided on
+    monkeypatch.setattr(Costs, "epochs", lambda *_: 5)
+    run_bundle(
+        foreign,
+        PRETRAIN,
+        **{**given, "output_dir": str(tmp_path / "budget"), "minutes": 30, "epochs": 50, "resume": True},
+    )
+    assert len(read_csv_log(tmp_path / "budget" / "log.csv")) == 2

@@ -24,9 +24,9 @@ TINY = {
 }
 
 
-def start(folder: Path, name: str, restarts: int, nodes: int = 1) -> list[subprocess.Popen[bytes]]:
+def start(folder: Path, name: str, restarts: int, nodes: int = 1, workers: int = 0) -> list[subprocess.Popen[bytes]]:
     """Start two processes under one launcher, or under two as on two nodes."""
-    settings = {key: value for key, value in TINY.items() if key != "device"}
+    settings = {key: value for key, value in TINY.items() if key != "device"} | {"num_workers": workers}
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     command = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc_per_node={2 // nodes}"]
     command += ["--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{free_port()}", "--rdzv_id=elastic"]
@@ -87,6 +87,10 @@ def test_training_restarts_by_itself_when_a_process_is_killed(whole, nodes):
         for launcher in launchers:
             launcher.terminate()
     assert "going on from checkpoint_" in log.read_text()
+    assert_same_ends(whole, name)
+
+
+def assert_same_ends(whole: Path, name: str) -> None:
     ends = [find_checkpoint(whole / run / "checkpoints") for run in ("whole", name)]
     assert ends[0] is not None
     assert ends[1] is not None
@@ -95,3 +99,36 @@ def test_training_restarts_by_itself_when_a_process_is_killed(whole, nodes):
         assert torch.equal(value, ends[1][1]["method"][key]), key
     exported = [(whole / run / "models" / "encoder.safetensors").read_bytes() for run in ("whole", name)]
     assert exported[0] == exported[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", ["launcher", "one process"])
+def test_processes_that_are_asked_to_stop_write_one_checkpoint_and_go_on_when_started_again(whole, asked):
+    name = f"asked_{asked.split()[0]}"
+    log = whole / f"{name}.txt"
+    # a launcher sends the signal on to all processes there are, those that read images included
+    (launcher,) = start(whole, name, 0, workers=1)
+    try:
+        until = time.monotonic() + 200
+        while not list((whole / name / "checkpoints").glob("checkpoint_*.pt")):
+            assert time.monotonic() < until
+            assert launcher.poll() is None, log.read_text()[-2000:]
+            time.sleep(0.02)
+        if asked == "launcher":
+            launcher.send_signal(signal.SIGTERM)
+        else:
+            os.kill(ranks([launcher.pid])[1], signal.SIGUSR1)
+        assert launcher.wait(100) != 0
+    finally:
+        launcher.terminate()
+    text = log.read_text()
+    assert "asked to stop: a checkpoint is written at iteration" in text, text[-2000:]
+    assert "--resume true goes on from there" in text
+    assert "DataLoader worker" not in text
+    found = find_checkpoint(whole / name / "checkpoints")
+    assert found is not None
+    assert found[1]["progress"]["iteration"] < 6 * found[1]["progress"]["epoch_length"]
+    assert not (whole / name / "models").exists()
+    (launcher,) = start(whole, name, 0)
+    assert launcher.wait(300) == 0, log.read_text()[-2000:]
+    assert_same_ends(whole, name)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -203,7 +204,8 @@ def test_mlflow_runs_have_their_own_names_and_a_resumed_one_goes_on_under_its_na
     settings.write_text("epochs: 2\n")
 
     def handler(name: str):
-        return mlflow_handler(tmp_path, name, every=3, parameters={"lr": 0.5, "long": "x" * 999}, artifacts=[settings])
+        parameters = {"lr": 0.5, "long": "x" * 999}
+        return mlflow_handler(tmp_path, name, every=3, seconds=0, parameters=parameters, artifacts=[settings])
 
     trainer_with(HealthMonitor(UNSEEN, 6), handler("first")).run()
     broken = trainer_with(handler("second"))
@@ -231,3 +233,19 @@ def test_mlflow_runs_have_their_own_names_and_a_resumed_one_goes_on_under_its_na
     assert steps == [3, 6]  # of eight iterations
     assert [a.path for a in client.list_artifacts(first.info.run_id)] == ["settings.yaml"]
     assert "effective_rank" not in runs["second"].data.metrics
+
+
+def test_mlflow_does_not_get_losses_more_often_than_it_can_take_them(tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    seconds = iter(
+        range(100)
+    )  # each look at the clock is a second later; it is looked at twice where losses are logged
+    clock = SimpleNamespace(monotonic=lambda: float(next(seconds)))
+    monkeypatch.setattr("afire_monai.training.handlers.time", clock)
+    trainer_with(mlflow_handler(tmp_path, "run", every=1, seconds=3)).run()
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("afire-pretraining")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "step/loss")] == [1, 4, 7]

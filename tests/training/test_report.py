@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 
 import numpy as np
@@ -63,6 +64,17 @@ def run_dir(tmp_path):
     uniforms = torch.rand(2, method.draws, generator=torch.Generator().manual_seed(0))
     write_panel(method.panels(smooth_images(2, (40, 40)), uniforms), folder / "panels" / "epoch_0003.png")
     return folder
+
+
+@pytest.mark.parametrize(("epochs", "shown"), [(3, True), (9, False)])
+def test_the_page_says_what_a_time_budget_decided_as_long_as_it_counts(run_dir, epochs, shown):
+    seconds = {"before": 21.2, "step": 0.1387, "epoch_end": 0.78, "after": 5.6}
+    budget = {"minutes": 4.0, "epochs": epochs, "steps_per_epoch": 14, "seconds": seconds}
+    (run_dir / "time_budget.json").write_text(json.dumps(budget))
+    words = f"4 minutes: {epochs} epochs of 14 steps (0.139 s a step, 0.8 s at an epoch's end, "
+    words += "21 s before training and 6 s after it)"
+    rows = dict(facts(RunFiles.read(run_dir)))
+    assert rows.get("time budget") == (words if shown else None)
 
 
 def embedded_pictures(page):

@@ -9,7 +9,7 @@ from pathlib import Path
 from afire_monai import __version__
 from afire_monai.methods.health import health_warnings, shortcut_in_words
 from afire_monai.pages.elements import RESEARCH_ONLY, page, paragraph, section, table
-from afire_monai.training.report.run_files import RunFiles
+from afire_monai.training.report.run_files import RunFiles, budget_in_words
 
 # key, name, what is healthy, what it is
 # of the variance of grey levels, from which a restoration is hardly better than none
@@ -113,6 +113,8 @@ def facts(run: RunFiles) -> list[list[str]]:
     """Say what the run was, without folders of the machine."""
     s, progress = run.settings, (run.checkpoint or {}).get("progress", {})
     shift = s.get("shift")
+    # a run that went on for other epochs than were decided on has left its budget behind
+    budget = run.budget if run.budget.get("epochs") == progress.get("max_epochs") else None
     speeds = [row["images_per_second"] for row in run.log if "images_per_second" in row]
     rows = [
         ("method", run.encoder.get("method_name")),
@@ -126,6 +128,7 @@ def facts(run: RunFiles) -> list[list[str]]:
         ("data SHA-256", str(run.encoder.get("data_sha256", ""))[:16]),
         ("training images", progress.get("images")),
         ("epochs", f"{run.log[-1]['epoch']:.0f} of {progress.get('max_epochs', s.get('epochs'))}"),
+        ("time budget", budget and budget_in_words(budget)),
         ("batch", progress.get("global_batch", s.get("batch_size"))),
         ("learning rate", s.get("lr") and f"{s['lr']} for a batch of 256, scaled linearly"),
         ("seed", s.get("seed")),

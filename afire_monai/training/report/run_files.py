@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ import yaml
 from afire_monai.core.errors import AfireError
 from afire_monai.training.checkpoint import find_checkpoint
 from afire_monai.training.handlers import read_csv_log
+
+BUDGET_FILE = "time_budget.json"
+"""In a run's folder: the minutes, the epochs that were decided on, and the seconds that they were decided from."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class RunFiles:
     encoder: dict[str, Any]
     checkpoint: dict[str, Any] | None
     panel: Path | None
+    budget: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> RunFiles:
@@ -37,6 +41,7 @@ class RunFiles:
             raise AfireError(f"{folder} has no log.csv with epochs in it: give the output_dir of a pre-training run")
         settings, encoder = folder / "settings.yaml", folder / "models" / "encoder.json"
         found = find_checkpoint(folder / "checkpoints")
+        budget = folder / BUDGET_FILE
         panels = sorted((folder / "panels").glob("epoch_*.png"))
         return cls(
             folder,
@@ -45,6 +50,7 @@ class RunFiles:
             json.loads(encoder.read_text(encoding="utf-8")) if encoder.exists() else {},
             found[1] if found else None,
             panels[-1] if panels else None,
+            json.loads(budget.read_text(encoding="utf-8")) if budget.exists() else {},
         )
 
     @property
@@ -70,3 +76,13 @@ class RunFiles:
                 return grid
         side = round(cells**0.5)
         return (side, side) if side * side == cells else None
+
+
+def budget_in_words(budget: dict[str, Any]) -> str:
+    """Say how many epochs a time budget allows, and from which times."""
+    seconds = budget["seconds"]
+    return (
+        f"{budget['minutes']:g} minutes: {budget['epochs']} epochs of {budget['steps_per_epoch']} steps "
+        f"({seconds['step']:.3f} s a step, {seconds['epoch_end']:.1f} s at an epoch's end, {seconds['before']:.0f} s "
+        f"before training and {seconds['after']:.0f} s after it)"
+    )
