@@ -143,14 +143,24 @@ class Campaign:
         files = [str(CONFIGS / "pretrain.yaml"), *(str(CONFIGS / name) for name in self.args.config)]
         settings = {
             **{"datalist": lists / f"{self.args.images}.json", "output_dir": run, "use_mlflow": False, "resume": False},
-            **{"minutes": round((self.seconds_for("training") - 3) / 60, 3), "health_every": 1000, "panel_every": 1000},
-            **{"device": f"$torch.device('{self.args.device}')", "checkpoint_every": 1000},
+            **{
+                "minutes": round((self.seconds_for("training") - self.args.rescue - 3) / 60, 3),
+                "health_every": 1000,
+                "panel_every": 1000,
+            },
+            **{"device": f"$torch.device('{self.args.device}')", "checkpoint_every": self.args.checkpoint_every},
             **dict(pair.split("=", 1) for pair in self.args.set),
         }
         shutil.rmtree(run, ignore_errors=True)
         words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
         command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files), *words]
-        code = self.call("training", command, self.seconds_for("training") + 20)
+        code = self.call("training", command, max(5.0, self.seconds_for("training") - self.args.rescue))
+        newest = sorted((run / "checkpoints").glob("checkpoint_*.pt"))[-1:]
+        if code == 124 and newest:  # the machine got slower: keep what was trained until then
+            done = torch.load(newest[0], map_location="cpu", weights_only=True)["progress"]
+            epochs = done["iteration"] // done["epoch_length"]
+            again = [*command, "--resume", "True", "--minutes", "0", "--epochs", str(epochs)]
+            self.call("training", again, max(5.0, self.args.rescue))
         for name in ("log.csv", "report.html", "settings.yaml"):
             if (run / name).exists():
                 shutil.copy(run / name, self.out / name)
@@ -212,6 +222,10 @@ def main() -> int:
     parser.add_argument("--steps", nargs="*", default=[], help="methods and tasks whose step is compared; all if none")
     parser.add_argument("--images", default="pretrain_all", help="list of `benchmarks/lists.py` to train on")
     parser.add_argument("--config", nargs="+", default=["method_afire.yaml", "preset_gpu.yaml"])
+    parser.add_argument("--checkpoint-every", type=int, default=50, help="epochs")
+    parser.add_argument(
+        "--rescue", type=float, default=20.0, help="seconds for exporting what was trained if it is late"
+    )
     parser.add_argument("--set", nargs="*", default=[], help="key=value of the training")
     parser.add_argument("--keep", nargs="*", default=["encoder"], help="weights to keep: encoder, detector, restorer")
     args = parser.parse_args()

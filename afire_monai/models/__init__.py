@@ -1,1 +1,7 @@
 """The model folder: what lies in it, saved and loaded; released weights."""
+
+from __future__ import annotations
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submodules=["task_models"])

@@ -1,6 +1,6 @@
 """Training: plan, trainer, checkpoints, health checks and logs."""
 
-from afire_monai.training import budget, finetuning, startup
+from afire_monai.training import budget, finetuning, finish, startup, task_base, task_data
 from afire_monai.training.checkpoint import CheckpointKeeper, find_checkpoint, load_checkpoint, save_checkpoint
 from afire_monai.training.handlers import CsvLogger, HealthMonitor, PanelWriter, ProgressBar, mlflow_handler
 from afire_monai.training.lars import LARS
@@ -21,10 +21,13 @@ __all__ = [
     "budget",
     "find_checkpoint",
     "finetuning",
+    "finish",
     "load_checkpoint",
     "mlflow_handler",
     "parameter_groups",
     "predict_dataset",
     "save_checkpoint",
     "startup",
+    "task_base",
+    "task_data",
 ]
