@@ -337,3 +337,19 @@ def test_time_budget_decides_the_epochs_of_a_run_that_is_otherwise_the_same(phan
         **{**given, "output_dir": str(tmp_path / "budget"), "minutes": 30, "epochs": 50, "resume": True},
     )
     assert len(read_csv_log(tmp_path / "budget" / "log.csv")) == 2
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_expressions_use_only_modules_that_the_configs_import(path):
+    base = "finetune_segmentation" if "segmentation" in path.name else "finetune_classification"
+    behind = {"continue": base, "method": "pretrain", "preset": "pretrain", "multi": "pretrain"}.get(
+        path.stem.split("_")[0]
+    )
+    text = path.read_text(encoding="utf-8") + (
+        (CONFIGS / f"{behind}.yaml").read_text(encoding="utf-8") if behind else ""
+    )
+    imported = set(re.findall(r"\$from [\w.]+ import (\w+)|\$import (\w+)", text))
+    known = {name for pair in imported for name in pair if name}
+    expressions = re.findall(r"\"\$(?!from |import )([^\"]*)\"", path.read_text(encoding="utf-8"))
+    used = {name for e in expressions for name in re.findall(r"(?<![\w@.#])([a-z_]+)\.[a-z_]+\(", e)}
+    assert used <= known, used - known

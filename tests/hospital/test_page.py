@@ -26,7 +26,7 @@ def test_every_command_is_understood(command):
 
 
 def test_every_option_and_file_that_is_named_exists():
-    code = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "afire_monai" / "commands").glob("*.py"))
+    code = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "afire_monai" / "cli").glob("*.py"))
     for option in set(re.findall(r"--([a-z][a-z-]+)", PAGE)) - {"config", "datalist", "output", "init"}:
         assert f"    {option.replace('-', '_')}:" in code, option
     for name in set(re.findall(r"(?:docs|tests|scripts|bundle)/[\w./]+\w", PAGE)):
