@@ -131,10 +131,10 @@ def trainer_for(method: Method, epochs: int = 1, **options: Any) -> PretrainTrai
     """A trainer that takes the batch of `batch_for` in one step an epoch."""
     batch = batch_for(method)
     items = [
-        {"image": f"{i}.png", "tensor": batch["image"][i], "target": batch["target"][i], "mask": batch["mask"][i]}
+        {"image": f"{i}.png", "tensor": batch["image"][i], **{k: v[i] for k, v in batch.items() if k != "image"}}
         for i in range(COUNT)
     ]
-    extras = ("target", "mask") if isinstance(method, (Classification, Segmentation)) else ()
+    extras = ("target", "mask") if isinstance(method, (Classification, Segmentation)) else ("center",)
     dataset = RadiographDataset(items, lambda item: {**item, "image": item["tensor"]}, extras=extras)
     return PretrainTrainer(
         "cpu",
