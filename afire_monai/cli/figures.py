@@ -34,8 +34,8 @@ def figures(
         seed: of everything random.
     """
     from afire_monai.figures.page import verdicts
-    from afire_monai.figures.parts import Settings
     from afire_monai.figures.run import draw_figures
+    from afire_monai.figures.study import Settings
 
     page, numbers = draw_figures(
         encoder, datalist, out, Settings(section, label, images, clusters, shift, mask_ignore, seed)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from afire_monai.core.errors import AfireError
 
 if TYPE_CHECKING:
-    from afire_monai.hospital.dicomweb.fetch import Fetched
+    from afire_monai.hospital.dicomweb.transfer import Fetched
 
 
 def ingest(
@@ -127,9 +127,8 @@ def _fetch(
     connection: tuple[float, int, str | None, bool],
     quiet: bool,
 ) -> Fetched:
-    from afire_monai.hospital.dicomweb.client import DicomWeb
-    from afire_monai.hospital.dicomweb.fetch import fetch
-    from afire_monai.hospital.dicomweb.query import Query
+    from afire_monai.hospital.dicomweb.client import DicomWeb, Query
+    from afire_monai.hospital.dicomweb.transfer import fetch
 
     query = Query.of(*wanted)
     fetched = fetch(DicomWeb(url, *connection), query, out, progress=not quiet)

@@ -111,7 +111,7 @@ def reference(
         quiet: no progress bar.
     """
     _keep_headers_out_of_messages()
-    from afire_monai.predictions.anomaly.make_reference import make_reference
+    from afire_monai.predictions.anomaly.build_reference import make_reference
 
     made = make_reference(
         Path(model),

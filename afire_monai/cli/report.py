@@ -11,7 +11,7 @@ def report(run_dir: str) -> int:
     Args:
         run_dir: the run's output_dir.
     """
-    from afire_monai.training.report.write import write_report
+    from afire_monai.training.report.page import write_report
 
     print(f"written: {write_report(run_dir)}")
     return 0

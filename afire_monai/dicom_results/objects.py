@@ -14,9 +14,9 @@ from typing import Any
 
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError
+from afire_monai.dicom_results.codes import NewUids, named_uid
 from afire_monai.dicom_results.prediction import ImagePrediction
 from afire_monai.dicom_results.source import SourceImage, quiet
-from afire_monai.dicom_results.uids import NewUids, named_uid
 
 MAKER = "afire-monai"
 WARNING = "RESEARCH USE ONLY"

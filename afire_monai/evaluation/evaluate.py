@@ -10,7 +10,7 @@ from afire_monai.core.errors import AfireError
 from afire_monai.datalists.targets import UncertainPolicy
 from afire_monai.evaluation import metrics
 from afire_monai.evaluation.anomaly_masks_heatmaps import evaluate_anomaly, evaluate_heatmaps, evaluate_masks
-from afire_monai.evaluation.evaluation_cases import AGAIN, Cases, read_cases, scores_of_other
+from afire_monai.evaluation.cases import AGAIN, Cases, read_cases, scores_of_other
 from afire_monai.evaluation.result_files import plain, without_folders, write_results
 from afire_monai.evaluation.subgroups import evaluate_subgroups
 from afire_monai.predictions.format import Predictions, load_predictions

@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afire_monai.core.errors import AfireError
-from afire_monai.evaluation import ranking
 from afire_monai.evaluation.bootstrap import (
+    Curve,
     Interval,
+    auroc,
+    average_precision,
     mean_interval,
     patient_weights,
     percentile_interval,
@@ -124,8 +126,8 @@ def summarise(
     per_case = {
         "pointing": np.array([f.pointing for f in figures]),
         "pointing_tolerant": np.array([f.pointing_tolerant for f in figures]),
-        "pixel_auroc": ranking.auroc(curve),
-        "pixel_average_precision": ranking.average_precision(curve),
+        "pixel_auroc": auroc(curve),
+        "pixel_average_precision": average_precision(curve),
     }
     pooled_auroc, pooled_precision = _pooled(inside, outside, groups, repeats, seed)
     means = {name: mean_interval(values, groups, repeats, seed) for name, values in per_case.items()}
@@ -194,10 +196,10 @@ def _box_rows(figures: Sequence[ImageFigures], groups: NDArray, repeats: int, se
                 )
 
 
-def _curve(inside: Floats, outside: Floats) -> ranking.Curve:
+def _curve(inside: Floats, outside: Floats) -> Curve:
     """Curve of counts (R, LEVELS), from the brightest level down."""
     true, false = (np.cumsum(counts[:, ::-1], axis=1) for counts in (inside, outside))
-    return ranking.Curve(true, false, np.arange(inside.shape[1])[::-1].astype(np.float64))
+    return Curve(true, false, np.arange(inside.shape[1])[::-1].astype(np.float64))
 
 
 def _pooled(inside: Floats, outside: Floats, groups: NDArray, repeats: int, seed: int) -> tuple[Interval, Interval]:
@@ -206,7 +208,7 @@ def _pooled(inside: Floats, outside: Floats, groups: NDArray, repeats: int, seed
     most = 4_000_000 * len(groups) // max(len(groups), inside.shape[1])
     for weights in patient_weights(groups, repeats, seed, max(most, len(groups))):
         curve = _curve(weights @ inside, weights @ outside)
-        area.append(ranking.auroc(curve))
-        precision.append(ranking.average_precision(curve))
+        area.append(auroc(curve))
+        precision.append(average_precision(curve))
     several = len(np.unique(groups)) > 1
     return percentile_interval(np.concatenate(area), several), percentile_interval(np.concatenate(precision), several)

@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from afire_monai.evaluation.bootstrap import Interval, percentile_interval
-from afire_monai.evaluation.bootstrap_figures import (
+from afire_monai.evaluation.bootstrap import (
     CALIBRATION,
     FIGURES,
     RATES,
+    Interval,
     check_arrays,
     confusion_cells,
     figure_draws,
     macro_mean,
+    percentile_interval,
 )
 
 Floats = NDArray[np.float64]

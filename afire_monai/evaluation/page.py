@@ -11,7 +11,7 @@ import numpy as np
 from afire_monai import __version__
 from afire_monai.evaluation import page_charts as draw
 from afire_monai.evaluation import page_tables as tables
-from afire_monai.evaluation.evaluation_cases import Cases, scores_of_other
+from afire_monai.evaluation.cases import Cases, scores_of_other
 from afire_monai.evaluation.page_tables import heading, interval
 from afire_monai.pages.elements import RESEARCH_ONLY, embedded, page, paragraph, section, table
 from afire_monai.predictions.format import Predictions

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from afire_monai.core.errors import RadiographError
-from afire_monai.evaluation import ranking
-from afire_monai.evaluation.bootstrap_figures import calibration_bins
-from afire_monai.evaluation.evaluation_cases import Cases
+from afire_monai.evaluation.bootstrap import calibration_bins, weighted_curve
+from afire_monai.evaluation.cases import Cases
 from afire_monai.evaluation.heatmaps import resize_heatmap
 from afire_monai.pages.elements import GREY, LINE, SECOND, jpeg, new_figure, png
 from afire_monai.predictions.format import Predictions
@@ -65,7 +64,7 @@ def draw_curves(truth: NDArray[np.bool_], scores: Floats, other: Floats | None, 
     if other is not None and 0 < truth[~np.isnan(other)].sum() < (~np.isnan(other)).sum():
         drawn.append((other[~np.isnan(other)], truth[~np.isnan(other)], SECOND, "compared"))
     for column, known, colour, name in drawn:
-        curve = ranking.weighted_curve(column, known, np.ones((1, len(known))))
+        curve = weighted_curve(column, known, np.ones((1, len(known))))
         true, false = curve.true[0], curve.false[0]
         roc.plot([0, *false / false[-1]], [0, *true / true[-1]], color=colour, label=name)
         precision.plot(true / true[-1], true / (true + false), color=colour, linewidth=1)

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from afire_monai.evaluation.bootstrap import Interval, percentile_interval
-from afire_monai.evaluation.bootstrap_figures import figure_draws, macro_mean
+from afire_monai.evaluation.bootstrap import Interval, figure_draws, macro_mean, percentile_interval
 
 Floats = NDArray[np.float64]
 

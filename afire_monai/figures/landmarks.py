@@ -14,7 +14,7 @@ from torch import Tensor
 from afire_monai.core.errors import AfireError
 from afire_monai.figures import pictures
 from afire_monai.figures import representation as numbers
-from afire_monai.figures.parts import MASKS_NEEDED, Study, embed
+from afire_monai.figures.study import MASKS_NEEDED, Study, embed
 from afire_monai.methods.grid_shift import GridShift
 from afire_monai.radiographs.masks import MaskReading
 

@@ -12,16 +12,13 @@ from monailabel.tasks.activelearning.random import Random
 
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError
-from afire_monai.label.archive import ArchiveStore
 from afire_monai.label.http_errors import NotFoundError
-from afire_monai.label.inference_service import TASKS, class_values
+from afire_monai.label.inference_service import TASKS, ModelShelf, class_values
 from afire_monai.label.logs import quiet_monailabel
-from afire_monai.label.model_registry import ModelShelf
 from afire_monai.label.sampling_strategies import STRATEGIES, Chooser
-from afire_monai.label.stores import CarefulStore
+from afire_monai.label.stores import ArchiveStore, CarefulStore
 from afire_monai.label.tasks import RadiographInfer, RadiographScoring, RadiographStrategy, RadiographTrain
-from afire_monai.label.trainable import Trainable
-from afire_monai.label.training import Workshop
+from afire_monai.label.training import Trainable, Workshop
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from afire_monai.core.errors import AfireError, user_error
-from afire_monai.hospital.dicomweb.access import DicomWebError
+from afire_monai.hospital.dicomweb.connection import DicomWebError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 

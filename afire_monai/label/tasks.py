@@ -14,13 +14,19 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 
-from afire_monai.label.inference_service import HEAT_THRESHOLD, TASKS, answer, class_values, uses, write_reply
-from afire_monai.label.maps import map_suffix
-from afire_monai.label.model_registry import ModelShelf
+from afire_monai.label.images import map_suffix
+from afire_monai.label.inference_service import (
+    HEAT_THRESHOLD,
+    TASKS,
+    ModelShelf,
+    answer,
+    class_values,
+    uses,
+    write_reply,
+)
+from afire_monai.label.label_files import score_findings, score_masks
 from afire_monai.label.sampling_strategies import STRATEGIES, Chooser
-from afire_monai.label.scores import score_findings, score_masks
-from afire_monai.label.trainable import Trainable
-from afire_monai.label.training import DEFAULTS, KIND, Workshop
+from afire_monai.label.training import DEFAULTS, KIND, Trainable, Workshop
 
 logger = logging.getLogger(__name__)
 

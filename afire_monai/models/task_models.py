@@ -7,7 +7,7 @@ from typing import Any
 
 from afire_monai import __version__
 from afire_monai.core.errors import CheckpointError
-from afire_monai.models.encoder import load_encoder, load_module_files, save_module_files, weights_that_fit
+from afire_monai.models.folder import load_encoder, load_module_files, save_module_files, weights_that_fit
 from afire_monai.networks import Encoder, build_encoder
 from afire_monai.networks.classifier import ViTClassifier
 from afire_monai.networks.segmenter import ViTSegmenter

@@ -20,7 +20,7 @@ from afire_monai.dicom_results import (
     write_report,
     write_results,
 )
-from afire_monai.dicom_results.drawing import overlay
+from afire_monai.dicom_results.capture import overlay
 from afire_monai.dicom_results.objects import write_new
 from afire_monai.dicom_results.source import open_source
 from afire_monai.radiographs.dicom import read_dicom

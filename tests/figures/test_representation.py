@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from afire_monai.predictions.anomaly.detector import load_detector
 from helpers import tiny_afire
 from PIL import Image
 from sklearn.metrics import silhouette_samples
@@ -15,22 +16,25 @@ from sklearn.metrics import silhouette_samples
 from afire_monai.cli.main import run
 from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.datalists.file import save_datalist
-from afire_monai.figures.atlas import build_atlas
 from afire_monai.figures.page import verdicts
-from afire_monai.figures.parts import Settings
+from afire_monai.figures.pictures import build_atlas
 from afire_monai.figures.representation import (
+    best_union,
+    by_cells,
     cell_retrieval,
     centred_unit,
+    cluster_tokens,
+    dice,
     distance_ratio,
     mean_interval,
+    mean_mask,
     silhouette,
 )
 from afire_monai.figures.run import draw_figures
-from afire_monai.figures.segments import best_union, by_cells, cluster_tokens, dice, mean_mask
+from afire_monai.figures.study import Settings
 from afire_monai.figures.views import choose_items, corner_cells, corner_crops, pixel_tokens
 from afire_monai.methods.grid_shift import GridShift
-from afire_monai.models.encoder import export_encoder
-from afire_monai.predictions.anomaly.load_detector import load_detector
+from afire_monai.models.folder import export_encoder
 from afire_monai.training.finish import export_detector, export_restorer
 
 GRID, SIDE = (4, 4), 8

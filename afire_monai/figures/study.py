@@ -18,9 +18,9 @@ from afire_monai.datalists.file import normal_label
 from afire_monai.datalists.targets import target_matrix
 from afire_monai.figures import pictures
 from afire_monai.figures import representation as numbers
-from afire_monai.figures.atlas import build_atlas
 from afire_monai.figures.page import CEILING, MEAN_MASK
-from afire_monai.figures.segments import (
+from afire_monai.figures.pictures import build_atlas
+from afire_monai.figures.representation import (
     MOST_CLUSTERS,
     best_union,
     by_cells,
@@ -30,7 +30,7 @@ from afire_monai.figures.segments import (
 )  # fmt: skip
 from afire_monai.figures.views import Sample, View, corner_cells, corner_crops
 from afire_monai.methods.grid_shift import GridShift
-from afire_monai.predictions.anomaly.load_detector import load_detector
+from afire_monai.predictions.anomaly.detector import load_detector
 from afire_monai.radiographs.masks import MaskReading
 
 ASKED = ((0.35, 0.3), (0.45, 0.62), (0.68, 0.3))
