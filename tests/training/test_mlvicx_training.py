@@ -21,8 +21,8 @@ from training_runs import (
     train_and_record,
 )
 
-from afire_monai.training import CheckpointKeeper
 from afire_monai.networks.batch_norm import SyncedBatchNorm, synced_batch_norm
+from afire_monai.training import CheckpointKeeper
 
 IMAGES = smooth_images(24, (80, 80))
 
