@@ -105,6 +105,7 @@ class Campaign:
     def devices(self, _: Path) -> int:
         command = [sys.executable, str(HERE / "devices.py"), "--device", self.args.device]
         command += ["--steps", *self.args.steps] if self.args.steps else []
+        command += ["--no-runs"] if self.args.no_runs else []
         return self.call("devices", [*command, "--json", str(self.out / "devices.json")], self.seconds_for("devices"))
 
     def speed(self, _: Path) -> int:
@@ -144,7 +145,7 @@ class Campaign:
         settings = {
             **{"datalist": lists / f"{self.args.images}.json", "output_dir": run, "use_mlflow": False, "resume": False},
             **{
-                "minutes": round((self.seconds_for("training") - self.args.rescue - 3) / 60, 3),
+                "minutes": round((self.seconds_for("training") - self.args.rescue - 15) / 60, 3),
                 "health_every": 1000,
                 "panel_every": 1000,
             },
@@ -220,6 +221,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--phases", nargs="+", default=list(PHASES), choices=PHASES)
     parser.add_argument("--steps", nargs="*", default=[], help="methods and tasks whose step is compared; all if none")
+    parser.add_argument("--no-runs", action="store_true", help="leave out trainings in the comparison of devices")
     parser.add_argument("--images", default="pretrain_all", help="list of `benchmarks/lists.py` to train on")
     parser.add_argument("--config", nargs="+", default=["method_afire.yaml", "preset_gpu.yaml"])
     parser.add_argument("--checkpoint-every", type=int, default=50, help="epochs")

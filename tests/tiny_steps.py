@@ -131,7 +131,7 @@ def trainer_for(method: Method, epochs: int = 1, **options: Any) -> PretrainTrai
         {"image": f"{i}.png", "tensor": batch["image"][i], **{k: v[i] for k, v in batch.items() if k != "image"}}
         for i in range(COUNT)
     ]
-    extras = ("target", "mask") if isinstance(method, (Classification, Segmentation)) else ("center",)
+    extras = ("target", "mask") if isinstance(method, (Classification, Segmentation)) else ("anatomy",)
     dataset = RadiographDataset(items, lambda item: {**item, "image": item["tensor"]}, extras=extras)
     return PretrainTrainer(
         "cpu",

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +38,25 @@ def test_epochs_are_those_that_fit_between_start_and_end(minutes, epochs):
 def test_least_minutes_are_those_of_one_epoch():
     assert COSTS.least_minutes(10) == pytest.approx((8.2 + 2 + 3) / 0.97 / 60)
     assert COSTS.epochs(COSTS.least_minutes(10) + 1e-9, 10) == 1
+
+
+@pytest.mark.parametrize(("program", "counted"), [("/x/monai/bundle/__main__.py", True), ("/x/afire", False)])
+def test_command_begins_with_its_process_if_that_runs_a_bundle_and_nothing_else(monkeypatch, program, counted):
+    monkeypatch.setattr(sys, "argv", [program, "run"])
+    monkeypatch.setattr(budget, "_process_age", lambda: 5000.0)
+    budget.begin()
+    assert (budget._since_start() >= 5000) == counted
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists() or shutil.which("ps") is None, reason="compares with ps")
+@pytest.mark.parametrize("launched", [True, False])
+def test_age_is_that_of_the_process_or_of_the_launcher_that_started_it(monkeypatch, launched):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if launched:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    process = os.getppid() if launched else os.getpid()
+    told = subprocess.run(["ps", "-o", "etimes=", "-p", str(process)], check=True, capture_output=True, text=True)
+    assert budget._process_age() == pytest.approx(float(told.stdout), abs=3)
 
 
 def handlers_of(folder: Path) -> list[object]:

@@ -22,7 +22,7 @@ from training_runs import (
 )
 
 from afire_monai.networks.batch_norm import SyncedBatchNorm, synced_batch_norm
-from afire_monai.training.checkpoint import CheckpointKeeper
+from afire_monai.training import CheckpointKeeper
 
 IMAGES = smooth_images(24, (80, 80))
 
@@ -117,11 +117,13 @@ trainer = with_lars(tiny_trainer(tiny_mlvicx(), smooth_images(24, (80, 80)), 2, 
     two = recorded_by_processes(made, tmp_path)
     one = train_and_record(with_lars(tiny_trainer(tiny_mlvicx(), IMAGES, 2, 6, lr=0.2)))
     assert len(one["losses"]) == 8
-    torch.testing.assert_close(torch.tensor(two[0]["losses"]), torch.tensor(one["losses"]), atol=1e-4, rtol=1e-3)
+    # batch norm of few images makes rounding grow, by how much depends on the processor
+    losses = [torch.tensor(kept["losses"]) for kept in (two[0], one)]
+    torch.testing.assert_close(losses[0][:2], losses[1][:2], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(*losses, atol=1e-4, rtol=1e-3)
     # the true gradient of a bias before a batch norm is 0: of those, only rounding is seen
     assert_same_gradients(two[0]["gradients"], one["gradients"], relative=1e-4, absolute=1e-4)
     # the first step's running statistics
     assert_same_weights(two[0]["first"], one["first"], atol=1e-6)
     assert_same_state(two[0]["state"], two[1]["state"])
-    # batch norm of few images makes rounding grow, by how much depends on the processor
     assert_same_change(two[0]["state"], one["state"], one["first"])
