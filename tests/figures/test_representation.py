@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from afire_monai.predictions.anomaly.detector import load_detector
 from helpers import tiny_afire
 from PIL import Image
 from sklearn.metrics import silhouette_samples
@@ -35,6 +34,7 @@ from afire_monai.figures.study import Settings
 from afire_monai.figures.views import choose_items, corner_cells, corner_crops, pixel_tokens
 from afire_monai.methods.grid_shift import GridShift
 from afire_monai.models.folder import export_encoder
+from afire_monai.predictions.anomaly.detector import load_detector
 from afire_monai.training.finish import export_detector, export_restorer
 
 GRID, SIDE = (4, 4), 8
