@@ -16,8 +16,7 @@ from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.loading.sampler import EpochSampler
 from afire_monai.losses import SelfDistillationLoss
 from afire_monai.methods import DINO, MAE, Method
-from afire_monai.methods.peac import PEAC
-from afire_monai.methods.peac_views import OverlappingViews
+from afire_monai.methods.peac import PEAC, OverlappingViews
 from afire_monai.networks import (
     AnomalyRestorationDecoder,
     Encoder,

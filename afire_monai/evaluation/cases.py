@@ -15,8 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.datalists.file import SECTIONS, datalist_hash, is_normal, normal_label, read_raw, resolve_paths
 from afire_monai.datalists.targets import UncertainPolicy, target_matrix
-from afire_monai.evaluation.heatmaps import lesion_pixels
-from afire_monai.evaluation.localisation import LesionCase
+from afire_monai.evaluation.localisation import LesionCase, lesion_pixels
 from afire_monai.evaluation.overlap import IGNORE
 from afire_monai.predictions.format import Predictions
 from afire_monai.radiographs.decode import read_picture

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from afire_monai.core.errors import AfireError, CheckpointError
-from afire_monai.label.http_errors import NotFoundError
 from afire_monai.label.images import Grid, StoredImage, map_suffix, open_image, write_map
+from afire_monai.label.messages import NotFoundError
 from afire_monai.models.folder import model_files, used_model_files
 from afire_monai.predictions.anomaly.detector import load_detector
 from afire_monai.predictions.pictures import enlarge, label_mask

@@ -22,9 +22,9 @@ from afire_monai.hospital.dicomweb.client import DicomWeb, Query, SeriesReferenc
 from afire_monai.hospital.dicomweb.transfer import retrieve_series
 from afire_monai.hospital.header import read_header
 from afire_monai.hospital.series_rules import judge
-from afire_monai.label.http_errors import NotFoundError, UnknownImageError
 from afire_monai.label.images import MAP_SUFFIXES, file_of, open_image, write_map
 from afire_monai.label.label_files import FINAL, FINDINGS, FINDINGS_SUFFIX, is_findings, read_findings, read_mask
+from afire_monai.label.messages import NotFoundError, UnknownImageError
 from afire_monai.radiographs.decode import RADIOGRAPH_SUFFIXES, list_images
 
 logger = logging.getLogger(__name__)

@@ -71,7 +71,7 @@ def validation_score(what: Trainable, model: Path, datalist: Path) -> float:
         datalist: of the training.
     """
     from afire_monai.loading.dataset import RadiographDataset
-    from afire_monai.models.task_models import load_classifier, load_segmenter
+    from afire_monai.models.folder import load_classifier, load_segmenter
     from afire_monai.radiographs.masks import MaskReading
     from afire_monai.training.handlers import predict_dataset
     from afire_monai.training.startup import reading

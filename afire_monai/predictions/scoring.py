@@ -99,7 +99,7 @@ class Scorer:
             raise AfireError("there is no restorer.safetensors in the model folder, so no picture can be restored")
 
     def _load(self) -> None:
-        from afire_monai.models.task_models import load_classifier, load_segmenter
+        from afire_monai.models.folder import load_classifier, load_segmenter
 
         if "classifier" in self.files:
             self.classifier, description = load_classifier(self.files["classifier"])

@@ -20,9 +20,8 @@ from afire_monai.core.errors import AfireError
 from afire_monai.core.files import write_text
 from afire_monai.evaluation.bootstrap import mean_interval
 from afire_monai.loading.dataset import RadiographDataset, image_statistics
-from afire_monai.models.folder import load_module_files
-from afire_monai.models.task_models import export_task
-from afire_monai.networks.classifier import ViTClassifier
+from afire_monai.models.folder import export_task, load_module_files
+from afire_monai.networks.task_networks import ViTClassifier
 from afire_monai.predictions.format import Predictions, save_predictions
 from afire_monai.training.checkpoint import load_checkpoint
 from afire_monai.training.handlers import predict_dataset

@@ -16,8 +16,7 @@ from afire_monai.core.errors import AfireError
 from afire_monai.losses import MaskedBCELoss, MaskedDiceCELoss
 from afire_monai.methods.base import Method
 from afire_monai.networks import Encoder
-from afire_monai.networks.classifier import ViTClassifier
-from afire_monai.networks.segmenter import ViTSegmenter
+from afire_monai.networks.task_networks import ViTClassifier, ViTSegmenter
 from afire_monai.transforms import RadiographAugment
 
 TaskNetwork = ViTClassifier | ViTSegmenter

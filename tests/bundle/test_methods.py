@@ -83,8 +83,7 @@ def test_run_leaves_an_encoder_a_log_and_a_page(finished):
 
 def test_encoder_serves_probes_classifier_segmenter_and_anomaly_maps(finished):
     from afire_monai.evaluation.probes import extract_features
-    from afire_monai.networks.classifier import ViTClassifier
-    from afire_monai.networks.segmenter import ViTSegmenter
+    from afire_monai.networks.task_networks import ViTClassifier, ViTSegmenter
     from afire_monai.predictions.anomaly.build_reference import build_reference
     from afire_monai.predictions.anomaly.detector import load_detector
 

@@ -9,8 +9,14 @@ from torch.nn import functional as F
 
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.evaluation.probes import extract_features
-from afire_monai.models.folder import export_encoder, load_encoder
-from afire_monai.models.task_models import export_task, initial_encoder, load_classifier, load_segmenter
+from afire_monai.models.folder import (
+    export_encoder,
+    export_task,
+    initial_encoder,
+    load_classifier,
+    load_encoder,
+    load_segmenter,
+)
 from afire_monai.networks import (
     ContextBottleneck,
     ResNetEncoder,

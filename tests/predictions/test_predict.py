@@ -20,10 +20,9 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 from afire_monai.cli import main as cli
 from afire_monai.core.errors import AfireError, CheckpointError, DataListError
 from afire_monai.datalists.check import check_files
-from afire_monai.models.task_models import export_task
+from afire_monai.models.folder import export_task
 from afire_monai.networks import ViTEncoder
-from afire_monai.networks.classifier import ViTClassifier
-from afire_monai.networks.segmenter import ViTSegmenter
+from afire_monai.networks.task_networks import ViTClassifier, ViTSegmenter
 from afire_monai.predictions.anomaly.build_reference import make_reference
 from afire_monai.predictions.format import load_predictions
 from afire_monai.predictions.predict import find_source

@@ -13,8 +13,7 @@ from PIL import Image
 
 from afire_monai.cli.crossvalidate import crossvalidate, summarise
 from afire_monai.core.errors import AfireError, CheckpointError, DataListError, user_error
-from afire_monai.models.folder import export_encoder, load_encoder
-from afire_monai.models.task_models import export_task, load_classifier
+from afire_monai.models.folder import export_encoder, export_task, load_classifier, load_encoder
 from afire_monai.networks import ViTClassifier, ViTEncoder
 from afire_monai.radiographs.masks import MaskReading
 from afire_monai.training import settings
