@@ -20,7 +20,7 @@ from afire_monai.label.images import Grid, StoredImage, map_suffix, open_image, 
 from afire_monai.label.messages import NotFoundError
 from afire_monai.models.folder import model_files, used_model_files
 from afire_monai.predictions.anomaly.detector import load_detector
-from afire_monai.predictions.pictures import enlarge, label_mask
+from afire_monai.predictions.results import enlarge, label_mask
 from afire_monai.predictions.scoring import Answer, Scorer
 
 DETECTING = ("detector", "restorer", "encoder", "reference")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from afire_monai.core.errors import AfireError
 from afire_monai.label.images import Grid, open_image, read_label
 from afire_monai.label.inference_service import ModelShelf, class_values
-from afire_monai.predictions.pictures import label_mask
+from afire_monai.predictions.results import label_mask
 
 FINAL, FINDINGS = "final", "findings"
 """Tags under which MONAI Label keeps a person's label: masks (or findings alone), and findings beside a mask."""

@@ -19,9 +19,8 @@ from tqdm import tqdm
 from afire_monai.core.distributed import join_group
 from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.datalists.file import datalist_hash, load_datalist, read_raw
-from afire_monai.predictions.pictures import pictures_of
 from afire_monai.predictions.reading import LeftOut, Radiograph, ahead, read_radiograph
-from afire_monai.predictions.results import ResultFolder, csv_text
+from afire_monai.predictions.results import ResultFolder, csv_text, pictures_of
 from afire_monai.predictions.scoring import Answer, Scorer
 from afire_monai.radiographs.decode import list_images
 

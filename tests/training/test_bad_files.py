@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from afire_monai.cli.crossvalidate import crossvalidate, summarise
+from afire_monai.cli.training import crossvalidate, summarise
 from afire_monai.core.errors import AfireError, CheckpointError, DataListError, user_error
 from afire_monai.models.folder import export_encoder, export_task, load_classifier, load_encoder
 from afire_monai.networks import ViTClassifier, ViTEncoder

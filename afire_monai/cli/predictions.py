@@ -1,10 +1,11 @@
-"""``afire reference`` and ``afire predict``: what normal looks like to a model, and what it says of radiographs."""
+"""Commands that use a model: ``afire reference``, ``predict``, ``evaluate`` and ``figures``."""
 
 from __future__ import annotations
 
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 
 def predict(
@@ -143,3 +144,114 @@ def _keep_headers_out_of_messages() -> None:
     """Silence what pydicom says of odd headers: it quotes their values, which can be a patient's."""
     warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+
+
+def evaluate(
+    predictions: str,
+    *,
+    datalist: str,
+    out: str,
+    section: str = "test",
+    compare: str | None = None,
+    uncertain: str = "ignore",
+    lesion_masks: bool = False,
+    no_pictures: bool = False,
+    repeats: int = 2000,
+    seed: int = 0,
+    base_dir: str | None = None,
+) -> int:
+    """Judge a folder of predictions against its data list; writes evaluation.html, evaluation.csv and evaluation.json.
+
+    Every figure has a 95 % interval over patients. A list with a patient in two sections, and predictions of another
+    list or section, are refused. Exit status 2: refused, and why.
+
+    Example: afire evaluate predictions --datalist list.json --out evaluation
+
+    Example: afire evaluate predictions --datalist list.json --compare baseline --out comparison
+
+    Args:
+        predictions: folder that `afire predict` or fine-tuning wrote.
+        datalist: the data list that was predicted.
+        out: folder to write to.
+        section: of the list: training, validation or test.
+        compare: folder of another model's predictions of the same section.
+        uncertain: what label value -1 counts as: ignore, zeros or ones.
+        lesion_masks: the list's masks show lesions, so judge heatmaps against them as well as against boxes.
+        no_pictures: show no radiographs on the page.
+        repeats: bootstrap draws.
+        seed: of the draws.
+        base_dir: folder that the list's relative paths start from; the list's own folder unless given.
+    """
+    from afire_monai.evaluation.evaluate import run_evaluation
+
+    results = run_evaluation(
+        predictions, datalist, section, out, compare or "", uncertain, lesion_masks,  # type: ignore[arg-type]  # checked there
+        not no_pictures, repeats, seed, base_dir or "",
+    )  # fmt: skip
+    print("\n".join(_summary(results)))
+    print(f"written: {out}/evaluation.html, evaluation.csv, evaluation.json")
+    return 0
+
+
+def _summary(results: dict[str, Any]) -> list[str]:
+    from afire_monai.evaluation.page import verdicts
+    from afire_monai.evaluation.page_tables import interval
+
+    lines = [f"{results['datalist']['name']}, {results['datalist']['section']}: {results['cases']} images of "
+             f"{results['patients']} patients"]  # fmt: skip
+    for row in (results["labels"] or {"labels": []})["labels"]:
+        said = f"AUROC {interval(row['figures']['auroc'])}" if row["figures"] else f"not judged: {row['status']}"
+        lines.append(f"{row['name']}: {said}")
+    for name, masks in (results["masks"] or {"classes": {}})["classes"].items():
+        lines.append(f"{name}: Dice {interval(masks['dice'])}, where drawn {interval(masks['dice_positives'])}")
+    for name, row in (results["heatmaps"] or {"boxes": {}})["boxes"].items():
+        lines.append(
+            f"heatmaps, {name}: pointing {interval(row['pointing'])}, pixel AUROC {interval(row['pixel_auroc'])}"
+        )
+    sentences = [text for _, text in verdicts(results)]
+    # of a single finding the verdict says the same and more
+    lines = [line for line in lines if not any(text.startswith(f"{line}.") for text in sentences)]
+    return [*lines, *sentences, *(f"note: {text}" for text in results["notes"])]
+
+
+def figures(
+    *,
+    encoder: str,
+    datalist: str,
+    out: str,
+    label: str | None = None,
+    section: str = "test",
+    images: int = 150,
+    clusters: int = 8,
+    shift: int | None = None,
+    mask_ignore: int | None = 127,
+    seed: int = 0,
+) -> int:
+    """Draw what an encoder has learnt without labels: t-SNE, correspondence, co-segmentation, prototypes, with numbers.
+
+    Example: afire figures --encoder runs/mine/models --datalist mine.json --out figures
+
+    Args:
+        encoder: model folder of a run, or an encoder file.
+        datalist: list with the images.
+        out: folder to write into; figures.html needs nothing else.
+        label: finding to colour images by; the one that divides them most evenly unless given.
+        section: of the list: training, validation or test.
+        images: at most so many, one a patient.
+        clusters: of the co-segmentation, 2 to 12.
+        shift: cells that the canvas is larger by; what the model was trained with, or a quarter of its grid, unless
+            given.
+        mask_ignore: mask value of pixels to leave out; none for none.
+        seed: of everything random.
+    """
+    from afire_monai.figures.page import verdicts
+    from afire_monai.figures.run import draw_figures
+    from afire_monai.figures.study import Settings
+
+    page, numbers = draw_figures(
+        encoder, datalist, out, Settings(section, label, images, clusters, shift, mask_ignore, seed)
+    )
+    for _, words in verdicts(numbers):
+        print(words)
+    print(f"written: {page}")
+    return 0

@@ -1,8 +1,9 @@
-"""``afire ingest``: from a hospital's DICOM files to a data list that names nobody."""
+"""Commands of a hospital: ``afire ingest``, ``afire dicom-results`` and ``afire send``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from afire_monai.core.errors import AfireError
@@ -134,3 +135,96 @@ def _fetch(
     fetched = fetch(DicomWeb(url, *connection), query, out, progress=not quiet)
     print("\n".join(fetched.lines()))
     return fetched
+
+
+def send(
+    folder: str,
+    *,
+    dicomweb: str,
+    ca: str | None = None,
+    timeout: float = 60.0,
+    retries: int = 4,
+    insecure: bool = False,
+    failures: str | None = None,
+    quiet: bool = False,
+) -> int:
+    """Store every DICOM file of a folder on a DICOMweb server (STOW-RS), for example results in a PACS.
+
+    Credentials come from the environment, AFIRE_DICOMWEB_USER and AFIRE_DICOMWEB_PASSWORD, or AFIRE_DICOMWEB_TOKEN;
+    else from ~/.netrc (mode 0600). Exit status: 0 all are there, 1 some failed, 2 none is there or a wrong command.
+
+    Example: afire send results_dicom --dicomweb https://pacs.example/dicom-web
+
+    Args:
+        folder: searched with its subfolders; files that are not DICOM are passed over. One file is possible too.
+        dicomweb: address of the server, without user name and password.
+        ca: PEM file of the authorities to trust instead of the built-in ones.
+        timeout: seconds to wait for a connection or a part of an answer.
+        retries: how often to repeat a request that got no answer.
+        insecure: allow credentials over plain http to another machine.
+        failures: CSV file to write what failed into; it names files, so only its owner can read it.
+        quiet: no progress bar.
+    """
+    from afire_monai.hospital.dicomweb.client import DicomWeb
+    from afire_monai.hospital.dicomweb.transfer import send_folder
+
+    web = DicomWeb(dicomweb, timeout, retries, ca, insecure)
+    done = send_folder(web, folder, progress=not quiet)
+    print(f"stored:   {done.done}")
+    if done.already:
+        print(f"there:    {done.already} the server had already")
+    if done.skipped:
+        print(f"skipped:  {done.skipped} files that are no DICOM objects")
+    if done.failed:
+        print(f"failed:   {len(done.failed)}" + ("" if failures else "; --failures FILE says which"))
+        for reason, count in done.reasons()[:5]:
+            print(f"  {count} x {reason}")
+    if failures:
+        done.write_failures(Path(failures))
+    return done.status
+
+
+def dicom_results(
+    predictions: str,
+    *,
+    out: str,
+    index: str | None = None,
+    kinds: tuple[str, ...] | None = None,
+    quiet: bool = False,
+) -> int:
+    """Write predictions as DICOM: a structured report, the heatmap as a segmentation, a picture of both.
+
+    The objects belong to the study of their radiograph and name its patient, as a PACS needs it: keep them like the
+    radiographs. Exit status: 0 all images written, 1 some left out (left_out.csv says why), 2 none or a wrong command.
+
+    Example: afire dicom-results results --out results_dicom
+
+    Example: afire dicom-results results --index ingested/private/index.csv --out results_dicom
+
+    Args:
+        predictions: folder of afire predict.
+        out: new or empty folder to write into.
+        index: table that says which file an image is: private/index.csv of afire ingest, or columns index and file;
+            the predictions' own index.csv unless given.
+        kinds: sr (report), seg (heatmap), sc (picture), with commas between them; all that there is something for
+            unless given.
+        quiet: no progress bar.
+    """
+    try:
+        import highdicom  # noqa: F401  # needed by what is imported next, and not there without the extra
+    except ImportError as error:
+        raise AfireError("highdicom is not installed: pip install 'afire-monai[dicom]'") from error
+    from afire_monai.dicom_results.folder import OBJECTS, write_dicom_results
+    from afire_monai.predictions.results import LEFT_OUT
+
+    done = write_dicom_results(predictions, out, index, kinds, progress=not quiet)
+    counts = ", ".join(f"{kind} {count}" for kind, count in done.objects.items())
+    print(f"written:  {done.done} of {done.total} images" + (f" ({counts})" if counts else ""))
+    if done.left_out:
+        print(f"left out: {len(done.left_out)}; {LEFT_OUT} says why")
+        for number, reason in sorted(done.left_out.items())[:5]:
+            print(f"  image {number}: {reason}")
+    print(f"results:  {out} (they name patients; {OBJECTS} says which file is what)")
+    if done.done:
+        print(f"next:     afire send {out} --dicomweb ADDRESS")
+    return done.status
