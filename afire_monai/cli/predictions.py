@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
+
+from afire_monai.core.quiet import silence
 
 
 def predict(
@@ -44,7 +44,7 @@ def predict(
         resume: go on with what an interrupted run left in the folder.
         quiet: no progress bar.
     """
-    _keep_headers_out_of_messages()
+    silence()
     from afire_monai.predictions.predict import predict as run
     from afire_monai.predictions.results import KEY, LEFT_OUT
 
@@ -111,7 +111,7 @@ def reference(
         workers: threads that read.
         quiet: no progress bar.
     """
-    _keep_headers_out_of_messages()
+    silence()
     from afire_monai.predictions.anomaly.build_reference import make_reference
 
     made = make_reference(
@@ -138,12 +138,6 @@ def reference(
     print(f"written:   {made.path}")
     print(f"next:      afire predict FOLDER --model {model} --out results")
     return 0
-
-
-def _keep_headers_out_of_messages() -> None:
-    """Silence what pydicom says of odd headers: it quotes their values, which can be a patient's."""
-    warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
 def evaluate(

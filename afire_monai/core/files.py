@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,19 +15,23 @@ from afire_monai.core.errors import AfireError
 
 
 @contextmanager
-def whole_file(path: Path, private: bool = False, shared: bool = False, sync: bool = False) -> Iterator[Path]:
-    """Give a file beside ``path`` to write to; it takes that name at the end, and is gone if writing fails.
+def whole_file(
+    path: Path, private: bool = False, shared: bool = False, sync: bool = False, new: bool = False
+) -> Iterator[Path]:
+    """Open a file beside ``path`` to write to; it takes that name at the end, and is gone if writing fails.
 
-    A reader sees the old file or the new one, never a part. What a killed process leaves, ``.NAME.part``, is written
-    over the next time (not so with ``shared``, whose part is named after the process).
+    A reader sees the old file or the new one, never a part. A killed process leaves ``.NAME.part``, which is
+    overwritten next time, unless ``shared``, where the temporary name includes the process id.
 
     Args:
         path: of the file; its folder exists.
         private: only its owner may read it (mode 0600), at no moment anybody else.
         shared: other processes may write the same file at the same time: the last one wins.
         sync: be sure that it is on the disk before it takes its name.
+        new: never overwrite a file.
 
     Raises:
+        FileExistsError: with ``new``, where the name is taken.
         OSError: if it cannot be made or moved; an earlier file is kept.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part" if shared else f".{path.name}.part")
@@ -38,10 +43,23 @@ def whole_file(path: Path, private: bool = False, shared: bool = False, sync: bo
         if sync:
             with part.open("rb") as file:
                 os.fsync(file.fileno())
-        os.replace(part, path)
+        if new:
+            _take_new_name(part, path)
+        else:
+            os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _take_new_name(part: Path, path: Path) -> None:
+    try:
+        os.link(part, path)  # unlike renaming it fails where the name is taken
+        part.unlink()
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK) or path.exists():
+            raise
+        os.rename(part, path)  # file systems without links
 
 
 def write_text(path: Path, text: str, private: bool = False, shared: bool = False) -> None:

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from highdicom.sc import SCImage
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from pydicom.dataset import Dataset
 
+from afire_monai.core.quiet import quiet
 from afire_monai.dicom_results import codes
 from afire_monai.dicom_results.codes import NewUids, meaning
 from afire_monai.dicom_results.objects import WARNING, building, character_set, common, write_new
 from afire_monai.dicom_results.prediction import ImagePrediction
-from afire_monai.dicom_results.source import MODALITIES, SourceImage, open_source, quiet
+from afire_monai.dicom_results.source import MODALITIES, SourceImage, open_source
+from afire_monai.predictions.results import overlay
 from afire_monai.radiographs.dicom import read_dicom
 
 LONGEST, SHORTEST = 1536, 512
@@ -34,7 +37,10 @@ def draw(picture: NDArray[np.float32], prediction: ImagePrediction) -> NDArray[n
     Returns:
         (rows, columns, 3) uint8; the radiograph fills the full width below the banner.
     """
-    image = Image.fromarray(overlay(picture, prediction))
+    picture = np.ascontiguousarray(np.clip(picture, 0, 1), dtype=np.float32)
+    shape = (picture.shape[0], picture.shape[1])
+    heat = np.zeros(shape, np.float32) if prediction.heatmap is None else prediction.fitted(shape)
+    image = Image.fromarray(overlay(torch.from_numpy(picture), torch.from_numpy(heat)))
     scale = min(LONGEST / max(image.size), max(1.0, SHORTEST / max(image.size)))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     image = image.resize(size, Image.Resampling.BILINEAR if scale < 1 else Image.Resampling.NEAREST)
@@ -51,15 +57,6 @@ def draw(picture: NDArray[np.float32], prediction: ImagePrediction) -> NDArray[n
     for row, (text, strong) in enumerate(wrapped):
         pen.text((8, size[1] + height * 2 + height * (row + 0.5)), text, fill=STRONG if strong else INK, font=font)
     return np.asarray(canvas)
-
-
-def overlay(picture: NDArray[np.float32], prediction: ImagePrediction) -> NDArray[np.uint8]:
-    """Blend the heatmap in red over the grey picture, more strongly where it is higher: (H, W, 3) uint8."""
-    grey = np.repeat(np.clip(picture, 0, 1)[..., None], 3, axis=2)
-    if prediction.heatmap is not None:
-        share = 0.7 * prediction.fitted((picture.shape[0], picture.shape[1]))[..., None]
-        grey = grey * (1 - share) + share * np.array([1, 0, 0], dtype=np.float32)
-    return np.round(grey * 255).astype(np.uint8)
 
 
 def score_lines(prediction: ImagePrediction) -> list[tuple[str, bool]]:

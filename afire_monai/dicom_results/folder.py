@@ -183,12 +183,8 @@ def _possible(prediction: ImagePrediction) -> list[str]:
 def _reason(error: AfireError, predictions: str | Path) -> str:
     """Say what is wrong without the names of files."""
     if isinstance(error, RadiographError):
-        reason = f"{getattr(error, 'kind', 'refused')}: {getattr(error, 'detail', 'it cannot be used')}"
-        for name in filter(None, (getattr(error, "path", ""), os.path.basename(getattr(error, "path", "")))):
-            reason = reason.replace(name, "the file")
-    else:
-        reason = str(error).replace(f"{predictions}{os.sep}", "")
-    return " ".join(reason.split())
+        return error.reason()
+    return " ".join(str(error).replace(f"{predictions}{os.sep}", "").split())
 
 
 def _empty_private_folder(folder: Path) -> Path:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import csv
-import logging
 import os
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from afire_monai.core.errors import AfireError
+from afire_monai.core.errors import AfireError, RadiographError
+from afire_monai.core.quiet import quiet
 from afire_monai.predictions.results import KEY
 from afire_monai.radiographs.dicom import RADIOGRAPHY_MODALITIES, integer, looks_like_dicom
 from afire_monai.radiographs.picture import check_size, refusal
@@ -88,23 +85,6 @@ def open_source(path: str | os.PathLike[str]) -> SourceImage:
     return SourceImage(path, header, (int(header.Rows), int(header.Columns)))
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence what pydicom and highdicom say of odd values: they quote them, and they can be a patient's name."""
-    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in ("pydicom", "highdicom")]
-    loggers = [logging.getLogger(name) for name in names]
-    before = [logger.disabled for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.disabled = True
-        try:
-            yield
-        finally:
-            for logger, disabled in zip(loggers, before, strict=True):
-                logger.disabled = disabled
-
-
 def _read(path: Path) -> Any:
     import pydicom
 
@@ -120,9 +100,9 @@ def _read(path: Path) -> Any:
         return dataset
     except OSError as error:
         raise refusal(path, "not readable", f"{error.strerror or type(error).__name__}. Check the path") from error
+    except RadiographError:
+        raise
     except Exception as error:
-        if type(error).__name__ == "RadiographError":
-            raise
         kind = type(error).__name__
         raise refusal(path, "broken or truncated", f"not a readable DICOM file ({kind})") from None
 

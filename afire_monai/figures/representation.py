@@ -168,20 +168,6 @@ def silhouette(features: ArrayLike, labels: ArrayLike, most: int = 3000, seed: i
     return float(silhouette_score(x, groups, metric="cosine"))
 
 
-def mean_interval(values: ArrayLike, repeats: int = 1000, seed: int = 0) -> tuple[float, float, float]:
-    """Mean over patients, with the bounds of a percentile bootstrap 95 % interval.
-
-    Args:
-        values: (n,) one for each patient.
-        repeats: draws of n patients with replacement.
-        seed: of the draws.
-    """
-    v = np.asarray(values, dtype=np.float64)
-    weights = np.random.default_rng(seed).multinomial(len(v), np.full(len(v), 1 / len(v)), size=repeats)
-    low, high = np.percentile(weights @ v / len(v), [2.5, 97.5])
-    return float(v.mean()), float(low), float(high)
-
-
 def _distances(wanted: Tensor, cells: Tensor, columns: int) -> Tensor:
     """Distance in cells, (L', M)."""
     at = torch.stack([wanted // columns, wanted % columns], 1).float()
@@ -230,23 +216,6 @@ def cluster_tokens(
     return torch.cat(
         [F.interpolate(part, size, mode="bilinear", align_corners=False).argmax(1) for part in fits.split(16)]
     ).numpy()
-
-
-def dice(prediction: NDArray[np.bool_], masks: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Dice of each image.
-
-    Args:
-        prediction: (n, H, W).
-        masks: (n, H, W) 1, 0, or NaN for pixels to leave out.
-
-    Returns:
-        (n,); 1 where both are empty.
-    """
-    known = ~np.isnan(masks)
-    inside = masks == 1
-    both = (prediction & inside).sum((1, 2))
-    total = (prediction & known).sum((1, 2)) + inside.sum((1, 2))
-    return np.where(total == 0, 1.0, 2 * both / np.maximum(total, 1))
 
 
 def best_union(segments: NDArray[np.int64], masks: NDArray[np.float32], clusters: int) -> list[int]:

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.datalists.file import normal_label
 from afire_monai.datalists.targets import target_matrix
+from afire_monai.evaluation.bootstrap import mean_interval
+from afire_monai.evaluation.overlap import dice
 from afire_monai.figures import pictures
 from afire_monai.figures import representation as numbers
 from afire_monai.figures.page import CEILING, MEAN_MASK
@@ -25,7 +27,6 @@ from afire_monai.figures.representation import (
     best_union,
     by_cells,
     cluster_tokens,
-    dice,
     mean_mask,
 )  # fmt: skip
 from afire_monai.figures.views import Sample, View, corner_cells, corner_crops
@@ -141,15 +142,17 @@ def add_cells(study: Study) -> None:
 
 def _retrieval(result: numbers.CellRetrieval, seed: int) -> dict[str, Any]:
     return {
-        "same_cell": {**_interval(result.found, seed), "chance": result.chance_found},
-        "nearby": {**_interval(result.nearby, seed), "chance": result.chance_nearby},
-        "same_place": _interval(result.same_place, seed),
-        "distance": {**_interval(result.distance, seed), "chance": result.chance_distance},
+        "same_cell": {**interval_of(result.found, seed), "chance": result.chance_found},
+        "nearby": {**interval_of(result.nearby, seed), "chance": result.chance_nearby},
+        "same_place": interval_of(result.same_place, seed),
+        "distance": {**interval_of(result.distance, seed), "chance": result.chance_distance},
     }
 
 
-def _interval(values: NDArray[np.float64], seed: int) -> dict[str, float]:
-    return dict(zip(("value", "low", "high"), numbers.mean_interval(values, seed=seed), strict=True))
+def interval_of(values: ArrayLike | Tensor, seed: int) -> dict[str, float]:
+    """Return the mean over patients, (n,) one value each, with a percentile bootstrap 95 % interval."""
+    values = np.asarray(values, dtype=np.float64)
+    return mean_interval(values, np.arange(len(values)), repeats=1000, seed=seed)._asdict()
 
 
 def add_disease(study: Study) -> None:
@@ -246,10 +249,10 @@ def _judge(
     scores = {}
     for name, clusters in segments.items():
         union = best_union(clusters[choosing], masks[choosing], s.clusters)
-        scores[name] = _interval(dice(np.isin(clusters[~choosing], union), masks[~choosing]), s.seed)
+        scores[name] = interval_of(dice(np.isin(clusters[~choosing], union), masks[~choosing]), s.seed)
     blind = np.broadcast_to(mean_mask(masks[choosing]), masks[~choosing].shape)
-    scores[MEAN_MASK] = _interval(dice(blind, masks[~choosing]), s.seed)
-    scores[CEILING] = _interval(dice(by_cells(masks[~choosing], grid), masks[~choosing]), s.seed)
+    scores[MEAN_MASK] = interval_of(dice(blind, masks[~choosing]), s.seed)
+    scores[CEILING] = interval_of(dice(by_cells(masks[~choosing], grid), masks[~choosing]), s.seed)
     return {
         "clusters": s.clusters,
         "chosen_on": int(choosing.sum()),

@@ -366,4 +366,4 @@ def _histogram(values: NDArray[np.uint16]) -> tuple[float, ...]:
 
 
 def _failure(error: RadiographError) -> Failure:
-    return Failure(getattr(error, "kind", "refused"), getattr(error, "detail", ""))
+    return Failure(error.kind, error.detail)

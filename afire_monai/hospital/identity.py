@@ -9,7 +9,7 @@ import secrets
 from pathlib import Path
 
 from afire_monai.core.errors import AfireError
-from afire_monai.core.files import refuse_wide
+from afire_monai.core.files import refuse_wide, whole_file
 
 KEY_BYTES = 32
 KEY = "key"
@@ -67,11 +67,8 @@ class IdentityKey:
         """
         key = secrets.token_bytes(KEY_BYTES)
         try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "wb") as file:
-                file.write(key)
-                file.flush()
-                os.fsync(file.fileno())
+            with whole_file(path, private=True, shared=True, sync=True, new=True) as part:
+                part.write_bytes(key)
         except FileExistsError as error:
             raise AfireError(f"{path}: there is a file already; a key is made once. Load it instead") from error
         except OSError as error:

@@ -16,7 +16,7 @@ from torch import Tensor
 from afire_monai.core.errors import AfireError, RadiographError
 from afire_monai.hospital.header import read_header
 from afire_monai.hospital.identity import IdentityKey
-from afire_monai.predictions.reading import Radiograph, Size, resize, without_names
+from afire_monai.predictions.reading import Radiograph, Size, resize
 from afire_monai.radiographs.decode import list_images
 from afire_monai.radiographs.dicom import looks_like_dicom
 from afire_monai.radiographs.reader import RadiographReader
@@ -261,7 +261,7 @@ def open_image(path: str | Path) -> StoredImage:
         reader = RadiographReader()
         pixels, facts = reader.get_data(reader.read(path))
     except RadiographError as error:
-        raise AfireError(f"this image cannot be used: {without_names(error, str(path))}") from None
+        raise AfireError(f"this image cannot be used: {error.reason(str(path))}") from None
     if not pixels.max() > pixels.min():
         raise AfireError("this image cannot be used: all its pixels have the same value")
     shape = (pixels.shape[1], pixels.shape[2])

@@ -261,7 +261,7 @@ def decode(source: Source, modalities: Collection[str] | None, stored: NDArray[n
             return Decoded(content, stored=True)
         pixels = read_picture(path, modalities).pixels
     except RadiographError as error:
-        return Decoded(content, reason=str(getattr(error, "kind", "refused")))
+        return Decoded(content, reason=error.kind)
     except OSError:
         return Decoded(content, reason="not readable")
     if not np.isfinite(pixels).all():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError, CheckpointError
+from afire_monai.core.files import whole_file
 from afire_monai.networks import Encoder, build_encoder, encoder_from_config
 from afire_monai.networks.task_networks import ViTClassifier, ViTSegmenter
 
@@ -97,24 +97,20 @@ def save_module_files(tensors: dict[str, Any], description: dict[str, Any], path
     Raises:
         CheckpointError: if there is no room, or no right to write; earlier files are left as they are.
     """
-    weights, facts = path.with_suffix(".part"), path.with_suffix(".json.part")
+    described = path.with_suffix(".json")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, weights)
-        weights.chmod(0o644)  # the library makes a file that only its owner may read, its description beside it is not
-        facts.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        path.with_suffix(".json").unlink(missing_ok=True)
-        os.replace(weights, path)
-        os.replace(facts, path.with_suffix(".json"))
+        with whole_file(described) as facts:
+            facts.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+            with whole_file(path) as weights:
+                save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, weights)
+                weights.chmod(0o644)  # the library makes a file that only its owner may read
+                described.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} cannot be written ({getattr(error, 'strerror', None) or error}); make room in {path.parent}, or "
             "give a folder that can be written to"
         ) from error
-    finally:
-        for part in (weights, facts):
-            with contextlib.suppress(OSError):
-                part.unlink()
     return path
 
 

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from afire_monai.core.distributed import rank, wait_for_all
 from afire_monai.core.errors import AfireError, CheckpointError
+from afire_monai.core.files import whole_file
 
 if TYPE_CHECKING:
     from afire_monai.training.trainer import PretrainTrainer
@@ -37,14 +38,10 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     Raises:
         CheckpointError: if there is no room, or no right to write; older files are left as they are.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with whole_file(path, shared=True, sync=True) as part, part.open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
     except (OSError, RuntimeError) as error:  # torch's writer raises the latter where a disk is full
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         reason = getattr(cause, "strerror", None) or str(cause).split("\n")[0][:150]
@@ -52,8 +49,6 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
             f"{path.name} cannot be written ({reason}); earlier checkpoints are whole. Make room in {path.parent}, "
             "then go on with --resume true"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

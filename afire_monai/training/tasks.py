@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from afire_monai.core.errors import AfireError
+from afire_monai.evaluation.overlap import dice
 from afire_monai.losses import MaskedBCELoss, MaskedDiceCELoss
 from afire_monai.methods.base import Method
 from afire_monai.networks import Encoder
@@ -253,11 +254,7 @@ def image_dice(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Dice, and whether the mask has any pixel of the class.
     """
-    known, truth = ~mask.isnan(), mask.nan_to_num() > 0
-    marked = (logits > 0) & known
-    total = marked.sum((2, 3)) + truth.sum((2, 3))
-    dice = torch.where(total > 0, 2 * (marked & truth).sum((2, 3)) / total.clamp(min=1), 1.0)
-    return dice, truth.sum((2, 3)) > 0
+    return dice(logits > 0, mask).float(), (mask > 0).any(-1).any(-1)
 
 
 class Segmentation(Task):

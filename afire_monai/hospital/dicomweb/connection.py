@@ -7,7 +7,6 @@ import netrc
 import os
 import re
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from afire_monai.core.errors import AfireError
+from afire_monai.core.quiet import quiet
 
 if TYPE_CHECKING:
     import requests
@@ -206,8 +206,7 @@ def ask(request: Callable[[], T], retries: int, first_wait: float) -> T:
     """
     for attempt in range(retries + 1):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # they quote what the server sent
+            with quiet():
                 return request()
         except Exception as error:
             problem, asked = _judge(error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from afire_monai.core.errors import AfireError
-from afire_monai.core.files import write_rows
+from afire_monai.core.files import whole_file, write_rows
+from afire_monai.core.quiet import quiet
 from afire_monai.hospital.dicomweb.client import DicomWeb, Query, SeriesReference, is_uid
 from afire_monai.hospital.dicomweb.connection import AnswerError, ConnectionLostError
 from afire_monai.hospital.identity import make_private_folder
@@ -174,8 +174,7 @@ class _Patience:
     def guard(self, what: str) -> Iterator[None]:
         """Note the failure of one thing and go on behind the block; other errors pass through."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # pydicom's quote what is in headers
+            with quiet():
                 yield
         except ConnectionLostError as error:
             self._lost += 1
@@ -192,19 +191,13 @@ class _Patience:
 def _save(dataset: Dataset, path: Path) -> None:
     import pydicom
 
-    part = path.with_suffix(".part")
     try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            pydicom.dcmwrite(file, dataset)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        with whole_file(path, private=True, sync=True) as part:
+            pydicom.dcmwrite(part, dataset)
     except OSError:
         raise
     except Exception as error:  # pydicom raises many unrelated types on odd elements, and quotes them
         raise AnswerError(f"what the server answered cannot be written as a file ({type(error).__name__})") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> Dataset | None:
