@@ -134,7 +134,8 @@ def _with_targets(
 
 
 def _refuse_shared_patients(parts: Mapping[str, Items], where: str | Path) -> None:
-    for (one, other), shared in shared_patients(parts).items():
+    known = {name: [item for item in items if item.get("group") is not None] for name, items in parts.items()}
+    for (one, other), shared in shared_patients(known).items():
         raise DataListError(
             f"{where}: {len(shared)} patients are in both {one} and {other}; build the list again, or run "
             "`afire datalist validate`"
