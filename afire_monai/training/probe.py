@@ -104,16 +104,16 @@ def fit_probe(
     features = reader.features(training, "training")
     known = [place for place in features if is_normal(training[place], content["labels"])]
     known = known if len(known) >= MIN_NORMALS else []
-    distance = _fit_distance(network.normality, features, known, [patient_of(training[place]) for place in known])
+    distance = fit_distance(network.normality, features, known, [patient_of(training[place]) for place in known])
     chosen = [item for item in data.training if item["place"] in features]
-    _fit_head(network, features, distance, chosen, f"{datalist}, section training")
+    fit_head(network, features, distance, chosen, f"{datalist}, section training")
     answers = {}
     for section, items in (("validation", data.validation), ("test", data.test)):
         found = reader.features(items, section)
         if found:
             rows = [items[index] for index in found]
             target = torch.tensor([row["target"] for row in rows])
-            answers[section] = Answers(_places(rows), _logits(network, torch.stack([*found.values()])), target)
+            answers[section] = Answers(_places(rows), logits_of(network, torch.stack([*found.values()])), target)
     encoder.to("cpu")
     if "validation" not in answers:
         raise DataListError(f"{datalist}: no validation image can be used; `afire check` says why")
@@ -163,7 +163,7 @@ class _Reader:
         return dict(zip(batch, torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1), strict=True))
 
 
-def _fit_distance(
+def fit_distance(
     normality: NormalDistance, features: dict[int, Tensor], known: Sequence[int], patients: Sequence[str]
 ) -> dict[int, float]:
     """Fit the distance from normal radiographs; return it for each image, of a normal one without its own patient."""
@@ -183,7 +183,7 @@ def _fit_distance(
     return {**dict(zip(features, every, strict=True)), **dict(zip(known, own, strict=True))}
 
 
-def _fit_head(
+def fit_head(
     network: ViTClassifier,
     features: dict[int, Tensor],
     distance: dict[int, float],
@@ -214,7 +214,7 @@ def _fit_head(
 
 
 @torch.no_grad()
-def _logits(network: Any, features: Tensor) -> Tensor:
+def logits_of(network: Any, features: Tensor) -> Tensor:
     """Return the classifier's logits (n, labels) for features (n, 2 D) that were computed already."""
     logits: Tensor = network.head(torch.cat([features, network.normality(features[:, features.shape[1] // 2 :])], 1))
     return logits
