@@ -14,6 +14,7 @@ from afire_monai.cli.datalist import from_csv, from_folder, merge, validate
 from afire_monai.cli.demo import demo
 from afire_monai.cli.dicom_results import dicom_results
 from afire_monai.cli.evaluate import evaluate
+from afire_monai.cli.export import export
 from afire_monai.cli.figures import figures
 from afire_monai.cli.ingest import ingest
 from afire_monai.cli.plan import plan
@@ -37,6 +38,7 @@ COMMANDS: CommandTree = {
     "crossvalidate": crossvalidate,
     "dicom-results": dicom_results,
     "evaluate": evaluate,
+    "export": export,
     "figures": figures,
     "import-release": import_release,
     "ingest": ingest,
