@@ -69,8 +69,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
 
-    from afire_monai.models.encoder import export_encoder
     from afire_monai.models.export import SUFFIXES, export_graph
+    from afire_monai.models.folder import export_encoder
     from afire_monai.networks import build_encoder
     from afire_monai.predictions.exportable import comparison_images, load_exportable
 

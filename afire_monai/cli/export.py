@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
+
+from afire_monai.core.quiet import silence
 
 
 def export(
@@ -34,8 +34,7 @@ def export(
         section: of the data list.
         compared: number of images to compare on, at least 3.
     """
-    warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    silence()
     from afire_monai.core.errors import AfireError
     from afire_monai.models.export import OPSET, SUFFIXES, export_graph
     from afire_monai.models.layouts import LAYOUTS, export_layout

@@ -12,17 +12,21 @@ import torch.nn as nn
 from torch import Tensor
 
 from afire_monai.core.errors import AfireError
-from afire_monai.models.encoder import load_encoder
 from afire_monai.models.export import Exportable, prepare
-from afire_monai.models.folder import model_files, names, weights_hashes
-from afire_monai.models.task_models import load_classifier, load_segmenter
+from afire_monai.models.folder import (
+    load_classifier,
+    load_encoder,
+    load_segmenter,
+    model_files,
+    names,
+    weights_hashes,
+)
 from afire_monai.networks import ViTClassifier, ViTSegmenter
 from afire_monai.phantom import ChestPhantom
-from afire_monai.predictions.anomaly.detector import AnomalyDetector
-from afire_monai.predictions.anomaly.load_detector import load_detector
+from afire_monai.predictions.anomaly.detector import AnomalyDetector, load_detector
 from afire_monai.predictions.anomaly.reference import NormalReference
+from afire_monai.predictions.predict import find_source
 from afire_monai.predictions.reading import LeftOut, read_radiograph, resize
-from afire_monai.predictions.sources import find_source
 
 EXPORT_KINDS = ("classifier", "segmenter", "encoder", "detector")
 

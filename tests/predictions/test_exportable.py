@@ -11,11 +11,10 @@ from PIL import Image
 
 from afire_monai.cli import main as cli
 from afire_monai.core.errors import AfireError
-from afire_monai.models.encoder import export_encoder
 from afire_monai.models.export import open_graph
-from afire_monai.models.task_models import export_task, load_classifier
+from afire_monai.models.folder import export_encoder, export_task, load_classifier
 from afire_monai.networks import ViTClassifier, ViTEncoder, ViTSegmenter
-from afire_monai.predictions.anomaly.make_reference import make_reference
+from afire_monai.predictions.anomaly.build_reference import make_reference
 from afire_monai.predictions.exportable import comparison_images, load_exportable
 from afire_monai.predictions.scoring import Scorer
 from afire_monai.training.finish import export_detector, export_restorer
