@@ -81,7 +81,7 @@ def load_foreign(path: str | Path, image_size: int = 0) -> ForeignEncoder:
     found.left_out = sorted([*left, *unused])
     logger.info("%s: %d weights placed", file.name, len(found.placed))
     if found.left_out:
-        logger.info("%s: left out, no part of an encoder: %s", file.name, ", ".join(found.left_out))
+        logger.warning("%s: left out, no part of an encoder: %s", file.name, ", ".join(found.left_out))
     for assumed in found.assumed:
         logger.warning("%s: assumed %s", file.name, assumed)
     return found

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from afire_monai.core.errors import CheckpointError
 from afire_monai.models.folder import load_encoder
 from afire_monai.models.foreign import is_foreign, load_foreign
+from afire_monai.models.shipped import shipped_folder, shipped_names
 from afire_monai.networks import Encoder, build_encoder
 
 
@@ -17,7 +18,8 @@ def initial_encoder(
 
     Args:
         init: a model folder or file of any method's encoder; a vision transformer of another project (see
-            :func:`~afire_monai.models.foreign.load_foreign`); ``random`` for one with fresh weights.
+            :func:`~afire_monai.models.foreign.load_foreign`); the name of a model that comes with the package;
+            ``random`` for one with fresh weights.
         preset: size of a fresh encoder (see :data:`ENCODER_PRESETS`).
         image_size: side in pixels that the task wants; 0 for the size that the encoder was trained at (224 if fresh).
         patch_size: of a fresh encoder.
@@ -31,6 +33,8 @@ def initial_encoder(
         return build_encoder(
             preset, image_size=image_size or 224, patch_size=patch_size, in_channels=1, mean=mean, std=std
         )
+    if init in shipped_names():
+        init = str(shipped_folder(init))
     if is_foreign(init):
         return load_foreign(init, image_size).encoder
     return load_encoder(init, **({"image_size": image_size} if image_size else {}))

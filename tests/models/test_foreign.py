@@ -13,6 +13,7 @@ from afire_monai.core.errors import CheckpointError
 from afire_monai.models.folder import export_encoder, load_encoder
 from afire_monai.models.foreign import is_foreign, load_foreign
 from afire_monai.models.initial import initial_encoder, pretraining_encoder
+from afire_monai.models.shipped import DEFAULT, shipped_names
 from afire_monai.networks import AdaptedViTEncoder, ViTEncoder, resample_positions, sincos_positions
 from afire_monai.predictions.attribution import attention_rollout
 
@@ -235,6 +236,13 @@ def test_trainings_start_from_either(tmp_path):
     again = pretraining_encoder(str(own.parent), "vit_b", 64, 16, (0.1, 0.1))
     assert (again.grid, again.config["std"]) == ((4, 4), [0.2])
     assert torch.equal(again.cls_token, fresh.cls_token)
+
+
+@pytest.mark.skipif(not shipped_names(), reason="no weights lie in this copy of the package")
+def test_trainings_start_from_a_model_that_comes_with_the_package():
+    shipped = load_encoder()
+    encoder = pretraining_encoder(DEFAULT, "vit_ti", shipped.image_size[0], shipped.patch_size, (0.5, 0.2))
+    assert torch.equal(encoder.cls_token, shipped.cls_token)
 
 
 TIMM = {

@@ -21,8 +21,8 @@ from afire_monai.networks import Encoder, TokenHead
 
 PARTS = ("tokens", "neighbours", "residual", "difference", "prototypes", "density", "class_density")
 """What a radiograph can be judged by; see `AnomalyDetector`."""
-DEFAULT_PARTS = ("tokens", "residual")
-"""Those that are taken unless others are named, as far as the model has them (docs/predict.md has figures)."""
+DEFAULT_PARTS = ("tokens", "density")
+"""Those that are taken unless others are named; every encoder has them (docs/predict.md has figures)."""
 
 
 @dataclass
@@ -123,11 +123,6 @@ class AnomalyDetector(nn.Module):
             "prototypes": self.head is not None,
         }
         return tuple(part for part in PARTS if able.get(part, True))
-
-    @property
-    def default_parts(self) -> tuple[str, ...]:
-        """Parts of `DEFAULT_PARTS` that this detector has."""
-        return tuple(part for part in DEFAULT_PARTS if part in self.parts)
 
     def offsets(self) -> list[tuple[int, int]]:
         """Give the crops' offsets (row, column) in cells: the canvas' corners, and between them if need be."""
