@@ -11,6 +11,7 @@ from afire_monai.cli.cache import cache
 from afire_monai.cli.check import check
 from afire_monai.cli.datalist import from_csv, from_folder, merge, validate
 from afire_monai.cli.demo import demo
+from afire_monai.cli.export import export
 from afire_monai.cli.hospital import dicom_results, ingest, send
 from afire_monai.cli.predictions import evaluate, figures, predict, reference
 from afire_monai.cli.public_datasets import PUBLIC_DATASETS
@@ -30,6 +31,7 @@ COMMANDS: CommandTree = {
     "crossvalidate": crossvalidate,
     "dicom-results": dicom_results,
     "evaluate": evaluate,
+    "export": export,
     "figures": figures,
     "import-release": import_release,
     "ingest": ingest,

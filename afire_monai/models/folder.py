@@ -17,7 +17,7 @@ from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.core.files import whole_file
 from afire_monai.models.int8 import pack_int8, unpack_int8
 from afire_monai.models.shipped import shipped_folder
-from afire_monai.networks import Encoder, build_encoder, encoder_from_config
+from afire_monai.networks import Encoder, encoder_from_config
 from afire_monai.networks.task_networks import ViTClassifier, ViTSegmenter
 
 KINDS = ("classifier", "segmenter", "detector", "restorer", "encoder", "reference")
@@ -311,24 +311,3 @@ def _refuse_wrong_numbers(values: Any, key: str, path: Path) -> None:
             f"{path.with_suffix('.json')}: {key!r} is {str(values)[:100]}; a number in 0…{most} for each name is "
             "expected. Copy the file again from where it was made, or mend it"
         )
-
-
-def initial_encoder(init: str, preset: str, image_size: int, patch_size: int, statistics: Any) -> Encoder:
-    """Give the encoder that fine-tuning starts from.
-
-    Args:
-        init: a model folder or file of any method's encoder; ``random`` for one with fresh weights.
-        preset: size of a fresh encoder (see :data:`ENCODER_PRESETS`).
-        image_size: side in pixels that the task wants; 0 for the size that the encoder was trained at (224 if fresh).
-        patch_size: of a fresh encoder.
-        statistics: grey-level mean and deviation of the training images, for a fresh encoder; called only then.
-
-    Raises:
-        CheckpointError: if there is no such encoder.
-    """
-    if init == "random":
-        mean, std = statistics()
-        return build_encoder(
-            preset, image_size=image_size or 224, patch_size=patch_size, in_channels=1, mean=mean, std=std
-        )
-    return load_encoder(init, **({"image_size": image_size} if image_size else {}))
