@@ -23,8 +23,10 @@ def from_csv(
     base_dir: str | None = None,
     fractions: tuple[float, ...] = (0.8, 0.1, 0.1),
     seed: int = 0,
-    normal_label: str = "Normal",
+    normal_label: str | None = None,
     name: str | None = None,
+    delimiter: str | None = None,
+    encoding: str | None = None,
 ) -> int:
     """Build a data list, or one for each source, from a CSV manifest; patients are never divided between splits.
 
@@ -52,18 +54,23 @@ def from_csv(
         base_dir: folder that the paths start from; the CSV's own folder unless given.
         fractions: shares of training, validation and test.
         seed: of the split.
-        normal_label: the label that means "no finding".
+        normal_label: the label that means "no finding"; unless given, Normal or No Finding.
         name: of the list.
+        delimiter: between cells: , ; or tab; found out unless given.
+        encoding: of the text: utf-8, utf-16, cp1252, …; found out unless given.
     """
     from afire_monai.datalists.from_csv import datalist_from_csv
+    from afire_monai.datalists.normal import normal_in_words
 
     made = datalist_from_csv(
         path, out, image_column, group_column, labels_column, label_separator, source_column, source, by_source,
-        mask_column, boxes_csv, base_dir, fractions, seed, normal_label, name, label_columns, keep,
+        mask_column, boxes_csv, base_dir, fractions, seed, normal_label, name, label_columns, keep, delimiter,
+        encoding,
     )  # fmt: skip
     lists = list(made.values()) if by_source else [made]
     for datalist in lists:
         print(_counts(datalist))
+        print(normal_in_words(datalist))
     if by_source:
         _next_step(f"{out}/{next(iter(made))}.json", f"{len(lists)} lists in {out}")
     else:
@@ -79,7 +86,7 @@ def from_folder(
     seed: int = 0,
     group_pattern: str | None = None,
     labels_from_folders: bool = False,
-    normal_label: str = "Normal",
+    normal_label: str | None = None,
     name: str | None = None,
 ) -> int:
     r"""Build a data list of all radiographs in a folder and below; patients are never divided between splits.
@@ -95,7 +102,7 @@ def from_folder(
         seed: of the split.
         group_pattern: regular expression that finds the patient in each path; without it each image is a patient.
         labels_from_folders: the folder that directly holds an image is its label.
-        normal_label: the label that means "no finding".
+        normal_label: the label that means "no finding"; unless given, Normal or No Finding.
         name: of the list.
     """
     from afire_monai.datalists.build import datalist_from_folder
@@ -162,8 +169,10 @@ def print_made(datalist: dict[str, Any], out: str) -> int:
 def _counts(datalist: dict[str, Any]) -> str:
     sections = [s for s in ("training", "validation", "test") if s in datalist]
     line = f"{datalist['name']}: " + ", ".join(f"{section} {len(datalist[section])}" for section in sections)
-    skipped = datalist.get("meta", {}).get("skipped", {})
-    return line + "".join(f"; left out, {kind.replace('_', ' ')}: {n}" for kind, n in skipped.items() if n)
+    meta = datalist.get("meta", {})
+    line += "".join(f"; left out, {kind.replace('_', ' ')}: {n}" for kind, n in meta.get("skipped", {}).items() if n)
+    return line + "".join(f"; {fact} not usable in {n} rows, whose images are kept" for fact, n in
+                          meta.get("unusable", {}).items())  # fmt: skip
 
 
 def _next_step(target: str, written: str) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from afire_monai.core.errors import DataListError
+from afire_monai.datalists.cells import loose, means_normal
 from afire_monai.datalists.file import DEFAULT_NORMAL, SECTIONS, DataList, StrPath, save_datalist
+from afire_monai.datalists.normal import find_normal
 from afire_monai.datalists.splits import split_by_group
 from afire_monai.radiographs.decode import list_images
 
@@ -20,7 +22,7 @@ def datalist_from_folder(
     seed: int = 0,
     group_pattern: str | None = None,
     labels_from_folders: bool = False,
-    normal_label: str = DEFAULT_NORMAL,
+    normal_label: str | None = None,
     name: str | None = None,
 ) -> DataList:
     r"""Build a data list of all radiographs below a folder.
@@ -33,7 +35,7 @@ def datalist_from_folder(
         group_pattern: regular expression searched in the path below ``folder``; its first group (or the whole match) is
             the patient, for instance ``r"person(\d+)_"``. None: every image is its own patient.
         labels_from_folders: the folder that directly holds an image is its label.
-        normal_label: the label that means "no finding"; it is matched to folders in any case (``NORMAL``).
+        normal_label: the label that means "no finding"; None looks for Normal and No Finding, in any case.
         name: name of the list; None for the folder's name.
 
     Returns:
@@ -54,9 +56,14 @@ def datalist_from_folder(
     names: list[tuple[str, ...] | None] = [None] * len(items)
     if labels_from_folders:
         parents = [path.parent.name for path in paths]
-        names = [(normal_label if parent.lower() == normal_label.lower() else parent,) for parent in parents]
+        wanted = loose(normal_label) if normal_label is not None else None
+        spelling = {p: normal_label or DEFAULT_NORMAL for p in parents
+                    if (means_normal(p) if wanted is None else loose(p) == wanted)}  # fmt: skip
+        names = [(spelling.get(parent, parent),) for parent in parents]
+        find_normal(sorted({name for one in names for name in one or ()}), normal_label)
+    normal = normal_label or DEFAULT_NORMAL
     meta = {"source": root.name, "group_pattern": group_pattern}
-    datalist = assemble(name or root.name, items, names, fractions, seed, normal_label, meta)
+    datalist = assemble(name or root.name, items, names, fractions, seed, normal, meta)
     if out is not None:
         save_datalist(datalist, out)
     return datalist

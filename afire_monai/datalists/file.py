@@ -23,6 +23,7 @@ from typing import Any, overload
 
 from afire_monai.core.errors import DataListError
 from afire_monai.core.files import whole_file
+from afire_monai.datalists.cells import means_normal
 
 SECTIONS = ("training", "validation", "test")
 PATH_KEYS = ("image", "mask")
@@ -170,8 +171,9 @@ def is_normal(item: dict[str, Any], labels: list[str], normal: str = DEFAULT_NOR
 
 
 def normal_label(datalist: DataList) -> str:
-    """Name of the label that means "no finding" in this list (``meta.normal_label``)."""
-    return str(datalist.get("meta", {}).get("normal_label", DEFAULT_NORMAL))
+    """Return the label that means "no finding": ``meta.normal_label``, else the one named Normal or No Finding."""
+    named = (datalist.get("meta") or {}).get("normal_label")
+    return named or next((str(label) for label in datalist.get("labels") or [] if means_normal(label)), DEFAULT_NORMAL)
 
 
 def present_sections(datalist: DataList) -> list[str]:

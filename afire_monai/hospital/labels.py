@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from afire_monai.core.errors import DataListError
-from afire_monai.datalists.csv_table import Row, parse_label, read_table
+from afire_monai.datalists.cells import parse_label, split_names
+from afire_monai.datalists.csv_table import Row, read_table
 from afire_monai.hospital.header import Header
 
 Values = tuple[int | None, ...]
@@ -151,16 +152,16 @@ class LabelTable:
         column = join_column or JOINS[join][0]
         wanted = [*(label_columns or ()), *([labels_column] if labels_column else [])]
         rows = read_table(path, [*wanted, *([join_column] if join_column else [])], several)
-        numbered = [(number, row) for number, row in enumerate(rows, start=2) if row[column]]
+        numbered = [row for row in rows if row[column]]
         self.skipped = len(rows) - len(numbered)
         if label_columns is not None:
             self.names = _different(label_columns)
-            values = [self._one_each(number, row) for number, row in numbered]
+            values = [self._one_each(row) for row in numbered]
         else:
-            self.names, values = self._from_names([row[str(labels_column)] for _, row in numbered], separator, normal)
+            self.names, values = self._from_names([row[str(labels_column)] for row in numbered], separator, normal)
         self.lines: dict[str, list[tuple[int, Values]]] = defaultdict(list)
-        for (number, row), labels in zip(numbered, values, strict=True):
-            self.lines[_file_key(row[column]) if join == "file" else row[column]].append((number, labels))
+        for row, labels in zip(numbered, values, strict=True):
+            self.lines[_file_key(row[column]) if join == "file" else row[column]].append((row.line, labels))
         self.lines = dict(self.lines)
 
     def keys_of(self, subject: Subject, roots: Sequence[str] = ()) -> set[str]:
@@ -172,20 +173,20 @@ class LabelTable:
         below = [os.path.relpath(subject.path, root) for root in roots if subject.path.startswith(root + os.sep)]
         return {_file_key(name) for name in (subject.path, os.path.basename(subject.path), *below)}
 
-    def _one_each(self, number: int, row: Row) -> Values:
+    def _one_each(self, row: Row) -> Values:
         values = []
         for name in self.names:
             try:
-                values.append(parse_label(row[name], ""))
+                values.append(parse_label(row, name))
             except DataListError:
                 raise DataListError(
-                    f"{self.path}: line {number}, column {name!r}: 1 (present), 0 (absent), -1 (uncertain) or nothing "
+                    f"{row.where(name)}: 1 (present), 0 (absent), -1 (uncertain) or nothing "
                     "is expected; what is there is not shown, as it could be a patient's"
                 ) from None
         return tuple(values)
 
     def _from_names(self, cells: list[str], separator: str, normal: str) -> tuple[tuple[str, ...], list[Values]]:
-        sets = [{name.strip() for name in cell.split(separator) if name.strip()} for cell in cells]
+        sets = [set(split_names(cell, separator)) for cell in cells]
         known = set().union(*sets)
         if len(known) > MOST_LABELS:
             raise DataListError(

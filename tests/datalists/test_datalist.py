@@ -147,7 +147,7 @@ def test_facts_are_kept_where_the_csv_has_columns_of_their_names(tmp_path: Path)
     assert [items["a.png"].get(key) for key in ("sex", "age", "view", "source")] == ["F", 57, "PA", None]
     assert [items["b.png"].get(key) for key in ("sex", "age", "view")] == [None, 58, None]
     assert [items["c.png"].get(key) for key in ("sex", "age", "view")] == ["M", None, "AP"]
-    assert datalist["meta"]["skipped"]["unusable_sex"] == datalist["meta"]["skipped"]["unusable_age"] == 1
+    assert datalist["meta"]["unusable"] == {"age": 1}
     assert validate_datalist(datalist, check_files=False).ok
 
 

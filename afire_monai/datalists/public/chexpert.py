@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from afire_monai.core.errors import DataListError
-from afire_monai.datalists.csv_table import Row, facts_of, first_file, parse_label, read_table
+from afire_monai.datalists.cells import facts_of, parse_label
+from afire_monai.datalists.csv_table import Row, one_row_each, read_table
 from afire_monai.datalists.file import DEFAULT_NORMAL, DataList, StrPath
-from afire_monai.datalists.public.common import Gathered, Unmentioned, check_unmentioned, finish
+from afire_monai.datalists.public.common import Gathered, Unmentioned, check_unmentioned, finish, first_file
 
 NO_FINDING = "No Finding"
 FINDINGS = (
@@ -56,7 +57,7 @@ def datalist_from_chexpert(
     for table, section in (("train.csv", "training"), ("valid.csv", "test")):
         path = first_file(root, table, f"{table}.gz")
         rows = read_table(path, ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *wanted])
-        for number, row in enumerate(rows, start=2):
+        for row in one_row_each(rows, "Path").values():
             if not lateral and row["Frontal/Lateral"] != "Frontal":
                 gathered.skipped["lateral_view"] += 1
                 continue
@@ -64,9 +65,8 @@ def datalist_from_chexpert(
             if not image.is_file():
                 gathered.skipped["missing_image"] += 1
                 continue
-            item: dict[str, Any] = {"image": str(image.absolute()), "group": _patient(row["Path"], path, number)}
-            where = f"{path}: line {number}"
-            item["label"] = [parse_label(row[name], f"{where}, column {name!r}", blank) for name in wanted]
+            item: dict[str, Any] = {"image": str(image.absolute()), "group": _patient(row)}
+            item["label"] = [parse_label(row, name, blank) for name in wanted]
             gathered.sections[section].append(item | _facts(row))
     gathered.hold_out(validation, seed)
     gathered.facts |= {"unmentioned": unmentioned}
@@ -90,10 +90,10 @@ def _image(root: Path, published: str) -> Path:
     return root / rest if first.lower().startswith("chexpert") else root / published
 
 
-def _patient(published: str, table: Path, number: int) -> str:
-    match = re.search(r"patient\d+", published)
+def _patient(row: Row) -> str:
+    match = re.search(r"patient\d+", row["Path"])
     if match is None:
-        raise DataListError(f"{table}: line {number}, column 'Path': {published!r}; …/patientNNNNN/… is expected")
+        raise DataListError(f"{row.where('Path')}: {row['Path']!r}; …/patientNNNNN/… is expected")
     return match[0]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from afire_monai.core.errors import DataListError
-from afire_monai.datalists.csv_table import facts_of, optional_file
+from afire_monai.datalists.cells import facts_of
 from afire_monai.datalists.file import DEFAULT_NORMAL, SECTIONS, DataList, StrPath, save_datalist
 from afire_monai.datalists.splits import split_by_group
 
@@ -119,6 +119,32 @@ def shared_patients(sections: Mapping[str, Sequence[Item]]) -> dict[tuple[str, s
 def group_of(item: Item) -> str:
     """Patient of an item, or its image where it has no patient."""
     return str(item.get("group", item["image"]))
+
+
+def first_file(folder: Path, *patterns: str) -> Path:
+    """Return a file in a folder that fits a pattern; the first pattern that any file fits decides.
+
+    Raises:
+        DataListError: there is none.
+    """
+    for pattern in patterns:
+        found = sorted(path for path in folder.glob(pattern) if path.is_file())
+        if found:
+            return found[-1]
+    if not folder.is_dir():
+        raise DataListError(f"{folder}: no such folder. Give the folder that the data set was unpacked into")
+    raise DataListError(
+        f"{folder}: {' or '.join(patterns)} is not in it. Give the folder that the data set was unpacked into, "
+        "with the tables that come with it"
+    )
+
+
+def optional_file(folder: Path, *patterns: str) -> Path | None:
+    """As `first_file`, or None."""
+    try:
+        return first_file(folder, *patterns)
+    except DataListError:
+        return None
 
 
 def find_files(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:

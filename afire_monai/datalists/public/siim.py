@@ -7,9 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from afire_monai.core.errors import DataListError
-from afire_monai.datalists.csv_table import first_file, read_table
+from afire_monai.datalists.csv_table import read_table
 from afire_monai.datalists.file import DataList, StrPath
-from afire_monai.datalists.public.common import RANDOM_FRACTIONS, Gathered, by_stem, find_files, finish, header_facts
+from afire_monai.datalists.public.common import (
+    RANDOM_FRACTIONS,
+    Gathered,
+    by_stem,
+    find_files,
+    finish,
+    first_file,
+    header_facts,
+)
 from afire_monai.datalists.public.masks import mask_folder, write_mask
 from afire_monai.datalists.public.rle import EMPTY, union_of_runs
 

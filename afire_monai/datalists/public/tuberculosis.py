@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from afire_monai.core.errors import DataListError
-from afire_monai.datalists.csv_table import facts_of
+from afire_monai.datalists.cells import facts_of
 from afire_monai.datalists.file import DataList, StrPath
 from afire_monai.datalists.public.common import RANDOM_FRACTIONS, Gathered, find_files, finish
 from afire_monai.datalists.public.masks import mask_folder, picture_size, union_of_pictures, write_mask

@@ -95,13 +95,13 @@ def test_rsna_has_three_classes_and_boxes_of_opacity(tmp_path: Path) -> None:
 def test_rsna_errors_name_line_and_what_is_expected(tmp_path: Path) -> None:
     root = rsna(tmp_path)
     write(root / "stage_2_detailed_class_info.csv", "patientId,class\na,Opacity\n")
-    with pytest.raises(DataListError, match="line 2: 'Opacity'; one of Normal, Lung Opacity"):
+    with pytest.raises(DataListError, match="line 2, column 'class': 'Opacity'; one of Normal, Lung Opacity"):
         datalist_from_rsna(root)
     write(root / "stage_2_detailed_class_info.csv", "patientId,class\na,Normal\na,Lung Opacity\n")
-    with pytest.raises(DataListError, match="line 3: a has two classes"):
+    with pytest.raises(DataListError, match="line 3, column 'class': another value than in line 2"):
         datalist_from_rsna(root)
     write(root / "stage_2_train_labels.csv", "patientId,x,y,width,height,Target\na,1,1,,1,1\n")
-    with pytest.raises(DataListError, match="line 2: box: 1, 1, , 1; numbers"):
+    with pytest.raises(DataListError, match="line 2, column 'width': box: 1, 1, , 1; numbers"):
         datalist_from_rsna(root)
 
 
