@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
+
+from afire_monai.cli.check import reader_arguments
 
 
 def from_csv(
@@ -27,6 +30,9 @@ def from_csv(
     name: str | None = None,
     delimiter: str | None = None,
     encoding: str | None = None,
+    png16_max: str | None = None,
+    modalities: str | None = None,
+    window_index: int | None = None,
 ) -> int:
     """Build a data list, or one for each source, from a CSV manifest; patients are never divided between splits.
 
@@ -58,6 +64,9 @@ def from_csv(
         name: of the list.
         delimiter: between cells: , ; or tab; found out unless given.
         encoding: of the text: utf-8, utf-16, cp1252, …; found out unless given.
+        png16_max: what is white in 16-bit PNG: a number such as 4095, dtype (65535) or image; kept in the list.
+        modalities: DICOM modalities to read, with commas between them, or any; kept in the list.
+        window_index: which DICOM window to use where a file has several; kept in the list.
     """
     from afire_monai.datalists.from_csv import datalist_from_csv
     from afire_monai.datalists.normal import normal_in_words
@@ -65,7 +74,7 @@ def from_csv(
     made = datalist_from_csv(
         path, out, image_column, group_column, labels_column, label_separator, source_column, source, by_source,
         mask_column, boxes_csv, base_dir, fractions, seed, normal_label, name, label_columns, keep, delimiter,
-        encoding,
+        encoding, reader_arguments(png16_max, modalities, window_index),
     )  # fmt: skip
     lists = list(made.values()) if by_source else [made]
     for datalist in lists:
@@ -88,6 +97,10 @@ def from_folder(
     labels_from_folders: bool = False,
     normal_label: str | None = None,
     name: str | None = None,
+    masks: str | None = None,
+    png16_max: str | None = None,
+    modalities: str | None = None,
+    window_index: int | None = None,
 ) -> int:
     r"""Build a data list of all radiographs in a folder and below; patients are never divided between splits.
 
@@ -104,10 +117,17 @@ def from_folder(
         labels_from_folders: the folder that directly holds an image is its label.
         normal_label: the label that means "no finding"; unless given, Normal or No Finding.
         name: of the list.
+        masks: folder of masks, named as the images are (1.png or 1_mask.png for 1.png).
+        png16_max: what is white in 16-bit PNG: a number such as 4095, dtype (65535) or image; kept in the list.
+        modalities: DICOM modalities to read, with commas between them, or any; kept in the list.
+        window_index: which DICOM window to use where a file has several; kept in the list.
     """
     from afire_monai.datalists.build import datalist_from_folder
 
-    made = datalist_from_folder(folder, out, fractions, seed, group_pattern, labels_from_folders, normal_label, name)
+    reader = reader_arguments(png16_max, modalities, window_index)
+    made = datalist_from_folder(
+        folder, out, fractions, seed, group_pattern, labels_from_folders, normal_label, name, masks, reader
+    )
     print(_counts(made))
     if group_pattern is None:
         print("each image counts as its own patient: give --group-pattern if patients have several")
@@ -176,4 +196,4 @@ def _counts(datalist: dict[str, Any]) -> str:
 
 
 def _next_step(target: str, written: str) -> None:
-    print(f"written: {written}\nnext:    afire check {target}")
+    print(f"written: {written}\nnext:    afire check {shlex.quote(target)}")

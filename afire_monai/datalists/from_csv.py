@@ -27,6 +27,7 @@ from afire_monai.datalists.cells import (
 from afire_monai.datalists.csv_table import Row, one_row_each, read_table
 from afire_monai.datalists.file import DataList, StrPath, save_datalist
 from afire_monai.datalists.normal import find_normal
+from afire_monai.radiographs.decode import checked_options
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ def datalist_from_csv(
     keep: Sequence[str] | None = KEEP_PRESENT,
     delimiter: str | None = None,
     encoding: str | None = None,
+    reader: Mapping[str, Any] | None = None,
 ) -> DataList | dict[str, DataList]:
     """Build a data list, or one list per source, from a CSV manifest with a header line (see `read_table`).
 
@@ -87,6 +89,7 @@ def datalist_from_csv(
             "auto" for those that have a column of their own name; None for none.
         delimiter: between the cells of both tables; None to find out.
         encoding: of both tables; None to find out.
+        reader: how the images are to be read (see `reader_options`); kept in ``meta.reader``.
 
     Returns:
         The list with absolute paths; with ``by_source`` a dictionary from source to list.
@@ -113,7 +116,7 @@ def datalist_from_csv(
     boxes = _read_boxes(Path(boxes_csv), base, delimiter, encoding) if boxes_csv is not None else {}
     manifest = _Manifest(
         path, base, image_column, group_column, mask_column, several, label_separator, singles, facts, boxes,
-        fractions, seed,
+        fractions, seed, checked_options(reader or {}),
     )  # fmt: skip
     _say_not_known(path, rows, columns, label_separator)
     rows = manifest.one_row_an_image(rows, [*columns, *facts.values()])
@@ -151,6 +154,7 @@ class _Manifest:
     boxes: dict[str, list[list[Any]]]
     fractions: Sequence[float]
     seed: int
+    reader: Mapping[str, Any]
     repeated: int = 0
     normal: str = ""
     alike: dict[str, str] = field(default_factory=dict)
@@ -192,8 +196,7 @@ class _Manifest:
         skipped += Counter(repeated_row=self.repeated, box_without_image=unused)
         kinds = {"missing_image": 0, "missing_mask": 0, **skipped}
         meta: dict[str, Any] = {"source": name, "csv": Path(self.path).name, "skipped": kinds}
-        if unusable:
-            meta["unusable"] = dict(unusable)
+        meta |= {key: dict(value) for key, value in (("unusable", unusable), ("reader", self.reader)) if value}
         items = [item for _, item in made]
         return assemble(name, items, strata, self.fractions, self.seed, self.normal, meta, labels)
 

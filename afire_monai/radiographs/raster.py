@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,14 +39,31 @@ def read_raster(path: Path, png16_max: WhiteLevel = "dtype") -> Picture:
     Raises:
         RadiographError: broken, truncated, colour, animated or too large.
     """
+    with _opened(path) as image:
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1:
+            raise refusal(path, "multi-frame", f"it holds {frames} frames; one radiograph a file is read")
+        image.load()
+        return _to_picture(path, image, png16_max)
+
+
+def raster_size(path: Path) -> tuple[int, int]:
+    """Return rows and columns of a PNG or JPEG file, from its header.
+
+    Raises:
+        RadiographError: broken or too large.
+    """
+    with _opened(path) as image:
+        return image.height, image.width
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture of acceptable size; what goes wrong until it is closed becomes a refusal."""
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as image:
             check_size(path, image.height, image.width)
-            frames = getattr(image, "n_frames", 1)
-            if frames > 1:
-                raise refusal(path, "multi-frame", f"it holds {frames} frames; one radiograph a file is read")
-            image.load()
-            return _to_picture(path, image, png16_max)
+            yield image
     except Image.DecompressionBombError as error:
         raise refusal(path, "image too large", f"{error}") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from afire_monai.core.errors import DataListError
 from afire_monai.datalists.cells import facts_of
-from afire_monai.datalists.file import DEFAULT_NORMAL, SECTIONS, DataList, StrPath, save_datalist
+from afire_monai.datalists.file import DEFAULT_NORMAL, SECTIONS, DataList, StrPath, patient_of, save_datalist
 from afire_monai.datalists.splits import split_by_group
 
 Item = dict[str, Any]
@@ -64,7 +64,7 @@ class Gathered:
     def _deal(self, fractions: Sequence[float], sections: Sequence[str], seed: int) -> None:
         items = self.sections["training"]
         strata = [str(item["label"]) for item in items]
-        split = split_by_group([group_of(item) for item in items], strata, fractions, seed)
+        split = split_by_group([patient_of(item) for item in items], strata, fractions, seed)
         for index, section in enumerate(sections):
             self.sections[section] = [item for item, part in zip(items, split, strict=True) if part == index]
 
@@ -110,15 +110,10 @@ def finish(
 
 def shared_patients(sections: Mapping[str, Sequence[Item]]) -> dict[tuple[str, str], set[str]]:
     """Patients who are in two sections, for each pair of sections that shares any."""
-    groups = {section: {group_of(item) for item in items} for section, items in sections.items()}
+    groups = {section: {patient_of(item) for item in items} for section, items in sections.items()}
     names = list(groups)
     pairs = [(one, other) for i, one in enumerate(names) for other in names[i + 1 :]]
     return {(one, other): groups[one] & groups[other] for one, other in pairs if groups[one] & groups[other]}
-
-
-def group_of(item: Item) -> str:
-    """Patient of an item, or its image where it has no patient."""
-    return str(item.get("group", item["image"]))
 
 
 def first_file(folder: Path, *patterns: str) -> Path:
