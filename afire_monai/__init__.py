@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from afire_monai.models.encoder import load_encoder
+    from afire_monai.models.folder import load_encoder
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_encoder"]
@@ -14,7 +14,7 @@ __all__ = ["__version__", "load_encoder"]
 def __getattr__(name: str) -> Any:
     """Import the heavy parts (torch, MONAI) only when they are asked for, so that ``afire --help`` is quick."""
     if name == "load_encoder":
-        from afire_monai.models.encoder import load_encoder
+        from afire_monai.models.folder import load_encoder
 
         return load_encoder
     raise AttributeError(f"module 'afire_monai' has no attribute {name!r}")

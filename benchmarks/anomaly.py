@@ -26,8 +26,7 @@ from torch import Tensor
 from afire_monai.evaluation.bootstrap import Interval, bootstrap_auroc
 from afire_monai.evaluation.localisation import centre_figures, prior_figures, summarise
 from afire_monai.networks import Encoder, encoder_from_config
-from afire_monai.predictions.anomaly.detector import AnomalyDetector
-from afire_monai.predictions.anomaly.load_detector import load_detector
+from afire_monai.predictions.anomaly.detector import AnomalyDetector, load_detector
 
 Scored = tuple[np.ndarray, np.ndarray]  # scores (n,), heatmaps (n, h, w) in 0…1
 

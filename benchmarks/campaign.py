@@ -1,7 +1,7 @@
 """All that a GPU has to show, in a given number of minutes, from one pack of radiographs and without a network.
 
     scripts/gpu_campaign.sh --pack pack.zip --out campaign --minutes 9      # calls this file
-    scripts/gpu_campaign.sh --pack pack.zip --out campaign --minutes 6 --device cpu --image-size 64
+    scripts/gpu_campaign.sh --pack pack.zip --out campaign --minutes 6 --device cpu
 
 Phases, each within its share of the minutes and with its results in OUT before the next begins:
 
@@ -18,7 +18,9 @@ What comes out is small: OUT/summary.json and .txt, figures, logs, the encoder. 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -67,13 +69,22 @@ class Campaign:
         return max(5.0, self.left() - after - 5)
 
     def call(self, phase: str, command: list[str], seconds: float) -> int:
-        """Run a script of this folder, its output into OUT/PHASE.txt; 124 if it did not end in time."""
+        """Run a script of this folder, its output into OUT/PHASE.txt.
+
+        Returns:
+            Its exit status, or 124 if it did not end in time: it then got SIGTERM, upon which a pre-training writes a
+            checkpoint, and ten seconds for that.
+        """
         print(f"== {phase} ({seconds:.0f} s): {' '.join(command)[:200]}", flush=True)
-        with (self.out / f"{phase}.txt").open("ab") as log:
+        with (self.out / f"{phase}.txt").open("ab") as log, subprocess.Popen(command, stdout=log, stderr=log) as script:
             try:
-                return subprocess.run(command, stdout=log, stderr=log, timeout=seconds).returncode
+                return script.wait(seconds)
             except subprocess.TimeoutExpired:
                 log.write(b"\nout of time\n")
+                script.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    script.wait(10)
+                script.kill()
                 return 124
 
     def run(self) -> int:
@@ -142,6 +153,7 @@ class Campaign:
         """Pre-train in the time that is left, and write the encoder."""
         run = self.work / "run"
         files = [str(CONFIGS / "pretrain.yaml"), *(str(CONFIGS / name) for name in self.args.config)]
+        files += [str(CONFIGS / "preset_gpu.yaml")] if self.args.device == "cuda" else []
         settings = {
             **{"datalist": lists / f"{self.args.images}.json", "output_dir": run, "use_mlflow": False, "resume": False},
             **{
@@ -159,7 +171,7 @@ class Campaign:
         newest = sorted((run / "checkpoints").glob("checkpoint_*.pt"))[-1:]
         if code == 124 and newest:  # the machine got slower: keep what was trained until then
             done = torch.load(newest[0], map_location="cpu", weights_only=True)["progress"]
-            epochs = done["iteration"] // done["epoch_length"]
+            epochs = math.ceil(done["iteration"] / done["epoch_length"])
             again = [*command, "--resume", "True", "--minutes", "0", "--epochs", str(epochs)]
             self.call("training", again, max(5.0, self.args.rescue))
         for name in ("log.csv", "report.html", "settings.yaml"):
@@ -223,7 +235,9 @@ def main() -> int:
     parser.add_argument("--steps", nargs="*", default=[], help="methods and tasks whose step is compared; all if none")
     parser.add_argument("--no-runs", action="store_true", help="leave out trainings in the comparison of devices")
     parser.add_argument("--images", default="pretrain_all", help="list of `benchmarks/lists.py` to train on")
-    parser.add_argument("--config", nargs="+", default=["method_afire.yaml", "preset_gpu.yaml"])
+    parser.add_argument(
+        "--config", nargs="+", default=["method_afire.yaml"], help="of the training; on a GPU preset_gpu.yaml follows"
+    )
     parser.add_argument("--checkpoint-every", type=int, default=50, help="epochs")
     parser.add_argument(
         "--rescue", type=float, default=20.0, help="seconds for exporting what was trained if it is late"

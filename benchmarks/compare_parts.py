@@ -18,9 +18,9 @@ from probe import cases
 
 from afire_monai.datalists.file import load_datalist
 from afire_monai.evaluation.probes import extract_features, knn_probe, linear_probe
-from afire_monai.models.encoder import export_encoder, load_encoder
+from afire_monai.models.folder import export_encoder, load_encoder
 from afire_monai.networks import encoder_from_config
-from afire_monai.predictions.anomaly.load_detector import load_detector
+from afire_monai.predictions.anomaly.detector import load_detector
 
 Scores = dict[str, Any]
 

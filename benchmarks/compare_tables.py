@@ -12,8 +12,7 @@ from compare_parts import stored_rows
 
 from afire_monai.core.files import whole_file
 from afire_monai.datalists.file import load_datalist
-from afire_monai.evaluation.bootstrap import patient_weights
-from afire_monai.evaluation.bootstrap_figures import figure_draws, macro_mean
+from afire_monai.evaluation.bootstrap import figure_draws, macro_mean, patient_weights
 
 REPEATS = 1000
 PROBES = ("k-NN", "linear")

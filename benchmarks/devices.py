@@ -32,9 +32,8 @@ from afire_monai.cli.bundle import bundle_root
 from afire_monai.core.precision import set_precision
 from afire_monai.networks import ResNetEncoder, ViTClassifier, ViTEncoder, ViTSegmenter
 from afire_monai.predictions.anomaly.detector import AnomalyDetector
-from afire_monai.training.classification import Classification
 from afire_monai.training.planning import build_training
-from afire_monai.training.segmentation import Segmentation
+from afire_monai.training.tasks import Classification, Segmentation
 from afire_monai.transforms import RadiographAugment
 from afire_monai.transforms.anatomy import anatomy_of
 

@@ -35,10 +35,9 @@ from compare_tables import Seeds, auroc_draws, interval, level_with_best, mean_d
 from judging import Population, anomaly_scores, localisation, probe_scores, read_population, reference_of
 
 from afire_monai.datalists.file import datalist_hash, read_raw
-from afire_monai.models.encoder import load_encoder
+from afire_monai.models.folder import load_encoder
 from afire_monai.networks import Encoder
-from afire_monai.predictions.anomaly.detector import PARTS, AnomalyDetector
-from afire_monai.predictions.anomaly.load_detector import load_detector
+from afire_monai.predictions.anomaly.detector import PARTS, AnomalyDetector, load_detector
 
 LOG = "judged.jsonl"
 POINTS = "points: "

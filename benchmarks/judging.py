@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from afire_monai.datalists.file import is_normal, load_datalist
-from afire_monai.evaluation.heatmaps import image_figures
-from afire_monai.evaluation.lesion_truth import lesion_case
-from afire_monai.evaluation.localisation import LesionCase, Localisation, summarise
+from afire_monai.evaluation.cases import lesion_case
+from afire_monai.evaluation.localisation import LesionCase, Localisation, image_figures, summarise
 from afire_monai.evaluation.probes import extract_features, knn_probe, linear_probe
 from afire_monai.predictions.anomaly.build_reference import MIN_NORMALS, build_reference
 from afire_monai.predictions.anomaly.detector import AnomalyDetector, enlarge_cells, heat_of

@@ -73,7 +73,7 @@ def in_turns(repeats: int, **sides: Callable[[], Any]) -> dict[str, tuple[float,
 def write_cache(folder: Path, images: int, dtype: str) -> Any:
     """A cache as `build_cache` leaves it, without files to decode."""
     from afire_monai.datalists.paths import ImagePaths
-    from afire_monai.loading import cache_index as ci
+    from afire_monai.loading import cache as ci
     from afire_monai.radiographs.dicom import RADIOGRAPHY_MODALITIES
 
     cache = folder / f"{SIZE[0]}x{SIZE[1]}_{dtype}"

@@ -60,19 +60,19 @@ def write_list(path: Path, images: int) -> None:
 
 def write_index(datalist: Path, folder: Path) -> None:
     """The index of a cache that holds all training images, and shards of the right length that are holes."""
-    from afire_monai.loading import cache_index
+    from afire_monai.loading import cache
     from afire_monai.training import startup
 
     paths = startup.normal_items(datalist, "training")
     folder.mkdir()
-    cache_index.CacheHeader(SIZE, "uint8", []).save(folder)
-    index = np.zeros(len(paths), dtype=cache_index.ROW)
-    index["path"] = cache_index.path_hashes(paths)
-    index["state"], index["slot"] = cache_index.READY, np.random.default_rng(0).permutation(len(paths))
+    cache.CacheHeader(SIZE, "uint8", []).save(folder)
+    index = np.zeros(len(paths), dtype=cache.ROW)
+    index["path"] = cache.path_hashes(paths)
+    index["state"], index["slot"] = cache.READY, np.random.default_rng(0).permutation(len(paths))
     np.save(folder / "index.npy", index)
-    for shard in range(-(-len(paths) // cache_index.SHARD_ROWS)):
-        with open(cache_index.shard_path(folder, shard), "wb") as file:
-            shape = (cache_index.SHARD_ROWS, *SIZE)
+    for shard in range(-(-len(paths) // cache.SHARD_ROWS)):
+        with open(cache.shard_path(folder, shard), "wb") as file:
+            shape = (cache.SHARD_ROWS, *SIZE)
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             file.truncate(file.tell() + int(np.prod(shape)))
 
@@ -98,8 +98,7 @@ def measured(name: str) -> Iterator[None]:
 
 def start(datalist: Path, folder: Path, images: int) -> None:
     """What a training does before its first batch, in one process."""
-    from afire_monai.loading.cache import DiskCache
-    from afire_monai.loading.cache_index import file_facts
+    from afire_monai.loading.cache import DiskCache, file_facts
     from afire_monai.loading.sampler import EpochSampler
     from afire_monai.training import startup
 

@@ -23,11 +23,11 @@ import torch
 
 from afire_monai.losses import RestorationLoss, TokenContrastiveLoss
 from afire_monai.methods import AFiRe
-from afire_monai.models.task_models import export_task
+from afire_monai.models.folder import export_task
 from afire_monai.networks import ENCODER_PRESETS, AnomalyRestorationDecoder, PrototypeBank, TokenHead, ViTEncoder
-from afire_monai.networks.classifier import ViTClassifier
+from afire_monai.networks.task_networks import ViTClassifier
 from afire_monai.phantom import write_phantom_dataset
-from afire_monai.predictions.anomaly.make_reference import make_reference
+from afire_monai.predictions.anomaly.build_reference import make_reference
 from afire_monai.predictions.predict import predict
 from afire_monai.predictions.reading import Radiograph, ahead, read_radiograph
 from afire_monai.predictions.scoring import Scorer

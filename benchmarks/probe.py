@@ -22,7 +22,7 @@ from judging import groups_of, pictures
 from afire_monai.datalists.file import is_normal, load_datalist
 from afire_monai.evaluation.bootstrap import bootstrap_auroc, bootstrap_auroc_difference
 from afire_monai.evaluation.probes import extract_features, knn_probe, linear_probe, raw_pixels
-from afire_monai.models.encoder import load_encoder
+from afire_monai.models.folder import load_encoder
 from afire_monai.networks import encoder_from_config
 
 

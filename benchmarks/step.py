@@ -144,23 +144,24 @@ def loop_head(head: TokenHead, tokens: Tensor) -> Tensor:
     return torch.stack([F.linear(x[:, j], layer) for j, layer in enumerate(layers)], dim=1)
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+def matrix_rate(device: torch.device, dtype: torch.dtype, clock: Callable[[], float]) -> float:
     """Floating-point operations a second of a large matrix product, best of five."""
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    return 2 * n**3 / min(timed(lambda: torch.mm(a, b), device) for _ in range(5))
+    return 2 * n**3 / min(timed(lambda: torch.mm(a, b), device, clock) for _ in range(5))
 
 
-def timed(step: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
+def timed(step: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
+    start = clock()
     step()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def measure(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
+    clock = time.process_time if args.processor_time else time.perf_counter
     method = build(args.preset, args.size, args.shift, device, args.decoder)
     images = torch.rand(args.batch, 1, *method.canvas_size).to(device)
     steps = Steps(method, images, args.precision)
@@ -180,8 +181,10 @@ def measure(args: argparse.Namespace) -> None:
     for turn in range(args.repeats):
         for name, step in sides.items():
             if name != "loop" or turn < args.loop_repeats:
-                times[name].append(timed(step, device))
-    rate = matrix_rate(device, torch.bfloat16 if steps.bf16 else torch.float32)
+                times[name].append(timed(step, device, clock))
+    rate = matrix_rate(device, torch.bfloat16 if steps.bf16 else torch.float32, clock)
+    if args.processor_time:
+        print("processor time, not the clock's")
     print(
         f"{args.preset}, {args.size} px, shift {args.shift}, decoder {args.decoder}, batch {args.batch}, "
         f"{args.precision}, compile {args.compile}, {device}, {torch.get_num_threads()} threads, {args.repeats} repeats"
@@ -271,6 +274,9 @@ def main() -> None:
     parser.add_argument("--no-loop", action="store_true", help="leave out the step that loops over tokens")
     parser.add_argument("--loop-repeats", type=int, default=5, help="of that step, at most --repeats")
     parser.add_argument("--search", action="store_true", help="measure the step that searches the texture as well")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="of this process, on a CPU that others use as well (one thread)"
+    )
     parser.add_argument("--json", help="file that gets a line of figures")
     parser.add_argument("--memory", action="store_true", help="measure peak memory instead of time")
     parser.add_argument("--profile", action="store_true", help="print where the full step spends its time")

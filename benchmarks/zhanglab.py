@@ -40,8 +40,7 @@ from judging import anomaly_scores, cases_of, reference_of
 from afire_monai.datalists.file import datalist_hash, save_datalist
 from afire_monai.datalists.from_csv import datalist_from_csv
 from afire_monai.datalists.public import datalist_from_kermany
-from afire_monai.predictions.anomaly.detector import PARTS
-from afire_monai.predictions.anomaly.load_detector import load_detector
+from afire_monai.predictions.anomaly.detector import PARTS, load_detector
 from afire_monai.predictions.format import load_predictions
 
 LABELS = ["Normal", "Pneumonia"]

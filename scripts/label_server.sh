@@ -119,7 +119,7 @@ export NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}"
 umask 077
 
-"$venv/bin/python" -m afire_monai.label.logs "$work/logging.json" "$work/server.log"
+"$venv/bin/python" -m afire_monai.label.messages "$work/logging.json" "$work/server.log"
 cd "$work"
 setsid "$venv/bin/python" -m afire_monai.label.start start_server --app "$work/app" --studies "$studies" \
     --host 127.0.0.1 --port "$port" --uvicorn_app afire_monai.label.server:app --log_config "$work/logging.json" \

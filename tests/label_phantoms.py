@@ -12,13 +12,11 @@ from helpers import smooth_images, tiny_afire
 from hospital_files import CR, DX, radiograph
 from PIL import Image
 
-from afire_monai.models.encoder import export_encoder
-from afire_monai.models.task_models import export_task
+from afire_monai.models.folder import export_encoder, export_task
 from afire_monai.networks import ViTEncoder
-from afire_monai.networks.classifier import ViTClassifier
-from afire_monai.networks.segmenter import ViTSegmenter
+from afire_monai.networks.task_networks import ViTClassifier, ViTSegmenter
 from afire_monai.phantom import ChestPhantom
-from afire_monai.predictions.anomaly.make_reference import make_reference
+from afire_monai.predictions.anomaly.build_reference import make_reference
 from afire_monai.training.finish import export_detector, export_restorer
 
 SHAPE = (96, 78)

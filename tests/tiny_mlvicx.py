@@ -6,8 +6,7 @@ import torch
 
 from afire_monai.methods import MLVICX, MLVICXNetwork
 from afire_monai.networks import DenseBranch, ResNetEncoder
-from afire_monai.training.lars import LARS
-from afire_monai.training.plan import parameter_groups
+from afire_monai.training.plan import LARS, parameter_groups
 from afire_monai.training.trainer import PretrainTrainer
 from afire_monai.transforms import RandomViews, ViewAugment
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from afire_monai.methods.peac import PEAC
-from afire_monai.methods.peac_views import OverlappingViews
+from afire_monai.methods.peac import PEAC, OverlappingViews
 from afire_monai.networks import ViTEncoder
 from afire_monai.transforms.perturb import AppearancePerturbation
 

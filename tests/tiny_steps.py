@@ -16,8 +16,7 @@ from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.loading.sampler import EpochSampler
 from afire_monai.losses import SelfDistillationLoss
 from afire_monai.methods import DINO, MAE, Method
-from afire_monai.methods.peac import PEAC
-from afire_monai.methods.peac_views import OverlappingViews
+from afire_monai.methods.peac import PEAC, OverlappingViews
 from afire_monai.networks import (
     AnomalyRestorationDecoder,
     Encoder,
@@ -28,11 +27,8 @@ from afire_monai.networks import (
     ViTSegmenter,
 )
 from afire_monai.networks.swin import SwinEncoder
-from afire_monai.training.classification import Classification
-from afire_monai.training.lars import LARS
-from afire_monai.training.plan import TrainingPlan, parameter_groups
-from afire_monai.training.segmentation import Segmentation
-from afire_monai.training.task_base import task_parameter_groups
+from afire_monai.training.plan import LARS, TrainingPlan, parameter_groups
+from afire_monai.training.tasks import Classification, Segmentation, task_parameter_groups
 from afire_monai.training.trainer import PretrainTrainer
 from afire_monai.transforms import RadiographAugment, RandomViews, ViewAugment
 from afire_monai.transforms.anatomy import anatomy_of

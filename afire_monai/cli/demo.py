@@ -107,7 +107,7 @@ def _run(folder: Path, settings: dict[str, Any], phantoms: dict[str, int], resum
     run_configs({**settings, "datalist": str(datalist), "output_dir": str(folder), "resume": resume})
     page = folder / "report.html"
     if not page.exists():
-        from afire_monai.training.report.write import write_report
+        from afire_monai.training.report.page import write_report
 
         write_report(folder)
     return page

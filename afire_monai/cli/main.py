@@ -9,19 +9,12 @@ from collections.abc import Sequence
 from afire_monai.cli.arguments import CommandTree, parse, user_error
 from afire_monai.cli.cache import cache
 from afire_monai.cli.check import check
-from afire_monai.cli.crossvalidate import crossvalidate
 from afire_monai.cli.datalist import from_csv, from_folder, merge, validate
 from afire_monai.cli.demo import demo
-from afire_monai.cli.dicom_results import dicom_results
-from afire_monai.cli.evaluate import evaluate
-from afire_monai.cli.figures import figures
-from afire_monai.cli.ingest import ingest
-from afire_monai.cli.plan import plan
-from afire_monai.cli.predict import predict, reference
+from afire_monai.cli.hospital import dicom_results, ingest, send
+from afire_monai.cli.predictions import evaluate, figures, predict, reference
 from afire_monai.cli.public_datasets import PUBLIC_DATASETS
-from afire_monai.cli.release import import_release
-from afire_monai.cli.report import report
-from afire_monai.cli.send import send
+from afire_monai.cli.training import crossvalidate, import_release, plan, report
 
 COMMANDS: CommandTree = {
     "demo": demo,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 _FULL_OR_FORBIDDEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -12,7 +13,29 @@ class AfireError(ValueError):
 
 
 class RadiographError(AfireError):
-    """A file is not a radiograph that can be used (corrupt, colour, multi-frame, unsupported, empty)."""
+    """A file is not a radiograph that can be used (corrupt, colour, multi-frame, unsupported, empty).
+
+    Attributes:
+        path: the file; "" where the pixels came without one.
+        kind: short constant reason ("colour image"), by which refusals are counted.
+        detail: what was seen, what was expected, the way out; the whole message unless given.
+    """
+
+    def __init__(self, message: str, path: str = "", kind: str = "refused", detail: str | None = None) -> None:
+        super().__init__(message)
+        self.path, self.kind, self.detail = path, kind, message if detail is None else detail
+
+    def reason(self, *names: str, instead: str = "the file") -> str:
+        """Return kind and detail on one line without names of files, which can identify a patient.
+
+        Args:
+            names: other spellings of the path to take out.
+            instead: what stands in their place.
+        """
+        text = f"{self.kind}: {self.detail}"
+        for name in (self.path, *names, os.path.basename(self.path), *map(os.path.basename, names)):
+            text = text.replace(name, instead) if name else text
+        return " ".join(text.split())
 
 
 class DataListError(AfireError):

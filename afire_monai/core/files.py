@@ -1,27 +1,37 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, tables as CSV, and files for their owner's eyes only."""
 
 from __future__ import annotations
 
+import csv
+import errno
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
+
+from afire_monai.core.errors import AfireError
 
 
 @contextmanager
-def whole_file(path: Path, private: bool = False, shared: bool = False, sync: bool = False) -> Iterator[Path]:
-    """Give a file beside ``path`` to write to; it takes that name at the end, and is gone if writing fails.
+def whole_file(
+    path: Path, private: bool = False, shared: bool = False, sync: bool = False, new: bool = False
+) -> Iterator[Path]:
+    """Open a file beside ``path`` to write to; it takes that name at the end, and is gone if writing fails.
 
-    A reader sees the old file or the new one, never a part. What a killed process leaves, ``.NAME.part``, is written
-    over the next time (not so with ``shared``, whose part is named after the process).
+    A reader sees the old file or the new one, never a part. A killed process leaves ``.NAME.part``, which is
+    overwritten next time, unless ``shared``, where the temporary name includes the process id.
 
     Args:
         path: of the file; its folder exists.
         private: only its owner may read it (mode 0600), at no moment anybody else.
         shared: other processes may write the same file at the same time: the last one wins.
         sync: be sure that it is on the disk before it takes its name.
+        new: never overwrite a file.
 
     Raises:
+        FileExistsError: with ``new``, where the name is taken.
         OSError: if it cannot be made or moved; an earlier file is kept.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part" if shared else f".{path.name}.part")
@@ -33,13 +43,71 @@ def whole_file(path: Path, private: bool = False, shared: bool = False, sync: bo
         if sync:
             with part.open("rb") as file:
                 os.fsync(file.fileno())
-        os.replace(part, path)
+        if new:
+            _take_new_name(part, path)
+        else:
+            os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _take_new_name(part: Path, path: Path) -> None:
+    try:
+        os.link(part, path)  # unlike renaming it fails where the name is taken
+        part.unlink()
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK) or path.exists():
+            raise
+        os.rename(part, path)  # file systems without links
 
 
 def write_text(path: Path, text: str, private: bool = False, shared: bool = False) -> None:
     """Write a text in UTF-8, line ends as they stand, as a whole file (:func:`whole_file`)."""
     with whole_file(path, private, shared) as part:
         part.write_text(text, encoding="utf-8", newline="")
+
+
+@contextmanager
+def open_whole(path: Path, private: bool = False) -> Iterator[IO[str]]:
+    """Open a text file for writing that takes its place only when all has been written.
+
+    Args:
+        path: of the file.
+        private: only its owner may read it (mode 0600), at no moment anybody else.
+
+    Raises:
+        AfireError: if it cannot be written (disk full, permission). The earlier file is kept.
+    """
+    try:
+        # names of files need not be text in any encoding: what is not comes back as the bytes that it was
+        with (
+            whole_file(path, private) as part,
+            part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+        ):
+            yield file
+    except OSError as error:
+        raise AfireError(
+            f"{path} cannot be written: {error.strerror}. Make room or give another folder, then repeat the command: "
+            "it goes on where it stopped"
+        ) from error
+
+
+def write_rows(path: Path, rows: Iterable[Sequence[Any]], private: bool = False) -> None:
+    """Write rows as CSV in one piece (see `open_whole`)."""
+    with open_whole(path, private) as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def refuse_wide(path: Path) -> None:
+    """Refuse a file that others than its owner may use.
+
+    Raises:
+        AfireError: if the mode gives group or others any right.
+    """
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if os.name == "posix" and mode & 0o077:
+        raise AfireError(
+            f"{path}: others may use it (mode {mode:04o}), so what it protects is not protected. If nobody has read "
+            f"it, chmod 600 {path}"
+        )

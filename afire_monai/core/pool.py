@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import multiprocessing
 import os
 import sys
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 from afire_monai.core.errors import AfireError
+from afire_monai.core.quiet import quiet
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -146,21 +145,6 @@ class Pool:
             worker.stop()
             self._workers.remove(worker)
         self._again.clear()
-
-
-class quiet(warnings.catch_warnings):  # noqa: N801  # used like the function it is in the standard library
-    """Keep what other libraries say of odd headers out of messages: they quote values, which can be a patient's."""
-
-    def __enter__(self) -> Any:
-        entered = super().__enter__()
-        warnings.simplefilter("ignore")
-        self._level = logging.getLogger("pydicom").level
-        logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
-        return entered
-
-    def __exit__(self, *error: Any) -> None:
-        logging.getLogger("pydicom").setLevel(self._level)
-        super().__exit__(*error)
 
 
 class _Worker:

@@ -6,16 +6,87 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from highdicom.sc import SCImage
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 from pydicom.dataset import Dataset
 
+from afire_monai.core.quiet import quiet
 from afire_monai.dicom_results import codes
-from afire_monai.dicom_results.drawing import draw
+from afire_monai.dicom_results.codes import NewUids, meaning
 from afire_monai.dicom_results.objects import WARNING, building, character_set, common, write_new
 from afire_monai.dicom_results.prediction import ImagePrediction
-from afire_monai.dicom_results.source import MODALITIES, SourceImage, open_source, quiet
-from afire_monai.dicom_results.uids import NewUids
+from afire_monai.dicom_results.source import MODALITIES, SourceImage, open_source
+from afire_monai.predictions.results import overlay
 from afire_monai.radiographs.dicom import read_dicom
+
+LONGEST, SHORTEST = 1536, 512
+"""Bounds for the longest side of the radiograph in the picture: sharp enough to look at, small enough to send."""
+BANNER, PAPER, INK, STRONG = (176, 0, 0), (16, 16, 16), (235, 235, 235), (255, 170, 60)
+
+
+def draw(picture: NDArray[np.float32], prediction: ImagePrediction) -> NDArray[np.uint8]:
+    """Draw the picture; banner and scores lie outside the radiograph and hide nothing of it.
+
+    Args:
+        picture: (H, W) in 0…1, bright = dense.
+        prediction: with a heatmap of this shape's aspect or none.
+
+    Returns:
+        (rows, columns, 3) uint8; the radiograph fills the full width below the banner.
+    """
+    picture = np.ascontiguousarray(np.clip(picture, 0, 1), dtype=np.float32)
+    shape = (picture.shape[0], picture.shape[1])
+    heat = np.zeros(shape, np.float32) if prediction.heatmap is None else prediction.fitted(shape)
+    image = Image.fromarray(overlay(torch.from_numpy(picture), torch.from_numpy(heat)))
+    scale = min(LONGEST / max(image.size), max(1.0, SHORTEST / max(image.size)))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    image = image.resize(size, Image.Resampling.BILINEAR if scale < 1 else Image.Resampling.NEAREST)
+    font = ImageFont.load_default(max(14, max(size) // 48))
+    lines = score_lines(prediction)
+    width = max(size[0], SHORTEST // 2)
+    wrapped = [part for line, strong in lines for part in _wrap(line, strong, font, width - 16)]
+    height = round(font.getbbox("Ag")[3] * 1.3)
+    canvas = Image.new("RGB", (width, size[1] + height * 2 + height * (len(wrapped) + 1)), PAPER)
+    pen = ImageDraw.Draw(canvas)
+    pen.rectangle([0, 0, width, height * 2 - 1], fill=BANNER)
+    pen.text((width / 2, height), WARNING, fill=(255, 255, 255), font=font, anchor="mm")
+    canvas.paste(image, ((width - size[0]) // 2, height * 2))
+    for row, (text, strong) in enumerate(wrapped):
+        pen.text((8, size[1] + height * 2 + height * (row + 0.5)), text, fill=STRONG if strong else INK, font=font)
+    return np.asarray(canvas)
+
+
+def score_lines(prediction: ImagePrediction) -> list[tuple[str, bool]]:
+    """Give the lines of text, most probable first, and whether each is to stand out."""
+    lines = []
+    for label, value in sorted(prediction.probabilities.items(), key=lambda entry: -entry[1]):
+        threshold = prediction.thresholds.get(label)
+        above = threshold is not None and value >= threshold
+        compared = "" if threshold is None else f"  ({'at or above' if above else 'below'} threshold {threshold:.2f})"
+        lines.append((f"{meaning(label)}: {value:.2f}{compared}", above))
+    if prediction.anomaly_percentile is not None:
+        lines.append((f"More unusual than {prediction.anomaly_percentile:.1f} % of normal radiographs", False))
+    if prediction.heatmap is not None:
+        of = f" for {meaning(prediction.heatmap_label)}" if prediction.heatmap_label else ""
+        lines.append((f"Red: {meaning(prediction.heatmap_kind)}{of}, relative scale", False))
+    return [*lines, ("afire-monai, no medical device, not a diagnosis", False)]
+
+
+def _wrap(
+    line: str, strong: bool, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float
+) -> list[tuple[str, bool]]:
+    parts = [""]
+    for word in line.split(" "):
+        longer = f"{parts[-1]} {word}".strip()
+        if parts[-1] and font.getlength(longer) > width:
+            parts.append(word)
+        else:
+            parts[-1] = longer
+    return [(part, strong) for part in parts]
+
 
 _TAKEN_BY_CONSTRUCTOR = {
     "patient_id": "PatientID",

@@ -1,23 +1,81 @@
-"""A whole folder of predictions as DICOM objects, ready to be sent."""
+"""The DICOM objects of one radiograph, and of a whole folder of predictions."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from afire_monai.core.errors import AfireError, RadiographError
 from afire_monai.core.files import write_text
-from afire_monai.dicom_results.index import SourceFile, source_files
+from afire_monai.dicom_results.capture import write_capture
 from afire_monai.dicom_results.objects import OutputError
 from afire_monai.dicom_results.prediction import ImagePrediction
-from afire_monai.dicom_results.results import KINDS, check_kinds, write_results
-from afire_monai.dicom_results.source import open_source
+from afire_monai.dicom_results.report import write_report
+from afire_monai.dicom_results.segmentation import write_heatmap
+from afire_monai.dicom_results.source import SourceFile, SourceImage, open_source, source_files
 from afire_monai.predictions.format import Predictions, load_predictions
 from afire_monai.predictions.results import LEFT_OUT, csv_text
+
+_WRITERS = {"sr": write_report, "seg": write_heatmap, "sc": write_capture}
+KINDS = tuple(_WRITERS)
+
+
+def write_results(
+    source_file: SourceImage | str | os.PathLike[str],
+    prediction: ImagePrediction | Mapping[str, Any],
+    out_dir: str | os.PathLike[str],
+    kinds: Sequence[str] = KINDS,
+    heatmap: NDArray[np.floating[Any]] | None = None,
+    seed: str | None = None,
+) -> list[Path]:
+    """Write what a model says of one radiograph as DICOM objects of the radiograph's study.
+
+    Args:
+        source_file: DICOM radiograph; opened for reading only.
+        prediction: or the record that ``afire predict`` writes for an image (``json/NNNNN.json``).
+        out_dir: folder for the files, each named after its UID; made with mode 0700 if need be.
+        kinds: ``sr`` (report), ``seg`` (heatmap), ``sc`` (picture).
+        heatmap: (h, w) in 0…1, with a record.
+        seed: see `NewUids`; None outside tests.
+
+    Returns:
+        The files, in the order of ``kinds``. If one cannot be written, those before it are taken away again.
+
+    Raises:
+        RadiographError: if the source cannot carry results.
+        AfireError: for an unknown kind, a kind that the prediction has nothing for, or a folder that cannot be written.
+    """
+    check_kinds(kinds)
+    if not isinstance(prediction, ImagePrediction):
+        prediction = ImagePrediction.from_record(prediction, heatmap)
+    source = source_file if isinstance(source_file, SourceImage) else open_source(source_file)
+    written: list[Path] = []
+    try:
+        for kind in kinds:
+            written.append(_WRITERS[kind](source, prediction, out_dir, seed))
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
+    return written
+
+
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Refuse kinds that are not known, repeated, or none.
+
+    Raises:
+        AfireError: naming what is wrong.
+    """
+    if not kinds or isinstance(kinds, str) or len(set(kinds)) != len(kinds) or not set(kinds) <= set(KINDS):
+        raise AfireError(f"kinds {kinds!r}: some of {', '.join(KINDS)}, each once, are expected")
+
 
 OBJECTS = "objects.csv"
 
@@ -125,12 +183,8 @@ def _possible(prediction: ImagePrediction) -> list[str]:
 def _reason(error: AfireError, predictions: str | Path) -> str:
     """Say what is wrong without the names of files."""
     if isinstance(error, RadiographError):
-        reason = f"{getattr(error, 'kind', 'refused')}: {getattr(error, 'detail', 'it cannot be used')}"
-        for name in filter(None, (getattr(error, "path", ""), os.path.basename(getattr(error, "path", "")))):
-            reason = reason.replace(name, "the file")
-    else:
-        reason = str(error).replace(f"{predictions}{os.sep}", "")
-    return " ".join(reason.split())
+        return error.reason()
+    return " ".join(str(error).replace(f"{predictions}{os.sep}", "").split())
 
 
 def _empty_private_folder(folder: Path) -> Path:

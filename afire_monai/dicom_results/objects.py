@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import json
 import os
@@ -14,9 +13,11 @@ from typing import Any
 
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError
+from afire_monai.core.files import whole_file
+from afire_monai.core.quiet import quiet
+from afire_monai.dicom_results.codes import NewUids, named_uid
 from afire_monai.dicom_results.prediction import ImagePrediction
-from afire_monai.dicom_results.source import SourceImage, quiet
-from afire_monai.dicom_results.uids import NewUids, named_uid
+from afire_monai.dicom_results.source import SourceImage
 
 MAKER = "afire-monai"
 WARNING = "RESEARCH USE ONLY"
@@ -131,29 +132,14 @@ def write_new(dataset: Any, characters: Any, folder: str | os.PathLike[str]) -> 
         if characters:
             dataset.SpecificCharacterSet = characters
         dataset.save_as(content, enforce_file_format=True)
-    path, part = Path(folder) / f"{uid}.dcm", Path(folder) / f".{uid}.{os.getpid()}.part"
+    path = Path(folder) / f"{uid}.dcm"
     try:
         Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content.getbuffer())
-            _take_place(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        with whole_file(path, private=True, shared=True, new=True) as part:
+            part.write_bytes(content.getbuffer())
     except FileExistsError as error:
         raise AfireError(f"{path.name}: this file exists; nothing is written over. Give another folder") from error
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise OutputError(f"results cannot be written: {reason}. Give a folder that can be written") from error
     return path
-
-
-def _take_place(part: Path, path: Path) -> None:
-    """Give a finished file its name, unless that is taken."""
-    try:
-        os.link(part, path)  # unlike renaming it fails where the name is taken
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK) or path.exists():
-            raise
-        os.rename(part, path)  # file systems without links; nobody else makes a file of this new name

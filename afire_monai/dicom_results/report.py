@@ -29,6 +29,7 @@ from highdicom.sr import (
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError
 from afire_monai.dicom_results import codes
+from afire_monai.dicom_results.codes import NewUids
 from afire_monai.dicom_results.objects import (
     MAKER,
     NOTE,
@@ -42,7 +43,6 @@ from afire_monai.dicom_results.objects import (
 )
 from afire_monai.dicom_results.prediction import ImagePrediction
 from afire_monai.dicom_results.source import SourceImage, open_source
-from afire_monai.dicom_results.uids import NewUids
 
 DIGITS = 9
 """After the point: a number in a report has room for 16 characters."""

@@ -9,12 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afire_monai.evaluation import metrics
-from afire_monai.evaluation.bootstrap import Interval, mean_interval
-from afire_monai.evaluation.bootstrap_figures import RANKING, RATES
-from afire_monai.evaluation.evaluation_cases import Cases
-from afire_monai.evaluation.heatmaps import ImageFigures, image_figures
-from afire_monai.evaluation.lesion_truth import box_names, lesion_case, read_mask
-from afire_monai.evaluation.localisation import LesionCase, Localisation, centre_figures, prior_figures, summarise
+from afire_monai.evaluation.bootstrap import RANKING, RATES, Interval, mean_interval
+from afire_monai.evaluation.cases import Cases, box_names, lesion_case, read_mask
+from afire_monai.evaluation.localisation import (
+    ImageFigures,
+    LesionCase,
+    Localisation,
+    centre_figures,
+    image_figures,
+    prior_figures,
+    summarise,
+)
 from afire_monai.evaluation.overlap import IGNORE, evaluate_overlap
 from afire_monai.predictions.format import Predictions
 

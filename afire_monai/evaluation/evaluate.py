@@ -1,18 +1,27 @@
-"""From predictions and a data list to figures, and to the three files that hold them."""
+"""From predictions and a data list to figures, and the files that hold them."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+
+import numpy as np
 
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError
+from afire_monai.core.files import write_text
 from afire_monai.datalists.targets import UncertainPolicy
 from afire_monai.evaluation import metrics
 from afire_monai.evaluation.anomaly_masks_heatmaps import evaluate_anomaly, evaluate_heatmaps, evaluate_masks
-from afire_monai.evaluation.evaluation_cases import AGAIN, Cases, read_cases, scores_of_other
-from afire_monai.evaluation.result_files import plain, without_folders, write_results
-from afire_monai.evaluation.subgroups import evaluate_subgroups
+from afire_monai.evaluation.bootstrap import Interval
+from afire_monai.evaluation.cases import AGAIN, Cases, read_cases, scores_of_other
+from afire_monai.evaluation.metrics import evaluate_subgroups
 from afire_monai.predictions.format import Predictions, load_predictions
 
 FORMAT = "afire evaluation 1"
@@ -143,3 +152,116 @@ def evaluate_cases(
     }
     made: dict[str, Any] = plain({**about, **parts})
     return made
+
+
+COLUMNS = ("part", "group", "label", "figure", "value", "low", "high", "positives", "negatives", "status")
+
+
+def plain(value: Any) -> Any:
+    """Turn results into what JSON knows: numbers (None for NaN), texts, lists and dictionaries; arrays are left out."""
+    if isinstance(value, Interval):
+        return {name: plain(number) for name, number in value._asdict().items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items() if not _holds_arrays(v)}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def without_folders(value: Any) -> Any:
+    """Cut absolute paths, anywhere in plain values, down to their last part: folders tell of machine and people."""
+    if isinstance(value, Mapping):
+        return {k: without_folders(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(v) for v in value]
+    absolute = isinstance(value, str) and (PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute())
+    return PureWindowsPath(value).name if absolute else value  # knows both kinds of slash
+
+
+def write_results(results: dict[str, Any], page: str, folder: Path) -> None:
+    """Write ``evaluation.csv``, ``evaluation.html`` and, last, ``evaluation.json``, each in one piece.
+
+    Raises:
+        AfireError: if the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "evaluation.csv", table_text(results))
+        write_text(folder / "evaluation.html", page)
+        write_text(folder / "evaluation.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise AfireError(f"{folder}: {error.strerror}; give a folder that can be written with --out") from error
+
+
+def table_text(results: Mapping[str, Any]) -> str:
+    """Give all figures as CSV, one figure a line; cells are empty where something is not defined."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(table_rows(results))
+    return text.getvalue()
+
+
+def table_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Give the rows of the table of figures."""
+    labels = results["labels"] or {"labels": [], "macro": {}}
+    for label in labels["labels"]:
+        yield from _label_rows("labels", "", label)
+    yield from _figure_rows("labels", "", "mean", labels["macro"])
+    for group in results["subgroups"]:
+        where = f"{group['by']}: {group['name']}"
+        for name, label in group["labels"].items():
+            yield from _label_rows("subgroups", where, {"name": name, **label})
+        if group["macro"]:
+            yield from _figure_rows("subgroups", where, "mean", {"auroc": group["macro"]})
+    comparison = results["comparison"] or {"labels": {}, "macro": {}}
+    for name, figures in {**comparison["labels"], "mean": comparison["macro"]}.items():
+        yield from _figure_rows("difference", "", name, figures)
+    yield from _other_rows(results)
+
+
+def _other_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    if anomaly := results["anomaly"]:
+        yield from _label_rows("anomaly", "", anomaly["result"])
+        yield from _figure_rows("difference", "anomaly", "abnormal", anomaly.get("difference", {}))
+    if masks := results["masks"]:
+        for name, figures in masks["classes"].items():
+            yield from _figure_rows("masks", "", name, {f: figures[f] for f in ("dice", "dice_positives", "hd95")})
+        yield from _figure_rows("difference", "dice", "", masks.get("difference", {}), as_label=True)
+    if heatmaps := results["heatmaps"]:
+        rows = [("heatmaps", k, v) for k, v in heatmaps["boxes"].items()]
+        for part, name, figures in [*rows, *(("chance", k, v) for k, v in heatmaps["chance"].items())]:
+            yield from _figure_rows(part, name, "", {k: v for k, v in figures.items() if isinstance(v, dict)})
+            for row in figures["rows"]:
+                what = f"{row['ratio']} > {row['threshold']} at {row['cut']}"
+                yield from _figure_rows(
+                    part, name, what, {"accuracy": row["accuracy"], "false_positives": row["false_positives"]}
+                )
+        yield from _figure_rows("difference", "heatmaps", "", heatmaps.get("difference", {}))
+        yield from _figure_rows("difference", "heatmaps, mean lesion", "", heatmaps.get("beyond_prior", {}))
+
+
+def _label_rows(part: str, group: str, label: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    known = {k: label[k] for k in ("positives", "negatives", "status")}
+    for row in _figure_rows(part, group, label["name"], label["figures"]):
+        yield {**row, **known}
+    if not label["figures"]:
+        yield {"part": part, "group": group, "label": label["name"], **known}
+
+
+def _figure_rows(
+    part: str, group: str, label: str, figures: Mapping[str, Any], as_label: bool = False
+) -> Iterator[dict[str, Any]]:
+    for name, figure in figures.items():
+        where = {"label": name, "figure": "dice"} if as_label else {"label": label, "figure": name}
+        yield {"part": part, "group": group, **where, **figure}
+
+
+def _holds_arrays(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_holds_arrays(v) for v in value.values())
+    return isinstance(value, np.ndarray)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from monai.metrics import compute_dice, compute_hausdorff_distance
-from numpy.typing import NDArray
+from monai.metrics import compute_hausdorff_distance
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
+from torch import Tensor
 
 from afire_monai.core.errors import AfireError
 from afire_monai.evaluation.bootstrap import Interval, mean_interval
@@ -79,7 +80,7 @@ def evaluate_overlap(
         row = []
         for name in names:
             a, b = (_of_class(mask, (classes or {}).get(name), ignore) & valid for mask in (predicted, drawn))
-            row.append((dice(a, b), hausdorff95(a, b, step), bool(a.any()), bool(b.any())))
+            row.append((float(dice(a, b)), hausdorff95(a, b, step), bool(a.any()), bool(b.any())))
         rows.append(row)
     if len(rows) != len(groups):
         raise AfireError(f"{len(rows)} pairs of masks for {len(groups)} patients; one each is expected")
@@ -87,9 +88,20 @@ def evaluate_overlap(
     return {name: _summary(table[:, c], np.asarray(groups), repeats, seed) for c, name in enumerate(names)}
 
 
-def dice(predicted: Mask, drawn: Mask) -> float:
-    """Dice coefficient of two masks (H, W), 2 |A ∩ B| / (|A| + |B|), by MONAI; 1 where both are empty."""
-    return float(compute_dice(_batch(predicted), _batch(drawn), ignore_empty=False))
+def dice(predicted: ArrayLike | Tensor, drawn: ArrayLike | Tensor) -> Tensor:
+    """Return 2 |A ∩ B| / (|A| + |B|) of masks; 1 where both are empty.
+
+    Args:
+        predicted: (..., H, W) 1 or 0.
+        drawn: (..., H, W) 1, 0, or NaN for pixels to leave out.
+
+    Returns:
+        (...,) float64.
+    """
+    found, truth = torch.as_tensor(predicted) > 0, torch.as_tensor(drawn)
+    found, truth = found & ~truth.isnan(), truth > 0
+    total = found.sum((-2, -1)) + truth.sum((-2, -1))
+    return torch.where(total > 0, 2 * (found & truth).sum((-2, -1)).double() / total.clamp(min=1), 1.0)
 
 
 def hausdorff95(predicted: Mask, drawn: Mask, spacing: tuple[float, float] | None = None) -> float:

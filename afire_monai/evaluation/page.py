@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from afire_monai import __version__
-from afire_monai.evaluation import page_charts as draw
+from afire_monai.core.errors import RadiographError
 from afire_monai.evaluation import page_tables as tables
-from afire_monai.evaluation.evaluation_cases import Cases, scores_of_other
+from afire_monai.evaluation.bootstrap import calibration_bins, weighted_curve
+from afire_monai.evaluation.cases import Cases, scores_of_other
+from afire_monai.evaluation.localisation import resize_heatmap
 from afire_monai.evaluation.page_tables import heading, interval
-from afire_monai.pages.elements import RESEARCH_ONLY, embedded, page, paragraph, section, table
+from afire_monai.pages.elements import (
+    GREY,
+    LINE,
+    RESEARCH_ONLY,
+    SECOND,
+    embedded,
+    jpeg,
+    new_figure,
+    page,
+    paragraph,
+    png,
+    section,
+    table,
+)
 from afire_monai.predictions.format import Predictions
+from afire_monai.radiographs.decode import read_picture
 
 OPEN_LABELS = 3
 """With more findings than this, the part of each is folded."""
@@ -108,7 +126,7 @@ def _labels(results: dict[str, Any]) -> Iterator[str]:
     rows = [(n, own, d and {"value": own["value"] - d["auroc"]["value"]}) for n, own, d in judged]
     yield heading("Findings")
     if rows:
-        yield embedded(draw.draw_overview(rows), "AUROC of each finding")
+        yield embedded(draw_overview(rows), "AUROC of each finding")
     yield tables.labels(results)
     yield heading("At the threshold")
     yield tables.confusion(results)
@@ -120,7 +138,7 @@ def _anomaly(results: dict[str, Any], cases: Cases, predictions: Predictions) ->
     values = predictions.anomaly_percentile
     known = ~np.isnan(values)
     normal, abnormal = (values[known & (cases.abnormal == kind)] for kind in (0, 1))
-    yield section("Anomaly score", draw.draw_percentiles(normal, abnormal), "Each group's bars add up to 1.")
+    yield section("Anomaly score", draw_percentiles(normal, abnormal), "Each group's bars add up to 1.")
     yield tables.anomaly(results)
 
 
@@ -143,12 +161,175 @@ def _each_label(
         column = cases.names.index(row["name"])
         known = ~np.isnan(cases.targets[:, column]) & ~np.isnan(cases.scores[:, column])
         compared = None if theirs is None or np.isnan(theirs[:, column]).all() else theirs[known, column]
-        curves = draw.draw_curves(
-            cases.targets[known, column] == 1, cases.scores[known, column], compared, row["threshold"]
-        )
-        shown = draw.draw_worst(cases, predictions, column, row["threshold"]) if pictures else None
+        curves = draw_curves(cases.targets[known, column] == 1, cases.scores[known, column], compared, row["threshold"])
+        shown = draw_worst(cases, predictions, column, row["threshold"]) if pictures else None
         title = f"{row['name']}: AUROC {interval(row['figures']['auroc'])}"
         yield f"<details{' open' if len(judged) <= OPEN_LABELS else ''}><summary>{html.escape(title)}</summary>"
         yield embedded(curves, f"curves of {row['name']}")
         yield embedded(shown, f"worst cases of {row['name']}") if shown else ""
         yield "</details>"
+
+
+Floats = NDArray[np.float64]
+WORST = 4
+SIDE = 200
+
+
+def draw_overview(rows: Sequence[tuple[str, dict[str, Any], dict[str, Any] | None]]) -> bytes:
+    """Draw the AUROC of each label with its interval as a line, one below the other.
+
+    Args:
+        rows: name, interval (``value``, ``low``, ``high``; bounds may be None), and another model's value or None.
+    """
+    figure = new_figure(7.6, 0.75 + 0.27 * len(rows))
+    axis = figure.subplots()
+    for place, (_, own, _) in enumerate(rows):
+        last = place == len(rows) - 1 and len(rows) > 1
+        if own["low"] is not None:
+            axis.plot([own["low"], own["high"]], [place, place], color=LINE, linewidth=2 + last)
+        axis.plot(own["value"], place, "D" if last else "o", color=LINE)
+    theirs = [(other["value"], place) for place, (_, _, other) in enumerate(rows) if other]
+    if theirs:
+        axis.plot(*zip(*theirs, strict=True), "x", color=SECOND, label="compared model")
+        axis.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0)
+    axis.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
+    axis.set_yticks(range(len(rows)), [name.replace("$", r"\$") for name, _, _ in rows], fontsize=9)
+    axis.invert_yaxis()
+    axis.set_xlabel("AUROC with 95 % interval over patients (dotted: chance)", fontsize=9)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="x", alpha=0.25)
+    return png(figure)
+
+
+def draw_curves(truth: NDArray[np.bool_], scores: Floats, other: Floats | None, threshold: float) -> bytes:
+    """Draw ROC, precision over recall, and reliability of one label.
+
+    Args:
+        truth: (n,), both classes present.
+        scores: (n,) probabilities.
+        other: (n,) of the model to compare with, NaN where unknown; None without one.
+        threshold: marked on the curves.
+    """
+    figure = new_figure(9.3, 3.0)
+    roc, precision, reliability = figure.subplots(1, 3)
+    drawn = [(scores, truth, LINE, "this model")]
+    if other is not None and 0 < truth[~np.isnan(other)].sum() < (~np.isnan(other)).sum():
+        drawn.append((other[~np.isnan(other)], truth[~np.isnan(other)], SECOND, "compared"))
+    for column, known, colour, name in drawn:
+        curve = weighted_curve(column, known, np.ones((1, len(known))))
+        true, false = curve.true[0], curve.false[0]
+        roc.plot([0, *false / false[-1]], [0, *true / true[-1]], color=colour, label=name)
+        precision.plot(true / true[-1], true / (true + false), color=colour, linewidth=1)
+        mean, share, count = calibration_bins(known, column)
+        reliability.plot(mean[count > 0], share[count > 0], color=colour, linewidth=0.8)
+        reliability.scatter(mean, share, s=6 + 90 * count / count.max(), color=colour, alpha=0.7)
+    flagged = scores >= threshold
+    roc.plot((flagged & ~truth).sum() / (~truth).sum(), (flagged & truth).sum() / truth.sum(), "o", color=GREY)
+    roc.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
+    precision.axhline(truth.mean(), color=GREY, linewidth=0.8, linestyle=":")
+    reliability.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
+    words = (
+        ("1 - specificity", "sensitivity", "ROC (dot: threshold)"),
+        ("sensitivity", "precision", "precision over sensitivity"),
+        ("stated probability", "share with finding", "reliability"),
+    )
+    for axis, (x, y, title) in zip((roc, precision, reliability), words, strict=True):
+        axis.set_xlabel(x, fontsize=9)
+        axis.set_ylabel(y, fontsize=9)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlim(-0.02, 1.02)
+        axis.set_ylim(-0.02, 1.04)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.25)
+    if len(drawn) > 1:
+        roc.legend(fontsize=8, frameon=False, loc="lower right")
+    return png(figure, 90)
+
+
+def draw_percentiles(normal: Floats, abnormal: Floats) -> bytes:
+    """Draw how the anomaly percentiles of normal and of abnormal images are spread."""
+    figure = new_figure(7.6, 2.5)
+    axis = figure.subplots()
+    bins = np.linspace(0, 100, 21)
+    for values, colour, name in ((normal, LINE, "normal"), (abnormal, SECOND, "any finding")):
+        if len(values):
+            weights = np.full(len(values), 1 / len(values))
+            axis.hist(values, bins, weights=weights, color=colour, alpha=0.5, label=f"{name} ({len(values)})")
+    axis.axhline(1 / 20, color=GREY, linewidth=0.8, linestyle=":")
+    axis.set_xlabel("percentile among reference normals (dotted: how such normals should be spread)", fontsize=9)
+    axis.set_ylabel("share of images", fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.legend(fontsize=8, frameon=False)
+    return png(figure)
+
+
+def draw_worst(cases: Cases, predictions: Predictions, label: int, threshold: float) -> bytes | None:
+    """Draw the negatives with the highest scores and the positives with the lowest, with heatmaps and boxes over them.
+
+    Args:
+        cases: the images.
+        predictions: for the heatmaps.
+        label: column.
+        threshold: only cases on its wrong side are shown.
+
+    Returns:
+        The JPEG; None if no case is on the wrong side of the threshold.
+    """
+    high, low = worst_cases(cases.targets[:, label], cases.scores[:, label], threshold)
+    if not len(high) and not len(low):
+        return None
+    rows = [
+        (row, words) for row, words in ((high, "no finding,\nhigh score"), (low, "finding,\nlow score")) if len(row)
+    ]
+    figure = new_figure(9.3, 2.35 * len(rows))
+    axes = figure.subplots(len(rows), WORST, squeeze=False)
+    for line, (places, words) in zip(axes, rows, strict=True):
+        for axis in line:
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+        line[0].set_ylabel(words, fontsize=10)
+        for axis, place in zip(line, places, strict=False):
+            axis.set_title(f"{cases.scores[place, label]:.2f}   no. {cases.index[place]}", fontsize=9)
+            _draw_case(axis, cases.items[place], predictions.heatmap(int(cases.index[place])))
+    return jpeg(figure, 90)  # a PNG of radiographs is five times as large
+
+
+def worst_cases(
+    targets: Floats, scores: Floats, threshold: float, most: int = WORST
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Find the negatives with the highest scores and the positives with the lowest, worst first.
+
+    Args:
+        targets: (n,) 1, 0, NaN.
+        scores: (n,) NaN where unknown.
+        threshold: negatives below it and positives from it on are right and not in the result.
+        most: of each.
+    """
+    wrong = ((targets == 0) & (scores >= threshold), (targets == 1) & (scores < threshold))
+    order = np.argsort(scores, kind="stable")
+    high, low = (order[mask[order]] for mask in wrong)
+    return high[::-1][:most], low[:most]
+
+
+def _draw_case(axis: Any, item: dict[str, Any], heatmap: NDArray[np.float32] | None) -> None:
+    try:
+        pixels = read_picture(item["image"], modalities=None).pixels
+    except RadiographError:
+        axis.text(0.5, 0.5, "cannot be read", ha="center", va="center", fontsize=9, transform=axis.transAxes)
+        return
+    height, width = pixels.shape
+    scale = min(1.0, SIDE / max(height, width))
+    shape = (max(1, round(height * scale)), max(1, round(width * scale)))
+    small = np.asarray(Image.fromarray(pixels).resize(shape[::-1], Image.Resampling.BOX))
+    axis.imshow(small, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
+    if heatmap is not None:
+        shown = resize_heatmap(heatmap, shape)
+        # faint parts stay clear, so that the picture is seen where the map says nothing
+        axis.imshow(shown, cmap="inferno", vmin=0, vmax=1, alpha=0.6 * shown.clip(0, 1), extent=(0, width, height, 0))
+    for left, top, wide, tall, *_ in item.get("boxes") or []:
+        xs, ys = [left, left + wide, left + wide, left, left], [top, top, top + tall, top + tall, top]
+        axis.plot(xs, ys, color="#3ddc84", linewidth=1)
+    axis.set_xlim(0, width)
+    axis.set_ylim(height, 0)

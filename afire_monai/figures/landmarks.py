@@ -14,7 +14,7 @@ from torch import Tensor
 from afire_monai.core.errors import AfireError
 from afire_monai.figures import pictures
 from afire_monai.figures import representation as numbers
-from afire_monai.figures.parts import MASKS_NEEDED, Study, embed
+from afire_monai.figures.study import MASKS_NEEDED, Study, embed, interval_of
 from afire_monai.methods.grid_shift import GridShift
 from afire_monai.radiographs.masks import MaskReading
 
@@ -149,7 +149,7 @@ def add_landmarks(study: Study) -> None:
     for view in study.views:
         found = landmark_tokens((view.first, view.second), points, study.shift, seed)
         each, chance = landmark_retrieval(found)
-        score = dict(zip(("value", "low", "high"), numbers.mean_interval(each, seed=seed), strict=True))
+        score = interval_of(each, seed)
         features = found.tokens.numpy()
         table[view.name] = {
             "found": {**score, "chance": chance},

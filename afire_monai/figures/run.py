@@ -10,13 +10,13 @@ from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.core.files import whole_file
 from afire_monai.datalists.file import datalist_hash, load_datalist, read_raw
 from afire_monai.datalists.targets import target_matrix
-from afire_monai.figures import parts
+from afire_monai.figures import study as parts
 from afire_monai.figures.landmarks import add_landmarks
 from afire_monai.figures.page import page_text
-from afire_monai.figures.parts import Settings, Study
+from afire_monai.figures.study import Settings, Study
 from afire_monai.figures.views import choose_items, read_sample, views_of
 from afire_monai.methods.grid_shift import GridShift
-from afire_monai.models.encoder import load_encoder, load_module_files
+from afire_monai.models.folder import load_encoder, load_module_files
 from afire_monai.networks import Encoder
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from afire_monai.hospital.files import open_whole
+from afire_monai.core.files import open_whole
 from afire_monai.pages import elements as pages
 
 FEWEST = 5

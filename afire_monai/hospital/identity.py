@@ -9,11 +9,32 @@ import secrets
 from pathlib import Path
 
 from afire_monai.core.errors import AfireError
-from afire_monai.hospital.files import refuse_wide
+from afire_monai.core.files import refuse_wide, whole_file
 
 KEY_BYTES = 32
 KEY = "key"
 HASH_CHARACTERS = 20
+
+PRIVATE = "private"
+INDEX, LEFT_OUT, UNMATCHED = "index.csv", "left_out.csv", "unmatched_labels.csv"
+
+
+def make_private_folder(out: Path) -> Path:
+    """Make ``out`` and ``out/private`` (mode 0700); a wider mode that is there already is narrowed.
+
+    Raises:
+        AfireError: if it cannot be made, or is a link to somewhere else.
+    """
+    folder = out / PRIVATE
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.is_symlink():
+            raise AfireError(f"{folder} is a link; it must be a folder of its own. Remove it, or give another --out")
+        os.chmod(folder, 0o700)
+    except OSError as error:
+        raise AfireError(f"{out}: {error.strerror}; give a folder that can be written with --out") from error
+    return folder
 
 
 class IdentityKey:
@@ -46,11 +67,8 @@ class IdentityKey:
         """
         key = secrets.token_bytes(KEY_BYTES)
         try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "wb") as file:
-                file.write(key)
-                file.flush()
-                os.fsync(file.fileno())
+            with whole_file(path, private=True, shared=True, sync=True, new=True) as part:
+                part.write_bytes(key)
         except FileExistsError as error:
             raise AfireError(f"{path}: there is a file already; a key is made once. Load it instead") from error
         except OSError as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from afire_monai.core.errors import AfireError
-from afire_monai.core.pool import quiet
+from afire_monai.core.quiet import quiet
 
 DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
 NOT_READABLE = "not readable"

@@ -13,6 +13,7 @@ from afire_monai.core.errors import AfireError
 from afire_monai.core.pool import MEMORY, STOPPED, TOO_SLOW, UNEXPECTED, Failure
 from afire_monai.hospital.convert import (
     DISK,
+    LEAST_LUNG_FIELDS,
     Converted,
     Job,
     Reading,
@@ -24,7 +25,6 @@ from afire_monai.hospital.convert import (
 from afire_monai.hospital.header import Header
 from afire_monai.hospital.identity import HASH_CHARACTERS, IdentityKey
 from afire_monai.hospital.outputs import IMAGES, Options, image_of
-from afire_monai.hospital.pixel_checks import LEAST_LUNG_FIELDS
 from afire_monai.hospital.series_rules import (
     ANOTHER,
     DUPLICATE,

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afire_monai.label.http_errors import NotFoundError
 from afire_monai.label.images import file_of
+from afire_monai.label.inference_service import ModelShelf
 from afire_monai.label.label_files import Store, has_label
-from afire_monai.label.model_registry import ModelShelf
+from afire_monai.label.messages import NotFoundError
 from afire_monai.predictions.reading import LeftOut, ahead, read_radiograph
 
 logger = logging.getLogger(__name__)

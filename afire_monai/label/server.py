@@ -25,8 +25,8 @@ from starlette.responses import FileResponse, JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from afire_monai.core.errors import AfireError
-from afire_monai.label.http_errors import problem
 from afire_monai.label.inference_service import answer, class_values
+from afire_monai.label.messages import problem
 
 logger = logging.getLogger(__name__)
 

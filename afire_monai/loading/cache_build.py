@@ -18,20 +18,25 @@ from tqdm import tqdm
 from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.core.pool import Pool
 from afire_monai.datalists.paths import ImagePaths
-from afire_monai.loading.cache import Annotation, DiskCache
-from afire_monai.loading.cache_index import (
+from afire_monai.loading.cache import (
     READY,
     REFUSED,
     ROW,
     SHARD_ROWS,
+    Annotation,
     CacheHeader,
+    CacheWriter,
+    Decoded,
+    DiskCache,
+    Source,
+    Survey,
+    decode,
     file_facts,
     find_rows,
     load_index,
     path_hashes,
+    stored_contents,
 )
-from afire_monai.loading.cache_read import Decoded, Source, decode, stored_contents
-from afire_monai.loading.cache_write import CacheWriter, Survey
 from afire_monai.radiographs.dicom import RADIOGRAPHY_MODALITIES, modality_names
 
 logger = logging.getLogger(__name__)

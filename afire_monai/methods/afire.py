@@ -14,9 +14,9 @@ from torch import Tensor
 from afire_monai.core.errors import AfireError
 from afire_monai.losses import RestorationLoss, SelfDistillationLoss, TokenContrastiveLoss, TokenMatchLoss
 from afire_monai.losses.token_match import teacher_tokens
-from afire_monai.methods.afire_health import measure_health
 from afire_monai.methods.base import Method
 from afire_monai.methods.grid_shift import GridShift
+from afire_monai.methods.health import measure_health
 from afire_monai.networks import AnomalyRestorationDecoder, PrototypeBank, TokenHead, ViTEncoder
 from afire_monai.transforms import ExposureChange, SyntheticLesionMaskd
 from afire_monai.transforms.anatomy import anatomy_of

@@ -13,9 +13,8 @@ from afire_monai.losses.vicreg import VICRegLoss
 from afire_monai.methods.base import Method
 from afire_monai.methods.health import feature_health
 from afire_monai.networks import Encoder
-from afire_monai.networks.batch_norm import SyncedBatchNorm
-from afire_monai.networks.dense_branch import DenseBranch
-from afire_monai.networks.projector import ProjectionMLP
+from afire_monai.networks.blocks import SyncedBatchNorm
+from afire_monai.networks.heads import DenseBranch, ProjectionMLP
 from afire_monai.transforms import RandomViews
 
 

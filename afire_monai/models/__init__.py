@@ -4,4 +4,4 @@ from __future__ import annotations
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submodules=["task_models"])
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submodules=["folder"])

@@ -1,12 +1,22 @@
-"""Which weights there are in model folders, and what identifies them."""
+"""The model folder: which weights lie in it, how they are saved and loaded, and what identifies them."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from afire_monai.core.errors import CheckpointError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from afire_monai import __version__
+from afire_monai.core.errors import AfireError, CheckpointError
+from afire_monai.core.files import whole_file
+from afire_monai.networks import Encoder, build_encoder, encoder_from_config
+from afire_monai.networks.task_networks import ViTClassifier, ViTSegmenter
 
 KINDS = ("classifier", "segmenter", "detector", "restorer", "encoder", "reference")
 
@@ -71,3 +81,247 @@ def weights_hashes(files: Mapping[str, Path]) -> dict[str, str]:
         with path.open("rb") as file:
             hashes[kind] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes
+
+
+def save_module_files(tensors: dict[str, Any], description: dict[str, Any], path: Path) -> Path:
+    """Write tensors to ``path`` and their description beside it (``.json``), each atomically.
+
+    Both are written aside before either is put in place, and an earlier description is gone before the weights change:
+    whatever interrupts this, old weights never stand beside a new description or the other way round.
+
+    Args:
+        tensors: by name.
+        description: what the tensors are; plain values.
+        path: a ``.safetensors`` file; its folder is made if absent.
+
+    Raises:
+        CheckpointError: if there is no room, or no right to write; earlier files are left as they are.
+    """
+    described = path.with_suffix(".json")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(described) as facts:
+            facts.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+            with whole_file(path) as weights:
+                save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, weights)
+                weights.chmod(0o644)  # the library makes a file that only its owner may read
+                described.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} cannot be written ({getattr(error, 'strerror', None) or error}); make room in {path.parent}, or "
+            "give a folder that can be written to"
+        ) from error
+    return path
+
+
+@contextlib.contextmanager
+def weights_that_fit(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong when a network is built from a description and weights into words.
+
+    Args:
+        path: the weights file.
+
+    Raises:
+        CheckpointError: naming the file; errors of this package pass as they are.
+    """
+    try:
+        yield
+    except AfireError:
+        raise
+    except (RuntimeError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        reason = error.args[0] if isinstance(error, KeyError) and error.args else error
+        said = " ".join(str(reason).split())
+        said = f"{said!r} is missing" if isinstance(error, KeyError) else said if len(said) < 400 else f"{said[:400]}…"
+        raise CheckpointError(
+            f"{path}: the weights do not fit their description in {path.with_suffix('.json').name}: {said}. Copy both "
+            "from where they were made, or make them again"
+        ) from error
+
+
+def load_module_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read what :func:`save_module_files` wrote.
+
+    Args:
+        path: the ``.safetensors`` file, or a folder with ``encoder.safetensors``.
+
+    Returns:
+        Tensors by name, and the description.
+
+    Raises:
+        CheckpointError: if one of the two files is missing or damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "encoder.safetensors"
+    try:
+        description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        tensors = load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} and {path.with_suffix('.json').name} beside it must both be there and whole: {error}"
+        ) from error
+    if not isinstance(description, dict):
+        raise CheckpointError(
+            f"{path.with_suffix('.json')}: a {type(description).__name__}; the object that was written beside the "
+            "weights is expected. Copy both files again from where they were made"
+        )
+    return tensors, description
+
+
+def export_encoder(encoder: Encoder, path: str | Path, **facts: Any) -> Path:
+    """Write an encoder for later use.
+
+    Args:
+        encoder: what to write.
+        path: a ``.safetensors`` file, or a folder to write ``encoder.safetensors`` into.
+        facts: plain values to keep in the JSON: method, training-data hash, epochs.
+
+    Returns:
+        The weights file.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        path = path / "encoder.safetensors"
+    description = {
+        "format": "afire-monai encoder 1",
+        "version": __version__,
+        "architecture": encoder.config,
+        "input": "images (B, C, H, W) float32 in 0…1, bright = dense, row 0 at the top; normalised inside",
+        "output": "tokens (B, 1 + L, D): class token, then patch tokens row by row",
+        **facts,
+    }
+    return save_module_files(encoder.state_dict(), description, path)
+
+
+def load_encoder(path: str | Path, **overrides: Any) -> Encoder:
+    """Give back an exported encoder, in evaluation mode.
+
+    It maps images (B, C, H, W) in 0…1 to tokens (B, 1 + L, D), and refuses images in another range.
+
+    Args:
+        path: ``encoder.safetensors`` or the folder that holds it.
+        overrides: arguments of the encoder's class to change, for example ``image_size``: positions of a transformer
+            are stretched to span the picture as they did in training.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged, or weights and description do not fit.
+    """
+    tensors, description = load_module_files(path)
+    if "architecture" not in description:
+        raise CheckpointError(f"{path}: its JSON lacks 'architecture', so it does not describe an encoder")
+    trained, file = description["architecture"], Path(path)
+    with weights_that_fit(file / "encoder.safetensors" if file.is_dir() else file):
+        if trained.get("kind", "vit") == "vit" and "position_grid" not in trained:
+            # at another size, positions still count the trained grid's cells
+            trained = {**trained, "position_grid": [side // trained["patch_size"] for side in trained["image_size"]]}
+        encoder = encoder_from_config(trained, **{"check_range": True, **overrides})
+        encoder.load_state_dict(tensors)
+    return encoder.eval()
+
+
+_INPUT = "images (B, C, H, W) float32 in 0…1, bright = dense, row 0 at the top; normalised inside"
+_KINDS: dict[str, type[ViTClassifier] | type[ViTSegmenter]] = {"classifier": ViTClassifier, "segmenter": ViTSegmenter}
+
+
+def export_task(network: ViTClassifier | ViTSegmenter, folder: str | Path, **facts: Any) -> Path:
+    """Write ``classifier.safetensors`` or ``segmenter.safetensors`` and its JSON into a model folder.
+
+    Args:
+        network: what to write.
+        folder: the model folder; made if absent.
+        facts: plain values to keep in the JSON: ``thresholds`` (label to probability), validation figures, data hash.
+
+    Returns:
+        The weights file.
+    """
+    kind = "classifier" if isinstance(network, ViTClassifier) else "segmenter"
+    description = {
+        "format": f"afire-monai {kind} 1",
+        "version": __version__,
+        kind: network.config,
+        "input": _INPUT,
+        **facts,
+    }
+    return save_module_files(network.state_dict(), description, Path(folder) / f"{kind}.safetensors")
+
+
+def load_classifier(path: str | Path) -> tuple[ViTClassifier, dict[str, Any]]:
+    """Read a classifier, in evaluation mode; it refuses images outside 0…1.
+
+    Args:
+        path: ``classifier.safetensors`` or the model folder that holds it.
+
+    Returns:
+        The classifier and its description, with ``thresholds`` (label to probability).
+
+    Raises:
+        CheckpointError: if a file is missing or damaged, or weights and description do not fit.
+    """
+    network, description = _load(path, "classifier")
+    assert isinstance(network, ViTClassifier)
+    return network, description
+
+
+def load_segmenter(path: str | Path) -> tuple[ViTSegmenter, dict[str, Any]]:
+    """Read a segmenter, in evaluation mode; it refuses images outside 0…1.
+
+    Args:
+        path: ``segmenter.safetensors`` or the model folder that holds it.
+
+    Returns:
+        The segmenter and its description, with ``mask_values`` (class to value in a mask file).
+
+    Raises:
+        CheckpointError: if a file is missing or damaged, or weights and description do not fit.
+    """
+    network, description = _load(path, "segmenter")
+    assert isinstance(network, ViTSegmenter)
+    return network, description
+
+
+def _load(path: str | Path, kind: str) -> tuple[ViTClassifier | ViTSegmenter, dict[str, Any]]:
+    path = Path(path)
+    path = path / f"{kind}.safetensors" if path.is_dir() or not path.suffix else path
+    tensors, description = load_module_files(path)
+    if kind not in description:
+        raise CheckpointError(f"{path}: its JSON lacks {kind!r}, so it does not describe a {kind}")
+    with weights_that_fit(path):
+        network = _KINDS[kind].from_config(description[kind], check_range=True)
+        network.load_state_dict(tensors)
+    for key in ("thresholds", "mask_values"):
+        _refuse_wrong_numbers(description.get(key) or {}, key, path)
+    return network.eval(), description
+
+
+def _refuse_wrong_numbers(values: Any, key: str, path: Path) -> None:
+    """Refuse thresholds outside 0…1 and mask values outside 0…255; what has none may be absent."""
+    kinds, most = ((int, float), 1) if key == "thresholds" else ((int,), 255)
+    fine = isinstance(values, dict) and all(
+        isinstance(v, kinds) and not isinstance(v, bool) and 0 <= v <= most for v in values.values()
+    )
+    if not fine:
+        raise CheckpointError(
+            f"{path.with_suffix('.json')}: {key!r} is {str(values)[:100]}; a number in 0…{most} for each name is "
+            "expected. Copy the file again from where it was made, or mend it"
+        )
+
+
+def initial_encoder(init: str, preset: str, image_size: int, patch_size: int, statistics: Any) -> Encoder:
+    """Give the encoder that fine-tuning starts from.
+
+    Args:
+        init: a model folder or file of any method's encoder; ``random`` for one with fresh weights.
+        preset: size of a fresh encoder (see :data:`ENCODER_PRESETS`).
+        image_size: side in pixels that the task wants; 0 for the size that the encoder was trained at (224 if fresh).
+        patch_size: of a fresh encoder.
+        statistics: grey-level mean and deviation of the training images, for a fresh encoder; called only then.
+
+    Raises:
+        CheckpointError: if there is no such encoder.
+    """
+    if init == "random":
+        mean, std = statistics()
+        return build_encoder(
+            preset, image_size=image_size or 224, patch_size=patch_size, in_channels=1, mean=mean, std=std
+        )
+    return load_encoder(init, **({"image_size": image_size} if image_size else {}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
+import math
 import pickle
 import re
 from collections.abc import Mapping
@@ -15,9 +16,250 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from afire_monai.core.errors import CheckpointError
-from afire_monai.models.encoder import export_encoder, save_module_files
-from afire_monai.models.released_parts import FoundParts, find_parts, fold_decoder, fold_encoder
+from afire_monai.core.errors import AfireError, CheckpointError
+from afire_monai.models.folder import export_encoder, save_module_files
+from afire_monai.networks import AnomalyRestorationDecoder, TokenHead, ViTEncoder, sincos_positions
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_HEAD_WIDTH = 64  # of ViT-Ti, -S and -B alike
+_ENCODER_EPS = 1e-6
+_DECODER_EPS = 1e-5
+_RENAMED = (
+    (re.compile(r"^patch_embed\.proj\."), "patch_embed."),
+    (re.compile(r"\.attn\.proj\."), ".attn.out_proj."),
+    (re.compile(r"\.mlp\.fc([12])\."), r".mlp.linear\1."),
+)
+
+
+@dataclass
+class FoundParts:
+    """Networks made from one state dictionary, and the names that did not fit."""
+
+    encoder: ViTEncoder
+    head: TokenHead | None
+    decoder: AnomalyRestorationDecoder | None
+    unplaced: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+def find_parts(state: dict[str, Tensor], decoder_heads: int) -> FoundParts:
+    """Make encoder, head and decoder from a released state dictionary.
+
+    Args:
+        state: tensors by released name, without the prefix `module.`.
+        decoder_heads: attention heads of the decoder, which no tensor's shape tells.
+
+    Returns:
+        The networks (head and decoder None where there is nothing of them) and what did not fit.
+
+    Raises:
+        CheckpointError: sizes cannot be told from the shapes.
+    """
+    groups: dict[str, dict[str, Tensor]] = {"encoder": {}, "head": {}, "decoder": {}}
+    unplaced: list[str] = []
+    missing: list[str] = []
+    for name, value in state.items():
+        group, _, rest = name.partition(".")
+        if group not in groups:
+            unplaced.append(name)
+        elif not value.isfinite().all():
+            raise CheckpointError(f"{name} holds values that are not finite.")
+        else:
+            groups[group][rest] = value.float()
+    found = FoundParts(_encoder(groups["encoder"]), None, None, unplaced, missing)
+    _place(found, "encoder", found.encoder, groups["encoder"], found.encoder.grid)
+    if groups["head"]:
+        found.head = _head(found, groups["head"])
+    else:
+        missing.append("head.*")
+    if groups["decoder"]:
+        found.decoder = _decoder(groups["decoder"], found.encoder, decoder_heads)
+        _place(found, "decoder", found.decoder, groups["decoder"], found.encoder.grid)
+    return found
+
+
+def _shape(state: dict[str, Tensor], group: str, name: str, dimensions: int) -> tuple[int, ...]:
+    """Shape of a tensor that sizes are read from."""
+    if name not in state:
+        raise CheckpointError(f"{group}.{name} is missing, so the size of the network cannot be told.")
+    shape = tuple(state[name].shape)
+    if len(shape) != dimensions:
+        raise CheckpointError(f"{group}.{name} is {shape}; expected {dimensions} dimensions.")
+    return shape
+
+
+def _depth(state: dict[str, Tensor]) -> int:
+    """Number of blocks."""
+    return 1 + max((int(name.split(".")[1]) for name in state if re.match(r"blocks\.\d+\.", name)), default=-1)
+
+
+def _encoder(state: dict[str, Tensor]) -> ViTEncoder:
+    """Encoder of the sizes that the shapes tell, with start values."""
+    width, channels, patch, patch_width = _shape(state, "encoder", "patch_embed.proj.weight", 4)
+    cells = _shape(state, "encoder", "pos_embed", 3)[1] - 1
+    hidden = _shape(state, "encoder", "blocks.0.mlp.fc1.weight", 2)[0]
+    side = math.isqrt(max(cells, 0))
+    if side * side != cells or patch != patch_width or width % _HEAD_WIDTH or channels != 3:
+        raise CheckpointError(
+            f"{cells} cells, patches of {patch} × {patch_width}, {channels} channels, width {width}; expected a square "
+            f"grid and patch, 3 channels, and a width that {_HEAD_WIDTH} divides."
+        )
+    try:
+        return ViTEncoder(
+            image_size=side * patch,
+            patch_size=patch,
+            in_channels=channels,
+            embed_dim=width,
+            depth=_depth(state),
+            num_heads=width // _HEAD_WIDTH,
+            mlp_ratio=hidden / width,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            layer_norm_eps=_ENCODER_EPS,
+        )
+    except AfireError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _decoder(state: dict[str, Tensor], encoder: ViTEncoder, heads: int) -> AnomalyRestorationDecoder:
+    """Decoder of the sizes that the shapes tell, with start values. Its ε is PyTorch's 1e-5, as released."""
+    dim, in_dim = _shape(state, "decoder", "embedding.weight", 2)
+    pixels = _shape(state, "decoder", "image_pred.weight", 2)[0]
+    hidden = _shape(state, "decoder", "blocks.0.mlp.fc1.weight", 2)[0]
+    channels = pixels // encoder.patch_size**2
+    if channels * encoder.patch_size**2 != pixels or dim % heads or in_dim != encoder.embed_dim:
+        raise CheckpointError(
+            f"decoder from width {in_dim} to {dim} and {pixels} pixels a cell; expected from {encoder.embed_dim} to a "
+            f"multiple of the {heads} decoder heads, and whole channels of {encoder.patch_size}² pixels."
+        )
+    return AnomalyRestorationDecoder(
+        in_dim=in_dim,
+        grid=encoder.grid,
+        patch_size=encoder.patch_size,
+        channels=channels,
+        dim=dim,
+        depth=_depth(state),
+        num_heads=heads,
+        mlp_ratio=hidden / dim,
+        layer_norm_eps=_DECODER_EPS,
+    )
+
+
+def _place(found: FoundParts, group: str, module: nn.Module, state: dict[str, Tensor], grid: tuple[int, int]) -> None:
+    """Load a transformer's tensors under their names here; positions are computed here, so they are compared only."""
+    renamed: dict[str, tuple[str, Tensor]] = {}
+    for name, value in state.items():
+        ours = name
+        for pattern, replacement in _RENAMED:
+            ours = pattern.sub(replacement, ours)
+        renamed[ours] = (name, value)
+    name, positions = renamed.pop("pos_embed", ("pos_embed", None))
+    if positions is None:
+        found.missing.append(f"{group}.{name}")
+    elif not _are_sincos(positions, grid):
+        found.unplaced.append(f"{group}.{name} (not the fixed sine-cosine positions)")
+    _load(found, group, module, renamed)
+
+
+def _are_sincos(positions: Tensor, grid: tuple[int, int]) -> bool:
+    """Whether (1, 1 + L, D) are zeros for the class token and the fixed positions of the grid."""
+    if positions.ndim != 3 or positions.shape[0] != 1 or positions.shape[1] != 1 + grid[0] * grid[1]:
+        return False
+    expected = sincos_positions(grid, positions.shape[2])
+    return bool(torch.allclose(positions[0, 1:], expected, atol=1e-4) and positions[0, 0].abs().max() < 1e-6)
+
+
+def _load(found: FoundParts, group: str, module: nn.Module, renamed: dict[str, tuple[str, Tensor]]) -> None:
+    """Load tensors by name here, given with their released names; names and shapes that do not fit are listed."""
+    targets = module.state_dict()
+    fitting: dict[str, Tensor] = {}
+    for ours, (name, value) in renamed.items():
+        if ours in targets and targets[ours].shape == value.shape:
+            fitting[ours] = value
+        else:
+            shape = f" {tuple(value.shape)}, expected {tuple(targets[ours].shape)}" if ours in targets else ""
+            found.unplaced.append(f"{group}.{name}{shape}")
+    found.missing += [f"{group}.{name}" for name in targets if name not in fitting]
+    module.load_state_dict(fitting, strict=False)
+
+
+def _head(found: FoundParts, state: dict[str, Tensor]) -> TokenHead:
+    """Token head: one stacked weight from the layers of all cells. A cosine has no length: `weight_g` must be one."""
+    cells = found.encoder.grid[0] * found.encoder.grid[1]
+    out_dim, bottleneck = _shape(state, "head", "last_layers.0.weight_v", 2)
+    hidden, in_dim = _shape(state, "head", "mlp.0.weight", 2)
+    head = TokenHead(in_dim, cells, out_dim, hidden, bottleneck)
+    rows: dict[int, Tensor] = {}
+    renamed: dict[str, tuple[str, Tensor]] = {}
+    for name, value in state.items():
+        match = re.fullmatch(r"last_layers\.(\d+)\.weight_([gv])", name)
+        cell = int(match.group(1)) if match else -1
+        if match is None:
+            renamed[name] = (name, value)
+        elif cell >= cells or (match.group(2) == "v" and value.shape != (out_dim, bottleneck)):
+            found.unplaced.append(f"head.{name}")
+        elif match.group(2) == "v":
+            rows[cell] = value
+        elif not torch.allclose(value, torch.ones_like(value)):
+            found.unplaced.append(f"head.{name} (not one)")
+    weight = head.weight.detach().clone()
+    for cell in range(cells):
+        if cell in rows:
+            weight[cell] = rows[cell]
+        else:
+            found.missing.append(f"head.last_layers.{cell}.weight_v")
+    _load(found, "head", head, {**renamed, "weight": ("last_layers", weight)})
+    return head
+
+
+def fold_encoder(encoder: ViTEncoder) -> ViTEncoder:
+    """One-channel encoder that gives the same tokens for a grey image as this one for three equal channels.
+
+    Normalisation differs between the channels, so it goes into the kernel and the bias. The one channel is normalised
+    by the mean of the three means and of the three standard deviations.
+
+    Args:
+        encoder: with one channel (returned as it is) or more.
+    """
+    if encoder.in_channels == 1:
+        return encoder
+    mean, std = encoder.mean.flatten().double(), encoder.std.flatten().double()
+    config: dict[str, Any] = {**encoder.config, "in_channels": 1, "mean": mean.mean().item(), "std": std.mean().item()}
+    folded = ViTEncoder(**config)
+    state = encoder.state_dict()
+    kernel = state["patch_embed.weight"].double() / std[:, None, None]
+    shift = (kernel.sum((2, 3)) * (mean.mean() - mean)).sum(1)
+    state["patch_embed.weight"] = (kernel.sum(1, keepdim=True) * std.mean()).float()
+    state["patch_embed.bias"] = (state["patch_embed.bias"].double() + shift).float()
+    folded.load_state_dict(state)
+    return folded
+
+
+def fold_decoder(
+    decoder: AnomalyRestorationDecoder, encoder: ViTEncoder, folded: ViTEncoder
+) -> AnomalyRestorationDecoder:
+    """One-channel decoder whose image is the mean of this one's channels, in the folded encoder's normalised units.
+
+    Args:
+        decoder: with one channel (returned as it is) or as many as `encoder`.
+        encoder: before folding.
+        folded: after folding.
+    """
+    if decoder.channels == 1:
+        return decoder
+    result = AnomalyRestorationDecoder(**{**decoder.config, "channels": 1})
+    state = decoder.state_dict()
+    mean, std = encoder.mean.flatten().double(), encoder.std.flatten().double()
+    weight = state["image_pred.weight"].double().view(-1, decoder.channels, state["image_pred.weight"].shape[1])
+    bias = state["image_pred.bias"].double().view(-1, decoder.channels)  # the channel runs fastest
+    scale = folded.std.double().item()
+    state["image_pred.weight"] = ((weight * std[:, None]).mean(1) / scale).float()
+    state["image_pred.bias"] = (((bias * std + mean).mean(1) - folded.mean.double().item()) / scale).float()
+    result.load_state_dict(state)
+    return result
+
 
 logger = logging.getLogger(__name__)
 _KNOWN_ENTRIES = {"student", "teacher", "optimizer", "epoch", "args", "AFiRe_loss", "fp16_scaler"}

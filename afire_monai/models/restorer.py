@@ -12,7 +12,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from afire_monai.core.errors import AfireError, CheckpointError
-from afire_monai.models.encoder import load_module_files, weights_that_fit
+from afire_monai.models.folder import load_module_files, weights_that_fit
 from afire_monai.networks import AnomalyRestorationDecoder, Encoder, encoder_from_config
 
 

@@ -1,6 +1,9 @@
-"""The token head: from encoder tokens to cosines with K learned directions."""
+"""Heads that pre-training puts on an encoder: token heads, projections, and those of PEAC and MLVICX."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn as nn
@@ -8,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afire_monai.core.errors import AfireError
+from afire_monai.networks.encoder_base import Encoder
 
 
 class TokenHead(nn.Module):
@@ -72,3 +76,152 @@ class TokenHead(nn.Module):
             return F.linear(x, self.weight[0]).float() / row_norm[0]
         logits = torch.bmm(x.transpose(0, 1), self.weight.transpose(1, 2)).float() / row_norm[:, None]
         return logits.transpose(0, 1)
+
+
+class PatchOrderHead(nn.Linear):
+    """Say of each token which of L patches it shows: one linear classifier for all tokens (PEAC, arXiv 2312.00335).
+
+    Args:
+        in_dim: encoder width D.
+        cells: number of patches L.
+    """
+
+    def __init__(self, in_dim: int, cells: int) -> None:
+        super().__init__(in_dim, cells)
+
+
+class PatchAppearanceHead(nn.Module):
+    """Draw a picture from the token map: a 1 x 1 convolution to P²·C and a pixel shuffle (PEAC, arXiv 2312.00335).
+
+    Args:
+        in_dim: encoder width D.
+        grid: rows and columns (h, w) of the token map.
+        patch_size: side P of a cell in pixels.
+        channels: C of the picture.
+    """
+
+    def __init__(self, in_dim: int, grid: tuple[int, int], patch_size: int, channels: int = 1) -> None:
+        super().__init__()
+        self.grid = grid
+        self.convolution = nn.Conv2d(in_dim, patch_size**2 * channels, kernel_size=1)
+        self.shuffle = nn.PixelShuffle(patch_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Turn patch tokens (B, L, D) into pictures (B, C, H, W) in the encoder's normalised units."""
+        picture: Tensor = self.shuffle(self.convolution(tokens.transpose(1, 2).unflatten(2, self.grid)))
+        return picture
+
+
+#: norms by name; any other is given as a function of the width
+PROJECTION_NORMS: dict[str, Callable[[int], nn.Module]] = {"layer": nn.LayerNorm, "batch": nn.BatchNorm1d}
+
+
+class ProjectionMLP(nn.Module):
+    """Linear layers with a norm and ReLU after each but the last.
+
+    PEAC projects tokens with three layers and layer norm, MLVICX pooled features with three layers and batch norm.
+
+    Args:
+        in_dim: width of what comes in.
+        hidden_dim: width of the layers between.
+        out_dim: width of what comes out.
+        layers: number of linear layers, at least 1.
+        norm: ``layer``, ``batch`` (over the first dimension, so for (B, D) inputs only), or a function that makes a
+            module for a width.
+        last_bias: whether the last linear layer has a bias.
+
+    Raises:
+        AfireError: for an unknown norm, or a width or number of layers below 1.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        hidden_dim: int,
+        out_dim: int,
+        layers: int = 3,
+        norm: str | Callable[[int], nn.Module] = "layer",
+        last_bias: bool = True,
+    ) -> None:
+        super().__init__()
+        if min(in_dim, hidden_dim, out_dim, layers) < 1:
+            raise AfireError(
+                "projector_dim, predictor_dim, dense_dim, projector_layers: a projector needs widths and layers of at "
+                f"least 1, got {in_dim}, {hidden_dim}, {out_dim} and {layers}"
+            )
+        if isinstance(norm, str):
+            if norm not in PROJECTION_NORMS:
+                raise AfireError(f"norm must be one of {', '.join(PROJECTION_NORMS)} or a function, got {norm!r}")
+            norm = PROJECTION_NORMS[norm]
+        widths = [in_dim, *[hidden_dim] * (layers - 1), out_dim]
+        parts: list[nn.Module] = []
+        for place, (before, after) in enumerate(pairwise(widths)):
+            last = place == layers - 1
+            parts.append(nn.Linear(before, after, bias=last_bias or not last))
+            if not last:
+                parts += [norm(after), nn.ReLU()]
+        self.layers = nn.Sequential(*parts)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Project features (…, in_dim) to (…, out_dim); with batch norm (B, in_dim) to (B, out_dim)."""
+        projected: Tensor = self.layers(features)
+        return projected
+
+
+def resize_then_pool(size: int, between: int, cells: int) -> Tensor:
+    """Give the matrix of a bilinear resize of an axis to ``between`` pixels, then of averages over ``cells`` parts.
+
+    Args:
+        size: pixels of the axis.
+        between: pixels after the resize, as ``torch.nn.functional.interpolate(mode="bilinear")`` does it.
+        cells: parts; must divide ``between``.
+
+    Returns:
+        (cells, size) float64; rows sum to 1.
+    """
+    unit = torch.eye(size, dtype=torch.float64)[None, None]
+    resized = F.interpolate(unit, (between, size), mode="bilinear", align_corners=False)[0, 0]
+    return resized.unflatten(0, (cells, -1)).mean(1)
+
+
+class DenseBranch(nn.Module):
+    """Sum of all levels' maps at one size, as a vector of a few cells (MLVICX, arXiv 2403.11504).
+
+    Written out: a 1 x 1 convolution to ``width`` channels for each map, a bilinear resize to ``side`` x ``side``, the
+    sum, an average pooling to ``cells`` x ``cells``. All of these are linear, and the convolutions act on channels
+    where the rest acts on places: so resize and pooling, composed into one small matrix for each axis, come first, and
+    the convolutions see ``cells`` x ``cells`` places only. The result is the same, for a small part of the cost. They
+    have no bias, which the batch norm of the projector behind would take away.
+
+    Args:
+        encoder: whose :attr:`~Encoder.feature_maps` are used; not kept.
+        width: channels.
+        side: pixels that maps are resized to.
+        cells: a side, after pooling; must divide ``side``.
+
+    Raises:
+        AfireError: if ``cells`` does not divide ``side``, or a number is below 1.
+    """
+
+    def __init__(self, encoder: Encoder, width: int = 512, side: int = 64, cells: int = 4) -> None:
+        super().__init__()
+        if width < 1 or cells < 1 or side < cells or side % cells:
+            raise AfireError(
+                f"dense_side must be a multiple of dense_cells, dense_dim at least 1; got {side}, {cells} and {width}"
+            )
+        self.out_dim = width * cells**2
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(m.channels, width, kernel_size=1, bias=False) for m in encoder.feature_maps
+        )
+        for axis, pixels in enumerate(encoder.image_size):
+            for level, feature_map in enumerate(encoder.feature_maps):
+                matrix = resize_then_pool(pixels // feature_map.stride, side, cells)
+                self.register_buffer(f"pool_{level}_{axis}", matrix.float(), persistent=False)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Pool, convolve and add the encoder's maps (B, c, h, w); give (B, width · cells²)."""
+        total = torch.zeros((), device=maps[0].device)
+        for level, (feature_map, convolution) in enumerate(zip(maps, self.convolutions, strict=True)):
+            rows, columns = self.get_buffer(f"pool_{level}_0"), self.get_buffer(f"pool_{level}_1")
+            total = total + convolution(rows @ feature_map @ columns.T)
+        return total.flatten(1)

@@ -11,7 +11,7 @@ from monai.networks.nets import ResNet
 from torch import Tensor
 
 from afire_monai.core.errors import AfireError
-from afire_monai.networks.batch_norm import synced_batch_norm
+from afire_monai.networks.blocks import synced_batch_norm
 from afire_monai.networks.encoder_base import Encoder, FeatureMap
 
 WIDTHS = (64, 128, 256, 512)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from afire_monai.phantom.chest import PHANTOM_LABELS, ChestPhantom, PhantomSample
-from afire_monai.phantom.dataset import write_phantom_dataset
+from afire_monai.phantom.chest import PHANTOM_LABELS, ChestPhantom, PhantomSample, write_phantom_dataset
 
 __all__ = ["PHANTOM_LABELS", "ChestPhantom", "PhantomSample", "write_phantom_dataset"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -82,19 +81,10 @@ def read_radiograph(index: int, file: str, sizes: Iterable[Size], display: bool 
         shown = resize(picture, display_size(shape)) if display else None
         return Radiograph(index, {size: resize(picture, size) for size in sizes}, shape, shown)
     except RadiographError as error:
-        return LeftOut(index, without_names(error, file))
+        return LeftOut(index, error.reason(file))
     except Exception as error:  # one strange file must not end the prediction of thousands
         # what it says is left out: other libraries quote the header
         return LeftOut(index, f"unexpected error: {type(error).__name__} while reading; please report this file")
-
-
-def without_names(error: RadiographError, file: str) -> str:
-    """Give the reason of a refusal without the name of its file."""
-    kind, detail = getattr(error, "kind", "refused"), getattr(error, "detail", str(error))
-    reason = f"{kind}: {detail}"
-    for name in (file, os.path.basename(file)):
-        reason = reason.replace(name, "the file")
-    return " ".join(reason.split())
 
 
 def ahead(work: Callable[[T], R], tasks: Sequence[T], workers: int, depth: int) -> Iterator[R]:

@@ -14,8 +14,7 @@ from afire_monai import __version__
 from afire_monai.core.errors import AfireError
 from afire_monai.core.precision import set_precision
 from afire_monai.models.folder import KINDS, names, used_model_files, weights_hashes
-from afire_monai.predictions.anomaly.detector import AnomalyDetector
-from afire_monai.predictions.anomaly.load_detector import load_detector
+from afire_monai.predictions.anomaly.detector import AnomalyDetector, load_detector
 from afire_monai.predictions.anomaly.reference import NormalReference
 from afire_monai.predictions.attribution import attention_rollout, grad_cam
 from afire_monai.predictions.reading import Radiograph, Size
@@ -100,7 +99,7 @@ class Scorer:
             raise AfireError("there is no restorer.safetensors in the model folder, so no picture can be restored")
 
     def _load(self) -> None:
-        from afire_monai.models.task_models import load_classifier, load_segmenter
+        from afire_monai.models.folder import load_classifier, load_segmenter
 
         if "classifier" in self.files:
             self.classifier, description = load_classifier(self.files["classifier"])

@@ -1,12 +1,18 @@
 """Training: plan, trainer, checkpoints, health checks and logs."""
 
-from afire_monai.training import budget, finetuning, finish, startup, task_base, task_data
+from afire_monai.training import budget, finetuning, finish, startup, task_data, tasks
 from afire_monai.training.checkpoint import CheckpointKeeper, find_checkpoint, load_checkpoint, save_checkpoint
-from afire_monai.training.handlers import CsvLogger, HealthMonitor, PanelWriter, ProgressBar, mlflow_handler
-from afire_monai.training.lars import LARS
-from afire_monai.training.plan import TrainingPlan, parameter_groups
+from afire_monai.training.handlers import (
+    CsvLogger,
+    HealthMonitor,
+    PanelWriter,
+    ProgressBar,
+    ValidationMonitor,
+    mlflow_handler,
+    predict_dataset,
+)
+from afire_monai.training.plan import LARS, TrainingPlan, parameter_groups
 from afire_monai.training.trainer import PretrainTrainer
-from afire_monai.training.validation import ValidationMonitor, predict_dataset
 
 __all__ = [
     "LARS",
@@ -28,6 +34,6 @@ __all__ = [
     "predict_dataset",
     "save_checkpoint",
     "startup",
-    "task_base",
     "task_data",
+    "tasks",
 ]

@@ -21,7 +21,7 @@ import yaml
 from afire_monai.core.distributed import from_first, rank
 from afire_monai.core.errors import AfireError
 from afire_monai.core.files import write_text
-from afire_monai.training.report.run_files import BUDGET_FILE, budget_in_words
+from afire_monai.training.report.page import BUDGET_FILE, budget_in_words
 
 if TYPE_CHECKING:
     from afire_monai.training.trainer import PretrainTrainer
@@ -161,7 +161,7 @@ def measure(trainer: PretrainTrainer, minutes: float) -> Costs:
         minutes: the time budget, which bounds the time that is spent on this.
     """
     from afire_monai.training import finish
-    from afire_monai.training.report import write  # noqa: F401  # drawing libraries are loaded before the clock starts
+    from afire_monai.training.report import page  # noqa: F401  # drawing libraries are loaded before the clock starts
 
     left = 60 * minutes - _since_start()
     dataset: Any = trainer.data_loader.dataset

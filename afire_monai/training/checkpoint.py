@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a run needs to go on exactly, as tensors and plain containers, written atomically."""
+"""Checkpoints: all that an exact resume needs, written whole, also when a scheduler asks the run to stop."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import difflib
 import logging
 import os
 import re
+import signal
+import threading
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from ignite.engine import Events
+from torch.utils.data import DataLoader
 
 from afire_monai.core.distributed import rank, wait_for_all
 from afire_monai.core.errors import AfireError, CheckpointError
-from afire_monai.training.stopping import StopRequest, shield_workers
+from afire_monai.core.files import whole_file
 
 if TYPE_CHECKING:
     from afire_monai.training.trainer import PretrainTrainer
@@ -34,14 +38,10 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     Raises:
         CheckpointError: if there is no room, or no right to write; older files are left as they are.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with whole_file(path, shared=True, sync=True) as part, part.open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
     except (OSError, RuntimeError) as error:  # torch's writer raises the latter where a disk is full
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         reason = getattr(cause, "strerror", None) or str(cause).split("\n")[0][:150]
@@ -49,8 +49,6 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
             f"{path.name} cannot be written ({reason}); earlier checkpoints are whole. Make room in {path.parent}, "
             "then go on with --resume true"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -91,7 +89,7 @@ class CheckpointKeeper:
     """Write checkpoints during training: the last few, the best, and one when a scheduler asks the run to stop.
 
     After SIGTERM or SIGUSR1, in whichever process, all processes write a checkpoint at the same update, the next one,
-    and end with :data:`~afire_monai.training.stopping.EXIT_STATUS`. In the last epoch's end training ends as usual.
+    and end with :data:`~afire_monai.training.checkpoint.EXIT_STATUS`. In the last epoch's end training ends as usual.
 
     Args:
         folder: where to; made if absent.
@@ -186,3 +184,56 @@ class CheckpointKeeper:
         others = [path for path in list_checkpoints(self.folder) if path != newest]
         for old in others[: len(others) - (self.keep - 1)] if len(others) >= self.keep else []:
             old.unlink(missing_ok=True)
+
+
+#: EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command with --resume true goes on
+EXIT_STATUS = 75
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Whether a scheduler asked this process to stop; listens as a context, in a main thread only.
+
+    Slurm sends a signal of choice before a time limit or a pre-emption, Kubernetes SIGTERM before it kills. Signals
+    after the first change nothing: launchers and schedulers send several.
+    """
+
+    def __init__(self) -> None:
+        #: name of the signal, empty as long as there was none
+        self.signal = ""
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.signal = self.signal or signal.Signals(number).name
+
+
+def shield_workers(loader: DataLoader) -> None:
+    """Let a loader's processes live on when a launcher sends their whole process group a signal to stop.
+
+    Without them the training process could not reach its next update.
+    """
+    if loader.num_workers and loader.worker_init_fn is None and hasattr(signal, "sigwaitinfo"):
+        loader.worker_init_fn = _obey_parent_only
+
+
+def _obey_parent_only(_: int) -> None:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # blocked here, so that the thread gets it, and with it the sender; the parent sends it when all is over
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

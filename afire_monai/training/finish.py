@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from afire_monai.core.distributed import rank
 from afire_monai.core.errors import AfireError
 from afire_monai.methods import AFiRe, Method
-from afire_monai.models.encoder import export_encoder, save_module_files
+from afire_monai.models.folder import export_encoder, save_module_files
 from afire_monai.networks import TokenHead
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def write_run_report(run_dir: str | Path, dataset: RadiographDataset, count: int
     if rank():
         return
     # here, because drawing is not needed by those who import this module for anything else
-    from afire_monai.training.report.write import write_mean_image, write_report
+    from afire_monai.training.report.page import write_mean_image, write_report
 
     try:
         write_mean_image(dataset, run_dir, count)

@@ -23,8 +23,7 @@ from afire_monai.core.errors import CheckpointError
 from afire_monai.datalists.paths import names_hash
 from afire_monai.loading.sampler import EpochSampler
 from afire_monai.methods.base import Method
-from afire_monai.training.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
-from afire_monai.training.stopping import EXIT_STATUS, StopRequest
+from afire_monai.training.checkpoint import EXIT_STATUS, StopRequest, find_checkpoint, list_checkpoints, load_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,6 @@ import yaml
 from afire_monai.core.errors import AfireError
 from afire_monai.core.precision import PRECISIONS
 
-__all__ = ["command_line", "parse_value", "refuse_unknown_keys", "refuse_wrong_values"]
-
 # what `python -m monai.bundle run` takes for itself
 _RUNNER_ARGUMENTS = {
     "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",

@@ -24,27 +24,11 @@ from afire_monai.core.precision import set_precision
 from afire_monai.datalists.file import datalist_hash, normal_of, present_sections, read_raw, training_items
 from afire_monai.datalists.paths import ImagePaths
 from afire_monai.datalists.validate import DataListReport, open_datalist
-from afire_monai.loading.dataset import image_statistics
 from afire_monai.phantom import write_phantom_dataset
 from afire_monai.radiographs.decode import list_images
 from afire_monai.radiographs.reader import RadiographReader
 from afire_monai.training import budget
 from afire_monai.training.settings import command_line, parse_value, refuse_unknown_keys, refuse_wrong_values
-
-__all__ = [
-    "cache_folder",
-    "data_hash",
-    "find_datalist",
-    "fix_seeds",
-    "folder_items",
-    "image_batch",
-    "image_statistics",
-    "normal_items",
-    "prepare_run",
-    "reading",
-    "start_processes",
-    "stop_processes",
-]
 
 logger = logging.getLogger(__name__)
 

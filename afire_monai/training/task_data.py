@@ -15,7 +15,7 @@ from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.datalists.file import is_normal, load_datalist, normal_label
 from afire_monai.datalists.subsets import label_fraction, patient_folds
 from afire_monai.datalists.targets import UncertainPolicy, positive_weights, target_matrix
-from afire_monai.predictions.file import check_names
+from afire_monai.predictions.format import check_names
 
 logger = logging.getLogger(__name__)
 

@@ -28,9 +28,9 @@ from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.loading.sampler import EpochSampler
 from afire_monai.methods.base import Method
 from afire_monai.networks.blocks import compile_networks, recompute_blocks
+from afire_monai.training.checkpoint import StopRequest
 from afire_monai.training.plan import TrainingPlan
 from afire_monai.training.resume import Resumable
-from afire_monai.training.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
 

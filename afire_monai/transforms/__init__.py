@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from afire_monai.transforms.anatomy import Anatomy, Anatomyd
-from afire_monai.transforms.augment import RadiographAugment
-from afire_monai.transforms.exposure import ExposureChange
+from afire_monai.transforms.augment import ExposureChange, RadiographAugment
 from afire_monai.transforms.lesion import LesionRecord, SyntheticLesionMask, SyntheticLesionMaskd
 from afire_monai.transforms.lesion_settings import LesionSettings
 from afire_monai.transforms.views import RandomViews, ViewAugment

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from afire_monai.evaluation.probes import extract_features, knn_probe
-from afire_monai.models.encoder import export_encoder, load_encoder
+from afire_monai.models.folder import export_encoder, load_encoder
 from afire_monai.networks import ViTEncoder
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"

@@ -13,7 +13,7 @@ from helpers import smooth_images
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from afire_monai.models.encoder import export_encoder
+from afire_monai.models.folder import export_encoder
 from afire_monai.networks import ViTEncoder
 from afire_monai.predictions.format import Predictions, save_predictions
 

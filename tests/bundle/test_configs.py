@@ -16,7 +16,7 @@ from helpers import METADATA, cause_of, run_bundle
 from PIL import Image
 
 from afire_monai.core.errors import CheckpointError
-from afire_monai.models.encoder import load_encoder
+from afire_monai.models.folder import load_encoder
 from afire_monai.phantom import write_phantom_dataset
 from afire_monai.training.checkpoint import load_checkpoint
 from afire_monai.training.handlers import read_csv_log

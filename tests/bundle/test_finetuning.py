@@ -13,8 +13,7 @@ from helpers import CONFIGS, METADATA, cause_of, run_bundle
 
 from afire_monai.cli.main import run
 from afire_monai.datalists.file import load_datalist
-from afire_monai.models.encoder import export_encoder
-from afire_monai.models.task_models import load_classifier, load_segmenter
+from afire_monai.models.folder import export_encoder, load_classifier, load_segmenter
 from afire_monai.networks import ViTEncoder
 from afire_monai.phantom import write_phantom_dataset
 from afire_monai.predictions.format import load_predictions

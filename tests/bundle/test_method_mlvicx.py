@@ -11,10 +11,8 @@ import torch
 import yaml
 from helpers import CONFIGS, cause_of, run_bundle
 
-from afire_monai.figures.parts import Settings
-from afire_monai.figures.run import draw_figures
-from afire_monai.models.encoder import load_encoder
-from afire_monai.models.task_models import load_classifier
+from afire_monai.figures.run import Settings, draw_figures
+from afire_monai.models.folder import load_classifier, load_encoder
 from afire_monai.phantom import write_phantom_dataset
 from afire_monai.training.checkpoint import load_checkpoint
 from afire_monai.training.handlers import read_csv_log

@@ -11,7 +11,7 @@ import torch
 import yaml
 from helpers import CONFIGS, cause_of, run_bundle
 
-from afire_monai.models.encoder import load_encoder
+from afire_monai.models.folder import load_encoder
 from afire_monai.phantom import write_phantom_dataset
 from afire_monai.training.checkpoint import load_checkpoint
 from afire_monai.training.handlers import read_csv_log
@@ -56,8 +56,7 @@ def test_exported_encoder_is_the_teacher(trained):
 
 
 def test_figures_take_the_encoder(trained, phantoms, tmp_path):
-    from afire_monai.figures.parts import Settings
-    from afire_monai.figures.run import draw_figures
+    from afire_monai.figures.run import Settings, draw_figures
 
     settings = Settings(section="training", images=8, clusters=3)
     page, numbers = draw_figures(trained / "models", phantoms, tmp_path, settings)

@@ -17,7 +17,7 @@ import torch
 from helpers import CONFIGS, run_bundle
 from safetensors.torch import load_file
 
-from afire_monai.models.encoder import load_encoder
+from afire_monai.models.folder import load_encoder
 from afire_monai.phantom import write_phantom_dataset
 from afire_monai.training.handlers import read_csv_log
 
@@ -83,10 +83,9 @@ def test_run_leaves_an_encoder_a_log_and_a_page(finished):
 
 def test_encoder_serves_probes_classifier_segmenter_and_anomaly_maps(finished):
     from afire_monai.evaluation.probes import extract_features
-    from afire_monai.networks.classifier import ViTClassifier
-    from afire_monai.networks.segmenter import ViTSegmenter
+    from afire_monai.networks.task_networks import ViTClassifier, ViTSegmenter
     from afire_monai.predictions.anomaly.build_reference import build_reference
-    from afire_monai.predictions.anomaly.load_detector import load_detector
+    from afire_monai.predictions.anomaly.detector import load_detector
 
     _, run = finished
     encoder = load_encoder(run / "models")

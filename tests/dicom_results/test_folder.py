@@ -12,7 +12,7 @@ import pytest
 from afire_monai.cli.main import run
 from afire_monai.core.errors import AfireError
 from afire_monai.dicom_results.folder import write_dicom_results
-from afire_monai.dicom_results.index import source_files
+from afire_monai.dicom_results.source import source_files
 from afire_monai.predictions.format import Predictions, save_predictions
 
 FACTS = {"section": "", "datalist_sha256": "", "model": {"afire": "1"}, "thresholds": {"Edema": 0.5}}

@@ -10,6 +10,7 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
+import torch
 
 from afire_monai.core.errors import AfireError
 from afire_monai.dicom_results import (
@@ -20,9 +21,9 @@ from afire_monai.dicom_results import (
     write_report,
     write_results,
 )
-from afire_monai.dicom_results.drawing import overlay
 from afire_monai.dicom_results.objects import write_new
 from afire_monai.dicom_results.source import open_source
+from afire_monai.predictions.results import overlay
 from afire_monai.radiographs.dicom import read_dicom
 
 SHAPE = (48, 64)
@@ -125,7 +126,7 @@ def test_empty_heatmap_is_still_written(write_source, tmp_path):
 def test_overlay_is_grey_without_heat_and_reddest_where_heat_is_highest():
     picture = np.array([[0.0, 1.0], [0.4, 0.4]], np.float32)
     heat = np.array([[0.0, 0.0], [0.0, 1.0]], np.float32)
-    pixels = overlay(picture, ImagePrediction(heatmap=heat))
+    pixels = overlay(torch.from_numpy(picture), torch.from_numpy(heat))
     # red 0.4 · 0.3 + 0.7 = 0.82, green and blue 0.4 · 0.3 = 0.12, of 255
     np.testing.assert_array_equal(pixels, [[[0] * 3, [255] * 3], [[102] * 3, [209, 31, 31]]])
 

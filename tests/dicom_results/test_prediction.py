@@ -64,8 +64,8 @@ def test_heatmap_of_another_aspect_is_refused_with_both_sizes(shape):
 
 @pytest.mark.parametrize("shape", [(2500, 2048), (1955, 1841), (169, 211), (3000, 17), (16, 16)])
 def test_heatmaps_as_predict_reduces_them_fit_their_source(shape):
-    from afire_monai.predictions.pictures import MAP_SIDE
     from afire_monai.predictions.reading import display_size
+    from afire_monai.predictions.results import MAP_SIDE
 
     small = np.zeros(display_size(shape, MAP_SIDE), np.float32)
     assert ImagePrediction(heatmap=small).fitted(shape).shape == shape

@@ -5,8 +5,13 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from afire_monai.core.errors import AfireError
-from afire_monai.evaluation.bootstrap import bootstrap_auroc, bootstrap_auroc_difference, patient_weights
-from afire_monai.evaluation.ranking import auroc, weighted_curve
+from afire_monai.evaluation.bootstrap import (
+    auroc,
+    bootstrap_auroc,
+    bootstrap_auroc_difference,
+    patient_weights,
+    weighted_curve,
+)
 
 
 def cases(n: int = 120, levels: int = 0, seed: int = 0, signal: float = 0.8):

@@ -12,8 +12,8 @@ from sklearn.metrics import roc_auc_score
 from afire_monai.cli.main import run
 from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.datalists.file import datalist_hash
+from afire_monai.evaluation.cases import read_cases, scores_of_other
 from afire_monai.evaluation.evaluate import evaluate_predictions, run_evaluation
-from afire_monai.evaluation.evaluation_cases import read_cases, scores_of_other
 from afire_monai.predictions.format import Predictions, load_predictions
 
 

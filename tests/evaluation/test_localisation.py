@@ -5,16 +5,20 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from afire_monai.core.errors import AfireError
-from afire_monai.evaluation.heatmaps import (
+from afire_monai.evaluation.localisation import (
     T_IOBB,
     T_IOU,
+    LesionCase,
     box_overlaps,
+    centre_figures,
+    centre_map,
     found_boxes,
     image_figures,
     lesion_pixels,
+    prior_figures,
     resize_heatmap,
+    summarise,
 )
-from afire_monai.evaluation.localisation import LesionCase, centre_figures, centre_map, prior_figures, summarise
 
 BOX = np.array([[20.0, 10.0, 30.0, 20.0]])  # columns 20…49, rows 10…29
 SHAPE = (80, 100)

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score, brier_score_loss, confusion_matrix, roc_auc_score, roc_curve
 
 from afire_monai.core.errors import AfireError
-from afire_monai.evaluation.bootstrap_figures import FIGURES, RATES, calibration_bins, figure_draws, macro_mean
+from afire_monai.evaluation.bootstrap import FIGURES, RATES, calibration_bins, figure_draws, macro_mean
 from afire_monai.evaluation.metrics import compare_labels, evaluate_labels
 
 NAN = np.nan

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from afire_monai.evaluation.evaluate import run_evaluation
-from afire_monai.evaluation.page_charts import worst_cases
+from afire_monai.evaluation.page import worst_cases
 from afire_monai.evaluation.page_tables import facts, interval
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

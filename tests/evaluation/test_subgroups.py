@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from afire_monai.evaluation.subgroups import age_band, evaluate_subgroups
+from afire_monai.evaluation.metrics import age_band, evaluate_subgroups
 
 
 @pytest.mark.parametrize(

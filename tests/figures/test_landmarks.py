@@ -19,10 +19,10 @@ from afire_monai.figures.landmarks import (
     landmark_tokens,
     lung_landmarks,
 )
-from afire_monai.figures.parts import Settings
 from afire_monai.figures.run import draw_figures
+from afire_monai.figures.study import Settings
 from afire_monai.methods.grid_shift import GridShift
-from afire_monai.models.encoder import export_encoder
+from afire_monai.models.folder import export_encoder
 
 
 def lungs(side: int = 40, top: int = 10, bottom: int = 30) -> np.ndarray:

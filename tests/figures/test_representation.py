@@ -15,22 +15,25 @@ from sklearn.metrics import silhouette_samples
 from afire_monai.cli.main import run
 from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.datalists.file import save_datalist
-from afire_monai.figures.atlas import build_atlas
+from afire_monai.evaluation.overlap import dice
 from afire_monai.figures.page import verdicts
-from afire_monai.figures.parts import Settings
+from afire_monai.figures.pictures import build_atlas
 from afire_monai.figures.representation import (
+    best_union,
+    by_cells,
     cell_retrieval,
     centred_unit,
+    cluster_tokens,
     distance_ratio,
-    mean_interval,
+    mean_mask,
     silhouette,
 )
 from afire_monai.figures.run import draw_figures
-from afire_monai.figures.segments import best_union, by_cells, cluster_tokens, dice, mean_mask
+from afire_monai.figures.study import Settings, interval_of
 from afire_monai.figures.views import choose_items, corner_cells, corner_crops, pixel_tokens
 from afire_monai.methods.grid_shift import GridShift
-from afire_monai.models.encoder import export_encoder
-from afire_monai.predictions.anomaly.load_detector import load_detector
+from afire_monai.models.folder import export_encoder
+from afire_monai.predictions.anomaly.detector import load_detector
 from afire_monai.training.finish import export_detector, export_restorer
 
 GRID, SIDE = (4, 4), 8
@@ -158,11 +161,11 @@ def test_figures_that_cannot_be_are_none() -> None:
 
 def test_interval_holds_the_mean_and_narrows_with_patients() -> None:
     values = np.random.default_rng(0).normal(5, 1, 400)
-    few, many = mean_interval(values[:20]), mean_interval(values)
+    few, many = (list(interval_of(some, 0).values()) for some in (values[:20], values))
     assert few[1] < few[0] < few[2]
     assert many[2] - many[1] == pytest.approx(2 * 1.96 / 20, rel=0.15)
     assert few[2] - few[1] > many[2] - many[1]
-    assert mean_interval([3.0, 3.0]) == (3, 3, 3)
+    assert interval_of([3.0, 3.0], 0) == {"value": 3, "low": 3, "high": 3}
 
 
 # ---- segments

@@ -21,10 +21,8 @@ from hospital.fake_dicomweb import FakeServer, busy, cut, fake_dicomweb, hang_up
 from hospital.planted import SECRETS, small, write
 
 from afire_monai.cli.main import run
-from afire_monai.hospital.dicomweb.access import DicomWebError, find_credentials
-from afire_monai.hospital.dicomweb.client import DicomWeb
-from afire_monai.hospital.dicomweb.query import Query, SeriesReference, is_uid
-from afire_monai.hospital.dicomweb.responses import AnswerError, ConnectionLostError
+from afire_monai.hospital.dicomweb.client import DicomWeb, Query, SeriesReference, is_uid
+from afire_monai.hospital.dicomweb.connection import AnswerError, ConnectionLostError, DicomWebError, find_credentials
 from afire_monai.hospital.dicomweb.transfer import GIVE_UP, forget, retrieve_series, send_folder
 
 

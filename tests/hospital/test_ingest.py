@@ -438,7 +438,7 @@ def test_folder_that_is_not_named_again_is_a_user_error(tmp_path: Path) -> None:
 
 
 def test_second_ingest_into_the_same_folder_at_once_is_refused(tmp_path: Path) -> None:
-    from afire_monai.hospital.files import make_private_folder
+    from afire_monai.hospital.identity import make_private_folder
     from afire_monai.hospital.state import State
 
     archive(tmp_path / "in", 1)

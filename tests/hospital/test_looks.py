@@ -9,7 +9,7 @@ import pytest
 from hospital_files import chest
 from PIL import Image, ImageDraw, ImageFont
 
-from afire_monai.hospital.pixel_checks import burned_in_text, looks_lateral, lung_fields
+from afire_monai.hospital.convert import burned_in_text, looks_lateral, lung_fields
 from afire_monai.radiographs.decode import read_picture
 
 

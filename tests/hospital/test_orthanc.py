@@ -23,11 +23,10 @@ from hospital.orthanc import PASSWORD, USER, running_orthanc
 from hospital.planted import SECRETS, radiograph, small, write
 
 from afire_monai.cli.main import run
-from afire_monai.hospital.dicomweb.access import DicomWebError
-from afire_monai.hospital.dicomweb.client import DicomWeb
-from afire_monai.hospital.dicomweb.query import Query, SeriesReference
+from afire_monai.hospital.dicomweb.client import DicomWeb, Query, SeriesReference
+from afire_monai.hospital.dicomweb.connection import DicomWebError
 from afire_monai.hospital.dicomweb.transfer import retrieve_series, send_folder
-from afire_monai.models.encoder import export_encoder
+from afire_monai.models.folder import export_encoder
 from afire_monai.networks import ViTEncoder
 from afire_monai.phantom import ChestPhantom
 

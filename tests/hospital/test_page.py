@@ -34,10 +34,17 @@ def test_every_option_and_file_that_is_named_exists():
 
 
 def test_files_of_the_table_are_those_that_are_written():
-    from afire_monai.hospital import datacard, files, identity, outputs, state
-    from afire_monai.hospital.dicomweb import fetch as dicomweb_fetch
+    from afire_monai.hospital import datacard, identity, outputs, state
+    from afire_monai.hospital.dicomweb import transfer as dicomweb_fetch
 
-    names = {identity.KEY, files.INDEX, files.LEFT_OUT, files.UNMATCHED, state.STATE, dicomweb_fetch.NOT_RETRIEVED}
+    names = {
+        identity.KEY,
+        identity.INDEX,
+        identity.LEFT_OUT,
+        identity.UNMATCHED,
+        state.STATE,
+        dicomweb_fetch.NOT_RETRIEVED,
+    }
     names |= {outputs.IMAGES, outputs.DATALIST, outputs.SUMMARY, f"{dicomweb_fetch.RETRIEVED}/"}
     assert [name for name in names if name not in PAGE] == []
     assert datacard.FEWEST == 5

@@ -7,8 +7,7 @@ import pytest
 from hospital_files import CR, DX_RAW, SC, coded, write
 
 from afire_monai.core.errors import RadiographError
-from afire_monai.hospital.anatomy_vocabulary import body_of, normalise, view_of
-from afire_monai.hospital.header import Header, read_header
+from afire_monai.hospital.header import Header, body_of, normalise, read_header, view_of
 from afire_monai.hospital.series_rules import (
     BURNED_IN,
     COLOUR,

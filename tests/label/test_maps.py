@@ -7,7 +7,7 @@ from label_phantoms import SHAPE, phantom
 from PIL import Image
 
 from afire_monai.core.errors import AfireError
-from afire_monai.label.maps import Grid, read_label, to_rows, write_map
+from afire_monai.label.images import Grid, read_label, to_rows, write_map
 
 MASK = phantom(3)[1]
 MASK[:6, :9] = 2  # a mark in one corner

@@ -16,16 +16,12 @@ from PIL import Image
 
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.hospital.identity import IdentityKey
-from afire_monai.label.http_errors import NotFoundError, UnknownImageError, problem
 from afire_monai.label.images import open_image, patient_of
-from afire_monai.label.inference_service import answer, class_values, write_reply
-from afire_monai.label.label_files import read_findings, read_mask, saved_labels
-from afire_monai.label.logs import NoNames, without_names
-from afire_monai.label.model_registry import ModelShelf
+from afire_monai.label.inference_service import ModelShelf, answer, class_values, write_reply
+from afire_monai.label.label_files import read_findings, read_mask, saved_labels, score_findings, score_masks
+from afire_monai.label.messages import NoNames, NotFoundError, UnknownImageError, problem, without_names
 from afire_monai.label.sampling_strategies import Chooser
-from afire_monai.label.scores import score_findings, score_masks
-from afire_monai.label.trainable import Trainable, split, validation_score
-from afire_monai.label.training import Workshop
+from afire_monai.label.training import Trainable, Workshop, split, validation_score
 from afire_monai.predictions.scoring import Scorer
 
 

@@ -26,10 +26,9 @@ from hospital_files import PLANTED
 from label_phantoms import LABELS, SHAPE, SPOT, phantom, pictures, write_dicoms, write_models, write_pngs
 from PIL import Image
 
-from afire_monai.hospital.dicomweb.client import DicomWeb
-from afire_monai.hospital.dicomweb.query import Query
+from afire_monai.hospital.dicomweb.client import DicomWeb, Query
 from afire_monai.hospital.dicomweb.transfer import retrieve_series, send_folder
-from afire_monai.label.maps import Grid, read_label, write_map
+from afire_monai.label.images import Grid, read_label, write_map
 
 pytestmark = [
     pytest.mark.skipif(not os.environ.get("AFIRE_LABEL_TEST"), reason="scripts/label_test.sh runs these"),

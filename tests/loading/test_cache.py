@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader
 
 from afire_monai.core.errors import DataListError
 from afire_monai.datalists.paths import ImagePaths
-from afire_monai.loading import cache_build, cache_read, cache_write
-from afire_monai.loading.cache import DiskCache
+from afire_monai.loading import cache as cache_module
+from afire_monai.loading import cache_build
+from afire_monai.loading.cache import READY, DiskCache, load_index, path_hashes, shard_path
 from afire_monai.loading.cache_build import build_cache
-from afire_monai.loading.cache_index import READY, load_index, path_hashes, shard_path
 from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.radiographs.resize import area_average
 from afire_monai.training import startup
@@ -49,8 +49,8 @@ def build(paths: ImagePaths, folder: Path, **options: Any) -> int:
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are decoded from now on."""
     seen: list[str] = []
-    real = cache_read.read_picture
-    monkeypatch.setattr(cache_read, "read_picture", lambda path, *a: (seen.append(Path(path).name), real(path, *a))[1])
+    real = cache_module.read_picture
+    monkeypatch.setattr(cache_module, "read_picture", lambda p, *a: (seen.append(Path(p).name), real(p, *a))[1])
     return seen
 
 
@@ -204,7 +204,7 @@ def test_full_disk_is_told_in_words_and_what_is_stored_stays(tmp_path, monkeypat
             return super().write(data)
 
     paths = pictures(tmp_path / "in")
-    monkeypatch.setattr(cache_write.CacheWriter, "_open", _opened_as(Full))
+    monkeypatch.setattr(cache_module.CacheWriter, "_open", _opened_as(Full))
     with pytest.raises(DataListError, match="No space left on device; what is stored there stays usable"):
         build(paths, tmp_path / "c")
     monkeypatch.undo()
@@ -215,9 +215,9 @@ def test_full_disk_is_told_in_words_and_what_is_stored_stays(tmp_path, monkeypat
 
 
 def _opened_as(kind: type[io.FileIO]) -> Any:
-    real = cache_write.CacheWriter._open
+    real = cache_module.CacheWriter._open
 
-    def opened(self: cache_write.CacheWriter, number: int) -> io.FileIO:
+    def opened(self: cache_module.CacheWriter, number: int) -> io.FileIO:
         real(self, number).close()
         return kind(shard_path(self.folder, number), "r+b")
 
@@ -235,7 +235,7 @@ def test_rows_whose_pixels_may_be_lost_do_not_count(tmp_path, monkeypatch):
         real(number)
 
     monkeypatch.setattr(os, "fsync", fails_once)
-    monkeypatch.setattr(cache_write, "FLUSH_SECONDS", -1.0)
+    monkeypatch.setattr(cache_module, "FLUSH_SECONDS", -1.0)
     with pytest.raises(DataListError, match="Input/output error"):
         build(paths, tmp_path / "c")
     assert not (load_index(tmp_path / "c")["state"] == READY).any()
@@ -271,18 +271,18 @@ def test_second_builder_waits_for_the_first(tmp_path):
 KILLED = """
 import sys, time
 from pathlib import Path
-from afire_monai.loading import cache_read, cache_write
+from afire_monai.loading import cache
 from afire_monai.loading.cache_build import build_cache
 from afire_monai.datalists.paths import ImagePaths
-cache_write.FLUSH_SECONDS = -1.0  # after each picture
+cache.FLUSH_SECONDS = -1.0  # after each picture
 folder = Path(sys.argv[1])
-real = cache_read.read_picture
+real = cache.read_picture
 def slow(path, *rest):
     if Path(path).name == "p4.png":
         (folder / "four").touch()
         time.sleep(100)
     return real(path, *rest)
-cache_read.read_picture = slow
+cache.read_picture = slow
 build_cache(ImagePaths(sys.argv[2:]), folder / "c", (16, 12), workers=0, shard_rows=4)
 """
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from afire_monai.losses.peac import PEACProjections, global_loss, local_loss, order_loss
-from afire_monai.methods.peac_views import match_cells
+from afire_monai.methods.peac import match_cells
 
 B, L, E, G = 5, 12, 7, 9
 

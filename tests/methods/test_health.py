@@ -8,8 +8,8 @@ from helpers import PATCH, smooth_images, tiny_afire
 from sklearn.metrics import roc_auc_score
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from afire_monai.methods.afire_health import content_free_inputs
 from afire_monai.methods.health import (
+    content_free_inputs,
     effective_rank,
     feature_health,
     feature_std_ratio,

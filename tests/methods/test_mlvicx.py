@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.methods import MLVICX
-from afire_monai.models.encoder import export_encoder, load_encoder
+from afire_monai.models.folder import export_encoder, load_encoder
 from afire_monai.training.plan import parameter_groups
 from afire_monai.transforms import RandomViews, ViewAugment
 

@@ -12,8 +12,7 @@ from tiny_peac import tiny_peac
 from torch import Tensor
 
 from afire_monai.core.errors import AfireError
-from afire_monai.methods.peac import PEAC, cells_found
-from afire_monai.methods.peac_views import OverlappingViews
+from afire_monai.methods.peac import PEAC, OverlappingViews, cells_found
 from afire_monai.networks import ViTEncoder
 from afire_monai.networks.swin import SwinEncoder
 from afire_monai.training.plan import parameter_groups

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from afire_monai.core.errors import AfireError
-from afire_monai.methods.peac_views import OverlappingViews, match_cells, permute_patches
+from afire_monai.methods.peac import OverlappingViews, match_cells, permute_patches
 from afire_monai.transforms.perturb import AppearancePerturbation
 
 

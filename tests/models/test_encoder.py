@@ -8,7 +8,7 @@ from helpers import tiny_afire
 from safetensors.torch import load_file
 
 from afire_monai.core.errors import AfireError, CheckpointError
-from afire_monai.models.encoder import export_encoder, load_encoder
+from afire_monai.models.folder import export_encoder, load_encoder
 from afire_monai.networks import ViTEncoder, sincos_positions
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from afire_monai.core.errors import CheckpointError
-from afire_monai.models.encoder import load_encoder
+from afire_monai.models.folder import load_encoder
 from afire_monai.models.released import import_released
 from afire_monai.models.restorer import load_restorer
 from afire_monai.networks import TokenHead

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from afire_monai.core.errors import AfireError
 from afire_monai.networks import DenseBranch, ResNetEncoder, ViTEncoder
-from afire_monai.networks.dense_branch import resize_then_pool
+from afire_monai.networks.heads import resize_then_pool
 
 
 def literal(branch: DenseBranch, maps: list[torch.Tensor], side: int, cells: int) -> torch.Tensor:

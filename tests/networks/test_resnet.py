@@ -9,8 +9,14 @@ from torch.nn import functional as F
 
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.evaluation.probes import extract_features
-from afire_monai.models.encoder import export_encoder, load_encoder
-from afire_monai.models.task_models import export_task, initial_encoder, load_classifier, load_segmenter
+from afire_monai.models.folder import (
+    export_encoder,
+    export_task,
+    initial_encoder,
+    load_classifier,
+    load_encoder,
+    load_segmenter,
+)
 from afire_monai.networks import (
     ContextBottleneck,
     ResNetEncoder,
@@ -21,9 +27,7 @@ from afire_monai.networks import (
 )
 from afire_monai.predictions.anomaly.detector import AnomalyDetector
 from afire_monai.predictions.attribution import attention_rollout, grad_cam
-from afire_monai.training.classification import Classification
-from afire_monai.training.segmentation import Segmentation
-from afire_monai.training.task_base import task_parameter_groups
+from afire_monai.training.tasks import Classification, Segmentation, task_parameter_groups
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from afire_monai.core.errors import AfireError
-from afire_monai.models.encoder import export_encoder, load_encoder
+from afire_monai.models.folder import export_encoder, load_encoder
 from afire_monai.networks import ENCODER_PRESETS, ViTClassifier, ViTSegmenter, build_encoder
 from afire_monai.networks.swin import SwinEncoder
 

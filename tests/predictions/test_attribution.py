@@ -8,7 +8,7 @@ from helpers import PATCH, smooth_images
 
 from afire_monai.core.errors import AfireError
 from afire_monai.networks import ViTEncoder
-from afire_monai.networks.classifier import ViTClassifier
+from afire_monai.networks.task_networks import ViTClassifier
 from afire_monai.predictions.attribution import attention_maps, attention_rollout, grad_cam
 
 

@@ -20,16 +20,15 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 from afire_monai.cli import main as cli
 from afire_monai.core.errors import AfireError, CheckpointError, DataListError
 from afire_monai.datalists.check import check_files
-from afire_monai.models.task_models import export_task
+from afire_monai.models.folder import export_task
 from afire_monai.networks import ViTEncoder
-from afire_monai.networks.classifier import ViTClassifier
-from afire_monai.networks.segmenter import ViTSegmenter
-from afire_monai.predictions.anomaly.make_reference import make_reference
+from afire_monai.networks.task_networks import ViTClassifier, ViTSegmenter
+from afire_monai.predictions.anomaly.build_reference import make_reference
 from afire_monai.predictions.format import load_predictions
+from afire_monai.predictions.predict import find_source
 from afire_monai.predictions.predict import predict as predict_folder
 from afire_monai.predictions.reading import LeftOut, ahead, display_size, read_radiograph
 from afire_monai.predictions.scoring import Scorer
-from afire_monai.predictions.sources import find_source
 from afire_monai.radiographs.decode import list_images
 from afire_monai.training.finish import export_detector, export_restorer
 

@@ -11,14 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from afire_monai.cli.crossvalidate import crossvalidate, summarise
+from afire_monai.cli.training import crossvalidate, summarise
 from afire_monai.core.errors import AfireError, CheckpointError, DataListError, user_error
-from afire_monai.models.encoder import export_encoder, load_encoder
-from afire_monai.models.task_models import export_task, load_classifier
+from afire_monai.models.folder import export_encoder, export_task, load_classifier, load_encoder
 from afire_monai.networks import ViTClassifier, ViTEncoder
 from afire_monai.radiographs.masks import MaskReading
 from afire_monai.training import settings
-from afire_monai.training.calibration import CalibrationMethod, ThresholdRule
+from afire_monai.training.finetuning import CalibrationMethod, ThresholdRule
 from afire_monai.training.task_data import classification_data
 
 
@@ -72,7 +71,7 @@ def test_weights_that_cannot_be_written_leave_the_earlier_ones(tmp_path, monkeyp
 
 
 def test_weights_never_stand_beside_the_description_of_others(tmp_path, monkeypatch):
-    import afire_monai.models.encoder as module
+    import afire_monai.models.folder as module
 
     path = export_encoder(tiny(), tmp_path, epochs=1)
     replace, done = module.os.replace, []
@@ -157,7 +156,7 @@ def test_a_figure_that_no_fold_has_is_left_out():
 
 
 def test_boxes_that_are_no_list_are_refused():
-    from afire_monai.evaluation.lesion_truth import box_names
+    from afire_monai.evaluation.cases import box_names
 
     with pytest.raises(DataListError, match="'boxes' of an item is 4"):
         box_names([{"boxes": 4}])

@@ -23,7 +23,7 @@ from afire_monai.training import CheckpointKeeper, CsvLogger, HealthMonitor, Pan
 from afire_monai.training import finish as export
 from afire_monai.training.budget import Costs
 from afire_monai.training.handlers import read_csv_log
-from afire_monai.training.report.run_files import BUDGET_FILE
+from afire_monai.training.report.page import BUDGET_FILE
 
 # 60 s less 3 % are 58.2 s; less 8.2 s and 2 s are 48 s; an epoch of 10 steps takes 3 s
 COSTS = Costs(before=8.2, step=0.2, epoch_end=1.0, after=2.0)

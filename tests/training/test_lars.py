@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from afire_monai.core.errors import AfireError
-from afire_monai.training.lars import LARS
+from afire_monai.training.plan import LARS
 
 
 def test_three_steps_equal_the_published_algorithm():

@@ -21,7 +21,7 @@ from training_runs import (
     train_and_record,
 )
 
-from afire_monai.networks.batch_norm import SyncedBatchNorm, synced_batch_norm
+from afire_monai.networks.blocks import SyncedBatchNorm, synced_batch_norm
 from afire_monai.training import CheckpointKeeper
 
 IMAGES = smooth_images(24, (80, 80))
@@ -50,7 +50,7 @@ NORM_JOB = """
 import sys
 import torch
 import torch.distributed as dist
-from afire_monai.networks.batch_norm import SyncedBatchNorm
+from afire_monai.networks.blocks import SyncedBatchNorm
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()

@@ -15,9 +15,7 @@ from afire_monai.core.errors import AfireError
 from afire_monai.training import finish as run
 from afire_monai.training.handlers import write_panel
 from afire_monai.training.report import pictures as report_pictures
-from afire_monai.training.report.page import facts, verdicts
-from afire_monai.training.report.run_files import RunFiles
-from afire_monai.training.report.write import PANEL_ROWS, write_report
+from afire_monai.training.report.page import PANEL_ROWS, RunFiles, facts, verdicts, write_report
 
 SETTINGS = """
 run_name: first <run>

@@ -15,8 +15,7 @@ from ignite.engine import Events
 from training_runs import PYTHONPATH, assert_same_state
 
 from afire_monai.training import CheckpointKeeper, PretrainTrainer, find_checkpoint
-from afire_monai.training.checkpoint import list_checkpoints
-from afire_monai.training.stopping import EXIT_STATUS, SIGNALS, StopRequest
+from afire_monai.training.checkpoint import EXIT_STATUS, SIGNALS, StopRequest, list_checkpoints
 
 IMAGES = smooth_images(20, (48, 48))
 HANDLERS = [signal.getsignal(number) for number in SIGNALS]

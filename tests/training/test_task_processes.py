@@ -23,9 +23,9 @@ from afire_monai.training.trainer import PretrainTrainer
 from afire_monai.training.plan import TrainingPlan
 from afire_monai.training.startup import stop_processes
 from afire_monai.networks import ViTClassifier, ViTEncoder, ViTSegmenter
-from afire_monai.training.classification import Classification
-from afire_monai.training.segmentation import Segmentation
-from afire_monai.training.task_base import task_parameter_groups
+from afire_monai.training.tasks import Classification
+from afire_monai.training.tasks import Segmentation
+from afire_monai.training.tasks import task_parameter_groups
 from afire_monai.transforms import RadiographAugment
 
 kind, batch, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +13,15 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from afire_monai.core.errors import AfireError
-from afire_monai.hospital.dicomweb.client import DicomWeb
-from afire_monai.hospital.dicomweb.query import SeriesReference, is_uid
-from afire_monai.hospital.dicomweb.responses import AnswerError, ConnectionLostError
-from afire_monai.hospital.files import write_rows
+from afire_monai.core.files import whole_file, write_rows
+from afire_monai.core.quiet import quiet
+from afire_monai.hospital.dicomweb.client import DicomWeb, Query, SeriesReference, is_uid
+from afire_monai.hospital.dicomweb.connection import AnswerError, ConnectionLostError
+from afire_monai.hospital.identity import make_private_folder
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+
 
 GIVE_UP = 5
 """So many failures of the connection one after the other end a transfer."""
@@ -173,8 +174,7 @@ class _Patience:
     def guard(self, what: str) -> Iterator[None]:
         """Note the failure of one thing and go on behind the block; other errors pass through."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # pydicom's quote what is in headers
+            with quiet():
                 yield
         except ConnectionLostError as error:
             self._lost += 1
@@ -191,19 +191,13 @@ class _Patience:
 def _save(dataset: Dataset, path: Path) -> None:
     import pydicom
 
-    part = path.with_suffix(".part")
     try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            pydicom.dcmwrite(file, dataset)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        with whole_file(path, private=True, sync=True) as part:
+            pydicom.dcmwrite(part, dataset)
     except OSError:
         raise
     except Exception as error:  # pydicom raises many unrelated types on odd elements, and quotes them
         raise AnswerError(f"what the server answered cannot be written as a file ({type(error).__name__})") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> Dataset | None:
@@ -252,3 +246,69 @@ def _cannot_write(error: OSError) -> AfireError:
         f"the folder for retrieved files cannot be used: {error.strerror or type(error).__name__}; what is done is "
         "kept: mend it and give the command again"
     )
+
+
+RETRIEVED, NOT_RETRIEVED = "dicom", "not_retrieved.csv"
+"""Names in the private folder: of the retrieved files, and of the table of what could not be retrieved."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What was fetched.
+
+    Attributes:
+        folder: that holds all that was retrieved, in this run and in earlier ones.
+        series: number of series that the query found.
+        transfer: what became of their instances.
+    """
+
+    folder: Path
+    series: int
+    transfer: Transfer
+
+    def lines(self) -> list[str]:
+        """Say it in words that identify nobody."""
+        done = self.transfer
+        told = [
+            f"fetched:  {done.done} files of {self.series} series"
+            + f" ({done.already} were there)" * (done.already > 0)
+        ]
+        if done.failed:
+            told.append(f"failed:   {len(done.failed)}; private/{NOT_RETRIEVED} says which")
+            told += [f"  {count} x {reason}" for reason, count in done.reasons()[:5]]
+        return told
+
+    def forget(self) -> int:
+        """Delete the retrieved files and give their number; see :func:`~.dicomweb_transfer.forget`."""
+        return forget(self.folder)
+
+
+def fetch(web: DicomWeb, query: Query, out: str | Path, progress: bool = False) -> Fetched:
+    """Retrieve the series that a query finds into ``out/private/dicom``; what is there already is not fetched again.
+
+    Args:
+        web: the server.
+        query: which series.
+        out: folder of the ingest.
+        progress: show a bar with the time left.
+
+    Raises:
+        DicomWebError: if the server cannot be used.
+        AfireError: if nothing is found or nothing can be retrieved, or the folder cannot be written.
+    """
+    series = web.find_series(query)
+    if not series:
+        raise AfireError(
+            "the DICOMweb server has no series that matches; look at --modality, --date and --description, and whether "
+            "this user may see the studies"
+        )
+    private = make_private_folder(Path(out))
+    transfer = retrieve_series(web, series, private / RETRIEVED, progress)
+    if transfer.failed:
+        transfer.write_failures(private / NOT_RETRIEVED)
+    else:
+        (private / NOT_RETRIEVED).unlink(missing_ok=True)
+    if transfer.status == 2:
+        reason = next((reason for reason, _ in transfer.reasons()), "the series are empty")
+        raise AfireError(f"nothing of {len(series)} series could be retrieved: {reason}")
+    return Fetched(private / RETRIEVED, len(series), transfer)

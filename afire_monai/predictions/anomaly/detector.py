@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from afire_monai.core.errors import AfireError
+from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.losses.token_contrastive import similarities
 from afire_monai.methods.grid_shift import GridShift
-from afire_monai.models.restorer import AnomalyNetwork, box_mean
+from afire_monai.models.folder import load_encoder, load_module_files, weights_that_fit
+from afire_monai.models.restorer import AnomalyNetwork, box_mean, load_restorer
 from afire_monai.networks import Encoder, TokenHead
 
 PARTS = ("tokens", "neighbours", "residual", "difference", "prototypes", "density", "class_density")
@@ -242,3 +244,47 @@ def heat_of(standardised: Tensor) -> Tensor:
 def enlarge_cells(cells: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """Draw cells (B, N) as pictures (B, H, W), bilinear between the cells' centres."""
     return F.interpolate(cells.unflatten(1, grid)[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def load_detector(path: str | Path | Mapping[str, Path]) -> AnomalyDetector:
+    """Build a detector from what is in a model folder, in evaluation mode.
+
+    Taken are the restorer (``restorer.safetensors``) or, without one, the encoder (``encoder.safetensors``); and the
+    student's token head with the prototypes (``detector.safetensors``) if they are there. A restorer that an earlier
+    version wrote does not say its shift; it is then taken to be 0.
+
+    Args:
+        path: the folder, or paths of the files by kind.
+
+    Raises:
+        CheckpointError: if there is neither encoder nor restorer, or a file is damaged.
+    """
+    files = dict(path) if isinstance(path, Mapping) else _files_of(Path(path))
+    if "restorer" not in files:
+        if "encoder" not in files:
+            raise CheckpointError(f"{path}: neither restorer.safetensors nor encoder.safetensors is there")
+        return AnomalyDetector(load_encoder(files["encoder"]), _shift_of(files["encoder"])).eval()
+    restorer = load_restorer(files["restorer"])
+    shift = _shift_of(files["restorer"])
+    head, assignment, temperature = None, None, 0.1
+    if "detector" in files:
+        head, assignment, temperature = _load_head(files["detector"])
+    return AnomalyDetector(restorer.encoder, shift, restorer, head, assignment, temperature).eval()
+
+
+def _files_of(folder: Path) -> dict[str, Path]:
+    kinds = ("encoder", "restorer", "detector")
+    return {kind: folder / f"{kind}.safetensors" for kind in kinds if (folder / f"{kind}.safetensors").is_file()}
+
+
+def _shift_of(path: Path) -> int:
+    with weights_that_fit(path):
+        return int(load_module_files(path)[1].get("shift", 0))
+
+
+def _load_head(path: Path) -> tuple[TokenHead, Tensor, float]:
+    tensors, description = load_module_files(path)
+    with weights_that_fit(path):
+        head = TokenHead(**description["head"])
+        head.load_state_dict({k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")})
+        return head, tensors["assignment"], float(description["temperature"])

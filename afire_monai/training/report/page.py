@@ -3,13 +3,187 @@
 from __future__ import annotations
 
 import html
+import json
 import statistics
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
 
 from afire_monai import __version__
+from afire_monai.core.errors import AfireError
+from afire_monai.core.files import write_text
+from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.methods.health import health_warnings, shortcut_in_words
 from afire_monai.pages.elements import RESEARCH_ONLY, page, paragraph, section, table
-from afire_monai.training.report.run_files import RunFiles, budget_in_words
+from afire_monai.training.checkpoint import find_checkpoint
+from afire_monai.training.handlers import fixed_batch, read_csv_log
+from afire_monai.training.report import pictures
+
+BUDGET_FILE = "time_budget.json"
+"""In a run's folder: the minutes, the epochs that were decided on, and the seconds that they were decided from."""
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a pre-training run left in its folder; parts that are not there are empty or None."""
+
+    folder: Path
+    settings: dict[str, Any]
+    log: list[dict[str, float]]
+    encoder: dict[str, Any]
+    checkpoint: dict[str, Any] | None
+    panel: Path | None
+    budget: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> RunFiles:
+        """Collect them.
+
+        Raises:
+            AfireError: if the folder has no log, so is no pre-training run.
+        """
+        log = read_csv_log(folder / "log.csv")
+        if not log:
+            raise AfireError(f"{folder} has no log.csv with epochs in it: give the output_dir of a pre-training run")
+        settings, encoder = folder / "settings.yaml", folder / "models" / "encoder.json"
+        found = find_checkpoint(folder / "checkpoints")
+        budget = folder / BUDGET_FILE
+        panels = sorted((folder / "panels").glob("epoch_*.png"))
+        return cls(
+            folder,
+            (yaml.safe_load(settings.read_text(encoding="utf-8")) or {}) if settings.exists() else {},
+            log,
+            json.loads(encoder.read_text(encoding="utf-8")) if encoder.exists() else {},
+            found[1] if found else None,
+            panels[-1] if panels else None,
+            json.loads(budget.read_text(encoding="utf-8")) if budget.exists() else {},
+        )
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The newest value of each figure in the log."""
+        return {name: value for row in self.log for name, value in row.items()}
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width in pixels of what the encoder sees."""
+        size = self.settings.get("image_size") or self.encoder.get("architecture", {}).get("image_size")
+        if size is None:
+            return None
+        return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    def canvas_grid(self, cells: int) -> tuple[int, int] | None:
+        """Rows and columns of a bank of so many prototype cells, or None if they are not known."""
+        patch = self.settings.get("patch_size") or self.encoder.get("architecture", {}).get("patch_size")
+        if self.image_size is not None and patch:
+            shift = int(self.settings.get("shift") or 0)
+            grid = (self.image_size[0] // patch + shift, self.image_size[1] // patch + shift)
+            if grid[0] * grid[1] == cells:
+                return grid
+        side = round(cells**0.5)
+        return (side, side) if side * side == cells else None
+
+
+def budget_in_words(budget: dict[str, Any]) -> str:
+    """Say how many epochs a time budget allows, and from which times."""
+    seconds = budget["seconds"]
+    return (
+        f"{budget['minutes']:g} minutes: {budget['epochs']} epochs of {budget['steps_per_epoch']} steps "
+        f"({seconds['step']:.3f} s a step, {seconds['epoch_end']:.1f} s at an epoch's end, {seconds['before']:.0f} s "
+        f"before training and {seconds['after']:.0f} s after it)"
+    )
+
+
+# rows of a panel whose names in the method do not say enough
+PANEL_ROWS = {
+    "image": "normal",
+    "twin": "twin with\nlesions",
+    "mask": "lesion mask",
+    "restoration": "restored",
+    "repaired": "twin, lesion\ncells restored",
+}
+SCHEDULES = (
+    ("learning rate", (("lr", "lr"),)),
+    ("weight decay", (("weight_decay", "weight decay"),)),
+    ("teacher momentum", (("momentum", "momentum"),)),
+)
+HEALTH = (
+    ("spread of features", (("feature_std_ratio", "spread"),)),
+    ("position gap", (("position_gap", "gap"),)),
+    ("lesions told from normal (AUROC)", (("lesion_token_auroc", "AUROC"),)),
+)
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write ``report.html``, one file that needs nothing else, and its pictures as PNG, into a run's folder.
+
+    Args:
+        run_dir: output_dir of a pre-training run; what it lacks is left out of the page.
+
+    Returns:
+        The page.
+
+    Raises:
+        AfireError: if there is no log of a run in the folder.
+        CheckpointError: if no checkpoint can be read though there are some.
+    """
+    run = RunFiles.read(Path(run_dir))
+    drawn = draw_pictures(run, run.folder / "pictures")
+    page = run.folder / "report.html"
+    write_text(page, page_text(run, drawn))
+    return page
+
+
+def write_mean_image(dataset: RadiographDataset, run_dir: str | Path, count: int) -> Path:
+    """Write the mean picture of a data set, for the prototype map, as ``pictures/mean_image.png`` of a run.
+
+    Args:
+        dataset: images (C, H, W) in 0…1.
+        run_dir: the run's folder.
+        count: how many images, evenly spaced over the data set.
+    """
+    path = Path(run_dir) / "pictures" / "mean_image.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mean = fixed_batch(dataset, count).mean((0, 1))
+    Image.fromarray((mean * 255).round().byte().cpu().numpy()).save(path)
+    return path
+
+
+def draw_pictures(run: RunFiles, folder: Path) -> dict[str, Path]:
+    """Draw all pictures that the run has data for, and give them by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn: dict[str, Path | None] = {}
+    if run.panel is not None and run.image_size is not None:
+        drawn["restoration"] = _draw_panel(run.panel, run.image_size, folder / "restoration.png")
+    prototypes = (run.checkpoint or {}).get("method", {}).get("prototypes.prototypes")
+    grid = None if prototypes is None else run.canvas_grid(len(prototypes))
+    if grid is not None:
+        mean = folder / "mean_image.png"
+        path = folder / "prototypes.png"
+        drawn["prototypes"] = pictures.draw_prototypes(prototypes, grid, mean if mean.exists() else None, path)
+    for name, curves in (("losses", loss_curves(run)), ("schedules", SCHEDULES), ("health", HEALTH)):
+        drawn[name] = pictures.draw_curves(run.log, folder / f"{name}.png", curves)
+    return {name: path for name, path in drawn.items() if path is not None}
+
+
+def loss_curves(run: RunFiles) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Give title and lines of each of the method's losses, with the same on unseen images where it was measured."""
+    names = run.encoder.get("losses", ("structure", "category", "restoration"))
+    return [(f"{name} loss", [(name, "training"), (f"validation_{name}", "unseen images")]) for name in names]
+
+
+def _draw_panel(panel: Path, size: tuple[int, int], path: Path) -> Path | None:
+    with Image.open(panel) as picture:
+        rows, rest = divmod(picture.height, size[0])
+        if rows < 1 or rest or picture.width % size[1]:
+            return None
+        names = json.loads(picture.info.get("rows", "[]"))
+    names = [PANEL_ROWS.get(name, name) for name in names] + [""] * rows
+    return pictures.draw_panel(panel, path, names[:rows], size)
+
 
 # key, name, what is healthy, what it is
 # of the variance of grey levels, from which a restoration is hardly better than none

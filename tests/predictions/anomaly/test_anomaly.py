@@ -7,12 +7,11 @@ import torch
 from helpers import PATCH, smooth_images, tiny_afire
 
 from afire_monai.core.errors import AfireError, CheckpointError
-from afire_monai.models.encoder import export_encoder
+from afire_monai.models.folder import export_encoder
 from afire_monai.models.restorer import AnomalyNetwork, box_mean, cell_groups, hide_cells
 from afire_monai.networks import AnomalyRestorationDecoder, ViTEncoder, build_encoder
 from afire_monai.predictions.anomaly.build_reference import build_reference
-from afire_monai.predictions.anomaly.detector import AnomalyDetector, enlarge_cells, heat_of
-from afire_monai.predictions.anomaly.load_detector import load_detector
+from afire_monai.predictions.anomaly.detector import AnomalyDetector, enlarge_cells, heat_of, load_detector
 from afire_monai.training.finish import export_detector, export_restorer
 
 

@@ -6,7 +6,7 @@ import torch
 from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import LedoitWolf
 
-from afire_monai.predictions.anomaly.gaussian import CellGaussian, Moments, fit_images
+from afire_monai.predictions.anomaly.normals import CellGaussian, Moments, fit_images
 
 
 def test_moments_are_those_of_the_tokens_without_the_others():

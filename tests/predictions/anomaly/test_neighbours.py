@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from afire_monai.predictions.anomaly.neighbours import CellNeighbours, fit_neighbours
+from afire_monai.predictions.anomaly.normals import CellNeighbours, fit_neighbours
 
 CANVAS = (3, 4)
 

@@ -1,0 +1,357 @@
+"""Commands around training: ``afire plan``, ``crossvalidate``, ``report`` and ``import-release``."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from afire_monai.core.errors import AfireError, CheckpointError, DataListError
+from afire_monai.core.files import write_text
+
+if TYPE_CHECKING:
+    from afire_monai.training.planning import StepCost
+
+SHARES = (0.35, 0.5)  # of the matrix rate that steps of vision transformers reach, see docs/performance.md
+
+
+def plan(
+    *,
+    images: int | None = None,
+    datalist: str | None = None,
+    epochs: int | None = None,
+    method: str = "afire",
+    config: str | None = None,
+    preset: str | None = None,
+    image_size: int | None = None,
+    batch_size: int | None = None,
+    gpus: int = 1,
+    precision: str | None = None,
+    tflops: float | None = None,
+    share: float | None = None,
+    from_run: str | None = None,
+    memory: float | None = None,
+) -> int:
+    """Say how much arithmetic, memory and time a pre-training takes.
+
+    The step is done with a few random images here to count its operations and what it keeps in memory. Hours come, in
+    this order, from --from-run (the speed of a short run on the machine in question), from --tflops (the matrix rate of
+    a device that is not at hand), or from steps that are timed here.
+
+    Example: afire plan --images 100000 --config preset_paper --gpus 8 --tflops 300
+
+    Example: afire plan --datalist normals.json --epochs 50
+
+    Args:
+        images: normal training images.
+        datalist: data list to count them in, instead.
+        epochs: passes over them; the configs' unless given, like all that follow down to precision.
+        method: afire, peac, mlvicx, mae or dino.
+        config: a further config of the bundle, preset_gpu or preset_paper.
+        preset: encoder preset, as encoder_preset of the configs; its own patch size comes with it.
+        image_size: what the encoder sees, in pixels.
+        batch_size: images of one process in one step.
+        gpus: processes, each with a device of its own.
+        precision: float32, tf32 or bfloat16.
+        tflops: measured rate of a large matrix product on one device, in 10^12 operations a second.
+        share: of that rate which the step reaches; a range of 0.35 to 0.5 unless given.
+        from_run: output_dir of a short run with these settings on one such device.
+        memory: GiB of one device, to say which batch fits.
+    """
+    import torch
+
+    from afire_monai.core.errors import AfireError
+    from afire_monai.core.precision import set_precision
+    from afire_monai.networks.build import ENCODER_PRESETS
+    from afire_monai.training import planning
+
+    count = _images(images, datalist)
+    configs = _configs(method, config)
+    given = {"epochs": epochs, "encoder_preset": preset, "image_size": image_size, "batch_size": batch_size}
+    # encoders with a stride of their own take no other
+    given = {**given, "precision": precision, "patch_size": ENCODER_PRESETS.get(preset or "", {}).get("patch_size")}
+    settings = planning.settings_of(configs, list(given)) | {k: v for k, v in given.items() if v is not None}
+    for name, value in (("epochs", settings["epochs"]), ("batch-size", settings["batch_size"]), ("gpus", gpus)):
+        if value < 1:
+            raise AfireError(f"--{name} is {value}; at least 1 is expected")
+    dtype = set_precision(settings["precision"])
+    if share is not None and not 0 < share <= 1:
+        raise AfireError(f"--share is a part of the matrix rate, above 0 and at most 1; got {share}")
+    for name, number in (("tflops", tflops), ("memory", memory)):
+        if number is not None and not 0 < number < math.inf:
+            raise AfireError(f"--{name} is {number}; a number above 0 is expected")
+    if count < settings["batch_size"] * gpus:
+        raise AfireError(
+            f"{count} images are fewer than one step takes ({gpus} process(es) of batch {settings['batch_size']}); "
+            "give a smaller --batch-size"
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    built, optimizer = planning.build_training(configs, {**settings, "device": str(device)})
+    cost = planning.count_step(built, device, settings["precision"])
+    print(f"{method}, {settings['encoder_preset']}, {settings['image_size']} px, {settings['precision']}")
+    _print_cost(cost, count, settings["epochs"], settings["batch_size"], gpus, memory)
+    if from_run is not None:
+        speeds, source = [planning.speed_of_run(from_run) * gpus], "the run's median speed, times the processes"
+    elif tflops is not None:
+        shares = SHARES if share is None else (share,)
+        speeds = [tflops * 1e12 * part / cost.flops_per_image * gpus for part in shares]
+        source = f"{tflops:g} TFLOP/s, of which {' to '.join(f'{part:.0%}' for part in shares)} are reached"
+    else:
+        batch = min(settings["batch_size"], 16) if device.type == "cpu" else settings["batch_size"]
+        seconds = planning.time_steps(built, optimizer, batch, device, settings["precision"])
+        rate = planning.matrix_rate(device, dtype)
+        speeds, reached = [gpus / seconds], cost.flops_per_image / seconds / rate
+        source = f"steps of {batch} timed here, {reached:.0%} of this machine's matrix rate of {rate / 1e9:.0f} GFLOP/s"
+    times = sorted(planning.hours(count, settings["epochs"], speed) for speed in speeds)
+    print(f"speed:       {' to '.join(f'{speed:.4g}' for speed in speeds)} images/s ({source})")
+    print(f"time:        {' to '.join(_in_words(value) for value in times)}, without reading of images")
+    return 0
+
+
+def _images(images: int | None, datalist: str | None) -> int:
+    from afire_monai.core.errors import AfireError
+
+    if (images is None) == (datalist is None):
+        raise AfireError("give either --images N or --datalist FILE, to say how many images there are")
+    if datalist is not None:
+        from afire_monai.datalists.file import training_items
+
+        return len(training_items(datalist))
+    if images is None or images < 1:
+        raise AfireError(f"--images is {images}; at least 1 is expected")
+    return images
+
+
+def _configs(method: str, config: str | None) -> list[Path]:
+    from afire_monai.cli.bundle import bundle_root
+    from afire_monai.core.errors import AfireError
+
+    folder = bundle_root() / "configs"
+    chosen = folder / f"method_{method}.yaml"
+    if not chosen.is_file():
+        known = sorted(path.stem.removeprefix("method_") for path in folder.glob("method_*.yaml"))
+        raise AfireError(f"--method {method!r} is not known; there are {', '.join(known)}")
+    configs = [folder / "pretrain.yaml", chosen]
+    if config is not None:
+        preset = folder / f"{config.removesuffix('.yaml')}.yaml"
+        if not (preset.stem.startswith("preset_") and preset.is_file()):
+            known = sorted(path.stem for path in folder.glob("preset_*.yaml"))
+            raise AfireError(f"--config {config!r} is not known; there are {', '.join(known)}")
+        # a method that names its own encoder keeps it, with the batch and rates that go with it
+        own = any(line.startswith("encoder_preset:") for line in chosen.read_text(encoding="utf-8").splitlines())
+        configs.insert(1 if own else 2, preset)
+    return configs
+
+
+def _print_cost(cost: StepCost, images: int, epochs: int, batch: int, gpus: int, memory: float | None) -> None:
+    print(f"images:      {images} a pass, {epochs} passes, {images // (batch * gpus) * epochs} steps of {batch * gpus}")
+    print(f"parameters:  {cost.trained / 1e6:.1f} million trained")
+    total = cost.flops_per_image * images * epochs
+    print(f"arithmetic:  {cost.flops_per_image / 1e9:.2f} GFLOP an image, {total / 1e15:.4g} PFLOP in all")
+    state, each = cost.state_bytes / 2**30, cost.activation_bytes / 2**20
+    print(
+        f"memory:      {cost.memory(batch) / 2**30:.2f} GiB a device at batch {batch}: {state:.2f} GiB of weights and"
+    )
+    print(f"             moments, {each:.1f} MiB an image; and what the framework itself takes")
+    if memory is not None:
+        room = memory * 0.9 * 2**30 - cost.state_bytes - cost.fixed_activation_bytes
+        print(f"             a batch of {max(0, int(room // cost.activation_bytes))} fits into 90 % of {memory:g} GiB")
+    if gpus > 1:
+        print(
+            f"traffic:     {cost.gradient_bytes / 2**20:.0f} MiB of gradients a step, summed during the backward pass"
+        )
+
+
+def _in_words(value: float) -> str:
+    if value < 1:
+        return f"{value * 60:.1f} minutes"
+    return f"{value:.1f} hours" if value < 48 else f"{value / 24:.1f} days"
+
+
+def crossvalidate(
+    datalist: str,
+    *,
+    init: str = "random",
+    out: str,
+    folds: int = 5,
+    seed: int = 0,
+    settings: tuple[str, ...] = (),
+) -> int:
+    """Fine-tune a classifier once for each fold of a data list's training and validation images.
+
+    Patients are never divided between folds. Each fold's run has its own folder, and one that is complete is not run
+    again, so the command can be stopped and given again. The summary holds each fold's validation AUROC, their mean
+    and standard deviation, for each label and the mean over labels.
+
+    Example: afire crossvalidate list.json --init runs/first/models --out runs/five_folds --settings epochs=20,lr=0.004
+
+    Args:
+        datalist: the data list, with labels.
+        init: model folder of a pre-trained encoder; random for fresh weights.
+        out: folder of the runs and of crossvalidation.json.
+        folds: number of folds.
+        seed: of folds, weights and order.
+        settings: of finetune_classification.yaml, as key=value.
+    """
+    from afire_monai.cli.bundle import run_configs
+    from afire_monai.datalists.file import datalist_hash, read_raw
+    from afire_monai.training.finetuning import facts
+
+    if folds < 2:
+        raise AfireError(f"--folds {folds}: at least 2 are expected")
+    extra = _parse(settings)
+    if not Path(datalist).is_file():
+        raise DataListError(f"no data list at {datalist!r}; make one with `afire datalist`")
+    sha256 = datalist_hash(read_raw(Path(datalist)))
+    results = []
+    for fold in range(folds):
+        folder = Path(out) / f"fold_{fold}"
+        model = folder / "models" / "classifier.json"
+        wanted = {"folds": folds, "fold": fold, "seed": seed}
+        origin = facts(init, 1.0, folds, fold, seed)["encoder"]
+        # predictions come last: a run that was ended between the two is taken up again
+        if not (model.is_file() and (folder / "predictions" / "validation" / "predictions.json").is_file()):
+            print(f"fold {fold + 1} of {folds}", flush=True)
+            given = {"datalist": datalist, "init": init, "output_dir": str(folder), "resume": "true"}
+            run_configs({**extra, **given, **wanted}, ("finetune_classification.yaml",))
+        description = _description(model, sha256)
+        if {key: description.get(key) for key in wanted} != wanted:
+            seen = ", ".join(f"{key} {description.get(key)}" for key in wanted)
+            raise AfireError(
+                f"{folder} holds a run of {seen}, not of {folds} folds with seed {seed}; give another --out"
+            )
+        if description.get("encoder") != origin:
+            raise AfireError(f"{folder} holds a run from another encoder than {init}; give another --out")
+        results.append(description["validation"])
+    _write(Path(out), summarise(results), folds, seed)
+    return 0
+
+
+def _description(model: Path, sha256: str) -> dict[str, Any]:
+    """Read what a fold's run says of itself, and see that it is of the same data list."""
+    try:
+        description = json.loads(model.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{model}: cannot be read ({error}); delete {model.parents[1]} to run it again"
+        ) from error
+    if not isinstance(description, dict) or not isinstance(description.get("validation"), dict):
+        raise CheckpointError(f"{model}: 'validation' is not in it; delete {model.parents[1]} to run it again")
+    if description.get("data_sha256") != sha256:
+        raise AfireError(f"{model.parents[1]} holds a run of another data list; give another --out")
+    return description
+
+
+def summarise(results: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
+    """Give each figure's values, mean and standard deviation over folds.
+
+    Args:
+        results: validation figures of each fold; a figure may be missing where a fold lacks a class.
+
+    Returns:
+        For each figure ``values`` (None where missing), ``mean``, ``sd`` (None below two values) and ``folds`` counted.
+    """
+    names = dict.fromkeys(name for result in results for name in result if "auroc" in name)
+    summary: dict[str, dict[str, Any]] = {}
+    for name in names:
+        values = [result.get(name) for result in results]
+        known = [v for v in values if v is not None and math.isfinite(v)]
+        if not known:
+            continue
+        summary[name.removeprefix("validation_")] = {
+            "values": values,
+            "mean": statistics.fmean(known),
+            "sd": statistics.stdev(known) if len(known) > 1 else None,
+            "folds": len(known),
+        }
+    return summary
+
+
+def _parse(settings: tuple[str, ...]) -> dict[str, Any]:
+    from afire_monai.training.settings import parse_value
+
+    parsed = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise AfireError(f"--settings {setting}: key=value is expected, for example epochs=20")
+        parsed[key] = parse_value(value)
+    taken = {"datalist", "init", "output_dir", "folds", "fold", "seed", "resume"} & set(parsed)
+    if taken:
+        raise AfireError(f"--settings {', '.join(sorted(taken))}: set by the command itself; use its options")
+    return parsed
+
+
+def _write(out: Path, summary: dict[str, dict[str, Any]], folds: int, seed: int) -> None:
+    text = json.dumps({"folds": folds, "seed": seed, "figures": summary}, indent=1) + "\n"
+    try:
+        write_text(out / "crossvalidation.json", text)
+    except OSError as error:
+        raise AfireError(
+            f"{out / 'crossvalidation.json'} cannot be written ({error.strerror}); all folds are kept, so make "
+            "room and give the command again"
+        ) from error
+    width = max((len(name) for name in summary), default=0)
+    for name, figure in summary.items():
+        spread = f" ± {figure['sd']:.3f}" if figure["sd"] is not None else ""
+        missing = f"  ({figure['folds']} of {folds} folds have both classes)" if figure["folds"] < folds else ""
+        print(f"{name:{width}}  {figure['mean']:.3f}{spread}{missing}")
+    if not summary:
+        print("no fold has a label with both classes among its validation images: use fewer folds or more images")
+    print(f"written: {out / 'crossvalidation.json'}")
+
+
+def report(run_dir: str) -> int:
+    """Write report.html, and its pictures as PNG, into the folder of a pre-training run.
+
+    Example: afire report runs/first
+
+    Args:
+        run_dir: the run's output_dir.
+    """
+    from afire_monai.training.report.page import write_report
+
+    print(f"written: {write_report(run_dir)}")
+    return 0
+
+
+def import_release(
+    path: str,
+    *,
+    output: str,
+    channels: str = "keep",
+    part: str = "teacher",
+    strict: bool = True,
+    decoder_heads: int | None = None,
+) -> int:
+    """Turn a released AFiRe checkpoint (AFiRe_ViT-B.pth) into encoder.safetensors and its description.
+
+    Example: afire import-release AFiRe_ViT-B.pth --output released --channels fold
+
+    Args:
+        path: the released file; no code that may be in it is run.
+        output: folder to write into.
+        channels: "keep" the three input channels, or "fold" them to one for grey images.
+        part: "teacher" (what the paper fine-tunes) or "student".
+        strict: with False, go on although something has no place here or is missing.
+        decoder_heads: attention heads of the restoration decoder, which the weights do not tell; what the file names,
+            or 16 as released, unless given.
+    """
+    from afire_monai.models.released import import_released
+
+    options: dict[str, Any] = {"channels": channels, "part": part, "strict": strict, "decoder_heads": decoder_heads}
+    made = import_released(path, output, **options)
+    for title, names in (
+        ("without a place here", made.unplaced),
+        ("missing, left at random", made.missing),
+        ("assumed", made.assumed),
+    ):
+        if names:
+            print(f"{title}: {', '.join(names)}")
+    for file in made.files:
+        print(f"written: {file}")
+    print(f"next:    python -c \"import afire_monai; print(afire_monai.load_encoder('{output}').config)\"")
+    return 0

@@ -1,0 +1,33 @@
+"""Silence of libraries that quote values of DICOM headers in their warnings: such a value can be a patient's name."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_LOGGERS = ("pydicom", "highdicom")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep warnings, and what pydicom and highdicom log, out of messages while the block runs."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    before = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)
+
+
+def silence() -> None:
+    """Do the same for the rest of the process, and in all its threads."""
+    warnings.filterwarnings("ignore", module=r"(pydicom|highdicom)(\.|$)")
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)

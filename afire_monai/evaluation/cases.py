@@ -1,0 +1,307 @@
+"""Predictions put beside what is known of the same images; refused where the two do not belong together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from afire_monai.core.errors import AfireError, DataListError
+from afire_monai.datalists.file import SECTIONS, datalist_hash, is_normal, normal_label, read_raw, resolve_paths
+from afire_monai.datalists.targets import UncertainPolicy, target_matrix
+from afire_monai.evaluation.localisation import LesionCase, lesion_pixels
+from afire_monai.evaluation.overlap import IGNORE
+from afire_monai.predictions.format import Predictions
+from afire_monai.radiographs.decode import read_picture
+
+AGAIN = "Predict again with `afire predict DATALIST --section SECTION`, and evaluate against that list"
+
+
+@dataclass(frozen=True)
+class Cases:
+    """The images that were predicted, with targets.
+
+    Attributes:
+        items: of the data list, with absolute paths.
+        index: (n,) their places in the section.
+        groups: (n,) patient of each, as numbers without meaning.
+        names: labels that both the list and the predictions have.
+        targets: (n, C), 1, 0, NaN unknown.
+        scores: (n, C), NaN where there is none.
+        findings: those of ``names`` that are not the list's name for normal.
+        abnormal: (n,) 1 with any finding, 0 known to be normal, NaN otherwise.
+        section: of the list.
+        datalist: name of the list.
+        sha256: of the list.
+        notes: what a reader of the figures must know, in words.
+    """
+
+    items: list[dict[str, Any]]
+    index: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    names: list[str]
+    targets: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    findings: list[str]
+    abnormal: NDArray[np.float64]
+    section: str
+    datalist: str
+    sha256: str
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def patients(self) -> int:
+        """Number of different patients."""
+        return len(np.unique(self.groups))
+
+
+def read_cases(
+    datalist: str | Path,
+    predictions: Predictions,
+    section: str = "test",
+    uncertain: UncertainPolicy = "ignore",
+    base_dir: str | Path | None = None,
+) -> Cases:
+    """Read a data list and put predictions beside it.
+
+    Args:
+        datalist: JSON file.
+        predictions: of images of one section of this very list.
+        section: the section.
+        uncertain: what label value -1 counts as: left out, absent or present.
+        base_dir: folder that the list's relative paths start from; its own unless given.
+
+    Raises:
+        DataListError: if the list cannot be read, lacks the section, or has a patient in two sections.
+        AfireError: if the predictions are of another list or section, or name images that the section lacks.
+    """
+    path = Path(datalist)
+    raw = read_raw(path)
+    content = resolve_paths(raw, Path(base_dir) if base_dir else path.absolute().parent, str(path))
+    sha256 = datalist_hash(raw)
+    items = _section_items(content, section, path)
+    _check_origin(predictions, section, sha256, path, len(items))
+    _refuse_shared_patients(content, section, path)
+    chosen = [items[i] for i in predictions.index]
+    labels = list(content.get("labels") or [])
+    names = [name for name in predictions.labels if name in labels]
+    normal = normal_label(content)
+    targets = target_matrix(chosen, labels, uncertain, names) if names else np.zeros((len(chosen), 0))
+    columns = [predictions.scores[name] for name in names]
+    _, groups = np.unique([_patient(item) for item in chosen], return_inverse=True)
+    return Cases(
+        items=chosen,
+        index=predictions.index,
+        groups=groups,
+        names=names,
+        targets=targets.astype(np.float64),
+        scores=np.stack(columns, 1) if columns else np.zeros((len(chosen), 0)),
+        findings=[name for name in names if name != normal] or names,
+        abnormal=np.array([_abnormal(item, labels, normal) for item in chosen]),
+        section=section,
+        datalist=str(raw.get("name") or path.stem),
+        sha256=sha256,
+        notes=_notes(predictions, names, len(items), section, normal),
+    )
+
+
+def scores_of_other(cases: Cases, other: Predictions) -> NDArray[np.float64]:
+    """Give the scores (n, C) of another model for the same images and labels, NaN where it has none.
+
+    Raises:
+        AfireError: if it was run on another list or section, or shares no image or no label.
+    """
+    if other.datalist_sha256 != cases.sha256 or other.section != cases.section:
+        raise AfireError(
+            f"the predictions to compare with are of {_origin(other)}; {_named(cases.section, cases.sha256)} is "
+            f"expected. {AGAIN}"
+        )
+    shared, ours, theirs = np.intersect1d(cases.index, other.index, return_indices=True)
+    names = [name for name in cases.names if name in other.labels]
+    if not len(shared) or (cases.names and not names):
+        raise AfireError(
+            f"the predictions to compare with share {len(shared)} images and {len(names)} labels with these; there is "
+            f"nothing to compare. {AGAIN}"
+        )
+    scores = np.full(cases.scores.shape, np.nan)
+    for name in names:
+        scores[ours, cases.names.index(name)] = other.scores[name][theirs]
+    return scores
+
+
+def _section_items(content: dict[str, Any], section: str, path: Path) -> list[dict[str, Any]]:
+    items = content.get(section)
+    if not items:
+        present = ", ".join(s for s in SECTIONS if content.get(s)) or "none"
+        raise DataListError(
+            f"{path}: no image in section {section!r}; sections with images: {present}. Name one of these"
+        )
+    return list(items)
+
+
+def _check_origin(predictions: Predictions, section: str, sha256: str, path: Path, count: int) -> None:
+    if not predictions.datalist_sha256:
+        raise AfireError(
+            f"the predictions are of files or a folder, not of a data list, so nothing says what is right. {AGAIN}"
+        )
+    if predictions.datalist_sha256 != sha256:
+        raise AfireError(
+            f"the predictions are of {_origin(predictions)}; {path} has SHA-256 {sha256[:12]}…: another list, or "
+            f"changed since. {AGAIN}"
+        )
+    if predictions.section != section:
+        raise AfireError(
+            f"the predictions are of section {predictions.section!r}, not {section!r}; give --section "
+            f"{predictions.section}, or predict section {section}"
+        )
+    if not len(predictions):
+        raise AfireError(f"the predictions hold no image. {AGAIN}")
+    if predictions.index.max() >= count:
+        raise AfireError(
+            f"the predictions name place {predictions.index.max()}; section {section!r} of {path} has {count} images. "
+            f"{AGAIN}"
+        )
+
+
+def _refuse_shared_patients(content: dict[str, Any], section: str, path: Path) -> None:
+    here = {_patient(item) for item in content[section]}
+    for other in SECTIONS:
+        if other != section and (shared := here & {_patient(item) for item in content.get(other) or []}):
+            raise DataListError(
+                f"{path}: {len(shared)} patients (or images) are in both {section} and {other}, so the figures would "
+                "be too good. Build the list again by patient; `afire datalist validate` names them"
+            )
+
+
+def _patient(item: dict[str, Any]) -> str:
+    return str(item["image"] if item.get("group") is None else item["group"])
+
+
+def _abnormal(item: dict[str, Any], labels: Sequence[str], normal: str) -> float:
+    values = item.get("label") or []
+    if any(value == 1 for name, value in zip(labels, values, strict=False) if name != normal):
+        return 1.0
+    return 0.0 if is_normal(item, list(labels), normal) else float("nan")
+
+
+def _notes(predictions: Predictions, names: list[str], count: int, section: str, normal: str) -> list[str]:
+    notes = []
+    if missing := count - len(predictions):
+        notes.append(f"{missing} of {count} images of the section have no prediction and are left out.")
+    if foreign := [name for name in predictions.labels if name not in names]:
+        notes.append(f"The data list has no label {', '.join(foreign)}; these scores are not judged.")
+    if section != "test":
+        notes.append(f"Section {section}: the model may have been trained or tuned on it; figures are too good.")
+    if normal in names and len(names) > 1:
+        notes.append(f"{normal!r} is judged but does not count in the mean over findings.")
+    if unset := [name for name in names if name not in predictions.thresholds]:
+        notes.append(f"No threshold is stored for {', '.join(unset)}; 0.5 is used.")
+    return notes
+
+
+def _origin(predictions: Predictions) -> str:
+    return _named(predictions.section, predictions.datalist_sha256)
+
+
+def _named(section: str, sha256: str) -> str:
+    return f"section {section!r} of the data list with SHA-256 {sha256[:12]}…" if sha256 else "no data list"
+
+
+def picture_shape(path: str) -> tuple[int, int]:
+    """Give height and width of a stored radiograph, from its header where that is enough.
+
+    Raises:
+        RadiographError: if it cannot be read.
+    """
+    try:
+        with Image.open(path) as picture:
+            if picture.format in ("PNG", "JPEG"):
+                return picture.height, picture.width
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError):
+        pass  # the decoder says what is wrong
+    height, width = read_picture(path, modalities=None).pixels.shape
+    return int(height), int(width)
+
+
+def read_mask(path: str) -> NDArray[np.uint8]:
+    """Read a drawn mask (H, W) of label values 0…255.
+
+    Raises:
+        DataListError: if it is not an 8-bit picture of one channel.
+    """
+    try:
+        with Image.open(path) as picture:
+            mode = picture.mode
+            pixels = np.array(picture.convert("L") if mode == "1" else picture)
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+        raise DataListError(
+            f"{path}: not a mask ({type(error).__name__}); a PNG of label values is expected"
+        ) from error
+    if pixels.ndim != 2 or pixels.dtype != np.uint8:
+        raise DataListError(f"{path}: a mask has one channel of 8 bits, this is {mode}; save it as grey PNG")
+    return pixels
+
+
+def lesion_case(
+    item: dict[str, Any], where: str, group: str, box_name: str = "", masks: bool = False
+) -> LesionCase | None:
+    """Give the lesions of an item, or None if it has none of that kind.
+
+    Args:
+        item: of a data list.
+        where: section and place, for messages.
+        group: patient.
+        box_name: take the boxes of this name only; "" for all.
+        masks: the item's mask, if it has one, shows lesions, which then count instead of the boxes' pixels.
+
+    Raises:
+        DataListError: for a box that is malformed or outside the picture, or a mask of another size.
+        RadiographError: if the picture cannot be read.
+    """
+    boxes = np.array([_box(box, where) for box in item.get("boxes") or [] if not box_name or box[4:] == [box_name]])
+    mask = read_mask(item["mask"]) if masks and item.get("mask") and not box_name else None
+    drawn = None if mask is None else (mask != 0) & (mask != IGNORE)
+    drawn = drawn if drawn is not None and drawn.any() else None
+    if not len(boxes) and drawn is None:
+        return None
+    shape = picture_shape(item["image"])
+    if drawn is not None and drawn.shape != shape:
+        raise DataListError(f"{where}: its mask is {drawn.shape}, its picture {shape}; both must be of one size")
+    boxes = boxes.reshape(-1, 4)
+    if drawn is None and not lesion_pixels(boxes, shape).any():
+        raise DataListError(
+            f"{where}: no box lies within the picture of {shape[0]} rows and {shape[1]} columns; boxes are [x, y, "
+            "width, height, name] in pixels of the stored picture"
+        )
+    return LesionCase(shape, boxes, group, drawn)
+
+
+def box_names(items: list[dict[str, Any]]) -> list[str]:
+    """Names of the boxes of items, sorted."""
+    return sorted({str(box[4]) for item in items for box in _boxes_of(item) if isinstance(box, list) and len(box) == 5})
+
+
+def _box(box: Any, where: str) -> list[float]:
+    numbers = box[:4] if isinstance(box, list) and len(box) == 5 else []
+    sound = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in numbers)
+    if not numbers or not sound or min(numbers[2:]) <= 0:
+        raise DataListError(f"{where}: box {box!r}; [x, y, width, height, name] in pixels is expected")
+    return [float(v) for v in numbers]
+
+
+def _boxes_of(item: dict[str, Any]) -> list[Any]:
+    boxes = item.get("boxes") or []
+    if not isinstance(boxes, list):
+        raise DataListError(
+            f"'boxes' of an item is {str(boxes)[:60]}; a list of [x, y, width, height, name] is expected"
+        )
+    return boxes

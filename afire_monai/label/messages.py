@@ -1,0 +1,138 @@
+"""What a label server writes down: what was asked and how long it took, and nothing that tells whose picture it was.
+
+MONAI Label itself logs ids, paths and parameters of requests. Its loggers are held to errors, and what still comes is
+passed through a filter that takes out paths and UIDs.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from afire_monai.core.errors import AfireError, user_error
+from afire_monai.hospital.dicomweb.connection import DicomWebError
+
+_PATH = re.compile(r"(?:file://)?(?<![\w.])/(?:[^\s/'\":,;]+/)+[^\s'\":,;]*")
+_UID = re.compile(r"(?<![\w.])\d+(?:\.\d+){4,}(?![\w.])")
+_ADDRESS = re.compile(r"https?://\S+")
+_TRAINING = "task_train"
+_HELD = ("monailabel", "monai", "dicomweb_client", "urllib3", "httpx", "timeloop", "pydicom", "uvicorn.access")
+
+
+def without_names(text: str) -> str:
+    """Take addresses, paths and UIDs out of a text."""
+    return _UID.sub("(uid)", _PATH.sub("(path)", _ADDRESS.sub("(address)", text)))
+
+
+class NoNames(logging.Filter):
+    """Takes addresses, paths and UIDs out of records, and tracebacks, which quote what was read.
+
+    Of what a training process says, only the lines of this package and of its progress bars pass.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Change a record; give whether it is to be written."""
+        text = record.getMessage()
+        if record.name.startswith(_TRAINING):
+            if "afire" not in text and "fine-tuning" not in text and not text.startswith("error"):
+                return False
+        elif record.exc_info and record.exc_info[0] is not None:
+            text = f"{text} ({record.exc_info[0].__name__})"
+        record.msg, record.args, record.exc_info, record.exc_text = without_names(text), None, None, None
+        return True
+
+
+def quiet_monailabel() -> None:
+    """Hold MONAI Label to errors in this process: for the processes that it starts, which set up logging themselves."""
+    for name in _HELD:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for handler in logging.getLogger().handlers:
+        if not any(isinstance(f, NoNames) for f in handler.filters):
+            handler.addFilter(NoNames())
+
+
+def write_log_config(path: str | Path, log_file: str | Path) -> Path:
+    """Write the logging configuration that the server is started with (``--log_config``).
+
+    Args:
+        path: JSON file to write.
+        log_file: log, beside what is said on the console.
+    """
+    handlers: dict[str, Any] = {
+        "console": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"},
+        "file": {
+            "class": "logging.handlers.RotatingFileHandler",
+            "filename": str(log_file),
+            "maxBytes": 5_000_000,
+            "backupCount": 2,
+            "encoding": "utf-8",
+        },
+    }
+    for handler in handlers.values():
+        handler |= {"formatter": "plain", "filters": ["names"]}
+    config = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "filters": {"names": {"()": "afire_monai.label.messages.NoNames"}},
+        "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+        "handlers": handlers,
+        "root": {"level": "INFO", "handlers": ["console", "file"]},
+        "loggers": {name: {"level": "ERROR"} for name in _HELD},
+    }
+    Path(path).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    return Path(path)
+
+
+if __name__ == "__main__":
+    import sys
+
+    write_log_config(*sys.argv[1:3])
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class UnknownImageError(AfireError):
+    """There is no image of this id."""
+
+
+class NotFoundError(AfireError):
+    """There is no such model, strategy, label or the like."""
+
+
+def problem(error: BaseException) -> tuple[int, str]:
+    """Give the HTTP status of an error, and what is said of it.
+
+    Args:
+        error: whatever was raised while a request was answered.
+
+    Returns:
+        404 for what is not there, 400 for input that cannot be used, 507 for a full disk, 502 for an
+        archive that does not answer, 500 for anything else, of
+        which only the type is told: its text may quote a header.
+    """
+    full = _full_disk(error)
+    if full is not None:
+        return 507, f"the disk is full ({full}): nothing was changed. Make room on the server, then try again"
+    known = user_error(error)
+    if isinstance(known, UnknownImageError | NotFoundError):
+        return 404, str(known)
+    if isinstance(known, DicomWebError):
+        return 502, f"the DICOMweb archive: {known}"
+    if known is not None:
+        return 400, str(known)
+    return 500, f"internal error ({type(error).__name__}); the server goes on. Please report it, without pictures"
+
+
+def _full_disk(error: BaseException) -> str | None:
+    """Say what the system says, if a full disk is behind an error or what was raised from it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _FULL:
+            return seen.strerror or "no space left"
+        seen = seen.__cause__ or seen.__context__
+    return None
