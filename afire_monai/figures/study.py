@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from afire_monai.core.errors import AfireError, CheckpointError
-from afire_monai.datalists.file import normal_label
+from afire_monai.datalists.file import normal_label, patient_of
 from afire_monai.datalists.targets import target_matrix
 from afire_monai.evaluation.bootstrap import mean_interval
 from afire_monai.evaluation.overlap import dice
@@ -117,7 +117,7 @@ def embed(features: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
 
 def add_cells(study: Study) -> None:
     """Silhouette, distance ratio and retrieval of tokens by cell, and the t-SNE of tokens."""
-    patients = [str(item.get("group", item["image"])) for item in study.sample.items]
+    patients = [patient_of(item) for item in study.sample.items]
     shift, seed = study.shift, study.settings.seed
     count = math.prod(shift.grid)
     every = torch.arange(count)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from afire_monai.core.errors import DataListError
+from afire_monai.datalists.file import patient_of
 from afire_monai.evaluation.probes import raw_pixels
 from afire_monai.methods.grid_shift import GridShift
 from afire_monai.networks import Encoder, encoder_from_config
@@ -68,7 +69,7 @@ def choose_items(items: Sequence[Mapping[str, Any]], most: int, seed: int) -> li
     chosen: dict[str, dict[str, Any]] = {}
     for index in sorted(order, key=lambda i: "mask" not in items[i]):
         item = dict(items[int(index)])
-        chosen.setdefault(str(item.get("group", item["image"])), item)
+        chosen.setdefault(patient_of(item), item)
     if len(chosen) < 2:
         raise DataListError(f"images of {len(chosen)} patients are there; at least 2 are needed to compare patients")
     names = list(chosen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -9,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from afire_monai.core.errors import DataListError
-from afire_monai.datalists.cells import parse_label, split_names
+from afire_monai.datalists.cells import padding_hint, parse_label, split_names
 from afire_monai.datalists.csv_table import Row, read_table
 from afire_monai.hospital.header import Header
+
+logger = logging.getLogger(__name__)
 
 Values = tuple[int | None, ...]
 
@@ -80,10 +83,13 @@ def join_labels(
     """
     images: dict[str, list[str]] = defaultdict(list)
     known: set[str] = set()
+    there: set[str] = set()
     kept = 0
     for subject in subjects:
         kept += subject.image != ""
-        for key in table.keys_of(subject, roots):
+        keys = table.keys_of(subject, roots)
+        there |= keys
+        for key in keys:
             if key in table.lines:
                 known.add(key)
                 if subject.image:
@@ -106,6 +112,8 @@ def join_labels(
         where += numbers
         if detail is not None and where is not joined.matched:
             detail += [(number, key) for number in numbers]
+    if hint := padding_hint(table.lines.keys() - known, there):
+        logger.warning("%s: labels of some lines match no image: %s", table.path, hint)
     joined.without = kept - len(joined.by_image)
     for numbers in (joined.matched, joined.left_out, joined.unmatched, joined.contradicting, joined.ambiguous):
         numbers.sort()
@@ -124,6 +132,8 @@ class LabelTable:
             nothing.
         separator: between names.
         normal: the finding that means "no finding"; it comes first.
+        delimiter: between cells; None to find out.
+        encoding: of the text; None to find out.
 
     Raises:
         DataListError: not a table, a missing column, a value that is no label, or so many labels that the column cannot
@@ -139,6 +149,8 @@ class LabelTable:
         labels_column: str | None = None,
         separator: str = "|",
         normal: str = "Normal",
+        delimiter: str | None = None,
+        encoding: str | None = None,
     ) -> None:
         if join not in JOINS:
             raise DataListError(f"join is {join!r}; one of {', '.join(JOINS)} is expected")
@@ -151,7 +163,7 @@ class LabelTable:
         several = None if join_column else {JOINS[join][0]: JOINS[join][1:]}
         column = join_column or JOINS[join][0]
         wanted = [*(label_columns or ()), *([labels_column] if labels_column else [])]
-        rows = read_table(path, [*wanted, *([join_column] if join_column else [])], several)
+        rows = read_table(path, [*wanted, *([join_column] if join_column else [])], several, delimiter, encoding)
         numbered = [row for row in rows if row[column]]
         self.skipped = len(rows) - len(numbered)
         if label_columns is not None:

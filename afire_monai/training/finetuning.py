@@ -18,6 +18,7 @@ from afire_monai import __version__
 from afire_monai.core.distributed import rank, world_size
 from afire_monai.core.errors import AfireError
 from afire_monai.core.files import write_text
+from afire_monai.datalists.file import patient_of
 from afire_monai.evaluation.bootstrap import mean_interval
 from afire_monai.loading.dataset import RadiographDataset, image_statistics
 from afire_monai.models.folder import export_task, load_module_files
@@ -261,7 +262,7 @@ def _dice_by_patient(
     dataset: RadiographDataset, classes: Sequence[str], logits: Tensor, mask: Tensor
 ) -> dict[str, dict[str, Any]]:
     """Give 95 % intervals over patients of a section's mean Dice, and the Dice of each image."""
-    owners = np.array([str(item.get("group", item["image"])) for item in dataset.items])
+    owners = np.array([patient_of(item) for item in dataset.items])
     dice, positive = (values.numpy() for values in image_dice(logits, mask))
     columns = {f"dice/{name}": dice[:, place].astype(np.float64) for place, name in enumerate(classes)}
     some = {

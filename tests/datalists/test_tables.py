@@ -248,8 +248,10 @@ def random_table(random_: random.Random) -> tuple[str, dict[str, tuple[str, list
 
 
 @pytest.mark.parametrize("block", range(8))
-def test_accepted_tables_say_what_a_slow_reader_says(tmp_path: Path, block: int) -> None:
-    logging.getLogger("afire_monai").setLevel(logging.ERROR)
+def test_accepted_tables_say_what_a_slow_reader_says(
+    tmp_path: Path, block: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR, "afire_monai")
     for name in [*(f"{i}.png" for i in range(6)), "m.png"]:
         (tmp_path / name).write_bytes(b"x")
     refusals = 0
