@@ -46,6 +46,7 @@ class FileFacts:
     extremes: tuple[float, float]
     png16: bool = False
     two_values: bool = False
+    odd: tuple[str, ...] = ()
 
     @property
     def intensity_problem(self) -> str | None:
@@ -131,6 +132,8 @@ class CheckReport:
             inverted = sum(facts.inverted for facts in self.readable)
             if inverted:
                 lines.append(f"{inverted} were bright = lucent (MONOCHROME1) and are inverted on reading")
+        if odd := _counted(keyword for facts in self.readable for keyword in facts.odd):
+            lines.append(f"optional DICOM elements that cannot be used and count as absent: {odd}")
         for kind, files in self.refused_by_kind().items():
             lines.append(f"refused, {kind}: {len(files)}")
             lines += [f"  {refused.path}: {refused.detail}" for refused in files[:most]]
@@ -230,6 +233,7 @@ def _facts(path: str, picture: Picture) -> FileFacts:
     return FileFacts(
         path, height, width, picture.format, picture.polarity_inverted, (low, high), extremes,
         picture.intensity == "/65535", bool(np.isin(pixels, extremes).all()),
+        picture.odd,
     )  # fmt: skip
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,11 @@ from afire_monai.radiographs.dicom_open import open_dataset
 from afire_monai.radiographs.picture import Picture, refusal
 from afire_monai.radiographs.raster import WhiteLevel, raster_size, read_raster
 
+logger = logging.getLogger(__name__)
+
 RADIOGRAPH_SUFFIXES = (".png", ".jpg", ".jpeg", ".nii", ".nii.gz", ".dcm", ".dicom")
 
+_NOT_READ = (".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".mha", ".nrrd")
 _RASTER = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _NAMED_OTHERS = {
     b"GIF8": "GIF",
@@ -109,6 +114,10 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     for where, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(where, name) for name in names if not name.startswith(".") and name.upper() != "DICOMDIR"]
+    skipped = Counter(path.suffix.lower() for path in found if path.suffix.lower() in _NOT_READ)
+    if skipped:
+        seen = ", ".join(f"{count} {suffix}" for suffix, count in sorted(skipped.items()))
+        logger.warning("%s: not read: %s. Convert them to PNG if they are radiographs", root, seen)
     return sorted(path for path in found if _is_candidate(path))
 
 
@@ -140,6 +149,8 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def _looks_like_nifti(path: Path, head: bytes) -> bool:
+    if head[:2] == b"\x1f\x8b":  # gzip: of what is read, only NIfTI is packed so
+        return True
     if head[344:348] in (b"n+1\x00", b"ni1\x00") or head[4:8] in (b"n+2\x00", b"ni2\x00"):
         return True
     return path.name.lower().endswith((".nii", ".nii.gz"))

@@ -122,13 +122,17 @@ def test_normal_images_without_mask_are_empty_only_where_masks_show_findings(tmp
     finding = {"image": "a.png", "mask": "m.png", "label": [0, 1, 0]}
     normal = {"image": "b.png", "label": [1, 0, 0]}
     other = {"image": "c.png", "label": [0, 0, 1]}
-    parts = {section: [finding, normal, other] for section in ("training", "validation", "test")}
-    path = random_list(tmp_path, **parts)
+
+    def each_section(*items):
+        sections = ("training", "validation", "test")
+        return {section: [{**item, "image": f"{section}/{item['image']}"} for item in items] for section in sections}
+
+    path = random_list(tmp_path, **each_section(finding, normal, other))
     chosen = segmentation_data(path).training
     assert [i["image"].rsplit("/")[-1] for i in chosen] == ["a.png", "b.png"]
     assert chosen[1]["mask"] == ""
     assert len(segmentation_data(path, empty_masks="none").training) == 1
-    lungs = {section: [finding, {**normal, "mask": "n.png"}, other] for section in ("training", "validation", "test")}
+    lungs = each_section(finding, {**normal, "mask": "n.png"}, other)
     assert len(segmentation_data(random_list(tmp_path, 1, **lungs)).training) == 2
 
 
