@@ -92,6 +92,12 @@ def finish(
         raise DataListError(
             f"{folder}: {seen} found. Unpack the images into this folder as published, or give their folder"
         )
+    if "training" not in sections:
+        others = ", ".join(f"{len(items)} of {section}" for section, items in sections.items())
+        raise DataListError(
+            f"{folder}: no training image was found, only {others}. "
+            "Unpack the training images into this folder as published"
+        )
     shared = shared_patients(sections)
     for (one, other), patients in shared.items():
         if one not in official and other not in official:
@@ -142,35 +148,78 @@ def optional_file(folder: Path, *patterns: str) -> Path | None:
         return None
 
 
-def find_files(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
-    """Path of each file below a folder by its name; of equal names the first that is met. Links are followed.
+class Files(dict[str, Path]):
+    """Files by name; a name that two different files have cannot be asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._clashes: dict[str, Path] = {}
+
+    def add(self, name: str, path: Path) -> None:
+        """Add a file; links to a file that is there already are the same file."""
+        if name not in self:
+            self[name] = path
+        elif os.path.realpath(path) != os.path.realpath(super().__getitem__(name)):
+            self._clashes[name] = path
+
+    def __getitem__(self, name: str) -> Path:
+        path = super().__getitem__(name)
+        if name in self._clashes:
+            raise DataListError(f"{path} and {self._clashes[name]} could both be {name!r}. Keep one, or move one away")
+        return path
+
+
+def find_files(
+    folder: Path,
+    suffixes: Iterable[str],
+    published: Sequence[str] = (),
+    without: Path | None = None,
+    masks: bool = False,
+) -> Files:
+    """Return the files below a folder by name. Links are followed.
 
     Args:
-        folder: searched with its sub-folders, but not hidden ones.
+        folder: searched with its sub-folders, but not hidden ones and, unless ``masks``, none with "mask" in its name.
         suffixes: in lower case, with dot.
+        published: folders in it or one below that the images were published in; where one is there, the others are not
+            searched.
+        without: a folder that is this command's own output.
+        masks: search folders of masks, too.
 
     Raises:
         DataListError: there is no such folder.
     """
     if not folder.is_dir():
         raise DataListError(f"{folder}: no such folder. Give the folder that the data set was unpacked into")
+    places = [
+        path for name in published for path in (folder / name, *sorted(folder.glob(f"*/{name}"))) if path.is_dir()
+    ]
     endings = tuple(suffixes)
-    found: dict[str, Path] = {}
+    found = Files()
     seen: set[str] = set()
-    for where, folders, names in os.walk(folder, followlinks=True):
+    own = None if without is None else os.path.realpath(without)
+    for where, folders, names in (entry for place in places or [folder] for entry in os.walk(place, followlinks=True)):
         # a link to a folder above would lead around in a circle
         real = os.path.realpath(where)
-        folders[:] = sorted(n for n in folders if real not in seen and not n.startswith((".", "__MACOSX")))
+        if real in seen or real == own:
+            folders[:] = []
+            continue
         seen.add(real)
+        folders[:] = sorted(
+            n for n in folders if n[0] != "." and n != "__MACOSX" and (masks or "mask" not in n.lower())
+        )
         for name in sorted(names):
             if name.lower().endswith(endings) and not name.startswith("."):
-                found.setdefault(name, Path(where, name))
+                found.add(name, Path(where, name))
     return found
 
 
-def by_stem(files: Mapping[str, Path]) -> dict[str, Path]:
-    """The same by name without suffix."""
-    return {path.stem: path for path in files.values()}
+def by_stem(files: Files) -> Files:
+    """Return the same by name without suffix."""
+    stems = Files()
+    for name in files:
+        stems.add(files[name].stem, files[name])
+    return stems
 
 
 def check_unmentioned(value: str) -> int | None:

@@ -56,7 +56,7 @@ def datalist_from_rsna(
         if row["class"] not in CLASSES:
             raise DataListError(f"{row.where('class')}: {row['class']!r}; one of {', '.join(CLASSES)} is expected")
         classes[image] = row["class"]
-    files = by_stem(find_files(root, (".dcm", ".png", ".jpg")))
+    files = by_stem(find_files(root, (".dcm", ".png", ".jpg"), ("stage_2_train_images",)))
     gathered = Gathered(list(CLASSES))
     for image, name in classes.items():
         if image not in files:

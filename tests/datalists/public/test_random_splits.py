@@ -61,7 +61,7 @@ def test_siim_without_a_place_writes_no_masks(tmp_path: Path) -> None:
 def test_siim_mask_and_empty_for_one_picture_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataListError, match=r"1\.2\.5 has both a mask and -1"):
         datalist_from_siim(siim(tmp_path, rows="1.2.5,1 1\n"))
-    dicom(tmp_path / "1.2.6.dcm")
+    dicom(tmp_path / "dicom-images-train" / "1.2.6.dcm")
     with pytest.raises(DataListError, match=r"train-rle\.csv: 1\.2\.6: '1 1 1'; pairs of gap and length"):
         datalist_from_siim(siim(tmp_path, rows="1.2.6,1 1 1\n"))
 
