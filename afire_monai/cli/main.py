@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from afire_monai import __version__
 from afire_monai.cli.arguments import CommandTree, parse, user_error
 from afire_monai.cli.cache import cache
 from afire_monai.cli.check import check
@@ -15,6 +16,7 @@ from afire_monai.cli.export import export
 from afire_monai.cli.hospital import dicom_results, ingest, send
 from afire_monai.cli.predictions import evaluate, figures, predict, reference
 from afire_monai.cli.public_datasets import PUBLIC_DATASETS
+from afire_monai.cli.runs import copy, finetune, path, pretrain, segment
 from afire_monai.cli.training import crossvalidate, import_release, plan, probe, report
 
 COMMANDS: CommandTree = {
@@ -26,6 +28,7 @@ COMMANDS: CommandTree = {
         "validate": validate,
         **PUBLIC_DATASETS,
     },
+    "bundle": {"copy": copy, "path": path},
     "cache": cache,
     "check": check,
     "crossvalidate": crossvalidate,
@@ -33,20 +36,22 @@ COMMANDS: CommandTree = {
     "evaluate": evaluate,
     "export": export,
     "figures": figures,
+    "finetune": finetune,
     "import-release": import_release,
     "ingest": ingest,
     "plan": plan,
+    "pretrain": pretrain,
     "predict": predict,
     "probe": probe,
     "reference": reference,
     "report": report,
+    "segment": segment,
     "send": send,
 }
 ABOUT = """
 Building and checking data lists: afire datalist --help
-Pre-training is MONAI's bundle runner, from the folder that holds bundle/:
-    python -m monai.bundle run --config_file "['bundle/configs/pretrain.yaml','bundle/configs/method_afire.yaml']" \\
-        --datalist mine.json --output_dir runs/mine"""
+Pre-training: afire pretrain mine.json --out runs/mine
+The same by MONAI's bundle runner: afire bundle copy FOLDER"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -63,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and give its exit status (see :func:`main`)."""
+    if list(arguments) == ["--version"]:
+        print(f"afire-monai {__version__}")
+        return 0
     try:
         call = parse(COMMANDS, arguments)
         if isinstance(call, str):

@@ -1,0 +1,144 @@
+"""Runs of the bundle by one word: ``afire pretrain``, ``finetune`` and ``segment``, and where the bundle is."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+from afire_monai.core.errors import AfireError
+
+METHODS = ("afire", "peac", "mlvicx", "mae", "dino")
+
+
+def pretrain(
+    datalist: str,
+    *settings: str,
+    out: str,
+    method: str = "afire",
+    preset: str | None = None,
+    resume: bool = False,
+) -> int:
+    """Pre-train an encoder on the normal radiographs of a data list.
+
+    Example: afire pretrain mine.json --out runs/mine
+
+    Example: afire pretrain mine.json --out runs/mine --method mae --preset gpu epochs=100 lr=0.004
+
+    Args:
+        datalist: data list; of one with labels only images known to be normal are used.
+        settings: of the configs, as key=value; README.md has a table of them.
+        out: folder to write into.
+        method: afire, peac, mlvicx, mae or dino.
+        preset: gpu (ViT-S, one GPU) or paper (ViT-B); the size of a laptop unless given.
+        resume: go on with what an interrupted run left in the folder.
+    """
+    if method not in METHODS:
+        raise AfireError(f"--method must be one of {', '.join(METHODS)}, got {method!r}")
+    configs = ["pretrain.yaml", f"method_{method}.yaml", *([f"preset_{preset}.yaml"] if preset else [])]
+    return _run(configs, settings, {"datalist": datalist, "output_dir": out, "resume": resume}, "report.html")
+
+
+def finetune(datalist: str, *settings: str, out: str, init: str | None = None, resume: bool = False) -> int:
+    """Fine-tune an encoder into a classifier of the labels of a data list.
+
+    With up to some tens of labelled patients `afire probe` is quicker and better.
+
+    Example: afire finetune labelled.json --init runs/mine/models --out runs/classifier
+
+    Example: afire finetune labelled.json --out runs/classifier epochs=50 "labels=['Effusion','Mass']"
+
+    Args:
+        datalist: data list with labels.
+        settings: of finetune_classification.yaml, as key=value.
+        out: folder to write into.
+        init: model folder to start from, or random; the encoder that comes with the package unless given.
+        resume: go on with what an interrupted run left in the folder.
+    """
+    given = {"datalist": datalist, "output_dir": out, "init": init or _shipped(), "resume": resume}
+    return _run(["finetune_classification.yaml"], settings, given, "models")
+
+
+def segment(
+    datalist: str, *settings: str, out: str, classes: str = "{'foreground': []}", init: str | None = None,
+    resume: bool = False,
+) -> int:  # fmt: skip
+    """Fine-tune an encoder into a segmenter of the masks of a data list.
+
+    Example: afire segment outlined.json --out runs/lungs --classes "{'lung': [255]}"
+
+    Args:
+        datalist: data list with masks.
+        settings: of finetune_segmentation.yaml, as key=value.
+        out: folder to write into.
+        classes: names and the mask values that belong to them; an empty list is every value but 0.
+        init: model folder to start from, or random; the encoder that comes with the package unless given.
+        resume: go on with what an interrupted run left in the folder.
+    """
+    given = {"datalist": datalist, "output_dir": out, "init": init or _shipped(), "resume": resume}
+    from afire_monai.training.settings import parse_value
+
+    return _run(["finetune_segmentation.yaml"], settings, {**given, "classes": parse_value(classes)}, "models")
+
+
+def path() -> int:
+    """Print the folder of the MONAI bundle that comes with the package."""
+    from afire_monai.cli.bundle import bundle_root
+
+    print(bundle_root())
+    return 0
+
+
+def copy(out: str) -> int:
+    """Copy the MONAI bundle, to change its configs or to run it by MONAI's own commands.
+
+    Args:
+        out: folder that must not exist yet.
+    """
+    from afire_monai.cli.bundle import bundle_root
+
+    if Path(out).exists():
+        raise AfireError(f"{out} exists; name a folder that does not")
+    shutil.copytree(bundle_root(), out, ignore=shutil.ignore_patterns("__pycache__", "eval"))
+    print(f"written: {out}")
+    configs = "['configs/pretrain.yaml','configs/method_afire.yaml']"
+    print(
+        f'next:    cd {shlex.quote(out)} && python -m monai.bundle run --config_file "{configs}" --output_dir runs/mine'
+    )
+    return 0
+
+
+def _shipped() -> str:
+    from afire_monai.models.shipped import DEFAULT
+
+    return DEFAULT
+
+
+def _run(configs: list[str], settings: tuple[str, ...], given: dict[str, Any], result: str) -> int:
+    """Run configs of the bundle with these settings; say which line of MONAI's does the same."""
+    from afire_monai.cli.bundle import bundle_root, run_configs
+    from afire_monai.training.settings import parse_value
+
+    values = dict(given)
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key.isidentifier():
+            raise AfireError(f"{setting}: settings are written key=value, for example epochs=20")
+        if key in given:
+            raise AfireError(f"{setting}: set by the command itself; use its own option")
+        values[key] = parse_value(value)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        configs = [*configs, "multi_gpu.yaml"]
+    for name in configs:
+        if not (bundle_root() / "configs" / name).is_file():
+            known = sorted(p.stem.partition("_")[2] for p in (bundle_root() / "configs").glob("preset_*.yaml"))
+            raise AfireError(f"no config {name} in the bundle; presets are {', '.join(known)}")
+    files = [str(bundle_root() / "configs" / name) for name in configs]
+    words = " ".join(f"--{key} {shlex.quote(str(value))}" for key, value in values.items())
+    print(f'runs: python -m monai.bundle run --config_file "{files}" {words}', flush=True)
+    run_configs(values, tuple(configs))
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"written: {Path(given['output_dir']) / result}")
+    return 0
