@@ -2,44 +2,123 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from afire_monai.datalists.check import CheckReport
 
 
-def check(path: str, *, base_dir: str | None = None, workers: int | None = None, quiet: bool = False) -> int:
-    """Read every image of a data list, a folder or one file, and say what cannot be used and why.
+def check(
+    path: str,
+    *,
+    base_dir: str | None = None,
+    classes: str | None = None,
+    png16_max: str | None = None,
+    modalities: str | None = None,
+    window_index: int | None = None,
+    write: str | None = None,
+    workers: int | None = None,
+    quiet: bool = False,
+) -> int:
+    """Read every image and mask of a data list, a folder or one file, and say what cannot be used and why.
 
     Of a data list its keys, labels, splits and duplicates are checked as well. Exit status 1: something was found.
 
     Example: afire check list.json
 
-    Example: afire check radiographs
+    Example: afire check list.json --classes lung=255,heart=128 --png16-max 4095 --write good.json
 
     Args:
         path: data list (.json), folder or image.
         base_dir: folder that the list's relative paths start from; the list's own folder unless given.
+        classes: classes of the masks and the grey values that mean them, as lung=255,heart=128.
+        png16_max: what is white in 16-bit PNG: a number such as 4095, dtype (65535) or image (its largest value).
+        modalities: DICOM modalities to read, with commas between them; any for all.
+        window_index: which DICOM window or VOI LUT to use where a file has several.
+        write: write a list without the images and masks that cannot be used, which keeps these reader options.
         workers: threads that read; the number of cores unless given.
         quiet: no progress bar.
     """
+    from afire_monai.core.errors import DataListError
     from afire_monai.datalists.check import check_path
-    from afire_monai.datalists.validate import validate_datalist
+    from afire_monai.datalists.normal import normal_in_words
+    from afire_monai.datalists.validate import open_datalist
+    from afire_monai.datalists.without import write_without
 
     # pydicom's remarks on odd headers quote their values, which can be a patient's
     warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
-    sound = True
-    if path.lower().endswith(".json"):
-        listed = validate_datalist(path, base_dir)
-        print(listed.summary())
-        sound = listed.ok
-    report = check_path(path, base_dir, workers=workers, progress=not quiet)
+    reader = reader_arguments(png16_max, modalities, window_index)
+    is_list = path.lower().endswith(".json") and not Path(path).is_dir()
+    if write is not None and not is_list:
+        raise DataListError("--write needs a data list; `afire datalist from-folder` makes one of a folder")
+    problems: list[str] = []
+    normal = ""
+    if is_list:
+        opened = open_datalist(path, base_dir, check_files=True, masks=True, classes=_classes(classes))
+        print(opened.report.summary())
+        normal = normal_in_words(opened.datalist)
+        print(*([normal] if normal else []), sep="\n", end="\n" if normal else "")
+        problems += [] if opened.report.ok else ["see above"]
+    report = check_path(path, base_dir, workers=workers, progress=not quiet, **reader)
     print(report.summary())
-    if not (sound and report.ok):
-        print("result:  not ready; see above")
+    if write is not None:
+        print(write_without(opened, report, write, reader))
+    problems += [] if report.ok else ["see above"]
+    if report.total == 1 and Path(path).is_dir() | is_list:
+        problems += ["one image; a training needs at least two"]
+    if problems:
+        print(f"result:  not ready; {', '.join(dict.fromkeys(problems))}")
         return 1
-    print("result:  ready")
-    if path.lower().endswith(".json"):
-        print(
-            "next:    python -m monai.bundle run "
-            "--config_file \"['bundle/configs/pretrain.yaml','bundle/configs/method_afire.yaml']\" "
-            f"--datalist {path} --output_dir runs/mine"
-        )
+    print(f"result:  {_ready(report, is_list, '. The labels' in normal)}")
+    if is_list:
+        _next_step(path, "--normal-label" not in normal)
     return 0
+
+
+def reader_arguments(png16_max: str | None, modalities: str | None, window_index: int | None) -> dict[str, Any]:
+    """Return arguments of the reader that were given on a command line.
+
+    Raises:
+        RadiographError: one has a value that it cannot have.
+    """
+    from afire_monai.radiographs.decode import checked_options
+
+    given: dict[str, Any] = {}
+    if png16_max is not None:
+        given["png16_max"] = int(png16_max) if png16_max.isdigit() else png16_max
+    if modalities is not None:
+        given["modalities"] = None if modalities.lower() == "any" else [name.strip() for name in modalities.split(",")]
+    if window_index is not None:
+        given["window_index"] = window_index
+    return checked_options(given, "command line")
+
+
+def _classes(text: str | None) -> dict[str, list[int]] | None:
+    from afire_monai.core.errors import DataListError
+
+    classes: dict[str, list[int]] = {}
+    for part in text.split(",") if text else []:
+        name, _, value = part.partition("=")
+        if not name.strip() or not value.strip().isdigit():
+            raise DataListError(
+                f"--classes {text!r}: NAME=VALUE with commas between is expected, as lung=255,heart=128"
+            )
+        classes.setdefault(name.strip(), []).append(int(value))
+    return classes or None
+
+
+def _ready(report: CheckReport, is_list: bool, no_normal: bool) -> str:
+    if report.total == 1 and not is_list:
+        return "this file can be used"
+    return "ready for fine-tuning; pre-training needs images known to be normal, see above" if no_normal else "ready"
+
+
+def _next_step(path: str, pretrain: bool) -> None:
+    files = ["pretrain", "method_afire"] if pretrain else ["finetune_classification"]
+    config = "[" + ",".join(f"'bundle/configs/{name}.yaml'" for name in files) + "]"
+    output = "runs/mine" if pretrain else "runs/classifier --init runs/mine/models"
+    print(f'next:    python -m monai.bundle run --config_file "{config}" --datalist {shlex.quote(path)} '
+          f"--output_dir {output}")  # fmt: skip

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
+
+from afire_monai.cli.check import reader_arguments
 
 
 def from_csv(
@@ -23,8 +26,13 @@ def from_csv(
     base_dir: str | None = None,
     fractions: tuple[float, ...] = (0.8, 0.1, 0.1),
     seed: int = 0,
-    normal_label: str = "Normal",
+    normal_label: str | None = None,
     name: str | None = None,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    png16_max: str | None = None,
+    modalities: str | None = None,
+    window_index: int | None = None,
 ) -> int:
     """Build a data list, or one for each source, from a CSV manifest; patients are never divided between splits.
 
@@ -52,18 +60,26 @@ def from_csv(
         base_dir: folder that the paths start from; the CSV's own folder unless given.
         fractions: shares of training, validation and test.
         seed: of the split.
-        normal_label: the label that means "no finding".
+        normal_label: the label that means "no finding"; unless given, Normal or No Finding.
         name: of the list.
+        delimiter: between cells: , ; or tab; found out unless given.
+        encoding: of the text: utf-8, utf-16, cp1252, …; found out unless given.
+        png16_max: what is white in 16-bit PNG: a number such as 4095, dtype (65535) or image; kept in the list.
+        modalities: DICOM modalities to read, with commas between them, or any; kept in the list.
+        window_index: which DICOM window to use where a file has several; kept in the list.
     """
     from afire_monai.datalists.from_csv import datalist_from_csv
+    from afire_monai.datalists.normal import normal_in_words
 
     made = datalist_from_csv(
         path, out, image_column, group_column, labels_column, label_separator, source_column, source, by_source,
-        mask_column, boxes_csv, base_dir, fractions, seed, normal_label, name, label_columns, keep,
+        mask_column, boxes_csv, base_dir, fractions, seed, normal_label, name, label_columns, keep, delimiter,
+        encoding, reader_arguments(png16_max, modalities, window_index),
     )  # fmt: skip
     lists = list(made.values()) if by_source else [made]
     for datalist in lists:
         print(_counts(datalist))
+        print(normal_in_words(datalist))
     if by_source:
         _next_step(f"{out}/{next(iter(made))}.json", f"{len(lists)} lists in {out}")
     else:
@@ -79,8 +95,12 @@ def from_folder(
     seed: int = 0,
     group_pattern: str | None = None,
     labels_from_folders: bool = False,
-    normal_label: str = "Normal",
+    normal_label: str | None = None,
     name: str | None = None,
+    masks: str | None = None,
+    png16_max: str | None = None,
+    modalities: str | None = None,
+    window_index: int | None = None,
 ) -> int:
     r"""Build a data list of all radiographs in a folder and below; patients are never divided between splits.
 
@@ -95,12 +115,19 @@ def from_folder(
         seed: of the split.
         group_pattern: regular expression that finds the patient in each path; without it each image is a patient.
         labels_from_folders: the folder that directly holds an image is its label.
-        normal_label: the label that means "no finding".
+        normal_label: the label that means "no finding"; unless given, Normal or No Finding.
         name: of the list.
+        masks: folder of masks, named as the images are (1.png or 1_mask.png for 1.png).
+        png16_max: what is white in 16-bit PNG: a number such as 4095, dtype (65535) or image; kept in the list.
+        modalities: DICOM modalities to read, with commas between them, or any; kept in the list.
+        window_index: which DICOM window to use where a file has several; kept in the list.
     """
     from afire_monai.datalists.build import datalist_from_folder
 
-    made = datalist_from_folder(folder, out, fractions, seed, group_pattern, labels_from_folders, normal_label, name)
+    reader = reader_arguments(png16_max, modalities, window_index)
+    made = datalist_from_folder(
+        folder, out, fractions, seed, group_pattern, labels_from_folders, normal_label, name, masks, reader
+    )
     print(_counts(made))
     if group_pattern is None:
         print("each image counts as its own patient: give --group-pattern if patients have several")
@@ -162,9 +189,11 @@ def print_made(datalist: dict[str, Any], out: str) -> int:
 def _counts(datalist: dict[str, Any]) -> str:
     sections = [s for s in ("training", "validation", "test") if s in datalist]
     line = f"{datalist['name']}: " + ", ".join(f"{section} {len(datalist[section])}" for section in sections)
-    skipped = datalist.get("meta", {}).get("skipped", {})
-    return line + "".join(f"; left out, {kind.replace('_', ' ')}: {n}" for kind, n in skipped.items() if n)
+    meta = datalist.get("meta", {})
+    line += "".join(f"; left out, {kind.replace('_', ' ')}: {n}" for kind, n in meta.get("skipped", {}).items() if n)
+    return line + "".join(f"; {fact} not usable in {n} rows, whose images are kept" for fact, n in
+                          meta.get("unusable", {}).items())  # fmt: skip
 
 
 def _next_step(target: str, written: str) -> None:
-    print(f"written: {written}\nnext:    afire check {target}")
+    print(f"written: {written}\nnext:    afire check {shlex.quote(target)}")

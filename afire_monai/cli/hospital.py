@@ -21,6 +21,8 @@ def ingest(
     label_columns: tuple[str, ...] | None = None,
     labels_column: str | None = None,
     label_separator: str = "|",
+    delimiter: str | None = None,
+    encoding: str | None = None,
     normal_label: str = "Normal",
     allow: tuple[str, ...] | None = None,
     key: str | None = None,
@@ -66,6 +68,8 @@ def ingest(
         label_columns: columns of one finding each, with 1, 0, -1 (uncertain) or nothing.
         labels_column: instead, one column of names of findings.
         label_separator: between these names.
+        delimiter: between the cells of that table: , ; or tab; found out unless given.
+        encoding: of that table: utf-8, utf-16, cp1252, …; found out unless given.
         normal_label: the finding that means "no finding".
         allow: tags that may go into the data list, out of age (in bands), sex, view, manufacturer_model.
         key: identity key of an earlier OUT, so that patients have the same hashes in both.
@@ -100,7 +104,8 @@ def ingest(
     done = run(
         [*inputs, *([fetched.folder] if fetched else [])], out,
         labels=labels, join=join, join_column=join_column, label_columns=label_columns,
-        labels_column=labels_column, label_separator=label_separator, normal_label=normal_label, allow=allow or (),
+        labels_column=labels_column, label_separator=label_separator, delimiter=delimiter,
+        encoding=encoding, normal_label=normal_label, allow=allow or (),
         key=key, split=split, split_by=split_by, seed=seed, workers=workers, include_laterals=include_laterals,
         max_side=max_side, check_text=check_text, accept_text=accept_text, name=name, progress=not quiet,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from afire_monai.cli.export import export
 from afire_monai.cli.hospital import dicom_results, ingest, send
 from afire_monai.cli.predictions import evaluate, figures, predict, reference
 from afire_monai.cli.public_datasets import PUBLIC_DATASETS
-from afire_monai.cli.training import crossvalidate, import_release, plan, report
+from afire_monai.cli.training import crossvalidate, import_release, plan, probe, report
 
 COMMANDS: CommandTree = {
     "demo": demo,
@@ -37,6 +37,7 @@ COMMANDS: CommandTree = {
     "ingest": ingest,
     "plan": plan,
     "predict": predict,
+    "probe": probe,
     "reference": reference,
     "report": report,
     "send": send,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from afire_monai.core.errors import DataListError
+from afire_monai.datalists.cells import loose, means_normal
 from afire_monai.datalists.file import DEFAULT_NORMAL, SECTIONS, DataList, StrPath, save_datalist
+from afire_monai.datalists.folder_masks import add_masks, refuse_pictures_of_masks
+from afire_monai.datalists.normal import find_normal
 from afire_monai.datalists.splits import split_by_group
-from afire_monai.radiographs.decode import list_images
+from afire_monai.radiographs.decode import checked_options, list_images
 
 
 def datalist_from_folder(
@@ -20,8 +24,10 @@ def datalist_from_folder(
     seed: int = 0,
     group_pattern: str | None = None,
     labels_from_folders: bool = False,
-    normal_label: str = DEFAULT_NORMAL,
+    normal_label: str | None = None,
     name: str | None = None,
+    masks: StrPath | None = None,
+    reader: Mapping[str, Any] | None = None,
 ) -> DataList:
     r"""Build a data list of all radiographs below a folder.
 
@@ -33,8 +39,11 @@ def datalist_from_folder(
         group_pattern: regular expression searched in the path below ``folder``; its first group (or the whole match) is
             the patient, for instance ``r"person(\d+)_"``. None: every image is its own patient.
         labels_from_folders: the folder that directly holds an image is its label.
-        normal_label: the label that means "no finding"; it is matched to folders in any case (``NORMAL``).
+        normal_label: the label that means "no finding"; None looks for Normal and No Finding, in any case.
         name: name of the list; None for the folder's name.
+        masks: folder of masks, named as the images are, perhaps with ``_mask`` behind; it may lie in ``folder``. Images
+            without mask are kept and counted.
+        reader: how the images are to be read (see `reader_options`); kept in ``meta.reader``.
 
     Returns:
         The list, with absolute paths.
@@ -43,9 +52,11 @@ def datalist_from_folder(
         DataListError: no radiograph found, a pattern that is wrong or does not match every file, wrong fractions.
     """
     root = Path(folder).absolute()
-    paths = list_images(root)
+    mask_root = None if masks is None else Path(os.path.abspath(masks))
+    paths = [path for path in list_images(root) if mask_root is None or not path.is_relative_to(mask_root)]
     if not paths:
         raise DataListError(f"{folder}: no PNG, JPEG, NIfTI or DICOM file in it or below. Check the path")
+    refuse_pictures_of_masks(paths, root)
     below = [path.relative_to(root).as_posix() for path in paths]
     groups = below if group_pattern is None else _match_groups(below, group_pattern)
     items: list[dict[str, Any]] = [
@@ -54,9 +65,19 @@ def datalist_from_folder(
     names: list[tuple[str, ...] | None] = [None] * len(items)
     if labels_from_folders:
         parents = [path.parent.name for path in paths]
-        names = [(normal_label if parent.lower() == normal_label.lower() else parent,) for parent in parents]
-    meta = {"source": root.name, "group_pattern": group_pattern}
-    datalist = assemble(name or root.name, items, names, fractions, seed, normal_label, meta)
+        wanted = loose(normal_label) if normal_label is not None else None
+        spelling = {p: normal_label or DEFAULT_NORMAL for p in parents
+                    if (means_normal(p) if wanted is None else loose(p) == wanted)}  # fmt: skip
+        names = [(spelling.get(parent, parent),) for parent in parents]
+        find_normal(sorted({name for one in names for name in one or ()}), normal_label)
+    normal = normal_label or DEFAULT_NORMAL
+    meta: dict[str, Any] = {"source": root.name, "group_pattern": group_pattern}
+    if reader:
+        meta["reader"] = checked_options(reader)
+    if mask_root is not None:
+        meta["skipped"] = {"mask_without_image": add_masks(items, root, mask_root),
+                           "no_mask_but_kept": sum("mask" not in item for item in items)}  # fmt: skip
+    datalist = assemble(name or root.name, items, names, fractions, seed, normal, meta)
     if out is not None:
         save_datalist(datalist, out)
     return datalist

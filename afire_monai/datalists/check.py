@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from afire_monai.core.errors import DataListError, RadiographError
-from afire_monai.datalists.file import load_datalist, present_sections
+from afire_monai.datalists.file import load_datalist, present_sections, reader_options
 from afire_monai.radiographs.decode import list_images, read_picture
-from afire_monai.radiographs.dicom import RADIOGRAPHY_MODALITIES
 from afire_monai.radiographs.picture import Picture
 
 NARROW_RANGE = 0.1
 """A picture whose 1st and 99th percentiles are closer is reported: its window or white level is likely wrong."""
+
+NEARLY_BLACK = 16383 / 65535
+"""A 16-bit PNG without a brighter pixel holds at most 14 bits: its white level is not 65535."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +44,25 @@ class FileFacts:
     inverted: bool
     percentiles: tuple[float, float]
     extremes: tuple[float, float]
+    png16: bool = False
+    two_values: bool = False
+    odd: tuple[str, ...] = ()
 
     @property
     def intensity_problem(self) -> str | None:
-        """One of "all black", "constant" and "hardly any contrast", or None."""
+        """One of "all black", "constant", "nearly black 16-bit PNG", "only two values", "hardly any contrast"; or None.
+
+        The last one is the only one that does not spoil a training.
+        """
         low, high = self.extremes
         if high <= 0:
             return "all black"
         if high <= low:
             return "constant"
+        if self.png16 and high <= NEARLY_BLACK:
+            return "nearly black 16-bit PNG"
+        if self.two_values:
+            return "only two values, as masks have"
         return "hardly any contrast" if self.percentiles[1] - self.percentiles[0] < NARROW_RANGE else None
 
 
@@ -72,13 +85,21 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether there is a file, none was refused, and none is all black or constant."""
+        """Whether there is a file, none was refused, and none is blank."""
         return bool(self.readable) and not self.refused and not self.blank
 
     @property
     def blank(self) -> list[str]:
-        """Paths of files that are all black or constant."""
-        return [facts.path for facts in self.readable if facts.intensity_problem in ("all black", "constant")]
+        """Paths of files with an intensity problem other than little contrast."""
+        return [f.path for f in self.readable if f.intensity_problem not in (None, "hardly any contrast")]
+
+    @property
+    def png16_max(self) -> int | None:
+        """White level to propose: the least 2ⁿ − 1 that covers all 16-bit PNG, where all of them are nearly black."""
+        highest = [facts.extremes[1] for facts in self.readable if facts.png16]
+        if not 0 < max(highest, default=0) <= NEARLY_BLACK:
+            return None
+        return int(2 ** round(max(highest) * 65535).bit_length() - 1)
 
     def refused_by_kind(self) -> dict[str, list[RefusedFile]]:
         """Refused files by reason, the most frequent first."""
@@ -111,6 +132,8 @@ class CheckReport:
             inverted = sum(facts.inverted for facts in self.readable)
             if inverted:
                 lines.append(f"{inverted} were bright = lucent (MONOCHROME1) and are inverted on reading")
+        if odd := _counted(keyword for facts in self.readable for keyword in facts.odd):
+            lines.append(f"optional DICOM elements that cannot be used and count as absent: {odd}")
         for kind, files in self.refused_by_kind().items():
             lines.append(f"refused, {kind}: {len(files)}")
             lines += [f"  {refused.path}: {refused.detail}" for refused in files[:most]]
@@ -119,6 +142,9 @@ class CheckReport:
             lines.append(f"readable, but {kind}: {len(paths)}")
             lines += [f"  {path}" for path in paths[:most]]
             lines += [f"  … and {len(paths) - most} more"] if len(paths) > most else []
+        if white := self.png16_max:
+            lines.append(f"the 16-bit PNG hold at most {white.bit_length()} bits: give --png16-max {white}, "
+                         "and keep it in the list with --write")  # fmt: skip
         lines.append(
             "all files can be read" if self.ok else "remove or repair the files named above" if self.total else ""
         )
@@ -130,7 +156,7 @@ def check_path(
     base_dir: str | os.PathLike[str] | None = None,
     workers: int | None = None,
     progress: bool = True,
-    modalities: Collection[str] | str | None = RADIOGRAPHY_MODALITIES,
+    **reader: Any,
 ) -> CheckReport:
     """Read every image of a data list (a .json file), of a folder, or a single file; bad files do not stop it.
 
@@ -139,7 +165,7 @@ def check_path(
         base_dir: folder that relative paths of the list start from; None for the folder of the list.
         workers: threads; None for the number of cores, at most 8.
         progress: show a bar with the time left.
-        modalities: DICOM modalities to accept; None for any.
+        reader: ``modalities``, ``window_index``, ``png16_max`` of `read_picture`; else what the list says.
 
     Returns:
         The report. ``report.ok`` is False where a file was refused or is blank, or there is none.
@@ -154,24 +180,25 @@ def check_path(
             raise DataListError(f"{path}: no PNG, JPEG, NIfTI or DICOM file in it or below. Check the path")
     elif path.suffix.lower() == ".json":
         datalist = load_datalist(path, base_dir)
+        reader = reader_options(datalist) | reader
         files = list(dict.fromkeys(item["image"] for s in present_sections(datalist) for item in datalist[s]))
     elif path.is_file():
         files = [str(path)]
     else:
         raise DataListError(f"{path}: no such file or folder; a data list (.json), a folder or an image is expected")
-    return check_files(files, workers, progress, modalities)
+    return check_files(files, workers, progress, **reader)
 
 
 def check_files(
     files: list[str],
     workers: int | None = None,
     progress: bool = False,
-    modalities: Collection[str] | str | None = RADIOGRAPHY_MODALITIES,
+    **reader: Any,
 ) -> CheckReport:
     """As `check_path`, for the given image files. Threads suffice: decoding leaves the interpreter lock alone."""
     report = CheckReport()
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8)) as pool:
-        results: Iterable[FileFacts | RefusedFile] = pool.map(_examiner(modalities), files)
+        results: Iterable[FileFacts | RefusedFile] = pool.map(_examiner(reader), files)
         if progress:
             from tqdm import tqdm
 
@@ -184,10 +211,10 @@ def check_files(
     return report
 
 
-def _examiner(modalities: Collection[str] | str | None) -> Callable[[str], FileFacts | RefusedFile]:
+def _examiner(reader: dict[str, Any]) -> Callable[[str], FileFacts | RefusedFile]:
     def examine(path: str) -> FileFacts | RefusedFile:
         try:
-            return _facts(path, read_picture(path, modalities))
+            return _facts(path, read_picture(path, **reader))
         except RadiographError as error:
             return RefusedFile(path, getattr(error, "kind", "refused"), getattr(error, "detail", str(error)))
         except Exception as error:  # one strange file must not end the check of thousands
@@ -203,7 +230,11 @@ def _facts(path: str, picture: Picture) -> FileFacts:
     low, high = (float(v) for v in np.percentile(pixels[:: max(1, len(pixels) // 512)], (1, 99)))
     extremes = (float(pixels.min()), float(pixels.max()))
     height, width = pixels.shape
-    return FileFacts(path, height, width, picture.format, picture.polarity_inverted, (low, high), extremes)
+    return FileFacts(
+        path, height, width, picture.format, picture.polarity_inverted, (low, high), extremes,
+        picture.intensity == "/65535", bool(np.isin(pixels, extremes).all()),
+        picture.odd,
+    )  # fmt: skip
 
 
 def _counted(values: Iterable[str]) -> str:

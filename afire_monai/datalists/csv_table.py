@@ -1,167 +1,237 @@
-"""Tables as data sets publish them: CSV, perhaps gzipped or with a byte order mark, and the values in their cells."""
+"""The one reader of tables: CSV as spreadsheets and data sets write it, refused where it could be read in two ways."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
-import math
+import io
+import logging
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
 
 from afire_monai.core.errors import DataListError
 
-Row = dict[str, str]
-Fact = str | float
+logger = logging.getLogger(__name__)
 
-FACTS = ("sex", "age", "view", "source")
-"""Optional facts of an item that a CSV column can give."""
-OLDEST = 130
-_YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
-_SEXES = {"F": "F", "FEMALE": "F", "WOMAN": "F", "M": "M", "MALE": "M", "MAN": "M"}
+MOST_BYTES = 1 << 28
+"""Of a table, unpacked; the largest public one (MIMIC-CXR's metadata) has a quarter of that."""
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+_OTHERS = {b"PK\x03\x04": "an Excel or OpenDocument workbook", b"\xd0\xcf\x11\xe0": "an Excel workbook"}
+
+
+class Row(dict[str, str]):
+    """Cells of a row by column, without the blanks around them, and where the row stands.
+
+    Attributes:
+        path: the file.
+        line: on which the row begins, as an editor counts.
+        decimal_comma: whether 0,5 may stand for 0.5, as it does where cells are not separated by commas.
+    """
+
+    __slots__ = ("decimal_comma", "line", "path")
+
+    def __init__(self, cells: Iterable[tuple[str, str]], path: Path, line: int, decimal_comma: bool) -> None:
+        super().__init__(cells)
+        self.path, self.line, self.decimal_comma = path, line, decimal_comma
+
+    def where(self, column: str = "") -> str:
+        """Return file, line and perhaps column in words, for messages."""
+        return f"{self.path}: line {self.line}" + (f", column {column!r}" if column else "")
 
 
 def read_table(
-    path: Path, columns: Sequence[str] = (), several_names: Mapping[str, Sequence[str]] | None = None
+    path: Path,
+    columns: Sequence[str] = (),
+    several_names: Mapping[str, Sequence[str]] | None = None,
+    delimiter: str | None = None,
+    encoding: str | None = None,
 ) -> list[Row]:
-    """Read a CSV with a header line; names and cells lose the blanks around them.
+    """Read a table with a header line; what was found out about its form is logged in one line.
 
     Args:
-        path: ``.csv`` or ``.csv.gz``; UTF-8 with or without byte order mark.
+        path: CSV, perhaps gzipped.
         columns: that must be there.
         several_names: name to use → names that published versions of the file give to the column, one of which must be
             there.
+        delimiter: between cells; None to find out: a first line ``sep=;`` as spreadsheets write it, else that of comma,
+            semicolon and tab which gives the columns asked for.
+        encoding: of the text; None to find out: UTF-8 or UTF-16, else cp1252, which spreadsheets of Western Europe and
+            America write.
 
     Returns:
-        One dictionary a line, with "" for a cell that a short line lacks.
+        One `Row` a line; lines without any cell are passed over.
 
     Raises:
-        DataListError: no such file, not a CSV, or a column is missing (those that are there are named).
+        DataListError: no such file, not a table, a missing column (those that are there are named), a column named
+            twice, or a row with more or fewer cells than the header. No cell is quoted: it could be a patient's.
     """
+    several = several_names or {}
+    text, found_encoding = _text(path, encoding)
+    text, skipped, announced = _without_separator_line(text)
+    separator = _given(delimiter) or announced or _find_delimiter(text, columns, several)
+    if (separator, found_encoding) != (",", "utf-8"):
+        form = f"{found_encoding}, {DELIMITERS.get(separator, repr(separator))} between cells"
+        logger.warning("%s: read as %s (from-csv and ingest take --encoding and --delimiter)", path, form)
     try:
-        with _open_text(path) as file:
-            reader = csv.reader(file)
-            present = [name.strip() for name in next(reader, [])]
-            names = _rename(path, present, columns, several_names or {})
-            return [
-                dict.fromkeys(names, "") | dict(zip(names, (cell.strip() for cell in cells), strict=False))
-                for cells in reader
-                if any(cells)
-            ]
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        rows = _rows(text, separator, skipped + 1)
+        line, header = next(rows, (1, []))
+        names = _names(path, line, header, columns, several)
+        return [_row(path, line, cells, names, separator) for line, cells in rows if any(map(str.strip, cells))]
+    except csv.Error as error:
+        raise DataListError(f"{path}: not a readable CSV file: {error}. Save it again as CSV") from error
+
+
+def _row(path: Path, line: int, cells: list[str], names: list[str], separator: str) -> Row:
+    if len(cells) != len(names):
+        more = len(cells) > len(names)
+        place = f"there is no column for what follows {names[-1]!r}" if more else f"none for {names[len(cells)]!r}"
         raise DataListError(
-            f"{path}: not a readable CSV file ({_reason(error)}). Check the path, or fetch it again"
-        ) from error
+            f"{path}: line {line}: {len(cells)} cells, but the header has {len(names)}: {place}. Put a cell that holds "
+            f"{DELIMITERS.get(separator, repr(separator))} into double quotes, and give each row all its cells"
+        )
+    return Row(zip(names, map(str.strip, cells), strict=True), path, line, separator != ",")
 
 
-def first_file(folder: Path, *patterns: str) -> Path:
-    """Give the first file in a folder that fits a pattern, in the order of the patterns.
+def _rows(text: str, separator: str, first: int) -> Iterator[tuple[int, list[str]]]:
+    """Yield each row that is not blank with the line it begins on.
 
     Raises:
-        DataListError: there is none.
+        csv.Error: naming the line, for a quote that is never closed and the like.
     """
-    for pattern in patterns:
-        found = sorted(path for path in folder.glob(pattern) if path.is_file())
-        if found:
-            return found[-1]
-    if not folder.is_dir():
-        raise DataListError(f"{folder}: no such folder. Give the folder that the data set was unpacked into")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    while True:
+        line = first + reader.line_num
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise csv.Error(f"line {line}: {error}") from error
+        if cells:
+            yield line, cells
+
+
+def _text(path: Path, encoding: str | None) -> tuple[str, str]:
+    """Return a file's text and its encoding."""
+    data = _bytes(path)
+    for magic, kind in _OTHERS.items():
+        if data.startswith(magic):
+            raise DataListError(f"{path}: this is {kind}; save the sheet as CSV (UTF-8), and give that file")
+    mark, marked = next(((m, name) for m, name in _MARKS if data.startswith(m)), (b"", None))
+    zeros = [data[start:400:2].count(0) for start in (0, 1)]
+    if marked is None and max(zeros) > 50 > 5 * min(zeros):
+        marked = "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"
+    half = r"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}"  # letters of UTF-8, which cp1252 hardly ever writes
+    guesses = ["utf-8"] if re.search(half.encode("latin-1"), data) else ["utf-8", "cp1252"]
+    for name in [encoding] if encoding else [marked] if marked else guesses:
+        try:
+            text = data[0 if encoding else len(mark) :].decode(name).removeprefix("\ufeff")
+        except LookupError as error:
+            raise DataListError(f"encoding {name!r} is not known; utf-8, cp1252, … are") from error
+        except UnicodeDecodeError:
+            continue
+        if "\0" in text:
+            raise DataListError(f"{path}: not a readable CSV file: it has NUL characters, so it is no text")
+        return text, name
     raise DataListError(
-        f"{folder}: {' or '.join(patterns)} is not in it. Give the folder that the data set was unpacked into, "
-        "with the tables that come with it"
+        f"{path}: not a readable CSV file: its text is not {encoding or marked or ' or '.join(guesses)}. Name its "
+        "encoding with --encoding, or save it as UTF-8"
     )
 
 
-def optional_file(folder: Path, *patterns: str) -> Path | None:
-    """As `first_file`, or None."""
+def _bytes(path: Path) -> bytes:
+    """Return a file's content, unpacked if it is gzipped (whatever its name)."""
     try:
-        return first_file(folder, *patterns)
-    except DataListError:
-        return None
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            data = (gzip.GzipFile(fileobj=file) if packed else file).read(MOST_BYTES + 1)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataListError(f"{path}: not a readable CSV file ({reason}). Check the path, or fetch it again") from error
+    if len(data) > MOST_BYTES:
+        raise DataListError(f"{path}: more than {MOST_BYTES >> 20} MiB unpacked; divide the table")
+    return data
 
 
-def parse_sex(text: str) -> str | None:
-    """``F`` or ``M`` from what tables write (F, female, Woman, …); None for anything else."""
-    return _SEXES.get(text.strip().upper())
+def _without_separator_line(text: str) -> tuple[str, int, str | None]:
+    """Return the text behind a first line ``sep=;``, the number of lines left out, and the separator it names."""
+    match = re.match(r'"?sep=([^\r\n])"?[^\S\t]*(\r\n|\r|\n)', text, re.IGNORECASE)
+    return (text, 0, None) if match is None else (text[match.end() :], 1, match[1])
 
 
-def parse_age(text: str) -> float | None:
-    """Age in years from ``57``, ``57.0``, ``057Y``, ``18M`` (months), ``3W`` or ``10D``; None unless up to 130."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([YMWD]?)\s*", text, re.IGNORECASE)
-    if match is None:
-        return None
-    years = float(match[1]) * _YEARS[match[2].upper()]
-    return round(years, 2) if 0 <= years <= OLDEST else None
+def _given(delimiter: str | None) -> str | None:
+    delimiter = {"tab": "\t", "\\t": "\t"}.get(delimiter or "", delimiter)
+    if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n '):
+        raise DataListError(f"delimiter is {delimiter!r}; one character such as , or ; or the word tab is expected")
+    return delimiter
 
 
-def parse_label(text: str, where: str, blank: int | None = None) -> int | None:
-    """A label value from a cell: 1, 0 or -1 (also as 1.0), ``blank`` for an empty one.
+def _find_delimiter(text: str, columns: Sequence[str], several: Mapping[str, Sequence[str]]) -> str:
+    """Return the delimiter that gives most of the columns asked for, and then most columns at all."""
 
-    Raises:
-        DataListError: anything else.
-    """
-    if text == "":
-        return blank
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if value not in (-1, 0, 1):
-        raise DataListError(f"{where}: {text!r}; 1 (present), 0 (absent), -1 (uncertain) or nothing is expected")
-    return int(value)
+    def score(delimiter: str) -> tuple[int, int]:
+        try:
+            _, header = next(_rows(text, delimiter, 1), (0, []))
+        except csv.Error:
+            return -1, 0
+        names = {name.strip() for name in header}
+        wanted = [*([column] for column in columns), *([name, *others] for name, others in several.items())]
+        return sum(not names.isdisjoint(choice) for choice in wanted), len(header)
+
+    return max(DELIMITERS, key=score)
 
 
-def parse_numbers(cells: Sequence[str], where: str) -> list[float]:
-    """Finite numbers from cells.
-
-    Raises:
-        DataListError: a cell is no number.
-    """
-    try:
-        numbers = [float(cell) for cell in cells]
-    except ValueError:
-        numbers = [math.nan]
-    if not all(math.isfinite(number) for number in numbers):
-        raise DataListError(f"{where}: {', '.join(cells)}; numbers are expected")
-    return numbers
-
-
-def facts_of(sex: str = "", age: str = "", view: str = "", source: str = "") -> dict[str, Fact]:
-    """Optional facts of an item; what is empty or makes no sense is left out."""
-    known: dict[str, Fact | None] = {"sex": parse_sex(sex), "age": parse_age(age)}
-    known |= {"view": view.strip() or None, "source": source.strip() or None}
-    return {key: value for key, value in known.items() if value is not None}
-
-
-@contextmanager
-def _open_text(path: Path) -> Iterator[TextIO]:
-    if path.suffix == ".gz":
-        with gzip.open(path, "rt", encoding="utf-8-sig", newline="") as file:
-            yield file
-    else:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            yield file
-
-
-def _rename(path: Path, present: list[str], columns: Sequence[str], several: Mapping[str, Sequence[str]]) -> list[str]:
+def _names(
+    path: Path, line: int, header: list[str], columns: Sequence[str], several: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Return the names of the columns, renamed as ``several`` says."""
+    present = [name.strip() for name in header]
+    named = [name for name in present if name]
     missing = [repr(column) for column in columns if column not in present]
     names = list(present)
     for name, aliases in several.items():
-        found = next((alias for alias in (name, *aliases) if alias in present), None)
-        if found is None:
+        found = [alias for alias in dict.fromkeys((name, *aliases)) if alias in present]
+        if not found:
             missing.append(" or ".join(repr(alias) for alias in (name, *aliases)))
+        elif len(found) > 1:
+            raise DataListError(f"{path}: its columns {' and '.join(map(repr, found))} are the same thing; keep one")
         else:
-            names[present.index(found)] = name
+            names[present.index(found[0])] = name
     if missing:
         raise DataListError(
-            f"{path}: no column {', '.join(missing)}; its columns are {', '.join(present) or 'none'}. "
+            f"{path}: no column {', '.join(missing)}; its columns are {', '.join(named) or 'none'}. "
             "Name the right one, or give None for a column that you do not have"
+        )
+    if twice := sorted({name for name in named if named.count(name) > 1}):
+        raise DataListError(
+            f"{path}: line {line}: {', '.join(map(repr, twice))} names several columns; give each column its own name"
         )
     return names
 
 
-def _reason(error: BaseException) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+def one_row_each(rows: Sequence[Row], column: str, used: Sequence[str] | None = None) -> dict[str, Row]:
+    """Return the row of each name in a column; rows that repeat another are left out.
+
+    Args:
+        rows: of a table.
+        column: of what may have one row only, such as an image.
+        used: columns that must agree; None for all.
+
+    Raises:
+        DataListError: two rows of the same name disagree; both lines and the column are named.
+    """
+    first: dict[str, Row] = {}
+    for row in rows:
+        before = first.setdefault(row[column], row)
+        for name in used if used is not None else row:
+            if before[name] != row[name]:
+                raise DataListError(
+                    f"{row.where(name)}: another value than in line {before.line}, which is of the same {column!r}. "
+                    "Keep the right row, or join the two"
+                )
+    return first

@@ -15,14 +15,18 @@ import gc
 import hashlib
 import json
 import marshal
+import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 from afire_monai.core.errors import DataListError
 from afire_monai.core.files import whole_file
+from afire_monai.datalists.cells import means_normal
+from afire_monai.datalists.patients import patient_of
+from afire_monai.radiographs.decode import checked_options
 
 SECTIONS = ("training", "validation", "test")
 PATH_KEYS = ("image", "mask")
@@ -50,7 +54,9 @@ def load_datalist(
         section: "training", "validation" or "test", to get the items of one section.
 
     Returns:
-        The whole list, or with ``section`` its items, ready for a MONAI ``Dataset``.
+        The whole list; or with ``section`` its items as any ``DataLoader`` can collate them: each has the same keys,
+        with the patient as ``group``, "" for what an item lacks (``age`` NaN), ``label`` as floats with NaN for not
+        known, and without ``boxes``, whose number differs.
 
     Raises:
         DataListError: no such file, not JSON, not a data list, or no such section.
@@ -58,7 +64,7 @@ def load_datalist(
     datalist = read_raw(Path(path))
     base = Path(base_dir) if base_dir is not None else Path(path).absolute().parent
     resolved = resolve_paths(datalist, base, where=str(path), in_place=True)
-    return resolved if section is None else _section(resolved, section, path)
+    return resolved if section is None else _alike(_section(resolved, section, path), resolved.get("labels", []))
 
 
 def _section(datalist: DataList, section: str, path: StrPath) -> list[dict[str, Any]]:
@@ -67,6 +73,19 @@ def _section(datalist: DataList, section: str, path: StrPath) -> list[dict[str, 
         raise DataListError(f"{path}: no section {section!r}; it has {present}. Name one of these")
     items: list[dict[str, Any]] = datalist[section]
     return items
+
+
+def _alike(items: list[dict[str, Any]], labels: list[str]) -> list[dict[str, Any]]:
+    keys = [key for key in dict.fromkeys(key for item in items for key in item) if key not in ("boxes", "group")]
+    empty: dict[str, Any] = dict.fromkeys(keys, "") | {"age": math.nan, "label": [None] * len(labels)}
+
+    def complete(item: dict[str, Any]) -> dict[str, Any]:
+        known = {key: empty[key] if item.get(key) is None else item[key] for key in keys} | {"group": patient_of(item)}
+        if "label" in known:
+            known["label"] = [math.nan if value is None else float(value) for value in known["label"]]
+        return known
+
+    return [complete(item) for item in items]
 
 
 def save_datalist(datalist: DataList, path: StrPath, relative: bool = True) -> Path:
@@ -88,7 +107,11 @@ def save_datalist(datalist: DataList, path: StrPath, relative: bool = True) -> P
         for section in present_sections(datalist):
             written[section] = [_relative_item(item, here) for item in datalist[section]]
     written["meta"] = {**datalist.get("meta", {}), "sha256": datalist_hash(written)}
-    with whole_file(path, shared=True, sync=True) as part, part.open("w", encoding="utf-8") as file:
+    # file names that are no UTF-8 hold lone surrogates, which are escaped as JSON does it
+    with (
+        whole_file(path, shared=True, sync=True) as part,
+        part.open("w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         json.dump(written, file, indent=1, ensure_ascii=False)
         file.write("\n")
     return path
@@ -99,7 +122,7 @@ def datalist_hash(datalist: DataList) -> str:
     content = {key: datalist[key] for key in ("labels", *SECTIONS) if key in datalist}
     digest = hashlib.sha256()
     for part in _canonical(content):
-        digest.update(part.encode("utf-8"))
+        digest.update(part.encode("utf-8", "backslashreplace"))
     return digest.hexdigest()
 
 
@@ -137,12 +160,15 @@ def training_items(
     datalist = load_datalist(path, base_dir)
     _section(datalist, section, path)
     items = normal_of(datalist, section) if only_normal else datalist[section]
-    if not items:
-        raise DataListError(
-            f"{path}: section {section!r} has no {'normal ' if only_normal else ''}image. "
-            "Build the list with other fractions, or ask for all images with only_normal=False"
-        )
-    return items
+    if items:
+        return items
+    if not datalist[section]:
+        raise DataListError(f"{path}: section {section!r} is empty. Build the list with another share for it")
+    raise DataListError(
+        f"{path}: section {section!r} has no normal image: none of its {len(datalist[section])} has "
+        f"{normal_label(datalist)!r} alone. The labels are {', '.join(datalist['labels'])}: build the list with "
+        "--normal-label NAME, which means no finding"
+    )
 
 
 def normal_of(datalist: DataList, section: str) -> list[dict[str, Any]]:
@@ -161,7 +187,7 @@ def is_normal(item: dict[str, Any], labels: list[str], normal: str = DEFAULT_NOR
     An item without labels is not known to be normal.
     """
     values = item.get("label")
-    if not values or len(values) != len(labels):
+    if not isinstance(values, list) or not values or len(values) != len(labels):
         return False
     if normal in labels:
         place = labels.index(normal)
@@ -170,8 +196,19 @@ def is_normal(item: dict[str, Any], labels: list[str], normal: str = DEFAULT_NOR
 
 
 def normal_label(datalist: DataList) -> str:
-    """Name of the label that means "no finding" in this list (``meta.normal_label``)."""
-    return str(datalist.get("meta", {}).get("normal_label", DEFAULT_NORMAL))
+    """Return the label that means "no finding": ``meta.normal_label``, else the one named Normal or No Finding."""
+    named = (datalist.get("meta") or {}).get("normal_label")
+    return named or next((str(label) for label in datalist.get("labels") or [] if means_normal(label)), DEFAULT_NORMAL)
+
+
+def reader_options(datalist: DataList) -> dict[str, Any]:
+    """Return how the images of a list are to be read (``meta.reader``): arguments of `read_picture` by name.
+
+    Raises:
+        DataListError: another name or value.
+    """
+    options = datalist.get("meta", {}).get("reader", {})
+    return checked_options(options, "meta.reader")
 
 
 def present_sections(datalist: DataList) -> list[str]:
@@ -189,9 +226,13 @@ def resolve_paths(datalist: DataList, base: Path, where: str = "data list", in_p
         in_place: the caller has no other use for the list, so its items are changed rather than copied.
 
     Raises:
-        DataListError: there is no section, or an item without image.
+        DataListError: there is no section, an item without image, or a value of another type; the place is named.
     """
     sections = present_sections(datalist)
+    for key, kind, expected in (("labels", list, "a list of names"), ("meta", dict, "an object")):
+        value = datalist.get(key, kind())
+        if not isinstance(value, kind) or not all(isinstance(name, str) for name in value):
+            raise DataListError(f"{where}: {key!r} is {_seen(value)}; {expected} is expected, or no such key")
     if not sections:
         raise DataListError(
             f"{where}: none of {', '.join(SECTIONS)} is in it; keys are {', '.join(datalist) or 'none'}"
@@ -212,18 +253,23 @@ def read_raw(path: Path) -> DataList:
         DataListError: no such file, not JSON, or not an object.
     """
     try:
-        text = path.read_text(encoding="utf-8")
         with _no_collection():
-            content = json.loads(text, object_hook=_shared())
+            content = json.loads(path.read_bytes(), object_pairs_hook=_shared())  # UTF-8 or UTF-16, with a mark or not
     except OSError as error:
         raise DataListError(f"{path}: {error.strerror or 'not readable'}; a JSON data list is expected") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except _KeyTwiceError as error:
+        raise DataListError(f"{path}: the key {str(error)!r} is twice in one object; keep the right one") from error
+    except (ValueError, RecursionError) as error:
         raise DataListError(f"{path}: not JSON ({error}). Build it again with `afire datalist`") from error
     if not isinstance(content, dict):
         raise DataListError(
             f"{path}: a {type(content).__name__} at the top; an object with {', '.join(SECTIONS)} is expected"
         )
     return content
+
+
+class _KeyTwiceError(Exception):
+    """An object of the file has two values of one key."""
 
 
 @contextlib.contextmanager
@@ -238,11 +284,14 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _shared() -> Any:
+def _shared() -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
     """Give a hook for JSON that lets items share what many have alike: a list of a million is mostly repetition."""
     labels: dict[bytes, list[Any]] = {}
 
-    def share(item: dict[str, Any]) -> dict[str, Any]:
+    def share(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        item = dict(pairs)
+        if len(item) < len(pairs):
+            raise _KeyTwiceError(next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place])))
         label = item.get("label")
         if type(label) is list and len(labels) < 100_000:
             item["label"] = labels.setdefault(marshal.dumps(label), label)  # tells 1 from 1.0 and from true
@@ -263,10 +312,32 @@ def _resolved(items: Sequence[Any], folder: str, where: str, in_place: bool) -> 
             raise DataListError(f'{where}[{place}] has no image path; {{"image": "path", …}} is expected')
         if not in_place:
             item = dict(item)
-        item["image"] = _absolute(item["image"], prefix)
-        if isinstance(item.get("mask"), str) and item["mask"]:
-            item["mask"] = _absolute(item["mask"], prefix)
+        for key in PATH_KEYS:
+            if key in item and (value := item[key]) != "":
+                if not isinstance(value, str) or not _is_path(value):
+                    raise DataListError(f"{where}[{place}].{key} is {_seen(value)}; a path is expected, or no such key")
+                item[key] = _absolute(value, prefix)
+        if type(group := item.get("group", "")) is not str and type(group) not in (int, float, type(None)):
+            raise DataListError(f"{where}[{place}].group is {_seen(group)}; a text is expected, or no such key")
         yield item
+
+
+def _is_path(text: str) -> bool:
+    """Return whether the file system can have such a name: no NUL, and no half of a surrogate pair but its own."""
+    if "\0" in text:
+        return False
+    if text.isascii():
+        return True
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _seen(value: Any) -> str:
+    plain = value is None or isinstance(value, bool | int | float | str)
+    return json.dumps(value)[:60] if plain else f"a {type(value).__name__}"
 
 
 def _absolute(path: str, prefix: str) -> str:

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from afire_monai.core.errors import DataListError
 from afire_monai.datalists.build import assemble
-from afire_monai.datalists.csv_table import FACTS, Row, facts_of, parse_label, parse_numbers, read_table
-from afire_monai.datalists.file import DEFAULT_NORMAL, DataList, StrPath, save_datalist
+from afire_monai.datalists.cells import (
+    FACTS,
+    facts_of,
+    is_not_known,
+    look_alikes,
+    padding_hint,
+    parse_label,
+    parse_numbers,
+    parse_sex,
+    split_names,
+)
+from afire_monai.datalists.csv_table import Row, one_row_each, read_table
+from afire_monai.datalists.file import DataList, StrPath, save_datalist
+from afire_monai.datalists.normal import find_normal
+from afire_monai.radiographs.decode import checked_options
+
+logger = logging.getLogger(__name__)
 
 KEEP_PRESENT = ("auto",)
 """``keep``: those of sex, age, view and source that the CSV has a column of that very name for."""
@@ -33,16 +50,20 @@ def datalist_from_csv(
     base_dir: StrPath | None = None,
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
     seed: int = 0,
-    normal_label: str = DEFAULT_NORMAL,
+    normal_label: str | None = None,
     name: str | None = None,
     label_columns: Sequence[str] | None = None,
     keep: Sequence[str] | None = KEEP_PRESENT,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    reader: Mapping[str, Any] | None = None,
 ) -> DataList | dict[str, DataList]:
-    """Build a data list, or one list per source, from a CSV manifest with a header line (also gzipped).
+    """Build a data list, or one list per source, from a CSV manifest with a header line (see `read_table`).
 
     Rows whose image is missing are left out; their number is ``meta.skipped.missing_image``, that of masks which are
-    named but missing ``meta.skipped.missing_mask``, and that of sexes and ages that make no sense
-    ``meta.skipped.unusable_sex`` and ``unusable_age``.
+    named but missing ``missing_mask``, of rows that repeat another ``repeated_row``, of boxes of images that are not
+    in the list ``box_without_image``; ``meta.unusable`` counts sexes and ages that make no sense. Cells such as ``nan``
+    and names that differ from a label in case or blanks only count as not known, and are named in the log.
 
     Args:
         path: the CSV file.
@@ -60,19 +81,22 @@ def datalist_from_csv(
         base_dir: folder that paths in the CSV start from; None for the folder of the CSV.
         fractions: shares of training, validation and test.
         seed: of the split.
-        normal_label: the label that means "no finding".
+        normal_label: the label that means "no finding"; None looks for Normal and No Finding.
         name: name of the list; None for the source or the name of the CSV. With ``by_source`` a prefix.
         label_columns: columns of one label each, with 1, 0, -1 (uncertain) or nothing (not known); they are the list's
             labels, in this order, and ``labels_column`` is not read.
         keep: facts to put into the items: ``sex``, ``age``, ``view``, ``source``, each alone or as ``fact=column``;
             "auto" for those that have a column of their own name; None for none.
+        delimiter: between the cells of both tables; None to find out.
+        encoding: of both tables; None to find out.
+        reader: how the images are to be read (see `reader_options`); kept in ``meta.reader``.
 
     Returns:
         The list with absolute paths; with ``by_source`` a dictionary from source to list.
 
     Raises:
-        DataListError: no file, a missing column (the present ones are named), another value in a label column, no row
-            left, wrong fractions.
+        DataListError: no file, a missing column (the present ones are named), two rows of an image or a patient that
+            disagree, another value in a label column, no row left, wrong fractions, no such normal label.
     """
     wanted = {source} if isinstance(source, str) else None if source is None else set(source)
     needs_source = by_source or wanted is not None
@@ -81,89 +105,177 @@ def datalist_from_csv(
     facts = _fact_columns(keep)
     singles = _checked_labels(label_columns) if label_columns is not None else []
     several = labels_column if label_columns is None else None
-    columns = [image_column, group_column, several, mask_column, source_column if needs_source else None]
-    columns += [*singles, *([] if keep == KEEP_PRESENT else facts.values())]
-    rows = read_table(Path(path), [column for column in columns if column is not None])
-    numbered = list(enumerate(rows, start=2))
+    named = [image_column, group_column, several, mask_column, source_column if needs_source else None, *singles]
+    columns = [column for column in named if column is not None]
+    asked = [*columns, *([] if keep == KEEP_PRESENT else facts.values())]
+    rows = read_table(Path(path), asked, delimiter=delimiter, encoding=encoding)
     if wanted is not None and source_column is not None:
-        numbered = _keep_sources(numbered, source_column, wanted, path)
-    base = Path(base_dir).absolute() if base_dir is not None else Path(path).absolute().parent
-    boxes = _read_boxes(Path(boxes_csv)) if boxes_csv is not None else {}
-    present = rows[0] if rows else {}
-    facts = {fact: column for fact, column in facts.items() if column in present}
-    maker = _ItemMaker(base, image_column, group_column, mask_column, boxes, facts)
-
-    def build(part: list[tuple[int, Row]], list_name: str) -> DataList:
-        items: list[dict[str, Any]] = []
-        names: list[tuple[str, ...] | None] = []
-        maker.skipped = Counter(missing_image=0, missing_mask=0)
-        for number, row in part:
-            item = maker.make(row)
-            if item is None:
-                continue
-            if singles:
-                item["label"] = [parse_label(row[c], f"{path}: line {number}, column {c!r}") for c in singles]
-                names.append(tuple(c for c, v in zip(singles, item["label"], strict=True) if v == 1))
-            else:
-                names.append(_split_labels(row[several], label_separator) if several else None)
-            items.append(item)
-        if not items:
-            raise DataListError(
-                f"{path}: no image of {list_name!r} was found below {base} ({maker.skipped['missing_image']} rows). "
-                "Give the folder that the paths start from as base_dir"
-            )
-        meta = {"source": list_name, "csv": Path(path).name, "skipped": dict(maker.skipped)}
-        return assemble(list_name, items, names, fractions, seed, normal_label, meta, singles or None)
-
+        rows = _keep_sources(rows, source_column, wanted, path)
+    facts = {fact: column for fact, column in facts.items() if rows and column in rows[0]}
+    base = Path(os.path.abspath(base_dir if base_dir is not None else Path(path).parent))
+    boxes = _read_boxes(Path(boxes_csv), base, delimiter, encoding) if boxes_csv is not None else {}
+    manifest = _Manifest(
+        path, base, image_column, group_column, mask_column, several, label_separator, singles, facts, boxes,
+        fractions, seed, checked_options(reader or {}),
+    )  # fmt: skip
+    _say_not_known(path, rows, columns, label_separator)
+    rows = manifest.one_row_an_image(rows, [*columns, *facts.values()])
+    manifest.find_labels(rows, normal_label)
     if not by_source:
         only = next(iter(wanted)) if wanted is not None and len(wanted) == 1 else Path(path).stem
-        datalist = build(numbered, name or only)
+        datalist = manifest.build(rows, name or only)
         if out is not None:
             save_datalist(datalist, out)
         return datalist
-    parts: dict[str, list[tuple[int, Row]]] = defaultdict(list)
-    for number, row in numbered:
-        parts[row[str(source_column)] or "unnamed"].append((number, row))
-    lists = {key: build(part, f"{name}_{key}" if name else key) for key, part in sorted(parts.items())}
+    parts: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        parts[_cell(row, source_column) or "unnamed"].append(row)
+    files = _file_names(parts)
+    lists = {key: manifest.build(part, f"{name}_{key}" if name else key) for key, part in sorted(parts.items())}
     for key, datalist in lists.items():
         if out is not None:
-            save_datalist(datalist, Path(out) / f"{re.sub(r'[^A-Za-z0-9._-]', '_', key)}.json")
+            save_datalist(datalist, Path(out) / files[key])
     return lists
 
 
 @dataclass
-class _ItemMaker:
-    """Turns rows into items, and counts what was missing."""
+class _Manifest:
+    """Turns the rows of a manifest into lists, and counts what could not be used."""
 
+    path: StrPath
     base: Path
     image_column: str
     group_column: str | None
     mask_column: str | None
+    names_column: str | None
+    separator: str
+    singles: list[str]
+    facts: Mapping[str, str]
     boxes: dict[str, list[list[Any]]]
-    facts: dict[str, str]
-    skipped: Counter[str] = field(default_factory=Counter)
+    fractions: Sequence[float]
+    seed: int
+    reader: Mapping[str, Any]
+    repeated: int = 0
+    normal: str = ""
+    alike: dict[str, str] = field(default_factory=dict)
 
-    def make(self, row: Row) -> dict[str, Any] | None:
-        """One item, or None where the image is missing."""
-        named = row[self.image_column]
-        image = self.base / named
-        if not named or not image.is_file():
-            self.skipped["missing_image"] += 1
+    def one_row_an_image(self, rows: list[Row], used: Sequence[str]) -> list[Row]:
+        """Leave out rows that repeat another; refuse those that contradict one about an image or a patient's sex."""
+        for row in rows:
+            if _cell(row, self.image_column):  # one spelling of each path, so that ./a.png and a.png are one image
+                row[self.image_column] = os.path.normpath(row[self.image_column])
+        here = [row for row in rows if _cell(row, self.image_column)]
+        single = list(one_row_each(here, self.image_column, used).values())
+        self.repeated = len(here) - len(single)
+        sexes = [row for row in single if "sex" in self.facts and _cell(row, self.group_column)]
+        sexes = [Row({**row, "sex": sex}.items(), row.path, row.line, row.decimal_comma)
+                 for row in sexes if (sex := parse_sex(row[self.facts["sex"]]))]  # fmt: skip
+        one_row_each(sexes, self.group_column or "", ["sex"])
+        return single + [row for row in rows if not _cell(row, self.image_column)]
+
+    def find_labels(self, rows: Sequence[Row], normal: str | None) -> None:
+        """Find out which labels there are, which spellings look alike, and which label means normal."""
+        cells = [split_names(row[self.names_column], self.separator) for row in rows] if self.names_column else []
+        names = [name for cell in cells for name in cell]
+        self.alike = look_alikes(names, [normal] if normal else [])
+        for other, name in self.alike.items():
+            logger.warning(
+                "%s: %d rows say %r, which looks like %r: %r counts as not known there. Write both alike if they are",
+                self.path, names.count(other), other, name, name,
+            )  # fmt: skip
+        self.normal = find_normal(sorted(set(names) - set(self.alike)) or self.singles, normal)
+
+    def build(self, rows: list[Row], name: str) -> DataList:
+        """Return the list of some rows."""
+        skipped, unusable = Counter(missing_image=0, missing_mask=0), Counter[str]()
+        made = [(row, item) for row in rows if (item := self._item(row, skipped, unusable)) is not None]
+        self._say_missing(rows, len(made), name, skipped["missing_image"])
+        labels, strata = self._label(made)
+        used = {item["image"] for _, item in made}
+        unused = sum(len(boxes) for image, boxes in self.boxes.items() if image not in used)
+        skipped += Counter(repeated_row=self.repeated, box_without_image=unused)
+        kinds = {"missing_image": 0, "missing_mask": 0, **skipped}
+        meta: dict[str, Any] = {"source": name, "csv": Path(self.path).name, "skipped": kinds}
+        meta |= {key: dict(value) for key, value in (("unusable", unusable), ("reader", self.reader)) if value}
+        items = [item for _, item in made]
+        return assemble(name, items, strata, self.fractions, self.seed, self.normal, meta, labels)
+
+    def _item(self, row: Row, skipped: Counter[str], unusable: Counter[str]) -> dict[str, Any] | None:
+        """Return an item without its label, or None where the image is missing."""
+        named = _cell(row, self.image_column)
+        image = os.path.join(self.base, named)
+        if not named or not os.path.isfile(image):
+            skipped["missing_image"] += 1
             return None
-        item: dict[str, Any] = {"image": str(image)}
-        item["group"] = (row[self.group_column] if self.group_column else "") or named
-        if self.mask_column and row[self.mask_column]:
-            if (self.base / row[self.mask_column]).is_file():
-                item["mask"] = str(self.base / row[self.mask_column])
+        item: dict[str, Any] = {"image": image, "group": _cell(row, self.group_column) or named}
+        if mask := _cell(row, self.mask_column):
+            if os.path.isfile(os.path.join(self.base, mask)):
+                item["mask"] = os.path.join(self.base, mask)
             else:
-                self.skipped["missing_mask"] += 1
-        if named in self.boxes:
-            item["boxes"] = self.boxes[named]
+                skipped["missing_mask"] += 1
+        if image in self.boxes:
+            item["boxes"] = self.boxes[image]
         facts = facts_of(**{fact: row[column] for fact, column in self.facts.items()})
-        for fact in ("sex", "age"):
-            if fact in self.facts and row[self.facts[fact]] and fact not in facts:
-                self.skipped[f"unusable_{fact}"] += 1
+        unusable.update(fact for fact in ("sex", "age") if fact not in facts and _cell(row, self.facts.get(fact)))
         return item | facts
+
+    def _label(self, made: Sequence[tuple[Row, dict[str, Any]]]) -> tuple[list[str], Sequence[tuple[str, ...]]]:
+        """Give items their label vectors; return the labels, and the names that each item is stratified by."""
+        if self.names_column is None:
+            for row, item in made if self.singles else []:
+                item["label"] = [parse_label(row, column) for column in self.singles]
+        else:
+            cells = [split_names(row[self.names_column], self.separator) for row, _ in made]
+            known = {name for cell in cells for name in cell} - set(self.alike)
+            labels = [*([self.normal] if self.normal in known else []), *sorted(known - {self.normal})]
+            for cell, (_, item) in zip(cells, made, strict=True):
+                unsure = {self.alike[name] for name in cell if name in self.alike}
+                item["label"] = [
+                    None if not cell or (name in unsure and name not in cell) else int(name in cell) for name in labels
+                ]
+            if not labels:
+                for _, item in made:
+                    del item["label"]
+            return labels, cells
+        present = [_present(item.get("label", ()), self.singles) for _, item in made]
+        return self.singles, present
+
+    def _say_missing(self, rows: Sequence[Row], found: int, name: str, missing: int) -> None:
+        hint = self._padding_hint(rows) if missing else ""
+        if not found:
+            raise DataListError(
+                f"{self.path}: no image of {name!r} was found below {self.base} ({missing} rows). "
+                f"{hint or 'Give the folder that the paths start from as base_dir'}"
+            )
+        if hint:
+            logger.warning("%s: %d images are missing: %s", self.path, missing, hint)
+
+    def _padding_hint(self, rows: Sequence[Row]) -> str:
+        """Compare names of missing images with what lies in their folders."""
+        paths = [os.path.join(self.base, row[self.image_column]) for row in rows]
+        wanted = [os.path.split(path) for path in paths if not os.path.isfile(path)][:1000]
+        there = [name for folder in {folder for folder, _ in wanted} if os.path.isdir(folder)
+                 for name in os.listdir(folder)]  # fmt: skip
+        return padding_hint((name for _, name in wanted), there)
+
+
+def _cell(row: Row, column: str | None) -> str:
+    """Return a cell, "" where there is no such column or the cell says that nothing is known."""
+    text = row[column] if column is not None else ""
+    return "" if is_not_known(text) else text
+
+
+def _present(values: Sequence[int | None], names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name, value in zip(names, values, strict=False) if value == 1)
+
+
+def _say_not_known(path: StrPath, rows: Sequence[Row], columns: Sequence[str], separator: str) -> None:
+    """Name, once for each column, the cells that count as not known."""
+    for column in columns:
+        cells = Counter(cell.strip() for row in rows for cell in row[column].split(separator) if is_not_known(cell))
+        if cells:
+            words = ", ".join(f"{cell!r} ({count} rows)" for cell, count in cells.most_common(5))
+            logger.warning("%s: column %r: %s: counts as not known", path, column, words)
 
 
 def _fact_columns(keep: Sequence[str] | None) -> dict[str, str]:
@@ -190,21 +302,31 @@ def _checked_labels(columns: Sequence[str]) -> list[str]:
     return list(columns)
 
 
-def _keep_sources(rows: list[tuple[int, Row]], column: str, wanted: set[str], path: StrPath) -> list[tuple[int, Row]]:
-    present = sorted({row[column] for _, row in rows})
+def _keep_sources(rows: Sequence[Row], column: str, wanted: set[str], path: StrPath) -> list[Row]:
+    present = sorted({row[column] for row in rows})
     missing = sorted(wanted - set(present))
     if missing:
         raise DataListError(f"{path}: no source {', '.join(missing)} in column {column!r}; it has {', '.join(present)}")
-    return [(number, row) for number, row in rows if row[column] in wanted]
+    return [row for row in rows if row[column] in wanted]
 
 
-def _read_boxes(path: Path) -> dict[str, list[list[Any]]]:
+def _file_names(sources: Iterable[str]) -> dict[str, str]:
+    """Return a file name for each source, different even where the sources differ in odd characters only."""
+    names: dict[str, str] = {}
+    for source in sorted(sources):
+        plain = re.sub(r"[^A-Za-z0-9._-]", "_", source).lstrip(".")[:100] or "_"
+        taken = {name.lower() for name in names.values()}
+        choices = (f"{plain}{number}.json" for number in ("", *map("_{}".format, range(2, len(names) + 3))))
+        names[source] = next(choice for choice in choices if choice.lower() not in taken)
+    return names
+
+
+def _read_boxes(path: Path, base: Path, delimiter: str | None, encoding: str | None) -> dict[str, list[list[Any]]]:
+    """Return the boxes of each image, by its path."""
     boxes: dict[str, list[list[Any]]] = defaultdict(list)
-    for number, row in enumerate(read_table(path, ["path", "label", "x", "y", "width", "height"]), start=2):
-        numbers = parse_numbers([row[key] for key in ("x", "y", "width", "height")], f"{path}: line {number}: box")
-        boxes[row["path"]].append([*numbers, row["label"]])
+    columns = ["x", "y", "width", "height"]
+    for row in read_table(path, ["path", "label", *columns], delimiter=delimiter, encoding=encoding):
+        boxes[os.path.normpath(os.path.join(base, row["path"]))].append(
+            [*parse_numbers(row, columns, "box"), row["label"]]
+        )
     return boxes
-
-
-def _split_labels(cell: str, separator: str) -> tuple[str, ...]:
-    return tuple(label.strip() for label in cell.split(separator) if label.strip())

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from afire_monai.core.errors import DataListError
-from afire_monai.datalists.file import SECTIONS, DataList, StrPath, datalist_hash, load_datalist, save_datalist
+from afire_monai.datalists.file import (
+    SECTIONS,
+    DataList,
+    StrPath,
+    datalist_hash,
+    load_datalist,
+    normal_label,
+    patient_of,
+    save_datalist,
+)
 
 
 def merge_datalists(paths: Sequence[StrPath], out: StrPath | None = None, name: str = "merged") -> DataList:
@@ -32,7 +42,7 @@ def merge_datalists(paths: Sequence[StrPath], out: StrPath | None = None, name: 
     merged: DataList = {"name": name, "labels": labels}
     for section in SECTIONS:
         merged[section] = [_relabel(item, d, labels) for d in lists for item in d.get(section, [])]
-    _refuse_shared_patients(merged)
+    _refuse_shared(merged)
     merged["meta"] = {"merged": [{"name": d.get("name", Path(p).stem), "sha256": datalist_hash(d)}
                                  for d, p in zip(lists, paths, strict=True)]}  # fmt: skip
     if out is not None:
@@ -45,14 +55,17 @@ def _relabel(item: dict[str, Any], datalist: DataList, labels: list[str]) -> dic
     if not item.get("label") or len(item["label"]) != len(own):
         return item
     values = dict(zip(own, item["label"], strict=True))
-    normal = values.get("Normal") == 1
+    normal = values.get(normal_label(datalist)) == 1
     return {**item, "label": [values.get(label, 0 if normal else None) for label in labels]}
 
 
-def _refuse_shared_patients(merged: DataList) -> None:
-    training = {item.get("group", item["image"]) for item in merged["training"]}
+def _refuse_shared(merged: DataList) -> None:
+    patients = {section: {patient_of(item) for item in merged[section]} for section in SECTIONS}
+    images = Counter(item["image"] for section in SECTIONS for item in merged[section])
+    if twice := [image for image, count in images.items() if count > 1]:
+        raise DataListError(f"{len(twice)} images are in two of the lists, for instance {twice[0]}; keep one of each")
     for section in ("validation", "test"):
-        shared = sorted(training & {item.get("group", item["image"]) for item in merged[section]})
+        shared = patients["training"] & patients[section]
         if shared:
             raise DataListError(
                 f"{len(shared)} patients are in the training images of one list and the {section} images of another; "

@@ -7,8 +7,9 @@ from typing import Any
 
 
 def patient_of(item: Mapping[str, Any]) -> str:
-    """Return the patient of an item; its image where no patient is known."""
-    return str(item["image"] if item.get("group") is None else item["group"])
+    """Return an item's patient: its ``group``, or its image where that is missing, null or blank."""
+    group = item.get("group")
+    return ("" if group is None else str(group).strip()) or str(item["image"])
 
 
 def shared_patients(sections: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[tuple[str, str], set[str]]:

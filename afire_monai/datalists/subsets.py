@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from afire_monai.core.errors import DataListError
+from afire_monai.datalists.patients import patient_of
 
 Indices = NDArray[np.int64]
 
@@ -88,7 +89,7 @@ def _checked(items: Sequence[Mapping[str, Any]], targets: ArrayLike) -> NDArray[
 def _patients(items: Sequence[Mapping[str, Any]]) -> tuple[Indices, Indices]:
     """Patient number of each item, by first appearance, and images of each patient."""
     number: dict[Hashable, int] = {}
-    keys = (("item", i) if item.get("group") is None else ("group", str(item["group"])) for i, item in enumerate(items))
+    keys = (patient_of(item) if "image" in item or item.get("group") else ("item", i) for i, item in enumerate(items))
     patient = np.array([number.setdefault(key, len(number)) for key in keys], dtype=np.int64)
     return patient, np.bincount(patient, minlength=len(number)).astype(np.int64)
 

@@ -27,7 +27,8 @@ def target_matrix(
     """Targets of items: 1 present, 0 absent, NaN where the label is to be left out of loss and metrics.
 
     Args:
-        items: of a data list; ``label`` holds one of 1, 0, -1 (uncertain) and None (not known) for each of ``labels``.
+        items: of a data list; ``label`` holds one of 1, 0, -1 (uncertain) and None or NaN (not known) for each of
+            ``labels``.
             An item without ``label`` knows none.
         labels: names of the list's labels, in the order of the values.
         uncertain: what -1 counts as: left out, absent or present (U-Ignore, U-Zeros and U-Ones of CheXpert, Irvin et
@@ -86,7 +87,7 @@ def _check_row(row: Any, length: int, number: int) -> None:
         seen = f"{len(row)} values" if isinstance(row, Sequence) else type(row).__name__
         raise DataListError(f"item {number}: its label has {seen}; one for each of the list's {length} is expected")
     for value in row:
-        if value is not None and (isinstance(value, bool | str) or value not in (0, 1, -1)):
+        if value is not None and value == value and (isinstance(value, bool | str) or value not in (0, 1, -1)):
             raise DataListError(
                 f"item {number}: {value!r} among its labels; 1 (present), 0 (absent), -1 (uncertain) or null "
                 "(not known) is expected"

@@ -5,19 +5,23 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from afire_monai.datalists.file import (
+    DEFAULT_NORMAL,
     DataList,
     StrPath,
     datalist_hash,
+    patient_of,
     present_sections,
     read_raw,
+    reader_options,
     resolve_paths,
 )
 from afire_monai.datalists.items import Entry, Problem, fact_problems, label_problems
+from afire_monai.datalists.mask_check import mask_problems
 
 ITEM_KEYS = ("image", "label", "group", "mask", "boxes", "sex", "age", "view", "source", "manufacturer_model")
 _KNOWN_KEYS = frozenset(ITEM_KEYS)
@@ -95,7 +99,12 @@ class OpenedDataList:
 
 
 def open_datalist(
-    path: StrPath, base_dir: StrPath | None = None, check_files: bool = False, decode: bool = False
+    path: StrPath,
+    base_dir: StrPath | None = None,
+    check_files: bool = False,
+    decode: bool = False,
+    masks: bool = False,
+    classes: Mapping[str, Sequence[int]] | None = None,
 ) -> OpenedDataList:
     """Read a data list, check it and give its hash, in one go.
 
@@ -103,7 +112,9 @@ def open_datalist(
         path: the JSON file.
         base_dir: as for `validate_datalist`, like all that follow.
         check_files: look whether files exist.
-        decode: read every image as well.
+        decode: read every image and mask as well.
+        masks: read every mask.
+        classes: of the masks, with the values that mean them; see `mask_problems`.
 
     Raises:
         DataListError: the file cannot be read as a data list at all.
@@ -111,20 +122,22 @@ def open_datalist(
     base = Path(base_dir) if base_dir is not None else Path(path).absolute().parent
     raw = read_raw(Path(path))
     sha256 = datalist_hash(raw)
-    problems = list(_hash_problems(raw, sha256))
     datalist = resolve_paths(raw, base, str(path), in_place=True)
+    problems = list(_hash_problems(datalist, sha256))
+    if masks:
+        problems += mask_problems(_Entries(datalist), classes)
     return OpenedDataList(datalist, sha256, _validate(datalist, problems, check_files, decode))
 
 
 def _validate(datalist: DataList, problems: list[Problem], check_files: bool, decode: bool) -> DataListReport:
     entries = _Entries(datalist)
     problems += [*_key_problems(datalist, entries), *label_problems(datalist, entries), *_group_problems(entries)]
-    problems += fact_problems(entries)
+    problems += [*_normal_problems(datalist), *fact_problems(entries)]
     problems += _same_path_problems(entries)
     if check_files:
         problems += _file_problems(entries)
     if decode:
-        problems += _decode_problems(entries)
+        problems += [*_decode_problems(datalist, entries), *mask_problems(entries)]
     problems.sort(key=lambda problem: problem.severity != "error")
     return _count(datalist, problems)
 
@@ -151,7 +164,7 @@ def _count(datalist: DataList, problems: list[Problem]) -> DataListReport:
             if isinstance(values, list) and 1 in values:
                 for name, value in zip(names, values, strict=False):
                     labels[name] += value == 1
-    groups = {s: len({str(item.get("group", item["image"])) for item in datalist[s]}) for s in sections}
+    groups = {s: len({patient_of(item) for item in datalist[s]}) for s in sections}
     return DataListReport({s: len(datalist[s]) for s in sections}, groups, labels, problems)
 
 
@@ -162,13 +175,21 @@ def _hash_problems(datalist: DataList, sha256: str) -> Iterator[Problem]:
         yield Problem("hash differs", "meta.sha256", str(stored)[:12], advice, "warning")
 
 
+def _normal_problems(datalist: DataList) -> Iterator[Problem]:
+    labels, named = datalist.get("labels", []), datalist.get("meta", {}).get("normal_label")
+    if named not in (None, DEFAULT_NORMAL, *labels):
+        advice = f"The labels are {', '.join(labels)}: build the list again with --normal-label NAME for the right one"
+        yield Problem("unknown label", "meta.normal_label", repr(named), advice)
+
+
 def _key_problems(datalist: DataList, entries: Iterable[Entry]) -> Iterator[Problem]:
     for key in datalist:
         if key not in TOP_KEYS:
             yield Problem("unknown key", "top level", repr(key), f"Known are {', '.join(TOP_KEYS)}", "warning")
     for section in present_sections(datalist):
         if not datalist[section]:
-            yield Problem("empty section", section, "0 items", "Leave it out, or give it a larger fraction", "warning")
+            severity = "error" if section == "training" else "warning"
+            yield Problem("empty section", section, "0 items", "Leave it out, or give it a larger share", severity)
     for _, where, item in entries:
         if _KNOWN_KEYS.issuperset(item):
             continue
@@ -180,8 +201,8 @@ def _key_problems(datalist: DataList, entries: Iterable[Entry]) -> Iterator[Prob
 def _group_problems(entries: Iterable[Entry]) -> Iterator[Problem]:
     sections: dict[str, set[str]] = defaultdict(set)
     for section, _, item in entries:
-        if item.get("group") is not None:
-            sections[str(item["group"])].add(section)
+        if (patient := patient_of(item)) != item["image"]:
+            sections[patient].add(section)
     for group, found in sections.items():
         if len(found) > 1:
             advice = "Put all images of a patient into one section, or results will be too good"
@@ -202,7 +223,7 @@ def _file_problems(entries: Iterable[Entry]) -> Iterator[Problem]:
     by_size: dict[int, dict[str, tuple[str, str]]] = defaultdict(dict)
     for section, where, item in entries:
         for key in ("image", "mask"):
-            if key in item and not os.path.isfile(item[key]):
+            if item.get(key) and not os.path.isfile(item[key]):
                 advice = "Copy the file there, give the right base_dir, or take the item out"
                 yield Problem("missing file", f"{where}.{key}", str(item[key]), advice)
             elif key == "image":
@@ -229,9 +250,9 @@ def _same_content_problems(files: dict[str, tuple[str, str]]) -> Iterator[Proble
         first.setdefault(digest, (section, where))
 
 
-def _decode_problems(entries: Iterable[Entry]) -> Iterator[Problem]:
+def _decode_problems(datalist: DataList, entries: Iterable[Entry]) -> Iterator[Problem]:
     from afire_monai.datalists.check import check_files
 
     where = {item["image"]: place for _, place, item in entries if os.path.isfile(item["image"])}
-    for refused in check_files(list(where)).refused:
+    for refused in check_files(list(where), **reader_options(datalist)).refused:
         yield Problem("not readable", where[refused.path], refused.path, f"{refused.kind}: {refused.detail}")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from afire_monai.evaluation import metrics
 from afire_monai.evaluation.bootstrap import RANKING, RATES, Interval, mean_interval
-from afire_monai.evaluation.cases import Cases, box_names, lesion_case, read_mask
+from afire_monai.evaluation.cases import Cases, box_names, lesion_case
 from afire_monai.evaluation.localisation import (
     ImageFigures,
     LesionCase,
@@ -22,6 +22,7 @@ from afire_monai.evaluation.localisation import (
 )
 from afire_monai.evaluation.overlap import IGNORE, evaluate_overlap
 from afire_monai.predictions.format import Predictions
+from afire_monai.radiographs.masks import read_mask
 
 ANOMALY_FIGURES = (*RANKING, *RATES)
 ANOMALY_THRESHOLD = 95.0

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.datalists.file import SECTIONS, datalist_hash, is_normal, normal_label, read_raw, resolve_paths
@@ -19,7 +18,8 @@ from afire_monai.datalists.targets import UncertainPolicy, target_matrix
 from afire_monai.evaluation.localisation import LesionCase, lesion_pixels
 from afire_monai.evaluation.overlap import IGNORE
 from afire_monai.predictions.format import Predictions
-from afire_monai.radiographs.decode import read_picture
+from afire_monai.radiographs.decode import picture_size
+from afire_monai.radiographs.masks import read_mask
 
 AGAIN = "Predict again with `afire predict DATALIST --section SECTION`, and evaluate against that list"
 
@@ -213,41 +213,6 @@ def _named(section: str, sha256: str) -> str:
     return f"section {section!r} of the data list with SHA-256 {sha256[:12]}…" if sha256 else "no data list"
 
 
-def picture_shape(path: str) -> tuple[int, int]:
-    """Give height and width of a stored radiograph, from its header where that is enough.
-
-    Raises:
-        RadiographError: if it cannot be read.
-    """
-    try:
-        with Image.open(path) as picture:
-            if picture.format in ("PNG", "JPEG"):
-                return picture.height, picture.width
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError):
-        pass  # the decoder says what is wrong
-    height, width = read_picture(path, modalities=None).pixels.shape
-    return int(height), int(width)
-
-
-def read_mask(path: str) -> NDArray[np.uint8]:
-    """Read a drawn mask (H, W) of label values 0…255.
-
-    Raises:
-        DataListError: if it is not an 8-bit picture of one channel.
-    """
-    try:
-        with Image.open(path) as picture:
-            mode = picture.mode
-            pixels = np.array(picture.convert("L") if mode == "1" else picture)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-        raise DataListError(
-            f"{path}: not a mask ({type(error).__name__}); a PNG of label values is expected"
-        ) from error
-    if pixels.ndim != 2 or pixels.dtype != np.uint8:
-        raise DataListError(f"{path}: a mask has one channel of 8 bits, this is {mode}; save it as grey PNG")
-    return pixels
-
-
 def lesion_case(
     item: dict[str, Any], where: str, group: str, box_name: str = "", masks: bool = False
 ) -> LesionCase | None:
@@ -270,7 +235,7 @@ def lesion_case(
     drawn = drawn if drawn is not None and drawn.any() else None
     if not len(boxes) and drawn is None:
         return None
-    shape = picture_shape(item["image"])
+    shape = picture_size(item["image"])
     if drawn is not None and drawn.shape != shape:
         raise DataListError(f"{where}: its mask is {drawn.shape}, its picture {shape}; both must be of one size")
     boxes = boxes.reshape(-1, 4)

@@ -60,6 +60,8 @@ def ingest(
     label_columns: Sequence[str] | None = None,
     labels_column: str | None = None,
     label_separator: str = "|",
+    delimiter: str | None = None,
+    encoding: str | None = None,
     normal_label: str = "Normal",
     allow: Sequence[str] = (),
     key: StrPath | None = None,
@@ -89,6 +91,8 @@ def ingest(
         label_columns: columns of one finding each.
         labels_column: one column of names.
         label_separator: between names.
+        delimiter: between the cells of that table; None to find out.
+        encoding: of that table; None to find out.
         normal_label: the finding that means "no finding".
         allow: tags that may go into the list: "age" (band), "sex", "view", "manufacturer_model".
         key: file of the identity key; None for the one in ``out/private``, made if need be.
@@ -118,7 +122,10 @@ def ingest(
     _check(roots, options, Path(out), processes)
     table = None
     if labels is not None:
-        table = LabelTable(Path(labels), join, join_column, label_columns, labels_column, label_separator, normal_label)
+        table = LabelTable(
+            Path(labels), join, join_column, label_columns, labels_column, label_separator, normal_label, delimiter,
+            encoding,
+        )  # fmt: skip
     private = make_private_folder(Path(out))
     state = State(private)
     try:

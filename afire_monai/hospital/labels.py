@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -9,8 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from afire_monai.core.errors import DataListError
-from afire_monai.datalists.csv_table import Row, parse_label, read_table
+from afire_monai.datalists.cells import padding_hint, parse_label, split_names
+from afire_monai.datalists.csv_table import Row, read_table
 from afire_monai.hospital.header import Header
+
+logger = logging.getLogger(__name__)
 
 Values = tuple[int | None, ...]
 
@@ -79,10 +83,13 @@ def join_labels(
     """
     images: dict[str, list[str]] = defaultdict(list)
     known: set[str] = set()
+    there: set[str] = set()
     kept = 0
     for subject in subjects:
         kept += subject.image != ""
-        for key in table.keys_of(subject, roots):
+        keys = table.keys_of(subject, roots)
+        there |= keys
+        for key in keys:
             if key in table.lines:
                 known.add(key)
                 if subject.image:
@@ -105,6 +112,8 @@ def join_labels(
         where += numbers
         if detail is not None and where is not joined.matched:
             detail += [(number, key) for number in numbers]
+    if hint := padding_hint(table.lines.keys() - known, there):
+        logger.warning("%s: labels of some lines match no image: %s", table.path, hint)
     joined.without = kept - len(joined.by_image)
     for numbers in (joined.matched, joined.left_out, joined.unmatched, joined.contradicting, joined.ambiguous):
         numbers.sort()
@@ -123,6 +132,8 @@ class LabelTable:
             nothing.
         separator: between names.
         normal: the finding that means "no finding"; it comes first.
+        delimiter: between cells; None to find out.
+        encoding: of the text; None to find out.
 
     Raises:
         DataListError: not a table, a missing column, a value that is no label, or so many labels that the column cannot
@@ -138,6 +149,8 @@ class LabelTable:
         labels_column: str | None = None,
         separator: str = "|",
         normal: str = "Normal",
+        delimiter: str | None = None,
+        encoding: str | None = None,
     ) -> None:
         if join not in JOINS:
             raise DataListError(f"join is {join!r}; one of {', '.join(JOINS)} is expected")
@@ -150,17 +163,17 @@ class LabelTable:
         several = None if join_column else {JOINS[join][0]: JOINS[join][1:]}
         column = join_column or JOINS[join][0]
         wanted = [*(label_columns or ()), *([labels_column] if labels_column else [])]
-        rows = read_table(path, [*wanted, *([join_column] if join_column else [])], several)
-        numbered = [(number, row) for number, row in enumerate(rows, start=2) if row[column]]
+        rows = read_table(path, [*wanted, *([join_column] if join_column else [])], several, delimiter, encoding)
+        numbered = [row for row in rows if row[column]]
         self.skipped = len(rows) - len(numbered)
         if label_columns is not None:
             self.names = _different(label_columns)
-            values = [self._one_each(number, row) for number, row in numbered]
+            values = [self._one_each(row) for row in numbered]
         else:
-            self.names, values = self._from_names([row[str(labels_column)] for _, row in numbered], separator, normal)
+            self.names, values = self._from_names([row[str(labels_column)] for row in numbered], separator, normal)
         self.lines: dict[str, list[tuple[int, Values]]] = defaultdict(list)
-        for (number, row), labels in zip(numbered, values, strict=True):
-            self.lines[_file_key(row[column]) if join == "file" else row[column]].append((number, labels))
+        for row, labels in zip(numbered, values, strict=True):
+            self.lines[_file_key(row[column]) if join == "file" else row[column]].append((row.line, labels))
         self.lines = dict(self.lines)
 
     def keys_of(self, subject: Subject, roots: Sequence[str] = ()) -> set[str]:
@@ -172,20 +185,20 @@ class LabelTable:
         below = [os.path.relpath(subject.path, root) for root in roots if subject.path.startswith(root + os.sep)]
         return {_file_key(name) for name in (subject.path, os.path.basename(subject.path), *below)}
 
-    def _one_each(self, number: int, row: Row) -> Values:
+    def _one_each(self, row: Row) -> Values:
         values = []
         for name in self.names:
             try:
-                values.append(parse_label(row[name], ""))
+                values.append(parse_label(row, name))
             except DataListError:
                 raise DataListError(
-                    f"{self.path}: line {number}, column {name!r}: 1 (present), 0 (absent), -1 (uncertain) or nothing "
+                    f"{row.where(name)}: 1 (present), 0 (absent), -1 (uncertain) or nothing "
                     "is expected; what is there is not shown, as it could be a patient's"
                 ) from None
         return tuple(values)
 
     def _from_names(self, cells: list[str], separator: str, normal: str) -> tuple[tuple[str, ...], list[Values]]:
-        sets = [{name.strip() for name in cell.split(separator) if name.strip()} for cell in cells]
+        sets = [set(split_names(cell, separator)) for cell in cells]
         known = set().union(*sets)
         if len(known) > MOST_LABELS:
             raise DataListError(

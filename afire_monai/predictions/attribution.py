@@ -87,7 +87,8 @@ def attention_rollout(model: nn.Module, images: Tensor, start: str = "auto") -> 
             f"attention rollout needs a transformer; {type(encoder).__name__} has no attention between places. Use "
             "Grad-CAM of a classifier instead"
         )
-    start = getattr(model, "pooling", "mean") if start == "auto" else start
+    if start == "auto":
+        start = "class" if getattr(model, "pooling", "mean") == "class" else "mean"
     if start not in ("class", "mean"):
         raise AfireError(f"start must be auto, class or mean, got {start!r}")
     maps = attention_maps(encoder, images)

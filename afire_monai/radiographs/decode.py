@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
-from afire_monai.radiographs.dicom import RADIOGRAPHY_MODALITIES, looks_like_dicom, read_dicom
+from afire_monai.radiographs.dicom import RADIOGRAPHY_MODALITIES, integer, looks_like_dicom, modality_names, read_dicom
+from afire_monai.radiographs.dicom_open import open_dataset
 from afire_monai.radiographs.picture import Picture, refusal
-from afire_monai.radiographs.raster import WhiteLevel, read_raster
+from afire_monai.radiographs.raster import WhiteLevel, raster_size, read_raster
+
+logger = logging.getLogger(__name__)
 
 RADIOGRAPH_SUFFIXES = (".png", ".jpg", ".jpeg", ".nii", ".nii.gz", ".dcm", ".dicom")
 
+_NOT_READ = (".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".mha", ".nrrd")
+_RASTER = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _NAMED_OTHERS = {
     b"GIF8": "GIF",
     b"II*\x00": "TIFF",
@@ -44,7 +52,7 @@ def read_picture(
     """
     path = Path(path)
     head = _first_bytes(path)
-    if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
+    if head.startswith(_RASTER):
         return read_raster(path, png16_max)
     if _looks_like_nifti(path, head):
         from afire_monai.radiographs.nifti import read_nifti
@@ -56,6 +64,37 @@ def read_picture(
     raise refusal(
         path, "not a radiograph file", f"PNG, JPEG, NIfTI or DICOM is read, this is {seen}. Convert or remove it"
     )
+
+
+def checked_options(options: object, where: str = "reader") -> dict[str, Any]:
+    """Return arguments of `read_picture` that come from a file or a command line.
+
+    Args:
+        options: ``modalities`` (names, or None for any), ``window_index`` (0, 1, …), ``png16_max`` (1…65535, "dtype" or
+            "image"), each where it was given.
+        where: for messages.
+
+    Raises:
+        RadiographError: another name or value.
+    """
+    rules: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "modalities": (lambda v: v is None or modality_names(v) is not None, "names such as CR,DX, or null for any"),
+        "window_index": (lambda v: type(v) is int and v >= 0, "0, 1, …"),
+        "png16_max": (
+            lambda v: v in ("dtype", "image") or (type(v) is int and 0 < v < 65536),
+            "1…65535, dtype or image",
+        ),
+    }
+    given = dict(options) if isinstance(options, Mapping) else {"": options}
+    for name, value in given.items():
+        right, expected = rules.get(name, (lambda _: False, f"one of {', '.join(rules)}"))
+        try:
+            sound = right(value)
+        except (TypeError, AttributeError):
+            sound = False
+        if not sound:
+            raise refusal(where, "reader option", f"{name} is {value!r}; {expected} is expected")
+    return given
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
@@ -75,6 +114,10 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     for where, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(where, name) for name in names if not name.startswith(".") and name.upper() != "DICOMDIR"]
+    skipped = Counter(path.suffix.lower() for path in found if path.suffix.lower() in _NOT_READ)
+    if skipped:
+        seen = ", ".join(f"{count} {suffix}" for suffix, count in sorted(skipped.items()))
+        logger.warning("%s: not read: %s. Convert them to PNG if they are radiographs", root, seen)
     return sorted(path for path in found if _is_candidate(path))
 
 
@@ -106,6 +149,25 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def _looks_like_nifti(path: Path, head: bytes) -> bool:
+    if head[:2] == b"\x1f\x8b":  # gzip: of what is read, only NIfTI is packed so
+        return True
     if head[344:348] in (b"n+1\x00", b"ni1\x00") or head[4:8] in (b"n+2\x00", b"ni2\x00"):
         return True
     return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
+def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return rows and columns of a radiograph, from its header where that says so.
+
+    Raises:
+        RadiographError: as `read_picture`.
+    """
+    path = Path(path)
+    head = _first_bytes(path)
+    if head.startswith(_RASTER):
+        return raster_size(path)
+    if looks_like_dicom(head) and not _looks_like_nifti(path, head):
+        header = open_dataset(path, header_only=True, tags=("Rows", "Columns"))
+        return integer(header, "Rows", 0), integer(header, "Columns", 0)
+    height, width = read_picture(path, modalities=None).pixels.shape
+    return height, width

@@ -23,6 +23,15 @@ _USED_ELEMENTS = (
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
     *("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction", "PixelSpacing", "ImagerPixelSpacing"),
 )
+_HEAD = 1 << 16
+"""Bytes of a compressed frame in which its size is looked for."""
+_RESCALE = frozenset(("RescaleSlope", "RescaleIntercept"))
+_NUMBERS = frozenset((*_RESCALE, "WindowCenter", "WindowWidth"))
+_OPTIONAL = frozenset(
+    (*_NUMBERS, "PixelPaddingValue", "PixelPaddingRangeLimit", "VOILUTSequence", "VOILUTFunction", "PixelSpacing",
+     "ImagerPixelSpacing", "PlanarConfiguration")
+)  # fmt: skip
+"""Without these an image can still be shown."""
 
 
 def read_dicom(
@@ -59,7 +68,7 @@ def picture_of(
     Raises:
         RadiographError: as :func:`read_dicom`.
     """
-    _convert_elements(path, dataset)
+    odd = _convert_elements(path, dataset)
     modality = str(dataset.get("Modality") or "").strip().upper()
     if not modality:
         _check_image(path, dataset)  # a file without pixels is better refused for that than for a missing modality
@@ -73,12 +82,12 @@ def picture_of(
     _check_image(path, dataset)
     stored = _decode(path, dataset)
     try:
-        pixels, intensity, inverted = render(stored, dataset, window_index)
+        pixels, intensity, inverted = render(stored, dataset, window_index, odd)
     except ValueError as error:
         raise refusal(path, "unusable intensity transformation", str(error)) from error
     spacing, source = _spacing(dataset)
     bits = integer(dataset, "BitsStored", integer(dataset, "BitsAllocated", 16))
-    return Picture(pixels, "DICOM", intensity, bits, spacing, source, inverted, modality)
+    return Picture(pixels, "DICOM", intensity, bits, spacing, source, inverted, modality, tuple(odd))
 
 
 def modality_names(modalities: Collection[str] | str | None) -> tuple[str, ...] | None:
@@ -102,18 +111,36 @@ def looks_like_dicom(head: bytes) -> bool:
     return head[128:132] == b"DICM" or head[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 
 
-def _convert_elements(path: Path, dataset: Any) -> None:
-    try:
-        for keyword in _USED_ELEMENTS:
-            dataset.get(keyword)  # elements are converted when first asked for: a damaged one shows here
-    except Exception as error:  # pydicom raises many unrelated types on damaged files
-        raise refusal(
-            path,
-            "broken or truncated",
-            f"not a readable DICOM file ({type(error).__name__}). Copy it again from its source",
-        ) from error
+def _convert_elements(path: Path, dataset: Any) -> list[str]:
+    """Convert what is used, which shows damage; return what is optional, cannot be used, and was taken out."""
+    odd = []
+    for keyword in _USED_ELEMENTS:
+        try:
+            value = dataset.get(keyword)  # elements are converted when first asked for
+            if keyword in _NUMBERS and value is not None and value != "":
+                several = value if hasattr(value, "__len__") and not isinstance(value, str) else [value]
+                if not all(math.isfinite(float(number)) for number in several):
+                    raise ValueError
+        except Exception as error:  # pydicom raises many unrelated types on damaged files
+            if keyword not in _OPTIONAL:
+                raise refusal(
+                    path,
+                    "broken or truncated",
+                    f"not a readable DICOM file ({type(error).__name__}). Copy it again from its source",
+                ) from error
+            del dataset[keyword]
+            odd.append(keyword)
+    if odd and not _RESCALE.isdisjoint(odd):  # a window is in rescaled values
+        for keyword in (*_RESCALE, "WindowCenter", "WindowWidth"):
+            dataset.pop(keyword, None)
+    for keyword in ("VOILUTSequence", "ModalityLUTSequence"):
+        items = dataset.get(keyword)
+        if items and not all("LUTDescriptor" in item and "LUTData" in item for item in items):
+            del dataset[keyword]
+            odd.append(keyword)
     if not any(keyword in dataset for keyword in ("SOPClassUID", "Modality", "Rows")):
         raise refusal(path, "not an image", "it has no SOP class, modality or size; a DICOM radiograph has all three")
+    return odd
 
 
 def _check_image(path: Path, dataset: Any) -> None:
@@ -145,10 +172,13 @@ def _decode(path: Path, dataset: Any) -> NDArray[np.integer[Any]]:
         raise refusal(
             path, "unsupported codec", f"no decoder is known for transfer syntax {syntax.name}. Export it uncompressed"
         ) from None
+    if syntax.is_compressed:
+        _check_codestream(path, dataset)
     if not available:
         raise refusal(path, "codec not installed", f"pixels are stored as {syntax.name}; {install}")
     try:
-        stored = np.asarray(dataset.pixel_array)
+        shift = 0 if syntax.is_compressed else _stored_bits(dataset)[1]
+        stored = _shifted(dataset) if shift else np.asarray(dataset.pixel_array)
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # each codec raises its own types; those written in Rust none that is an Exception
@@ -169,6 +199,63 @@ def _decode(path: Path, dataset: Any) -> NDArray[np.integer[Any]]:
     return _with_sign(stored, dataset)
 
 
+def _check_codestream(path: Path, dataset: Any) -> None:
+    """Refuse pixels whose own header says another size than the file: decoders make room for what it says."""
+    from pydicom.encaps import get_frame
+
+    try:
+        size = codestream_size(get_frame(dataset.PixelData, 0, number_of_frames=1)[:_HEAD])
+    except Exception:  # the decoder says what is wrong with the fragments
+        return
+    shape = (integer(dataset, "Rows", 0), integer(dataset, "Columns", 0))
+    if size is not None and size != shape:
+        detail = f"the compressed pixels are {size[0]} × {size[1]}, but the header says {shape[0]} × {shape[1]}"
+        raise refusal(path, "pixels do not decode", f"{detail}. Copy the file again from its source")
+
+
+def codestream_size(data: bytes) -> tuple[int, int] | None:
+    """Return rows and columns that the head of a JPEG, JPEG-LS or JPEG 2000 stream states; None if it states none."""
+    if data[:2] == b"\xff\xd8":
+        at = 2
+        while at + 9 <= len(data) and data[at] == 0xFF:
+            kind = data[at + 1]
+            if kind == 0xFF or 0xD0 <= kind <= 0xD8 or kind == 0x01:
+                at += 1 if kind == 0xFF else 2
+                continue
+            if (0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC)) or kind == 0xF7:
+                return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        return None
+    at = data.find(b"\xff\x4f\xff\x51")  # at the start, or behind the boxes of a JP2 file
+    if at < 0 or len(data) < at + 24:
+        return None
+    x, y, left, top = (int.from_bytes(data[at + 8 + 4 * n : at + 12 + 4 * n], "big") for n in range(4))
+    return y - top, x - left
+
+
+def _stored_bits(dataset: Any) -> tuple[int, int]:
+    """Return how many bits a sample has and above how many others they are: HighBit says so (PS3.5 8.1.1)."""
+    allocated = integer(dataset, "BitsAllocated", 16)
+    bits = integer(dataset, "BitsStored", allocated)
+    shift = integer(dataset, "HighBit", bits - 1) + 1 - bits
+    return (bits, shift) if 0 < bits <= allocated - shift and shift > 0 else (bits, 0)
+
+
+def _shifted(dataset: Any) -> NDArray[np.integer[Any]]:
+    """Decode samples that are not in the lowest bits, which the decoder would cut off."""
+    bits, shift = _stored_bits(dataset)
+    allocated = integer(dataset, "BitsAllocated", 16)
+    high = dataset.HighBit
+    dataset.BitsStored, dataset.HighBit = allocated, allocated - 1
+    try:
+        stored = np.asarray(dataset.pixel_array)
+    finally:
+        dataset.BitsStored, dataset.HighBit = bits, high
+    if stored.dtype.kind == "u":
+        return (stored >> shift) & ((1 << bits) - 1)
+    return (stored << (allocated - bits - shift)) >> (allocated - bits)
+
+
 def _with_sign(stored: NDArray[np.integer[Any]], dataset: Any) -> NDArray[np.integer[Any]]:
     """Carry the sign of signed values into the bits above the stored ones.
 
@@ -187,6 +274,10 @@ def _transfer_syntax(path: Path, dataset: Any) -> Any:
 
     meta = getattr(dataset, "file_meta", None)
     if meta is not None and "TransferSyntaxUID" in meta:
+        uid = meta.TransferSyntaxUID
+        if hasattr(uid, "name"):
+            return uid
+        meta.TransferSyntaxUID = uid[0]  # several are written by mistake; the first is the file's
         return meta.TransferSyntaxUID
     if dataset["PixelData"].is_undefined_length:
         raise refusal(

@@ -14,9 +14,12 @@ Integers = NDArray[np.integer[Any]]
 MAX_LEVELS = 1 << 17
 """Up to so many different stored values are computed once each."""
 _PART = 1 << 15
+FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 
 
-def render(stored: Integers, dataset: Any, window_index: int = 0) -> tuple[NDArray[np.float32], str, bool]:
+def render(
+    stored: Integers, dataset: Any, window_index: int = 0, odd: list[str] | None = None
+) -> tuple[NDArray[np.float32], str, bool]:
     """Render stored values as a viewer would, on a scale of 0…1.
 
     1. Modality LUT sequence, else rescale slope and intercept (DICOM PS3.3 C.11.1).
@@ -31,6 +34,7 @@ def render(stored: Integers, dataset: Any, window_index: int = 0) -> tuple[NDArr
         stored: (H, W) decoded values.
         dataset: the pydicom data set.
         window_index: which window or VOI LUT to use where there are several.
+        odd: is given the keywords of optional elements that make no sense and therefore count as absent.
 
     Returns:
         Pixels (H, W) float32 in 0…1, how intensity was mapped in words, and whether polarity was inverted.
@@ -38,13 +42,14 @@ def render(stored: Integers, dataset: Any, window_index: int = 0) -> tuple[NDArr
     Raises:
         ValueError: a LUT or window that cannot be applied, or nothing but padding.
     """
+    odd = [] if odd is None else odd
     levels, place = _levels(stored)
-    padding = _padding(levels, dataset)
+    padding = _padding(levels, dataset, odd)
     present = _present(levels, stored, place, exactly=padding is not None or bool(dataset.get("ModalityLUTSequence")))
     if padding is not None and padding[present].all():
         raise ValueError("all pixels are padding; nothing is left to show")
     values = _modality(levels, dataset)
-    picture, intensity = _voi(values, dataset, window_index, present if padding is None else present & ~padding)
+    picture, intensity = _voi(values, dataset, window_index, present if padding is None else present & ~padding, odd)
     inverted = str(dataset.PhotometricInterpretation).strip().upper() == "MONOCHROME1"
     if inverted:
         picture = 1.0 - picture
@@ -87,18 +92,20 @@ def _present(levels: Integers, stored: Integers, place: Integers | None, exactly
     return present
 
 
-def _padding(stored: Integers, dataset: Any) -> NDArray[np.bool_] | None:
+def _padding(stored: Integers, dataset: Any, odd: list[str]) -> NDArray[np.bool_] | None:
     """Which stored values are padding, of their shape; None where the file names no padding or holds none."""
     bounds = []
     for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
         value = dataset.get(keyword)
         if isinstance(value, bytes):
             value = int.from_bytes(value[:2], "little")
-        if value is not None:
+        if isinstance(value, int):
             # written as unsigned by some devices although the pixels are signed
-            signed = dataset.get("PixelRepresentation") == 1 and int(value) > 0x7FFF
-            bounds.append(int(value) - 0x10000 if signed else int(value))
-    if not bounds or "PixelPaddingValue" not in dataset:
+            signed = dataset.get("PixelRepresentation") == 1 and value > 0x7FFF
+            bounds.append(value - 0x10000 if signed else value)
+        elif value is not None:
+            odd.append(keyword)
+    if not bounds or not isinstance(dataset.get("PixelPaddingValue"), int | bytes):
         return None
     mask = (stored >= min(bounds)) & (stored <= max(bounds))
     return mask if mask.any() else None
@@ -115,17 +122,26 @@ def _modality(stored: Integers, dataset: Any) -> Floats:
     return stored.astype(np.float64) * slope + intercept
 
 
-def _voi(values: Floats, dataset: Any, window_index: int, keep: NDArray[np.bool_]) -> tuple[Floats, str]:
+def _voi(
+    values: Floats, dataset: Any, window_index: int, keep: NDArray[np.bool_], odd: list[str]
+) -> tuple[Floats, str]:
     if dataset.get("VOILUTSequence"):
         item = _pick(dataset.VOILUTSequence, window_index, "VOI LUT")
-        looked_up, white = _apply_lut(np.rint(values).astype(np.int64), item, dataset, "VOI LUT")
-        return looked_up / white, "VOI LUT"
+        try:
+            looked_up, white = _apply_lut(np.rint(values).astype(np.int64), item, dataset, "VOI LUT")
+            return looked_up / white, "VOI LUT"
+        except ValueError:
+            odd.append("VOILUTSequence")
     if dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
-        function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
+        function = str(_first(dataset.get("VOILUTFunction")) or "LINEAR").strip().upper()
+        if function not in FUNCTIONS:
+            odd.append("VOILUTFunction")
+            function = "LINEAR"
         centre = _number(dataset, "WindowCenter", window_index, float("nan"))
         width = _number(dataset, "WindowWidth", window_index, float("nan"))
         if np.isfinite([centre, width]).all() and width >= (1 if function == "LINEAR" else np.finfo(float).tiny):
             return _window(values, centre, width, function), f"window {function} {centre:g}/{width:g}"
+        odd.append("WindowWidth")
     return stretch(values, keep), "minimum…maximum of the image"
 
 
@@ -136,8 +152,6 @@ def _window(values: Floats, centre: float, width: float, function: str) -> Float
         return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - centre) / width, -500, 500)))
     if function == "LINEAR_EXACT":
         return np.clip((values - centre) / width + 0.5, 0.0, 1.0)
-    if function != "LINEAR":
-        raise ValueError(f"VOI LUT function {function!r} is not known; LINEAR, LINEAR_EXACT or SIGMOID is expected")
     if width == 1:
         return (values > centre - 0.5).astype(np.float64)
     return np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0.0, 1.0)
@@ -182,6 +196,10 @@ def _number(dataset: Any, keyword: str, index: int, default: float) -> float:
     if value is None or value == "":
         return default
     return float(_pick(value, index, keyword) if hasattr(value, "__len__") and not isinstance(value, str) else value)
+
+
+def _first(value: Any) -> Any:
+    return value if value is None or isinstance(value, str) else next(iter(value), None)
 
 
 def _pick(values: Any, index: int, name: str) -> Any:

@@ -1,17 +1,65 @@
-"""Reading of masks beside their images."""
+"""The one reader of masks, and reading of masks beside their images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike, fspath
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from afire_monai.core.errors import DataListError, RadiographError
+from afire_monai.core.errors import DataListError
+from afire_monai.radiographs.picture import check_size, refusal
+
+MASK_FORMATS = ("PNG", "GIF", "BMP", "JPEG")
+"""What is opened as a mask, whatever it is called: no format whose reader starts other programs."""
+MASK_SUFFIXES = (".png", ".gif", ".bmp", ".jpg", ".jpeg")
+_BLUR = 40
+"""How far, of 255, JPEG may have moved black and white."""
+
+
+def read_mask(path: str | PathLike[str]) -> NDArray[np.integer[Any]]:
+    """Read a drawn mask (H, W) of label values as whoever looks at it sees them, 0…255, or 0…65535 of a 16-bit PNG.
+
+    The colours of a grey palette count, not its indices; white is 255 in a picture of 1 bit. A JPEG is read if it is
+    black and white, and comes out as 0 and 255.
+
+    Raises:
+        RadiographError: not a picture of `MASK_FORMATS`, too large, several frames, or not grey.
+    """
+    try:
+        with Image.open(fspath(path), formats=MASK_FORMATS) as picture:
+            check_size(path, picture.height, picture.width)
+            if (frames := getattr(picture, "n_frames", 1)) > 1:
+                raise refusal(path, "multi-frame mask", f"it holds {frames} frames; save one a file")
+            mode, name = picture.mode, picture.format
+            if mode == "P":
+                picture.apply_transparency()
+                colours = np.asarray(picture.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+                used = np.unique(np.asarray(picture))
+                if (colours[used] == colours[used, :1]).all():
+                    return colours[np.asarray(picture), 0]
+                mode = "palette of colours"
+            values = np.array(picture.convert("L") if mode == "1" else picture)
+    except (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, Image.DecompressionBombError) as error:
+        if hasattr(error, "kind"):
+            raise
+        raise refusal(
+            path, "mask not readable", f"{', '.join(MASK_FORMATS)} is read, this is broken or something else "
+            f"({type(error).__name__}); make it again as grey PNG"
+        ) from error  # fmt: skip
+    if values.ndim != 2 or mode == "palette of colours" or values.dtype.kind not in "ui":
+        raise refusal(path, "colour mask", f"it is {mode}; one grey value for each class is read. Save it as grey PNG")
+    if name in ("JPEG", "MPO"):
+        if ((values > _BLUR) & (values < 255 - _BLUR)).mean() > 0.02:
+            raise refusal(path, "lossy mask", "JPEG has changed its label values; save the mask as PNG")
+        return np.where(values > 127, np.uint8(255), np.uint8(0))
+    return values
 
 
 class MaskReading:
@@ -25,7 +73,7 @@ class MaskReading:
         ignore: the mask value of pixels to leave out; None for none.
 
     Raises:
-        DataListError: if there is no class, or a mask value is outside 0…255.
+        DataListError: if there is no class, or a mask value is outside 0…65535.
     """
 
     def __init__(
@@ -41,14 +89,14 @@ class MaskReading:
         groups = list(classes.values()) if isinstance(classes, Mapping) else [None]
         right = all(isinstance(g, list | tuple) and all(_is_grey(v) for v in g) for g in groups)
         if not groups or not right:
-            raise DataListError(f"classes must name mask values in 0…255, for example {{lung: [255]}}; got {classes}")
+            raise DataListError(f"classes must name mask values in 0…65535, for example {{lung: [255]}}; got {classes}")
         self.classes = {name: list(values) for name, values in classes.items()}
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """Give the item with ``image`` and ``mask`` read.
 
         Raises:
-            RadiographError: if the mask cannot be read or is no single-channel picture.
+            RadiographError: as `read_mask`.
         """
         return {**self.reading(item), "mask": self.read_mask(item.get("mask"))}
 
@@ -56,18 +104,11 @@ class MaskReading:
         """Read a mask (classes, H, W); an empty path is an empty mask.
 
         Raises:
-            RadiographError: if it cannot be read or is no single-channel picture.
+            RadiographError: as `read_mask`.
         """
         if not path:
             return torch.zeros(len(self.classes), *self.size)
-        try:
-            with Image.open(path) as picture:
-                # 1 bit a pixel: white is 255, as it is for whoever looks at the picture
-                values = np.array(picture.convert("L") if picture.mode == "1" else picture)
-        except (OSError, SyntaxError, ValueError, TypeError, AttributeError, Image.DecompressionBombError) as error:
-            raise RadiographError(f"{path}: this mask cannot be read ({error}); make it again as PNG") from error
-        if values.ndim != 2:
-            raise RadiographError(f"{path}: a mask of shape {values.shape}; one channel of label values is expected")
+        values = read_mask(path)
         ignored = values == self.ignore if self.ignore is not None else np.zeros(values.shape, bool)
         planes = [np.isin(values, v) if v else (values > 0) & ~ignored for v in self.classes.values()]
         stack = torch.from_numpy(np.stack([*planes, ignored])).float()[None]
@@ -77,4 +118,4 @@ class MaskReading:
 
 
 def _is_grey(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 65535

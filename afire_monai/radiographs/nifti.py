@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +22,8 @@ def read_nifti(path: Path) -> Picture:
     columns by the affine: the axis nearest to left–right is the column axis and runs to the patient's left; the other,
     nearest to head–foot or front–back, is the row axis and runs to the feet or the back. (In a sagittal slice, columns
     run from front to back.) An axis that runs the other way is flipped. So pictures written by ITK, dcm2niix and this
-    package come back upright. A file with exactly the identity as affine comes from a writer that knew no orientation:
+    package come back upright. A file with exactly the identity as affine, or without
+    qform and sform code, comes from a writer that knew no orientation:
     its first axis is columns from left to right, its second rows from top to bottom.
 
     Intensity. 8-bit unsigned values are divided by 255; values that already lie in 0…1 stay; anything else is
@@ -27,10 +32,30 @@ def read_nifti(path: Path) -> Picture:
     Raises:
         RadiographError: broken, several slices or channels, complex, NaN or infinite values, too large.
     """
+    with _opened(path) as image:
+        return _decoded(path, image)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a file, gzipped or not by its content, without reading its pixels."""
     import nibabel
 
+    with path.open("rb") as raw, contextlib.ExitStack() as stack:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        file: Any = stack.enter_context(gzip.GzipFile(fileobj=raw)) if packed else raw
+        try:
+            kind = nibabel.Nifti2Image if file.read(4) in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nibabel.Nifti1Image
+            file.seek(0)
+            image = kind.from_stream(file)
+        except Exception as error:  # nibabel and gzip raise many unrelated types on damaged files
+            raise _broken(path, error) from error
+        yield image
+
+
+def _decoded(path: Path, image: Any) -> Picture:
     try:
-        image = nibabel.load(path)
         shape = tuple(int(n) for n in image.shape)
         stored = np.dtype(image.get_data_dtype())
         zooms = [float(z) for z in image.header.get_zooms()]
@@ -48,7 +73,9 @@ def read_nifti(path: Path) -> Picture:
         bad = int((~np.isfinite(values)).sum())
         raise refusal(path, "not finite", f"{bad} values are NaN or infinite. Replace them when the file is written")
     pixels, intensity = _to_unit_range(values, stored)
-    return _upright(pixels, intensity, image.affine, axes, zooms, stored.itemsize * 8)
+    known = bool(image.header["qform_code"] or image.header["sform_code"])
+    affine = image.affine if known else np.eye(4)  # without a code the affine is made up by the reading library
+    return _upright(pixels, intensity, affine, axes, zooms, stored.itemsize * 8)
 
 
 def _broken(path: Path, error: Exception) -> RadiographError:

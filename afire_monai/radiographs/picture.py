@@ -27,6 +27,7 @@ class Picture:
         polarity_inverted: whether stored values were bright = lucent and were turned round.
         bits: bits that the file stores per pixel.
         modality: DICOM modality, "" for other formats.
+        odd: optional DICOM elements that cannot be used and count as absent.
     """
 
     pixels: NDArray[np.float32]
@@ -37,6 +38,7 @@ class Picture:
     spacing_source: str = "none"
     polarity_inverted: bool = False
     modality: str = ""
+    odd: tuple[str, ...] = ()
 
 
 def refusal(path: str | PathLike[str], kind: str, detail: str) -> RadiographError:

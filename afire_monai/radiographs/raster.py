@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +19,8 @@ COLOUR_DIFFERENCE = 16
 COLOUR_SHARE = 0.005
 """Largest share of pixels beyond `COLOUR_DIFFERENCE` (a small coloured marker is let through)."""
 
+_COMMENTS = (b"tEXt", b"zTXt", b"iTXt", b"tIME", b"eXIf", b"iCCP", b"pHYs", b"gAMA", b"cHRM",
+             b"sRGB", b"bKGD", b"hIST")  # fmt: skip
 WhiteLevel = int | Literal["dtype", "image"]
 
 
@@ -37,14 +42,57 @@ def read_raster(path: Path, png16_max: WhiteLevel = "dtype") -> Picture:
     Raises:
         RadiographError: broken, truncated, colour, animated or too large.
     """
+    with _opened(path) as image:
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1:
+            raise refusal(path, "multi-frame", f"it holds {frames} frames; one radiograph a file is read")
+        tiles = getattr(image, "tile", [])
+        raw = str(tiles[0].args) if tiles else ""
+        if raw in ("RGB;16B", "RGBA;16B", "LA;16B"):
+            return _deep_picture(path, image, raw, png16_max)
+        image.load()
+        return _to_picture(path, image, raw, png16_max)
+
+
+def raster_size(path: Path) -> tuple[int, int]:
+    """Return rows and columns of a PNG or JPEG file, from its header.
+
+    Raises:
+        RadiographError: broken or too large.
+    """
+    with _opened(path) as image:
+        return image.height, image.width
+
+
+def _without_comments(path: Path) -> io.BytesIO | None:
+    """Return a PNG without its comments, colour profiles and the like, which may be damaged; None if there are none."""
+    data = path.read_bytes()
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return None
+    kept, at = [data[:8]], 8
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] not in _COMMENTS:
+            kept.append(data[at:end])
+        at = end
+    plain = b"".join(kept)
+    return io.BytesIO(plain) if len(plain) < len(data) else None
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture of acceptable size; what goes wrong until it is closed becomes a refusal."""
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
+        with contextlib.ExitStack() as stack:
+            try:
+                image = stack.enter_context(Image.open(path, formats=("PNG", "JPEG")))
+            except (OSError, SyntaxError, ValueError):
+                plain = _without_comments(path)
+                if plain is None:
+                    raise
+                image = stack.enter_context(Image.open(plain, formats=("PNG",)))
             check_size(path, image.height, image.width)
-            frames = getattr(image, "n_frames", 1)
-            if frames > 1:
-                raise refusal(path, "multi-frame", f"it holds {frames} frames; one radiograph a file is read")
-            image.load()
-            return _to_picture(path, image, png16_max)
+            yield image
     except Image.DecompressionBombError as error:
         raise refusal(path, "image too large", f"{error}") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
@@ -56,8 +104,42 @@ def read_raster(path: Path, png16_max: WhiteLevel = "dtype") -> Picture:
         ) from error
 
 
-def _to_picture(path: Path, image: Image.Image, png16_max: WhiteLevel) -> Picture:
+def _deep_picture(path: Path, image: Any, raw: str, png16_max: WhiteLevel) -> Picture:
+    """Decode a PNG with several channels of 16 bits, of which Pillow by itself keeps the upper 8.
+
+    Grey and alpha have the bytes of four channels of 8 bits; else the lower bytes are had by naming the other byte
+    order.
+    """
+    if raw == "LA;16B":
+        image.tile = [image.tile[0]._replace(args="RGBA")]
+        pairs = np.asarray(image).reshape(image.height, image.width, 2, 2)
+        values = pairs[..., 0].astype(np.uint16) << 8 | pairs[..., 1]
+    else:
+        with _opened(path) as low:
+            low.tile = [low.tile[0]._replace(args=raw.replace("16B", "16L"))]  # type: ignore[attr-defined]
+            values = np.asarray(image).astype(np.uint16) << 8 | np.asarray(low)
+    channels, alpha = (values[..., :-1], values[..., -1:]) if raw[:-4].endswith("A") else (values, None)
+    grey = channels[..., 0]
+    if channels.shape[2] == 3:
+        refuse_colour(path, (channels >> 8).astype(np.uint8))
+        grey = np.rint(channels @ np.array([0.299, 0.587, 0.114])).astype(np.uint16)
+    if alpha is not None:
+        grey = (grey.astype(np.uint32) * alpha[..., 0] // 65535).astype(np.uint16)
+    elif image.info.get("transparency") is not None:
+        grey[(channels == np.array(image.info["transparency"])).all(axis=2)] = 0
+    white = _white_level(path, grey, png16_max)
+    return Picture(_divided(grey, white), "PNG", f"/{white:g}", bits=16)
+
+
+def _to_picture(path: Path, image: Image.Image, raw: str, png16_max: WhiteLevel) -> Picture:
     name = "JPEG" if image.format == "MPO" else str(image.format)
+    clear = image.info.get("transparency") if name == "PNG" and image.mode in ("1", "L", "I;16", "I") else None
+    if isinstance(clear, int):  # a grey value; fewer bits than 8 are spread over 0…255 by the decoder
+        if raw.startswith("L;"):
+            clear = clear * 255 // (2 ** int(raw[2]) - 1)
+        values = np.asarray(image)
+        kept = values != (bool(clear) if image.mode == "1" else clear)
+        image = Image.fromarray(values * kept)
     if image.mode == "1":
         return Picture(np.asarray(image, dtype=np.float32), name, "/1", bits=1)
     if image.mode.startswith("I"):
@@ -94,7 +176,16 @@ def _to_grey(path: Path, image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
     rgb = image.convert("RGB")
-    channels = np.asarray(rgb)
+    refuse_colour(path, np.asarray(rgb))
+    return rgb.convert("L")
+
+
+def refuse_colour(path: Path, channels: NDArray[np.uint8]) -> None:
+    """Refuse (H, W, 3) whose channels differ.
+
+    Raises:
+        RadiographError: more than `COLOUR_SHARE` of the pixels differ by more than `COLOUR_DIFFERENCE`.
+    """
     spread = channels.max(axis=2) - channels.min(axis=2)
     share = float((spread > COLOUR_DIFFERENCE).mean())
     if share > COLOUR_SHARE:
@@ -104,4 +195,3 @@ def _to_grey(path: Path, image: Image.Image) -> Image.Image:
             f"{share:.1%} of its pixels differ between channels by more than {COLOUR_DIFFERENCE} of 255; a radiograph "
             "is grey. Remove the file from the list, or convert it to grey if the colour is only a tint",
         )
-    return rgb.convert("L")

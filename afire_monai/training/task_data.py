@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.datalists.file import is_normal, load_datalist, normal_label
+from afire_monai.datalists.mask_check import refuse_wrong_masks
 from afire_monai.datalists.patients import shared_patients
 from afire_monai.datalists.subsets import label_fraction, patient_folds
 from afire_monai.datalists.targets import UncertainPolicy, positive_weights, target_matrix
@@ -161,7 +162,8 @@ def segmentation_data(
     empty_masks: Literal["normal", "none"] = "normal",
     fraction: float = 1.0,
     seed: int = 0,
-    classes: Sequence[str] = ("mask",),
+    classes: Mapping[str, Sequence[int]] | Sequence[str] = ("mask",),
+    ignore: int | None = None,
 ) -> TaskData:
     """Choose what a segmenter is trained, validated and tested on.
 
@@ -172,10 +174,12 @@ def segmentation_data(
             mask is not normal (so not for lungs, which every image has); ``none``: images without mask are left out.
         fraction: share of the training images, above 0 and up to 1, by patient.
         seed: of the fraction.
-        classes: names to give back.
+        classes: names of the classes; with the mask values that mean them, all masks are opened and checked.
+        ignore: the mask value of pixels to leave out.
 
     Raises:
-        DataListError: if training or validation has no mask, or a patient is in two parts.
+        DataListError: if training or validation has no mask, a patient is in two parts, a mask cannot be used or none
+            has a class.
     """
     content = load_datalist(datalist, dataset_dir or None)
     labels, normal = content.get("labels") or [], normal_label(content)
@@ -193,4 +197,6 @@ def segmentation_data(
         present = np.array([[float(bool(i["mask"]))] for i in parts["training"]], dtype=np.float32)
         parts["training"] = [parts["training"][i] for i in label_fraction(parts["training"], present, fraction, seed)]
     _refuse_shared_patients(parts, datalist)
+    if isinstance(classes, Mapping):
+        refuse_wrong_masks([item for part in parts.values() for item in part], classes, ignore)
     return TaskData(list(classes), **parts)

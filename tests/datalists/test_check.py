@@ -72,7 +72,7 @@ def test_good_data_is_ok(folder: Path) -> None:
 
 
 def test_error_of_a_decoder_that_nobody_foresaw_does_not_stop_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(path: str, modalities: object) -> None:
+    def fail(path: str) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr("afire_monai.datalists.check.read_picture", fail)

@@ -147,7 +147,7 @@ def test_facts_are_kept_where_the_csv_has_columns_of_their_names(tmp_path: Path)
     assert [items["a.png"].get(key) for key in ("sex", "age", "view", "source")] == ["F", 57, "PA", None]
     assert [items["b.png"].get(key) for key in ("sex", "age", "view")] == [None, 58, None]
     assert [items["c.png"].get(key) for key in ("sex", "age", "view")] == ["M", None, "AP"]
-    assert datalist["meta"]["skipped"]["unusable_sex"] == datalist["meta"]["skipped"]["unusable_age"] == 1
+    assert datalist["meta"]["unusable"] == {"age": 1}
     assert validate_datalist(datalist, check_files=False).ok
 
 
@@ -247,12 +247,12 @@ def test_monai_reads_the_same_items(manifest: Path, tmp_path: Path) -> None:
     datalist_from_csv(manifest, out=tmp_path / "all.json", mask_column="mask")
     for section in SECTIONS:
         theirs = load_decathlon_datalist(tmp_path / "all.json", is_segmentation=False, data_list_key=section)
-        assert theirs == load_datalist(tmp_path / "all.json", section=section)
+        assert theirs == load_datalist(tmp_path / "all.json")[section]
 
 
 def test_base_dir_replaces_the_folder_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "l.json").write_text(json.dumps({"test": ["a.png", {"image": "/abs/b.png", "mask": "m.png"}]}))
-    items = load_datalist(tmp_path / "l.json", base_dir="/base", section="test")
+    items = load_datalist(tmp_path / "l.json", base_dir="/base")["test"]
     assert items == [{"image": "/base/a.png"}, {"image": "/abs/b.png", "mask": "/base/m.png"}]
 
 
@@ -466,7 +466,7 @@ def test_label_vectors_that_look_equal_but_are_not_stay_apart(tmp_path: Path) ->
     labels = [[1, 0], [True, 0], [1.0, 0], [1, 0], [1, None]]
     items = [{"image": f"{i}.png", "label": label} for i, label in enumerate(labels)]
     (tmp_path / "list.json").write_text(json.dumps({"labels": ["a", "b"], "training": items}))
-    read = [item["label"] for item in load_datalist(tmp_path / "list.json", section="training")]
+    read = [item["label"] for item in load_datalist(tmp_path / "list.json")["training"]]
     assert [[type(v) for v in label] for label in read] == [[type(v) for v in label] for label in labels]
     assert read[0] is read[3]
     report = validate_datalist(tmp_path / "list.json", check_files=False)

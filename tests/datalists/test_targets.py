@@ -43,7 +43,7 @@ def test_no_items_give_an_empty_matrix() -> None:
         ([{"label": 1}], {}, "item 0: its label has int"),
         ([{"label": [1, 0, 0]}, {"label": [1, 0, 2]}], {}, "item 1: 2 among its labels"),
         ([{"label": [1, 0, "1"]}], {}, "item 0: '1' among"),
-        ([{"label": [1, 0, NAN]}], {}, "item 0: nan among"),
+        ([{"label": [1, 0, 0.5]}], {}, "item 0: 0.5 among"),
         ([{"label": [True, 0, 0]}], {}, "item 0: True among"),
     ],
 )

@@ -86,3 +86,16 @@ def test_wrong_tables_are_refused_without_quoting_cells(
     with pytest.raises(DataListError, match=message) as caught:
         table(tmp_path, text, join, **options)
     assert "Zyxwolski" not in str(caught.value)
+
+
+def test_table_of_a_european_spreadsheet_is_read_and_lost_zeros_are_hinted_at(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_bytes("AccessionNumber;Normal;Größe\n4711;1;klein\n".encode("cp1252"))
+    subjects = [Subject("i1", Header(accession="00004711"), "/in/one.dcm")]
+    joined = join_labels(LabelTable(path, label_columns=["Normal"]), subjects)
+    assert joined.unmatched == [2]
+    assert "1 of them would be found with leading zeros" in caplog.text
+    assert "fill them up to 8 characters" in caplog.text
+    assert "4711" not in caplog.text.replace(str(path), "")

@@ -145,9 +145,7 @@ def test_window_without_valid_width_falls_back_to_the_range_of_the_image(width: 
 @pytest.mark.parametrize(
     ("elements", "message"),
     [
-        ({"WindowCenter": [1, 2], "WindowWidth": [3, 4], "VOILUTFunction": "CUBIC"}, "CUBIC"),
         ({"RescaleSlope": 0, "RescaleIntercept": 0}, "slope 0"),
-        ({"VOILUTSequence": Sequence([Dataset()])}, "VOI LUT cannot be read"),
         ({"WindowCenter": [1, 2], "WindowWidth": [3, 4], "index": 2}, "window_index is 2"),
     ],
 )

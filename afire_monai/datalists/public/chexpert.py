@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from afire_monai.core.errors import DataListError
-from afire_monai.datalists.csv_table import Row, facts_of, first_file, parse_label, read_table
+from afire_monai.datalists.cells import facts_of, parse_label
+from afire_monai.datalists.csv_table import Row, one_row_each, read_table
 from afire_monai.datalists.file import DEFAULT_NORMAL, DataList, StrPath
-from afire_monai.datalists.public.common import Gathered, Unmentioned, check_unmentioned, finish
+from afire_monai.datalists.public.common import Gathered, Unmentioned, check_unmentioned, finish, first_file
 
 NO_FINDING = "No Finding"
 FINDINGS = (
@@ -39,7 +40,8 @@ def datalist_from_chexpert(
     ``train.csv`` by patient. Uncertain (-1) stays -1. "No Finding" becomes the label "Normal".
 
     Args:
-        folder: that holds ``train.csv``, ``valid.csv`` and the folders ``train`` and ``valid``.
+        folder: that holds ``train.csv``, ``valid.csv`` and the folders ``train`` and ``valid``; or the folders of the
+            full set's batches, or one level above.
         out: JSON file to write; None to only return.
         labels: ``chexpert14`` or ``chexpert5``.
         unmentioned: a blank cell is ``negative`` (0, as most work does) or ``missing`` (null).
@@ -51,22 +53,22 @@ def datalist_from_chexpert(
         DataListError: a file or column is missing, a value in it is not as published, no image.
     """
     root = Path(folder)
+    roots = _roots(root)
     blank, wanted = check_unmentioned(unmentioned), label_set(labels)
     gathered = Gathered([DEFAULT_NORMAL if name == NO_FINDING else name for name in wanted])
     for table, section in (("train.csv", "training"), ("valid.csv", "test")):
-        path = first_file(root, table, f"{table}.gz")
+        path = _table(roots, table)
         rows = read_table(path, ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *wanted])
-        for number, row in enumerate(rows, start=2):
+        for row in one_row_each(rows, "Path").values():
             if not lateral and row["Frontal/Lateral"] != "Frontal":
                 gathered.skipped["lateral_view"] += 1
                 continue
-            image = _image(root, row["Path"])
-            if not image.is_file():
+            image = _image(roots, row["Path"])
+            if image is None:
                 gathered.skipped["missing_image"] += 1
                 continue
-            item: dict[str, Any] = {"image": str(image.absolute()), "group": _patient(row["Path"], path, number)}
-            where = f"{path}: line {number}"
-            item["label"] = [parse_label(row[name], f"{where}, column {name!r}", blank) for name in wanted]
+            item: dict[str, Any] = {"image": str(image.absolute()), "group": _patient(row)}
+            item["label"] = [parse_label(row, name, blank) for name in wanted]
             gathered.sections[section].append(item | _facts(row))
     gathered.hold_out(validation, seed)
     gathered.facts |= {"unmentioned": unmentioned}
@@ -84,16 +86,39 @@ def label_set(name: str) -> tuple[str, ...]:
     return LABEL_SETS[name]
 
 
-def _image(root: Path, published: str) -> Path:
-    """Paths in the tables start with the name of the archive (CheXpert-v1.0-small), which may have been renamed."""
+def _roots(folder: Path) -> list[Path]:
+    """Return the folders that paths of the tables may start in: the archive's, and those of the full set's batches.
+
+    The full set unpacks into ``CheXpert-v1.0 batch 1 (validate & csv)``, ``… batch 2 (train 1)`` and so on. The folder
+    may be one of these, the one that holds them, or the one above.
+    """
+    levels = [folder, *sorted(path for path in folder.glob("*") if path.name.lower().startswith("chexpert"))]
+    if " batch " in folder.name:
+        levels += sorted(folder.parent.glob("CheXpert* batch *"))
+    return list(dict.fromkeys(p for level in levels for p in (level, *sorted(level.glob("CheXpert* batch *")))))
+
+
+def _table(roots: list[Path], name: str) -> Path:
+    found = [path for root in roots for path in (root / name, root / f"{name}.gz") if path.is_file()]
+    return found[0] if found else first_file(roots[0], name, f"{name}.gz")
+
+
+def _image(roots: list[Path], published: str) -> Path | None:
+    """Find an image; paths in the tables start with the name of the archive, which batches and renamed copies lack."""
     first, _, rest = published.partition("/")
-    return root / rest if first.lower().startswith("chexpert") else root / published
+    below = rest if first.lower().startswith("chexpert") else published
+    for place, root in enumerate(roots):
+        for path in (root / below, root / below.partition("/")[2]):
+            if path.is_file():
+                roots.insert(0, roots.pop(place))  # the next one most likely lies there, too
+                return path
+    return None
 
 
-def _patient(published: str, table: Path, number: int) -> str:
-    match = re.search(r"patient\d+", published)
+def _patient(row: Row) -> str:
+    match = re.search(r"patient\d+", row["Path"])
     if match is None:
-        raise DataListError(f"{table}: line {number}, column 'Path': {published!r}; …/patientNNNNN/… is expected")
+        raise DataListError(f"{row.where('Path')}: {row['Path']!r}; …/patientNNNNN/… is expected")
     return match[0]
 
 

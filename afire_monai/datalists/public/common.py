@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from afire_monai.core.errors import DataListError
-from afire_monai.datalists.csv_table import facts_of, optional_file
+from afire_monai.datalists.cells import facts_of
 from afire_monai.datalists.file import DEFAULT_NORMAL, SECTIONS, DataList, StrPath, save_datalist
+from afire_monai.datalists.patients import patient_of
 from afire_monai.datalists.splits import split_by_group
 
 Item = dict[str, Any]
@@ -64,7 +65,7 @@ class Gathered:
     def _deal(self, fractions: Sequence[float], sections: Sequence[str], seed: int) -> None:
         items = self.sections["training"]
         strata = [str(item["label"]) for item in items]
-        split = split_by_group([group_of(item) for item in items], strata, fractions, seed)
+        split = split_by_group([patient_of(item) for item in items], strata, fractions, seed)
         for index, section in enumerate(sections):
             self.sections[section] = [item for item, part in zip(items, split, strict=True) if part == index]
 
@@ -92,6 +93,12 @@ def finish(
         raise DataListError(
             f"{folder}: {seen} found. Unpack the images into this folder as published, or give their folder"
         )
+    if "training" not in sections:
+        others = ", ".join(f"{len(items)} of {section}" for section, items in sections.items())
+        raise DataListError(
+            f"{folder}: no training image was found, only {others}. "
+            "Unpack the training images into this folder as published"
+        )
     shared = shared_patients(sections)
     for (one, other), patients in shared.items():
         if one not in official and other not in official:
@@ -110,46 +117,110 @@ def finish(
 
 def shared_patients(sections: Mapping[str, Sequence[Item]]) -> dict[tuple[str, str], set[str]]:
     """Patients who are in two sections, for each pair of sections that shares any."""
-    groups = {section: {group_of(item) for item in items} for section, items in sections.items()}
+    groups = {section: {patient_of(item) for item in items} for section, items in sections.items()}
     names = list(groups)
     pairs = [(one, other) for i, one in enumerate(names) for other in names[i + 1 :]]
     return {(one, other): groups[one] & groups[other] for one, other in pairs if groups[one] & groups[other]}
 
 
-def group_of(item: Item) -> str:
-    """Patient of an item, or its image where it has no patient."""
-    return str(item.get("group", item["image"]))
+def first_file(folder: Path, *patterns: str) -> Path:
+    """Return a file in a folder that fits a pattern; the first pattern that any file fits decides.
+
+    Raises:
+        DataListError: there is none.
+    """
+    for pattern in patterns:
+        found = sorted(path for path in folder.glob(pattern) if path.is_file())
+        if found:
+            return found[-1]
+    if not folder.is_dir():
+        raise DataListError(f"{folder}: no such folder. Give the folder that the data set was unpacked into")
+    raise DataListError(
+        f"{folder}: {' or '.join(patterns)} is not in it. Give the folder that the data set was unpacked into, "
+        "with the tables that come with it"
+    )
 
 
-def find_files(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
-    """Path of each file below a folder by its name; of equal names the first that is met. Links are followed.
+def optional_file(folder: Path, *patterns: str) -> Path | None:
+    """As `first_file`, or None."""
+    try:
+        return first_file(folder, *patterns)
+    except DataListError:
+        return None
+
+
+class Files(dict[str, Path]):
+    """Files by name; a name that two different files have cannot be asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._clashes: dict[str, Path] = {}
+
+    def add(self, name: str, path: Path) -> None:
+        """Add a file; links to a file that is there already are the same file."""
+        if name not in self:
+            self[name] = path
+        elif os.path.realpath(path) != os.path.realpath(super().__getitem__(name)):
+            self._clashes[name] = path
+
+    def __getitem__(self, name: str) -> Path:
+        path = super().__getitem__(name)
+        if name in self._clashes:
+            raise DataListError(f"{path} and {self._clashes[name]} could both be {name!r}. Keep one, or move one away")
+        return path
+
+
+def find_files(
+    folder: Path,
+    suffixes: Iterable[str],
+    published: Sequence[str] = (),
+    without: Path | None = None,
+    masks: bool = False,
+) -> Files:
+    """Return the files below a folder by name. Links are followed.
 
     Args:
-        folder: searched with its sub-folders, but not hidden ones.
+        folder: searched with its sub-folders, but not hidden ones and, unless ``masks``, none with "mask" in its name.
         suffixes: in lower case, with dot.
+        published: folders in it or one below that the images were published in; where one is there, the others are not
+            searched.
+        without: a folder that is this command's own output.
+        masks: search folders of masks, too.
 
     Raises:
         DataListError: there is no such folder.
     """
     if not folder.is_dir():
         raise DataListError(f"{folder}: no such folder. Give the folder that the data set was unpacked into")
+    places = [
+        path for name in published for path in (folder / name, *sorted(folder.glob(f"*/{name}"))) if path.is_dir()
+    ]
     endings = tuple(suffixes)
-    found: dict[str, Path] = {}
+    found = Files()
     seen: set[str] = set()
-    for where, folders, names in os.walk(folder, followlinks=True):
+    own = None if without is None else os.path.realpath(without)
+    for where, folders, names in (entry for place in places or [folder] for entry in os.walk(place, followlinks=True)):
         # a link to a folder above would lead around in a circle
         real = os.path.realpath(where)
-        folders[:] = sorted(n for n in folders if real not in seen and not n.startswith((".", "__MACOSX")))
+        if real in seen or real == own:
+            folders[:] = []
+            continue
         seen.add(real)
+        folders[:] = sorted(
+            n for n in folders if n[0] != "." and n != "__MACOSX" and (masks or "mask" not in n.lower())
+        )
         for name in sorted(names):
             if name.lower().endswith(endings) and not name.startswith("."):
-                found.setdefault(name, Path(where, name))
+                found.add(name, Path(where, name))
     return found
 
 
-def by_stem(files: Mapping[str, Path]) -> dict[str, Path]:
-    """The same by name without suffix."""
-    return {path.stem: path for path in files.values()}
+def by_stem(files: Files) -> Files:
+    """Return the same by name without suffix."""
+    stems = Files()
+    for name in files:
+        stems.add(files[name].stem, files[name])
+    return stems
 
 
 def check_unmentioned(value: str) -> int | None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from afire_monai.core.errors import DataListError
-from afire_monai.datalists.csv_table import facts_of, optional_file
+from afire_monai.datalists.cells import facts_of
 from afire_monai.datalists.file import DataList, StrPath
-from afire_monai.datalists.public.common import RANDOM_FRACTIONS, Gathered, by_stem, find_files, finish
+from afire_monai.datalists.public.common import RANDOM_FRACTIONS, Files, Gathered, find_files, finish, optional_file
 from afire_monai.datalists.public.masks import mask_folder, picture_size, union_of_pictures, write_mask
 
 LABELS = ("Normal", "Nodule")
@@ -52,12 +52,14 @@ def datalist_from_jsrt(
     """
     root = Path(folder)
     target = mask_folder(masks, out)
-    files = {stem.upper(): path for stem, path in by_stem(_pictures(root)).items()}
+    files = Files()
+    for path in _pictures(root).values():
+        files.add(path.stem.upper(), path)
     nodules, people = _clinical(root)
     outlines = _outlines(root)
     gathered = Gathered(list(LABELS))
     gathered.skipped["missing_image"] = len(set(people) - set(files))
-    for stem, path in sorted(files.items()):
+    for stem, path in ((stem, files[stem]) for stem in sorted(files)):
         nodule = stem.startswith("JPCLN")
         item: dict[str, Any] = {"image": str(path.absolute()), "group": stem, "label": [int(not nodule), int(nodule)]}
         item |= facts_of(*people.get(stem, ("", "")), view="PA")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from afire_monai.core.errors import DataListError
-from afire_monai.datalists.csv_table import facts_of, first_file, parse_label, read_table
+from afire_monai.datalists.cells import facts_of, parse_label
+from afire_monai.datalists.csv_table import one_row_each, read_table
 from afire_monai.datalists.file import DEFAULT_NORMAL, DataList, StrPath
 from afire_monai.datalists.public.chexpert import NO_FINDING, label_set
-from afire_monai.datalists.public.common import Gathered, Unmentioned, check_unmentioned, finish
+from afire_monai.datalists.public.common import Gathered, Unmentioned, check_unmentioned, finish, first_file
 
 SECTION = {"train": "training", "validate": "validation", "test": "test"}
 FRONTAL = ("PA", "AP")
@@ -42,16 +43,15 @@ def datalist_from_mimic(
     blank, wanted = check_unmentioned(unmentioned), label_set(labels)
     table = first_file(root, "mimic-cxr-2.*-chexpert.csv.gz", "mimic-cxr-2.*-chexpert.csv")
     studies = {}
-    for number, row in enumerate(read_table(table, ["subject_id", "study_id", *wanted]), start=2):
-        where = f"{table}: line {number}"
-        studies[row["study_id"]] = [parse_label(row[n], f"{where}, column {n!r}", blank) for n in wanted]
+    for study, row in one_row_each(read_table(table, ["subject_id", "study_id", *wanted]), "study_id").items():
+        studies[study] = [parse_label(row, name, blank) for name in wanted]
     metadata = first_file(root, "mimic-cxr-2.*-metadata.csv.gz", "mimic-cxr-2.*-metadata.csv")
     view_of = {row["dicom_id"]: row["ViewPosition"] for row in read_table(metadata, ["dicom_id", "ViewPosition"])}
     split = first_file(root, "mimic-cxr-2.*-split.csv.gz", "mimic-cxr-2.*-split.csv")
     gathered = Gathered([DEFAULT_NORMAL if name == NO_FINDING else name for name in wanted])
-    for number, row in enumerate(read_table(split, [*KEY, "split"]), start=2):
+    for row in one_row_each(read_table(split, [*KEY, "split"]), "dicom_id").values():
         if row["split"] not in SECTION:
-            raise DataListError(f"{split}: line {number}: {row['split']!r}; one of {', '.join(SECTION)} is expected")
+            raise DataListError(f"{row.where('split')}: {row['split']!r}; one of {', '.join(SECTION)} is expected")
         view = view_of.get(row["dicom_id"], "")
         subject, study = f"p{row['subject_id']}", f"s{row['study_id']}"
         image = root / "files" / subject[:3] / subject / study / f"{row['dicom_id']}.jpg"

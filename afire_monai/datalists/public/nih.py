@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from afire_monai.core.errors import DataListError
-from afire_monai.datalists.csv_table import facts_of, first_file, optional_file, parse_numbers, read_table
+from afire_monai.datalists.cells import facts_of, parse_numbers
+from afire_monai.datalists.csv_table import Row, one_row_each, read_table
 from afire_monai.datalists.file import DEFAULT_NORMAL, DataList, StrPath
-from afire_monai.datalists.public.common import Gathered, find_files, finish, read_names
+from afire_monai.datalists.public.common import Gathered, find_files, finish, first_file, optional_file, read_names
 
 FINDINGS = (
     "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
@@ -55,13 +56,12 @@ def datalist_from_nih(
     files = find_files(root, (".png", ".jpg", ".jpeg"))
     boxes = _boxes(optional_file(root, "BBox_List_2017*.csv"))
     gathered = Gathered([DEFAULT_NORMAL, *FINDINGS])
-    for number, row in enumerate(rows, start=2):
-        name = row["Image Index"]
+    for name, row in one_row_each(rows, "Image Index").items():
         section = next((s for s, names in lists.items() if name in names), None)
         if section is None or name not in files:
             gathered.skipped["missing_image" if section else "in_no_list"] += 1
             continue
-        label = _label(row["Finding Labels"], f"{table}: line {number}")
+        label = _label(row)
         item: dict[str, Any] = {"image": str(files[name].absolute()), "group": row["Patient ID"], "label": label}
         item |= facts_of(row["Patient Gender"], row["Patient Age"], row["View Position"])
         if name in boxes:
@@ -73,12 +73,13 @@ def datalist_from_nih(
     return finish("nih", gathered, root, out, official=("test",) if standard else ())
 
 
-def _label(cell: str, where: str) -> list[int]:
+def _label(row: Row) -> list[int]:
+    cell = row["Finding Labels"]
     names = {"Pleural_Thickening" if name == "Pleural Thickening" else name for name in cell.split("|")}
     unknown = sorted(names - {"No Finding", *FINDINGS})
     if unknown:
         raise DataListError(
-            f"{where}, column 'Finding Labels': {', '.join(map(repr, unknown))}; No Finding or names out of "
+            f"{row.where('Finding Labels')}: {', '.join(map(repr, unknown))}; No Finding or names out of "
             f"{', '.join(FINDINGS)}, with | between them, are expected"
         )
     return [int("No Finding" in names), *(int(finding in names) for finding in FINDINGS)]
@@ -89,11 +90,11 @@ def _boxes(path: Path | None) -> dict[str, list[list[Any]]]:
     boxes: dict[str, list[list[Any]]] = defaultdict(list)
     if path is None:
         return boxes
-    for number, row in enumerate(read_table(path, ["Image Index", "Finding Label"]), start=2):
-        cells = list(row.values())[2:6]
-        if len(cells) < 4:
+    for row in read_table(path, ["Image Index", "Finding Label"]):
+        columns = list(row)[2:6]
+        if len(columns) < 4:
             raise DataListError(f"{path}: {len(row)} columns; image, finding, x, y, width and height are expected")
-        numbers = parse_numbers(cells, f"{path}: line {number}: x, y, width, height")
+        numbers = parse_numbers(row, columns, "x, y, width, height")
         name = "Infiltration" if row["Finding Label"] == "Infiltrate" else row["Finding Label"]
         boxes[row["Image Index"]].append([*numbers, name])
     return boxes

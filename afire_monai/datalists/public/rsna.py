@@ -8,9 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from afire_monai.core.errors import DataListError
-from afire_monai.datalists.csv_table import first_file, parse_numbers, read_table
+from afire_monai.datalists.cells import parse_numbers
+from afire_monai.datalists.csv_table import one_row_each, read_table
 from afire_monai.datalists.file import DataList, StrPath
-from afire_monai.datalists.public.common import RANDOM_FRACTIONS, Gathered, by_stem, find_files, finish, header_facts
+from afire_monai.datalists.public.common import (
+    RANDOM_FRACTIONS,
+    Gathered,
+    by_stem,
+    find_files,
+    finish,
+    first_file,
+    header_facts,
+)
 
 CLASSES = ("Normal", "Lung Opacity", "No Lung Opacity / Not Normal")
 BOX_COLUMNS = ["x", "y", "width", "height"]
@@ -43,12 +52,11 @@ def datalist_from_rsna(
     boxes = _boxes(first_file(root, "stage_2_train_labels.csv"))
     table = first_file(root, "stage_2_detailed_class_info.csv")
     classes: dict[str, str] = {}
-    for number, row in enumerate(read_table(table, ["patientId", "class"]), start=2):
+    for image, row in one_row_each(read_table(table, ["patientId", "class"]), "patientId").items():
         if row["class"] not in CLASSES:
-            raise DataListError(f"{table}: line {number}: {row['class']!r}; one of {', '.join(CLASSES)} is expected")
-        if classes.setdefault(row["patientId"], row["class"]) != row["class"]:
-            raise DataListError(f"{table}: line {number}: {row['patientId']} has two classes; one is expected")
-    files = by_stem(find_files(root, (".dcm", ".png", ".jpg")))
+            raise DataListError(f"{row.where('class')}: {row['class']!r}; one of {', '.join(CLASSES)} is expected")
+        classes[image] = row["class"]
+    files = by_stem(find_files(root, (".dcm", ".png", ".jpg"), ("stage_2_train_images",)))
     gathered = Gathered(list(CLASSES))
     for image, name in classes.items():
         if image not in files:
@@ -65,10 +73,10 @@ def datalist_from_rsna(
 
 def _boxes(path: Path) -> dict[str, list[list[Any]]]:
     boxes: dict[str, list[list[Any]]] = defaultdict(list)
-    for number, row in enumerate(read_table(path, ["patientId", *BOX_COLUMNS, "Target"]), start=2):
+    for row in read_table(path, ["patientId", *BOX_COLUMNS, "Target"]):
         if row["Target"] not in ("0", "1"):
-            raise DataListError(f"{path}: line {number}, column 'Target': {row['Target']!r}; 0 or 1 is expected")
+            raise DataListError(f"{row.where('Target')}: {row['Target']!r}; 0 or 1 is expected")
         if row["Target"] == "1":
-            numbers = parse_numbers([row[column] for column in BOX_COLUMNS], f"{path}: line {number}: box")
+            numbers = parse_numbers(row, BOX_COLUMNS, "box")
             boxes[row["patientId"]].append([*numbers, "Lung Opacity"])
     return boxes

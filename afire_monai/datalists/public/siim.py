@@ -7,13 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from afire_monai.core.errors import DataListError
-from afire_monai.datalists.csv_table import first_file, read_table
+from afire_monai.datalists.csv_table import read_table
 from afire_monai.datalists.file import DataList, StrPath
-from afire_monai.datalists.public.common import RANDOM_FRACTIONS, Gathered, by_stem, find_files, finish, header_facts
+from afire_monai.datalists.public.common import (
+    RANDOM_FRACTIONS,
+    Gathered,
+    by_stem,
+    find_files,
+    finish,
+    first_file,
+    header_facts,
+)
 from afire_monai.datalists.public.masks import mask_folder, write_mask
 from afire_monai.datalists.public.rle import EMPTY, union_of_runs
 
 SIDE = 1024
+PUBLISHED = ("dicom-images-train", "stage_2_images", "png_images")
+"""Folders of the images: of the challenge's first and second stage, and of the PNG copy on Kaggle."""
 
 
 def datalist_from_siim(
@@ -47,7 +57,7 @@ def datalist_from_siim(
     runs: dict[str, list[str]] = defaultdict(list)
     for row in read_table(table, ["ImageId", "EncodedPixels"]):
         runs[row["ImageId"]].append(row["EncodedPixels"])
-    files = by_stem(find_files(root, (".dcm", ".png")))
+    files = by_stem(find_files(root, (".dcm", ".png"), PUBLISHED, target))
     gathered = Gathered(["Pneumothorax"])
     for image, texts in runs.items():
         if image not in files:

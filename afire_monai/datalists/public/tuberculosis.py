@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from afire_monai.core.errors import DataListError
-from afire_monai.datalists.csv_table import facts_of
+from afire_monai.datalists.cells import facts_of
 from afire_monai.datalists.file import DataList, StrPath
 from afire_monai.datalists.public.common import RANDOM_FRACTIONS, Gathered, find_files, finish
 from afire_monai.datalists.public.masks import mask_folder, picture_size, union_of_pictures, write_mask
@@ -38,7 +38,7 @@ def datalist_from_shenzhen(
     root = Path(folder)
     masks = {
         name.removesuffix(".png").removesuffix("_mask"): path
-        for name, path in find_files(root, (".png",)).items()
+        for name, path in find_files(root, (".png",), masks=True).items()
         if path.parent.name.lower() in ("mask", "masks")
     }
 
@@ -72,7 +72,7 @@ def datalist_from_montgomery(
     """
     root = Path(folder)
     target = mask_folder(masks, out)
-    sides = [find_files(root / "ManualMask" / side, (".png",)) for side in ("leftMask", "rightMask")
+    sides = [find_files(root / "ManualMask" / side, (".png",), masks=True) for side in ("leftMask", "rightMask")
              if (root / "ManualMask" / side).is_dir()]  # fmt: skip
 
     def mask_of(path: Path) -> str | None:

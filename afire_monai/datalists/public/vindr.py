@@ -9,9 +9,18 @@ from typing import Any
 import numpy as np
 
 from afire_monai.core.errors import DataListError
-from afire_monai.datalists.csv_table import Row, first_file, optional_file, parse_label, parse_numbers, read_table
+from afire_monai.datalists.cells import parse_label, parse_numbers
+from afire_monai.datalists.csv_table import Row, read_table
 from afire_monai.datalists.file import DEFAULT_NORMAL, DataList, StrPath
-from afire_monai.datalists.public.common import Gathered, by_stem, find_files, finish, header_facts
+from afire_monai.datalists.public.common import (
+    Gathered,
+    by_stem,
+    find_files,
+    finish,
+    first_file,
+    header_facts,
+    optional_file,
+)
 
 NO_FINDING = "No finding"
 CORNERS = ["x_min", "y_min", "x_max", "y_max"]
@@ -75,27 +84,27 @@ def _votes(path: Path) -> tuple[list[str], dict[str, list[list[int]]]]:
     rows = read_table(path, ["image_id", NO_FINDING])
     columns = [name for name in (rows[0] if rows else {}) if name not in ("image_id", "rad_id", "")]
     votes: dict[str, list[list[int]]] = defaultdict(list)
-    for number, row in enumerate(rows, start=2):
-        votes[row["image_id"]].append([_vote(row, name, f"{path}: line {number}") for name in columns])
+    for row in rows:
+        votes[row["image_id"]].append([_vote(row, name) for name in columns])
     if not votes:
         raise DataListError(f"{path}: it has no rows; one for each image and reader is expected. Fetch it again")
     return [SPELLING.get(name, name) for name in columns], votes
 
 
-def _vote(row: Row, name: str, where: str) -> int:
-    value = parse_label(row[name], f"{where}, column {name!r}", blank=0)
+def _vote(row: Row, name: str) -> int:
+    value = parse_label(row, name, blank=0)
     if value not in (0, 1):
-        raise DataListError(f"{where}, column {name!r}: {value}; 1 or 0 is expected")
+        raise DataListError(f"{row.where(name)}: {value}; 1 or 0 is expected")
     return value
 
 
 def _boxes(path: Path | None) -> dict[str, list[list[Any]]]:
     boxes: dict[str, list[list[Any]]] = defaultdict(list)
     rows = [] if path is None else read_table(path, ["image_id", "class_name", *CORNERS])
-    for number, row in enumerate(rows, start=2):
+    for row in rows:
         if row["class_name"] == NO_FINDING or not row["x_min"]:
             continue
-        left, top, right, bottom = parse_numbers([row[c] for c in CORNERS], f"{path}: line {number}: box")
+        left, top, right, bottom = parse_numbers(row, CORNERS, "box")
         if right > left and bottom > top:
             name = SPELLING.get(row["class_name"], row["class_name"])
             boxes[row["image_id"]].append([left, top, right - left, bottom - top, name])

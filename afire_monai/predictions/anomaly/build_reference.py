@@ -15,6 +15,7 @@ from tqdm import tqdm
 from afire_monai.core.errors import AfireError
 from afire_monai.core.precision import set_precision
 from afire_monai.datalists.file import datalist_hash, read_raw, training_items
+from afire_monai.datalists.patients import patient_of
 from afire_monai.models.folder import load_module_files, model_files, weights_hashes
 from afire_monai.predictions.anomaly.detector import DEFAULT_PARTS, AnomalyDetector, load_detector
 from afire_monai.predictions.anomaly.normals import CellGaussian, fit_images, fit_neighbours, fit_tokens
@@ -252,7 +253,7 @@ def _batches(
             continue
         batch += result.images.values()
         # without a patient each radiograph counts as one of its own
-        used.append(str(items[result.index].get("group") or f"image {result.index}"))
+        used.append(patient_of(items[result.index]))
         if len(batch) == size:
             yield torch.stack(batch).to(device)
             batch = []

@@ -61,7 +61,7 @@ def test_siim_without_a_place_writes_no_masks(tmp_path: Path) -> None:
 def test_siim_mask_and_empty_for_one_picture_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataListError, match=r"1\.2\.5 has both a mask and -1"):
         datalist_from_siim(siim(tmp_path, rows="1.2.5,1 1\n"))
-    dicom(tmp_path / "1.2.6.dcm")
+    dicom(tmp_path / "dicom-images-train" / "1.2.6.dcm")
     with pytest.raises(DataListError, match=r"train-rle\.csv: 1\.2\.6: '1 1 1'; pairs of gap and length"):
         datalist_from_siim(siim(tmp_path, rows="1.2.6,1 1 1\n"))
 
@@ -95,13 +95,13 @@ def test_rsna_has_three_classes_and_boxes_of_opacity(tmp_path: Path) -> None:
 def test_rsna_errors_name_line_and_what_is_expected(tmp_path: Path) -> None:
     root = rsna(tmp_path)
     write(root / "stage_2_detailed_class_info.csv", "patientId,class\na,Opacity\n")
-    with pytest.raises(DataListError, match="line 2: 'Opacity'; one of Normal, Lung Opacity"):
+    with pytest.raises(DataListError, match="line 2, column 'class': 'Opacity'; one of Normal, Lung Opacity"):
         datalist_from_rsna(root)
     write(root / "stage_2_detailed_class_info.csv", "patientId,class\na,Normal\na,Lung Opacity\n")
-    with pytest.raises(DataListError, match="line 3: a has two classes"):
+    with pytest.raises(DataListError, match="line 3, column 'class': another value than in line 2"):
         datalist_from_rsna(root)
     write(root / "stage_2_train_labels.csv", "patientId,x,y,width,height,Target\na,1,1,,1,1\n")
-    with pytest.raises(DataListError, match="line 2: box: 1, 1, , 1; numbers"):
+    with pytest.raises(DataListError, match="line 2, column 'width': box: 1, 1, , 1; numbers"):
         datalist_from_rsna(root)
 
 

@@ -1,0 +1,158 @@
+"""What the cells of a table say: labels, numbers, sex and age."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from afire_monai.core.errors import DataListError
+from afire_monai.datalists.csv_table import Row
+
+logger = logging.getLogger(__name__)
+
+Fact = str | float
+
+FACTS = ("sex", "age", "view", "source")
+"""Optional facts of an item that a CSV column can give."""
+OLDEST = 130
+NOT_KNOWN = frozenset(("nan", "na", "n/a", "#n/a", "none", "null", "nil", "?"))
+"""Cells, in small letters, by which programs and people say that nothing is known."""
+_YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
+_SEXES = {"F": "F", "FEMALE": "F", "WOMAN": "F", "M": "M", "MALE": "M", "MAN": "M"}
+# as spreadsheets of several languages write their truth values, and people a tick
+_WORDS: dict[str, float] = {
+    **dict.fromkeys(("true", "yes", "y", "ja", "wahr", "oui", "vrai", "si", "sí", "verdadero", "vero", "sim"), 1),
+    **dict.fromkeys(("false", "no", "n", "nein", "falsch", "non", "faux", "falso", "nee", "não"), 0),
+}
+
+
+def is_not_known(text: str) -> bool:
+    """Whether a cell says that nothing is known: ``nan``, ``NA``, ``none`` and the like."""
+    return text.strip().lower() in NOT_KNOWN
+
+
+def parse_sex(text: str) -> str | None:
+    """Return ``F`` or ``M`` from what tables write (F, female, Woman, …); None for anything else."""
+    return _SEXES.get(text.strip().upper())
+
+
+def parse_age(text: str) -> float | None:
+    """Return years from ``57``, ``57.0``, ``057Y``, ``18M`` (months), ``3W`` or ``10D``; None unless up to 130."""
+    match = re.fullmatch(r"\s*(\d+(?:[.,]\d+)?)\s*([YMWD]?)\s*", text, re.IGNORECASE)
+    if match is None:
+        return None
+    years = float(match[1].replace(",", ".")) * _YEARS[match[2].upper()]
+    return round(years, 2) if 0 <= years <= OLDEST else None
+
+
+def parse_label(row: Row, column: str, blank: int | None = None) -> int | None:
+    """Return a label value: 1, 0 or -1 (also as 1.0, TRUE, yes, ja), ``blank`` for an empty cell, None for `nan`.
+
+    Raises:
+        DataListError: anything else, with file, line and column.
+    """
+    text = row[column]
+    if text == "":
+        return blank
+    if is_not_known(text):
+        return None
+    value = _WORDS.get(text.lower(), _number(text, row.decimal_comma))
+    if value not in (-1, 0, 1):
+        raise DataListError(
+            f"{row.where(column)}: {text!r}; 1 (present), 0 (absent), -1 (uncertain) or nothing is expected"
+        )
+    return int(value)
+
+
+def parse_numbers(row: Row, columns: Sequence[str], what: str) -> list[float]:
+    """Return finite numbers from cells of a row.
+
+    Raises:
+        DataListError: a cell is no number; file, line and column are named, and ``what`` it is for.
+    """
+    numbers = [_number(row[column], row.decimal_comma) for column in columns]
+    for column, number in zip(columns, numbers, strict=True):
+        if not math.isfinite(number):
+            cells = ", ".join(row[name] for name in columns)
+            raise DataListError(f"{row.where(column)}: {what}: {cells}; numbers are expected")
+    return numbers
+
+
+def _number(text: str, decimal_comma: bool) -> float:
+    """Return a number; NaN if it is none. What only Python takes for one (1_000, ١) is none."""
+    if decimal_comma and re.fullmatch(r"[+-]?\d*,\d+", text):
+        text = text.replace(",", ".")
+    plain = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.IGNORECASE | re.ASCII)
+    return float(text) if plain else math.nan
+
+
+def facts_of(sex: str = "", age: str = "", view: str = "", source: str = "") -> dict[str, Fact]:
+    """Return the optional facts of an item; what is empty or makes no sense is left out."""
+    known: dict[str, Fact | None] = {"sex": parse_sex(sex), "age": parse_age(age)}
+    known |= {name: None if is_not_known(text) else text.strip() or None for name, text in
+              (("view", view), ("source", source))}  # fmt: skip
+    return {key: value for key, value in known.items() if value is not None}
+
+
+def split_names(cell: str, separator: str) -> tuple[str, ...]:
+    """Return the names in a cell, without those that say that nothing is known."""
+    return tuple(name.strip() for name in cell.split(separator) if name.strip() and not is_not_known(name))
+
+
+def loose(name: str) -> str:
+    """Return what two spellings of a name have in common: letters, without case, blanks, ``_`` and the form of accents.
+
+    ``Pleural_Thickening`` and ``pleural thickening`` are alike.
+    """
+    return re.sub(r"[\s_]+", "", unicodedata.normalize("NFKC", name).casefold())
+
+
+def means_normal(name: str) -> bool:
+    """Return whether a label says by itself that nothing was found, in any case, with blanks or without."""
+    return loose(name) in ("normal", "nofinding", "nofindings")
+
+
+def look_alikes(names: Iterable[str], preferred: Sequence[str] = ()) -> dict[str, str]:
+    """Find names that differ from a more frequent one in case or blanks only.
+
+    Args:
+        names: as often as they occur.
+        preferred: spellings that win however frequent they are.
+
+    Returns:
+        The other spelling → the one that counts. Nobody knows whether the same is meant.
+    """
+    counts = Counter(names)
+    families: dict[str, list[str]] = defaultdict(list)
+    for name in counts:
+        families[loose(name)].append(name)
+    others: dict[str, str] = {}
+    for family in families.values():
+        best = min(family, key=lambda name: (name not in preferred, -counts[name], name))
+        others |= {name: best for name in family if name != best}
+    return others
+
+
+def padding_hint(wanted: Iterable[str], there: Iterable[str]) -> str:
+    """Say how identifiers that were not found would be, if spreadsheets had not dropped their leading zeros.
+
+    Args:
+        wanted: identifiers of a table that were not found.
+        there: those that there are.
+
+    Returns:
+        A sentence, or "" if padding zeros would not help.
+    """
+    padded: Mapping[str, str] = {name.lstrip("0"): name for name in there if name.startswith("0")}
+    lengths = Counter(len(padded[name]) for name in set(wanted) if name in padded)
+    if not lengths:
+        return ""
+    length = lengths.most_common(1)[0][0]
+    return (
+        f"{lengths.total()} of them would be found with leading zeros, which spreadsheets drop: fill them up to "
+        f'{length} characters (format the column as text, or =TEXT(A2;"{"0" * length}") in a spreadsheet)'
+    )
