@@ -78,7 +78,7 @@ def main() -> None:
         folder = Path(scratch)
         export_encoder(build_encoder(args.preset, image_size=args.size), folder)
         paths = {"eager": folder}
-        exportable = load_exportable(folder, "encoder")
+        exportable = load_exportable([folder], "encoder")
         images = comparison_images(exportable.size, (), "test", 4)
         for form, suffix in SUFFIXES.items():
             start = time.time()

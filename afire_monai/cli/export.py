@@ -8,7 +8,7 @@ from afire_monai.core.quiet import silence
 
 
 def export(
-    model: str,
+    model: tuple[str, ...],
     *,
     format: str,
     out: str,
@@ -26,7 +26,8 @@ def export(
     Example: afire export runs/tuned/models --format onnx --kind classifier --images radiographs --out exports
 
     Args:
-        model: model folder of a run.
+        model: model folder of a run, or several with commas between them; or the name of a model that comes with the
+            package, whose detector has the reference of adults.
         format: onnx, torchscript, torch_export (files, for batches of any size), timm or hf (folders).
         out: file or folder to write; a file has the format's suffix (.onnx, .pt, .pt2).
         kind: classifier, segmenter, encoder or detector; the first of them that the folder holds unless given.
@@ -38,11 +39,12 @@ def export(
     from afire_monai.core.errors import AfireError
     from afire_monai.models.export import OPSET, SUFFIXES, export_graph
     from afire_monai.models.layouts import LAYOUTS, export_layout
+    from afire_monai.models.shipped import shipped_models, shipped_names
     from afire_monai.predictions.exportable import comparison_images, load_exportable
 
     if format not in (*SUFFIXES, *LAYOUTS):
         raise AfireError(f"--format must be one of {', '.join((*SUFFIXES, *LAYOUTS))}, got {format!r}")
-    exportable = load_exportable(model, kind)
+    exportable = load_exportable(shipped_models(name=model[0]) if model[0] in shipped_names() else model, kind)
     pictures = comparison_images(exportable.size, images, section, compared)
     if format in LAYOUTS:
         report = export_layout(exportable, pictures, Path(out), format)

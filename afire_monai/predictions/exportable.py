@@ -94,23 +94,23 @@ class DetectorGraph(nn.Module):
         return ranked if found.heat is None else (*ranked, found.heat)
 
 
-def load_exportable(folder: str | Path, kind: str | None = None) -> Exportable:
-    """Load what is to be exported from a model folder.
+def load_exportable(folders: Sequence[str | Path], kind: str | None = None) -> Exportable:
+    """Load what is to be exported from model folders.
 
     Args:
-        folder: as a run writes it.
+        folders: as a run writes them; what is in several is taken from the first.
         kind: one of `EXPORT_KINDS`; None for the first of them that is there.
 
     Raises:
-        AfireError: for an unknown kind or one that the folder does not hold.
+        AfireError: for an unknown kind or one that the folders do not hold.
         CheckpointError: if a file is missing or damaged.
     """
-    files = model_files([folder])
+    files = model_files(folders)
     able = [k for k in EXPORT_KINDS if k in files or (k == "detector" and {"restorer", "reference"} & files.keys())]
     if kind is not None and kind not in EXPORT_KINDS:
         raise AfireError(f"--kind must be one of {', '.join(EXPORT_KINDS)}, got {kind!r}")
     if not able or (kind or able[0]) not in able:
-        raise AfireError(f"{folder} has no {kind or 'model'}; it holds {names(files)}")
+        raise AfireError(f"{', '.join(map(str, folders))} has no {kind or 'model'}; it holds {names(files)}")
     kind = kind or able[0]
     hashes = {f"{name}_sha256": value for name, value in weights_hashes(files).items()}
     if kind == "encoder":

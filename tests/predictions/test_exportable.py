@@ -50,20 +50,20 @@ def model(tmp_path_factory) -> Path:
 
 
 def test_each_kind_is_found_with_its_outputs_and_facts(model):
-    assert load_exportable(model).kind == "classifier"
-    classifier = load_exportable(model, "classifier")
+    assert load_exportable([model]).kind == "classifier"
+    classifier = load_exportable([model], "classifier")
     assert (classifier.outputs, classifier.size) == (("logits", "probabilities"), (1, 24, 32))
     assert classifier.description["labels"] == ["A", "B"]
     assert classifier.description["thresholds"] == {"A": 0.25}
-    assert load_exportable(model, "segmenter").description["mask_values"] == {"lung": 255}
-    assert load_exportable(model, "encoder").size == (1, 32, 32)
-    detector = load_exportable(model, "detector")
+    assert load_exportable([model], "segmenter").description["mask_values"] == {"lung": 255}
+    assert load_exportable([model], "encoder").size == (1, 32, 32)
+    detector = load_exportable([model], "detector")
     assert (detector.outputs, detector.size) == (("restored", "difference"), (1, 48, 48))
 
 
 def test_classifier_gives_calibrated_probabilities(model):
     images = torch.rand(2, 1, 24, 32)
-    _, probabilities = load_exportable(model, "classifier").network(images)
+    _, probabilities = load_exportable([model], "classifier").network(images)
     assert torch.allclose(probabilities, load_classifier(model)[0].probabilities(images))
 
 
@@ -135,7 +135,7 @@ def test_encoder_alone_is_no_detector(tmp_path):
     method = tiny_afire(0)
     export_encoder(method.export_encoder, tmp_path)
     with pytest.raises(AfireError, match="has no detector"):
-        load_exportable(tmp_path, "detector")
+        load_exportable([tmp_path], "detector")
 
 
 def test_folder_for_timm_is_written_by_the_command(model, tmp_path):
