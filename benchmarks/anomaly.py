@@ -26,7 +26,7 @@ from torch import Tensor
 from afire_monai.evaluation.bootstrap import Interval, bootstrap_auroc
 from afire_monai.evaluation.localisation import centre_figures, prior_figures, summarise
 from afire_monai.networks import Encoder, encoder_from_config
-from afire_monai.predictions.anomaly.detector import AnomalyDetector, load_detector
+from afire_monai.predictions.anomaly.detector import DEFAULT_PARTS, AnomalyDetector, load_detector
 
 Scored = tuple[np.ndarray, np.ndarray]  # scores (n,), heatmaps (n, h, w) in 0…1
 
@@ -80,7 +80,7 @@ def main() -> None:
     show: Callable[..., None] = lambda name, runs: print(row(name, runs, test), flush=True)  # noqa: E731
     architectures: dict[str, tuple[Encoder, int]] = {}
     for name, detector in detectors.items():
-        for parts in dict.fromkeys([detector.default_parts, ("tokens",)]):
+        for parts in dict.fromkeys([DEFAULT_PARTS, ("tokens",)]):
             show(f"{name}, {' and '.join(parts)}", [by_detector(detector, parts, normal, test)])
         shift = detector.canvas.shift
         architectures.setdefault(str((detector.encoder.config, shift)), (detector.encoder, shift))

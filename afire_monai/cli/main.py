@@ -11,10 +11,11 @@ from afire_monai.cli.cache import cache
 from afire_monai.cli.check import check
 from afire_monai.cli.datalist import from_csv, from_folder, merge, validate
 from afire_monai.cli.demo import demo
+from afire_monai.cli.export import export
 from afire_monai.cli.hospital import dicom_results, ingest, send
 from afire_monai.cli.predictions import evaluate, figures, predict, reference
 from afire_monai.cli.public_datasets import PUBLIC_DATASETS
-from afire_monai.cli.training import crossvalidate, import_release, plan, report
+from afire_monai.cli.training import crossvalidate, import_release, plan, probe, report
 
 COMMANDS: CommandTree = {
     "demo": demo,
@@ -30,11 +31,13 @@ COMMANDS: CommandTree = {
     "crossvalidate": crossvalidate,
     "dicom-results": dicom_results,
     "evaluate": evaluate,
+    "export": export,
     "figures": figures,
     "import-release": import_release,
     "ingest": ingest,
     "plan": plan,
     "predict": predict,
+    "probe": probe,
     "reference": reference,
     "report": report,
     "send": send,

@@ -10,8 +10,9 @@ from afire_monai.core.quiet import silence
 
 def predict(
     *inputs: str,
-    model: tuple[str, ...],
     out: str,
+    model: tuple[str, ...] | None = None,
+    population: str = "adults",
     section: str = "test",
     heatmap: str = "auto",
     label: str | None = None,
@@ -26,14 +27,17 @@ def predict(
 
     Exit status: 0 all files scored, 1 some left out (left_out.csv says why), 2 none scored or a wrong command.
 
+    Example: afire predict radiographs --out results
+
     Example: afire predict radiographs --model runs/mine/models --out results
 
     Example: afire predict list.json --section test --model runs/tuned/models,runs/mine/models --out results
 
     Args:
         inputs: folders and files (PNG, JPEG, NIfTI, DICOM), or one data list (.json).
-        model: model folder, or several with commas between them.
         out: folder to write into.
+        model: model folder, or several with commas between them; the model that comes with the package unless given.
+        population: whose normal radiographs that model measures anomalies against, adults or children (1 to 5 years).
         section: of the data list.
         heatmap: anomaly, gradcam, rollout, none; auto takes the first that the model can.
         label: which label Grad-CAM is for; each image's most probable finding unless given.
@@ -45,9 +49,14 @@ def predict(
         quiet: no progress bar.
     """
     silence()
+    from afire_monai.models.shipped import DEFAULT, shipped_models
     from afire_monai.predictions.predict import predict as run
     from afire_monai.predictions.results import KEY, LEFT_OUT
 
+    if model is None:
+        model = tuple(map(str, shipped_models(population)))
+        print(f"model:    {DEFAULT}, which comes with the package: research only, not a medical device")
+        print(f"          percentiles are among normal radiographs of {population}; --population names others")
     done = run(
         inputs,
         model,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afire_monai.core.errors import AfireError, CheckpointError, DataListError
 from afire_monai.core.files import write_text
+from afire_monai.core.quiet import silence
 
 if TYPE_CHECKING:
     from afire_monai.training.planning import StepCost
@@ -169,6 +171,76 @@ def _in_words(value: float) -> str:
     if value < 1:
         return f"{value * 60:.1f} minutes"
     return f"{value:.1f} hours" if value < 48 else f"{value / 24:.1f} days"
+
+
+def probe(
+    datalist: str,
+    *,
+    out: str,
+    model: str | None = None,
+    labels: tuple[str, ...] | None = None,
+    uncertain: str = "ignore",
+    fraction: float = 1.0,
+    seed: int = 0,
+    calibration: str = "temperature",
+    threshold_rule: str = "youden",
+    batch_size: int = 16,
+    workers: int = 2,
+    quiet: bool = False,
+) -> int:
+    """Make a classifier from few labels in a minute: the encoder stays as it is.
+
+    A logistic regression on the encoder's features and on the distance from normal radiographs. Better than fine-tuning
+    with up to some tens of labelled patients (docs/finetune.md); also what to try first with more.
+
+    Example: afire probe labelled.json --out runs/classifier
+
+    Example: afire probe labelled.json --model runs/mine/models --labels Effusion,Mass --out runs/classifier
+
+    Args:
+        datalist: data list with labels, with images for training and validation.
+        out: folder to write into; gets models/ and predictions/.
+        model: folder with the encoder; the one that comes with the package unless given.
+        labels: names to learn, with commas between them; every label but the one for normal unless given.
+        uncertain: what -1 counts as: ignore, zeros or ones.
+        fraction: share of the training images whose labels are used.
+        seed: of that share.
+        calibration: of probabilities on the validation images: temperature, platt or none.
+        threshold_rule: youden, or specificity95.
+        batch_size: radiographs computed at once.
+        workers: threads that read.
+        quiet: no progress bar.
+    """
+    silence()
+    from afire_monai.training.probe import fit_probe
+
+    done = fit_probe(
+        datalist,
+        out,
+        model,
+        labels=labels or "all",
+        uncertain=uncertain,  # type: ignore[arg-type]  # checked there
+        fraction=fraction,
+        seed=seed,
+        calibration=calibration,  # type: ignore[arg-type]
+        threshold_rule=threshold_rule,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        workers=workers,
+        progress=not quiet,
+    )
+    print(f"labels of: {done.labelled} training images")
+    print(
+        f"normal:    {done.normals} radiographs" if done.normals else "normal:    too few to measure the distance from"
+    )
+    for section, reasons in done.left_out.items():
+        index, reason = next(iter(reasons.items()))
+        print(f"left out:  {len(reasons)} of section {section}; image {index}: {reason}")
+    for name, value in done.figures.items():
+        if "auroc" in name:
+            print(f"{name.replace('_', ' ')}: {value:.3f}")
+    print(f"written:   {Path(out) / 'models'}")
+    print(f"next:      afire predict FOLDER --model {shlex.quote(str(Path(out) / 'models'))} --out results")
+    return 0
 
 
 def crossvalidate(

@@ -25,16 +25,15 @@ class RadiographError(AfireError):
         super().__init__(message)
         self.path, self.kind, self.detail = path, kind, message if detail is None else detail
 
-    def reason(self, *names: str, instead: str = "the file") -> str:
+    def reason(self, *names: str) -> str:
         """Return kind and detail on one line without names of files, which can identify a patient.
 
         Args:
             names: other spellings of the path to take out.
-            instead: what stands in their place.
         """
         text = f"{self.kind}: {self.detail}"
         for name in (self.path, *names, os.path.basename(self.path), *map(os.path.basename, names)):
-            text = text.replace(name, instead) if name else text
+            text = text.replace(name, "the file") if name else text
         return " ".join(text.split())
 
 

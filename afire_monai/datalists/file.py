@@ -18,13 +18,14 @@ import marshal
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 from afire_monai.core.errors import DataListError
 from afire_monai.core.files import whole_file
 from afire_monai.datalists.cells import means_normal
+from afire_monai.datalists.patients import patient_of
 from afire_monai.radiographs.decode import checked_options
 
 SECTIONS = ("training", "validation", "test")
@@ -85,12 +86,6 @@ def _alike(items: list[dict[str, Any]], labels: list[str]) -> list[dict[str, Any
         return known
 
     return [complete(item) for item in items]
-
-
-def patient_of(item: Mapping[str, Any]) -> str:
-    """Return an item's patient: its ``group``, or its image where that is missing, null or blank."""
-    group = item.get("group")
-    return ("" if group is None else str(group).strip()) or str(item["image"])
 
 
 def save_datalist(datalist: DataList, path: StrPath, relative: bool = True) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from afire_monai.core.errors import DataListError
-from afire_monai.datalists.file import patient_of
+from afire_monai.datalists.patients import patient_of
 
 Indices = NDArray[np.int64]
 

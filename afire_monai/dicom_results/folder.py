@@ -108,7 +108,6 @@ def write_dicom_results(
     index: str | os.PathLike[str] | None = None,
     kinds: Sequence[str] | None = None,
     progress: bool = False,
-    seed: str | None = None,
 ) -> DicomSummary:
     """Write the predictions of a folder as DICOM objects of the studies that the radiographs belong to.
 
@@ -121,7 +120,6 @@ def write_dicom_results(
         index: see `source_files`.
         kinds: ``sr``, ``seg``, ``sc``; None for those that there is something for, image by image.
         progress: show a bar with the time left.
-        seed: see `NewUids`; None outside tests.
 
     Raises:
         AfireError: for wrong options or tables, or a folder that is not empty or cannot be written.
@@ -135,7 +133,7 @@ def write_dicom_results(
     rows: list[tuple[int, str, str]] = []
     for number in tqdm(table.index.tolist(), desc="writing", unit="image", disable=not progress):
         try:
-            written = _write_one(table, number, sources.get(number), folder, kinds, seed)
+            written = _write_one(table, number, sources.get(number), folder, kinds)
         except OutputError as error:
             raise AfireError(f"{out}: {error}. {done.done} images are written whole; begin again elsewhere") from error
         except AfireError as error:
@@ -161,7 +159,6 @@ def _write_one(
     source: SourceFile | None,
     folder: Path,
     kinds: Sequence[str] | None,
-    seed: str | None,
 ) -> dict[str, Path]:
     if source is None:
         raise AfireError("no source file: the index does not hold this image")
@@ -170,7 +167,7 @@ def _write_one(
     image = open_source(source.file)
     if source.sop_instance_uid.strip() not in ("", str(image.header.SOPInstanceUID).strip()):
         raise AfireError("another image: the source file is not the one that was read in; run `afire ingest` again")
-    return dict(zip(chosen, write_results(image, prediction, folder, chosen, seed=seed), strict=True))
+    return dict(zip(chosen, write_results(image, prediction, folder, chosen), strict=True))
 
 
 def _possible(prediction: ImagePrediction) -> list[str]:

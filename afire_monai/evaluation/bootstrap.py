@@ -326,12 +326,12 @@ def average_precision(curve: Curve) -> Floats:
     return np.where(curve.false[:, -1] > 0, _ratio(value, curve.true[:, -1]), np.nan)
 
 
-def sensitivity_at_specificity(curve: Curve, specificity: float = 0.95) -> Floats:
-    """Highest sensitivity (R,) of a threshold with at least this specificity; NaN where a class is missing.
+def sensitivity_at_specificity(curve: Curve) -> Floats:
+    """Highest sensitivity (R,) of a threshold with specificity of at least 0.95; NaN where a class is missing.
 
     No interpolation between thresholds: the operating point can be chosen on these cases.
     """
-    allowed = (1 - specificity) * curve.false[:, -1:] + 1e-9
+    allowed = (1 - 0.95) * curve.false[:, -1:] + 1e-9
     best = np.where(curve.false <= allowed, curve.true, 0.0).max(1)
     return np.where(curve.false[:, -1] > 0, _ratio(best, curve.true[:, -1]), np.nan)
 

@@ -12,15 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afire_monai.core.errors import AfireError, DataListError
-from afire_monai.datalists.file import (
-    SECTIONS,
-    datalist_hash,
-    is_normal,
-    normal_label,
-    patient_of,
-    read_raw,
-    resolve_paths,
-)
+from afire_monai.datalists.file import SECTIONS, datalist_hash, is_normal, normal_label, read_raw, resolve_paths
+from afire_monai.datalists.patients import patient_of, shared_patients
 from afire_monai.datalists.targets import UncertainPolicy, target_matrix
 from afire_monai.evaluation.localisation import LesionCase, lesion_pixels
 from afire_monai.evaluation.overlap import IGNORE
@@ -105,7 +98,7 @@ def read_cases(
     normal = normal_label(content)
     targets = target_matrix(chosen, labels, uncertain, names) if names else np.zeros((len(chosen), 0))
     columns = [predictions.scores[name] for name in names]
-    _, groups = np.unique([_patient(item) for item in chosen], return_inverse=True)
+    _, groups = np.unique([patient_of(item) for item in chosen], return_inverse=True)
     return Cases(
         items=chosen,
         index=predictions.index,
@@ -181,17 +174,13 @@ def _check_origin(predictions: Predictions, section: str, sha256: str, path: Pat
 
 
 def _refuse_shared_patients(content: dict[str, Any], section: str, path: Path) -> None:
-    here = {_patient(item) for item in content[section]}
-    for other in SECTIONS:
-        if other != section and (shared := here & {_patient(item) for item in content.get(other) or []}):
+    sections = {name: content.get(name) or [] for name in (section, *SECTIONS)}
+    for (one, other), shared in shared_patients(sections).items():
+        if section in (one, other):
             raise DataListError(
-                f"{path}: {len(shared)} patients (or images) are in both {section} and {other}, so the figures would "
+                f"{path}: {len(shared)} patients (or images) are in both {one} and {other}, so the figures would "
                 "be too good. Build the list again by patient; `afire datalist validate` names them"
             )
-
-
-def _patient(item: dict[str, Any]) -> str:
-    return patient_of(item)
 
 
 def _abnormal(item: dict[str, Any], labels: Sequence[str], normal: str) -> float:

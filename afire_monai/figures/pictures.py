@@ -229,13 +229,12 @@ class Atlas:
 
 
 @torch.no_grad()
-def build_atlas(detector: Any, canvas: Tensor, batch_size: int = 32) -> Atlas:
+def build_atlas(detector: Any, canvas: Tensor) -> Atlas:
     """Let each token of each canvas, seen through the crops at its corners, choose the prototype that it is nearest to.
 
     Args:
         detector: an `AnomalyDetector` with token head and assignment (N, K).
         canvas: (n, C, Hc, Wc) in 0…1.
-        batch_size: crops at a time.
     """
     shift, assignment = detector.canvas, detector.assignment.cpu()
     rows, columns = shift.canvas_grid
@@ -243,7 +242,7 @@ def build_atlas(detector: Any, canvas: Tensor, batch_size: int = 32) -> Atlas:
     sums, chosen = torch.zeros(count, p * p, dtype=torch.float64), torch.zeros(count)
     own, seen = torch.zeros(count), torch.zeros(count)
     for offset in detector.offsets():
-        for part in canvas.split(batch_size):
+        for part in canvas.split(32):
             offsets = torch.tensor([offset]).expand(len(part), 2)
             crops = shift.crop(part, offsets)
             logits = detector.head(detector.encoder(crops)[:, 1:])

@@ -16,6 +16,7 @@ from torch import Tensor
 from afire_monai.core.errors import AfireError
 
 CHUNK = 2**25
+MOST_POINTS = 3000  # of a silhouette, drawn where there are more; the cost grows with their square
 """Similarities held at a time (128 MiB of float32)."""
 
 
@@ -146,13 +147,12 @@ def distance_ratio(features: ArrayLike, labels: ArrayLike) -> float | None:
     return float(within / between) if between > 0 else None
 
 
-def silhouette(features: ArrayLike, labels: ArrayLike, most: int = 3000, seed: int = 0) -> float | None:
+def silhouette(features: ArrayLike, labels: ArrayLike, seed: int = 0) -> float | None:
     """Mean silhouette (Rousseeuw 1987) with cosine distance after centring: -1…1, above 0 where groups hold together.
 
     Args:
         features: (n, D).
         labels: (n,) group of each.
-        most: so many are drawn where there are more; the cost grows with their square.
         seed: of the draw.
 
     Returns:
@@ -160,8 +160,8 @@ def silhouette(features: ArrayLike, labels: ArrayLike, most: int = 3000, seed: i
     """
     x = centred_unit(torch.as_tensor(np.asarray(features))).numpy()
     groups = np.asarray(labels)
-    if len(x) > most:
-        drawn = np.random.default_rng(seed).choice(len(x), most, replace=False)
+    if len(x) > MOST_POINTS:
+        drawn = np.random.default_rng(seed).choice(len(x), MOST_POINTS, replace=False)
         x, groups = x[drawn], groups[drawn]
     if not 2 <= len(np.unique(groups)) < len(groups):
         return None

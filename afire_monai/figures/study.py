@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from afire_monai.core.errors import AfireError, CheckpointError
-from afire_monai.datalists.file import normal_label, patient_of
+from afire_monai.datalists.file import normal_label
+from afire_monai.datalists.patients import patient_of
 from afire_monai.datalists.targets import target_matrix
 from afire_monai.evaluation.bootstrap import mean_interval
 from afire_monai.evaluation.overlap import dice

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from afire_monai.core.errors import DataListError
-from afire_monai.datalists.file import patient_of
+from afire_monai.datalists.patients import patient_of
 from afire_monai.evaluation.probes import raw_pixels
 from afire_monai.methods.grid_shift import GridShift
 from afire_monai.networks import Encoder, encoder_from_config
 from afire_monai.predictions.reading import LeftOut, ahead, read_radiograph
 
+BATCH = 32  # images at a time
 OURS, RANDOM, PIXELS = "your encoder", "random encoder", "raw pixels"
 
 
@@ -107,7 +108,7 @@ def read_sample(items: Sequence[dict[str, Any]], encoder: Encoder, shift: GridSh
     )
 
 
-def views_of(sample: Sample, encoder: Encoder, shift: GridShift, seed: int, device: str = "cpu") -> list[View]:
+def views_of(sample: Sample, encoder: Encoder, shift: GridShift, seed: int) -> list[View]:
     """See the sample through the encoder, through one of the same architecture with random weights, and as pixels.
 
     Args:
@@ -115,14 +116,13 @@ def views_of(sample: Sample, encoder: Encoder, shift: GridShift, seed: int, devi
         encoder: the one to judge.
         shift: crops of the canvas.
         seed: of the random weights.
-        device: to run encoders on.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         untrained = encoder_from_config(encoder.config).eval()
     sees: list[tuple[str, Callable[[Tensor], Tensor]]] = [
-        (OURS, lambda images: patch_tokens(encoder, images, device)),
-        (RANDOM, lambda images: patch_tokens(untrained, images, device)),
+        (OURS, lambda images: patch_tokens(encoder, images)),
+        (RANDOM, lambda images: patch_tokens(untrained, images)),
         (PIXELS, lambda images: pixel_tokens(images, encoder.patch_size)),
     ]
     views = []
@@ -148,10 +148,9 @@ def corner_cells(shift: GridShift) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def patch_tokens(encoder: Encoder, images: Tensor, device: str = "cpu", batch_size: int = 32) -> Tensor:
+def patch_tokens(encoder: Encoder, images: Tensor) -> Tensor:
     """Give the patch tokens (n, L, D) float32 on the CPU of images (n, C, H, W) in 0…1."""
-    encoder = encoder.to(device)
-    return torch.cat([encoder(part.to(device))[:, 1:].float().cpu() for part in images.split(batch_size)])
+    return torch.cat([encoder(part)[:, 1:].float().cpu() for part in images.split(BATCH)])
 
 
 def pixel_tokens(images: Tensor, patch_size: int) -> Tensor:

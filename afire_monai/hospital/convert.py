@@ -24,6 +24,7 @@ from afire_monai.radiographs.dicom_open import open_dataset, open_in_two
 from afire_monai.radiographs.picture import stretch
 
 LEAST_LUNG_FIELDS = 0.08
+LINE_LETTERS = 5  # fewer are no line of text
 _SIDE = 64
 
 
@@ -62,7 +63,7 @@ def looks_lateral(picture: NDArray[np.float32]) -> bool:
     return lung_fields(picture) < LEAST_LUNG_FIELDS
 
 
-def burned_in_text(picture: NDArray[np.float32], least: int = 5) -> int:
+def burned_in_text(picture: NDArray[np.float32]) -> int:
     """Count what looks like letters in a line, near the borders of a picture.
 
     Letters are small, much brighter or darker than what is around them, and stand beside each other at one height;
@@ -73,10 +74,9 @@ def burned_in_text(picture: NDArray[np.float32], least: int = 5) -> int:
 
     Args:
         picture: (H, W) in 0…1.
-        least: letters that make a line.
 
     Returns:
-        Letters in the longest line, 0 if it has fewer than ``least``.
+        Letters in the longest line, 0 if it has fewer than `LINE_LETTERS`.
     """
     height, width = picture.shape
     if min(height, width) < 96:
@@ -84,10 +84,10 @@ def burned_in_text(picture: NDArray[np.float32], least: int = 5) -> int:
     inner = np.zeros(picture.shape, dtype=bool)
     inner[height // 6 : height - height // 6, width // 6 : width - width // 6] = True
     scaled = stretch(picture.astype(np.float64))
-    return max(_letters_in_line(scaled, inner, least), _letters_in_line(1.0 - scaled, inner, least))
+    return max(_letters_in_line(scaled, inner), _letters_in_line(1.0 - scaled, inner))
 
 
-def _letters_in_line(picture: NDArray[np.float64], inner: NDArray[np.bool_], least: int) -> int:
+def _letters_in_line(picture: NDArray[np.float64], inner: NDArray[np.bool_]) -> int:
     from scipy import ndimage
 
     side = max(picture.shape)
@@ -95,7 +95,7 @@ def _letters_in_line(picture: NDArray[np.float64], inner: NDArray[np.bool_], lea
     opened = ndimage.grey_opening(picture.astype(np.float32), size=(radius, radius))
     strokes = (picture - opened > 0.35) & ~inner
     labels, count = ndimage.label(strokes, structure=np.ones((3, 3)))
-    if count < least or count > 20_000:  # noise is no text
+    if count < LINE_LETTERS or count > 20_000:  # noise is no text
         return 0
     boxes = []
     filled = np.bincount(labels.ravel(), minlength=count + 1)
@@ -104,10 +104,10 @@ def _letters_in_line(picture: NDArray[np.float64], inner: NDArray[np.bool_], lea
         if 6 <= h <= side // 16 and 1 <= w <= 2 * h and filled[number] >= 0.15 * h * w and filled[number] >= 6:
             boxes.append(((rows.start + rows.stop) / 2, columns.start, columns.stop, h))
     boxes.sort(key=lambda box: box[1])
-    return _longest_line(boxes, least)
+    return _longest_line(boxes)
 
 
-def _longest_line(boxes: list[tuple[float, int, int, int]], least: int) -> int:
+def _longest_line(boxes: list[tuple[float, int, int, int]]) -> int:
     """Most boxes that follow each other to the right at one height, without a gap of more than two letters."""
     lines: list[list[tuple[float, int, int, int]]] = []
     for box in boxes:
@@ -121,7 +121,7 @@ def _longest_line(boxes: list[tuple[float, int, int, int]], least: int) -> int:
         else:
             lines.append([box])
     longest = max((len(line) for line in lines), default=0)
-    return longest if longest >= least else 0
+    return longest if longest >= LINE_LETTERS else 0
 
 
 BINS = 32

@@ -113,21 +113,18 @@ def read_findings(path: str | Path, known: Sequence[str] = ()) -> dict[str, int 
     return {str(name): None if value is None else int(value) for name, value in content.items()}
 
 
-def read_mask(
-    image: str | Path | Grid, label: str | Path, classes: Mapping[str, int], name: str | None = None
-) -> NDArray[np.uint8]:
+def read_mask(image: str | Path | Grid, label: str | Path, classes: Mapping[str, int]) -> NDArray[np.uint8]:
     """Read a saved mask as the rows and columns of its radiograph.
 
     Args:
         image: the radiograph's file, or its grid.
         label: the mask's file.
         classes: value of each class; any values if there are none.
-        name: of the file, if not that of the path.
 
     Raises:
         AfireError: see `read_label`; or for a value that is no class.
     """
-    mask = read_label(label, image if isinstance(image, Grid) else open_image(image).grid, name)
+    mask = read_label(label, image if isinstance(image, Grid) else open_image(image).grid)
     allowed: Collection[int] = {0, *classes.values()}
     if classes and (strange := sorted(set(np.unique(mask).tolist()) - set(allowed))):
         known = ", ".join(f"{value} {name}" for name, value in classes.items())

@@ -8,21 +8,22 @@ from torch import Tensor
 from afire_monai.core.distributed import sum_over_processes, world_size
 from afire_monai.core.errors import AfireError
 
+EPS = 1e-6  # added to the variance, so that a patch of one grey level gives zeros
 
-def normalise_patches(images: Tensor, patch_size: int, eps: float = 1e-6) -> Tensor:
+
+def normalise_patches(images: Tensor, patch_size: int) -> Tensor:
     """Bring each patch of images (B, C, H, W) to zero mean and unit variance over its pixels and channels.
 
     Args:
         images: height and width must be multiples of ``patch_size``.
         patch_size: side P in pixels.
-        eps: added to the variance, so that a patch of one grey level gives zeros.
     """
     b, c, height, width = images.shape
     p = patch_size
     patches = images.view(b, c, height // p, p, width // p, p)
     mean = patches.mean((1, 3, 5), keepdim=True)
     variance = patches.var((1, 3, 5), keepdim=True)
-    return ((patches - mean) / (variance + eps).sqrt()).view_as(images)
+    return ((patches - mean) / (variance + EPS).sqrt()).view_as(images)
 
 
 class MaskedPatchLoss(nn.Module):

@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.core.files import whole_file
-from afire_monai.networks import Encoder, build_encoder, encoder_from_config
+from afire_monai.models.int8 import pack_int8, unpack_int8
+from afire_monai.models.shipped import shipped_folder
+from afire_monai.networks import Encoder, encoder_from_config
 from afire_monai.networks.task_networks import ViTClassifier, ViTSegmenter
 
 KINDS = ("classifier", "segmenter", "detector", "restorer", "encoder", "reference")
@@ -83,7 +85,7 @@ def weights_hashes(files: Mapping[str, Path]) -> dict[str, str]:
     return hashes
 
 
-def save_module_files(tensors: dict[str, Any], description: dict[str, Any], path: Path) -> Path:
+def save_module_files(tensors: dict[str, Any], description: dict[str, Any], path: Path, int8: bool = False) -> Path:
     """Write tensors to ``path`` and their description beside it (``.json``), each atomically.
 
     Both are written aside before either is put in place, and an earlier description is gone before the weights change:
@@ -93,6 +95,7 @@ def save_module_files(tensors: dict[str, Any], description: dict[str, Any], path
         tensors: by name.
         description: what the tensors are; plain values.
         path: a ``.safetensors`` file; its folder is made if absent.
+        int8: keep matrices as whole numbers of 8 bits (`pack_int8`), a quarter of the size.
 
     Raises:
         CheckpointError: if there is no room, or no right to write; earlier files are left as they are.
@@ -103,7 +106,8 @@ def save_module_files(tensors: dict[str, Any], description: dict[str, Any], path
         with whole_file(described) as facts:
             facts.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
             with whole_file(path) as weights:
-                save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, weights)
+                kept = pack_int8(tensors) if int8 else tensors
+                save_file({name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}, weights)
                 weights.chmod(0o644)  # the library makes a file that only its owner may read
                 described.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
@@ -155,7 +159,7 @@ def load_module_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]
         path = path / "encoder.safetensors"
     try:
         description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        tensors = load_file(path)
+        tensors = unpack_int8(load_file(path))
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(
             f"{path} and {path.with_suffix('.json').name} beside it must both be there and whole: {error}"
@@ -168,12 +172,13 @@ def load_module_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]
     return tensors, description
 
 
-def export_encoder(encoder: Encoder, path: str | Path, **facts: Any) -> Path:
+def export_encoder(encoder: Encoder, path: str | Path, int8: bool = False, **facts: Any) -> Path:
     """Write an encoder for later use.
 
     Args:
         encoder: what to write.
         path: a ``.safetensors`` file, or a folder to write ``encoder.safetensors`` into.
+        int8: keep matrices in 8 bits (see `save_module_files`).
         facts: plain values to keep in the JSON: method, training-data hash, epochs.
 
     Returns:
@@ -190,22 +195,24 @@ def export_encoder(encoder: Encoder, path: str | Path, **facts: Any) -> Path:
         "output": "tokens (B, 1 + L, D): class token, then patch tokens row by row",
         **facts,
     }
-    return save_module_files(encoder.state_dict(), description, path)
+    return save_module_files(encoder.state_dict(), description, path, int8)
 
 
-def load_encoder(path: str | Path, **overrides: Any) -> Encoder:
-    """Give back an exported encoder, in evaluation mode.
+def load_encoder(path: str | Path | None = None, **overrides: Any) -> Encoder:
+    """Return an exported encoder, in evaluation mode.
 
     It maps images (B, C, H, W) in 0…1 to tokens (B, 1 + L, D), and refuses images in another range.
 
     Args:
-        path: ``encoder.safetensors`` or the folder that holds it.
+        path: ``encoder.safetensors`` or the folder that holds it; None for the one that comes with the package
+            (`afire_monai.models.shipped`).
         overrides: arguments of the encoder's class to change, for example ``image_size``: positions of a transformer
             are stretched to span the picture as they did in training.
 
     Raises:
         CheckpointError: if a file is missing or damaged, or weights and description do not fit.
     """
+    path = shipped_folder() if path is None else path
     tensors, description = load_module_files(path)
     if "architecture" not in description:
         raise CheckpointError(f"{path}: its JSON lacks 'architecture', so it does not describe an encoder")
@@ -304,24 +311,3 @@ def _refuse_wrong_numbers(values: Any, key: str, path: Path) -> None:
             f"{path.with_suffix('.json')}: {key!r} is {str(values)[:100]}; a number in 0…{most} for each name is "
             "expected. Copy the file again from where it was made, or mend it"
         )
-
-
-def initial_encoder(init: str, preset: str, image_size: int, patch_size: int, statistics: Any) -> Encoder:
-    """Give the encoder that fine-tuning starts from.
-
-    Args:
-        init: a model folder or file of any method's encoder; ``random`` for one with fresh weights.
-        preset: size of a fresh encoder (see :data:`ENCODER_PRESETS`).
-        image_size: side in pixels that the task wants; 0 for the size that the encoder was trained at (224 if fresh).
-        patch_size: of a fresh encoder.
-        statistics: grey-level mean and deviation of the training images, for a fresh encoder; called only then.
-
-    Raises:
-        CheckpointError: if there is no such encoder.
-    """
-    if init == "random":
-        mean, std = statistics()
-        return build_encoder(
-            preset, image_size=image_size or 224, patch_size=patch_size, in_channels=1, mean=mean, std=std
-        )
-    return load_encoder(init, **({"image_size": image_size} if image_size else {}))

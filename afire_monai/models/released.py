@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.models.folder import export_encoder, save_module_files
-from afire_monai.networks import AnomalyRestorationDecoder, TokenHead, ViTEncoder, sincos_positions
+from afire_monai.networks import AnomalyRestorationDecoder, TokenHead, ViTEncoder, encoder_from_config, sincos_positions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -227,7 +227,7 @@ def fold_encoder(encoder: ViTEncoder) -> ViTEncoder:
         return encoder
     mean, std = encoder.mean.flatten().double(), encoder.std.flatten().double()
     config: dict[str, Any] = {**encoder.config, "in_channels": 1, "mean": mean.mean().item(), "std": std.mean().item()}
-    folded = ViTEncoder(**config)
+    folded: Any = encoder_from_config(config)
     state = encoder.state_dict()
     kernel = state["patch_embed.weight"].double() / std[:, None, None]
     shift = (kernel.sum((2, 3)) * (mean.mean() - mean)).sum(1)

@@ -132,7 +132,7 @@ class AnomalyNetwork(nn.Module):
             seen = tokens
             if self.hide_input or seen is None:
                 seen = self.encoder(hide_cells(images, masked.view(h, w), p))
-            picture = self.encoder.denormalise(self.decoder(seen, masked.expand(len(images), -1)).float())
+            picture = self.encoder.denormalise(self.decoder(seen, masked.expand(images.shape[0], -1)).float())
             restored = torch.where(_pixels(masked.view(h, w), p), picture.clamp(0, 1), restored)
         return restored
 

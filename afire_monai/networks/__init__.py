@@ -1,5 +1,6 @@
 """Networks: encoder, token head, restoration decoder, prototype bank; classifier and segmenter on an encoder."""
 
+from afire_monai.networks.adapted_vit import AdaptedViTEncoder, resample_positions
 from afire_monai.networks.blocks import SyncedBatchNorm
 from afire_monai.networks.build import ENCODER_PRESETS, build_encoder, encoder_from_config
 from afire_monai.networks.decoder import AnomalyRestorationDecoder
@@ -12,6 +13,7 @@ from afire_monai.networks.task_networks import ViTClassifier, ViTSegmenter
 
 __all__ = [
     "ENCODER_PRESETS",
+    "AdaptedViTEncoder",
     "AnomalyRestorationDecoder",
     "ContextBottleneck",
     "DenseBranch",
@@ -26,6 +28,7 @@ __all__ = [
     "ViTSegmenter",
     "build_encoder",
     "encoder_from_config",
+    "resample_positions",
     "sincos_positions",
     "sinkhorn",
 ]

@@ -23,6 +23,13 @@ class FusedSelfAttention(SABlock):
     and adds them up; here they are views of one tensor, and gradients are stacked once (`benchmarks/attention.py`).
     """
 
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, each (B, heads, T, d), of tokens (B, T, D)."""
+        batch, tokens, _ = x.shape
+        split = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.dim_head).permute(2, 0, 3, 1, 4)
+        query, key, value = split.unbind(0)
+        return query, key, value
+
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Attend.
 
@@ -34,8 +41,7 @@ class FusedSelfAttention(SABlock):
             (B, T, D).
         """
         batch, tokens, _ = x.shape
-        heads = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.dim_head).permute(2, 0, 3, 1, 4)
-        query, key, value = heads.unbind(0)
+        query, key, value = self.heads(x)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, scale=self.scale)
         projected: Tensor = self.out_proj(mixed.transpose(1, 2).reshape(batch, tokens, self.inner_dim))
         return projected
@@ -83,12 +89,12 @@ class RecomputedBlock:
 
     recompute: bool = False
 
-    def call_block(self, block: nn.Module, tokens: Tensor) -> Tensor:
-        """Give ``block(tokens)``."""
+    def call_block(self, block: nn.Module, tokens: Tensor, *more: object) -> Tensor:
+        """Return ``block(tokens, *more)``."""
         if self.recompute and torch.is_grad_enabled():
-            result: Tensor = checkpoint(block, tokens, use_reentrant=False, preserve_rng_state=False)
+            result: Tensor = checkpoint(block, tokens, *more, use_reentrant=False, preserve_rng_state=False)
             return result
-        called: Tensor = block(tokens)
+        called: Tensor = block(tokens, *more)
         return called
 
 

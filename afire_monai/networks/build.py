@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from afire_monai.core.errors import AfireError
+from afire_monai.networks.adapted_vit import AdaptedViTEncoder
 from afire_monai.networks.encoder import ViTEncoder
 from afire_monai.networks.encoder_base import Encoder
 from afire_monai.networks.resnet import ResNetEncoder
@@ -24,6 +25,7 @@ ENCODER_PRESETS: dict[str, dict[str, Any]] = {
 
 _KINDS: dict[str, type[ViTEncoder] | type[ResNetEncoder] | type[SwinEncoder]] = {
     "vit": ViTEncoder,
+    "adapted_vit": AdaptedViTEncoder,
     "resnet": ResNetEncoder,
     "swin": SwinEncoder,
 }

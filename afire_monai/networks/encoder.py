@@ -153,7 +153,7 @@ class ViTEncoder(RecomputedBlock, Encoder):
         tokens = tokens + self.positions_of(grid)
         if visible is not None:
             tokens = tokens.gather(1, visible[..., None].expand(-1, -1, self.embed_dim))
-        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         states = [tokens]
         for place, block in enumerate(self.blocks):
             after = self.call_block(block, tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn as nn
@@ -14,7 +14,30 @@ from afire_monai.core.errors import AfireError
 from afire_monai.networks.build import encoder_from_config
 from afire_monai.networks.encoder_base import Encoder, FeatureMap
 
-ClassifierPooling = Literal["mean", "class"]
+ClassifierPooling = Literal["mean", "class", "class_mean"]
+
+
+class NormalDistance(nn.Module):
+    """How unlike normal radiographs a pooled vector is: log of Mahalanobis' distance, standardised by normal ones.
+
+    Args:
+        dim: D of the vectors.
+    """
+
+    center: Tensor
+    whitening: Tensor
+    scale: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(dim))
+        self.register_buffer("whitening", torch.eye(dim))
+        self.register_buffer("scale", torch.tensor([0.0, 1.0]))  # mean and deviation of normal ones
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return (B, 1) for vectors (B, D); 0 on average for normal radiographs, with a deviation of 1."""
+        distance = torch.linalg.vector_norm((vectors - self.center) @ self.whitening, dim=1, keepdim=True)
+        return (distance.clamp_min(1e-6).log() - self.scale[0]) / self.scale[1]
 
 
 class ViTClassifier(nn.Module):
@@ -23,7 +46,9 @@ class ViTClassifier(nn.Module):
     Args:
         encoder: the encoder, pre-trained or not.
         labels: names of the C labels, each once.
-        pooling: ``mean`` of the patch tokens (default: AFiRe does not train the class token), or ``class``.
+        pooling: ``mean`` of the patch tokens (default: AFiRe does not train the class token), ``class``, or both side
+            by side, ``class_mean``.
+        normality: give the head also how unlike normal radiographs the mean patch token is (`NormalDistance`).
 
     Raises:
         AfireError: for no label, a label named twice, or an unknown pooling.
@@ -32,16 +57,19 @@ class ViTClassifier(nn.Module):
     calibration_scale: Tensor
     calibration_bias: Tensor
 
-    def __init__(self, encoder: Encoder, labels: Sequence[str], pooling: ClassifierPooling = "mean") -> None:
+    def __init__(
+        self, encoder: Encoder, labels: Sequence[str], pooling: ClassifierPooling = "mean", normality: bool = False
+    ) -> None:
         super().__init__()
         if not labels or len(set(labels)) != len(labels):
             raise AfireError(f"a classifier needs labels, each named once; got {list(labels)}")
-        if pooling not in ("mean", "class"):
-            raise AfireError(f"pooling must be mean or class, got {pooling!r}")
+        if pooling not in get_args(ClassifierPooling):
+            raise AfireError(f"pooling must be {', '.join(get_args(ClassifierPooling))}, got {pooling!r}")
         self.encoder = encoder
         self.labels = list(labels)
         self.pooling = pooling
-        self.head = nn.Linear(encoder.embed_dim, len(labels))
+        self.normality = NormalDistance(encoder.embed_dim) if normality else None
+        self.head = nn.Linear(encoder.embed_dim * (1 + (pooling == "class_mean")) + normality, len(labels))
         nn.init.trunc_normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
         # probabilities are sigmoid(scale · logit + bias); set by calibrate, identity until then
@@ -51,7 +79,12 @@ class ViTClassifier(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """What :meth:`from_config` needs, as plain values."""
-        return {"encoder": self.encoder.config, "labels": self.labels, "pooling": self.pooling}
+        return {
+            "encoder": self.encoder.config,
+            "labels": self.labels,
+            "pooling": self.pooling,
+            "normality": self.normality is not None,
+        }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], **encoder_overrides: Any) -> ViTClassifier:
@@ -62,12 +95,17 @@ class ViTClassifier(nn.Module):
             encoder_overrides: arguments of the encoder's class to change.
         """
         encoder = encoder_from_config(config["encoder"], **encoder_overrides)
-        return cls(encoder, config["labels"], config["pooling"])
+        return cls(encoder, config["labels"], config["pooling"], config["normality"])
 
     def features(self, images: Tensor, residual_scale: Tensor | None = None) -> Tensor:
-        """Give the pooled tokens (B, D) of images (B, C, H, W) in 0…1."""
+        """Return what the head sees of images (B, C, H, W) in 0…1: pooled tokens (B, D), (B, 2 D) for ``class_mean``.
+
+        With ``normality`` there is one more column, the distance from normal radiographs.
+        """
         tokens = self.encoder(images, residual_scale)
-        return tokens[:, 0] if self.pooling == "class" else tokens[:, 1:].mean(1)
+        mean = tokens[:, 1:].mean(1)
+        pooled = {"mean": [mean], "class": [tokens[:, 0]], "class_mean": [tokens[:, 0], mean]}[self.pooling]
+        return torch.cat([*pooled, *([] if self.normality is None else [self.normality(mean)])], 1)
 
     def forward(self, images: Tensor, residual_scale: Tensor | None = None) -> Tensor:
         """Give logits (B, labels), not calibrated.

@@ -58,7 +58,7 @@ def grad_cam(model: nn.Module, images: Tensor, label: int, block: int | None = N
     values, gradient = kept[0].detach().float(), gradient.float()
     if values.ndim == 3:  # tokens (B, 1 + L, D)
         grid = encoder.grid_of(images.shape[2], images.shape[3])
-        values, gradient = (t[:, 1:].transpose(1, 2).unflatten(2, grid) for t in (values, gradient))
+        values, gradient = (t[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid) for t in (values, gradient))
     return F.relu((gradient.mean((2, 3), keepdim=True) * values).sum(1))
 
 
@@ -87,7 +87,8 @@ def attention_rollout(model: nn.Module, images: Tensor, start: str = "auto") -> 
             f"attention rollout needs a transformer; {type(encoder).__name__} has no attention between places. Use "
             "Grad-CAM of a classifier instead"
         )
-    start = getattr(model, "pooling", "mean") if start == "auto" else start
+    if start == "auto":
+        start = "class" if getattr(model, "pooling", "mean") == "class" else "mean"
     if start not in ("class", "mean"):
         raise AfireError(f"start must be auto, class or mean, got {start!r}")
     maps = attention_maps(encoder, images)
@@ -95,13 +96,14 @@ def attention_rollout(model: nn.Module, images: Tensor, start: str = "auto") -> 
     rollout = identity
     for attention in maps:
         rollout = 0.5 * (attention + identity) @ rollout
-    shares = rollout[:, 0] if start == "class" else rollout[:, 1:].mean(1)
     h, w = encoder.grid_of(images.shape[2], images.shape[3])
-    return shares[:, 1:].view(len(images), h, w)
+    # class token and patch tokens come last, behind registers
+    shares = rollout[:, -h * w - 1] if start == "class" else rollout[:, -h * w :].mean(1)
+    return shares[:, -h * w :].view(len(images), h, w)
 
 
 def attention_maps(encoder: Any, images: Tensor) -> list[Tensor]:
-    """Give each block's attention, averaged over heads: (B, 1 + L, 1 + L) float32, rows sum to 1.
+    """Give each block's attention, averaged over heads: (B, 1 + L, 1 + L) float32, rows sum to 1; registers come first.
 
     The fused attention of the blocks does not keep its weights; they are computed again from what enters it.
 
@@ -112,7 +114,7 @@ def attention_maps(encoder: Any, images: Tensor) -> list[Tensor]:
     maps: list[Tensor] = []
 
     def note(attention: Any, arguments: tuple[Tensor, ...]) -> None:
-        q, k, _ = attention.input_rearrange(attention.qkv(arguments[0])).float()
+        q, k = (part.float() for part in attention.heads(*arguments)[:2])
         maps.append((q @ k.transpose(-1, -2) * attention.scale).softmax(-1).mean(1))
 
     with _noting(encoder, note):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +19,7 @@ from afire_monai import __version__
 from afire_monai.core.distributed import rank, world_size
 from afire_monai.core.errors import AfireError
 from afire_monai.core.files import write_text
-from afire_monai.datalists.file import patient_of
+from afire_monai.datalists.patients import patient_of
 from afire_monai.evaluation.bootstrap import mean_interval
 from afire_monai.loading.dataset import RadiographDataset, image_statistics
 from afire_monai.models.folder import export_task, load_module_files
@@ -28,7 +29,7 @@ from afire_monai.training.checkpoint import load_checkpoint
 from afire_monai.training.handlers import predict_dataset
 from afire_monai.training.startup import reading
 from afire_monai.training.task_data import TaskData
-from afire_monai.training.tasks import Task, image_dice
+from afire_monai.training.tasks import Classification, Task, image_dice
 
 if TYPE_CHECKING:
     from afire_monai.training.trainer import PretrainTrainer
@@ -217,45 +218,80 @@ def finish_classification(
         return
     output, device = Path(output_dir), trainer.state.device
     task: Any = _load_best(trainer, output / "checkpoints")
-    network = task.network
-    validation = datasets["validation"]
-    assert validation is not None
-    logits, batch = predict_dataset(task, validation, 64, device)
-    calibrate(network, logits, batch["target"], calibration)
-    network.to("cpu")
-    probabilities = network.calibrated(logits).detach().numpy()
-    cuts = choose_thresholds(probabilities, batch["target"].numpy(), threshold_rule)
+    answers = {}
+    for section, dataset in datasets.items():
+        if dataset is not None:
+            logits, batch = predict_dataset(task, dataset, 64, device)
+            answers[section] = Answers(_places(dataset), logits.cpu(), batch["target"].cpu())
+    trained = {"epochs": trainer.state.epoch, "best_epoch": trainer.best_epoch, **(about or {})}
+    leave_classifier(task.to("cpu"), answers, output, data_hash, calibration, threshold_rule, trained)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a classifier says of a section of a data list.
+
+    Attributes:
+        places: (n,) of the images in the section.
+        logits: (n, labels).
+        target: (n, labels), NaN where not known.
+    """
+
+    places: np.ndarray
+    logits: Tensor
+    target: Tensor
+
+
+def leave_classifier(
+    task: Classification,
+    answers: dict[str, Answers],
+    output_dir: str | Path,
+    data_hash: str,
+    calibration: CalibrationMethod,
+    threshold_rule: ThresholdRule,
+    about: dict[str, Any],
+) -> dict[str, float]:
+    """Calibrate a classifier, export it and write its predictions.
+
+    Args:
+        task: on the CPU.
+        answers: of ``validation``, which decides calibration and thresholds, and of the sections to predict.
+        output_dir: gets ``models/classifier.safetensors`` and ``predictions/SECTION``.
+        data_hash: SHA-256 of the data list.
+        calibration: how probabilities are calibrated.
+        threshold_rule: how thresholds are chosen.
+        about: plain values to keep with the model.
+
+    Returns:
+        Figures of the validation section (see `Classification.figures`).
+    """
+    output, network, decides = Path(output_dir), task.network, answers["validation"]
+    calibrate(network, decides.logits, decides.target, calibration)
+    probabilities = {section: network.calibrated(some.logits).detach().numpy() for section, some in answers.items()}
+    cuts = choose_thresholds(probabilities["validation"], decides.target.numpy(), threshold_rule)
     thresholds = dict(zip(network.labels, cuts, strict=True))
-    figures = task.to("cpu").figures(logits, {"target": batch["target"]})
+    figures = task.figures(decides.logits, {"target": decides.target})
     model = {
         "thresholds": thresholds,
         "threshold_rule": threshold_rule,
         "calibration": calibration,
         "validation": {k: round(v, 5) for k, v in figures.items()},
-        "epochs": trainer.state.epoch,
-        "best_epoch": trainer.best_epoch,
         "data_sha256": data_hash,
-        **(about or {}),
+        **about,
     }
     export_task(network, output / "models", **model)
-    task.to(device)
-    for section, dataset in datasets.items():
-        if dataset is None:
-            continue
-        if section != "validation":
-            logits, _ = predict_dataset(task, dataset, 64, device)
-        scores = network.to("cpu").calibrated(logits.cpu()).detach().numpy().astype(np.float64)
-        network.to(device)
-        columns = {label: scores[:, place] for place, label in enumerate(network.labels)}
-        pooled = section == "validation" and (about or {}).get("folds")
+    for section, scores in probabilities.items():
+        columns = {label: scores[:, place].astype(np.float64) for place, label in enumerate(network.labels)}
+        pooled = section == "validation" and about.get("folds")
         told = {
             "section": "training+validation" if pooled else section,
             "datalist_sha256": data_hash,
             "thresholds": thresholds,
-            "model": about or {},
+            "model": about,
         }
-        save_predictions(Predictions(_places(dataset), columns, facts=told), output / "predictions" / section)
+        save_predictions(Predictions(answers[section].places, columns, facts=told), output / "predictions" / section)
     logger.info("classifier and predictions written to %s", output.name)
+    return figures
 
 
 def _dice_by_patient(

@@ -53,8 +53,9 @@ class StepCost:
         return 4 * self.trained
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
+def matrix_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
     """Measure floating-point operations a second of a large matrix product, best of five."""
+    size = 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / min(_seconds(lambda: torch.mm(a, b), device) for _ in range(6))
 
@@ -120,7 +121,7 @@ def count_step(method: Any, device: torch.device, precision: str = "float32") ->
 
 
 def time_steps(
-    method: Any, optimizer: torch.optim.Optimizer, batch: int, device: torch.device, precision: str, repeats: int = 3
+    method: Any, optimizer: torch.optim.Optimizer, batch: int, device: torch.device, precision: str
 ) -> float:
     """Measure seconds per image of whole steps: losses, backward pass, clipping, update, teacher; the median."""
     from afire_monai.training.trainer import clip_each
@@ -137,7 +138,7 @@ def time_steps(
         method.update_teacher(0.99)
 
     step()
-    return statistics.median(_seconds(step, device) for _ in range(repeats)) / batch
+    return statistics.median(_seconds(step, device) for _ in range(3)) / batch
 
 
 def speed_of_run(folder: str | Path) -> float:

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afire_monai.core.errors import AfireError, DataListError
-from afire_monai.datalists.file import is_normal, load_datalist, normal_label, patient_of
+from afire_monai.datalists.file import is_normal, load_datalist, normal_label
 from afire_monai.datalists.mask_check import refuse_wrong_masks
+from afire_monai.datalists.patients import shared_patients
 from afire_monai.datalists.subsets import label_fraction, patient_folds
 from afire_monai.datalists.targets import UncertainPolicy, positive_weights, target_matrix
 from afire_monai.predictions.format import check_names
@@ -134,13 +135,12 @@ def _with_targets(
 
 
 def _refuse_shared_patients(parts: Mapping[str, Items], where: str | Path) -> None:
-    groups = {name: {patient_of(item) for item in items} for name, items in parts.items()}
-    for one, other in (("training", "validation"), ("training", "test"), ("validation", "test")):
-        if shared := groups[one] & groups[other]:
-            raise DataListError(
-                f"{where}: {len(shared)} patients are in both {one} and {other}; build the list again, or run "
-                "`afire datalist validate`"
-            )
+    known = {name: [item for item in items if item.get("group") is not None] for name, items in parts.items()}
+    for (one, other), shared in shared_patients(known).items():
+        raise DataListError(
+            f"{where}: {len(shared)} patients are in both {one} and {other}; build the list again, or run "
+            "`afire datalist validate`"
+        )
 
 
 def _warn_of_labels(targets: NDArray[np.float32], names: list[str], where: str | Path) -> None:

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 import torch
 from helpers import CONFIGS, run_bundle
+from published_vits import facebook_names, random_vit
 from safetensors.torch import load_file
 
 from afire_monai.models.folder import load_encoder
+from afire_monai.models.foreign import load_foreign
 from afire_monai.phantom import write_phantom_dataset
 from afire_monai.training.handlers import read_csv_log
 
@@ -140,3 +142,18 @@ def test_two_processes_end_where_one_does(finished, phantoms, folder):
     for row, other in zip(one, two, strict=True):
         for name in names:
             assert other[name] == pytest.approx(row[name], rel=2e-3, abs=1e-5), name
+
+
+@pytest.mark.parametrize("method", ["afire", "mae", "dino"])
+def test_pretraining_goes_on_from_weights_of_another_project_and_resumes(method, phantoms, tmp_path):
+    vit = random_vit(scaled=True, registers=2, gated=True, positions=method != "mae")
+    torch.save({"teacher": facebook_names(vit)}, tmp_path / "dinov2.pth")
+    settings = {**settings_of(method, phantoms, "run"), "init": str(tmp_path / "dinov2.pth"), "patch_size": 8}
+    run_bundle(tmp_path, files_of(method), device="cpu", **settings)
+    encoder = load_encoder(tmp_path / "run" / "models")
+    start = load_foreign(tmp_path / "dinov2.pth", 64).encoder
+    assert encoder.config == start.config
+    moved = (encoder.patch_embed.weight - start.patch_embed.weight).norm() / start.patch_embed.weight.norm()
+    assert 0 < moved < 0.5
+    run_bundle(tmp_path, files_of(method), device="cpu", **{**settings, "epochs": 3, "resume": True})
+    assert len(read_csv_log(tmp_path / "run" / "log.csv")) == 3

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 
 from afire_monai.cli.main import run
 from afire_monai.core.errors import DataListError
-from afire_monai.datalists.file import datalist_hash, load_datalist, patient_of, save_datalist, training_items
+from afire_monai.datalists.file import datalist_hash, load_datalist, save_datalist, training_items
 from afire_monai.datalists.merge import merge_datalists
+from afire_monai.datalists.patients import patient_of
 from afire_monai.datalists.subsets import patient_folds
 from afire_monai.datalists.validate import validate_datalist
 from afire_monai.radiographs.reader import RadiographReader

@@ -12,11 +12,11 @@ from afire_monai.evaluation.probes import extract_features
 from afire_monai.models.folder import (
     export_encoder,
     export_task,
-    initial_encoder,
     load_classifier,
     load_encoder,
     load_segmenter,
 )
+from afire_monai.models.initial import initial_encoder
 from afire_monai.networks import (
     ContextBottleneck,
     ResNetEncoder,

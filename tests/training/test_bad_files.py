@@ -71,7 +71,7 @@ def test_weights_that_cannot_be_written_leave_the_earlier_ones(tmp_path, monkeyp
 
 
 def test_weights_never_stand_beside_the_description_of_others(tmp_path, monkeypatch):
-    import afire_monai.models.folder as module
+    import afire_monai.core.files as module
 
     path = export_encoder(tiny(), tmp_path, epochs=1)
     replace, done = module.os.replace, []

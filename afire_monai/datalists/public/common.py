@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from afire_monai.core.errors import DataListError
 from afire_monai.datalists.cells import facts_of
-from afire_monai.datalists.file import DEFAULT_NORMAL, SECTIONS, DataList, StrPath, patient_of, save_datalist
+from afire_monai.datalists.file import DEFAULT_NORMAL, SECTIONS, DataList, StrPath, save_datalist
+from afire_monai.datalists.patients import patient_of
 from afire_monai.datalists.splits import split_by_group
 
 Item = dict[str, Any]

@@ -91,20 +91,18 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def find_credentials(host: str, environment: Mapping[str, str] | None = None) -> Credentials:
+def find_credentials(host: str) -> Credentials:
     """Look for credentials in the environment, then for the host in the netrc file ($NETRC, else ~/.netrc).
 
     The netrc file's `default` entry is not used: it would tell any host a password meant for others.
 
     Args:
         host: name or address of the server.
-        environment: None for that of this process.
 
     Raises:
         DicomWebError: half a pair, both kinds at once, or a netrc file that others can read or nobody can parse.
     """
-    environment = os.environ if environment is None else environment
-    user, password, token = (environment.get(name, "") for name in (USER, PASSWORD, TOKEN))
+    user, password, token = (os.environ.get(name, "") for name in (USER, PASSWORD, TOKEN))
     if token and (user or password):
         raise DicomWebError(f"{TOKEN} and {USER} or {PASSWORD} are set; unset the ones that are not meant")
     if bool(user) != bool(password):
@@ -114,7 +112,7 @@ def find_credentials(host: str, environment: Mapping[str, str] | None = None) ->
         raise DicomWebError(f"{USER} must have no colon, and no credential a control character such as a line end")
     if user or token:
         return Credentials(user, password, token)
-    named = environment.get("NETRC")
+    named = os.environ.get("NETRC")
     path = Path(named) if named else Path.home() / ".netrc"
     return _from_netrc(path, host, bool(named))
 

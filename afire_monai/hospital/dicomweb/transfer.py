@@ -192,8 +192,8 @@ def _save(dataset: Dataset, path: Path) -> None:
     import pydicom
 
     try:
-        with whole_file(path, private=True, sync=True) as part:
-            pydicom.dcmwrite(part, dataset)
+        with whole_file(path, private=True, sync=True) as part, part.open("wb") as file:
+            pydicom.dcmwrite(file, dataset)
     except OSError:
         raise
     except Exception as error:  # pydicom raises many unrelated types on odd elements, and quotes them

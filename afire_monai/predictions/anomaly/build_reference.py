@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from afire_monai.core.errors import AfireError
 from afire_monai.core.precision import set_precision
-from afire_monai.datalists.file import datalist_hash, patient_of, read_raw, reader_options, training_items
+from afire_monai.datalists.file import datalist_hash, read_raw, reader_options, training_items
+from afire_monai.datalists.patients import patient_of
 from afire_monai.models.folder import load_module_files, model_files, weights_hashes
-from afire_monai.predictions.anomaly.detector import AnomalyDetector, load_detector
+from afire_monai.predictions.anomaly.detector import DEFAULT_PARTS, AnomalyDetector, load_detector
 from afire_monai.predictions.anomaly.normals import CellGaussian, fit_images, fit_neighbours, fit_tokens
 from afire_monai.predictions.anomaly.reference import (
     Combination,
@@ -53,7 +54,7 @@ def build_reference(
         detector: what looks at them.
         batches: their pictures (B, 1, Hc, Wc) in 0…1.
         groups: the patient of each, in the same order; patients are kept whole when cross-fitting.
-        parts: which parts to use; None for the detector's default.
+        parts: which parts to use; None for `DEFAULT_PARTS`.
         pooling: of cells into a number for the image (see `Combination`).
         facts: plain values to keep: data list, section, model.
         layers: blocks whose tokens are judged besides the encoder's output; 0 is the first, -1 the last.
@@ -62,7 +63,7 @@ def build_reference(
     Raises:
         AfireError: for fewer than 20 radiographs or 2 patients, unknown parts, blocks or pooling.
     """
-    parts = detector.default_parts if parts is None else tuple(parts)
+    parts = DEFAULT_PARTS if parts is None else tuple(parts)
     if pooling not in get_args(Pooling) or not parts:
         raise AfireError(f"pooling must be mean, top or max and there must be a part, got {pooling!r} and {parts}")
     if window < 0:

@@ -21,8 +21,8 @@ from afire_monai.networks import Encoder, TokenHead
 
 PARTS = ("tokens", "neighbours", "residual", "difference", "prototypes", "density", "class_density")
 """What a radiograph can be judged by; see `AnomalyDetector`."""
-DEFAULT_PARTS = ("tokens", "residual")
-"""Those that are taken unless others are named, as far as the model has them (docs/predict.md has figures)."""
+DEFAULT_PARTS = ("tokens", "density")
+"""Those that are taken unless others are named; every encoder has them (docs/predict.md has figures)."""
 
 
 @dataclass
@@ -124,11 +124,6 @@ class AnomalyDetector(nn.Module):
         }
         return tuple(part for part in PARTS if able.get(part, True))
 
-    @property
-    def default_parts(self) -> tuple[str, ...]:
-        """Parts of `DEFAULT_PARTS` that this detector has."""
-        return tuple(part for part in DEFAULT_PARTS if part in self.parts)
-
     def offsets(self) -> list[tuple[int, int]]:
         """Give the crops' offsets (row, column) in cells: the canvas' corners, and between them if need be."""
         s, grid = self.canvas.shift, self.canvas.grid
@@ -160,8 +155,7 @@ class AnomalyDetector(nn.Module):
             h, w = self.canvas_size
             raise AfireError(f"pictures must be {h} x {w} pixels, got {images.shape[2]} x {images.shape[3]}")
         images = images.expand(-1, self.encoder.in_channels, -1, -1)
-        offsets = self.corners.repeat_interleave(len(images), 0)
-        crops = self.canvas.crop(images.repeat(len(self.offsets()), 1, 1, 1), offsets)
+        crops = self._crops(images)
         seen, hidden = self._encode(crops, layers)
         found = AnomalyFeatures(
             self._on_canvas(seen[:, 1:].float()),
@@ -169,12 +163,17 @@ class AnomalyDetector(nn.Module):
             layers={block: self._on_canvas(tokens) for block, tokens in hidden.items()},
         )
         if "prototypes" in parts:
-            found.cells["prototypes"] = self._prototype_distance(seen, offsets)
+            found.cells["prototypes"] = self._prototype_distance(seen)
         if restore or {"residual", "difference"} & set(parts):
-            self._compare(images, crops, seen, parts, found)
+            self._compare(images, torch.cat(crops), seen, parts, found)
         return found
 
-    def _encode(self, crops: Tensor, layers: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
+    def _crops(self, images: Tensor) -> list[Tensor]:
+        """Cut canvases (B, C, Hc, Wc) at each of :meth:`offsets`, each crop (B, C, H, W)."""
+        p, (h, w) = self.encoder.patch_size, self.canvas.grid
+        return [images[:, :, r * p : (r + h) * p, c * p : (c + w) * p] for r, c in self.offsets()]
+
+    def _encode(self, crops: list[Tensor], layers: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
         """Run the encoder; return its tokens (b, 1 + L, D), and for each of some blocks its patch tokens (b, L, D')."""
         outputs: dict[int, list[Tensor]] = {block: [] for block in layers}
         with contextlib.ExitStack() as hooks:
@@ -183,7 +182,7 @@ class AnomalyDetector(nn.Module):
                 hook = module.register_forward_hook(lambda _, __, output, kept=kept: kept.append(output))
                 hooks.callback(hook.remove)
             # one crop of all images after the other: a third faster on a CPU, whose cache they fill otherwise
-            seen = torch.cat([self.encoder(some) for some in crops.split(len(crops) // len(self.offsets()))])
+            seen = torch.cat([self.encoder(some) for some in crops])
         return seen, {block: self._patch_tokens(torch.cat(kept).float()) for block, kept in outputs.items()}
 
     def _patch_tokens(self, output: Tensor) -> Tensor:
@@ -211,10 +210,11 @@ class AnomalyDetector(nn.Module):
         if "difference" in parts:
             found.cells["difference"] = F.avg_pool2d(signed.abs(), p).flatten(1)
 
-    def _prototype_distance(self, tokens: Tensor, offsets: Tensor) -> Tensor:
+    def _prototype_distance(self, tokens: Tensor) -> Tensor:
         assert self.head is not None
         assert self.assignment is not None
-        cells = self.canvas.cells(offsets)
+        batch = tokens.shape[0] // len(self.offsets())
+        cells = self.canvas.cells(self.corners)[:, None].expand(-1, batch, -1).flatten(0, 1)
         cross, log_partition = similarities(self.head(tokens[:, 1:]), self.assignment, self.temperature)
         own = cross.gather(-1, cells[..., None])[..., 0] - log_partition
         return self._on_canvas(-own[..., None])[..., 0]

@@ -324,12 +324,12 @@ class NormalReference(nn.Module):
         """
         models: Any = self.models
         cells, images = ([m.values(features, models) for m in some] for some in (self.of_cells, self.of_images))
-        none = features.tokens.new_zeros(len(features.tokens), 0)
+        none = features.tokens.new_zeros(features.tokens.shape[0], 0)
         found = self.combination.combine(
             torch.stack(cells, 1) if cells else none[:, :, None], torch.cat(images, 1) if images else none
         )
-        # above the ties and half of them
-        below = torch.searchsorted(self.scores, found.score) + torch.searchsorted(self.scores, found.score, right=True)
+        # above the ties and half of them; by comparison, as ONNX has no sorted search
+        below = (self.scores < found.score[:, None]).sum(1) + (self.scores <= found.score[:, None]).sum(1)
         standard = {m.name: found.cells[:, place] for place, m in enumerate(self.of_cells)}
         heat = None
         if found.heat is not None:
@@ -339,8 +339,9 @@ class NormalReference(nn.Module):
 
     def _by_part(self, found: Combined) -> dict[str, Tensor]:
         """Return for each part (B,) the mean over layers of its pooled standardised values."""
-        pooled = [pool(cells, self.combination.pooling) for cells in found.cells.unbind(1)]
-        values = torch.stack([*pooled, *found.images.unbind(1)], 1)
+        # by index: an exported program cannot unbind what has no columns
+        pooled = [pool(found.cells[:, place], self.combination.pooling) for place in range(len(self.of_cells))]
+        values = torch.stack([*pooled, *(found.images[:, place] for place in range(len(self.of_images)))], 1)
         measures = [*self.of_cells, *self.of_images]
         weights = values.new_tensor([[m.weight * (m.part == part) for m in measures] for part in self.parts])
         return dict(zip(self.parts, weights @ values.T, strict=True))

@@ -16,9 +16,7 @@ from afire_monai.pages.elements import GREY, LINE, SECOND, new_figure
 Log = Sequence[dict[str, float]]
 
 
-def draw_panel(
-    panel: Path, path: Path, names: Sequence[str], cell: tuple[int, int], columns: int | None = None
-) -> Path:
+def draw_panel(panel: Path, path: Path, names: Sequence[str], cell: tuple[int, int]) -> Path:
     """Draw a panel of `PanelWriter` larger, with the name of each row beside it.
 
     Args:
@@ -26,16 +24,14 @@ def draw_panel(
         path: the PNG to write.
         names: of the rows.
         cell: height and width of one picture in pixels.
-        columns: how many pictures of each row to show; None for all.
     """
     pixels = np.asarray(Image.open(panel).convert("L"))
-    shown = pixels[:, : cell[1] * columns] if columns else pixels
-    rows, count = len(names), shown.shape[1] // cell[1]
+    rows, count = len(names), pixels.shape[1] // cell[1]
     label, side, gap = 1.3, 1.35, 0.05
     height = side * cell[0] / cell[1]
     figure = new_figure(label + side * count, (height + gap) * rows, constrained=False)
     total_width, total_height = figure.get_size_inches()
-    for index, (name, strip) in enumerate(zip(names, np.split(shown, rows), strict=True)):
+    for index, (name, strip) in enumerate(zip(names, np.split(pixels, rows), strict=True)):
         bottom = total_height - (index + 1) * (height + gap) + gap / 2
         box = (label / total_width, bottom / total_height, side * count / total_width, height / total_height)
         axis = figure.add_axes(box)

@@ -100,7 +100,6 @@ def test_detector_refuses_pictures_of_another_size_and_parts_that_it_lacks():
     method = tiny_afire(2)
     detector = AnomalyDetector(method.student.encoder, 2)
     assert detector.parts == ("tokens", "neighbours", "density", "class_density")
-    assert detector.default_parts == ("tokens",)
     with pytest.raises(AfireError, match="must be 48 x 48 pixels, got 32 x 32"):
         detector.features(smooth_images(1, (32, 32)))
     with pytest.raises(
@@ -143,7 +142,7 @@ def test_an_encoder_alone_gives_tokens_and_an_empty_folder_is_told(tmp_path):
     with pytest.raises(CheckpointError, match="neither restorer"):
         load_detector(tmp_path)
     export_encoder(tiny_afire().student.encoder, tmp_path)
-    assert load_detector(tmp_path).default_parts == ("tokens",)
+    assert "residual" not in load_detector(tmp_path).parts
 
 
 def test_damaged_detector_file_is_told(tmp_path):

@@ -20,7 +20,7 @@ from afire_monai.predictions.anomaly.reference import NormalReference, pool
 class Told:
     """Stands in for a detector: "images" are its features, 3 cells, tokens of width 2 first, then the residual."""
 
-    parts = default_parts = ("tokens", "residual")
+    parts = ("tokens", "residual")
     canvas = SimpleNamespace(canvas_grid=(1, 3))
 
     def features(self, images, parts=None, restore=False, layers=()):
@@ -73,7 +73,7 @@ def slow(values: torch.Tensor, groups: list[str], test: torch.Tensor):
 
 def test_scores_are_those_of_a_slow_reference():
     test = normals(7) * 1.5
-    reference = build_reference(Told(), normals().split(7), patients())
+    reference = build_reference(Told(), normals().split(7), patients(), Told.parts)
     scores, cells = slow(normals(), patients(), test)
     np.testing.assert_allclose(reference.scores, np.sort(scores), atol=2e-3)
     found = reference.judge(Told().features(test), (4, 12))
@@ -84,8 +84,8 @@ def test_scores_are_those_of_a_slow_reference():
 
 
 def test_the_order_of_batches_does_not_matter_and_ties_count_half():
-    whole = build_reference(Told(), [normals()], patients())
-    parts = build_reference(Told(), normals().split(3), patients())
+    whole = build_reference(Told(), [normals()], patients(), Told.parts)
+    parts = build_reference(Told(), normals().split(3), patients(), Told.parts)
     torch.testing.assert_close(whole.scores, parts.scores)
     whole.scores = torch.tensor([1.0, 2.0, 2.0, 3.0])
     found = whole.judge(Told().features(normals(1)), (4, 12))
@@ -201,7 +201,7 @@ def test_unknown_pooling_and_no_parts_are_refused():
 def test_cells_that_are_the_same_in_all_normals_stay_finite():
     values = normals()
     values[:, 0, 2] = 0.0  # a black corner
-    reference = build_reference(Told(), [values], patients())
+    reference = build_reference(Told(), [values], patients(), Told.parts)
     found = reference.judge(Told().features(values[:1] + 0.001), (4, 12))
     assert found.score.isfinite().all()
     assert found.cells["residual"][0, 0] < 1
@@ -216,7 +216,7 @@ def test_pooling_takes_mean_top_or_largest_cells():
 
 @pytest.mark.parametrize(("percentile", "said"), [(97.6, "97 % of"), (98.7, "98 % of"), (100, "all"), (0, "0 % of")])
 def test_percentile_in_words_never_says_more_than_was_counted(percentile, said):
-    reference = build_reference(Told(), [normals()], patients())
+    reference = build_reference(Told(), [normals()], patients(), Told.parts)
     assert reference.in_words(percentile)["meaning"] == f"more unusual than {said} 40 normal radiographs"
 
 
@@ -253,7 +253,7 @@ def test_saved_reference_judges_as_before(options, tmp_path):
 
 
 def test_reference_of_other_weights_or_parts_is_refused(tmp_path):
-    detector, _, _ = real_reference(tmp_path)
+    detector, _, _ = real_reference(tmp_path, parts=("tokens", "residual"))
     loaded = NormalReference.load(tmp_path)
     with pytest.raises(CheckpointError, match="made with other restorer weights"):
         loaded.check(detector, {"restorer": "ef"})

@@ -1,0 +1,66 @@
+"""The encoder that a training starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from afire_monai.core.errors import CheckpointError
+from afire_monai.models.folder import load_encoder
+from afire_monai.models.foreign import is_foreign, load_foreign
+from afire_monai.models.shipped import shipped_folder, shipped_names
+from afire_monai.networks import Encoder, build_encoder
+
+
+def initial_encoder(
+    init: str, preset: str, image_size: int, patch_size: int, statistics: Callable[[], Sequence[float]]
+) -> Encoder:
+    """Return the encoder that pre-training or fine-tuning starts from.
+
+    Args:
+        init: a model folder or file of any method's encoder; a vision transformer of another project (see
+            :func:`~afire_monai.models.foreign.load_foreign`); the name of a model that comes with the package;
+            ``random`` for one with fresh weights.
+        preset: size of a fresh encoder (see :data:`ENCODER_PRESETS`).
+        image_size: side in pixels that the task wants; 0 for the size that the encoder was trained at (224 if fresh).
+        patch_size: of a fresh encoder.
+        statistics: grey-level mean and deviation of the training images, for a fresh encoder; called only then.
+
+    Raises:
+        CheckpointError: if there is no such encoder.
+    """
+    if init == "random":
+        mean, std = statistics()
+        return build_encoder(
+            preset, image_size=image_size or 224, patch_size=patch_size, in_channels=1, mean=mean, std=std
+        )
+    if init in shipped_names():
+        init = str(shipped_folder(init))
+    if is_foreign(init):
+        return load_foreign(init, image_size).encoder
+    return load_encoder(init, **({"image_size": image_size} if image_size else {}))
+
+
+def pretraining_encoder(
+    init: str, preset: str, image_size: int, patch_size: int, statistics: Sequence[float]
+) -> Encoder:
+    """Return the encoder that pre-training starts from, without the range check, which would slow each step.
+
+    Args:
+        init: see :func:`initial_encoder`.
+        preset: size of a fresh encoder.
+        image_size: side in pixels that pre-training wants.
+        patch_size: side of a cell that the method counts with.
+        statistics: grey-level mean and deviation of the training images, for a fresh encoder.
+
+    Raises:
+        CheckpointError: if there is no such encoder, or its patches have another size.
+    """
+    encoder = initial_encoder(init, preset, image_size, patch_size, lambda: statistics)
+    if encoder.patch_size != patch_size:
+        side = round(image_size / encoder.patch_size) * encoder.patch_size
+        raise CheckpointError(
+            f"{init} has patches of {encoder.patch_size} pixels, the method counts with {patch_size}; add --patch_size "
+            f"{encoder.patch_size} --image_size {side}"
+        )
+    encoder.check_range = False
+    return encoder

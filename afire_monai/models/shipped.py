@@ -1,0 +1,48 @@
+"""Weights that come with the package: research only, no medical device (docs/model_card.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from afire_monai.core.errors import CheckpointError
+
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+DEFAULT = "chest-s16-1"
+POPULATIONS = ("adults", "children")
+
+
+def shipped_names() -> list[str]:
+    """Return the names of the models that come with the package."""
+    return sorted(path.parent.name for path in WEIGHTS.glob("*/encoder.safetensors"))
+
+
+def shipped_folder(name: str = DEFAULT) -> Path:
+    """Return the model folder of a model that comes with the package.
+
+    Args:
+        name: with its version at the end; an older version keeps its name.
+
+    Raises:
+        CheckpointError: if there is no such model.
+    """
+    if name not in shipped_names():
+        raise CheckpointError(
+            f"no model {name!r} comes with this package; it has {', '.join(shipped_names()) or 'none'}. Give the path "
+            "of a model folder for one of your own"
+        )
+    return WEIGHTS / name
+
+
+def shipped_models(population: str = POPULATIONS[0], name: str = DEFAULT) -> list[Path]:
+    """Return the model folders to predict with: the reference of a population's normals, then the model.
+
+    Args:
+        population: ``adults`` or ``children`` (1 to 5 years): whose normal radiographs anomalies are measured against.
+        name: of the model.
+
+    Raises:
+        CheckpointError: for another population or model.
+    """
+    if population not in POPULATIONS:
+        raise CheckpointError(f"population must be {' or '.join(POPULATIONS)}, got {population!r}")
+    return [shipped_folder(name) / population, shipped_folder(name)]

@@ -1,0 +1,224 @@
+"""A classifier from few labels: logistic regression on frozen features and on the distance from normal radiographs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+from tqdm import tqdm
+
+from afire_monai.core.errors import AfireError, DataListError
+from afire_monai.core.precision import set_precision
+from afire_monai.datalists.file import datalist_hash, is_normal, load_datalist, read_raw
+from afire_monai.datalists.patients import patient_of
+from afire_monai.datalists.targets import UncertainPolicy
+from afire_monai.models.folder import load_encoder
+from afire_monai.models.shipped import shipped_folder
+from afire_monai.networks import Encoder
+from afire_monai.networks.task_networks import NormalDistance, ViTClassifier
+from afire_monai.predictions.anomaly.build_reference import MIN_NORMALS
+from afire_monai.predictions.anomaly.normals import fit_images
+from afire_monai.predictions.reading import LeftOut, ahead, read_radiograph
+from afire_monai.training.finetuning import Answers, CalibrationMethod, ThresholdRule, facts, leave_classifier
+from afire_monai.training.task_data import classification_data
+from afire_monai.training.tasks import Classification
+
+STRENGTH = 0.01
+"""C of the logistic regression: features of deviation 1, a penalty of 1 / (2 C) on the squared weights."""
+TRUST = 10.0
+"""Factor of the distance from normal radiographs among those features: its weight is penalised a hundredth as much."""
+
+
+@dataclass
+class Probe:
+    """A classifier that was fitted.
+
+    Attributes:
+        labelled: number of training images whose labels were used.
+        normals: number of normal radiographs that the distance is measured from; 0 if it was left out.
+        figures: of the validation section.
+        left_out: reasons by place, for each section with files that cannot be used.
+    """
+
+    labelled: int
+    normals: int
+    figures: dict[str, float]
+    left_out: dict[str, dict[int, str]]
+
+
+def fit_probe(
+    datalist: str | Path,
+    out: str | Path,
+    model: str | Path | None = None,
+    labels: Sequence[str] | str = "all",
+    uncertain: UncertainPolicy = "ignore",
+    fraction: float = 1.0,
+    seed: int = 0,
+    calibration: CalibrationMethod = "temperature",
+    threshold_rule: ThresholdRule = "youden",
+    batch_size: int = 16,
+    workers: int = 2,
+    progress: bool = False,
+) -> Probe:
+    """Fit a classifier to the labels of a data list without training the encoder.
+
+    Features are the class token and the mean patch token, standardised over the training section (labels are not needed
+    for that), and the logarithm of the mean token's Mahalanobis distance to normal radiographs, which is what the
+    encoder was pre-trained to tell and stands in for labels where there are few. Normal are the images of the training
+    section that are known to be so, each judged without its own patient; with fewer than 20 the distance is left out.
+    Strength and trust are fixed (chosen on validation images, docs/finetune.md), so that five labelled images suffice.
+
+    Args:
+        datalist: with labels, and images for training and validation.
+        out: gets ``models/classifier.safetensors`` and ``predictions/``, as fine-tuning writes them.
+        model: folder with the encoder; None for the one that comes with the package.
+        labels: names to learn; ``all`` for every label but the one for normal.
+        uncertain: what -1 counts as: ``ignore``, ``zeros`` or ``ones``.
+        fraction: share of the training images whose labels are used; all of the normal ones still count as normal.
+        seed: of that share.
+        calibration: see `leave_classifier`.
+        threshold_rule: likewise.
+        batch_size: radiographs computed at once.
+        workers: threads that read.
+        progress: show bars with the time left.
+
+    Raises:
+        DataListError: for a list that cannot be used, or a label of which one class only is known.
+        CheckpointError: if the model cannot be read.
+    """
+    set_precision("float32")
+    folder = shipped_folder() if model is None else model
+    data = classification_data(datalist, labels=labels, uncertain=uncertain, fraction=fraction, seed=seed)
+    content = load_datalist(datalist)
+    encoder = load_encoder(folder)
+    task = Classification(ViTClassifier(encoder, data.labels, "class_mean", normality=True).eval())
+    network = task.network
+    reader = _Reader(encoder, batch_size, workers, progress)
+    training = content["training"]
+    features = reader.features(training, "training")
+    known = [place for place in features if is_normal(training[place], content["labels"])]
+    known = known if len(known) >= MIN_NORMALS else []
+    distance = fit_distance(network.normality, features, known, [patient_of(training[place]) for place in known])
+    chosen = [item for item in data.training if item["place"] in features]
+    fit_head(network, features, distance, chosen, f"{datalist}, section training")
+    answers = {}
+    for section, items in (("validation", data.validation), ("test", data.test)):
+        found = reader.features(items, section)
+        if found:
+            rows = [items[index] for index in found]
+            target = torch.tensor([row["target"] for row in rows])
+            answers[section] = Answers(_places(rows), logits_of(network, torch.stack([*found.values()])), target)
+    encoder.to("cpu")
+    if "validation" not in answers:
+        raise DataListError(f"{datalist}: no validation image can be used; `afire check` says why")
+    probe = {"strength": STRENGTH, "trust": TRUST, "normals": len(known), "labelled": len(chosen)}
+    about = {**facts(str(folder), fraction, 0, 0, seed), "probe": probe}
+    sha256 = datalist_hash(read_raw(Path(datalist)))
+    figures = leave_classifier(task, answers, out, sha256, calibration, threshold_rule, about)
+    return Probe(len(chosen), len(known), figures, reader.left_out)
+
+
+class _Reader:
+    """Reads images of a list and gives their frozen features; remembers what cannot be used."""
+
+    def __init__(self, encoder: Encoder, batch_size: int, workers: int, progress: bool) -> None:
+        if batch_size < 1 or workers < 0:
+            raise AfireError(f"--batch-size must be at least 1 and --workers at least 0, got {batch_size}, {workers}")
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.encoder = encoder.to(self.device)
+        self.batch_size, self.workers, self.progress = batch_size, workers, progress
+        self.left_out: dict[str, dict[int, str]] = {}
+
+    def features(self, items: Sequence[dict[str, Any]], section: str) -> dict[int, Tensor]:
+        """Return class token and mean patch token side by side, (2 D,), by place in ``items``."""
+        size, found = self.encoder.image_size, dict[int, Tensor]()
+        batch: dict[int, Tensor] = {}
+
+        def read(index: int) -> Any:
+            return read_radiograph(index, str(items[index]["image"]), [size])
+
+        reading = ahead(read, range(len(items)), self.workers, 2 * (self.batch_size + self.workers))
+        for result in tqdm(reading, f"{section} images", len(items), unit="image", disable=not self.progress):
+            if isinstance(result, LeftOut):
+                self.left_out.setdefault(section, {})[result.index] = result.reason
+            else:
+                batch[result.index] = result.images[size]
+            if len(batch) == self.batch_size:
+                found |= self._encode(batch)
+                batch = {}
+        return found | self._encode(batch)
+
+    @torch.no_grad()
+    def _encode(self, batch: dict[int, Tensor]) -> dict[int, Tensor]:
+        if not batch:
+            return {}
+        images = torch.stack([*batch.values()]).to(self.device)
+        tokens = self.encoder(images.expand(-1, self.encoder.in_channels, -1, -1)).float().cpu()
+        return dict(zip(batch, torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1), strict=True))
+
+
+def fit_distance(
+    normality: NormalDistance, features: dict[int, Tensor], known: Sequence[int], patients: Sequence[str]
+) -> dict[int, float]:
+    """Fit the distance from normal radiographs; return it for each image, of a normal one without its own patient."""
+    if not known:
+        normality.whitening.zero_()
+        return dict.fromkeys(features, 0.0)
+    dim = len(normality.center)
+    numbers = {patient: number for number, patient in enumerate(dict.fromkeys(patients))}
+    means = torch.stack([features[place][dim:] for place in known])
+    gaussian, crossed = fit_images(means[:, None], torch.tensor([numbers[patient] for patient in patients]))
+    logs = crossed[:, 0].log()
+    normality.center.copy_(gaussian.mean[0])
+    normality.whitening.copy_(gaussian.whitening)
+    normality.scale.copy_(torch.stack([logs.mean(), logs.std().clamp_min(1e-6)]))
+    every = normality(torch.stack([some[dim:] for some in features.values()]))[:, 0].tolist()
+    own = ((logs - normality.scale[0]) / normality.scale[1]).tolist()
+    return {**dict(zip(features, every, strict=True)), **dict(zip(known, own, strict=True))}
+
+
+def fit_head(
+    network: ViTClassifier,
+    features: dict[int, Tensor],
+    distance: dict[int, float],
+    chosen: Sequence[dict[str, Any]],
+    where: str,
+) -> None:
+    """Fit a logistic regression for each label, and write it into the head for features as the encoder gives them."""
+    every = torch.stack([*features.values()]).double()
+    mean, deviation = every.mean(0), every.std(0, correction=0).clamp_min(1e-6)
+    places = [item["place"] for item in chosen]
+    columns = (torch.stack([features[place] for place in places]).double() - mean) / deviation
+    unlike = TRUST * torch.tensor([distance[place] for place in places], dtype=torch.float64)
+    rows = torch.cat([columns, unlike[:, None]], 1).numpy()
+    target = np.array([item["target"] for item in chosen])
+    for number, label in enumerate(network.labels):
+        there = ~np.isnan(target[:, number])
+        if len(np.unique(target[there, number])) < 2:
+            raise DataListError(
+                f"{where}: the {there.sum()} images whose label {label!r} is known all have the same value; label "
+                "images of both kinds, or leave it out with --labels"
+            )
+        fitted = LogisticRegression(C=STRENGTH, max_iter=1000).fit(rows[there], target[there, number])
+        weight = torch.from_numpy(fitted.coef_[0])
+        scaled = torch.cat([weight[:-1] / deviation, TRUST * weight[-1:]])
+        with torch.no_grad():
+            network.head.weight[number] = scaled
+            network.head.bias[number] = float(fitted.intercept_[0]) - float(scaled[:-1] @ mean)
+
+
+@torch.no_grad()
+def logits_of(network: Any, features: Tensor) -> Tensor:
+    """Return the classifier's logits (n, labels) for features (n, 2 D) that were computed already."""
+    logits: Tensor = network.head(torch.cat([features, network.normality(features[:, features.shape[1] // 2 :])], 1))
+    return logits
+
+
+def _places(rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    return np.array([row["place"] for row in rows], dtype=np.int64)

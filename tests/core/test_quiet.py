@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+import logging
+import warnings
+
+from afire_monai.core.quiet import quiet
+
+
+def test_warnings_and_logs_of_pydicom_and_highdicom_are_silent_inside_the_block_only(caplog, recwarn):
+    with quiet():
+        warnings.warn("PatientName is Doe", UserWarning, stacklevel=1)
+        logging.getLogger("pydicom.dataset").error("PatientName is Doe")
+        logging.getLogger("highdicom.sr").error("PatientName is Doe")
+    assert not caplog.records
+    assert not recwarn.list
+    logging.getLogger("pydicom.dataset").error("heard again")
+    assert [record.message for record in caplog.records] == ["heard again"]

@@ -1,0 +1,59 @@
+"""What comes with the package works without a path, and is what its card says."""
+
+import csv
+import hashlib
+
+import pytest
+import torch
+
+import afire_monai
+from afire_monai.cli.main import run
+from afire_monai.core.errors import CheckpointError
+from afire_monai.models.shipped import POPULATIONS, shipped_folder, shipped_models, shipped_names
+from afire_monai.phantom.chest import write_phantom_dataset
+
+
+def test_encoder_loads_without_a_path_and_encodes():
+    encoder = afire_monai.load_encoder()
+    images = torch.rand(2, 1, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        tokens = encoder(images)
+    assert tokens.shape == (2, 197, 384)
+    assert tokens.isfinite().all()
+
+
+@pytest.mark.parametrize("population", POPULATIONS)
+def test_prediction_without_a_model_names_what_it_used(population, tmp_path, capsys):
+    write_phantom_dataset(tmp_path / "in", normal=10, abnormal=1, size=96)
+    command = ["predict", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--population", population, "--quiet"]
+    assert run(command) == 0
+    printed = capsys.readouterr().out
+    assert "chest-s16-1" in printed
+    assert "research only" in printed
+    assert f"normal radiographs of {population}" in printed
+    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
+    assert len(rows) >= 11
+    assert all(0 <= float(row["anomaly_percentile"]) <= 100 for row in rows)
+
+
+def test_other_names_and_populations_are_refused_with_those_there_are():
+    with pytest.raises(CheckpointError, match="chest-s16-1"):
+        shipped_folder("chest-xl")
+    with pytest.raises(CheckpointError, match="adults or children"):
+        shipped_models("cats")
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_each_file_is_small_enough_to_be_shipped(name):
+    assert all(path.stat().st_size <= 25_000_000 for path in shipped_folder(name).rglob("*") if path.is_file())
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", shipped_names())
+def test_no_image_of_the_official_test_was_trained_on(name, real_data):
+    rows = csv.DictReader((shipped_folder(name) / "training_images.csv").open())
+    trained = {row["sha256"] for row in rows}
+    open_test = real_data / "cxr" / "kermany_test_open"
+    tested = {hashlib.sha256(path.read_bytes()).hexdigest() for path in open_test.rglob("*.jp*g")}
+    assert tested
+    assert not trained & tested
