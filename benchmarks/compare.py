@@ -39,6 +39,7 @@ import numpy as np
 PUBLISHED_TERMS = {"exposure": 0.0, "match_weight": 0.0, "lesion_weight": 0.0, "lesion_free": 0.0, "lesion_lungs": 0.0}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "afire": ("method_afire.yaml", {}),
+    "afire_terms": ("method_afire.yaml", PUBLISHED_TERMS),  # grid-shifted, with the paper's terms alone
     "afire_published": ("method_afire.yaml", {**PUBLISHED_TERMS, "shift": 0}),
     "afire_released": (
         "method_afire.yaml",
