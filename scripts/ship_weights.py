@@ -5,8 +5,8 @@ r"""Put an encoder into the package, with references of normal radiographs and t
     python scripts/ship_weights.py --name chest-s16-1 --task children=runs/probe/models --task .=runs/lungs/models
 
 Matrices are kept in 8 bits. `training_images.csv` names each training image by its SHA-256 and source, which shows
-whether a picture was among them and says nothing of a patient. `--task` adds a classifier or segmenter whose encoder is the
-shipped one, which training left as it was (`afire probe`, `frozen_encoder=True`); only the rest is kept.
+whether a picture was among them and says nothing of a patient. `--task` adds a classifier or segmenter whose encoder
+is the shipped one, which training left as it was (`afire probe`, `frozen_encoder=True`); only the rest is kept.
 """
 
 from __future__ import annotations
