@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from afire_monai.core.console import hidden
 from afire_monai.core.distributed import join_group
 from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.datalists.file import datalist_hash, load_datalist, read_raw, reader_options
@@ -198,7 +199,7 @@ class _Job:
         left_out: dict[int, str] = {}
         writing: deque[Future[None]] = deque()
         reading = ahead(self._read, todo, self.workers, max(2 * self.batch_size, 2 * self.workers))
-        bar = tqdm(reading, total=len(todo), desc="predicting", unit="image", disable=not progress)
+        bar = tqdm(reading, total=len(todo), desc="predicting", unit="image", disable=hidden(progress))
         with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
             for batch in _batches(bar, self.batch_size, left_out):
                 for radiograph, answer in zip(batch, self._score(batch), strict=True):

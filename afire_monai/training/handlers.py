@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from afire_monai.core.console import hidden
 from afire_monai.core.distributed import from_first, rank, world_size
 from afire_monai.core.errors import DataListError
 from afire_monai.core.files import whole_file
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 class ProgressBar:
     """Show losses, images a second and an estimate of the time left for the whole run, on process 0.
+
+    Where the standard error output is no terminal, a line is logged each epoch instead.
 
     Args:
         seconds: between updates; each reads the losses from the device.
@@ -49,16 +52,26 @@ class ProgressBar:
         if rank() == 0:
             engine.add_event_handler(Events.STARTED, self._open)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._show)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._tell)
             engine.add_event_handler(Events.COMPLETED | Events.TERMINATE | Events.EXCEPTION_RAISED, self._close)
 
     def _open(self, engine: PretrainTrainer) -> None:
         total = engine.state.max_epochs * engine.state.epoch_length
-        self.bar = tqdm(total=total, initial=engine.state.iteration, desc=self.name, unit="step", dynamic_ncols=True)
+        self.bar = tqdm(
+            total=total,
+            initial=engine.state.iteration,
+            desc=self.name,
+            unit="step",
+            dynamic_ncols=True,
+            disable=hidden(),
+        )
         self.shown = self.start = time.monotonic()
         self.first = engine.state.iteration
 
     def _show(self, engine: PretrainTrainer) -> None:
         now, iteration = time.monotonic(), engine.state.iteration
+        if self.bar.disable:
+            return
         if now - self.shown < self.seconds and iteration < self.bar.total:
             return
         self.shown = now
@@ -67,6 +80,14 @@ class ProgressBar:
         epoch = f"{engine.state.epoch}/{engine.state.max_epochs}"
         self.bar.set_postfix({"epoch": epoch, "images/s": f"{speed:.0f}", **losses}, refresh=False)
         self.bar.update(iteration - self.bar.n)
+
+    def _tell(self, engine: PretrainTrainer) -> None:
+        """Say in a line what an epoch came to, where the bar would spoil a file."""
+        if self.bar.disable:
+            figures = engine.state.metrics
+            names = [name for name in (*engine.state.output, "validation_error") if name in figures]
+            words = ", ".join(f"{name} {figures[name]:.4g}" for name in [*names, "images_per_second"])
+            logger.info("%s: epoch %d/%d: %s", self.name, engine.state.epoch, engine.state.max_epochs, words)
 
     def _close(self, engine: PretrainTrainer, error: BaseException | None = None) -> None:
         self.bar.close()

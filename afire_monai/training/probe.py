@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from tqdm import tqdm
 
+from afire_monai.core.console import hidden
 from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.core.precision import set_precision
 from afire_monai.datalists.file import datalist_hash, is_normal, load_datalist, read_raw
@@ -25,7 +26,14 @@ from afire_monai.networks.task_networks import NormalDistance, ViTClassifier
 from afire_monai.predictions.anomaly.build_reference import MIN_NORMALS
 from afire_monai.predictions.anomaly.normals import fit_images
 from afire_monai.predictions.reading import LeftOut, ahead, read_radiograph
-from afire_monai.training.finetuning import Answers, CalibrationMethod, ThresholdRule, facts, leave_classifier
+from afire_monai.training.finetuning import (
+    Answers,
+    CalibrationMethod,
+    ThresholdRule,
+    facts,
+    leave_classifier,
+    score_lines,
+)
 from afire_monai.training.task_data import classification_data
 from afire_monai.training.tasks import Classification
 
@@ -44,12 +52,14 @@ class Probe:
         normals: number of normal radiographs that the distance is measured from; 0 if it was left out.
         figures: of the validation section.
         left_out: reasons by place, for each section with files that cannot be used.
+        scores: a line for each section and label.
     """
 
     labelled: int
     normals: int
     figures: dict[str, float]
     left_out: dict[str, dict[int, str]]
+    scores: list[str]
 
 
 def fit_probe(
@@ -121,7 +131,7 @@ def fit_probe(
     about = {**facts(str(folder), fraction, 0, 0, seed), "probe": probe}
     sha256 = datalist_hash(read_raw(Path(datalist)))
     figures = leave_classifier(task, answers, out, sha256, calibration, threshold_rule, about)
-    return Probe(len(chosen), len(known), figures, reader.left_out)
+    return Probe(len(chosen), len(known), figures, reader.left_out, score_lines(task, answers))
 
 
 class _Reader:
@@ -144,7 +154,7 @@ class _Reader:
             return read_radiograph(index, str(items[index]["image"]), [size])
 
         reading = ahead(read, range(len(items)), self.workers, 2 * (self.batch_size + self.workers))
-        for result in tqdm(reading, f"{section} images", len(items), unit="image", disable=not self.progress):
+        for result in tqdm(reading, f"{section} images", len(items), unit="image", disable=hidden(self.progress)):
             if isinstance(result, LeftOut):
                 self.left_out.setdefault(section, {})[result.index] = result.reason
             else:
