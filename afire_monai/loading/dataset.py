@@ -253,3 +253,9 @@ def image_statistics(dataset: RadiographDataset, samples: int = 256) -> tuple[fl
         count += image.numel()
     mean = total / count
     return round(mean, 4), round(max(squares / count - mean**2, 1e-6) ** 0.5, 4)
+
+
+def reader_facts(dataset: object) -> dict[str, Any]:
+    """Give the reader options of a data set's images as ``reader``, for a model's description; nothing if none."""
+    options = getattr(getattr(dataset, "transform", None), "options", {})
+    return {"reader": dict(options)} if options else {}

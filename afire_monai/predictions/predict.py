@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class Source:
         files: absolute paths.
         section: of the data list; "" for folders and files.
         datalist_sha256: of the data list; "" for folders and files.
-        reader: reader options that the data list keeps.
+        reader: reader options that the data list keeps or, for folders and files, those of the model's training.
     """
 
     files: tuple[str, ...]
@@ -161,6 +161,8 @@ def predict(
     joined_before = dist.is_initialized()
     rank, world = join_processes()
     scorer = Scorer(model, device or _own_device(), heatmap, label, restored)
+    if not source.section:  # a list says by itself how its images are read; folders are read as in training
+        source = replace(source, reader=scorer.reader)
     if overlays and scorer.heatmap == "none":
         raise AfireError("--overlays shows heatmaps; ask for one with --heatmap")
     folder = ResultFolder(out)

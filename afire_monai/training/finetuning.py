@@ -22,7 +22,7 @@ from afire_monai.core.errors import AfireError
 from afire_monai.core.files import write_text
 from afire_monai.datalists.patients import patient_of
 from afire_monai.evaluation.bootstrap import mean_interval
-from afire_monai.loading.dataset import RadiographDataset, image_statistics
+from afire_monai.loading.dataset import RadiographDataset, image_statistics, reader_facts
 from afire_monai.models.folder import export_task, load_module_files
 from afire_monai.networks.task_networks import ViTClassifier
 from afire_monai.predictions.format import Predictions, save_predictions
@@ -227,7 +227,12 @@ def finish_classification(
         if dataset is not None:
             logits, batch = predict_dataset(task, dataset, 64, device)
             answers[section] = Answers(_places(dataset), logits.cpu(), batch["target"].cpu())
-    trained = {"epochs": trainer.state.epoch, "best_epoch": trainer.best_epoch, **(about or {})}
+    trained = {
+        "epochs": trainer.state.epoch,
+        "best_epoch": trainer.best_epoch,
+        **reader_facts(trainer.data_loader.dataset),
+        **(about or {}),
+    }
     leave_classifier(task.to("cpu"), answers, output, data_hash, calibration, threshold_rule, trained)
     for line in score_lines(task, answers):
         logger.info(line)
@@ -375,6 +380,7 @@ def finish_segmentation(
         "validation": figures["validation"],
         "epochs": trainer.state.epoch,
         "best_epoch": trainer.best_epoch,
+        **reader_facts(trainer.data_loader.dataset),
         "data_sha256": data_hash,
         **(about or {}),
     }
