@@ -60,7 +60,6 @@ def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) 
         AfireError: for a setting that does not exist, or a value that it cannot have.
     """
     show_any_text()
-    sys.excepthook = _say_the_cause
     budget.begin()
     set_precision("float32")
     folder = Path(output_dir)
@@ -71,6 +70,8 @@ def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) 
     files, overrides = command_line(sys.argv if arguments is None else arguments)
     if not files or not all(Path(f).exists() for f in files):
         return
+    if arguments is None:  # on the runner's own command line; elsewhere the hook is the caller's
+        sys.excepthook = _say_the_cause
     config = ConfigParser.load_config_files(files)
     refuse_unknown_keys(config, list(overrides))
     refuse_wrong_values(config, overrides)
