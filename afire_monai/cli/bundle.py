@@ -42,7 +42,9 @@ def run_configs(settings: dict[str, Any], configs: tuple[str, ...] = CONFIGS) ->
     from afire_monai.training import startup
 
     files = [str(bundle_root() / "configs" / name) for name in configs]
-    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    # text that could be read as something else stands in quotes there
+    shown = {k: repr(v) if isinstance(v, str) and _changes(v) else str(v) for k, v in settings.items()}
+    words = [word for key, value in shown.items() for word in (f"--{key}", value)]
     startup.prepare_run(settings["output_dir"], ["run", "--config_file", str(files), *words])
     _calm_logging()
     with warnings.catch_warnings():
@@ -62,6 +64,12 @@ def run_configs(settings: dict[str, Any], configs: tuple[str, ...] = CONFIGS) ->
             if cause is None:
                 raise
             raise cause from error
+
+
+def _changes(text: str) -> bool:
+    import fire.parser
+
+    return bool(fire.parser.DefaultParseValue(text) != text)
 
 
 def _calm_logging() -> None:

@@ -18,6 +18,7 @@ from afire_monai.cli.predictions import evaluate, figures, predict, reference
 from afire_monai.cli.public_datasets import PUBLIC_DATASETS
 from afire_monai.cli.runs import copy, finetune, path, pretrain, segment
 from afire_monai.cli.training import crossvalidate, import_release, plan, probe, report
+from afire_monai.core.console import show_any_text
 
 COMMANDS: CommandTree = {
     "demo": demo,
@@ -68,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and give its exit status (see :func:`main`)."""
+    show_any_text()
     if list(arguments) == ["--version"]:
         print(f"afire-monai {__version__}")
         return 0

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from afire_monai.core.errors import require_path
 from afire_monai.core.quiet import silence
+
+LIST = "make a data list with `afire datalist`"
+MODEL = "a run writes its model folder as models/ below its output folder"
 
 
 def predict(
@@ -49,6 +53,10 @@ def predict(
         quiet: no progress bar.
     """
     silence()
+    for path in inputs:
+        require_path("input", path, "give folders, radiographs, or one data list")
+    for folder in model or ():
+        require_path("--model", folder, MODEL)
     from afire_monai.models.shipped import DEFAULT, shipped_models
     from afire_monai.predictions.predict import predict as run
     from afire_monai.predictions.results import KEY, LEFT_OUT
@@ -121,6 +129,8 @@ def reference(
         quiet: no progress bar.
     """
     silence()
+    require_path("--model", model, MODEL)
+    require_path("--datalist", datalist, LIST)
     from afire_monai.predictions.anomaly.build_reference import make_reference
 
     made = make_reference(
@@ -185,6 +195,10 @@ def evaluate(
         seed: of the draws.
         base_dir: folder that the list's relative paths start from; the list's own folder unless given.
     """
+    for option, folder in (("predictions", predictions), ("--compare", compare)):
+        if folder:
+            require_path(option, folder, "give a folder that `afire predict` or fine-tuning wrote")
+    require_path("--datalist", datalist, LIST)
     from afire_monai.evaluation.evaluate import run_evaluation
 
     results = run_evaluation(
@@ -198,8 +212,9 @@ def evaluate(
 
 def _summary(results: dict[str, Any]) -> list[str]:
     from afire_monai.evaluation.page import verdicts
-    from afire_monai.evaluation.page_tables import interval
+    from afire_monai.evaluation.page_tables import few_images, interval
 
+    few = few_images((results["labels"] or {"labels": []})["labels"])
     lines = [f"{results['datalist']['name']}, {results['datalist']['section']}: {results['cases']} images of "
              f"{results['patients']} patients"]  # fmt: skip
     for row in (results["labels"] or {"labels": []})["labels"]:
@@ -214,7 +229,7 @@ def _summary(results: dict[str, Any]) -> list[str]:
     sentences = [text for _, text in verdicts(results)]
     # of a single finding the verdict says the same and more
     lines = [line for line in lines if not any(text.startswith(f"{line}.") for text in sentences)]
-    return [*lines, *sentences, *(f"note: {text}" for text in results["notes"])]
+    return [*lines, *sentences, *(f"note: {text}" for text in [few, *results["notes"]] if text)]
 
 
 def figures(
@@ -247,6 +262,8 @@ def figures(
         mask_ignore: mask value of pixels to leave out; none for none.
         seed: of everything random.
     """
+    require_path("--encoder", encoder, MODEL)
+    require_path("--datalist", datalist, LIST)
     from afire_monai.figures.page import verdicts
     from afire_monai.figures.run import draw_figures
     from afire_monai.figures.study import Settings

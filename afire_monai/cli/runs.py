@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from afire_monai.core.errors import AfireError
+from afire_monai.core.errors import AfireError, require_path
 
 METHODS = ("afire", "peac", "mlvicx", "mae", "dino")
 
@@ -78,6 +78,7 @@ def segment(
         resume: go on with what an interrupted run left in the folder.
     """
     given = {"datalist": datalist, "output_dir": out, "init": init or _shipped(), "resume": resume}
+    _require_inputs(given, settings)
     from afire_monai.training.settings import parse_value
 
     return _run(["finetune_segmentation.yaml"], settings, {**given, "classes": parse_value(classes)}, "models")
@@ -116,8 +117,21 @@ def _shipped() -> str:
     return DEFAULT
 
 
+def _require_inputs(given: dict[str, Any], settings: tuple[str, ...]) -> None:
+    """Refuse a wrong data list or model before torch is loaded."""
+    from afire_monai.models.shipped import shipped_names
+
+    values = {**dict(setting.partition("=")[::2] for setting in settings), **given}
+    datalist, init, folder = (str(values.get(key) or "") for key in ("datalist", "init", "dataset_dir"))
+    if datalist != "phantom" and not (Path(folder) / datalist).is_file():
+        require_path("data list", datalist, "make one with `afire datalist`")
+    if init and init != "random" and init not in shipped_names():
+        require_path("--init", init, "give a model folder (models/ of a run), weights, or random")
+
+
 def _run(configs: list[str], settings: tuple[str, ...], given: dict[str, Any], result: str) -> int:
     """Run configs of the bundle with these settings; say which line of MONAI's does the same."""
+    _require_inputs(given, settings)
     from afire_monai.cli.bundle import bundle_root, run_configs
     from afire_monai.training.settings import parse_value
 

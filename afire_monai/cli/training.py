@@ -9,7 +9,7 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from afire_monai.core.errors import AfireError, CheckpointError, DataListError
+from afire_monai.core.errors import AfireError, CheckpointError, DataListError, require_path
 from afire_monai.core.files import write_text
 from afire_monai.core.quiet import silence
 
@@ -24,7 +24,7 @@ def plan(
     images: int | None = None,
     datalist: str | None = None,
     epochs: int | None = None,
-    method: str = "afire",
+    method: str | None = None,
     config: str | None = None,
     preset: str | None = None,
     image_size: int | None = None,
@@ -46,11 +46,13 @@ def plan(
 
     Example: afire plan --datalist normals.json --epochs 50
 
+    Example: afire plan --from-run runs/mine --epochs 300
+
     Args:
-        images: normal training images.
+        images: normal training images; those of --from-run unless given.
         datalist: data list to count them in, instead.
         epochs: passes over them; the configs' unless given, like all that follow down to precision.
-        method: afire, peac, mlvicx, mae or dino.
+        method: afire, peac, mlvicx, mae or dino; that of --from-run, else afire, unless given.
         config: a further config of the bundle, preset_gpu or preset_paper.
         preset: encoder preset, as encoder_preset of the configs; its own patch size comes with it.
         image_size: what the encoder sees, in pixels.
@@ -59,7 +61,7 @@ def plan(
         precision: float32, tf32 or bfloat16.
         tflops: measured rate of a large matrix product on one device, in 10^12 operations a second.
         share: of that rate which the step reaches; a range of 0.35 to 0.5 unless given.
-        from_run: output_dir of a short run with these settings on one such device.
+        from_run: output_dir of a short run on one such device; its settings.yaml has whatever is not given.
         memory: GiB of one device, to say which batch fits.
     """
     import torch
@@ -69,8 +71,11 @@ def plan(
     from afire_monai.networks.build import ENCODER_PRESETS
     from afire_monai.training import planning
 
+    run = planning.settings_of_run(from_run) if from_run and method is None and config is None else None
+    images = run.images if run and images is None and datalist is None else images
     count = _images(images, datalist)
-    configs = _configs(method, config)
+    configs = [run.settings] if run else _configs(method or "afire", config)
+    epochs = run.epochs if run and epochs is None else epochs
     given = {"epochs": epochs, "encoder_preset": preset, "image_size": image_size, "batch_size": batch_size}
     # encoders with a stride of their own take no other
     given = {**given, "precision": precision, "patch_size": ENCODER_PRESETS.get(preset or "", {}).get("patch_size")}
@@ -93,7 +98,8 @@ def plan(
     torch.manual_seed(0)
     built, optimizer = planning.build_training(configs, {**settings, "device": str(device)})
     cost = planning.count_step(built, device, settings["precision"])
-    print(f"{method}, {settings['encoder_preset']}, {settings['image_size']} px, {settings['precision']}")
+    name = type(built).__name__.lower()
+    print(f"{name}, {settings['encoder_preset']}, {settings['image_size']} px, {settings['precision']}")
     _print_cost(cost, count, settings["epochs"], settings["batch_size"], gpus, memory)
     if from_run is not None:
         speeds, source = [planning.speed_of_run(from_run) * gpus], "the run's median speed, times the processes"
@@ -212,6 +218,9 @@ def probe(
         quiet: no progress bar.
     """
     silence()
+    require_path("data list", datalist, "make one with `afire datalist`")
+    if model is not None:
+        require_path("--model", model, "give a model folder (models/ of a run)")
     from afire_monai.training.probe import fit_probe
 
     done = fit_probe(
@@ -235,9 +244,7 @@ def probe(
     for section, reasons in done.left_out.items():
         index, reason = next(iter(reasons.items()))
         print(f"left out:  {len(reasons)} of section {section}; image {index}: {reason}")
-    for name, value in done.figures.items():
-        if "auroc" in name:
-            print(f"{name.replace('_', ' ')}: {value:.3f}")
+    print(*done.scores, sep="\n")
     print(f"written:   {Path(out) / 'models'}")
     print(f"next:      afire predict FOLDER --model {shlex.quote(str(Path(out) / 'models'))} --out results")
     return 0

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from afire_monai.core.console import hidden
 from afire_monai.core.errors import DataListError, RadiographError
 from afire_monai.datalists.file import load_datalist, present_sections, reader_options
 from afire_monai.radiographs.decode import list_images, read_picture
@@ -202,7 +203,7 @@ def check_files(
         if progress:
             from tqdm import tqdm
 
-            results = tqdm(results, total=len(files), desc="reading", unit="file")
+            results = tqdm(results, total=len(files), desc="reading", unit="file", disable=hidden())
         for result in results:
             if isinstance(result, RefusedFile):
                 report.refused.append(result)

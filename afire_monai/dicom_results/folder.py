@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from afire_monai.core.console import hidden
 from afire_monai.core.errors import AfireError, RadiographError
 from afire_monai.core.files import write_text
 from afire_monai.dicom_results.capture import write_capture
@@ -131,7 +132,7 @@ def write_dicom_results(
     folder = _empty_private_folder(Path(out))
     done = DicomSummary(len(table))
     rows: list[tuple[int, str, str]] = []
-    for number in tqdm(table.index.tolist(), desc="writing", unit="image", disable=not progress):
+    for number in tqdm(table.index.tolist(), desc="writing", unit="image", disable=hidden(progress)):
         try:
             written = _write_one(table, number, sources.get(number), folder, kinds)
         except OutputError as error:

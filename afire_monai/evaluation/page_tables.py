@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from afire_monai.pages.elements import paragraph, table
@@ -58,9 +59,17 @@ def labels(results: Results) -> str:
             rows.append([row["name"], counts, f"not judged: {row['status']}", *[""] * 4])
     if len(found["macro_over"]) > 1:
         rows.append([f"mean of {len(found['macro_over'])}", "", *(_cell(found["macro"][f]) for f in figures)])
-    few = [r["name"] for r in found["labels"] if r["figures"] and min(r["positives"], r["negatives"]) < FEW]
-    note = f"Fewer than {FEW} images with or without the finding, so take value and interval lightly: {', '.join(few)}."
-    return table(head, rows) + (paragraph(note, "small") if few else "")
+    note = few_images(found["labels"])
+    return table(head, rows) + (paragraph(note, "small") if note else "")
+
+
+def few_images(rows: Sequence[dict[str, Any]]) -> str:
+    """Name the judged labels that have too few images on one side for their figures to be trusted; empty if none."""
+    few = [r["name"] for r in rows if r["figures"] and min(r["positives"], r["negatives"]) < FEW]
+    words = (
+        f"Fewer than {FEW} images with or without the finding, so take value and interval lightly: {', '.join(few)}."
+    )
+    return words if few else ""
 
 
 def confusion(results: Results) -> str:

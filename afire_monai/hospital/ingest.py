@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from afire_monai.core.console import hidden
 from afire_monai.core.errors import AfireError
 from afire_monai.core.pool import Pool
 from afire_monai.hospital import outputs
@@ -173,7 +174,7 @@ class _Reader:
             return
         from tqdm import tqdm
 
-        yield from tqdm(steps, total=count, desc=words, unit="file")
+        yield from tqdm(steps, total=count, desc=words, unit="file", disable=hidden())
 
 
 def _check(roots: Sequence[Path], options: Options, out: Path, workers: int) -> None:

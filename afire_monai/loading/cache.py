@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from afire_monai.core.console import hidden
 from afire_monai.core.errors import DataListError, RadiographError
 from afire_monai.core.files import whole_file
 from afire_monai.core.pool import Failure
@@ -502,7 +503,7 @@ class DiskCache:
         with ThreadPoolExecutor() as pool:
             work = pool.map(lambda slot: annotation(self.gather([first[slot]])[0]), unknown.tolist())
             for slot, values in zip(
-                unknown, tqdm(work, "anatomy", len(unknown), unit="image", leave=False), strict=True
+                unknown, tqdm(work, "anatomy", len(unknown), unit="image", leave=False, disable=hidden()), strict=True
             ):
                 found[slot] = values
         with (

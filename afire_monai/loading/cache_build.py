@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from afire_monai.core.console import hidden
 from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.core.pool import Pool
 from afire_monai.datalists.paths import ImagePaths
@@ -131,7 +132,9 @@ def _fill(
     try:
         with Pool(workers, seconds=SECONDS_PER_FILE) as pool:
             results = pool.run(work, sources)
-            for source, result in tqdm(results, "decoding", len(survey.todo), unit="image", leave=False):
+            for source, result in tqdm(
+                results, "decoding", len(survey.todo), unit="image", leave=False, disable=hidden()
+            ):
                 writer.take(source.place, result)
     finally:
         writer.close()

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 from tqdm import tqdm
 
+from afire_monai.core.console import hidden
 from afire_monai.core.errors import DataListError, RadiographError
 from afire_monai.datalists.paths import ImagePaths
 from afire_monai.loading.cache import Annotation, DiskCache, left_out_in_words
@@ -120,6 +121,7 @@ class RadiographDataset(Dataset[dict[str, Any]]):
                     desc="reading images",
                     unit="image",
                     leave=False,
+                    disable=hidden(),
                 )
             )
         usable = [i for i, result in enumerate(results) if result is not None]
@@ -251,3 +253,9 @@ def image_statistics(dataset: RadiographDataset, samples: int = 256) -> tuple[fl
         count += image.numel()
     mean = total / count
     return round(mean, 4), round(max(squares / count - mean**2, 1e-6) ** 0.5, 4)
+
+
+def reader_facts(dataset: object) -> dict[str, Any]:
+    """Give the reader options of a data set's images as ``reader``, for a model's description; nothing if none."""
+    options = getattr(getattr(dataset, "transform", None), "options", {})
+    return {"reader": dict(options)} if options else {}

@@ -24,6 +24,12 @@ from afire_monai.networks.task_networks import ViTClassifier, ViTSegmenter
 KINDS = ("classifier", "segmenter", "detector", "restorer", "encoder", "reference")
 
 
+def weights_in(folder: Path, kind: str) -> Path:
+    """Name a kind's weights file in a model folder, or in ``models/`` below where a run's folder is given."""
+    path, below = folder / f"{kind}.safetensors", folder / "models" / f"{kind}.safetensors"
+    return below if below.is_file() and not path.is_file() else path
+
+
 def model_files(folders: Sequence[str | Path]) -> dict[str, Path]:
     """Find the weights files in model folders.
 
@@ -41,7 +47,7 @@ def model_files(folders: Sequence[str | Path]) -> dict[str, Path]:
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: no such model folder; a run writes it as models/ below its output folder")
         for kind in KINDS:
-            path = folder / f"{kind}.safetensors"
+            path = weights_in(folder, kind)
             if path.is_file():
                 found.setdefault(kind, path)
     return found
@@ -147,7 +153,7 @@ def load_module_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]
     """Read what :func:`save_module_files` wrote.
 
     Args:
-        path: the ``.safetensors`` file, or a folder with ``encoder.safetensors``.
+        path: the ``.safetensors`` file, or a folder with ``encoder.safetensors``, itself or in its ``models/``.
 
     Returns:
         Tensors by name, and the description.
@@ -157,7 +163,7 @@ def load_module_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "encoder.safetensors"
+        path = weights_in(path, "encoder")
     try:
         description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         tensors = unpack_int8(load_file(path))
@@ -205,13 +211,14 @@ def load_encoder(path: str | Path | None = None, **overrides: Any) -> Encoder:
     It maps images (B, C, H, W) in 0…1 to tokens (B, 1 + L, D), and refuses images in another range.
 
     Args:
-        path: ``encoder.safetensors`` or the folder that holds it; None for the one that comes with the package
-            (`afire_monai.models.shipped`).
+        path: ``encoder.safetensors``, the folder that holds it, or the run's folder above; None for the
+            one that comes with the package (`afire_monai.models.shipped`).
         overrides: arguments of the encoder's class to change, for example ``image_size``: positions of a transformer
             are stretched to span the picture as they did in training.
 
     Raises:
         CheckpointError: if a file is missing or damaged, or weights and description do not fit.
+        AfireError: for an override that the encoder's class does not have.
     """
     path = shipped_folder() if path is None else path
     tensors, description = load_module_files(path)
@@ -301,7 +308,7 @@ def load_segmenter(path: str | Path) -> tuple[ViTSegmenter, dict[str, Any]]:
 
 def _load(path: str | Path, kind: str) -> tuple[ViTClassifier | ViTSegmenter, dict[str, Any]]:
     path = Path(path)
-    path = path / f"{kind}.safetensors" if path.is_dir() or not path.suffix else path
+    path = weights_in(path, kind) if path.is_dir() or not path.suffix else path
     tensors, description = load_module_files(path)
     if kind not in description:
         raise CheckpointError(f"{path}: its JSON lacks {kind!r}, so it does not describe a {kind}")

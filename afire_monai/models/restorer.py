@@ -12,7 +12,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from afire_monai.core.errors import AfireError, CheckpointError
-from afire_monai.models.folder import load_module_files, weights_that_fit
+from afire_monai.models.folder import load_module_files, weights_in, weights_that_fit
 from afire_monai.networks import AnomalyRestorationDecoder, Encoder, encoder_from_config
 
 
@@ -164,7 +164,7 @@ def load_restorer(path: str | Path) -> AnomalyNetwork:
         CheckpointError: if a file is missing or damaged, or weights and description do not fit.
     """
     path = Path(path)
-    path = path / "restorer.safetensors" if path.is_dir() else path
+    path = weights_in(path, "restorer") if path.is_dir() else path
     tensors, description = load_module_files(path)
     if "decoder" not in description or "encoder" not in description:
         raise CheckpointError(f"{path}: its JSON lacks 'encoder' or 'decoder', so it does not describe a restorer")

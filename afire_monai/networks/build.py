@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,12 +41,17 @@ def encoder_from_config(config: Mapping[str, Any], **overrides: Any) -> Encoder:
         overrides: arguments to change.
 
     Raises:
-        AfireError: for an unknown kind, or values that the class refuses.
+        AfireError: for an unknown kind or override, or values that the class refuses.
     """
     arguments = {**config, **overrides}
     kind = arguments.pop("kind", "vit")
     if kind not in _KINDS:
         raise AfireError(f"unknown kind of encoder {kind!r}; this version knows {', '.join(_KINDS)}")
+    known = inspect.signature(_KINDS[kind]).parameters
+    for name in overrides:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 3) or known
+            raise AfireError(f"an encoder of kind {kind!r} has no argument {name!r}; nearest: {', '.join(near)}")
     encoder: Encoder = _KINDS[kind](**arguments)
     return encoder
 

@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from afire_monai.core.console import hidden
 from afire_monai.core.distributed import join_group
 from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.datalists.file import datalist_hash, load_datalist, read_raw, reader_options
@@ -33,7 +34,7 @@ class Source:
         files: absolute paths.
         section: of the data list; "" for folders and files.
         datalist_sha256: of the data list; "" for folders and files.
-        reader: reader options that the data list keeps.
+        reader: reader options that the data list keeps or, for folders and files, those of the model's training.
     """
 
     files: tuple[str, ...]
@@ -160,6 +161,8 @@ def predict(
     joined_before = dist.is_initialized()
     rank, world = join_processes()
     scorer = Scorer(model, device or _own_device(), heatmap, label, restored)
+    if not source.section:  # a list says by itself how its images are read; folders are read as in training
+        source = replace(source, reader=scorer.reader)
     if overlays and scorer.heatmap == "none":
         raise AfireError("--overlays shows heatmaps; ask for one with --heatmap")
     folder = ResultFolder(out)
@@ -198,7 +201,7 @@ class _Job:
         left_out: dict[int, str] = {}
         writing: deque[Future[None]] = deque()
         reading = ahead(self._read, todo, self.workers, max(2 * self.batch_size, 2 * self.workers))
-        bar = tqdm(reading, total=len(todo), desc="predicting", unit="image", disable=not progress)
+        bar = tqdm(reading, total=len(todo), desc="predicting", unit="image", disable=hidden(progress))
         with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
             for batch in _batches(bar, self.batch_size, left_out):
                 for radiograph, answer in zip(batch, self._score(batch), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from afire_monai.predictions.anomaly.detector import AnomalyDetector, load_detec
 from afire_monai.predictions.anomaly.reference import NormalReference
 from afire_monai.predictions.attribution import attention_rollout, grad_cam
 from afire_monai.predictions.reading import Radiograph, Size
+from afire_monai.radiographs.decode import checked_options
 
 Heatmap = Literal["auto", "anomaly", "gradcam", "rollout", "none"]
 HEATMAP_KINDS: tuple[str, ...] = get_args(Heatmap)
@@ -92,6 +94,7 @@ class Scorer:
         self._load()
         self.labels: list[str] = list(self.classifier.labels) if self.classifier else []
         self.facts = self._facts()
+        self.reader = self._reader()
         self.heatmap = self._choose_heatmap(heatmap)
         self.label = self._choose_label(label)
         self.restored = restored
@@ -154,6 +157,14 @@ class Scorer:
         """Give what identifies the models: the package's version and the SHA-256 of each weights file."""
         hashes = weights_hashes(self.files)
         return {"version": __version__, **{f"{kind}_sha256": value for kind, value in hashes.items()}}
+
+    def _reader(self) -> dict[str, Any]:
+        """Give the reader options that the list of the first model with some had."""
+        for path in self.files.values():
+            description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            if description.get("reader"):
+                return checked_options(description["reader"], f"{path.with_suffix('.json')}, reader")
+        return {}
 
     def score(self, radiographs: Sequence[Radiograph]) -> list[Answer]:
         """Ask all models about a batch.

@@ -43,6 +43,8 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
         with whole_file(path, shared=True, sync=True) as part, part.open("wb") as file:
             torch.save(state, file)
     except (OSError, RuntimeError) as error:  # torch's writer raises the latter where a disk is full
+        if isinstance(error.__context__, KeyboardInterrupt):  # or where it could not end its archive
+            raise error.__context__ from None
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         reason = getattr(cause, "strerror", None) or str(cause).split("\n")[0][:150]
         raise CheckpointError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from afire_monai.core.errors import AfireError
 from afire_monai.core.files import write_text
 from afire_monai.datalists.patients import patient_of
 from afire_monai.evaluation.bootstrap import mean_interval
-from afire_monai.loading.dataset import RadiographDataset, image_statistics
+from afire_monai.loading.dataset import RadiographDataset, image_statistics, reader_facts
 from afire_monai.models.folder import export_task, load_module_files
 from afire_monai.networks.task_networks import ViTClassifier
 from afire_monai.predictions.format import Predictions, save_predictions
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 CalibrationMethod = Literal["temperature", "platt", "none"]
 ThresholdRule = Literal["youden", "specificity95"]
 logger = logging.getLogger(__name__)
+
+_FEW = 5  # images with or without a finding, below which its AUROC says next to nothing
+_NEXT = "next: afire predict FOLDER --model %s --out results"
 
 _STEEPEST = 20.0  # of a fitted slope: a validation set that is told apart perfectly would ask for an infinite one
 
@@ -223,8 +227,16 @@ def finish_classification(
         if dataset is not None:
             logits, batch = predict_dataset(task, dataset, 64, device)
             answers[section] = Answers(_places(dataset), logits.cpu(), batch["target"].cpu())
-    trained = {"epochs": trainer.state.epoch, "best_epoch": trainer.best_epoch, **(about or {})}
+    trained = {
+        "epochs": trainer.state.epoch,
+        "best_epoch": trainer.best_epoch,
+        **reader_facts(trainer.data_loader.dataset),
+        **(about or {}),
+    }
     leave_classifier(task.to("cpu"), answers, output, data_hash, calibration, threshold_rule, trained)
+    for line in score_lines(task, answers):
+        logger.info(line)
+    logger.info(_NEXT, shlex.quote(str(output / "models")))
 
 
 @dataclass(frozen=True)
@@ -240,6 +252,22 @@ class Answers:
     places: np.ndarray
     logits: Tensor
     target: Tensor
+
+
+def score_lines(task: Classification, answers: dict[str, Answers]) -> list[str]:
+    """Give in a line each the AUROC of a section and a label, marked where fewer than 5 images are on one side."""
+    lines = []
+    for section, some in answers.items():
+        figures = task.figures(some.logits, {"target": some.target})
+        for place, label in enumerate(task.network.labels):
+            value, target = figures.get(f"validation_auroc/{label}"), some.target[:, place]
+            counts = int((target == 1).sum()), int((target == 0).sum())
+            words = "not judged" if value is None else f"AUROC {value:.3f}"
+            few = f"; fewer than {_FEW}, take it lightly" if value is not None and min(counts) < _FEW else ""
+            lines.append(f"{section}: {label}: {words} ({counts[0]} with, {counts[1]} without{few})")
+        if len(task.network.labels) > 1 and "validation_macro_auroc" in figures:
+            lines.append(f"{section}: mean AUROC {figures['validation_macro_auroc']:.3f}")
+    return lines
 
 
 def leave_classifier(
@@ -354,10 +382,15 @@ def finish_segmentation(
         "validation": figures["validation"],
         "epochs": trainer.state.epoch,
         "best_epoch": trainer.best_epoch,
+        **reader_facts(trainer.data_loader.dataset),
         "data_sha256": data_hash,
         **(about or {}),
     }
     export_task(task.network.to("cpu"), output / "models", **model)
     task.to(device)
     write_text(output / "segmentation.json", json.dumps(result, indent=1) + "\n")
-    logger.info("segmenter written; %s", json.dumps(figures.get("test", figures["validation"])))
+    for section, found in figures.items():
+        words = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.items())
+        logger.info("%s: %s", section, words)
+    logger.info("segmenter written")
+    logger.info(_NEXT, shlex.quote(str(output / "models")))

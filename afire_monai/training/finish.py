@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from afire_monai.core.distributed import rank
 from afire_monai.core.errors import AfireError
+from afire_monai.loading.dataset import reader_facts
 from afire_monai.methods import AFiRe, Method
 from afire_monai.models.folder import export_encoder, save_module_files
 from afire_monai.networks import TokenHead
@@ -37,6 +38,7 @@ def export_run(trainer: PretrainTrainer, folder: str | Path, data_hash: str) -> 
         "losses": list(method.loss_weights),
         "epochs": trainer.state.epoch,
         "data_sha256": data_hash,
+        **reader_facts(trainer.data_loader.dataset),
     }
     if isinstance(method, AFiRe):
         facts["shift"] = method.grid_shift.shift

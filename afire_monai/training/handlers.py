@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import logging
 import math
+import os
+import sqlite3
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -21,8 +25,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from afire_monai.core.console import hidden
 from afire_monai.core.distributed import from_first, rank, world_size
-from afire_monai.core.errors import DataListError
+from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.core.files import whole_file
 from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.methods.health import health_warnings, shortcut_in_words
@@ -34,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 class ProgressBar:
     """Show losses, images a second and an estimate of the time left for the whole run, on process 0.
+
+    Where the standard error output is no terminal, a line is logged each epoch instead.
 
     Args:
         seconds: between updates; each reads the losses from the device.
@@ -49,16 +56,26 @@ class ProgressBar:
         if rank() == 0:
             engine.add_event_handler(Events.STARTED, self._open)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._show)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._tell)
             engine.add_event_handler(Events.COMPLETED | Events.TERMINATE | Events.EXCEPTION_RAISED, self._close)
 
     def _open(self, engine: PretrainTrainer) -> None:
         total = engine.state.max_epochs * engine.state.epoch_length
-        self.bar = tqdm(total=total, initial=engine.state.iteration, desc=self.name, unit="step", dynamic_ncols=True)
+        self.bar = tqdm(
+            total=total,
+            initial=engine.state.iteration,
+            desc=self.name,
+            unit="step",
+            dynamic_ncols=True,
+            disable=hidden(),
+        )
         self.shown = self.start = time.monotonic()
         self.first = engine.state.iteration
 
     def _show(self, engine: PretrainTrainer) -> None:
         now, iteration = time.monotonic(), engine.state.iteration
+        if self.bar.disable:
+            return
         if now - self.shown < self.seconds and iteration < self.bar.total:
             return
         self.shown = now
@@ -67,6 +84,14 @@ class ProgressBar:
         epoch = f"{engine.state.epoch}/{engine.state.max_epochs}"
         self.bar.set_postfix({"epoch": epoch, "images/s": f"{speed:.0f}", **losses}, refresh=False)
         self.bar.update(iteration - self.bar.n)
+
+    def _tell(self, engine: PretrainTrainer) -> None:
+        """Say in a line what an epoch came to, where the bar would spoil a file."""
+        if self.bar.disable:
+            figures = engine.state.metrics
+            names = [name for name in (*engine.state.output, "validation_error") if name in figures]
+            words = ", ".join(f"{name} {figures[name]:.4g}" for name in [*names, "images_per_second"])
+            logger.info("%s: epoch %d/%d: %s", self.name, engine.state.epoch, engine.state.max_epochs, words)
 
     def _close(self, engine: PretrainTrainer, error: BaseException | None = None) -> None:
         self.bar.close()
@@ -265,6 +290,9 @@ def mlflow_handler(
         seconds: least time between them. Each costs a tenth of a second, in which a GPU would have nothing to do.
         parameters: small settings to log; long ones belong in a file among ``artifacts``.
         artifacts: files or folders to keep with the run at its end.
+
+    Raises:
+        AfireError: for a folder that MLflow would take for another one.
     """
     folder = Path(output_dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -277,16 +305,39 @@ def mlflow_handler(
         logged = time.monotonic()
         return True
 
+    base = folder / "mlflow.db"
+    if not tracking_uri and not os.environ.get("MLFLOW_TRACKING_URI"):
+        if unquote(str(base)) != str(base) or "?" in str(base):
+            raise AfireError(
+                f"output_dir {folder}: MLflow reads ? and %20 in the path of its store as something else; give a "
+                "folder without them, or --use_mlflow False"
+            )
+        if base.is_file():
+            _follow_artifacts(base)
     return MLFlowHandler(
-        tracking_uri=tracking_uri or f"sqlite:///{folder / 'mlflow.db'}",
+        tracking_uri=tracking_uri or f"sqlite:///{base}",
         iteration_log=due,
         output_transform=lambda output: {f"step/{name}": value.item() for name, value in output.items()},
         experiment_name=experiment,
-        run_name=run_name,
+        run_name=str(run_name),
         experiment_param={key: str(value)[:250] for key, value in (parameters or {}).items()},
         artifacts=[str(a) for a in artifacts],
         close_on_complete=True,
     )
+
+
+def _follow_artifacts(base: Path) -> None:
+    """Let a store whose folder was moved or copied keep its files inside: it remembers them by their whole path."""
+    here = (base.parent / "mlruns").as_uri()
+    with contextlib.closing(sqlite3.connect(base)) as store, store:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            if not store.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
+                continue
+            for (place,) in store.execute(f"SELECT DISTINCT {column} FROM {table}").fetchall():
+                head, found, rest = str(place).rpartition("/mlruns")
+                if found and head + found != here:
+                    change = f"UPDATE {table} SET {column} = ? WHERE {column} = ?"
+                    store.execute(change, (here + rest, place))
 
 
 @torch.no_grad()

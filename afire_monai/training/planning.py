@@ -155,6 +155,27 @@ def speed_of_run(folder: str | Path) -> float:
     return statistics.median(speeds)
 
 
+@dataclass(frozen=True)
+class PlannedRun:
+    """What a run's folder says of it: its settings, and images and epochs as its newest checkpoint has them."""
+
+    settings: Path
+    images: int | None
+    epochs: int | None
+
+
+def settings_of_run(folder: str | Path) -> PlannedRun | None:
+    """Find what a pre-training was started with; None where its folder holds no settings."""
+    from afire_monai.training.checkpoint import find_checkpoint
+
+    settings = Path(folder) / "settings.yaml"
+    if not settings.is_file():
+        return None
+    found = find_checkpoint(Path(folder) / "checkpoints")
+    progress = found[1]["progress"] if found else {}
+    return PlannedRun(settings, progress.get("images"), progress.get("max_epochs"))
+
+
 def hours(images: int, epochs: int, images_per_second: float) -> float:
     """Hours of ``epochs`` passes over ``images`` at a speed."""
     return images * epochs / images_per_second / 3600

@@ -13,9 +13,10 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from tqdm import tqdm
 
+from afire_monai.core.console import hidden
 from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.core.precision import set_precision
-from afire_monai.datalists.file import datalist_hash, is_normal, load_datalist, read_raw
+from afire_monai.datalists.file import datalist_hash, is_normal, load_datalist, read_raw, reader_options
 from afire_monai.datalists.patients import patient_of
 from afire_monai.datalists.targets import UncertainPolicy
 from afire_monai.models.folder import load_encoder, model_files
@@ -25,7 +26,14 @@ from afire_monai.networks.task_networks import NormalDistance, ViTClassifier
 from afire_monai.predictions.anomaly.build_reference import MIN_NORMALS
 from afire_monai.predictions.anomaly.normals import fit_images
 from afire_monai.predictions.reading import LeftOut, ahead, read_radiograph
-from afire_monai.training.finetuning import Answers, CalibrationMethod, ThresholdRule, facts, leave_classifier
+from afire_monai.training.finetuning import (
+    Answers,
+    CalibrationMethod,
+    ThresholdRule,
+    facts,
+    leave_classifier,
+    score_lines,
+)
 from afire_monai.training.task_data import classification_data
 from afire_monai.training.tasks import Classification
 
@@ -44,12 +52,14 @@ class Probe:
         normals: number of normal radiographs that the distance is measured from; 0 if it was left out.
         figures: of the validation section.
         left_out: reasons by place, for each section with files that cannot be used.
+        scores: a line for each section and label.
     """
 
     labelled: int
     normals: int
     figures: dict[str, float]
     left_out: dict[str, dict[int, str]]
+    scores: list[str]
 
 
 def fit_probe(
@@ -100,7 +110,8 @@ def fit_probe(
     encoder = load_encoder(folder)
     task = Classification(ViTClassifier(encoder, data.labels, "class_mean", normality=True).eval())
     network = task.network
-    reader = _Reader(encoder, batch_size, workers, progress)
+    options = reader_options(content)
+    reader = _Reader(encoder, batch_size, workers, progress, options)
     training = content["training"]
     features = reader.features(training, "training")
     known = [place for place in features if is_normal(training[place], content["labels"])]
@@ -119,23 +130,24 @@ def fit_probe(
     if "validation" not in answers:
         raise DataListError(f"{datalist}: no validation image can be used; `afire check` says why")
     probe = {"strength": STRENGTH, "trust": TRUST, "normals": len(known), "labelled": len(chosen)}
-    about = {**facts(str(folder), fraction, 0, 0, seed), "probe": probe}
+    about = {**facts(str(folder), fraction, 0, 0, seed), "probe": probe, **({"reader": options} if options else {})}
     sha256 = datalist_hash(read_raw(Path(datalist)))
-    figures = leave_classifier(
-        task, answers, out, sha256, calibration, threshold_rule, about, model_files([folder])["encoder"]
-    )
-    return Probe(len(chosen), len(known), figures, reader.left_out)
+    frozen = model_files([folder])["encoder"]
+    figures = leave_classifier(task, answers, out, sha256, calibration, threshold_rule, about, frozen)
+    return Probe(len(chosen), len(known), figures, reader.left_out, score_lines(task, answers))
 
 
 class _Reader:
     """Reads images of a list and gives their frozen features; remembers what cannot be used."""
 
-    def __init__(self, encoder: Encoder, batch_size: int, workers: int, progress: bool) -> None:
+    def __init__(
+        self, encoder: Encoder, batch_size: int, workers: int, progress: bool, options: dict[str, Any]
+    ) -> None:
         if batch_size < 1 or workers < 0:
             raise AfireError(f"--batch-size must be at least 1 and --workers at least 0, got {batch_size}, {workers}")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.encoder = encoder.to(self.device)
-        self.batch_size, self.workers, self.progress = batch_size, workers, progress
+        self.batch_size, self.workers, self.progress, self.options = batch_size, workers, progress, options
         self.left_out: dict[str, dict[int, str]] = {}
 
     def features(self, items: Sequence[dict[str, Any]], section: str) -> dict[int, Tensor]:
@@ -144,10 +156,10 @@ class _Reader:
         batch: dict[int, Tensor] = {}
 
         def read(index: int) -> Any:
-            return read_radiograph(index, str(items[index]["image"]), [size])
+            return read_radiograph(index, str(items[index]["image"]), [size], options=self.options)
 
         reading = ahead(read, range(len(items)), self.workers, 2 * (self.batch_size + self.workers))
-        for result in tqdm(reading, f"{section} images", len(items), unit="image", disable=not self.progress):
+        for result in tqdm(reading, f"{section} images", len(items), unit="image", disable=hidden(self.progress)):
             if isinstance(result, LeftOut):
                 self.left_out.setdefault(section, {})[result.index] = result.reason
             else:

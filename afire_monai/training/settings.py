@@ -153,6 +153,26 @@ def refuse_wrong_values(config: Mapping[str, Any], overrides: Mapping[str, str])
             _refuse_wrong_number(key, text, whole=isinstance(default, int))
 
 
+def refuse_changed_names(overrides: Mapping[str, str]) -> None:
+    """Refuse names and paths that the bundle's command line does not hand on as they were typed (``a,b``, ``a#b``, 12).
+
+    Args:
+        overrides: keys and values as on the command line.
+
+    Raises:
+        AfireError: naming key and value, and how to write it.
+    """
+    import fire.parser
+
+    for key in ("output_dir", "datalist", "dataset_dir", "run_name", "init"):
+        text = overrides.get(key, "")
+        value = fire.parser.DefaultParseValue(text)
+        if text.startswith("%"):
+            raise AfireError(f"--{key} {text}: the runner takes what begins with % for a macro; write ./{text}")
+        if not isinstance(value, str) or (value != text and text[:1] not in "'\""):
+            raise AfireError(f"--{key} {text}: the runner reads this as {value!r}; write --{key} \"'{text}'\"")
+
+
 def _refuse_wrong_number(key: str, text: str, whole: bool) -> None:
     value, least, most = parse_value(text), _LEAST.get(key), _MOST.get(key)
     expected = "a whole number" if whole else "a number"

@@ -18,6 +18,7 @@ import yaml
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
+from afire_monai.core.console import show_any_text
 from afire_monai.core.distributed import join_group, leave_group, rank, wait_for_all
 from afire_monai.core.errors import AfireError, DataListError, user_error
 from afire_monai.core.precision import set_precision
@@ -35,7 +36,13 @@ from afire_monai.phantom import write_phantom_dataset
 from afire_monai.radiographs.decode import list_images
 from afire_monai.radiographs.reader import RadiographReader
 from afire_monai.training import budget
-from afire_monai.training.settings import command_line, parse_value, refuse_unknown_keys, refuse_wrong_values
+from afire_monai.training.settings import (
+    command_line,
+    parse_value,
+    refuse_changed_names,
+    refuse_unknown_keys,
+    refuse_wrong_values,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +59,7 @@ def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) 
     Raises:
         AfireError: for a setting that does not exist, or a value that it cannot have.
     """
-    sys.excepthook = _say_the_cause
+    show_any_text()
     budget.begin()
     set_precision("float32")
     folder = Path(output_dir)
@@ -63,9 +70,12 @@ def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) 
     files, overrides = command_line(sys.argv if arguments is None else arguments)
     if not files or not all(Path(f).exists() for f in files):
         return
+    if arguments is None:  # on the runner's own command line; elsewhere the hook is the caller's
+        sys.excepthook = _say_the_cause
     config = ConfigParser.load_config_files(files)
     refuse_unknown_keys(config, list(overrides))
     refuse_wrong_values(config, overrides)
+    refuse_changed_names(overrides)
     if rank() == 0:
         parser = ConfigParser(config)
         parser.update({key: parse_value(value) for key, value in overrides.items()})

@@ -12,6 +12,7 @@ from ignite.engine import Events
 from PIL import Image
 
 from afire_monai.core.errors import AfireError
+from afire_monai.training import handlers
 from afire_monai.training.checkpoint import CheckpointKeeper, list_checkpoints
 from afire_monai.training.handlers import (
     CsvLogger,
@@ -186,7 +187,8 @@ def test_fixed_batch_is_evenly_spaced_and_never_larger_than_the_data_set():
     assert len(fixed_batch(dataset_of(images), 64)) == 10
 
 
-def test_progress_bar_shows_losses(capsys):
+def test_progress_bar_shows_losses(capsys, monkeypatch):
+    monkeypatch.setattr(handlers, "hidden", lambda: False)  # as on a terminal
     trainer_with(ProgressBar(), epochs=1).run()
     shown = capsys.readouterr().err
     assert "pre-training" in shown

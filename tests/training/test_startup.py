@@ -66,13 +66,24 @@ def test_settings_hold_no_folder_of_the_machine(tmp_path):
     assert (settings["datalist"], settings["resume"]) == ("list.json", "old.pt")
 
 
+def test_exception_hook_of_a_caller_from_python_is_left_alone(tmp_path, monkeypatch):
+    own = sys.excepthook
+    prepare(tmp_path / "by_words")
+    monkeypatch.setattr(sys, "argv", ["notebook.py"])
+    startup.prepare_run(tmp_path / "from_python")
+    assert sys.excepthook is own
+    monkeypatch.setattr(sys, "argv", ["monai.bundle", "run", "--config_file", str(FILES)])
+    startup.prepare_run(tmp_path / "runner")
+    assert sys.excepthook is not own
+
+
 def test_anything_but_a_bundle_run_on_the_command_line_is_left_alone(tmp_path):
     startup.prepare_run(tmp_path / "out", ["pytest", "-q", "--unknown", "1"])
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_user_sees_the_cause_and_not_the_runners_chain(tmp_path, capsys, monkeypatch):
-    startup.prepare_run(tmp_path, [])
+    sys.excepthook = startup._say_the_cause
     try:
         try:
             raise CheckpointError("what to do")
@@ -91,7 +102,7 @@ def test_user_sees_the_cause_and_not_the_runners_chain(tmp_path, capsys, monkeyp
 
 
 def test_errors_that_are_nobodys_fault_keep_their_traceback(tmp_path, capsys):
-    startup.prepare_run(tmp_path, [])
+    sys.excepthook = startup._say_the_cause
     error = ZeroDivisionError("bug")
     sys.excepthook(type(error), error, None)
     assert "ZeroDivisionError: bug" in capsys.readouterr().err
@@ -99,7 +110,7 @@ def test_errors_that_are_nobodys_fault_keep_their_traceback(tmp_path, capsys):
 
 def test_interruption_ends_in_a_sentence_with_the_way_to_go_on(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("AFIRE_TRACEBACK", raising=False)
-    startup.prepare_run(tmp_path, [])
+    sys.excepthook = startup._say_the_cause
     sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
     shown = capsys.readouterr().err
     assert "--resume true" in shown

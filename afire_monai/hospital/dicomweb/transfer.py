@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from afire_monai.core.console import hidden
 from afire_monai.core.errors import AfireError
 from afire_monai.core.files import whole_file, write_rows
 from afire_monai.core.quiet import quiet
@@ -85,7 +86,7 @@ def retrieve_series(
     except OSError as error:
         raise _cannot_write(error) from None
     patience = _Patience(result)
-    for reference in tqdm(series, desc="retrieving", unit="series", disable=not progress):
+    for reference in tqdm(series, desc="retrieving", unit="series", disable=hidden(progress)):
         with patience.guard(reference.series):
             for instance in web.find_instances(reference):
                 if instance in known:
@@ -139,7 +140,7 @@ def send_folder(web: DicomWeb, folder: str | Path, progress: bool = False) -> Tr
     if not wanted and not result.failed:
         raise AfireError(f"no DICOM file among the {len(files)} files to send; give a folder that holds some")
     patience = _Patience(result)
-    for file in tqdm(wanted, desc="sending", unit="file", disable=not progress):
+    for file in tqdm(wanted, desc="sending", unit="file", disable=hidden(progress)):
         with patience.guard(str(file)):
             dataset = _read(file)
             if dataset is None:

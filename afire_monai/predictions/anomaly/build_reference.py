@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from afire_monai.core.console import hidden
 from afire_monai.core.errors import AfireError
 from afire_monai.core.precision import set_precision
 from afire_monai.datalists.file import datalist_hash, read_raw, reader_options, training_items
@@ -225,7 +226,7 @@ def make_reference(
     options = reader_options(read_raw(Path(datalist)))
     read = functools.partial(_read, items, detector.canvas_size, options)
     reading = ahead(read, range(len(items)), workers, max(2 * batch_size, 2 * workers))
-    bar = tqdm(reading, total=len(items), desc="normal radiographs", unit="image", disable=not progress)
+    bar = tqdm(reading, total=len(items), desc="normal radiographs", unit="image", disable=hidden(progress))
     batches = _batches(bar, items, batch_size, used, device)
     base = "restorer" if "restorer" in files else "encoder"
     # the other files may come and go: they have no part in it

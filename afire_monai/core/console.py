@@ -1,0 +1,18 @@
+"""What is shown on a console, whatever it is: a terminal, a file, an encoding that lacks half of the letters."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+
+def hidden(shown: bool = True) -> bool | None:
+    """Give tqdm's ``disable``: True for no bar, None for none where the standard error output is no terminal."""
+    return None if shown else True
+
+
+def show_any_text() -> None:
+    """Let output go on where the console's encoding lacks a letter: its number is written instead."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
