@@ -6,12 +6,15 @@ import csv
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
+import requests
 import torch
 from ignite.engine import Events
 from monai.handlers import MLFlowHandler
@@ -22,7 +25,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from afire_monai.core.distributed import from_first, rank, world_size
-from afire_monai.core.errors import DataListError
+from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.core.files import whole_file
 from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.methods.health import health_warnings, shortcut_in_words
@@ -43,6 +46,7 @@ class ProgressBar:
     def __init__(self, seconds: float = 2.0, name: str = "pre-training") -> None:
         self.seconds = seconds
         self.name = name
+        self.bar: tqdm | None = None
 
     def attach(self, engine: PretrainTrainer) -> None:
         """Register with the trainer."""
@@ -58,6 +62,7 @@ class ProgressBar:
         self.first = engine.state.iteration
 
     def _show(self, engine: PretrainTrainer) -> None:
+        assert self.bar is not None
         now, iteration = time.monotonic(), engine.state.iteration
         if now - self.shown < self.seconds and iteration < self.bar.total:
             return
@@ -69,7 +74,8 @@ class ProgressBar:
         self.bar.update(iteration - self.bar.n)
 
     def _close(self, engine: PretrainTrainer, error: BaseException | None = None) -> None:
-        self.bar.close()
+        if self.bar is not None:  # another handler may fail before this one is started
+            self.bar.close()
         if error is not None:
             raise error
 
@@ -265,7 +271,11 @@ def mlflow_handler(
         seconds: least time between them. Each costs a tenth of a second, in which a GPU would have nothing to do.
         parameters: small settings to log; long ones belong in a file among ``artifacts``.
         artifacts: files or folders to keep with the run at its end.
+
+    Raises:
+        AfireError: if a server is asked for and does not answer within seconds.
     """
+    _refuse_silent_server(os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri)
     folder = Path(output_dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     logged = -math.inf
@@ -287,6 +297,20 @@ def mlflow_handler(
         artifacts=[str(a) for a in artifacts],
         close_on_complete=True,
     )
+
+
+def _refuse_silent_server(uri: str, seconds: float = 5.0) -> None:
+    """Refuse a tracking server that says nothing; MLflow itself would try for minutes."""
+    if not uri.startswith(("http://", "https://")):
+        return
+    try:
+        requests.get(uri.rstrip("/") + "/health", timeout=seconds, stream=True).close()  # any answer will do
+    except requests.RequestException as error:
+        raise AfireError(
+            f"the MLflow server {urlsplit(uri).hostname} does not answer within {seconds:g} seconds "
+            f"({type(error).__name__}). Start it, correct or unset MLFLOW_TRACKING_URI, or train without it: "
+            "--use_mlflow False"
+        ) from None
 
 
 @torch.no_grad()
