@@ -39,7 +39,7 @@ def run_configs(settings: dict[str, Any], configs: tuple[str, ...] = CONFIGS) ->
     """
     from monai.bundle import ConfigWorkflow
 
-    from afire_monai.training import startup
+    from afire_monai.training import run_folder, startup
 
     files = [str(bundle_root() / "configs" / name) for name in configs]
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
@@ -62,6 +62,8 @@ def run_configs(settings: dict[str, Any], configs: tuple[str, ...] = CONFIGS) ->
             if cause is None:
                 raise
             raise cause from error
+        finally:
+            run_folder.release(Path(settings["output_dir"]))
 
 
 def _calm_logging() -> None:

@@ -23,6 +23,7 @@ from afire_monai.core.errors import CheckpointError
 from afire_monai.datalists.paths import names_hash
 from afire_monai.loading.sampler import EpochSampler
 from afire_monai.methods.base import Method
+from afire_monai.training import run_folder
 from afire_monai.training.checkpoint import EXIT_STATUS, StopRequest, find_checkpoint, list_checkpoints, load_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -210,6 +211,10 @@ class Resumable:
         """
         if isinstance(resume, str) and resume.lower() in ("true", "false"):
             resume = resume.lower() == "true"  # as the bundle's command line hands it on
+        self._take_up(folder, resume)
+        run_folder.settings_hold()
+
+    def _take_up(self, folder: str | Path, resume: bool | str) -> None:
         if isinstance(resume, str):
             self.restore(load_checkpoint(Path(resume)), resume)
         elif resume:
