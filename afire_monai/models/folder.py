@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.core.files import whole_file
+from afire_monai.models.bounds import refuse_wrong_numbers
 from afire_monai.models.int8 import pack_int8, unpack_int8
 from afire_monai.models.shipped import shipped_folder
 from afire_monai.networks import Encoder, encoder_from_config
@@ -152,7 +153,8 @@ def load_module_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]
         Tensors by name, and the description.
 
     Raises:
-        CheckpointError: if one of the two files is missing or damaged.
+        CheckpointError: if one of the two files is missing or damaged, a weight is not finite, or a size in the
+            description is beyond what the weights bear.
     """
     path = Path(path)
     if path.is_dir():
@@ -169,6 +171,8 @@ def load_module_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]
             f"{path.with_suffix('.json')}: a {type(description).__name__}; the object that was written beside the "
             "weights is expected. Copy both files again from where they were made"
         )
+    with weights_that_fit(path):
+        refuse_wrong_numbers(description, tensors, path)
     return tensors, description
 
 
