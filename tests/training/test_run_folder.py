@@ -62,15 +62,47 @@ def test_second_start_is_refused_before_anything_is_touched_and_the_first_ends(t
     assert yaml.safe_load(kept[0].read_text())["epochs"] == 3
 
 
-def test_of_many_starts_at_once_one_gets_the_folder(tmp_path):
-    go = time.time() + 12
-    code = (
-        f"import time; time.sleep(max(0, {go} - time.time()))\nrun_folder.claim(Path({str(tmp_path)!r}))\ntime.sleep(5)"
-    )
+RACE = """
+import multiprocessing, sys
+from pathlib import Path
+from afire_monai.core.errors import AfireError
+from afire_monai.training import run_folder
+
+def start(folder, barrier, results):
+    for number in range(20):
+        place = folder / str(number)
+        place.mkdir(exist_ok=True)
+        barrier.wait()
+        try:
+            run_folder.claim(place)
+            results.put((number, "claimed"))
+        except AfireError:
+            results.put((number, "refused"))
+        barrier.wait()
+
+fork = multiprocessing.get_context("fork")
+barrier, results = fork.Barrier(3), fork.SimpleQueue()
+runs = [fork.Process(target=start, args=(Path(sys.argv[1]), barrier, results)) for _ in range(3)]
+for run in runs:
+    run.start()
+print(sorted(results.get() for _ in range(60)))
+for run in runs:
+    run.join()
+"""
+
+
+@pytest.mark.parametrize("left", ["", '{"host": "HOST", "space": "SPACE", "pid": 1, "began": "of a killed one"}'])
+def test_of_starts_at_once_one_gets_the_folder(left, tmp_path):
+    here = run_folder._self()
+    for number in range(20) if left else ():
+        (tmp_path / str(number)).mkdir()
+        words = left.replace("HOST", str(here["host"])).replace("SPACE", str(here["space"]))
+        (tmp_path / str(number) / run_folder.LOCK).write_text(words)
     environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
-    runs = [subprocess.Popen([sys.executable, "-c", OWNER + code], env=environment, stderr=subprocess.DEVNULL)]
-    runs += [subprocess.Popen(runs[0].args, env=environment, stderr=subprocess.DEVNULL) for _ in range(2)]
-    assert sorted(run.wait(120) for run in runs) == [0, 1, 1]
+    command = [sys.executable, "-c", RACE, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    expected = [(number, word) for number in range(20) for word in ("claimed", "refused", "refused")]
+    assert done.stdout == f"{expected}\n"
 
 
 def test_folder_of_a_killed_owner_is_taken_over(tmp_path):
