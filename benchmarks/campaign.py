@@ -37,7 +37,10 @@ CONFIGS = HERE.parent / "bundle" / "configs"
 PART_BYTES = 15 * 2**20
 PHASES = ("devices", "speed", "training", "figures")
 # shares of the minutes, and no more seconds than this; training takes what is left
-SHARES = {"devices": (0.18, 100.0), "speed": (0.22, 130.0), "figures": (0.12, 60.0)}
+SHARES = {
+    "cuda": {"devices": (0.18, 100.0), "speed": (0.22, 130.0), "figures": (0.12, 60.0)},
+    "cpu": {"devices": (0.4, 150.0), "speed": (0.14, 60.0), "figures": (0.14, 60.0)},
+}
 
 
 class Campaign:
@@ -62,8 +65,8 @@ class Campaign:
 
     def seconds_for(self, phase: str) -> float:
         """Seconds that a phase may take: its share, or what is left of the minutes before the phases after it."""
-        if phase in SHARES:
-            share, most = SHARES[phase]
+        if phase in (shares := SHARES[self.args.device]):
+            share, most = shares[phase]
             return max(5.0, min(share * 60 * self.args.minutes, most, self.left()))
         after = self.seconds_for("figures") if "figures" in self.args.phases else 0.0
         return max(5.0, self.left() - after - 5)

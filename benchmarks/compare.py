@@ -36,11 +36,16 @@ from zlib import crc32
 
 import numpy as np
 
+PUBLISHED_TERMS = {"exposure": 0.0, "match_weight": 0.0, "lesion_weight": 0.0, "lesion_free": 0.0, "lesion_lungs": 0.0}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "afire": ("method_afire.yaml", {}),
-    "afire_published": ("method_afire.yaml", {"shift": 0}),
-    "afire_released": ("method_afire.yaml", {"shift": 0, "structure": "cross_entropy", "category_weight": 0.0}),
-    "afire_structure": ("method_afire.yaml", {"category_weight": 0.0, "restoration_weight": 0.0}),
+    "afire_terms": ("method_afire.yaml", PUBLISHED_TERMS),  # grid-shifted, with the paper's terms alone
+    "afire_published": ("method_afire.yaml", {**PUBLISHED_TERMS, "shift": 0}),
+    "afire_released": (
+        "method_afire.yaml",
+        {**PUBLISHED_TERMS, "shift": 0, "structure": "cross_entropy", "category_weight": 0.0},
+    ),
+    "afire_structure": ("method_afire.yaml", {**PUBLISHED_TERMS, "category_weight": 0.0, "restoration_weight": 0.0}),
     "peac": ("method_peac.yaml", {}),
     "mlvicx": ("method_mlvicx.yaml", {}),
     "mae": ("method_mae.yaml", {}),

@@ -38,14 +38,13 @@ from afire_monai.transforms import RadiographAugment
 from afire_monai.transforms.anatomy import anatomy_of
 
 CONFIGS = bundle_root() / "configs"
-NOT_PUBLISHED = {
-    **{"match_weight": 1.0, "exposure": 1.0, "lesion_lungs": 0.5, "abnormal_change": 0.012},
-    **{"class_weight": 1.0, "lesion_weight": 1.0},
+PUBLISHED = {"exposure": 0.0, "match_weight": 0.0, "lesion_weight": 0.0, "lesion_free": 0.0, "lesion_lungs": 0.0} | {
+    "shift": 0
 }
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "afire": ("method_afire.yaml", {}),
-    "afire_published": ("method_afire.yaml", {"shift": 0}),
-    "afire_all": ("method_afire.yaml", NOT_PUBLISHED),
+    "afire_published": ("method_afire.yaml", PUBLISHED),
+    "afire_all": ("method_afire.yaml", {"lesion_lungs": 0.5, "abnormal_change": 0.012, "class_weight": 1.0}),
     "peac": ("method_peac.yaml", {}),
     "mlvicx": ("method_mlvicx.yaml", {}),
     "mae": ("method_mae.yaml", {}),

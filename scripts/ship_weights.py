@@ -2,9 +2,11 @@ r"""Put an encoder into the package, with references of normal radiographs and t
 
     python scripts/ship_weights.py MODELS --name chest-s16-1 --trained-on pretrain.json \
         --reference adults=adults.json --reference children=children.json
+    python scripts/ship_weights.py --name chest-s16-1 --task children=runs/probe/models --task .=runs/lungs/models
 
 Matrices are kept in 8 bits. `training_images.csv` names each training image by its SHA-256 and source, which shows
-whether a picture was among them and says nothing of a patient.
+whether a picture was among them and says nothing of a patient. `--task` adds a classifier or segmenter whose encoder
+is the shipped one, which training left as it was (`afire probe`, `frozen_encoder=True`); only the rest is kept.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ import hashlib
 import json
 from pathlib import Path
 
-from afire_monai.models.folder import load_module_files, save_module_files
+import torch
+
+from afire_monai.models.folder import load_module_files, model_files, save_module_files, weights_hashes
 from afire_monai.models.shipped import WEIGHTS
 from afire_monai.predictions.anomaly.build_reference import make_reference
 
@@ -35,12 +39,41 @@ def training_images(datalist: Path, out: Path) -> int:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", type=Path, help="model folder with encoder.safetensors")
+    parser.add_argument("models", type=Path, nargs="?", help="model folder with encoder.safetensors")
     parser.add_argument("--name", required=True)
-    parser.add_argument("--trained-on", type=Path, required=True, help="data list of the pre-training")
+    parser.add_argument("--trained-on", type=Path, help="data list of the pre-training")
     parser.add_argument("--reference", action="append", default=[], help="POPULATION=datalist.json of normals")
+    parser.add_argument(
+        "--task", action="append", default=[], help="FOLDER=model folder with a classifier or segmenter"
+    )
     args = parser.parse_args()
     folder = WEIGHTS / args.name
+    if args.models:
+        ship_encoder(args, folder)
+    for pair in args.task:
+        place, _, models = pair.partition("=")
+        ship_task(folder, folder / place, model_files([models]))
+
+
+def ship_task(shipped: Path, folder: Path, files: dict[str, Path]) -> None:
+    """Keep what is not the encoder of a classifier and a segmenter; ends the program if the encoder is another one."""
+    weights, encoder = shipped / "encoder.safetensors", load_module_files(shipped)[0]
+    for kind in ("classifier", "segmenter"):
+        if kind not in files:
+            continue
+        tensors, description = load_module_files(files[kind])
+        own = {name.removeprefix("encoder."): t for name, t in tensors.items() if name.startswith("encoder.")}
+        if not all(torch.equal(tensor, encoder[name]) for name, tensor in own.items()):
+            raise SystemExit(f"{files[kind]}: its encoder is not the shipped one")
+        rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("encoder.")}
+        description["encoder_sha256"] = weights_hashes({"encoder": weights})["encoder"]
+        description["use"] = "research only, not a medical device"
+        path = save_module_files(rest, description, folder / f"{kind}.safetensors")
+        print(f"{kind}: {path.stat().st_size / 1e6:.1f} MB in {folder}")
+
+
+def ship_encoder(args: argparse.Namespace, folder: Path) -> None:
+    """Write encoder, references and the list of training images."""
     tensors, description = load_module_files(args.models)
     description |= {"name": args.name, "matrices": "int8 with a scale a row", "use": "research only, no medical device"}
     save_module_files(tensors, description, folder / "encoder.safetensors", int8=True)

@@ -43,6 +43,8 @@ def cache(
         raise AfireError("phantom is a word of trainings; give the path of a data list")
     path = startup.find_datalist(datalist, dataset_dir, ".")
     paths = startup.normal_items(path, "training", dataset_dir)
+    if set(startup.reading((size, size), datalist=path).options) - {"modalities"}:  # type: ignore[attr-defined]
+        raise AfireError(f"{path} keeps reader options, which a cache on disk does not know; train without it")
     shape = (size, size if width is None else width)
     folder = Path(cache_dir) if cache_dir else path.with_suffix(".cache")
     folder = cache_of(folder, shape, dtype)

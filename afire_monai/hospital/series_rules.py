@@ -140,7 +140,8 @@ def _kind(header: Header) -> str:
         return SEVERAL_FRAMES
     if header.samples > 1 or (header.photometric and not header.photometric.startswith("MONOCHROME")):
         return COLOUR
-    return BURNED_IN if header.burned_in == "YES" else ""
+    # devices write Y for YES; whatever is not a clear no may be a yes
+    return "" if header.burned_in in ("", "NO", "N") else BURNED_IN
 
 
 def _levels(header: Header) -> Iterator[tuple[bool, bool]]:

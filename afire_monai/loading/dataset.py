@@ -87,7 +87,12 @@ class RadiographDataset(Dataset[dict[str, Any]]):
             raise DataListError(
                 "cache: disk keeps pictures alone, read by startup.reading, in a cache_dir; use cache: true for others"
             )
-        modalities = getattr(self.transform, "modalities", None) or RADIOGRAPHY_MODALITIES
+        options = dict(getattr(self.transform, "options", {}))
+        modalities = options.pop("modalities", RADIOGRAPHY_MODALITIES)
+        if options:
+            raise DataListError(
+                f"cache: disk reads with standard options, but the list asks for {options}; use cache: true or false"
+            )
         paths = ImagePaths.of(self.items)
         disk = open_cache(paths, cache_of(folder, size, dtype), size, dtype, modalities, annotate=self.annotate)
         self.left_out = [f"image {place}: {reason}" for place, reason in disk.reasons.items()]

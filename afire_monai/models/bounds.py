@@ -11,22 +11,20 @@ from torch import Tensor
 
 from afire_monai.core.errors import CheckpointError
 
-_PARTS = ("architecture", "encoder", "decoder", "classifier", "segmenter", "head")
 _SIDES = ("image_size", "position_grid", "grid")
 LONGEST_SIDE, MOST_CELLS = 8192, 2**18
 """Of a picture in pixels, and of a grid of tokens: the sides of pictures are in no tensor."""
 
 
-def refuse_wrong_numbers(description: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse sizes that the tensors cannot have, before memory is asked for, and weights that are not finite.
+def refuse_not_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights by name of which a number is not finite.
 
     Args:
-        description: what lies beside the weights.
-        tensors: the weights by name.
+        tensors: by name.
         path: of the weights, for messages.
 
     Raises:
-        CheckpointError: naming the number or the tensor.
+        CheckpointError: naming the tensor.
     """
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -34,15 +32,27 @@ def refuse_wrong_numbers(description: Mapping[str, Any], tensors: Mapping[str, T
                 f"{path}: {name} holds numbers that are not finite, so no prediction would mean anything. Copy the "
                 "file again from where it was made, or train again from an earlier checkpoint"
             )
+
+
+def refuse_sizes(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse sizes of a network that its weights cannot have, before memory is asked for.
+
+    Args:
+        config: what the network is to be built from.
+        tensors: all its weights, by name.
+        path: of the weights, for messages.
+
+    Raises:
+        CheckpointError: naming the size.
+    """
     most = max([64, len(tensors), *(side for tensor in tensors.values() for side in tensor.shape)])
     total = sum(tensor.numel() for tensor in tensors.values())
-    for part in _PARTS:
-        for key, seen, limit in _sizes(part, description.get(part), most, total):
-            if not 0 <= seen <= limit:  # also if it is not a number
-                raise CheckpointError(
-                    f"{path.with_suffix('.json')}: {key} {seen} does not fit the weights beside it, which bear at most "
-                    f"{limit}. Copy both files again from where they were made"
-                )
+    for key, seen, limit in _sizes("", config, most, total):
+        if not 0 <= seen <= limit:  # also if it is not a number
+            raise CheckpointError(
+                f"{path.with_suffix('.json')}: {key} {seen} does not fit the weights beside it, which bear at most "
+                f"{limit}. Copy both files again from where they were made"
+            )
 
 
 def _sizes(key: str, value: Any, most: int, total: int) -> Iterator[tuple[str, float, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.core.files import whole_file
-from afire_monai.models.bounds import refuse_wrong_numbers
+from afire_monai.models.bounds import refuse_not_finite, refuse_sizes
 from afire_monai.models.int8 import pack_int8, unpack_int8
 from afire_monai.models.shipped import shipped_folder
 from afire_monai.networks import Encoder, encoder_from_config
@@ -153,8 +154,7 @@ def load_module_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]
         Tensors by name, and the description.
 
     Raises:
-        CheckpointError: if one of the two files is missing or damaged, a weight is not finite, or a size in the
-            description is beyond what the weights bear.
+        CheckpointError: if one of the two files is missing or damaged, or a weight is not finite.
     """
     path = Path(path)
     if path.is_dir():
@@ -171,8 +171,7 @@ def load_module_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]
             f"{path.with_suffix('.json')}: a {type(description).__name__}; the object that was written beside the "
             "weights is expected. Copy both files again from where they were made"
         )
-    with weights_that_fit(path):
-        refuse_wrong_numbers(description, tensors, path)
+    refuse_not_finite(tensors, path)
     return tensors, description
 
 
@@ -221,7 +220,9 @@ def load_encoder(path: str | Path | None = None, **overrides: Any) -> Encoder:
     if "architecture" not in description:
         raise CheckpointError(f"{path}: its JSON lacks 'architecture', so it does not describe an encoder")
     trained, file = description["architecture"], Path(path)
-    with weights_that_fit(file / "encoder.safetensors" if file.is_dir() else file):
+    file = file / "encoder.safetensors" if file.is_dir() else file
+    with weights_that_fit(file):
+        refuse_sizes(trained, tensors, file)
         if trained.get("kind", "vit") == "vit" and "position_grid" not in trained:
             # at another size, positions still count the trained grid's cells
             trained = {**trained, "position_grid": [side // trained["patch_size"] for side in trained["image_size"]]}
@@ -234,12 +235,16 @@ _INPUT = "images (B, C, H, W) float32 in 0…1, bright = dense, row 0 at the top
 _KINDS: dict[str, type[ViTClassifier] | type[ViTSegmenter]] = {"classifier": ViTClassifier, "segmenter": ViTSegmenter}
 
 
-def export_task(network: ViTClassifier | ViTSegmenter, folder: str | Path, **facts: Any) -> Path:
+def export_task(
+    network: ViTClassifier | ViTSegmenter, folder: str | Path, frozen: str | Path | None = None, **facts: Any
+) -> Path:
     """Write ``classifier.safetensors`` or ``segmenter.safetensors`` and its JSON into a model folder.
 
     Args:
         network: what to write.
         folder: the model folder; made if absent.
+        frozen: a file with the network's encoder, where training left that as it was: it is copied into the folder
+            with its JSON, and the network's file holds the rest alone.
         facts: plain values to keep in the JSON: ``thresholds`` (label to probability), validation figures, data hash.
 
     Returns:
@@ -253,7 +258,15 @@ def export_task(network: ViTClassifier | ViTSegmenter, folder: str | Path, **fac
         "input": _INPUT,
         **facts,
     }
-    return save_module_files(network.state_dict(), description, Path(folder) / f"{kind}.safetensors")
+    tensors = network.state_dict()
+    if frozen is not None:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("encoder.")}
+        description |= {"encoder_sha256": weights_hashes({"encoder": Path(frozen)})["encoder"]}
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for file in (Path(frozen), Path(frozen).with_suffix(".json")):
+            with whole_file(Path(folder) / f"encoder{file.suffix}") as copied:
+                shutil.copyfile(file, copied)
+    return save_module_files(tensors, description, Path(folder) / f"{kind}.safetensors")
 
 
 def load_classifier(path: str | Path) -> tuple[ViTClassifier, dict[str, Any]]:
@@ -297,11 +310,27 @@ def _load(path: str | Path, kind: str) -> tuple[ViTClassifier | ViTSegmenter, di
     if kind not in description:
         raise CheckpointError(f"{path}: its JSON lacks {kind!r}, so it does not describe a {kind}")
     with weights_that_fit(path):
+        if sha256 := description.get("encoder_sha256"):
+            shared = load_module_files(_encoder_of(path, sha256))[0]
+            tensors = {**tensors, **{f"encoder.{name}": tensor for name, tensor in shared.items()}}
+        refuse_sizes(description[kind], tensors, path)
         network = _KINDS[kind].from_config(description[kind], check_range=True)
         network.load_state_dict(tensors)
     for key in ("thresholds", "mask_values"):
         _refuse_wrong_numbers(description.get(key) or {}, key, path)
     return network.eval(), description
+
+
+def _encoder_of(path: Path, sha256: str) -> Path:
+    """Find the encoder that the file at ``path`` was made with: beside it, or a folder above."""
+    for folder in (path.parent, path.parent.parent):
+        file = folder / "encoder.safetensors"
+        if file.is_file() and weights_hashes({"encoder": file})["encoder"] == sha256:
+            return file
+    raise CheckpointError(
+        f"{path} holds no encoder, and the one that it was made with (SHA-256 {sha256[:12]}…) is neither beside it nor "
+        "a folder above; copy the whole model folder"
+    )
 
 
 def _refuse_wrong_numbers(values: Any, key: str, path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from afire_monai.core.distributed import join_group
 from afire_monai.core.errors import AfireError, DataListError
-from afire_monai.datalists.file import datalist_hash, load_datalist, read_raw
+from afire_monai.datalists.file import datalist_hash, load_datalist, read_raw, reader_options
 from afire_monai.predictions.reading import LeftOut, Radiograph, ahead, read_radiograph
 from afire_monai.predictions.results import ResultFolder, csv_text, pictures_of
 from afire_monai.predictions.scoring import Answer, Scorer
@@ -33,11 +33,13 @@ class Source:
         files: absolute paths.
         section: of the data list; "" for folders and files.
         datalist_sha256: of the data list; "" for folders and files.
+        reader: reader options that the data list keeps.
     """
 
     files: tuple[str, ...]
     section: str = ""
     datalist_sha256: str = ""
+    reader: Mapping[str, Any] = field(default_factory=dict)
 
     def key(self) -> str:
         """Give the table that tells which index is which file. It can identify patients: it stays with its owner."""
@@ -80,7 +82,8 @@ def _from_datalist(path: Path, section: str) -> Source:
     files = tuple(str(item["image"]) for item in load_datalist(path, section=section))
     if not files:
         raise DataListError(f"{path}: section {section!r} is empty; name another with --section")
-    return Source(files, section, datalist_hash(read_raw(path)))
+    raw = read_raw(path)
+    return Source(files, section, datalist_hash(raw), reader_options(raw))
 
 
 logger = logging.getLogger(__name__)
@@ -207,7 +210,7 @@ class _Job:
         return left_out
 
     def _read(self, index: int) -> Radiograph | LeftOut:
-        return read_radiograph(index, self.source.files[index], self.scorer.sizes, self.overlays)
+        return read_radiograph(index, self.source.files[index], self.scorer.sizes, self.overlays, self.source.reader)
 
     def _score(self, batch: list[Radiograph]) -> list[Answer]:
         try:

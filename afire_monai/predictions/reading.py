@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +59,9 @@ def resize(picture: Tensor, size: Size) -> Tensor:
     return F.interpolate(picture[None], size, mode="area")[0]
 
 
-def read_radiograph(index: int, file: str, sizes: Iterable[Size], display: bool = False) -> Radiograph | LeftOut:
+def read_radiograph(
+    index: int, file: str, sizes: Iterable[Size], display: bool = False, options: Mapping[str, Any] | None = None
+) -> Radiograph | LeftOut:
     """Decode one file and bring it to the networks' sizes.
 
     Args:
@@ -67,12 +69,13 @@ def read_radiograph(index: int, file: str, sizes: Iterable[Size], display: bool 
         file: path.
         sizes: (height, width) of each network.
         display: also keep a picture for people.
+        options: of the reader, as a data list keeps them.
 
     Returns:
         The radiograph or, for whatever is wrong with the file, the reason why there is none.
     """
     try:
-        reader = RadiographReader()
+        reader = RadiographReader(**(options or {}))
         pixels, _ = reader.get_data(reader.read(file))
         if not pixels.max() > pixels.min():
             return LeftOut(index, "constant: all pixels have the same value, so there is no radiograph to see")

@@ -86,11 +86,12 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with contextlib.ExitStack() as stack:
             try:
                 image = stack.enter_context(Image.open(path, formats=("PNG", "JPEG")))
-            except (OSError, SyntaxError, ValueError):
+            except (OSError, SyntaxError, ValueError) as error:
                 plain = _without_comments(path)
-                if plain is None:
-                    raise
-                image = stack.enter_context(Image.open(plain, formats=("PNG",)))
+                try:
+                    image = stack.enter_context(Image.open(plain or path, formats=("PNG",)))
+                except (OSError, SyntaxError, ValueError):
+                    raise error from None
             check_size(path, image.height, image.width)
             yield image
     except Image.DecompressionBombError as error:

@@ -250,6 +250,7 @@ def leave_classifier(
     calibration: CalibrationMethod,
     threshold_rule: ThresholdRule,
     about: dict[str, Any],
+    frozen: Path | None = None,
 ) -> dict[str, float]:
     """Calibrate a classifier, export it and write its predictions.
 
@@ -261,6 +262,7 @@ def leave_classifier(
         calibration: how probabilities are calibrated.
         threshold_rule: how thresholds are chosen.
         about: plain values to keep with the model.
+        frozen: see `export_task`.
 
     Returns:
         Figures of the validation section (see `Classification.figures`).
@@ -279,7 +281,7 @@ def leave_classifier(
         "data_sha256": data_hash,
         **about,
     }
-    export_task(network, output / "models", **model)
+    export_task(network, output / "models", frozen, **model)
     for section, scores in probabilities.items():
         columns = {label: scores[:, place].astype(np.float64) for place, label in enumerate(network.labels)}
         pooled = section == "validation" and about.get("folds")

@@ -18,7 +18,7 @@ from afire_monai.core.precision import set_precision
 from afire_monai.datalists.file import datalist_hash, is_normal, load_datalist, read_raw
 from afire_monai.datalists.patients import patient_of
 from afire_monai.datalists.targets import UncertainPolicy
-from afire_monai.models.folder import load_encoder
+from afire_monai.models.folder import load_encoder, model_files
 from afire_monai.models.shipped import shipped_folder
 from afire_monai.networks import Encoder
 from afire_monai.networks.task_networks import NormalDistance, ViTClassifier
@@ -93,7 +93,8 @@ def fit_probe(
         CheckpointError: if the model cannot be read.
     """
     set_precision("float32")
-    folder = shipped_folder() if model is None else model
+    folder = shipped_folder() if model is None else Path(model)
+    folder = folder if folder.is_dir() else folder.parent
     data = classification_data(datalist, labels=labels, uncertain=uncertain, fraction=fraction, seed=seed)
     content = load_datalist(datalist)
     encoder = load_encoder(folder)
@@ -120,7 +121,9 @@ def fit_probe(
     probe = {"strength": STRENGTH, "trust": TRUST, "normals": len(known), "labelled": len(chosen)}
     about = {**facts(str(folder), fraction, 0, 0, seed), "probe": probe}
     sha256 = datalist_hash(read_raw(Path(datalist)))
-    figures = leave_classifier(task, answers, out, sha256, calibration, threshold_rule, about)
+    figures = leave_classifier(
+        task, answers, out, sha256, calibration, threshold_rule, about, model_files([folder])["encoder"]
+    )
     return Probe(len(chosen), len(known), figures, reader.left_out)
 
 

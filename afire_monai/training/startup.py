@@ -21,7 +21,14 @@ from monai.utils import set_determinism
 from afire_monai.core.distributed import join_group, leave_group, rank, wait_for_all
 from afire_monai.core.errors import AfireError, DataListError, user_error
 from afire_monai.core.precision import set_precision
-from afire_monai.datalists.file import datalist_hash, normal_of, present_sections, read_raw, training_items
+from afire_monai.datalists.file import (
+    datalist_hash,
+    normal_of,
+    present_sections,
+    read_raw,
+    reader_options,
+    training_items,
+)
 from afire_monai.datalists.paths import ImagePaths
 from afire_monai.datalists.validate import DataListReport, open_datalist
 from afire_monai.phantom import write_phantom_dataset
@@ -170,6 +177,7 @@ class _ReadList:
     sha256: str
     counts: dict[str, int]
     normal: dict[str, ImagePaths]
+    reader: dict[str, Any]
 
 
 _read_lists: dict[tuple[str, int, int, str], _ReadList] = {}
@@ -184,7 +192,7 @@ def _read_list(path: Path, dataset_dir: str) -> _ReadList:
         counts = {section: len(opened.datalist[section]) for section in sections}
         normal = {section: ImagePaths.of(normal_of(opened.datalist, section)) for section in sections}
         _read_lists.clear()
-        _read_lists[key] = _ReadList(opened.report, opened.sha256, counts, normal)
+        _read_lists[key] = _ReadList(opened.report, opened.sha256, counts, normal, reader_options(opened.datalist))
     return _read_lists[key]
 
 
@@ -225,7 +233,16 @@ def data_hash(datalist: Path) -> str:
     return datalist_hash(read_raw(datalist))  # with paths as they stand, so that the folder makes no difference
 
 
-def reading(size: Sequence[int], modalities: Sequence[str] | None = None) -> Callable[[Any], Any]:
+def _reader_options(datalist: Path) -> dict[str, Any]:
+    for key, read in _read_lists.items():
+        if key[:3] == _stamp(datalist):
+            return dict(read.reader)
+    return reader_options(read_raw(datalist))
+
+
+def reading(
+    size: Sequence[int], modalities: Sequence[str] | None = None, datalist: Path | None = None
+) -> Callable[[Any], Any]:
     """Build the reading of one radiograph: any supported file to (1, H, W) float32 in 0…1 at a size.
 
     Pictures are scaled to the size without keeping their aspect ratio, so that no lung is cut off (this project's
@@ -233,11 +250,14 @@ def reading(size: Sequence[int], modalities: Sequence[str] | None = None) -> Cal
 
     Args:
         size: height and width in pixels.
-        modalities: DICOM modalities to accept; None for radiographs only.
+        modalities: DICOM modalities to accept; None for radiographs only, or for what the list says.
+        datalist: a list that may say how its images are to be read (see `reader_options`).
     """
     from monai.transforms import Compose, EnsureTyped, LoadImaged, Resized
 
-    reader = RadiographReader() if modalities is None else RadiographReader(modalities=modalities)
+    options = {} if datalist is None else _reader_options(datalist)
+    options |= {} if modalities is None else {"modalities": modalities}
+    reader = RadiographReader(**options)
     composed = Compose(
         [
             LoadImaged(keys="image", reader=reader, image_only=True),
@@ -245,7 +265,7 @@ def reading(size: Sequence[int], modalities: Sequence[str] | None = None) -> Cal
             EnsureTyped(keys="image", dtype=torch.float32, track_meta=False),
         ]
     )
-    vars(composed).update(size=tuple(size), modalities=modalities)  # what a cache on disk goes by
+    vars(composed).update(size=tuple(size), options=options)  # what a cache on disk goes by
     return composed
 
 

@@ -23,6 +23,7 @@ from afire_monai.training.handlers import read_csv_log
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundle" / "configs"
 PRETRAIN = [str(CONFIGS / name) for name in ("pretrain.yaml", "method_afire.yaml")]
+PUBLISHED = [*PRETRAIN, str(CONFIGS / "afire_published.yaml")]
 INFERENCE = str(CONFIGS / "inference.yaml")
 TINY = {
     **{"use_mlflow": False, "epochs": 2, "batch_size": 4, "health_images": 8, "device": "cpu"},
@@ -116,8 +117,8 @@ def test_run_is_not_mixed_with_an_earlier_one_but_can_go_on(trained, phantoms, f
 
 
 def published(phantoms: Path, foreign: Path, name: str, **settings: object) -> Path:
-    form = {"shift": 0, "structure": "cross_entropy", "category_weight": 0}
-    run_bundle(foreign, PRETRAIN, datalist=str(phantoms), output_dir=name, **{**SMALL, **form, **settings})
+    form = {"structure": "cross_entropy", "category_weight": 0}
+    run_bundle(foreign, PUBLISHED, datalist=str(phantoms), output_dir=name, **{**SMALL, **form, **settings})
     return foreign / name
 
 
@@ -265,7 +266,9 @@ def load(name: str) -> dict:
     return yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("preset", sorted(path.name for path in CONFIGS.glob("preset_*.yaml")))
+@pytest.mark.parametrize(
+    "preset", ["afire_published.yaml", *sorted(path.name for path in CONFIGS.glob("preset_*.yaml"))]
+)
 def test_presets_change_only_settings_that_are_there(preset):
     known = load("pretrain.yaml").keys() | load("method_afire.yaml").keys()
     assert load(preset).keys() <= known
@@ -296,12 +299,17 @@ def test_paper_preset_is_the_papers_plan():
     assert (parser["prototype_dim"], parser["prototype_momentum"], parser["head_hidden"]) == (256, 0.75, 1024)
 
 
-def test_lesions_are_the_published_ones_unless_told_otherwise():
+def test_paper_preset_has_the_published_form():
+    published = load("afire_published.yaml")
+    assert published.items() <= load("preset_paper.yaml").items()
+
+
+def test_lesions_of_the_published_form_are_the_published_ones():
     from monai.bundle import ConfigParser
 
     from afire_monai.transforms import LesionSettings
 
-    config = ConfigParser.load_config_files(PRETRAIN)
+    config = ConfigParser.load_config_files(PUBLISHED)
     assert ConfigParser(dict(config)).get_parsed_content("lesion_def").settings == LesionSettings()
     fainter = {**config, "max_lesions": 7, "lesion_peak": 0.25, "lesion_dark": 0.5, "lesion_elsewhere": 0.1}
     expected = LesionSettings(lesion_count=(1, 7), peak=0.25, dark_probability=0.5, elsewhere_probability=0.1)

@@ -7,6 +7,7 @@ import pytest
 from hospital_files import CR, DX_RAW, SC, coded, write
 
 from afire_monai.core.errors import RadiographError
+from afire_monai.hospital import series_rules
 from afire_monai.hospital.header import Header, body_of, normalise, read_header, view_of
 from afire_monai.hospital.series_rules import (
     BURNED_IN,
@@ -152,3 +153,11 @@ def test_series_gives_one_image_processed_before_raw_large_before_small_copies_t
 def test_lists_of_raw_images_only_come_last() -> None:
     slots = choose_per_series([candidate(0, "raw", True, series="r"), candidate(1, "shown")])
     assert [slot[0].image for slot in slots] == ["shown", "raw"]
+
+
+@pytest.mark.parametrize(
+    ("declared", "left_out"), [("YES", True), ("Y", True), ("TRUE", True), ("NO", False), ("N", False), ("", False)]
+)
+def test_what_is_no_clear_no_counts_as_burned_in_text(declared: str, left_out: bool) -> None:
+    header = Header(modality="CR", photometric="MONOCHROME2", frames=1, samples=1, burned_in=declared)
+    assert (series_rules._kind(header) == series_rules.BURNED_IN) is left_out

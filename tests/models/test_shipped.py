@@ -33,6 +33,7 @@ def test_prediction_without_a_model_names_what_it_used(population, tmp_path, cap
     assert f"normal radiographs of {population}" in printed
     rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
     assert len(rows) >= 11
+    assert all(0 <= float(row["Pneumonia"]) <= 1 for row in rows)
     assert all(0 <= float(row["anomaly_percentile"]) <= 100 for row in rows)
 
 

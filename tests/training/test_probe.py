@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from sklearn.covariance import LedoitWolf
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from afire_monai.core.errors import DataListError
+from afire_monai.core.errors import CheckpointError, DataListError
 from afire_monai.models.folder import export_encoder, load_classifier
 from afire_monai.networks import ViTEncoder
 from afire_monai.predictions.anomaly.normals import fit_images
@@ -85,6 +86,7 @@ def test_classifier_decides_as_a_slow_reference_and_its_file_as_its_predictions(
     assert (done.labelled, done.normals, done.left_out) == (60, 30, {})
     network, description = load_classifier(tmp_path / "models")
     assert description["probe"]["normals"] == 30
+    assert not any(name.startswith("encoder.") for name in load_file(tmp_path / "models" / "classifier.safetensors"))
     with torch.no_grad():
         logits = network(pictures(folder, content["test"]))[:, 0]
         probabilities = network.probabilities(pictures(folder, content["test"]))[:, 0]
@@ -92,6 +94,17 @@ def test_classifier_decides_as_a_slow_reference_and_its_file_as_its_predictions(
     stored = load_predictions(tmp_path / "predictions" / "test")
     np.testing.assert_allclose(stored.scores["Square"], probabilities.numpy(), atol=1e-5)
     assert roc_auc_score([item["label"][0] for item in content["test"]], logits) > 0.9
+
+
+def test_classifier_without_its_own_encoder_is_refused(study, tmp_path):
+    folder, _, encoder = study
+    fit_probe(folder / "list.json", tmp_path, folder / "models")
+    export_encoder(encoder, tmp_path / "models", method_name="AFiRe", epochs=1)  # the same once more
+    load_classifier(tmp_path / "models")
+    torch.manual_seed(1)
+    export_encoder(ViTEncoder(SIDE, 8, embed_dim=24, depth=2, num_heads=2), tmp_path / "models")
+    with pytest.raises(CheckpointError, match="whole model folder"):
+        load_classifier(tmp_path / "models")
 
 
 def test_a_share_of_the_labels_leaves_all_normal_images_to_measure_from(study, tmp_path):

@@ -248,3 +248,25 @@ def test_many_processes_without_torchrun_are_refused_with_the_command(monkeypatc
     with pytest.raises(AfireError, match=r"torchrun --nproc_per_node=N -m monai.bundle run"):
         startup.start_processes()
     startup.stop_processes()  # nothing to leave
+
+
+def test_reader_options_of_the_list_are_those_of_training_and_prediction(tmp_path):
+    from afire_monai.loading.dataset import RadiographDataset
+    from afire_monai.predictions.predict import find_source
+    from afire_monai.predictions.reading import read_radiograph
+
+    grey = np.random.default_rng(0).integers(0, 4096, (16, 16)).astype(np.uint16)
+    grey[0, 0] = 4095
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    items = [{"image": str(tmp_path / "a.png")}]
+    content = {"meta": {"reader": {"png16_max": 4095}}, "training": items, "test": items}
+    path = save_datalist(content, tmp_path / "l.json")
+    transform = startup.reading((16, 16), datalist=path)
+    trained = transform(items[0])["image"]
+    assert float(trained.max()) == 1.0
+    source = find_source([path])
+    predicted = read_radiograph(0, source.files[0], [(16, 16)], options=source.reader)
+    torch.testing.assert_close(predicted.images[(16, 16)], trained)
+    assert float(startup.reading((16, 16))(items[0])["image"].max()) < 0.07
+    with pytest.raises(DataListError, match="cache: disk reads with standard options"):
+        RadiographDataset(items, transform, cache="disk", cache_dir=tmp_path / "c")

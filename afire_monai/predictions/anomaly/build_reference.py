@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from afire_monai.core.errors import AfireError
 from afire_monai.core.precision import set_precision
-from afire_monai.datalists.file import datalist_hash, read_raw, training_items
+from afire_monai.datalists.file import datalist_hash, read_raw, reader_options, training_items
 from afire_monai.datalists.patients import patient_of
 from afire_monai.models.folder import load_module_files, model_files, weights_hashes
 from afire_monai.predictions.anomaly.detector import DEFAULT_PARTS, AnomalyDetector, load_detector
@@ -222,7 +222,8 @@ def make_reference(
     number = min(most, len(items))
     items = [items[place * len(items) // number] for place in range(number)]
     used: list[str] = []
-    read = functools.partial(_read, items, detector.canvas_size)
+    options = reader_options(read_raw(Path(datalist)))
+    read = functools.partial(_read, items, detector.canvas_size, options)
     reading = ahead(read, range(len(items)), workers, max(2 * batch_size, 2 * workers))
     bar = tqdm(reading, total=len(items), desc="normal radiographs", unit="image", disable=not progress)
     batches = _batches(bar, items, batch_size, used, device)
@@ -239,8 +240,8 @@ def make_reference(
     return MadeReference(reference, reference.cpu().save(model), len(items) - reference.count, seen)
 
 
-def _read(items: Sequence[dict], size: tuple[int, int], index: int) -> Radiograph | LeftOut:
-    return read_radiograph(index, str(items[index]["image"]), [size])
+def _read(items: Sequence[dict], size: tuple[int, int], options: dict, index: int) -> Radiograph | LeftOut:
+    return read_radiograph(index, str(items[index]["image"]), [size], options=options)
 
 
 def _batches(
