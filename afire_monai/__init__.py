@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,6 +11,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_encoder"]
+
+# MLflow reports its use to its makers unless told not to, in this process and those that it starts
+os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
+if "mlflow.telemetry" in sys.modules:  # MONAI's bundle runner imports it before this package
+    sys.modules["mlflow.telemetry"].set_telemetry_client()
 
 
 def __getattr__(name: str) -> Any:

@@ -39,7 +39,7 @@ def run_configs(settings: dict[str, Any], configs: tuple[str, ...] = CONFIGS) ->
     """
     from monai.bundle import ConfigWorkflow
 
-    from afire_monai.training import startup
+    from afire_monai.training import run_folder, startup
 
     files = [str(bundle_root() / "configs" / name) for name in configs]
     # text that could be read as something else stands in quotes there
@@ -64,6 +64,8 @@ def run_configs(settings: dict[str, Any], configs: tuple[str, ...] = CONFIGS) ->
             if cause is None:
                 raise
             raise cause from error
+        finally:
+            run_folder.release(Path(settings["output_dir"]))
 
 
 def _changes(text: str) -> bool:

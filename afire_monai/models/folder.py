@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.core.files import whole_file
+from afire_monai.models.bounds import refuse_not_finite, refuse_sizes
 from afire_monai.models.int8 import pack_int8, unpack_int8
 from afire_monai.models.shipped import shipped_folder
 from afire_monai.networks import Encoder, encoder_from_config
@@ -159,7 +160,7 @@ def load_module_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]
         Tensors by name, and the description.
 
     Raises:
-        CheckpointError: if one of the two files is missing or damaged.
+        CheckpointError: if one of the two files is missing or damaged, or a weight is not finite.
     """
     path = Path(path)
     if path.is_dir():
@@ -176,6 +177,7 @@ def load_module_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]
             f"{path.with_suffix('.json')}: a {type(description).__name__}; the object that was written beside the "
             "weights is expected. Copy both files again from where they were made"
         )
+    refuse_not_finite(tensors, path)
     return tensors, description
 
 
@@ -225,7 +227,9 @@ def load_encoder(path: str | Path | None = None, **overrides: Any) -> Encoder:
     if "architecture" not in description:
         raise CheckpointError(f"{path}: its JSON lacks 'architecture', so it does not describe an encoder")
     trained, file = description["architecture"], Path(path)
-    with weights_that_fit(file / "encoder.safetensors" if file.is_dir() else file):
+    file = file / "encoder.safetensors" if file.is_dir() else file
+    with weights_that_fit(file):
+        refuse_sizes(trained, tensors, file)
         if trained.get("kind", "vit") == "vit" and "position_grid" not in trained:
             # at another size, positions still count the trained grid's cells
             trained = {**trained, "position_grid": [side // trained["patch_size"] for side in trained["image_size"]]}
@@ -316,6 +320,7 @@ def _load(path: str | Path, kind: str) -> tuple[ViTClassifier | ViTSegmenter, di
         if sha256 := description.get("encoder_sha256"):
             shared = load_module_files(_encoder_of(path, sha256))[0]
             tensors = {**tensors, **{f"encoder.{name}": tensor for name, tensor in shared.items()}}
+        refuse_sizes(description[kind], tensors, path)
         network = _KINDS[kind].from_config(description[kind], check_range=True)
         network.load_state_dict(tensors)
     for key in ("thresholds", "mask_values"):

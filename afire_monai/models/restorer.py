@@ -12,6 +12,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from afire_monai.core.errors import AfireError, CheckpointError
+from afire_monai.models.bounds import refuse_sizes
 from afire_monai.models.folder import load_module_files, weights_in, weights_that_fit
 from afire_monai.networks import AnomalyRestorationDecoder, Encoder, encoder_from_config
 
@@ -169,6 +170,7 @@ def load_restorer(path: str | Path) -> AnomalyNetwork:
     if "decoder" not in description or "encoder" not in description:
         raise CheckpointError(f"{path}: its JSON lacks 'encoder' or 'decoder', so it does not describe a restorer")
     with weights_that_fit(path):
+        refuse_sizes({part: description[part] for part in ("encoder", "decoder")}, tensors, path)
         encoder = encoder_from_config(description["encoder"], check_range=True)
         network = AnomalyNetwork(encoder, AnomalyRestorationDecoder(**description["decoder"]))
         network.load_state_dict(tensors)

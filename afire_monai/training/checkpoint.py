@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import threading
+import zipfile
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from afire_monai.training.trainer import PretrainTrainer
 
 logger = logging.getLogger(__name__)
+PARTS = ("method", "optimizer", "progress", "random")
 _NAME = re.compile(r"checkpoint_(\d+)\.pt")
 
 
@@ -54,20 +56,25 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint with ``weights_only=True``, to the CPU.
+    """Read a checkpoint with ``weights_only=True``, to the CPU, once its checksums have been found right.
+
+    The file is a ZIP archive with a CRC-32 of each tensor, which PyTorch writes but does not look at.
 
     Raises:
-        CheckpointError: if the file cannot be read or is none of ours.
+        CheckpointError: if the file cannot be read, is damaged, or is none of ours.
     """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint {path}: --resume true finds the newest of output_dir")
     try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail anywhere inside torch's reader
         reason = str(error).split(". ")[0][:150]  # torch goes on about file systems
         raise CheckpointError(f"{path.name} is not a checkpoint that can be read ({reason})") from error
-    if not isinstance(state, dict) or "method" not in state or "progress" not in state:
-        raise CheckpointError(f"{path} is not a checkpoint of this project: it lacks 'method' or 'progress'")
+    if not isinstance(state, dict) or not all(isinstance(state.get(part), dict) for part in PARTS):
+        raise CheckpointError(f"{path.name} is not a checkpoint of this project: it lacks one of {', '.join(PARTS)}")
     return state
 
 

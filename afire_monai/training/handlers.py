@@ -13,9 +13,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
+import requests
 import torch
 from ignite.engine import Events
 from monai.handlers import MLFlowHandler
@@ -50,6 +51,7 @@ class ProgressBar:
     def __init__(self, seconds: float = 2.0, name: str = "pre-training") -> None:
         self.seconds = seconds
         self.name = name
+        self.bar: tqdm | None = None
 
     def attach(self, engine: PretrainTrainer) -> None:
         """Register with the trainer."""
@@ -73,6 +75,7 @@ class ProgressBar:
         self.first = engine.state.iteration
 
     def _show(self, engine: PretrainTrainer) -> None:
+        assert self.bar is not None
         now, iteration = time.monotonic(), engine.state.iteration
         if self.bar.disable:
             return
@@ -87,14 +90,15 @@ class ProgressBar:
 
     def _tell(self, engine: PretrainTrainer) -> None:
         """Say in a line what an epoch came to, where the bar would spoil a file."""
-        if self.bar.disable:
+        if self.bar is not None and self.bar.disable:
             figures = engine.state.metrics
             names = [name for name in (*engine.state.output, "validation_error") if name in figures]
             words = ", ".join(f"{name} {figures[name]:.4g}" for name in [*names, "images_per_second"])
             logger.info("%s: epoch %d/%d: %s", self.name, engine.state.epoch, engine.state.max_epochs, words)
 
     def _close(self, engine: PretrainTrainer, error: BaseException | None = None) -> None:
-        self.bar.close()
+        if self.bar is not None:  # another handler may fail before this one is started
+            self.bar.close()
         if error is not None:
             raise error
 
@@ -292,8 +296,10 @@ def mlflow_handler(
         artifacts: files or folders to keep with the run at its end.
 
     Raises:
-        AfireError: for a folder that MLflow would take for another one.
+        AfireError: for a folder that MLflow would take for another one, or if a server is asked for and does not
+            answer within seconds.
     """
+    _refuse_silent_server(os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri)
     folder = Path(output_dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     logged = -math.inf
@@ -338,6 +344,20 @@ def _follow_artifacts(base: Path) -> None:
                 if found and head + found != here:
                     change = f"UPDATE {table} SET {column} = ? WHERE {column} = ?"
                     store.execute(change, (here + rest, place))
+
+
+def _refuse_silent_server(uri: str, seconds: float = 5.0) -> None:
+    """Refuse a tracking server that says nothing; MLflow itself would try for minutes."""
+    if not uri.startswith(("http://", "https://")):
+        return
+    try:
+        requests.get(uri.rstrip("/") + "/health", timeout=seconds, stream=True).close()  # any answer will do
+    except requests.RequestException as error:
+        raise AfireError(
+            f"the MLflow server {urlsplit(uri).hostname} does not answer within {seconds:g} seconds "
+            f"({type(error).__name__}). Start it, correct or unset MLFLOW_TRACKING_URI, or train without it: "
+            "--use_mlflow False"
+        ) from None
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import logging
+import operator
 import random
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -23,6 +24,7 @@ from afire_monai.core.errors import CheckpointError
 from afire_monai.datalists.paths import names_hash
 from afire_monai.loading.sampler import EpochSampler
 from afire_monai.methods.base import Method
+from afire_monai.training import run_folder
 from afire_monai.training.checkpoint import EXIT_STATUS, StopRequest, find_checkpoint, list_checkpoints, load_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -105,8 +107,20 @@ class Resumable:
             source: its name, for messages.
 
         Raises:
-            CheckpointError: if network, data or batch differ from those that the checkpoint was written with.
+            CheckpointError: if network, data or batch differ from those that the checkpoint was written with, or
+                something in it is missing or of another kind.
         """
+        try:
+            self._restore(state, source)
+        except CheckpointError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{source} lacks a part, or holds one of another kind ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:150]}); go on from another checkpoint: --resume PATH"
+            ) from error
+
+    def _restore(self, state: dict[str, Any], source: str) -> None:
         progress = state["progress"]
         for key, value in self.run_identity().items():
             before = progress.get(key, value)  # checkpoints of older versions say nothing of their data
@@ -120,6 +134,7 @@ class Resumable:
                 )
         try:
             self.method.load_state_dict(state["method"])
+            self._refuse_wrong_moments(state["optimizer"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]  # torch names every key
@@ -127,18 +142,36 @@ class Resumable:
                 f"{source} does not fit this network; give the settings that it was trained with (encoder_preset, "
                 f"image_size, shift, …; settings.yaml has them), or another --output_dir. Seen: {reason}"
             ) from error
-        if progress["max_epochs"] != self.state.max_epochs:
+        if operator.index(progress["max_epochs"]) != self.state.max_epochs:
             logger.warning(
                 "planned epochs change from %d to %d: schedules span the new length",
                 progress["max_epochs"],
                 self.state.max_epochs,
             )
-        self.state.iteration = progress["iteration"]
-        self.state.epoch = progress["iteration"] // progress["epoch_length"]
-        self.best_value = progress["best_value"]
-        self.best_epoch = progress.get("best_epoch", self.state.epoch)
-        self.stopped_early = progress.get("stopped_early", False)
+        self.state.iteration = operator.index(progress["iteration"])
+        self.state.epoch = self.state.iteration // self.state.epoch_length
+        self.best_value = float(progress["best_value"])
+        self.best_epoch = operator.index(progress["best_epoch"])
+        self.stopped_early = bool(operator.index(progress["stopped_early"]))
         self._restore_random(state["random"])
+
+    def _refuse_wrong_moments(self, state: dict[str, Any]) -> None:
+        """Refuse moments of other shapes or kinds than the optimizer keeps, which it would notice at its first step."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for group, given in zip(self.optimizer.param_groups, state["param_groups"], strict=True):
+            if given.keys() != group.keys():
+                raise ValueError(f"a parameter group holds {sorted(given)}")
+            for key, value in group.items():
+                if key != "params" and type(given[key]) is not type(value):
+                    raise ValueError(f"{key} of a parameter group is {str(given[key])[:50]}")
+        kinds = {frozenset(moments) for moments in state["state"].values()}
+        if len(kinds) > 1 or (kinds and set(state["state"]) - set(range(len(parameters)))):
+            raise ValueError("moments of some parameters are missing")
+        for number, moments in state["state"].items():
+            for name, value in moments.items():
+                expected = () if name == "step" else parameters[number].shape
+                if not isinstance(value, torch.Tensor) or value.shape != expected:
+                    raise ValueError(f"{name} of parameter {number} is not a tensor of shape {tuple(expected)}")
 
     def _restore_random(self, states: dict[str, Any]) -> None:
         torch.set_rng_state(states["torch"][rank() % len(states["torch"])])
@@ -210,6 +243,10 @@ class Resumable:
         """
         if isinstance(resume, str) and resume.lower() in ("true", "false"):
             resume = resume.lower() == "true"  # as the bundle's command line hands it on
+        self._take_up(folder, resume)
+        run_folder.settings_hold()
+
+    def _take_up(self, folder: str | Path, resume: bool | str) -> None:
         if isinstance(resume, str):
             self.restore(load_checkpoint(Path(resume)), resume)
         elif resume:

@@ -35,7 +35,8 @@ from afire_monai.datalists.validate import DataListReport, open_datalist
 from afire_monai.phantom import write_phantom_dataset
 from afire_monai.radiographs.decode import list_images
 from afire_monai.radiographs.reader import RadiographReader
-from afire_monai.training import budget
+from afire_monai.training import budget, run_folder
+from afire_monai.training.checkpoint import list_checkpoints
 from afire_monai.training.settings import (
     command_line,
     parse_value,
@@ -48,7 +49,9 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) -> None:
-    """Check the command line and write the resolved settings to ``settings.yaml`` in the run's folder.
+    """Check the command line, claim the run's folder and write the resolved settings to its ``settings.yaml``.
+
+    Where the folder holds checkpoints the settings wait until the run is taken up, which may be refused.
 
     From here on float32 numbers are computed with as float32 on a GPU, too, until a trainer is told otherwise.
 
@@ -57,7 +60,7 @@ def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) 
         arguments: defaults to ``sys.argv``; anything but a bundle run on the command line is left alone.
 
     Raises:
-        AfireError: for a setting that does not exist, or a value that it cannot have.
+        AfireError: for a setting that does not exist, a value that it cannot have, or another run in the folder.
     """
     show_any_text()
     budget.begin()
@@ -76,7 +79,8 @@ def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) 
     refuse_unknown_keys(config, list(overrides))
     refuse_wrong_values(config, overrides)
     refuse_changed_names(overrides)
-    if rank() == 0:
+    if rank() == 0 and os.environ.get("RANK", "0") == "0":  # before the processes have met as well
+        run_folder.claim(folder)
         parser = ConfigParser(config)
         parser.update({key: parse_value(value) for key, value in overrides.items()})
         # folders of the machine are nobody's business in a log that is passed on
@@ -85,7 +89,8 @@ def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) 
             for key, value in parser.get().items()
             if key not in ("dataset_dir", "output_dir", "bundle_root")
         }
-        (folder / "settings.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        text = yaml.safe_dump(settings, sort_keys=False)
+        run_folder.offer_settings(folder, text, going_on=bool(list_checkpoints(folder / "checkpoints")))
 
 
 def _say_the_cause(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -194,9 +194,9 @@ def cut(framing: str) -> Trick:
     return trick
 
 
-def says(body: bytes, kind: str = "text/html", status: int = 200) -> Trick:
+def says(body: bytes, kind: str = "text/html", status: int = 200, **headers: str) -> Trick:
     def trick(handler: Handler) -> bool:
-        handler.reply(status, body, kind)
+        handler.reply(status, body, kind, **headers)
         return True
 
     return trick

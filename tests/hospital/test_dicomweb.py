@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import gzip
 import json
 import logging
 import os
 import socket
 import stat
+import time
 import warnings
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pydicom
 import pytest
@@ -21,6 +25,7 @@ from hospital.fake_dicomweb import FakeServer, busy, cut, fake_dicomweb, hang_up
 from hospital.planted import SECRETS, small, write
 
 from afire_monai.cli.main import run
+from afire_monai.hospital.dicomweb import connection
 from afire_monai.hospital.dicomweb.client import DicomWeb, Query, SeriesReference, is_uid
 from afire_monai.hospital.dicomweb.connection import AnswerError, ConnectionLostError, DicomWebError, find_credentials
 from afire_monai.hospital.dicomweb.transfer import GIVE_UP, forget, retrieve_series, send_folder
@@ -565,3 +570,79 @@ def test_retries_end(server):
     with pytest.raises(AnswerError, match="503, however often"):
         client(server).find_series(Query())
     assert len(server.asked) == 3
+
+
+# limits ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks", "close"])
+def test_an_answer_without_end_is_not_taken(server, framing, monkeypatch, tmp_path):
+    monkeypatch.setattr(connection, "LARGEST_OBJECT", 2**20)
+    sent = 0
+
+    def flood(handler) -> bool:
+        nonlocal sent
+        handler.send_response(200)
+        handler.send_header("Content-Type", 'multipart/related; boundary="a"')
+        if framing == "chunks":
+            handler.send_header("Transfer-Encoding", "chunked")
+        elif framing == "length":
+            handler.send_header("Content-Length", str(2**40))
+        handler.end_headers()
+        block = bytes(2**16)
+        with contextlib.suppress(OSError):
+            while sent < 2**27:
+                handler.wfile.write(b"10000\r\n" + block + b"\r\n" if framing == "chunks" else block)
+                sent += len(block)
+        handler.close_connection = True
+        return True
+
+    server.hold(small(1), small(2))
+    server.tricks = [plain, flood]
+    result = retrieve_series(client(server), references(small(1), small(2)), tmp_path / "private" / "dicom")
+    assert [reason for _, reason in result.failed] == ["the answer is larger than 1 MiB, so it is not taken"]
+    assert result.done == 1
+    assert sent < 2**26
+
+
+def test_a_list_has_a_limit_of_its_own_also_if_it_is_packed(server, monkeypatch):
+    monkeypatch.setattr(connection, "LARGEST_LIST", 2**20)
+    server.tricks = [says(gzip.compress(b"[" + b" " * 2**24 + b"]"), "application/dicom+json", Content_Encoding="gzip")]
+    with pytest.raises(AnswerError, match="larger than 1 MiB"):
+        client(server).find_series(Query(("CR",)))
+
+
+def test_an_answer_that_trickles_ends_by_the_clock(server):
+    def trickle(handler) -> bool:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/dicom+json")
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(600):
+                handler.wfile.write(b" ")
+                time.sleep(0.02)
+        handler.close_connection = True
+        return True
+
+    server.tricks = [trickle]
+    with pytest.raises(AnswerError, match=r"not whole after 2 seconds; raise --timeout"):
+        client(server, timeout=0.2).find_series(Query(("CR",)))
+
+
+def test_a_list_whose_pages_never_end_is_given_up(server, monkeypatch):
+    monkeypatch.setattr("afire_monai.hospital.dicomweb.client.MOST_PAGES", 4)
+    server.hold(*(small(n) for n in range(9)))
+    server.page = 2
+    with pytest.raises(AnswerError, match="more than 4 pages of series; ask for fewer with --date"):
+        client(server).find_series(Query(("CR",)))
+    assert len(server.asked) == 4
+
+
+@pytest.mark.parametrize(("asked", "waited"), [("999999999", 60.0), ("9" * 400, 60.0), ("7", 7.0), ("²", 1.0)])
+def test_the_wait_that_a_server_asks_for_is_bounded(server, monkeypatch, asked, waited):
+    waits: list[float] = []
+    monkeypatch.setattr(connection, "time", SimpleNamespace(sleep=waits.append, monotonic=time.monotonic))
+    server.tricks = [busy(Retry_After=asked)]
+    assert client(server, first_wait=1.0).find_series(Query(("CR",))) == []
+    assert waits == [waited]

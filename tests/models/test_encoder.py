@@ -128,3 +128,38 @@ def test_weights_of_another_encoder_are_refused_with_what_does_not_fit(encoder, 
 def test_weights_can_be_read_by_whoever_can_read_their_description(tmp_path):
     path = export_encoder(ViTEncoder(16, 8, embed_dim=16, depth=1, num_heads=2), tmp_path)
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("image_size", 2147483648),
+        ("image_size", [8192, 8192.5]),
+        ("image_size", -8),
+        ("position_grid", [4, 10**9]),
+        ("patch_size", 2147483648),
+        ("embed_dim", 10**9),
+        ("embed_dim", 64),
+        ("depth", 10**12),
+        ("depth", 64),
+        ("mlp_ratio", 1e8),
+        ("mlp_ratio", 100.0),
+        ("mean", [float("nan")]),
+    ],
+)
+def test_sizes_beyond_the_weights_are_refused_before_a_network_is_built(encoder, tmp_path, monkeypatch, key, value):
+    path = export_encoder(encoder, tmp_path)
+    described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    described["architecture"][key] = value
+    path.with_suffix(".json").write_text(json.dumps(described), encoding="utf-8")
+    monkeypatch.setattr("afire_monai.models.folder.encoder_from_config", lambda *_, **__: pytest.fail("built"))
+    with pytest.raises(CheckpointError, match=r"encoder.json: .* does not fit the weights.*Copy both files again"):
+        load_encoder(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(encoder, tmp_path, value):
+    with torch.no_grad():
+        encoder.blocks[1].norm1.weight[3] = value
+    with pytest.raises(CheckpointError, match=r"blocks.1.norm1.weight holds numbers that are not finite"):
+        load_encoder(export_encoder(encoder, tmp_path))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import socket
 from types import SimpleNamespace
 
 import numpy as np
@@ -251,3 +252,29 @@ def test_mlflow_does_not_get_losses_more_often_than_it_can_take_them(tmp_path, m
     experiment = client.get_experiment_by_name("afire-pretraining")
     (run,) = client.search_runs([experiment.experiment_id])
     assert [m.step for m in client.get_metric_history(run.info.run_id, "step/loss")] == [1, 4, 7]
+
+
+@pytest.mark.parametrize("listens", [True, False], ids=["mute", "absent"])
+def test_mlflow_server_that_does_not_answer_is_refused_at_the_start_with_the_way_out(listens, tmp_path, monkeypatch):
+    real = handlers._refuse_silent_server
+    monkeypatch.setattr(handlers, "_refuse_silent_server", lambda uri: real(uri, seconds=0.2))
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if listens:
+            server.listen()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://anna:secret@127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(AfireError, match=r"127.0.0.1 does not answer.*MLFLOW_TRACKING_URI.*use_mlflow") as caught:
+            mlflow_handler(tmp_path, "run")
+    assert "secret" not in str(caught.value)
+
+
+def test_first_error_is_not_hidden_by_the_closing_of_what_had_not_been_opened():
+    trainer = trainer_with()
+
+    @trainer.on(Events.STARTED)
+    def fail():
+        raise AfireError("first")
+
+    ProgressBar().attach(trainer)  # after the one that fails, as MLflow's is in the configs
+    with pytest.raises(AfireError, match="first"):
+        trainer.run()

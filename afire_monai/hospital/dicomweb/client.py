@@ -123,6 +123,8 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 PAGE = 500
 """Series asked for at once."""
+MOST_PAGES = 10_000
+"""Of an answer to a query; a server that has more to say of one modality may never end."""
 _DUPLICATE = 0x0111
 _FAILURES = {
     0x0110: "processing failure",
@@ -214,7 +216,7 @@ class DicomWeb:
         fields = ["Modality", "StudyDate", "StudyDescription", "SeriesDescription"]
         seen: set[str] = set()
         offset = 0
-        while True:
+        for _ in range(MOST_PAGES):
             entries = self._ask(
                 self._client.search_for_series, fields=fields, limit=page, offset=offset, search_filters=filters
             )
@@ -224,6 +226,7 @@ class DicomWeb:
             yield from fresh
             seen.update(value(entry, "0020000E") for entry in fresh)
             offset += len(entries)
+        raise AnswerError(f"the server gives more than {MOST_PAGES} pages of series; ask for fewer with --date")
 
     def find_instances(self, series: SeriesReference) -> list[str]:
         """Ask for the SOPInstanceUIDs of a series.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import netrc
 import os
 import re
@@ -19,6 +20,7 @@ from afire_monai.core.quiet import quiet
 if TYPE_CHECKING:
     import requests
     from pydicom import Dataset
+    from requests.adapters import HTTPAdapter
 
 
 USER, PASSWORD, TOKEN = "AFIRE_DICOMWEB_USER", "AFIRE_DICOMWEB_PASSWORD", "AFIRE_DICOMWEB_TOKEN"
@@ -170,12 +172,51 @@ def open_session(
     session = requests.Session()
     session.trust_env = False
     session.max_redirects = 0
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, _bounded_adapter())
     session.auth = credentials
     session.verify = True if ca is None else str(ca)
     return session
 
 
+def _bounded_adapter() -> HTTPAdapter:
+    """Make what reads answers for a session: the whole body, as long as it is within limits."""
+    import requests
+    from requests.adapters import HTTPAdapter
+    from urllib3.exceptions import HTTPError
+
+    class Bounded(HTTPAdapter):
+        def send(self, request: Any, stream: Any = False, timeout: Any = None, *rest: Any, **options: Any) -> Any:
+            end = time.monotonic() + PATIENCE * timeout if timeout else math.inf
+            response = super().send(request, True, timeout, *rest, **options)
+            kind = str(response.headers.get("Content-Type", ""))
+            most = LARGEST_OBJECT if kind.lower().startswith("multipart/") else LARGEST_LIST
+            body = bytearray()
+            try:
+                while part := response.raw.read1(2**16, decode_content=True):
+                    body += part
+                    if len(body) > most:
+                        raise AnswerError(f"the answer is larger than {most >> 20} MiB, so it is not taken")
+                    if time.monotonic() > end:
+                        raise AnswerError(
+                            f"the answer is not whole after {PATIENCE * timeout:g} seconds; raise --timeout"
+                        )
+            except HTTPError as error:
+                raise requests.exceptions.ChunkedEncodingError(error) from error
+            except AnswerError:
+                response.close()
+                raise
+            vars(response).update(_content=bytes(body), _content_consumed=True)
+            return response
+
+    return Bounded()
+
+
 T = TypeVar("T")
+LARGEST_OBJECT, LARGEST_LIST = 2**28, 2**26
+"""Bytes of an answer with an object, and of any other."""
+PATIENCE = 10
+"""The whole body of an answer may take so many times the timeout of its parts."""
 LONGEST_WAIT = 60.0
 """Seconds; more is not waited between two tries, whatever the server asks for."""
 _TRY_AGAIN = (408, 429, 500, 502, 503, 504)
@@ -219,6 +260,8 @@ def _judge(error: Exception) -> tuple[DicomWebError, float | None]:
     """Give what to say of an error, and the seconds to wait at least before trying again; None for never."""
     import requests
 
+    if isinstance(error, AnswerError):
+        return error, None
     if isinstance(error, requests.exceptions.SSLError):
         words = "the server's certificate is not trusted; give the PEM file of the authority that signed it as --ca"
         return DicomWebError(words), None
@@ -230,7 +273,7 @@ def _judge(error: Exception) -> tuple[DicomWebError, float | None]:
             return _refusal(status), None
         asked = error.response.headers.get("Retry-After", "")
         problem = AnswerError(f"the server answers {status}, however often it is asked")
-        return problem, float(asked) if asked.isdigit() else 0.0
+        return problem, float(asked) if asked.isascii() and asked.isdigit() else 0.0
     if isinstance(error, (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)):
         words = "the server cannot be reached or stops in the middle of an answer; what is done is kept: give the "
         return ConnectionLostError(words + "command again when it is back"), 0.0

@@ -15,6 +15,7 @@ from torch import Tensor
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.losses.token_contrastive import similarities
 from afire_monai.methods.grid_shift import GridShift
+from afire_monai.models.bounds import refuse_sizes
 from afire_monai.models.folder import load_encoder, load_module_files, weights_that_fit
 from afire_monai.models.restorer import AnomalyNetwork, box_mean, load_restorer
 from afire_monai.networks import Encoder, TokenHead
@@ -285,6 +286,7 @@ def _shift_of(path: Path) -> int:
 def _load_head(path: Path) -> tuple[TokenHead, Tensor, float]:
     tensors, description = load_module_files(path)
     with weights_that_fit(path):
+        refuse_sizes(description["head"], tensors, path)
         head = TokenHead(**description["head"])
         head.load_state_dict({k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")})
         return head, tensors["assignment"], float(description["temperature"])
