@@ -47,7 +47,8 @@ def encoder_from_config(config: Mapping[str, Any], **overrides: Any) -> Encoder:
     kind = arguments.pop("kind", "vit")
     if kind not in _KINDS:
         raise AfireError(f"unknown kind of encoder {kind!r}; this version knows {', '.join(_KINDS)}")
-    known = inspect.signature(_KINDS[kind]).parameters
+    classes = [c for c in _KINDS[kind].__mro__ if issubclass(c, Encoder)]  # some pass options on to the class above
+    known = {name for c in classes for name in inspect.signature(c).parameters} - {"options"}
     for name in overrides:
         if name not in known:
             near = difflib.get_close_matches(name, known, 3) or known

@@ -54,7 +54,7 @@ def claim(folder: Path) -> None:
                 "then go on with --resume true; or choose another --output_dir"
             )
         os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps(_self()).encode(), 0)
+        os.pwrite(file, json.dumps(_self() | {"file": os.fstat(file).st_ino}).encode(), 0)
     ended = _held[path] = threading.Event()
     threading.Thread(target=_beat, args=(path, ended), daemon=True).start()
     atexit.register(_release, path, os.getpid())
@@ -127,13 +127,15 @@ def _began(pid: int) -> str | None:
 
 
 def _owner(file: int) -> dict[str, Any] | None:
-    """Return who wrote the file: None for nobody, nothing known if it cannot be understood."""
+    """Return who wrote the file: None for nobody or if it is a copy, nothing known if it cannot be understood."""
     text = os.pread(file, 4096, 0)
     try:
         owner = json.loads(text)
     except ValueError:
         owner = {}
-    return (owner if isinstance(owner, dict) else {}) if text else None
+    owner = owner if isinstance(owner, dict) else {}
+    copied = owner.pop("file", os.fstat(file).st_ino) != os.fstat(file).st_ino
+    return None if copied or not text else owner
 
 
 def _silence(file: int, folder: Path) -> float:

@@ -33,7 +33,8 @@ def test_plan_takes_method_images_and_epochs_from_a_run(tmp_path, capsys, monkey
     prepare_run(tmp_path, ["run", "--config_file", str(files), *words])
     (tmp_path / "log.csv").write_text("epoch,images_per_second\n1,10\n2,10\n")
     progress = {"images": 3600, "max_epochs": 2}
-    save_checkpoint({"method": {}, "progress": progress}, tmp_path / "checkpoints" / "checkpoint_00000001.pt")
+    parts = {"method": {}, "optimizer": {}, "random": {}, "progress": progress}
+    save_checkpoint(parts, tmp_path / "checkpoints" / "checkpoint_00000001.pt")
     assert run(["plan", "--from-run", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("mae, vit_ti6, 32 px")

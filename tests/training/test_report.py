@@ -56,7 +56,8 @@ def run_dir(tmp_path):
     (folder / "settings.yaml").write_text(SETTINGS)
     method = tiny_afire(shift=1)
     method.prototypes.prototypes.normal_(generator=torch.Generator().manual_seed(0))
-    state = {"method": method.state_dict(), "progress": {"images": 40, "max_epochs": 3, "global_batch": 16}}
+    progress = {"images": 40, "max_epochs": 3, "global_batch": 16}
+    state = {"method": method.state_dict(), "optimizer": {}, "random": {}, "progress": progress}
     (folder / "checkpoints").mkdir()
     torch.save(state, folder / "checkpoints" / "checkpoint_00000009.pt")
     uniforms = torch.rand(2, method.draws, generator=torch.Generator().manual_seed(0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -122,7 +123,15 @@ def test_process_of_the_same_number_that_began_later_is_not_the_owner(tmp_path):
     lock = tmp_path / run_folder.LOCK
     lock.write_text(json.dumps({**run_folder._self(), "began": "1"}))
     run_folder.claim(tmp_path)
-    assert json.loads(lock.read_text()) == run_folder._self()
+    assert json.loads(lock.read_text()) == {**run_folder._self(), "file": lock.stat().st_ino}
+
+
+def test_copy_of_a_folder_that_is_in_use_belongs_to_nobody(tmp_path):
+    (tmp_path / "run").mkdir()
+    run_folder.claim(tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    run_folder.claim(tmp_path / "copy")
+    assert json.loads((tmp_path / "copy" / run_folder.LOCK).read_text())["pid"] == os.getpid()
 
 
 @pytest.mark.parametrize("words", ['{"host": "elsewhere", "pid": 1}', "half a li"])
