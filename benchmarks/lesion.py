@@ -14,6 +14,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from torch.nn import functional as F
 
+from afire_monai.datalists.file import load_datalist
+from afire_monai.predictions.reading import read_radiograph
 from afire_monai.transforms import LesionRecord, LesionSettings, SyntheticLesionMask
 from afire_monai.transforms.anatomy import enclosing_circle, texture_center
 from afire_monai.transforms.lesion_render import lesion_boxes
@@ -169,6 +172,21 @@ def interleaved(
     return times
 
 
+def compare_centers(datalist: str, count: int = 400, side: int = 128, shift: int = 32) -> None:
+    """Print how far the texture's place in a canvas is from that in a random crop of it, in pixels."""
+    items = load_datalist(datalist)["training"]
+    rng = np.random.default_rng(0)
+    distances = []
+    for place in rng.permutation(len(items))[:count]:
+        canvas: Any = read_radiograph(0, str(items[place]["image"]), [(side + shift,) * 2])
+        picture = canvas.images[(side + shift,) * 2][0].numpy()
+        row, column = rng.integers(0, 3, 2) * shift // 2
+        own = np.add(texture_center(picture[row : row + side, column : column + side]), (row, column))
+        distances.append(float(np.hypot(*np.subtract(texture_center(picture), own))))
+    print(f"{len(distances)} pictures of {side + shift} px, crops of {side} px: median, 75 %, 95 % of the distance")
+    print(np.percentile(distances, [50, 75, 95]).round(1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=224, help="image side in pixels")
@@ -177,7 +195,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device of the batched form")
     parser.add_argument("--threads", type=int, help="PyTorch's threads; by default as many as it finds")
+    parser.add_argument("--centers", help="data list: compare the texture's place in the canvas with that in each crop")
     options = parser.parse_args()
+    if options.centers:
+        compare_centers(options.centers)
+        return
     if options.threads:
         torch.set_num_threads(options.threads)
     images = pictures(options.batch, options.size)
