@@ -16,7 +16,6 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
-import requests
 import torch
 from ignite.engine import Events
 from monai.handlers import MLFlowHandler
@@ -350,6 +349,8 @@ def _refuse_silent_server(uri: str, seconds: float = 5.0) -> None:
     """Refuse a tracking server that says nothing; MLflow itself would try for minutes."""
     if not uri.startswith(("http://", "https://")):
         return
+    import requests  # comes with MLflow, which is not everywhere
+
     try:
         requests.get(uri.rstrip("/") + "/health", timeout=seconds, stream=True).close()  # any answer will do
     except requests.RequestException as error:
