@@ -214,7 +214,8 @@ def table(args: argparse.Namespace) -> None:
 
     count = len(normal_items(Path(args.images), "training")) if chosen else 0
     presented = {name: epochs * count for name, epochs in chosen.items()}
-    print_tables(Path(args.out), [*METHODS, *FRESH], args.against, presented, chart, Path(args.csv) if args.csv else None)
+    file = Path(args.csv) if args.csv else None
+    print_tables(Path(args.out), [*METHODS, *FRESH], args.against, presented, chart, file)
 
 
 def main() -> None:

@@ -122,9 +122,8 @@ def print_summary(draws: Draws, names: list[str]) -> None:
         print(f"| {', '.join(key)} | {' | '.join(cells)} |")
 
 
-CSV_COLUMNS = (
-    "task data figure method mean low high level_with_best seeds sd_of_seeds against gain gain_low gain_high seeds_ahead"
-)
+CSV_COLUMNS = ["task", "data", "figure", "method", "mean", "low", "high", "level_with_best", "seeds", "sd_of_seeds"]
+CSV_COLUMNS += ["against", "gain", "gain_low", "gain_high", "seeds_ahead"]
 
 
 def figure_rows(key: tuple[str, str, str], methods: dict[str, Seeds], names: list[str], base: str) -> list[list[str]]:
@@ -204,6 +203,6 @@ def print_tables(
     if table:
         with whole_file(table) as part, open(part, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(CSV_COLUMNS.split())
+            writer.writerow(CSV_COLUMNS)
             for key, methods in draws.items():
                 writer.writerows(figure_rows(key, methods, names, base))
