@@ -27,9 +27,9 @@ def merge_datalists(paths: Sequence[StrPath], out: StrPath | None = None, name: 
     images, except that an image known to be normal has none of the others' findings.
 
     Args:
-        paths: the JSON lists, at least one.
-        out: JSON file to write; None to only return.
-        name: name of the joined list.
+        paths: the data lists, at least one.
+        out: JSON file to write; without it the list is only returned.
+        name: of the joined list.
 
     Raises:
         DataListError: no list, a patient in the training images of one list and the validation or test images of

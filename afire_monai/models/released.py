@@ -309,7 +309,7 @@ def import_released(
             `argparse.Namespace` are accepted.
         output: folder to write into; made if absent.
         channels: "keep" the three channels, or "fold" them into one; a grey image gives the same tokens either way.
-        part: which encoder and head to export; the paper fine-tunes the teacher's.
+        part: encoder and head to export: "teacher" (the paper fine-tunes it) or "student".
         strict: fail if a name has no place or is missing. Otherwise both are listed in the report and the JSON files.
         decoder_heads: attention heads of the restoration decoder; None for the checkpoint's own.
 
