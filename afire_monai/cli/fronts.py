@@ -177,4 +177,5 @@ def _sections(doc: str) -> tuple[str, dict[str, str]]:
     head = re.split(r"^(?:Args|Returns|Raises|Yields):\n", doc, maxsplit=1, flags=re.M)[0].rstrip()
     section = re.search(r"^Args:\n((?:(?: .*)?\n)*(?: .*)?)", doc, flags=re.M)
     entries = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", section[1] if section else "", flags=re.M)
-    return head, dict(entries)
+    # on one line each: Fire would take a word and a colon at the start of a further line for another parameter
+    return head, {name: " ".join(line.split()) for name, line in entries}

@@ -62,7 +62,7 @@ def predict(
     return int(done.status)
 
 
-@front("afire_monai.predictions.anomaly.build_reference:make_reference", hide=("device",))
+@front("afire_monai.predictions.anomaly.build_reference:make_reference")
 def reference(work: Callable[..., Any], *, model: str, datalist: str, section: str = "training", **options: Any) -> int:
     """Teach a model folder the look of normal radiographs, so that predict can rank others among them.
 

@@ -33,7 +33,7 @@ def datalist_from_folder(
 
     Args:
         folder: searched with its sub-folders.
-        out: JSON file to write; without it the list is only returned.
+        out: JSON file to write.
         fractions: shares of training, validation and test.
         seed: of the split.
         group_pattern: regular expression that finds the patient in each path below ``folder``: its first group, or the
@@ -46,7 +46,7 @@ def datalist_from_folder(
         reader: how the images are to be read (see `reader_options`); kept in ``meta.reader``.
 
     Returns:
-        The list, with absolute paths.
+        The list with absolute paths, which is also written if ``out`` is given.
 
     Raises:
         DataListError: no radiograph found, a pattern that is wrong or does not match every file, wrong fractions.

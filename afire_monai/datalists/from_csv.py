@@ -92,7 +92,8 @@ def datalist_from_csv(
         reader: how the images are to be read (see `reader_options`); kept in ``meta.reader``.
 
     Returns:
-        The list with absolute paths; with ``by_source`` a dictionary from source to list.
+        The list with absolute paths, also written if ``out`` is given; with ``by_source`` a dictionary from
+        source to list.
 
     Raises:
         DataListError: no file, a missing column (the present ones are named), two rows of an image or a patient that

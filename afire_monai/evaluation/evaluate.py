@@ -150,8 +150,8 @@ def evaluate_cases(
         "compared_with": without_folders(other.facts.get("model") or {}) if other is not None else None,
         "notes": cases.notes,
     }
-    made: dict[str, Any] = plain({**about, **parts})
-    return made
+    results: dict[str, Any] = plain({**about, **parts})
+    return results
 
 
 COLUMNS = ("part", "group", "label", "figure", "value", "low", "high", "positives", "negatives", "status")
@@ -198,7 +198,7 @@ def write_results(results: dict[str, Any], page: str, folder: Path) -> None:
 
 
 def table_text(results: Mapping[str, Any]) -> str:
-    """Give all figures as CSV, one figure a line; cells are empty where something is not defined."""
+    """Return all figures as CSV, one figure a line; cells are empty where something is not defined."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", restval="")
     writer.writeheader()
@@ -207,7 +207,7 @@ def table_text(results: Mapping[str, Any]) -> str:
 
 
 def table_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Give the rows of the table of figures."""
+    """Return the rows of the table of figures."""
     labels = results["labels"] or {"labels": [], "macro": {}}
     for label in labels["labels"]:
         yield from _label_rows("labels", "", label)

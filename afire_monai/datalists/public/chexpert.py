@@ -42,7 +42,7 @@ def datalist_from_chexpert(
     Args:
         folder: that holds ``train.csv``, ``valid.csv`` and the folders ``train`` and ``valid``; or the folders of the
             full set's batches, or one level above.
-        out: JSON file to write; without it the list is only returned.
+        out: JSON file to write.
         labels: ``chexpert14`` or ``chexpert5``.
         unmentioned: a blank cell is ``negative`` (0, as most work does) or ``missing`` (null).
         lateral: take lateral views too.

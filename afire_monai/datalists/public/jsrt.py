@@ -42,7 +42,7 @@ def datalist_from_jsrt(
 
     Args:
         folder: that holds the pictures as PNG, CLNDAT_EN.txt, CNNDAT_EN.txt and the SCR masks.
-        out: JSON file to write; without it the list is only returned.
+        out: JSON file to write.
         masks: folder to write masks into; ``<list>_masks`` beside ``out`` unless given.
         fractions: shares of training, validation and test.
         seed: of the split; each picture is a patient.

@@ -32,7 +32,7 @@ def datalist_from_kermany(
 
     Args:
         folder: that holds ``train`` and ``test`` (or ``chest_xray/train`` …), each with ``NORMAL`` and ``PNEUMONIA``.
-        out: JSON file to write; without it the list is only returned.
+        out: JSON file to write.
         validation: share of the training images that goes to validation, by patient, stratified.
         seed: of that choice.
 

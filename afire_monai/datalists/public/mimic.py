@@ -31,7 +31,7 @@ def datalist_from_mimic(
 
     Args:
         folder: that holds mimic-cxr-2.0.0-chexpert.csv.gz, -metadata, -split and files.
-        out: JSON file to write; without it the list is only returned.
+        out: JSON file to write.
         labels: ``chexpert14`` or ``chexpert5``.
         unmentioned: a blank cell is ``negative`` (0) or ``missing`` (null).
         views: values of ``ViewPosition`` to take.

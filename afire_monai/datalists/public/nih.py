@@ -35,7 +35,7 @@ def datalist_from_nih(
 
     Args:
         folder: that holds Data_Entry_2017*.csv, the two lists and the images.
-        out: JSON file to write; without it the list is only returned.
+        out: JSON file to write.
         validation: share of the images of ``train_list`` that goes to validation, by patient, stratified.
         seed: of that choice.
         train_list: names of training and validation images, one a line.

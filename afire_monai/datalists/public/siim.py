@@ -42,7 +42,7 @@ def datalist_from_siim(
 
     Args:
         folder: that holds train-rle.csv and the DICOM files.
-        out: JSON file to write; without it the list is only returned.
+        out: JSON file to write.
         masks: folder to write masks into; ``<list>_masks`` beside ``out`` unless given.
         fractions: shares of training, validation and test.
         seed: of the split.

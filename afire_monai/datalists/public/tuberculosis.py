@@ -28,7 +28,7 @@ def datalist_from_shenzhen(
 
     Args:
         folder: that holds CXR_png, ClinicalReadings and perhaps mask.
-        out: JSON file to write; without it the list is only returned.
+        out: JSON file to write.
         fractions: shares of training, validation and test; the set has no official split.
         seed: of the split; each picture is a patient.
 
@@ -62,7 +62,7 @@ def datalist_from_montgomery(
 
     Args:
         folder: that holds CXR_png, ClinicalReadings and ManualMask.
-        out: JSON file to write; without it the list is only returned.
+        out: JSON file to write.
         masks: folder to write masks into; ``<list>_masks`` beside ``out`` unless given.
         fractions: shares of training, validation and test; the set has no official split.
         seed: of the split; each picture is a patient.
