@@ -305,7 +305,7 @@ def import_released(
         path: the checkpoint; no code in it runs: only tensors, plain containers and `argparse.Namespace` are read.
         output: folder to write into; created if absent.
         channels: "keep" the three channels, or "fold" them into one; a grey image gives the same tokens either way.
-        part: which encoder and head to export; the paper fine-tunes the teacher's.
+        part: encoder and head to export: "teacher" (the paper fine-tunes it) or "student".
         strict: fail if a name has no place or is missing. Otherwise both are listed in the report and the JSON files.
         decoder_heads: attention heads of the restoration decoder; None for the checkpoint's own.
 

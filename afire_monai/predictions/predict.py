@@ -138,17 +138,17 @@ def predict(
     Only a few batches are in memory. Under ``torchrun`` each process takes its share of the files.
 
     Args:
-        inputs: folders and files, or one data list.
+        inputs: folders and files (PNG, JPEG, NIfTI, DICOM), or one data list (.json).
         model: model folders (see `Scorer`).
         out: folder to write into.
         section: of the data list.
-        heatmap: see `Scorer`, as for ``label``.
-        label: the label that Grad-CAM explains.
-        restored: write restored pictures.
-        overlays: write the heatmap in colour over the radiograph.
+        heatmap: anomaly, gradcam, rollout, none; auto takes the first that the model can.
+        label: which label Grad-CAM is for; each image's most probable finding unless given.
+        restored: also write restored pictures.
+        overlays: also write the heatmaps in colour over the radiographs, for people.
         batch_size: radiographs computed at once.
-        workers: threads that read; None for the number of cores, at most 8; 0 reads without threads.
-        resume: go on with what an earlier run left in ``out``; what it left out is tried again.
+        workers: threads that read; the number of cores, at most 8, unless given. 0 reads without threads.
+        resume: go on with the results of an earlier run in ``out``; files that it left out are tried again.
         device: where to compute; None for a GPU if there is one.
         progress: show a bar with the time left.
 

@@ -193,17 +193,17 @@ def make_reference(
 
     Args:
         model: folder with ``restorer.safetensors`` or ``encoder.safetensors``.
-        datalist: list of the radiographs; those labelled normal are used, or all of a list without labels.
+        datalist: data list; its normal radiographs are taken: those whose labels say so, all of a list without labels.
         section: ``training``, ``validation`` or ``test``.
-        base_dir: base of the list's relative paths; None for the list's folder.
+        base_dir: folder that the list's relative paths start from; the list's own folder unless given.
         parts: what to judge by (see `AnomalyDetector`); None for the default.
-        pooling: of cells into the image's score: ``mean``, ``top`` or ``max``.
+        pooling: of cells into the image's score: mean, top (mean of the highest 5 %) or max.
         most: use at most so many radiographs, evenly spaced over the section; they are held in memory as tokens.
         batch_size: radiographs computed at once.
         workers: threads that read.
         progress: show a bar with the time left.
         layers: blocks whose tokens are judged besides the encoder's output; 0 is the first, -1 the last.
-        window: for ``neighbours``, cells that a normal token may be away.
+        window: for neighbours, cells that a normal token may be away from the place of the one it is compared with.
 
     Raises:
         DataListError: if the list or the section is missing, or holds no normal radiograph.
