@@ -289,7 +289,7 @@ def _description(model: Path, sha256: str) -> dict[str, Any]:
 
 
 def summarise(results: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
-    """Give each figure's values, mean and standard deviation over folds.
+    """Return each figure's values, mean and standard deviation over folds.
 
     Args:
         results: validation figures of each fold; a figure may be missing where a fold lacks a class.

@@ -116,7 +116,7 @@ def export_detector(method: AFiRe, folder: Path, **facts: Any) -> Path:
 
 
 def _head_config(head: TokenHead) -> dict[str, Any]:
-    """Give the arguments that build a token head of the same shape."""
+    """Return the arguments that build a token head of the same shape."""
     first = head.state_dict()["mlp.0.weight"]
     _, out_dim, bottleneck = head.weight.shape
     widths = {"in_dim": first.shape[1], "hidden_dim": first.shape[0], "out_dim": out_dim, "bottleneck_dim": bottleneck}

@@ -140,7 +140,7 @@ def read_csv_log(path: Path) -> list[dict[str, float]]:
 
 
 def fixed_batch(dataset: RadiographDataset, count: int) -> Tensor:
-    """Give up to ``count`` images (B, C, H, W), evenly spaced over the data set; the same at each call."""
+    """Return up to ``count`` images (B, C, H, W), evenly spaced over the data set; the same at each call."""
     count = min(count, len(dataset))
     return torch.stack([dataset[index * len(dataset) // count]["image"] for index in range(count)])
 
