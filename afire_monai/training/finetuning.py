@@ -155,7 +155,7 @@ def statistics_of(data: TaskData) -> Callable[[], tuple[float, float]]:
 
 
 def usable_batch(batch_size: int, dataset: RadiographDataset) -> int:
-    """Return the batch size, or less where there are too few images for one batch (1 % of the labels of a small list)."""
+    """Return the batch size, or less if there are too few images for one batch (1 % of the labels of a small list)."""
     share = len(dataset) // world_size()
     if share < batch_size:
         logger.warning("%d training images: batch_size %d becomes %d", len(dataset), batch_size, max(share, 1))

@@ -303,7 +303,7 @@ class Segmentation(Task):
             )
 
     def figures(self, logits: Tensor, batch: dict[str, Tensor]) -> dict[str, float]:
-        """Return Dice at probability 0.5, for all images (1 where mask and prediction are both empty) and for positives.
+        """Return Dice at probability 0.5, for all images (1 if mask and prediction are both empty) and for positives.
 
         The score is the mean over classes of the Dice over positive images; over all images if none is positive.
 
