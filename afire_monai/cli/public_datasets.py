@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from afire_monai.cli.check import reader_arguments
 from afire_monai.cli.datalist import print_made
 
 
@@ -231,13 +232,77 @@ def montgomery(
     return print_made(datalist_from_montgomery(folder, out, masks, fractions, seed), out)
 
 
+def medmnist(file: str, *, out: str, images: str | None = None) -> int:
+    """PneumoniaMNIST or ChestMNIST of MedMNIST, any size: pictures are written as PNG, published split.
+
+    Example: afire datalist medmnist pneumoniamnist_224.npz --out lists/pneumoniamnist.json
+
+    Args:
+        file: pneumoniamnist.npz, chestmnist.npz, or one of the larger sizes such as chestmnist_224.npz.
+        out: JSON file to write.
+        images: folder to write the pictures into; beside the list unless given.
+    """
+    from afire_monai.datalists.public import datalist_from_medmnist
+
+    return print_made(datalist_from_medmnist(file, out, images), out)
+
+
+def bmad(folder: str, *, out: str) -> int:
+    """Chest radiographs of the anomaly benchmark BMAD, or a set laid out alike: normal or abnormal, published split.
+
+    Example: afire datalist bmad Chest --out lists/bmad.json
+
+    Args:
+        folder: that holds train/good, and valid and test, each with good and Ungood.
+        out: JSON file to write.
+    """
+    from afire_monai.datalists.public import datalist_from_bmad
+
+    return print_made(datalist_from_bmad(folder, out), out)
+
+
+def padchest(
+    folder: str,
+    *,
+    out: str,
+    at_least: int = 50,
+    physicians_only: bool = False,
+    views: tuple[str, ...] = ("PA", "AP", "AP_horizontal"),
+    fractions: tuple[float, ...] = (0.7, 0.1, 0.2),
+    seed: int = 0,
+    png16_max: str | None = None,
+) -> int:
+    """PadChest: findings that are frequent enough, random split by patient.
+
+    Example: afire datalist padchest PadChest --out lists/padchest.json --physicians-only
+
+    Args:
+        folder: that holds the table PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv and the unpacked images.
+        out: JSON file to write.
+        at_least: number of images that a finding needs to become a label.
+        physicians_only: leave out labels that a network read from the reports.
+        views: projections to take, with commas between them.
+        fractions: shares of training, validation and test.
+        seed: of the split.
+        png16_max: what is white in the 16-bit PNG: a number such as 4095, dtype (65535) or image; kept in the list.
+    """
+    from afire_monai.datalists.public import datalist_from_padchest
+
+    reader = reader_arguments(png16_max, None, None)
+    return print_made(datalist_from_padchest(folder, out, at_least, physicians_only, views, fractions, seed, **reader),
+                      out)  # fmt: skip
+
+
 PUBLIC_DATASETS = {
+    "bmad": bmad,
     "chexpert": chexpert,
     "jsrt": jsrt,
     "kermany": kermany,
+    "medmnist": medmnist,
     "mimic": mimic,
     "montgomery": montgomery,
     "nih": nih,
+    "padchest": padchest,
     "rsna": rsna,
     "shenzhen": shenzhen,
     "siim": siim,
