@@ -214,7 +214,8 @@ def table(args: argparse.Namespace) -> None:
 
     count = len(normal_items(Path(args.images), "training")) if chosen else 0
     presented = {name: epochs * count for name, epochs in chosen.items()}
-    print_tables(Path(args.out), [*METHODS, *FRESH], args.against, presented, chart)
+    file = Path(args.csv) if args.csv else None
+    print_tables(Path(args.out), [*METHODS, *FRESH], args.against, presented, chart, file)
 
 
 def main() -> None:
@@ -232,6 +233,7 @@ def main() -> None:
     parser.add_argument("--share", default="0/1", help="PART/PARTS of the evaluation that this process does")
     parser.add_argument("--against", default="fresh", help="method that the table shows differences to")
     parser.add_argument("--chart", help="PNG that `table` draws: each figure of each method with its interval")
+    parser.add_argument("--csv", help="CSV that `table` writes: the same figures")
     args = parser.parse_args()
     {"pretrain": pretrain, "evaluate": evaluate, "cost": cost, "table": table}[args.what](args)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,28 @@ def print_summary(draws: Draws, names: list[str]) -> None:
         print(f"| {', '.join(key)} | {' | '.join(cells)} |")
 
 
+CSV_COLUMNS = ["task", "data", "figure", "method", "mean", "low", "high", "level_with_best", "seeds", "sd_of_seeds"]
+CSV_COLUMNS += ["against", "gain", "gain_low", "gain_high", "seeds_ahead"]
+
+
+def figure_rows(key: tuple[str, str, str], methods: dict[str, Seeds], names: list[str], base: str) -> list[list[str]]:
+    """Return the rows of CSV_COLUMNS for one figure: means and percentiles over patients and seeds, gains over base."""
+
+    def three(draws: np.ndarray) -> list[str]:
+        return [f"{value:.3f}" for value in (draws[0], *np.nanpercentile(draws[1:], [2.5, 97.5]))]
+
+    level = level_with_best(methods)
+    rows = []
+    for name in (n for n in names if n in methods):
+        values = [float(draws[0]) for draws in methods[name].values()]
+        spread = f"{np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+        gains = paired(methods[name], methods[base]) if base in methods and name != base else {}
+        gain = [base, *three(seed_mean(gains)), seeds_ahead(gains).split()[0]] if gains else [""] * 5
+        mean = three(seed_mean(methods[name]))
+        rows.append([*key, name, *mean, "yes" if name in level else "no", str(len(values)), spread, *gain])
+    return rows
+
+
 def print_figure(key: tuple[str, str, str], methods: dict[str, Seeds], names: list[str], base: str) -> None:
     """Print one figure of all methods with intervals, and what each has more than ``base``."""
     mean = {name: seed_mean(seeds) for name, seeds in methods.items()}
@@ -154,9 +177,14 @@ def print_cost(out: Path, presented: dict[str, int]) -> None:
 
 
 def print_tables(
-    out: Path, order: list[str], base: str, presented: dict[str, int] | None = None, chart: Path | None = None
+    out: Path,
+    order: list[str],
+    base: str,
+    presented: dict[str, int] | None = None,
+    chart: Path | None = None,
+    table: Path | None = None,
 ) -> None:
-    """Print cost, a summary, and each figure with intervals; draw them if ``chart`` names a PNG."""
+    """Print cost, a summary, and each figure with intervals; ``chart`` is a PNG and ``table`` a CSV of them."""
     print_cost(out, presented or {})
     draws = dict(sorted(collect(out).items()))
     if not draws:
@@ -172,3 +200,9 @@ def print_tables(
         picture = methods_chart(means, {key: level_with_best(methods) for key, methods in draws.items()})
         with whole_file(chart) as part:
             part.write_bytes(picture)
+    if table:
+        with whole_file(table) as part, open(part, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(CSV_COLUMNS)
+            for key, methods in draws.items():
+                writer.writerows(figure_rows(key, methods, names, base))

@@ -3,6 +3,8 @@
 #   source scripts/environment.sh [EXTRAS]     EXTRAS of pyproject.toml, default "dicom,export,dev"
 # AFIRE_VENV         where the environment lives, default .venv in the repository
 # AFIRE_TORCH_INDEX  package index to take torch from, for a build other than the default one
+# AFIRE_LOCKED=1     install the files of requirements.lock alone and check their hashes (Linux x86-64, Python 3.11; not torch)
+# Versions are those of constraints.txt.
 # Sourcing runs this same file as a command of its own, so that a failure never closes the caller's shell.
 
 afire_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -37,26 +39,17 @@ find_python() {
 
 # what the environment was made from: if it changes, pip has to look again
 fingerprint() {
-    "$python" - "$afire_root/pyproject.toml" "$extras" "$afire_root" "${AFIRE_TORCH_INDEX:-}" <<'PYTHON'
+    "$python" - "$afire_root" "$extras" "${AFIRE_TORCH_INDEX:-}" "${AFIRE_LOCKED:-}" <<'PYTHON'
 import hashlib
 import pathlib
 import sys
 
-content = pathlib.Path(sys.argv[1]).read_bytes()
-print(hashlib.sha256(content + "\n".join([sys.version, *sys.argv[2:]]).encode()).hexdigest())
+content = [(pathlib.Path(sys.argv[1]) / name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
+print(hashlib.sha256(b"".join(content) + "\n".join([sys.version, *sys.argv[2:]]).encode()).hexdigest())
 PYTHON
 }
 
-torch_pin() {
-    "$python" - "$afire_root/pyproject.toml" <<'PYTHON'
-import pathlib
-import sys
-import tomllib
-
-project = tomllib.loads(pathlib.Path(sys.argv[1]).read_text(encoding="utf-8"))["project"]
-print(next(pin for pin in project["dependencies"] if pin.startswith("torch==")))
-PYTHON
-}
+torch_pin() { grep "^torch==" "$afire_root/constraints.txt"; }
 
 advise_on_gpu() {
     command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 || return 0
@@ -96,7 +89,9 @@ if [[ ! -f "$stamp" || "$(cat "$stamp")" != "$wanted" ]]; then
     else
         "$python" -m pip install --quiet "$(torch_pin)"
     fi
-    "$python" -m pip install --quiet -e "${afire_root}[$extras]"
+    [[ -z "${AFIRE_LOCKED:-}" ]] ||
+        "$python" -m pip install --quiet --no-deps --require-hashes -r "$afire_root/requirements.lock"
+    "$python" -m pip install --quiet -c "$afire_root/constraints.txt" -e "${afire_root}[$extras]"
     echo "$wanted" >"$stamp"
 fi
 advise_on_gpu

@@ -10,6 +10,7 @@ monailabel="monailabel==0.8.5"
 # the requirements alone, so that other changes of the file do not cost a new environment
 key="$({
     sed -n '/^dependencies = \[/,/^\]/p; /^dicom = \[/,/^\]/p; /^label = \[/,/^\]/p' "$root/pyproject.toml"
+    cat "$root/constraints.txt"
     echo "$monailabel"
 } | sha256sum | cut -c1-12)"
 export AFIRE_VENV="${AFIRE_LABEL_VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/afire-monai/label-$key}"

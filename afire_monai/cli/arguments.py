@@ -11,10 +11,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from afire_monai.cli.fronts import Command
 from afire_monai.core.errors import AfireError
-from afire_monai.core.errors import user_error as user_error
 
-Command = Callable[..., int]
 CommandTree = dict[str, Any]
 
 
@@ -26,10 +25,10 @@ def parse(tree: CommandTree, arguments: Sequence[str]) -> Callable[[], int] | st
     """Let Fire match the words of a command line to a command's parameters.
 
     Fire by itself calls a command before it has looked at all words, so that a misspelt option is noticed after
-    minutes of work. Here it only ever calls stand-ins, and the real call is handed back.
+    minutes of work. Here it only calls stand-ins, and the real call is returned.
 
     Args:
-        tree: commands by name; a dictionary within is a group of commands.
+        tree: commands by name, each a `Command` or a function; a dictionary within is a group of commands.
         arguments: the words after the program's name.
 
     Returns:
@@ -40,49 +39,67 @@ def parse(tree: CommandTree, arguments: Sequence[str]) -> Callable[[], int] | st
     """
     import fire
 
-    words = _command_words(tree, arguments)
+    words, at = _named(tree, arguments)
     if len(words) < len(arguments) and any(word in ("-h", "--help") for word in arguments):
         arguments = [*words, "--help"]
-    elif len(words) == len(arguments) and isinstance(_look_up(tree, words), dict):
+    elif len(words) == len(arguments) and isinstance(at, dict):
         arguments = [*arguments, "--help"]
     pending: list[Callable[[], int]] = []
-    said = io.StringIO()
+    output = io.StringIO()
+    # sources of commands that are neither called nor listed need not be read
+    shown = {name: {} if isinstance(one, dict) else one for name, one in at.items()} if isinstance(at, dict) else at
+    narrow = functools.reduce(lambda inner, word: {word: inner}, words[::-1], shown)
     try:
-        with contextlib.redirect_stderr(said):
-            fire.Fire(_stand_ins(tree, pending), command=list(arguments), name="afire", serialize=lambda _: None)
+        with contextlib.redirect_stderr(output):
+            fire.Fire(_stand_ins(narrow, pending), command=list(arguments), name="afire", serialize=lambda _: None)
     except fire.core.FireExit as stop:
         if stop.code == 0:
-            return _tidy_help(said.getvalue())
-        raise UsageError(_explain(stop.trace.elements[-1].ErrorAsStr(), tree, words)) from None
+            return _tidy_help(output.getvalue())
+        raise UsageError(_explain(stop.trace.elements[-1].ErrorAsStr(), at, words)) from None
     return pending[0]
 
 
+def _named(tree: CommandTree, arguments: Sequence[str]) -> tuple[list[str], Any]:
+    """Return the leading words that name a group or a command, and that group or command."""
+    words: list[str] = []
+    at: Any = tree
+    for argument in arguments:
+        if not isinstance(at, dict) or argument not in at:
+            break
+        at = at[argument]
+        words.append(argument)
+    return words, at if isinstance(at, dict | Command) else Command(at)
+
+
 def _stand_ins(tree: CommandTree, pending: list[Callable[[], int]]) -> CommandTree:
-    """Copy the tree with functions that note what is to be called, and leave all values as they were typed."""
+    """Copy the tree with functions that note the call to make, and leave all values as they were typed."""
     import fire
 
     def stand_in(command: Command) -> Callable[..., None]:
-        @functools.wraps(command)
         def note(*values: str, **options: str) -> None:
             pending.append(functools.partial(_call, command, values, options))
 
         # without annotations Fire's help does not repeat them in its own notation
-        plain = [p.replace(annotation=p.empty) for p in inspect.signature(command).parameters.values()]
+        plain = [p.replace(annotation=p.empty) for p in command.signature.parameters.values()]
         note.__signature__ = inspect.Signature(plain)  # type: ignore[attr-defined]  # what inspect looks for
+        note.__doc__ = command.doc
         return fire.decorators.SetParseFn(str)(note)
 
-    return {k: _stand_ins(v, pending) if isinstance(v, dict) else stand_in(v) for k, v in tree.items()}
+    return {
+        name: _stand_ins(one, pending)
+        if isinstance(one, dict)
+        else stand_in(one if isinstance(one, Command) else Command(one))
+        for name, one in tree.items()
+    }
 
 
 def _call(command: Command, values: Sequence[str], options: dict[str, str]) -> int:
-    signature = inspect.signature(command)
-    bound = signature.bind(*values, **options)
-    for name, text in bound.arguments.items():
-        parameter = signature.parameters[name]
-        several = parameter.kind is parameter.VAR_POSITIONAL
-        kind = parameter.annotation
-        bound.arguments[name] = [convert(name, t, kind) for t in text] if several else convert(name, text, kind)
-    return command(*bound.args, **bound.kwargs)
+    given = command.signature.bind(*values, **options).arguments
+    for name, text in given.items():
+        parameter = command.signature.parameters[name]
+        several, kind = parameter.kind is parameter.VAR_POSITIONAL, parameter.annotation
+        given[name] = [str(one) for one in text] if several else convert(name, text, kind)
+    return command.call(given)
 
 
 def convert(name: str, text: str, annotation: str) -> Any:
@@ -90,44 +107,40 @@ def convert(name: str, text: str, annotation: str) -> Any:
 
     Args:
         name: of the parameter.
-        text: what was typed; ``True`` for an option without a value.
-        annotation: the parameter's type as written: ``str``, ``int``, ``float``, ``bool``, ``tuple[str, ...]``,
-            ``tuple[int, ...]``, ``tuple[float, ...]``, each perhaps with ``| None``.
+        text: the word that was typed; ``True`` for an option without a value.
+        annotation: the parameter's type as written. ``int``, ``float`` and ``bool``, and sequences of these or of
+            ``str``, are converted; every other type is a text. With ``None`` among them, ``none`` is None.
 
     Raises:
         UsageError: if the text is no such value.
     """
-    kind, _, optional = annotation.partition(" | ")
+    kinds = annotation.split(" | ")
     option = "--" + name.replace("_", "-")
-    if optional and text.lower() == "none":
+    if "None" in kinds and text.lower() == "none":
         return None
-    if kind == "bool":
+    if "bool" in kinds:
         if text not in ("True", "False"):
             raise UsageError(f"{option} is a switch and takes no value, got {text!r}")
         return text == "True"
     if text == "True":
         raise UsageError(f"{option} needs a value")
+    sequences = [match[1] for kind in kinds if (match := re.match(r"(?:Sequence|Collection|tuple)\[(\w+)", kind))]
+    kind = sequences[0] if sequences else next((kind for kind in kinds if kind in _SCALARS), "str")
+    scalar = _SCALARS.get(kind, str)
     try:
-        return (
-            _SCALARS[kind](text)
-            if kind in _SCALARS
-            else tuple(_SCALARS[kind[6:-6]](t) for t in text.strip("()[] ").split(","))
-        )
+        return tuple(scalar(one) for one in text.strip("()[] ").split(",")) if sequences else scalar(text)
     except ValueError:
-        raise UsageError(f"{option} must be {_IN_WORDS[kind]}, got {text!r}") from None
+        expected = _PLURALS[kind] if sequences else _SINGULARS[kind]
+        raise UsageError(f"{option} must be {expected}, got {text!r}") from None
 
 
-_SCALARS: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
-_IN_WORDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "tuple[int, ...]": "whole numbers with commas between them",
-    "tuple[float, ...]": "numbers with commas between them",
-}
+_SCALARS: dict[str, Callable[[str], Any]] = {"int": int, "float": float}
+_SINGULARS = {"int": "a whole number", "float": "a number"}
+_PLURALS = {"int": "whole numbers with commas between them", "float": "numbers with commas between them"}
 
 
 def _tidy_help(text: str) -> str:
-    """Take what is about Fire and not about the command out of its help, and write options as people type them."""
+    """Remove from Fire's help what concerns Fire and not the command, and write options as people type them."""
     text = re.sub(r"^INFO: Showing help.*\n+", "", text)
     text = re.sub(r"\n+GROUPS\n.*\n+ +FIRE_METADATA\n", "\n", text)
     text = re.sub(r"\n+NOTES\n.*\n?", "\n", text)
@@ -137,35 +150,18 @@ def _tidy_help(text: str) -> str:
     return re.sub(r"GROUP \| (?!COMMAND)", "", text)
 
 
-def _command_words(tree: CommandTree, arguments: Sequence[str]) -> list[str]:
-    """Give the leading words that name a group or a command."""
-    words: list[str] = []
-    at: Any = tree
-    for argument in arguments:
-        if not isinstance(at, dict) or argument not in at:
-            break
-        at = at[argument]
-        words.append(argument)
-    return words
-
-
-def _look_up(tree: CommandTree, words: Sequence[str]) -> Any:
-    return functools.reduce(lambda at, word: at[word], words, tree)
-
-
-def _explain(message: str, tree: CommandTree, words: Sequence[str]) -> str:
+def _explain(message: str, at: Any, words: Sequence[str]) -> str:
     """Say in one line what Fire did not understand, with the nearest name that exists."""
-    at = _look_up(tree, words)
-    what, _, culprit = message.rpartition(": ")
+    problem, _, culprit = message.rpartition(": ")
     if isinstance(at, dict):
         known, kind = list(at), "command"
     else:
-        known = ["--" + name.replace("_", "-") for name in inspect.signature(at).parameters]
+        known = ["--" + name.replace("_", "-") for name in at.signature.parameters]
         kind = "option" if culprit.startswith("-") else "word"
-    if "required" in what.lower():
+    if "required" in problem.lower():
         missing = culprit.strip("{}'\" ").replace("_", "-")
-        problem = f"{missing} is missing" if "flags" not in what.lower() else f"--{missing.lstrip('-')} is missing"
+        line = f"{missing} is missing" if "flags" not in problem.lower() else f"--{missing.lstrip('-')} is missing"
     else:
         near = difflib.get_close_matches(culprit.partition("=")[0].replace("_", "-"), known, 1)
-        problem = f"unknown {kind} {culprit}" + (f"; did you mean {near[0]}?" if near else "")
-    return f"{problem} (`{' '.join(['afire', *words])} --help` shows what there is)"
+        line = f"unknown {kind} {culprit}" + (f"; did you mean {near[0]}?" if near else "")
+    return f"{line} (`{' '.join(['afire', *words])} --help` shows what there is)"

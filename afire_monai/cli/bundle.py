@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import afire_monai
-from afire_monai.cli.arguments import user_error
-from afire_monai.core.errors import AfireError
+from afire_monai.core.errors import AfireError, user_error
 
 CONFIGS = ("pretrain.yaml", "method_afire.yaml")
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from afire_monai.core.quiet import silence
 
 if TYPE_CHECKING:
     from afire_monai.datalists.check import CheckReport
@@ -16,12 +18,10 @@ def check(
     *,
     base_dir: str | None = None,
     classes: str | None = None,
-    png16_max: str | None = None,
-    modalities: str | None = None,
-    window_index: int | None = None,
+    reader: Mapping[str, Any],
     write: str | None = None,
     workers: int | None = None,
-    quiet: bool = False,
+    progress: bool = True,
 ) -> int:
     """Read every image and mask of a data list, a folder or one file, and say what cannot be used and why.
 
@@ -35,12 +35,8 @@ def check(
         path: data list (.json), folder or image.
         base_dir: folder that the list's relative paths start from; the list's own folder unless given.
         classes: classes of the masks and the grey values that mean them, as lung=255,heart=128.
-        png16_max: what is white in 16-bit PNG: a number such as 4095, dtype (65535) or image (its largest value).
-        modalities: DICOM modalities to read, with commas between them; any for all.
-        window_index: which DICOM window or VOI LUT to use where a file has several.
         write: write a list without the images and masks that cannot be used, which keeps these reader options.
         workers: threads that read; the number of cores unless given.
-        quiet: no progress bar.
     """
     from afire_monai.core.errors import DataListError
     from afire_monai.datalists.check import check_path
@@ -48,9 +44,7 @@ def check(
     from afire_monai.datalists.validate import open_datalist
     from afire_monai.datalists.without import write_without
 
-    # pydicom's remarks on odd headers quote their values, which can be a patient's
-    warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
-    reader = reader_arguments(png16_max, modalities, window_index)
+    silence()
     is_list = path.lower().endswith(".json") and not Path(path).is_dir()
     if write is not None and not is_list:
         raise DataListError("--write needs a data list; `afire datalist from-folder` makes one of a folder")
@@ -62,7 +56,7 @@ def check(
         normal = normal_in_words(opened.datalist)
         print(*([normal] if normal else []), sep="\n", end="\n" if normal else "")
         problems += [] if opened.report.ok else ["see above"]
-    report = check_path(path, base_dir, workers=workers, progress=not quiet, **reader)
+    report = check_path(path, base_dir, workers=workers, progress=progress, **reader)
     print(report.summary())
     if write is not None:
         print(write_without(opened, report, write, reader))
@@ -76,24 +70,6 @@ def check(
     if is_list:
         _next_step(path, "--normal-label" not in normal)
     return 0
-
-
-def reader_arguments(png16_max: str | None, modalities: str | None, window_index: int | None) -> dict[str, Any]:
-    """Return arguments of the reader that were given on a command line.
-
-    Raises:
-        RadiographError: one has a value that it cannot have.
-    """
-    from afire_monai.radiographs.decode import checked_options
-
-    given: dict[str, Any] = {}
-    if png16_max is not None:
-        given["png16_max"] = int(png16_max) if png16_max.isdigit() else png16_max
-    if modalities is not None:
-        given["modalities"] = None if modalities.lower() == "any" else [name.strip() for name in modalities.split(",")]
-    if window_index is not None:
-        given["window_index"] = window_index
-    return checked_options(given, "command line")
 
 
 def _classes(text: str | None) -> dict[str, list[int]] | None:

@@ -7,18 +7,18 @@ import sys
 from collections.abc import Sequence
 
 from afire_monai import __version__
-from afire_monai.cli.arguments import CommandTree, parse, user_error
+from afire_monai.cli.arguments import CommandTree, parse
 from afire_monai.cli.cache import cache
 from afire_monai.cli.check import check
-from afire_monai.cli.datalist import from_csv, from_folder, merge, validate
+from afire_monai.cli.datalist import PUBLIC_DATASETS, from_csv, from_folder, merge, validate
 from afire_monai.cli.demo import demo
 from afire_monai.cli.export import export
 from afire_monai.cli.hospital import dicom_results, ingest, send
 from afire_monai.cli.predictions import evaluate, figures, predict, reference
-from afire_monai.cli.public_datasets import PUBLIC_DATASETS
 from afire_monai.cli.runs import copy, finetune, path, pretrain, segment
 from afire_monai.cli.training import crossvalidate, import_release, plan, probe, report
 from afire_monai.core.console import show_any_text
+from afire_monai.core.errors import user_error
 
 COMMANDS: CommandTree = {
     "demo": demo,
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command line and give its exit status (see :func:`main`)."""
+    """Run the command line and return its exit status (see :func:`main`)."""
     show_any_text()
     if list(arguments) == ["--version"]:
         print(f"afire-monai {__version__}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from afire_monai.cli.fronts import front
 from afire_monai.core.errors import require_path
 from afire_monai.core.quiet import silence
 
@@ -12,20 +13,14 @@ LIST = "make a data list with `afire datalist`"
 MODEL = "a run writes its model folder as models/ below its output folder"
 
 
+@front("afire_monai.predictions.predict:predict", "*inputs", hide=("device",))
 def predict(
-    *inputs: str,
-    out: str,
-    model: tuple[str, ...] | None = None,
+    work: Callable[..., Any],
+    *,
+    inputs: Sequence[str] = (),
+    model: Sequence[str] | None = None,
     population: str = "adults",
-    section: str = "test",
-    heatmap: str = "auto",
-    label: str | None = None,
-    restored: bool = False,
-    overlays: bool = False,
-    batch_size: int = 16,
-    workers: int | None = None,
-    resume: bool = False,
-    quiet: bool = False,
+    **options: Any,
 ) -> int:
     """Predict radiographs: probabilities, masks, anomaly percentile and maps, as far as there are models for them.
 
@@ -38,19 +33,8 @@ def predict(
     Example: afire predict list.json --section test --model runs/tuned/models,runs/mine/models --out results
 
     Args:
-        inputs: folders and files (PNG, JPEG, NIfTI, DICOM), or one data list (.json).
-        out: folder to write into.
         model: model folder, or several with commas between them; the model that comes with the package unless given.
         population: whose normal radiographs that model measures anomalies against, adults or children (1 to 5 years).
-        section: of the data list.
-        heatmap: anomaly, gradcam, rollout, none; auto takes the first that the model can.
-        label: which label Grad-CAM is for; each image's most probable finding unless given.
-        restored: also write restored pictures.
-        overlays: also write the heatmaps in colour over the radiographs, for people.
-        batch_size: radiographs computed at once.
-        workers: threads that read; the number of cores unless given.
-        resume: go on with what an interrupted run left in the folder.
-        quiet: no progress bar.
     """
     silence()
     for path in inputs:
@@ -58,27 +42,13 @@ def predict(
     for folder in model or ():
         require_path("--model", folder, MODEL)
     from afire_monai.models.shipped import DEFAULT, shipped_models
-    from afire_monai.predictions.predict import predict as run
     from afire_monai.predictions.results import KEY, LEFT_OUT
 
     if model is None:
         model = tuple(map(str, shipped_models(population)))
         print(f"model:    {DEFAULT}, which comes with the package: research only, not a medical device")
         print(f"          percentiles are among normal radiographs of {population}; --population names others")
-    done = run(
-        inputs,
-        model,
-        out,
-        section=section,
-        heatmap=heatmap,
-        label=label,
-        restored=restored,
-        overlays=overlays,
-        batch_size=batch_size,
-        workers=workers,
-        resume=resume,
-        progress=not quiet,
-    )
+    done = work(inputs, model, **options)
     if done.rank:
         # a process that ends with another status than 0 would make torchrun end the others
         return 0
@@ -88,26 +58,13 @@ def predict(
         print(f"left out: {len(done.left_out)}; {LEFT_OUT} says why")
         for index, reason in sorted(done.left_out.items())[:5]:
             print(f"  image {index}: {reason}")
-    print(f"results:  {out} (which file an index is says {KEY} there; it can identify patients, keep it)")
-    return done.status
+    print(f"results:  {options['out']} ({KEY} there says which file an index is; it can identify patients, keep it)")
+    return int(done.status)
 
 
-def reference(
-    *,
-    model: str,
-    datalist: str,
-    section: str = "training",
-    base_dir: str | None = None,
-    parts: tuple[str, ...] | None = None,
-    layers: tuple[int, ...] = (),
-    window: int = 0,
-    pooling: str = "mean",
-    most: int = 1000,
-    batch_size: int = 16,
-    workers: int = 2,
-    quiet: bool = False,
-) -> int:
-    """Teach a model folder what normal radiographs look like, so that predict can rank others among them.
+@front("afire_monai.predictions.anomaly.build_reference:make_reference")
+def reference(work: Callable[..., Any], *, model: str, datalist: str, section: str = "training", **options: Any) -> int:
+    """Teach a model folder the look of normal radiographs, so that predict can rank others among them.
 
     Example: afire reference --model runs/mine/models --datalist list.json
 
@@ -115,64 +72,32 @@ def reference(
 
     Args:
         model: model folder; gets reference.safetensors and reference.json.
-        datalist: data list; its normal radiographs are taken.
-        section: training, validation or test.
-        base_dir: folder that the list's relative paths start from; the list's own folder unless given.
         parts: what to judge by, with commas between them: tokens, neighbours, residual, difference, prototypes (of
             cells), density, class_density (of the whole image).
-        layers: blocks whose tokens are judged besides the encoder's output, with commas between them; 0 is the first.
-        window: for neighbours, cells that a normal token may be away from the place of the one it is compared with.
-        pooling: of cells into the image's score: mean, top (mean of the highest 5 %) or max.
-        most: use at most so many radiographs.
-        batch_size: radiographs computed at once.
-        workers: threads that read.
-        quiet: no progress bar.
     """
     silence()
     require_path("--model", model, MODEL)
     require_path("--datalist", datalist, LIST)
-    from afire_monai.predictions.anomaly.build_reference import make_reference
-
-    made = make_reference(
-        Path(model),
-        datalist,
-        section=section,
-        base_dir=base_dir,
-        parts=parts,
-        layers=layers,
-        window=window,
-        pooling=pooling,
-        most=most,
-        batch_size=batch_size,
-        workers=workers,
-        progress=not quiet,
+    result = work(model, datalist, section, **options)
+    count = result.reference.count
+    print(
+        f"reference: {count} normal radiographs of section {section!r}, judged by {', '.join(result.reference.parts)}"
     )
-    count = made.reference.count
-    print(f"reference: {count} normal radiographs of section {section!r}, judged by {', '.join(made.reference.parts)}")
     print(f"           percentiles come in steps of {100 / count:.2g} %")
-    if made.left_out:
-        print(f"left out:  {made.left_out} that cannot be used; `afire check` says why")
-    if made.seen:
+    if result.left_out:
+        print(f"left out:  {result.left_out} that cannot be used; `afire check` says why")
+    if result.seen:
         print("note:      the model was pre-trained on these radiographs; unseen normals can look more unusual to it")
-    print(f"written:   {made.path}")
+    print(f"written:   {result.path}")
     print(f"next:      afire predict FOLDER --model {model} --out results")
     return 0
 
 
+@front("afire_monai.evaluation.evaluate:run_evaluation", "predictions", hide=("pictures",))
 def evaluate(
-    predictions: str,
-    *,
-    datalist: str,
-    out: str,
-    section: str = "test",
-    compare: str | None = None,
-    uncertain: str = "ignore",
-    lesion_masks: bool = False,
-    no_pictures: bool = False,
-    repeats: int = 2000,
-    seed: int = 0,
-    base_dir: str | None = None,
-) -> int:
+    work: Callable[..., Any], *, predictions: str, datalist: str, out: str, compare: str = "",
+    no_pictures: bool = False, **options: Any,
+) -> int:  # fmt: skip
     """Judge a folder of predictions against its data list; writes evaluation.html, evaluation.csv and evaluation.json.
 
     Every figure has a 95 % interval over patients. A list with a patient in two sections, and predictions of another
@@ -183,28 +108,14 @@ def evaluate(
     Example: afire evaluate predictions --datalist list.json --compare baseline --out comparison
 
     Args:
-        predictions: folder that `afire predict` or fine-tuning wrote.
-        datalist: the data list that was predicted.
-        out: folder to write to.
-        section: of the list: training, validation or test.
-        compare: folder of another model's predictions of the same section.
-        uncertain: what label value -1 counts as: ignore, zeros or ones.
-        lesion_masks: the list's masks show lesions, so judge heatmaps against them as well as against boxes.
+        predictions: folder that afire predict or fine-tuning wrote.
         no_pictures: show no radiographs on the page.
-        repeats: bootstrap draws.
-        seed: of the draws.
-        base_dir: folder that the list's relative paths start from; the list's own folder unless given.
     """
     for option, folder in (("predictions", predictions), ("--compare", compare)):
         if folder:
             require_path(option, folder, "give a folder that `afire predict` or fine-tuning wrote")
     require_path("--datalist", datalist, LIST)
-    from afire_monai.evaluation.evaluate import run_evaluation
-
-    results = run_evaluation(
-        predictions, datalist, section, out, compare or "", uncertain, lesion_masks,  # type: ignore[arg-type]  # checked there
-        not no_pictures, repeats, seed, base_dir or "",
-    )  # fmt: skip
+    results = work(predictions, datalist, out=out, compare=compare, pictures=not no_pictures, **options)
     print("\n".join(_summary(results)))
     print(f"written: {out}/evaluation.html, evaluation.csv, evaluation.json")
     return 0
@@ -218,8 +129,8 @@ def _summary(results: dict[str, Any]) -> list[str]:
     lines = [f"{results['datalist']['name']}, {results['datalist']['section']}: {results['cases']} images of "
              f"{results['patients']} patients"]  # fmt: skip
     for row in (results["labels"] or {"labels": []})["labels"]:
-        said = f"AUROC {interval(row['figures']['auroc'])}" if row["figures"] else f"not judged: {row['status']}"
-        lines.append(f"{row['name']}: {said}")
+        result = f"AUROC {interval(row['figures']['auroc'])}" if row["figures"] else f"not judged: {row['status']}"
+        lines.append(f"{row['name']}: {result}")
     for name, masks in (results["masks"] or {"classes": {}})["classes"].items():
         lines.append(f"{name}: Dice {interval(masks['dice'])}, where drawn {interval(masks['dice_positives'])}")
     for name, row in (results["heatmaps"] or {"boxes": {}})["boxes"].items():
@@ -245,7 +156,7 @@ def figures(
     mask_ignore: int | None = 127,
     seed: int = 0,
 ) -> int:
-    """Draw what an encoder has learnt without labels: t-SNE, correspondence, co-segmentation, prototypes, with numbers.
+    """Draw what an encoder has learned without labels: t-SNE, correspondence, co-segmentation, prototypes and numbers.
 
     Example: afire figures --encoder runs/mine/models --datalist mine.json --out figures
 

@@ -6,9 +6,11 @@ import json
 import math
 import shlex
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from afire_monai.cli.fronts import front
 from afire_monai.core.errors import AfireError, CheckpointError, DataListError, require_path
 from afire_monai.core.files import write_text
 from afire_monai.core.quiet import silence
@@ -179,64 +181,26 @@ def _in_words(value: float) -> str:
     return f"{value:.1f} hours" if value < 48 else f"{value / 24:.1f} days"
 
 
-def probe(
-    datalist: str,
-    *,
-    out: str,
-    model: str | None = None,
-    labels: tuple[str, ...] | None = None,
-    uncertain: str = "ignore",
-    fraction: float = 1.0,
-    seed: int = 0,
-    calibration: str = "temperature",
-    threshold_rule: str = "youden",
-    batch_size: int = 16,
-    workers: int = 2,
-    quiet: bool = False,
-) -> int:
+@front("afire_monai.training.probe:fit_probe", "datalist")
+def probe(work: Callable[..., Any], *, datalist: str, out: str, model: str | None = None, **options: Any) -> int:
     """Make a classifier from few labels in a minute: the encoder stays as it is.
 
     A logistic regression on the encoder's features and on the distance from normal radiographs. Better than fine-tuning
-    with up to some tens of labelled patients (docs/finetune.md); also what to try first with more.
+    with up to some tens of labelled patients (docs/finetune.md); also the first thing to try with more.
 
     Example: afire probe labelled.json --out runs/classifier
 
     Example: afire probe labelled.json --model runs/mine/models --labels Effusion,Mass --out runs/classifier
 
     Args:
-        datalist: data list with labels, with images for training and validation.
-        out: folder to write into; gets models/ and predictions/.
-        model: folder with the encoder; the one that comes with the package unless given.
-        labels: names to learn, with commas between them; every label but the one for normal unless given.
-        uncertain: what -1 counts as: ignore, zeros or ones.
-        fraction: share of the training images whose labels are used.
-        seed: of that share.
         calibration: of probabilities on the validation images: temperature, platt or none.
         threshold_rule: youden, or specificity95.
-        batch_size: radiographs computed at once.
-        workers: threads that read.
-        quiet: no progress bar.
     """
     silence()
     require_path("data list", datalist, "make one with `afire datalist`")
     if model is not None:
         require_path("--model", model, "give a model folder (models/ of a run)")
-    from afire_monai.training.probe import fit_probe
-
-    done = fit_probe(
-        datalist,
-        out,
-        model,
-        labels=labels or "all",
-        uncertain=uncertain,  # type: ignore[arg-type]  # checked there
-        fraction=fraction,
-        seed=seed,
-        calibration=calibration,  # type: ignore[arg-type]
-        threshold_rule=threshold_rule,  # type: ignore[arg-type]
-        batch_size=batch_size,
-        workers=workers,
-        progress=not quiet,
-    )
+    done = work(datalist, out, model, **options)
     print(f"labels of: {done.labelled} training images")
     print(
         f"normal:    {done.normals} radiographs" if done.normals else "normal:    too few to measure the distance from"
@@ -397,40 +361,27 @@ def report(run_dir: str) -> int:
     return 0
 
 
-def import_release(
-    path: str,
-    *,
-    output: str,
-    channels: str = "keep",
-    part: str = "teacher",
-    strict: bool = True,
-    decoder_heads: int | None = None,
-) -> int:
+@front("afire_monai.models.released:import_released", "path")
+def import_release(work: Callable[..., Any], *, output: str, **options: Any) -> int:
     """Turn a released AFiRe checkpoint (AFiRe_ViT-B.pth) into encoder.safetensors and its description.
 
     Example: afire import-release AFiRe_ViT-B.pth --output released --channels fold
 
     Args:
         path: the released file; no code that may be in it is run.
-        output: folder to write into.
-        channels: "keep" the three input channels, or "fold" them to one for grey images.
-        part: "teacher" (what the paper fine-tunes) or "student".
         strict: with False, go on although something has no place here or is missing.
-        decoder_heads: attention heads of the restoration decoder, which the weights do not tell; what the file names,
-            or 16 as released, unless given.
+        decoder_heads: attention heads of the restoration decoder, which the weights do not tell; the number that the
+            file names, or 16 as released, unless given.
     """
-    from afire_monai.models.released import import_released
-
-    options: dict[str, Any] = {"channels": channels, "part": part, "strict": strict, "decoder_heads": decoder_heads}
-    made = import_released(path, output, **options)
+    report = work(output=output, **options)
     for title, names in (
-        ("without a place here", made.unplaced),
-        ("missing, left at random", made.missing),
-        ("assumed", made.assumed),
+        ("without a place here", report.unplaced),
+        ("missing, left at random", report.missing),
+        ("assumed", report.assumed),
     ):
         if names:
             print(f"{title}: {', '.join(names)}")
-    for file in made.files:
+    for file in report.files:
         print(f"written: {file}")
     print(f"next:    python -c \"import afire_monai; print(afire_monai.load_encoder('{output}').config)\"")
     return 0

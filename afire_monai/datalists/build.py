@@ -32,21 +32,21 @@ def datalist_from_folder(
     r"""Build a data list of all radiographs below a folder.
 
     Args:
-        folder: searched with its sub-folders, see `list_images`.
-        out: JSON file to write; None to only return the list.
+        folder: searched with its sub-folders.
+        out: JSON file to write.
         fractions: shares of training, validation and test.
         seed: of the split.
-        group_pattern: regular expression searched in the path below ``folder``; its first group (or the whole match) is
-            the patient, for instance ``r"person(\d+)_"``. None: every image is its own patient.
+        group_pattern: regular expression that finds the patient in each path below ``folder``: its first group, or the
+            whole match, for instance ``person(\d+)_``. Without it each image is a patient.
         labels_from_folders: the folder that directly holds an image is its label.
-        normal_label: the label that means "no finding"; None looks for Normal and No Finding, in any case.
-        name: name of the list; None for the folder's name.
-        masks: folder of masks, named as the images are, perhaps with ``_mask`` behind; it may lie in ``folder``. Images
-            without mask are kept and counted.
+        normal_label: the label that means "no finding"; unless given, Normal or No Finding, in any case.
+        name: of the list; the folder's name unless given.
+        masks: folder of masks, named as the images are (1.png or 1_mask.png for 1.png); it may lie in ``folder``.
+            Images without mask are kept and counted.
         reader: how the images are to be read (see `reader_options`); kept in ``meta.reader``.
 
     Returns:
-        The list, with absolute paths.
+        The list with absolute paths, which is also written if ``out`` is given.
 
     Raises:
         DataListError: no radiograph found, a pattern that is wrong or does not match every file, wrong fractions.

@@ -66,33 +66,34 @@ def datalist_from_csv(
     and names that differ from a label in case or blanks only count as not known, and are named in the log.
 
     Args:
-        path: the CSV file.
-        out: JSON file to write, with ``by_source`` a folder for ``<source>.json``; None to only return.
+        path: the CSV file, with a header line.
+        out: JSON file to write, with ``by_source`` a folder for ``<source>.json``; without it the list is only
+            returned.
         image_column: column of image paths.
         group_column: column of patients; None, or an empty cell: the image is its own patient.
-        labels_column: column of label names; None for a list without labels. An empty cell is "not known" for each
-            label.
+        labels_column: column of label names; None if there is none. An empty cell is "not known" for each label.
         label_separator: between several names in one cell.
         source_column: column of sources; needed for ``source`` and ``by_source`` only.
-        source: keep the rows of this source, or of these.
+        source: keep the rows of this source, or of several with commas between them.
         by_source: one list for each source, so that sources are never mixed by accident.
         mask_column: column of mask paths.
         boxes_csv: CSV with the columns path, label, x, y, width, height, where path is as in ``image_column``.
-        base_dir: folder that paths in the CSV start from; None for the folder of the CSV.
+        base_dir: folder that paths in the CSV start from; the CSV's own folder unless given.
         fractions: shares of training, validation and test.
         seed: of the split.
-        normal_label: the label that means "no finding"; None looks for Normal and No Finding.
-        name: name of the list; None for the source or the name of the CSV. With ``by_source`` a prefix.
-        label_columns: columns of one label each, with 1, 0, -1 (uncertain) or nothing (not known); they are the list's
-            labels, in this order, and ``labels_column`` is not read.
-        keep: facts to put into the items: ``sex``, ``age``, ``view``, ``source``, each alone or as ``fact=column``;
-            "auto" for those that have a column of their own name; None for none.
-        delimiter: between the cells of both tables; None to find out.
-        encoding: of both tables; None to find out.
+        normal_label: the label that means "no finding"; unless given, Normal or No Finding.
+        name: of the list; the source or the name of the CSV unless given. With ``by_source`` a prefix.
+        label_columns: instead of ``labels_column``: columns of one label each, with 1, 0, -1 (uncertain) or nothing
+            (not known); they are the list's labels, in this order.
+        keep: facts for subgroup results, out of ``sex``, ``age``, ``view``, ``source``, each alone or as
+            ``sex=column``; auto: those that have a column of that name; none: no facts.
+        delimiter: between the cells of both tables: , ; or tab; found out unless given.
+        encoding: of both tables: utf-8, utf-16, cp1252, …; found out unless given.
         reader: how the images are to be read (see `reader_options`); kept in ``meta.reader``.
 
     Returns:
-        The list with absolute paths; with ``by_source`` a dictionary from source to list.
+        The list with absolute paths, also written if ``out`` is given; with ``by_source`` a dictionary from
+        source to list.
 
     Raises:
         DataListError: no file, a missing column (the present ones are named), two rows of an image or a patient that

@@ -24,12 +24,13 @@ def merge_datalists(paths: Sequence[StrPath], out: StrPath | None = None, name: 
     """Join lists section by section; an image keeps the section that its own list gave it.
 
     Label names are those of all lists in order of appearance; a label that a list does not know is null for its
-    images, except that an image known to be normal has none of the others' findings.
+    images, except that an image known to be normal has none of the others' findings. Without ``out`` the list is only
+    returned.
 
     Args:
-        paths: the JSON lists, at least one.
-        out: JSON file to write; None to only return.
-        name: name of the joined list.
+        paths: the data lists, at least one.
+        out: JSON file to write.
+        name: of the joined list.
 
     Raises:
         DataListError: no list, a patient in the training images of one list and the validation or test images of

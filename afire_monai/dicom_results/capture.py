@@ -60,7 +60,7 @@ def draw(picture: NDArray[np.float32], prediction: ImagePrediction) -> NDArray[n
 
 
 def score_lines(prediction: ImagePrediction) -> list[tuple[str, bool]]:
-    """Give the lines of text, most probable first, and whether each is to stand out."""
+    """Return the lines of text, most probable first, and whether each is to stand out."""
     lines = []
     for label, value in sorted(prediction.probabilities.items(), key=lambda entry: -entry[1]):
         threshold = prediction.thresholds.get(label)
@@ -72,7 +72,7 @@ def score_lines(prediction: ImagePrediction) -> list[tuple[str, bool]]:
     if prediction.heatmap is not None:
         of = f" for {meaning(prediction.heatmap_label)}" if prediction.heatmap_label else ""
         lines.append((f"Red: {meaning(prediction.heatmap_kind)}{of}, relative scale", False))
-    return [*lines, ("afire-monai, no medical device, not a diagnosis", False)]
+    return [*lines, ("afire-monai, not a medical device, not a diagnosis", False)]
 
 
 def _wrap(

@@ -61,7 +61,7 @@ EXPLANATION = CodedConcept("EXPLANATION", PRIVATE_SCHEME, "Part of the image tha
 
 
 def finding_code(label: str) -> CodedConcept:
-    """Give the code of a label: a published one, or one of the private scheme with the label as its meaning.
+    """Return the code of a label: a published one, or one of the private scheme with the label as its meaning.
 
     Args:
         label: as the model names it; capitals and underscores do not matter for published codes.
@@ -71,7 +71,7 @@ def finding_code(label: str) -> CodedConcept:
 
 
 def segment_code(name: str) -> CodedConcept:
-    """Give the code of what a segment shows: of an organ or a lesion where it surely means that, else of the finding.
+    """Return the code of what a segment shows: of an organ or a lesion where it surely means that, else of the finding.
 
     Args:
         name: of the class.

@@ -116,7 +116,7 @@ def write_dicom_results(
     ``left_out.csv`` (index, reason). All are for their owner's eyes only: the objects name patients.
 
     Args:
-        predictions: folder of ``afire predict``.
+        predictions: folder of afire predict.
         out: folder to write into; new or empty, so that nothing can be sent twice by mistake.
         index: see `source_files`.
         kinds: ``sr``, ``seg``, ``sc``; None for those that there is something for, image by image.

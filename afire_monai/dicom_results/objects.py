@@ -22,8 +22,8 @@ from afire_monai.dicom_results.source import SourceImage
 MAKER = "afire-monai"
 WARNING = "RESEARCH USE ONLY"
 NOTE = (
-    "Research use only. Made by software that is no medical device; not a diagnosis. A finding that is named here is "
-    "not said to be present: its probability is what the model says. Read with the radiograph, by someone who can."
+    "Research use only. Made by software that is not a medical device; not a diagnosis. A finding that is named here "
+    "is not said to be present: its probability is what the model says. Read with the radiograph, by someone who can."
 )
 SERIES_NUMBERS = {"sr": 9801, "seg": 9802, "sc": 9803}
 """High, so that results are listed behind the images of a study."""
@@ -49,7 +49,7 @@ def building(what: str) -> Iterator[None]:
 
 
 def common(kind: str, source: SourceImage, prediction: ImagePrediction, uids: NewUids, title: str) -> dict[str, Any]:
-    """Give the arguments that the constructors of all objects share.
+    """Return the arguments that the constructors of all objects share.
 
     Args:
         kind: ``sr``, ``seg`` or ``sc``.
@@ -89,12 +89,12 @@ def character_set(source: SourceImage, prediction: ImagePrediction) -> Any:
 
 
 def model_digest(model: Mapping[str, Any]) -> str:
-    """Give 16 hexadecimal digits that stand for exactly these weights and this version."""
+    """Return 16 hexadecimal digits that stand for exactly these weights and this version."""
     return f"{int(model_uid(model)[5:]):032x}"[:16]
 
 
 def model_uid(model: Mapping[str, Any]) -> str:
-    """Give the UID of the model as an observer: the same for the same weights and version."""
+    """Return the UID of the model as an observer: the same for the same weights and version."""
     return named_uid("model", json.dumps(dict(model), sort_keys=True, default=str), __version__)
 
 

@@ -99,7 +99,7 @@ def _content(source: SourceImage, prediction: ImagePrediction, uids: NewUids) ->
         name: str,
         finding: CodedConcept,
         measurements: Sequence[Measurement],
-        said: Sequence[QualitativeEvaluation] = (),
+        evaluations: Sequence[QualitativeEvaluation] = (),
     ) -> MeasurementsAndQualitativeEvaluations:
         tracking = TrackingIdentifier(uids.new(str(header.SOPInstanceUID), "tracking", name), codes.meaning(name))
         return MeasurementsAndQualitativeEvaluations(
@@ -107,7 +107,7 @@ def _content(source: SourceImage, prediction: ImagePrediction, uids: NewUids) ->
             finding_type=finding,
             algorithm_id=algorithm,
             measurements=measurements,
-            qualitative_evaluations=said,
+            qualitative_evaluations=evaluations,
             source_images=[image],
         )
 

@@ -42,15 +42,15 @@ def evaluate_anomaly(
         cases.abnormal[:, None], column, cases.groups, ["abnormal"], {"abnormal": ANOMALY_THRESHOLD},
         figures=ANOMALY_FIGURES, repeats=repeats, seed=seed,
     )  # fmt: skip
-    made: dict[str, Any] = {"result": result.labels[0], "patients": cases.patients}
+    part: dict[str, Any] = {"result": result.labels[0], "patients": cases.patients}
     if other is not None and other.anomaly_percentile is not None:
-        theirs = _aligned(cases, other, other.anomaly_percentile)[:, None]
+        others = _aligned(cases, other, other.anomaly_percentile)[:, None]
         compared = metrics.compare_labels(
-            cases.abnormal[:, None], column, theirs, cases.groups, ["abnormal"],
+            cases.abnormal[:, None], column, others, cases.groups, ["abnormal"],
             figures=RANKING, repeats=repeats, seed=seed,
         )  # fmt: skip
-        made["difference"] = compared.labels.get("abnormal", {})
-    return made
+        part["difference"] = compared.labels.get("abnormal", {})
+    return part
 
 
 def evaluate_masks(
@@ -67,16 +67,16 @@ def evaluate_masks(
     groups = cases.groups[places]
     classes, note = _classes(cases, predictions, places)
     result = evaluate_overlap(_pairs(cases, predictions, places), groups, classes, repeats=repeats, seed=seed)
-    made: dict[str, Any] = {"classes": result, "note": note}
+    part: dict[str, Any] = {"classes": result, "note": note}
     shared = [p for p in _mask_places(cases, other) if p in set(places)] if other is not None else []
     if other is not None and shared:
-        theirs = evaluate_overlap(_pairs(cases, other, shared), cases.groups[shared], classes, repeats=1, seed=seed)
+        others = evaluate_overlap(_pairs(cases, other, shared), cases.groups[shared], classes, repeats=1, seed=seed)
         keep = np.isin(places, shared)
-        made["difference"] = {
-            name: _difference(result[name].values[keep], theirs[name].values, groups[keep], repeats, seed)
+        part["difference"] = {
+            name: _difference(result[name].values[keep], others[name].values, groups[keep], repeats, seed)
             for name in result
         }
-    return made
+    return part
 
 
 def evaluate_heatmaps(
@@ -90,28 +90,28 @@ def evaluate_heatmaps(
         other patients; ``beyond_prior``: figures minus those of the mean lesion, paired; ``difference`` to another one.
     """
     kinds = ["", *box_names(cases.items)]
-    said = [predictions.facts.get(key) for key in ("heatmap", "label")]
-    made: dict[str, Any] = {"kind": " of ".join(s for s in said if isinstance(s, str)), "boxes": {}, "chance": {}}
+    named = [predictions.facts.get(key) for key in ("heatmap", "label")]
+    part: dict[str, Any] = {"kind": " of ".join(s for s in named if isinstance(s, str)), "boxes": {}, "chance": {}}
     for kind in kinds if len(kinds) > 2 else kinds[:1]:
         places = _lesion_places(cases, predictions, kind, masks)
         if not places:
             continue
         lesions = [lesion for _, lesion in places]
         result = summarise(_figures(cases, predictions, places), lesions, repeats, seed)
-        made["boxes"][kind or ALL] = result
+        part["boxes"][kind or ALL] = result
         if not kind:
-            made["chance"]["centre of the picture"] = summarise(centre_figures(lesions), lesions, repeats, seed)
+            part["chance"]["centre of the picture"] = summarise(centre_figures(lesions), lesions, repeats, seed)
             if len({lesion.group for lesion in lesions}) > 1:
                 prior = summarise(prior_figures(lesions), lesions, repeats, seed)
-                made["chance"][PRIOR] = prior
+                part["chance"][PRIOR] = prior
                 groups = cases.groups[[p for p, _ in places]]
-                made["beyond_prior"] = {
+                part["beyond_prior"] = {
                     name: _difference(values, prior.per_case[name], groups, repeats, seed)
                     for name, values in result.per_case.items()
                 }
             if other is not None:
-                made["difference"] = _heatmap_difference(cases, other, places, result, repeats, seed)
-    return made if made["boxes"] else None
+                part["difference"] = _heatmap_difference(cases, other, places, result, repeats, seed)
+    return part if part["boxes"] else None
 
 
 def _heatmap_difference(
@@ -121,16 +121,16 @@ def _heatmap_difference(
     shared = [place for place, kept in zip(places, keep, strict=True) if kept]
     if not shared:
         return {}
-    theirs = summarise(_figures(cases, other, shared), [lesion for _, lesion in shared], 1, seed)
+    others = summarise(_figures(cases, other, shared), [lesion for _, lesion in shared], 1, seed)
     groups = cases.groups[[p for p, _ in shared]]
     return {
-        name: _difference(values[keep], theirs.per_case[name], groups, repeats, seed)
+        name: _difference(values[keep], others.per_case[name], groups, repeats, seed)
         for name, values in ours.per_case.items()
     }
 
 
 def _lesion_places(cases: Cases, predictions: Predictions, kind: str, masks: bool) -> list[Place]:
-    made: list[Place] = []
+    found: list[Place] = []
     for place, (item, index) in enumerate(zip(cases.items, cases.index.tolist(), strict=True)):
         if not item.get("boxes") and not (masks and item.get("mask")):
             continue
@@ -138,17 +138,17 @@ def _lesion_places(cases: Cases, predictions: Predictions, kind: str, masks: boo
             continue
         lesion = lesion_case(item, f"{cases.section}[{index}]", str(cases.groups[place]), kind, masks)
         if lesion is not None:
-            made.append((place, lesion))
-    return made
+            found.append((place, lesion))
+    return found
 
 
 def _figures(cases: Cases, predictions: Predictions, places: list[Place]) -> list[ImageFigures]:
-    made = []
+    found = []
     for place, lesion in places:
         heatmap = predictions.heatmap(int(cases.index[place]))
         if heatmap is not None:
-            made.append(image_figures(heatmap, lesion.lesion(), lesion.boxes))
-    return made
+            found.append(image_figures(heatmap, lesion.lesion(), lesion.boxes))
+    return found
 
 
 def _mask_places(cases: Cases, predictions: Predictions) -> list[int]:
@@ -169,7 +169,7 @@ def _pairs(cases: Cases, predictions: Predictions, places: list[int]) -> Iterato
 
 
 def _classes(cases: Cases, predictions: Predictions, places: list[int]) -> tuple[dict[str, int] | None, str]:
-    """Give the values of the classes of the masks, and what there is to say of them.
+    """Return the values of the classes of the masks, and what there is to say of them.
 
     Of one class all that is not background counts. So it does of several, if the drawn masks have other values.
     """
@@ -189,12 +189,12 @@ def _classes(cases: Cases, predictions: Predictions, places: list[int]) -> tuple
 
 def _aligned(cases: Cases, other: Predictions, column: NDArray[np.float64]) -> NDArray[np.float64]:
     values = np.full(len(cases), np.nan)
-    _, ours, theirs = np.intersect1d(cases.index, other.index, return_indices=True)
-    values[ours] = column[theirs]
+    _, ours, others = np.intersect1d(cases.index, other.index, return_indices=True)
+    values[ours] = column[others]
     return values
 
 
 def _difference(
-    ours: NDArray[np.float64], theirs: NDArray[np.float64], groups: NDArray, repeats: int, seed: int
+    ours: NDArray[np.float64], others: NDArray[np.float64], groups: NDArray, repeats: int, seed: int
 ) -> Interval:
-    return mean_interval(ours - theirs, groups, repeats, seed)
+    return mean_interval(ours - others, groups, repeats, seed)

@@ -27,9 +27,6 @@ class Interval(NamedTuple):
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
-AurocInterval = Interval
-
-
 def patient_weights(groups: NDArray, repeats: int, seed: int, most: int = MOST_WEIGHTS) -> Iterator[NDArray]:
     """Draw whole patients with replacement, as many as there are.
 
@@ -67,7 +64,7 @@ def percentile_interval(values: NDArray[np.float64], several: bool = True) -> In
 
 
 def ratio_interval(above: NDArray, below: NDArray, groups: NDArray, repeats: int = 2000, seed: int = 0) -> Interval:
-    """Give Σ above / Σ below over cases with a percentile bootstrap 95 % interval over patients.
+    """Return Σ above / Σ below over cases with a percentile bootstrap 95 % interval over patients.
 
     With ``below`` 1 for each case that counts and 0 for the others, this is a mean.
 
@@ -87,13 +84,13 @@ def ratio_interval(above: NDArray, below: NDArray, groups: NDArray, repeats: int
 
 
 def mean_interval(values: NDArray, groups: NDArray, repeats: int = 2000, seed: int = 0) -> Interval:
-    """Give the mean over cases, those with NaN left out, with a percentile bootstrap 95 % interval over patients."""
+    """Return the mean over cases, those with NaN left out, with a percentile bootstrap 95 % interval over patients."""
     known = ~np.isnan(np.asarray(values, dtype=np.float64))
     return ratio_interval(np.where(known, values, 0.0), known.astype(np.float64), groups, repeats, seed)
 
 
 def bootstrap_auroc(labels: NDArray, scores: NDArray, groups: NDArray, repeats: int = 2000, seed: int = 0) -> Interval:
-    """Give the AUROC with a percentile bootstrap 95 % interval over patients.
+    """Return the AUROC with a percentile bootstrap 95 % interval over patients.
 
     Args:
         labels: (n,) 0 or 1.
@@ -111,7 +108,7 @@ def bootstrap_auroc(labels: NDArray, scores: NDArray, groups: NDArray, repeats: 
 def bootstrap_auroc_difference(
     labels: NDArray, scores: NDArray, baseline: NDArray, groups: NDArray, repeats: int = 2000, seed: int = 0
 ) -> Interval:
-    """Give AUROC(scores) − AUROC(baseline) on the same cases, with a paired bootstrap 95 % interval over patients.
+    """Return AUROC(scores) − AUROC(baseline) on the same cases, with a paired bootstrap 95 % interval over patients.
 
     Args:
         labels: (n,) 0 or 1.
@@ -201,7 +198,7 @@ def macro_mean(draws: Floats, labels: Sequence[int]) -> Floats:
 
 
 def calibration_bins(truth: NDArray[np.bool_], scores: Floats, bins: int = ECE_BINS) -> tuple[Floats, Floats, NDArray]:
-    """Give what a reliability curve shows: mean score and share of positives in each bin (NaN if empty), and counts.
+    """Return what a reliability curve shows: mean score and share of positives in each bin (NaN if empty), and counts.
 
     Bins have equal width, [k / bins, (k + 1) / bins), the last with 1.
 
@@ -251,22 +248,22 @@ def confusion_cells(truth: NDArray[np.bool_], flagged: NDArray[np.bool_]) -> tup
 def _figures(
     truth: NDArray[np.bool_], scores: Floats, weights: Floats, threshold: float, wanted: Sequence[str]
 ) -> dict[str, Floats]:
-    made: dict[str, Floats] = {}
+    found: dict[str, Floats] = {}
     if any(f in RANKING for f in wanted):
         curve = weighted_curve(scores, truth, weights)
         functions = (auroc, average_precision, sensitivity_at_specificity)
-        made.update({f: function(curve) for f, function in zip(RANKING, functions, strict=True) if f in wanted})
+        found.update({f: function(curve) for f, function in zip(RANKING, functions, strict=True) if f in wanted})
     if any(f in CALIBRATION for f in wanted):
         total = weights.sum(1)
-        made["brier"] = _share(weights @ (scores - truth) ** 2, total)
+        found["brier"] = _share(weights @ (scores - truth) ** 2, total)
         place = np.eye(ECE_BINS)[_bin(scores, ECE_BINS)]
-        made["ece"] = _share(np.abs(weights @ (place * (scores - truth)[:, None])).sum(1), total)
+        found["ece"] = _share(np.abs(weights @ (place * (scores - truth)[:, None])).sum(1), total)
     if any(f in RATES for f in wanted):
         flagged = scores >= threshold
         tp, fp, fn, tn = (weights @ cell for cell in confusion_cells(truth, flagged))
         pairs = ((tp, tp + fn), (tn, tn + fp), (tp, tp + fp), (tn, tn + fn))
-        made.update({f: _share(above, below) for f, (above, below) in zip(RATES, pairs, strict=True)})
-    return {f: made[f] for f in wanted}
+        found.update({f: _share(above, below) for f, (above, below) in zip(RATES, pairs, strict=True)})
+    return {f: found[f] for f in wanted}
 
 
 def _bin(scores: Floats, bins: int) -> NDArray[np.int64]:

@@ -116,7 +116,7 @@ def read_cases(
 
 
 def scores_of_other(cases: Cases, other: Predictions) -> NDArray[np.float64]:
-    """Give the scores (n, C) of another model for the same images and labels, NaN where it has none.
+    """Return the scores (n, C) of another model for the same images and labels, NaN where it has none.
 
     Raises:
         AfireError: if it was run on another list or section, or shares no image or no label.
@@ -216,7 +216,7 @@ def _named(section: str, sha256: str) -> str:
 def lesion_case(
     item: dict[str, Any], where: str, group: str, box_name: str = "", masks: bool = False
 ) -> LesionCase | None:
-    """Give the lesions of an item, or None if it has none of that kind.
+    """Return the lesions of an item, or None if it has none of that kind.
 
     Args:
         item: of a data list.

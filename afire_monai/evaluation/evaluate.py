@@ -28,7 +28,7 @@ FORMAT = "afire evaluation 1"
 
 
 def run_evaluation(
-    predictions_dir: str | Path,
+    predictions: str | Path,
     datalist: str | Path,
     section: str = "test",
     out: str | Path = "evaluation",
@@ -43,17 +43,17 @@ def run_evaluation(
     """Evaluate a folder of predictions and write ``evaluation.json``, ``evaluation.csv`` and ``evaluation.html``.
 
     Args:
-        predictions_dir: folder that `afire predict` or fine-tuning wrote.
-        datalist: the list that was predicted.
-        section: of the list.
+        predictions: folder that `afire predict` or fine-tuning wrote.
+        datalist: the data list that was predicted.
+        section: of the list: training, validation or test.
         out: folder to write to, made if need be.
-        compare: folder of another model's predictions of the same section; "" for none.
+        compare: folder of another model's predictions of the same section.
         uncertain: what label value -1 counts as: ``ignore``, ``zeros`` or ``ones``.
-        lesion_masks: the list's masks show lesions, so heatmaps are judged against them too.
+        lesion_masks: the list's masks show lesions, so judge heatmaps against them as well as against boxes.
         pictures: show the worst cases, with the radiographs, on the page.
         repeats: bootstrap draws.
         seed: of the draws.
-        base_dir: folder that the list's relative paths start from; "" for its own.
+        base_dir: folder that the list's relative paths start from; the list's own folder unless given.
 
     Returns:
         The results, as in the JSON file.
@@ -65,11 +65,11 @@ def run_evaluation(
 
     if repeats < 100:
         raise AfireError(f"repeats is {repeats}; at least 100 draws are needed for a 95 % interval, 2000 are usual")
-    predictions = load_predictions(predictions_dir)
+    judged = load_predictions(predictions)
     other = load_predictions(compare) if compare else None
-    cases = read_cases(datalist, predictions, section, uncertain, base_dir or None)
-    results = evaluate_cases(cases, predictions, other, uncertain, lesion_masks, repeats, seed)
-    page = page_text(results, cases, predictions, other, pictures)
+    cases = read_cases(datalist, judged, section, uncertain, base_dir or None)
+    results = evaluate_cases(cases, judged, other, uncertain, lesion_masks, repeats, seed)
+    page = page_text(results, cases, judged, other, pictures)
     write_results(results, page, Path(out))
     return results
 
@@ -150,8 +150,8 @@ def evaluate_cases(
         "compared_with": without_folders(other.facts.get("model") or {}) if other is not None else None,
         "notes": cases.notes,
     }
-    made: dict[str, Any] = plain({**about, **parts})
-    return made
+    results: dict[str, Any] = plain({**about, **parts})
+    return results
 
 
 COLUMNS = ("part", "group", "label", "figure", "value", "low", "high", "positives", "negatives", "status")
@@ -198,7 +198,7 @@ def write_results(results: dict[str, Any], page: str, folder: Path) -> None:
 
 
 def table_text(results: Mapping[str, Any]) -> str:
-    """Give all figures as CSV, one figure a line; cells are empty where something is not defined."""
+    """Return all figures as CSV, one figure a line; cells are empty where something is not defined."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", restval="")
     writer.writeheader()
@@ -207,7 +207,7 @@ def table_text(results: Mapping[str, Any]) -> str:
 
 
 def table_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Give the rows of the table of figures."""
+    """Return the rows of the table of figures."""
     labels = results["labels"] or {"labels": [], "macro": {}}
     for label in labels["labels"]:
         yield from _label_rows("labels", "", label)

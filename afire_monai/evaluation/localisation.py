@@ -341,7 +341,7 @@ def found_boxes(heatmap: NDArray, cut: int) -> Floats:
 
 
 def box_overlaps(found: Floats, drawn: Floats) -> BoxOverlaps:
-    """Give the best ratios between boxes found (d, 4) and drawn (m, 4), all left, top, width, height."""
+    """Return the best ratios between boxes found (d, 4) and drawn (m, 4), all left, top, width, height."""
     low = np.maximum(found[:, None, :2], drawn[None, :, :2])
     high = np.minimum((found[:, :2] + found[:, 2:])[:, None], (drawn[:, :2] + drawn[:, 2:])[None])
     shared = (high - low).clip(0).prod(-1)

@@ -144,7 +144,7 @@ def compare_labels(
     repeats: int = 2000,
     seed: int = 0,
 ) -> Comparison:
-    """Give the differences of two models' figures with paired bootstrap 95 % intervals over patients.
+    """Return the differences of two models' figures with paired bootstrap 95 % intervals over patients.
 
     Args:
         targets: (n, C), 1 present, 0 absent, NaN unknown.
@@ -282,14 +282,14 @@ def evaluate_subgroups(
         seed: of the draws.
     """
     levels = np.array([(thresholds or {}).get(name, 0.5) for name in names])
-    made: list[Subgroup] = []
+    subgroups: list[Subgroup] = []
     for by, state in KINDS.items():
         stated = np.array([str(state(item) or UNKNOWN) for item in items], dtype=object)
         found = sorted(set(stated), key=_order)
         if len(found) > 1:
             rows = {name: stated == name for name in found}
-            made += _of_kind(by, rows, targets, scores, np.asarray(groups), names, levels, repeats, seed)
-    return made
+            subgroups += _of_kind(by, rows, targets, scores, np.asarray(groups), names, levels, repeats, seed)
+    return subgroups
 
 
 def _of_kind(
@@ -307,7 +307,7 @@ def _of_kind(
     enough = {name: count.min(0) >= SMALLEST for name, count in counts.items()}
     usable = [e for e in enough.values() if e.any()]
     common = np.flatnonzero(np.all(usable, axis=0)) if usable else np.array([], dtype=int)
-    made = []
+    subgroups = []
     for name, row in rows.items():
         patients = len(np.unique(groups[row]))
         draws = figure_draws(targets[row], scores[row], groups[row], levels, GROUP_FIGURES, repeats, seed)
@@ -323,8 +323,8 @@ def _of_kind(
         judged = len(common) and enough[name].any()
         macro = percentile_interval(macro_mean(draws["auroc"], list(common)), patients > 1) if judged else None
         over = tuple(names[c] for c in common) if judged else ()
-        made.append(Subgroup(by, name, int(row.sum()), patients, labels, macro, over))
-    return made
+        subgroups.append(Subgroup(by, name, int(row.sum()), patients, labels, macro, over))
+    return subgroups
 
 
 def _count(targets: Floats, scores: Floats) -> NDArray[np.int64]:

@@ -28,7 +28,7 @@ class OverlapResult:
         positives: images whose drawn mask is not empty.
         dice: mean over all images; an image where both masks are empty counts 1, where only one is, 0.
         dice_positives: mean over images whose drawn mask is not empty.
-        hd95: mean over images where neither mask is empty, in pixels, or in millimetres if spacing was given.
+        hd95: mean over images where neither mask is empty, in pixels.
         both_empty: images without the class in either mask.
         missed: images with the class drawn and none predicted.
         invented: images with the class predicted and none drawn.
@@ -51,7 +51,6 @@ def evaluate_overlap(
     groups: NDArray,
     classes: Mapping[str, int] | None = None,
     ignore: int | None = IGNORE,
-    spacing: Iterable[tuple[float, float] | None] | None = None,
     repeats: int = 2000,
     seed: int = 0,
 ) -> dict[str, OverlapResult]:
@@ -64,7 +63,6 @@ def evaluate_overlap(
         classes: label value of each class in both masks; None for one class "foreground", all that is neither 0 nor
             ``ignore``.
         ignore: value in drawn masks that marks pixels to leave out; None if there is none.
-        spacing: millimetres per (row, column) step of each image; None for pixels.
         repeats: bootstrap draws.
         seed: of the draws.
 
@@ -73,14 +71,13 @@ def evaluate_overlap(
     """
     names = list(classes or {"foreground": -1})
     rows: list[list[tuple[float, float, bool, bool]]] = []
-    spacings = [None] * len(groups) if spacing is None else list(spacing)
-    for (predicted, drawn), step in zip(pairs, spacings, strict=False):
+    for predicted, drawn in pairs:
         predicted, drawn = _same_size(np.asarray(predicted), np.asarray(drawn))
         valid = np.ones(drawn.shape, dtype=bool) if ignore is None else drawn != ignore
         row = []
         for name in names:
             a, b = (_of_class(mask, (classes or {}).get(name), ignore) & valid for mask in (predicted, drawn))
-            row.append((float(dice(a, b)), hausdorff95(a, b, step), bool(a.any()), bool(b.any())))
+            row.append((float(dice(a, b)), hausdorff95(a, b), bool(a.any()), bool(b.any())))
         rows.append(row)
     if len(rows) != len(groups):
         raise AfireError(f"{len(rows)} pairs of masks for {len(groups)} patients; one each is expected")

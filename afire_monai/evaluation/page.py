@@ -75,7 +75,7 @@ def page_text(
 
 def verdicts(results: dict[str, Any]) -> list[tuple[str, str]]:
     """Say in a sentence each what came out, as (``good``, ``bad`` or ``note``, text)."""
-    said: list[tuple[str, str]] = []
+    messages: list[tuple[str, str]] = []
     labels, comparison = results["labels"], results["comparison"]
     if labels and labels["macro"]:
         mean = labels["macro"]["auroc"]
@@ -83,24 +83,28 @@ def verdicts(results: dict[str, Any]) -> list[tuple[str, str]]:
         name = over[0] if len(over) == 1 else f"Mean of {len(over)} findings"
         low = mean["low"]
         kind = "note" if low is None else "good" if low > 0.5 else "bad"
-        said.append((kind, f"{name}: AUROC {interval(mean)}." + ("" if kind != "bad" else " Chance is not excluded.")))
+        messages.append(
+            (kind, f"{name}: AUROC {interval(mean)}." + ("" if kind != "bad" else " Chance is not excluded."))
+        )
     if comparison and comparison["macro"]:
         d = comparison["macro"]["auroc"]
         if d["low"] is None or d["low"] <= 0 <= d["high"]:
-            said.append(("note", f"No difference to the compared model is shown: AUROC {interval(d, signed=True)}."))
+            messages.append(
+                ("note", f"No difference to the compared model is shown: AUROC {interval(d, signed=True)}.")
+            )
         else:
             better = d["value"] > 0
             word = "better" if better else "worse"
-            said.append(
+            messages.append(
                 ("good" if better else "bad", f"AUROC {word} than the compared model: {interval(d, signed=True)}.")
             )
     if results["anomaly"] and results["anomaly"]["result"]["figures"]:
-        said.append(
+        messages.append(
             ("note", f"Abnormal told from normal: AUROC {interval(results['anomaly']['result']['figures']['auroc'])}.")
         )
     if results["heatmaps"] and "beyond_prior" in results["heatmaps"]:
-        said.append(_beyond_prior(results["heatmaps"]["beyond_prior"]["pointing"]))
-    return said
+        messages.append(_beyond_prior(results["heatmaps"]["beyond_prior"]["pointing"]))
+    return messages
 
 
 def _beyond_prior(gain: dict[str, Any]) -> tuple[str, str]:
@@ -148,7 +152,7 @@ def _each_label(
     judged = [r for r in (results["labels"] or {"labels": []})["labels"] if r["figures"]]
     if not judged:
         return
-    theirs = None if other is None else scores_of_other(cases, other)
+    others = None if other is None else scores_of_other(cases, other)
     yield heading("Each finding")
     if pictures:
         yield paragraph(
@@ -160,7 +164,7 @@ def _each_label(
     for row in judged:
         column = cases.names.index(row["name"])
         known = ~np.isnan(cases.targets[:, column]) & ~np.isnan(cases.scores[:, column])
-        compared = None if theirs is None or np.isnan(theirs[:, column]).all() else theirs[known, column]
+        compared = None if others is None or np.isnan(others[:, column]).all() else others[known, column]
         curves = draw_curves(cases.targets[known, column] == 1, cases.scores[known, column], compared, row["threshold"])
         shown = draw_worst(cases, predictions, column, row["threshold"]) if pictures else None
         title = f"{row['name']}: AUROC {interval(row['figures']['auroc'])}"
@@ -188,9 +192,9 @@ def draw_overview(rows: Sequence[tuple[str, dict[str, Any], dict[str, Any] | Non
         if own["low"] is not None:
             axis.plot([own["low"], own["high"]], [place, place], color=LINE, linewidth=2 + last)
         axis.plot(own["value"], place, "D" if last else "o", color=LINE)
-    theirs = [(other["value"], place) for place, (_, _, other) in enumerate(rows) if other]
-    if theirs:
-        axis.plot(*zip(*theirs, strict=True), "x", color=SECOND, label="compared model")
+    others = [(other["value"], place) for place, (_, _, other) in enumerate(rows) if other]
+    if others:
+        axis.plot(*zip(*others, strict=True), "x", color=SECOND, label="compared model")
         axis.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0)
     axis.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
     axis.set_yticks(range(len(rows)), [name.replace("$", r"\$") for name, _, _ in rows], fontsize=9)

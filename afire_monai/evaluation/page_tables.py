@@ -16,7 +16,7 @@ FEW = 10
 
 
 def heading(text: str) -> str:
-    """Give a heading."""
+    """Return a heading."""
     return f"<h2>{html.escape(text)}</h2>"
 
 

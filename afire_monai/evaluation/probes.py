@@ -60,7 +60,7 @@ def _pool(tokens: Tensor, encoder: Encoder, pooling: Pooling) -> Tensor:
 
 
 def raw_pixels(images: Tensor, side: int = 32) -> NDArray[np.float32]:
-    """Give images (n, C, H, W) reduced to side x side pixels as features (n, C·side²): the floor for any encoder."""
+    """Return images (n, C, H, W) reduced to side x side pixels as features (n, C·side²): the floor for any encoder."""
     return torch.nn.functional.adaptive_avg_pool2d(images, side).flatten(1).numpy()
 
 

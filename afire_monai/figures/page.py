@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from afire_monai import __version__
+from afire_monai.evaluation.page_tables import DASH, interval
 from afire_monai.figures.views import OURS, PIXELS, RANDOM
 from afire_monai.pages.elements import RESEARCH_ONLY, page, paragraph, section, table
 
@@ -99,13 +100,13 @@ def verdicts(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
         f"{moved[RANDOM]['value']:.3f}, raw pixels {moved[PIXELS]['value']:.3f}, chance {ours['chance']:.3f})."
     )
     if ours["low"] > rest:
-        said = [("good", f"Tokens know anatomy across patients: the same place of the body is found {words}")]
+        messages = [("good", f"Tokens know anatomy across patients: the same place of the body is found {words}")]
     else:
-        said = [("bad", f"That tokens know anatomy across patients is not shown: it is found {words}")]
+        messages = [("bad", f"That tokens know anatomy across patients is not shown: it is found {words}")]
     exact = {name: view["moved"]["same_cell"] for name, view in numbers["cells"].items()}
     if exact[OURS]["low"] <= max(exact[RANDOM]["high"], exact[PIXELS]["high"]):
         others = f"random encoder {exact[RANDOM]['value']:.3f}, raw pixels {exact[PIXELS]['value']:.3f}"
-        said.append(
+        messages.append(
             (
                 "note",
                 f"The very cell is not found more often than without training: {interval(exact[OURS])} ({others}).",
@@ -115,14 +116,14 @@ def verdicts(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
     if segmentation:
         scores = segmentation["dice"]
         better = scores[OURS]["low"] > max(scores[name]["high"] for name in scores if name not in (OURS, CEILING))
-        said.append(
+        messages.append(
             (
                 "good" if better else "note",
                 f"Clusters chosen on other images make up the mask with Dice {interval(scores[OURS])}; the mean mask, "
                 f"without looking, has {scores[MEAN_MASK]['value']:.3f}.",
             )
         )
-    return said
+    return messages
 
 
 def retrieval_table(cells: Mapping[str, Any]) -> str:
@@ -202,13 +203,8 @@ def dice_table(segmentation: Mapping[str, Any] | None) -> str:
     return table(["mask from", "Dice"], rows) + paragraph(text, "small")
 
 
-def interval(score: Mapping[str, float], digits: int = 3) -> str:
-    """Give a value with its interval in words."""
-    return f"{score['value']:.{digits}f} ({score['low']:.{digits}f} to {score['high']:.{digits}f})"
-
-
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return DASH if value is None else f"{value:.3f}"
 
 
 def _part(name: str, drawn: Mapping[str, bytes]) -> str:

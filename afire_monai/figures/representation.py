@@ -16,8 +16,9 @@ from torch import Tensor
 from afire_monai.core.errors import AfireError
 
 CHUNK = 2**25
-MOST_POINTS = 3000  # of a silhouette, drawn where there are more; the cost grows with their square
 """Similarities held at a time (128 MiB of float32)."""
+MOST_POINTS = 3000
+"""Points of a silhouette, drawn at random where there are more: the cost grows with their square."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,7 @@ def centred_unit(features: Tensor) -> Tensor:
 
 
 def cell_retrieval(
-    queries: Tensor,
-    gallery: Tensor,
-    patients: ArrayLike,
-    query_cells: Tensor,
-    gallery_cells: Tensor,
-    columns: int,
+    queries: Tensor, gallery: Tensor, patients: ArrayLike, query_cells: Tensor, gallery_cells: Tensor, columns: int
 ) -> CellRetrieval:
     """Ask for each token of each image: what is most like it in other patients, and does that show the same anatomy?
 

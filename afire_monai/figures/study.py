@@ -106,7 +106,7 @@ class Study:
 
 
 def embed(features: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
-    """Give t-SNE coordinates (n, 2) of features (n, D) (van der Maaten and Hinton 2008), after PCA to 50."""
+    """Return t-SNE coordinates (n, 2) of features (n, D) (van der Maaten and Hinton 2008), after PCA to 50."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
@@ -217,7 +217,7 @@ def add_correspondence(study: Study) -> None:
 
 
 def _cell_at(place: tuple[float, float], shift: GridShift, first: Tensor, second: Tensor) -> int:
-    """Give the canvas cell nearest to a place (row, column in 0…1) among those that both crops show."""
+    """Return the canvas cell nearest to a place (row, column in 0…1) among those that both crops show."""
     common = first[torch.isin(first, second)]
     h, w = shift.canvas_grid
     at = torch.stack([(common // w + 0.5) / h, (common % w + 0.5) / w], 1)

@@ -135,13 +135,13 @@ def views_of(sample: Sample, encoder: Encoder, shift: GridShift, seed: int) -> l
 
 
 def corner_crops(canvas: Tensor, shift: GridShift) -> tuple[Tensor, Tensor]:
-    """Give the top left and the bottom right crop of canvases (n, C, Hc, Wc)."""
+    """Return the top left and the bottom right crop of canvases (n, C, Hc, Wc)."""
     (h, w), p = shift.grid, shift.patch_size
     return canvas[:, :, : h * p, : w * p], canvas[:, :, -h * p :, -w * p :]
 
 
 def corner_cells(shift: GridShift) -> tuple[Tensor, Tensor]:
-    """Give the canvas cells (L,) that the tokens of the two crops show."""
+    """Return the canvas cells (L,) that the tokens of the two crops show."""
     corners = torch.tensor([[0, 0], [shift.shift, shift.shift]])
     first, second = shift.cells(corners)
     return first, second
@@ -149,10 +149,10 @@ def corner_cells(shift: GridShift) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def patch_tokens(encoder: Encoder, images: Tensor) -> Tensor:
-    """Give the patch tokens (n, L, D) float32 on the CPU of images (n, C, H, W) in 0…1."""
+    """Return the patch tokens (n, L, D) float32 on the CPU of images (n, C, H, W) in 0…1."""
     return torch.cat([encoder(part)[:, 1:].float().cpu() for part in images.split(BATCH)])
 
 
 def pixel_tokens(images: Tensor, patch_size: int) -> Tensor:
-    """Give the pixels of each patch (n, L, P²) of images (n, C, H, W); of equal channels the first."""
+    """Return the pixels of each patch (n, L, P²) of images (n, C, H, W); of equal channels the first."""
     return F.unfold(images[:, :1], patch_size, stride=patch_size).transpose(1, 2)

@@ -50,6 +50,15 @@ class IngestSummary:
     headers_read: int = 0
     images_read: int = 0
 
+    def lines(self) -> list[str]:
+        """Return counts, reasons and remarks as text for a console."""
+        lines = [f"seen: {self.seen} files; kept: {self.kept} images of {self.patients} patients"]
+        lines += [f"  left out, {reason}: {count}" for reason, count in self.left_out.items()]
+        lines += ["sections: " + ", ".join(f"{section} {count}" for section, count in self.sections.items())]
+        counts = {name: count for name, count in self.labels.items() if isinstance(count, int)}
+        lines += [f"  labels, {name.replace('_', ' ')}: {count}" for name, count in counts.items()]
+        return lines + [f"note: {remark}" for remark in self.remarks]
+
 
 def ingest(
     inputs: StrPath | Sequence[StrPath],
@@ -84,28 +93,29 @@ def ingest(
     time of change) reads none of them again. With the same key, options and files the result is the same.
 
     Args:
-        inputs: folders, DICOMDIR files or single files; a later run names at least those of the earlier ones.
-        out: folder to write (see docs/hospital.md); what is below ``out/private`` stays with the hospital.
-        labels: CSV of labels, see `LabelTable` for this and the following five.
-        join: "accession", "patient", "study" or "file".
-        join_column: its column.
-        label_columns: columns of one finding each.
-        labels_column: one column of names.
-        label_separator: between names.
-        delimiter: between the cells of that table; None to find out.
-        encoding: of that table; None to find out.
+        inputs: folders, DICOMDIR files or single DICOM files; a later run names at least those of the earlier ones.
+        out: folder to write into (see docs/hospital.md); ``out/private`` stays with the hospital.
+        labels: CSV of labels.
+        join: key that joins labels to images: accession, patient, study or file.
+        join_column: the CSV's column of it, unless it has a usual name such as AccessionNumber.
+        label_columns: columns of one finding each, with 1, 0, -1 (uncertain) or nothing.
+        labels_column: instead, one column of names of findings.
+        label_separator: between these names.
+        delimiter: between the cells of that table: , ; or tab; found out unless given.
+        encoding: of that table: utf-8, utf-16, cp1252, …; found out unless given.
         normal_label: the finding that means "no finding".
-        allow: tags that may go into the list: "age" (band), "sex", "view", "manufacturer_model".
-        key: file of the identity key; None for the one in ``out/private``, made if need be.
+        allow: tags that may go into the data list, out of age (in bands), sex, view, manufacturer_model.
+        key: identity key of an earlier folder, so that patients have the same hashes in both; unless given, the one in
+            ``out/private``, made if need be.
         split: shares of training, validation and test.
-        split_by: None, "date:YYYY-MM-DD,YYYY-MM-DD" or "site", see `assign_sections`.
+        split_by: date:YYYY-MM-DD,YYYY-MM-DD (first days of validation and test) or site, instead of shares.
         seed: of the split.
-        workers: processes that read; None for the number of cores, at most 8. 0 reads in this process, without limits
-            of time and memory for each file.
-        include_laterals: keep lateral views too.
-        max_side: longest side of a picture in pixels; larger ones are averaged down.
-        check_text: look for burned-in text near the borders.
-        accept_text: keep pictures in which text was seen, and count them.
+        workers: processes that read; the number of cores, at most 8, unless given. 0 reads in this process, without
+            limits of time and memory for each file.
+        include_laterals: keep lateral views as well.
+        max_side: longest side of the pictures in pixels; larger ones are averaged down.
+        check_text: leave out pictures with something like text near the border.
+        accept_text: with check_text, keep them and count them.
         name: of the data list.
         progress: show bars with the time left.
         seconds_per_file: after which a file counts as hanging.

@@ -25,7 +25,7 @@ class PEACProjections(NamedTuple):
 
 
 def order_loss(logits: Tensor, order: Tensor) -> Tensor:
-    """Give the cross-entropy of which patch each place shows, a mean over all places of all images.
+    """Return the cross-entropy of which patch each place shows, a mean over all places of all images.
 
     Args:
         logits: (B, L, L), the last dimension over patches.
@@ -35,7 +35,7 @@ def order_loss(logits: Tensor, order: Tensor) -> Tensor:
 
 
 def global_loss(student: PEACProjections, teacher: PEACProjections) -> Tensor:
-    """Give the mean squared difference of L2-normalised global projections, both directions averaged.
+    """Return the mean squared difference of L2-normalised global projections, both directions averaged.
 
     Student view 1 is compared with teacher view 2 and the reverse. The mean runs over dimensions as well, so the value
     is a squared distance (0…4) divided by G: hence the weight of 1e5 for G = 8192 in the paper.
@@ -48,7 +48,7 @@ def global_loss(student: PEACProjections, teacher: PEACProjections) -> Tensor:
 def local_loss(
     student: PEACProjections, teacher: PEACProjections, match: Tensor, valid: Tensor, normalise: bool
 ) -> Tensor:
-    """Give the mean squared difference of local projections of matched cells, both directions averaged.
+    """Return the mean squared difference of local projections of matched cells, both directions averaged.
 
     Args:
         student: projections that are trained.

@@ -27,7 +27,7 @@ class TokenContrastiveTerms(NamedTuple):
 
 
 def cell_indices(batch: int, tokens: int, device: torch.device) -> Tensor:
-    """Give the cell index (B, L) of the published form, where token l of each image shows cell l."""
+    """Return the cell index (B, L) of the published form, where token l of each image shows cell l."""
     return torch.arange(tokens, device=device).expand(batch, tokens)
 
 
@@ -53,7 +53,7 @@ def similarities(student_logits: Tensor, assignment: Tensor, temperature: float)
 def own_cell_accuracy(
     student_logits: Tensor, assignment: Tensor, temperature: float, cells: Tensor | None = None
 ) -> Tensor:
-    """Give the share of tokens, a scalar in 0…1, whose most similar prototype is that of the cell they show.
+    """Return the share of tokens, a scalar in 0…1, whose most similar prototype is that of the cell they show.
 
     Args:
         student_logits: (B, L, K) cosines.

@@ -260,7 +260,7 @@ class AFiRe(Method):
         return self.student.decoder
 
     def last_layer_parameters(self) -> list[nn.Parameter]:
-        """Give the per-cell (or shared) last layer of the student's head."""
+        """Return the per-cell (or shared) last layer of the student's head."""
         return [self.student.head.weight]
 
     def views(self, images: Tensor, uniforms: Tensor, anatomy: Tensor | None = None) -> AFiReViews:

@@ -93,7 +93,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def panels(self, images: Tensor, uniforms: Tensor) -> dict[str, Tensor]:
-        """Give named pictures (B, 1, H, W) in 0…1 that show what the method does to these images."""
+        """Return named pictures (B, 1, H, W) in 0…1 that show what the method does to these images."""
 
     @property
     @abstractmethod
@@ -111,11 +111,11 @@ class Method(nn.Module, ABC):
         return None
 
     def last_layer_parameters(self) -> list[nn.Parameter]:
-        """Give the parameters that stay frozen at the start of training; none unless a method says otherwise."""
+        """Return the parameters that stay frozen at the start of training; none unless a method says otherwise."""
         return []
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
-        """Give the student's named parameters that the optimiser trains."""
+        """Return the student's named parameters that the optimiser trains."""
         return [(name, p) for name, p in self.student.named_parameters() if p.requires_grad]
 
     @torch.no_grad()

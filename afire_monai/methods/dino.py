@@ -29,7 +29,7 @@ class DINOBranch(nn.Module):
         self.head = head
 
     def forward(self, *views: Tensor) -> tuple[Tensor]:
-        """Give (V, B, K) for views (B, C, H, W), those of one size in one pass."""
+        """Return (V, B, K) for views (B, C, H, W), those of one size in one pass."""
         sizes = list(dict.fromkeys(view.shape[2:] for view in views))
         groups = [[view for view in views if view.shape[2:] == size] for size in sizes]
         tokens = [self.encoder(torch.cat(group))[:, 0].view(len(group), len(group[0]), -1) for group in groups]
@@ -105,7 +105,7 @@ class DINO(Method):
         return self.teacher.encoder
 
     def last_layer_parameters(self) -> list[nn.Parameter]:
-        """Give the last layer of the student's head, frozen at the start as in the paper."""
+        """Return the last layer of the student's head, frozen at the start as in the paper."""
         return [self.student.head.weight]
 
     def views(self, images: Tensor, uniforms: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -51,7 +51,7 @@ class GridShift(nn.Module):
         return whole[:, :2], whole[:, 2:]
 
     def cells(self, offsets: Tensor) -> Tensor:
-        """Give the canvas cell that each token of a crop shows.
+        """Return the canvas cell that each token of a crop shows.
 
         Args:
             offsets: (B, 2) row and column in cells.

@@ -27,7 +27,7 @@ def feature_std_ratio(tokens: Tensor) -> float:
 
 
 def effective_rank(features: Tensor) -> float:
-    """Give the effective rank of features (B, D): the exponential of the entropy of their singular values.
+    """Return the effective rank of features (B, D): the exponential of the entropy of their singular values.
 
     Between 1 and min(B − 1, D), after centring (Roy and Vetterli, EUSIPCO 2007).
     """
@@ -37,7 +37,7 @@ def effective_rank(features: Tensor) -> float:
 
 
 def rank_auroc(positive: Tensor, negative: Tensor) -> float:
-    """Give the area under the ROC curve of two sets of scores (1-D), 0.5 where one is empty; ties count half."""
+    """Return the area under the ROC curve of two sets of scores (1-D), 0.5 where one is empty; ties count half."""
     if len(positive) == 0 or len(negative) == 0:
         return 0.5
     scores = torch.cat([positive, negative]).double()
@@ -169,6 +169,6 @@ def measure_health(method: AFiRe, images: Tensor, uniforms: Tensor) -> dict[str,
 
 
 def _student_logits(method: AFiRe, images: Tensor) -> Tensor:
-    """Give the student's token logits (B, L, K) without the decoder."""
+    """Return the student's token logits (B, L, K) without the decoder."""
     logits: Tensor = method.student.head(method.student.encoder(images)[:, 1:])
     return logits

@@ -40,7 +40,7 @@ class MAEStudent(nn.Module):
         self.decoder = decoder
 
     def forward(self, images: Tensor, visible: Tensor, masked: Tensor) -> tuple[Tensor]:
-        """Give the reconstruction (B, C, H, W), in normalised units or those of normalised patches."""
+        """Return the reconstruction (B, C, H, W), in normalised units or those of normalised patches."""
         tokens = self.encoder(images, visible=visible)
         batch, _, dim = tokens.shape
         place = torch.cat([torch.zeros_like(visible[:, :1]), visible + 1], dim=1)[..., None].expand(-1, -1, dim)

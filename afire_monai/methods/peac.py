@@ -53,7 +53,7 @@ class PEACProjector(nn.Module):
         self.local_projector = local_projector
 
     def tokens(self, first: Tensor, second: Tensor) -> Tensor:
-        """Give the patch tokens (2B, L, D) of B first and B second views (B, C, H, W)."""
+        """Return the patch tokens (2B, L, D) of B first and B second views (B, C, H, W)."""
         return self.encoder(torch.cat([first, second]))[:, 1:]
 
     def project(self, tokens: Tensor) -> PEACProjections:
@@ -66,7 +66,7 @@ class PEACTeacher(PEACProjector):
     """A moving average of the student's encoder and projectors."""
 
     def forward(self, first: Tensor, second: Tensor) -> PEACProjections:
-        """Give the projections of both views (B, C, H, W)."""
+        """Return the projections of both views (B, C, H, W)."""
         return self.project(self.tokens(first, second))
 
 
@@ -238,7 +238,7 @@ class PEAC(Method):
 
 
 def cells_found(first: Tensor, second: Tensor, match: Tensor, matched: Tensor) -> Tensor:
-    """Give the share of cells whose most like cell of the other view, by the cosine, is the one that matches.
+    """Return the share of cells whose most like cell of the other view, by the cosine, is the one that matches.
 
     Args:
         first: (B, L, E) of view 1.
@@ -361,7 +361,7 @@ class OverlappingViews(nn.Module):
         return self.pixel_shift.canvas_size
 
     def coins(self, uniforms: Tensor, keep: bool) -> Tensor:
-        """Give uniforms (B, draws) with which every first view keeps its order, or none does."""
+        """Return uniforms (B, draws) with which every first view keeps its order, or none does."""
         coins = uniforms.clone()
         # beyond 0…1, so that the extreme probabilities cannot overrule it
         coins[:, self.sizes[0] + self.sizes[1]] = -1.0 if keep else 2.0

@@ -23,6 +23,7 @@ from afire_monai.networks import Encoder, encoder_from_config
 from afire_monai.networks.task_networks import ViTClassifier, ViTSegmenter
 
 KINDS = ("classifier", "segmenter", "detector", "restorer", "encoder", "reference")
+INPUT = "images (B, C, H, W) float32 in 0…1, bright = dense, row 0 at the top; normalised inside"
 
 
 def weights_in(folder: Path, kind: str) -> Path:
@@ -85,7 +86,7 @@ def names(files: Mapping[str, Path]) -> str:
 
 
 def weights_hashes(files: Mapping[str, Path]) -> dict[str, str]:
-    """Give the SHA-256 of each weights file, by kind."""
+    """Return the SHA-256 of each weights file, by kind."""
     hashes = {}
     for kind, path in files.items():
         with path.open("rb") as file:
@@ -142,11 +143,12 @@ def weights_that_fit(path: Path) -> Iterator[None]:
         raise
     except (RuntimeError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
-        said = " ".join(str(reason).split())
-        said = f"{said!r} is missing" if isinstance(error, KeyError) else said if len(said) < 400 else f"{said[:400]}…"
+        message = " ".join(str(reason).split())
+        short = message if len(message) < 400 else f"{message[:400]}…"
+        message = f"{message!r} is missing" if isinstance(error, KeyError) else short
         raise CheckpointError(
-            f"{path}: the weights do not fit their description in {path.with_suffix('.json').name}: {said}. Copy both "
-            "from where they were made, or make them again"
+            f"{path}: the weights do not fit their description in {path.with_suffix('.json').name}: {message}. Copy "
+            "both from where they were made, or make them again"
         ) from error
 
 
@@ -200,7 +202,7 @@ def export_encoder(encoder: Encoder, path: str | Path, int8: bool = False, **fac
         "format": "afire-monai encoder 1",
         "version": __version__,
         "architecture": encoder.config,
-        "input": "images (B, C, H, W) float32 in 0…1, bright = dense, row 0 at the top; normalised inside",
+        "input": INPUT,
         "output": "tokens (B, 1 + L, D): class token, then patch tokens row by row",
         **facts,
     }
@@ -238,7 +240,6 @@ def load_encoder(path: str | Path | None = None, **overrides: Any) -> Encoder:
     return encoder.eval()
 
 
-_INPUT = "images (B, C, H, W) float32 in 0…1, bright = dense, row 0 at the top; normalised inside"
 _KINDS: dict[str, type[ViTClassifier] | type[ViTSegmenter]] = {"classifier": ViTClassifier, "segmenter": ViTSegmenter}
 
 
@@ -262,7 +263,7 @@ def export_task(
         "format": f"afire-monai {kind} 1",
         "version": __version__,
         kind: network.config,
-        "input": _INPUT,
+        "input": INPUT,
         **facts,
     }
     tensors = network.state_dict()

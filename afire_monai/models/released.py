@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import logging
 import math
 import pickle
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from afire_monai.core.errors import AfireError, CheckpointError
-from afire_monai.models.folder import export_encoder, save_module_files
+from afire_monai.models.folder import INPUT, export_encoder, save_module_files, weights_hashes
 from afire_monai.networks import AnomalyRestorationDecoder, TokenHead, ViTEncoder, encoder_from_config, sincos_positions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -266,7 +265,6 @@ _KNOWN_ENTRIES = {"student", "teacher", "optimizer", "epoch", "args", "AFiRe_los
 # the authors' own argument parser has neither; those who train with other decoders add one
 _HEADS_NAMES = ("decoder_num_heads", "decoder_heads")
 _RELEASED_HEADS = 16
-_INPUT = "images (B, C, H, W) float32 in 0…1, bright = dense, row 0 at the top; normalised inside"
 
 
 @dataclass
@@ -296,20 +294,18 @@ def import_released(
 ) -> ImportReport:
     """Turn an official AFiRe checkpoint into the files of this project.
 
-    Written into `output`: `encoder.safetensors` (for `load_encoder`), `head.safetensors` (for `TokenHead`),
-    `prototypes.safetensors` (for `PrototypeBank`), and `restorer.safetensors` (the student's encoder and decoder, for
-    `load_restorer`), each with a JSON that says what it is; what the checkpoint does not hold is not written. Sizes
-    come from the tensors' shapes; a square grid and encoder heads of width 64 are taken for granted, as released. The
-    number of decoder heads is in no shape: it is the caller's, else what the checkpoint's ``args`` name, else 16 as
-    released, which is logged and written into the restorer's JSON as an assumption. The released input is three equal
-    channels with ImageNet's mean and standard deviation.
+    `output` gets `encoder.safetensors` (for `load_encoder`), `head.safetensors` (for `TokenHead`),
+    `prototypes.safetensors` (for `PrototypeBank`) and `restorer.safetensors` (the student's encoder and decoder, for
+    `load_restorer`), as far as the checkpoint holds them, each with a JSON that describes it. Sizes follow from the
+    tensors' shapes, with a square grid and encoder heads of width 64, as released. No shape tells the number of decoder
+    heads: it is the caller's, else that of the checkpoint's ``args``, else 16 as released, which is logged and kept in
+    the restorer's JSON as an assumption. The input is three equal channels with ImageNet's mean and deviation.
 
     Args:
-        path: the checkpoint. It is read without running code from it: only tensors, plain containers and
-            `argparse.Namespace` are accepted.
-        output: folder to write into; made if absent.
+        path: the checkpoint; no code in it runs: only tensors, plain containers and `argparse.Namespace` are read.
+        output: folder to write into; created if absent.
         channels: "keep" the three channels, or "fold" them into one; a grey image gives the same tokens either way.
-        part: which encoder and head to export; the paper fine-tunes the teacher's.
+        part: encoder and head to export: "teacher" (the paper fine-tunes it) or "student".
         strict: fail if a name has no place or is missing. Otherwise both are listed in the report and the JSON files.
         decoder_heads: attention heads of the restoration decoder; None for the checkpoint's own.
 
@@ -317,39 +313,42 @@ def import_released(
         Written files, names that were not placed or are missing, and what was assumed.
 
     Raises:
-        CheckpointError: the file cannot be read, holds other types, lacks the part, does not fit and `strict` is set
-            (the message lists the names), or names decoder heads that cannot be.
+        CheckpointError: if the file cannot be read, holds other types, lacks the part, names impossible decoder heads,
+            or, with `strict`, does not fit (the message lists the names).
     """
     for name, value, known in (("channels", channels, ("keep", "fold")), ("part", part, ("teacher", "student"))):
         if value not in known:
             raise CheckpointError(f"{name} is {value!r}; expected one of {known}.")
-    path, output = Path(path), Path(output)
+    path = Path(path)
     source = _read(path)
     if part not in source:
         raise CheckpointError(f"'{path.name}' has no entry '{part}'; it holds {sorted(source)}.")
     report = ImportReport(unplaced=sorted(str(name) for name in set(source) - _KNOWN_ENTRIES))
     heads = _decoder_heads(path, source.get("args"), decoder_heads)
-    parts: dict[str, FoundParts] = {}
-    for name in ("teacher", "student"):
-        if name in source:
-            parts[name] = _found(path, name, source[name], heads or _RELEASED_HEADS, report)
+    names: list[str] = [name for name in ("teacher", "student") if name in source]
+    parts = {name: _found(path, name, source[name], heads or _RELEASED_HEADS, report) for name in names}
     if heads is None and "student" in parts and parts["student"].decoder is not None:
-        report.assumed.append(f"{_RELEASED_HEADS} decoder heads, as released: the checkpoint names none")
-        logger.warning(
-            "%s. With another number restored pictures are wrong although all weights fit: give it by --decoder-heads",
-            report.assumed[-1],
-        )
+        _assume_heads(report)
     prototypes = _prototypes(path, source.get("AFiRe_loss"), report)
     if strict and (report.unplaced or report.missing):
         raise CheckpointError(
             f"'{path.name}' does not fit. No place for: {_listed(report.unplaced)}. "
             f"Missing: {_listed(report.missing)}. Pass strict=False to import what fits."
         )
-    facts = {"source_sha256": _sha256(path), "unplaced": report.unplaced, "missing": report.missing}
+    sha256 = weights_hashes({"source": path})["source"]
+    facts = {"source_sha256": sha256, "unplaced": report.unplaced, "missing": report.missing}
     if isinstance(source.get("epoch"), int):
         facts["epochs"] = source["epoch"]
-    _write(parts, prototypes, part, channels == "fold", output, {**facts, "method_name": "AFiRe"}, report)
+    _write(parts, prototypes, part, channels == "fold", Path(output), {**facts, "method_name": "AFiRe"}, report)
     return report
+
+
+def _assume_heads(report: ImportReport) -> None:
+    report.assumed.append(f"{_RELEASED_HEADS} decoder heads, as released: the checkpoint names none")
+    logger.warning(
+        "%s. With another number restored pictures are wrong although all weights fit: give it by --decoder-heads",
+        report.assumed[-1],
+    )
 
 
 def _decoder_heads(path: Path, args: object, given: int | None) -> int | None:
@@ -441,7 +440,7 @@ def _write(
         encoder = fold_encoder(student.encoder) if fold else student.encoder
         decoder = fold_decoder(student.decoder, student.encoder, encoder) if fold else student.decoder
         both = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
-        description = {"encoder": encoder.config, "decoder": decoder.config, "input": _INPUT, **facts}
+        description = {"encoder": encoder.config, "decoder": decoder.config, "input": INPUT, **facts}
         description["assumed"] = report.assumed
         report.files.append(_save(both, output, "restorer", description))
 
@@ -449,11 +448,6 @@ def _write(
 def _save(module: nn.Module, output: Path, name: str, description: dict[str, Any]) -> Path:
     description = {"format": f"afire-monai {name} 1", **description}
     return save_module_files(module.state_dict(), description, output / f"{name}.safetensors")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _listed(names: list[str]) -> str:

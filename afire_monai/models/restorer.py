@@ -150,7 +150,7 @@ class AnomalyNetwork(nn.Module):
         return AnomalyOutput(restored, anomaly, tokens)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give (B, C + 1, H, W): the restored picture, then the anomaly map, both in 0…1."""
+        """Return (B, C + 1, H, W): the restored picture, then the anomaly map, both in 0…1."""
         output = self.analyse(images)
         return torch.cat([output.restored, output.anomaly], dim=1)
 
@@ -178,7 +178,7 @@ def load_restorer(path: str | Path) -> AnomalyNetwork:
 
 
 class AnomalyInferer(Inferer):
-    """Give the model's whole answer, tokens included, where a plain call gives pictures only."""
+    """Return the model's whole answer, tokens included, where a plain call gives pictures only."""
 
     def __call__(self, inputs: Tensor, network: AnomalyNetwork, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Run the network.

@@ -98,11 +98,11 @@ class RecomputedBlock:
         return called
 
 
-def recompute_blocks(modules: Iterable[nn.Module], recompute: bool = True) -> int:
-    """Switch recomputation on or off wherever it is offered; gives the number of networks that offer it."""
+def recompute_blocks(modules: Iterable[nn.Module]) -> int:
+    """Switch recomputation on wherever it is offered; return the number of networks that offer it."""
     able = [module for module in modules if isinstance(module, RecomputedBlock)]
     for module in able:
-        module.recompute = recompute
+        module.recompute = True
     return len(able)
 
 

@@ -14,7 +14,7 @@ from afire_monai.networks.encoder_base import Encoder, FeatureMap
 
 
 def sincos_positions(grid: tuple[int, int], dim: int, reference: tuple[int, int] | None = None) -> Tensor:
-    """Give fixed two-dimensional sine-cosine positions for a grid of patch tokens.
+    """Return fixed two-dimensional sine-cosine positions for a grid of patch tokens.
 
     Half of the channels encode the column, half the row, each as sines then cosines of geometrically spaced
     frequencies (the layout of MAE, which AFiRe's release uses). For a grid other than ``reference`` the coordinates are
@@ -136,7 +136,7 @@ class ViTEncoder(RecomputedBlock, Encoder):
     def hidden_states(
         self, images: Tensor, residual_scale: Tensor | None = None, visible: Tensor | None = None
     ) -> list[Tensor]:
-        """Give the tokens (B, 1 + L, D) before the first block and after each of them, before the last layer norm.
+        """Return the tokens (B, 1 + L, D) before the first block and after each of them, before the last layer norm.
 
         Args:
             images: (B, C, H, W) in 0…1.
@@ -182,7 +182,7 @@ class ViTEncoder(RecomputedBlock, Encoder):
         return kept
 
     def pyramid(self, images: Tensor, residual_scale: Tensor | None = None) -> list[Tensor]:
-        """Give tokens of evenly spaced depths as maps (B, D, h, w), the last after the last layer norm."""
+        """Return tokens of evenly spaced depths as maps (B, D, h, w), the last after the last layer norm."""
         states = self.hidden_states(images, residual_scale)
         grid = self.grid_of(images.shape[2], images.shape[3])
         tokens = [*(states[tap] for tap in self.taps), self.norm(states[-1])]
@@ -195,7 +195,7 @@ class ViTEncoder(RecomputedBlock, Encoder):
         return 0 if parameter.startswith(("patch_embed", "cls_token")) else self.depth + 1
 
     def attribution_layer(self, block: int | None, class_token: bool) -> nn.Module:
-        """Give a block, or the last layer norm; where only the class token goes on, what enters the last block.
+        """Return a block, or the last layer norm; where only the class token goes on, what enters the last block.
 
         Raises:
             AfireError: for a block that does not exist, or a class token of a single block.

@@ -95,7 +95,7 @@ class Encoder(nn.Module, ABC):
         return values
 
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
-        """Give the token grid (h, w) of an image size.
+        """Return the token grid (h, w) of an image size.
 
         Args:
             height: pixels.
@@ -159,7 +159,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def pyramid(self, images: Tensor, residual_scale: Tensor | None = None) -> list[Tensor]:
-        """Give the maps that :attr:`feature_maps` names, each (B, channels, H / stride, W / stride).
+        """Return the maps that :attr:`feature_maps` names, each (B, channels, H / stride, W / stride).
 
         Args:
             images: as for :meth:`forward`.
@@ -179,7 +179,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def attribution_layer(self, block: int | None, class_token: bool) -> nn.Module:
-        """Give the submodule whose output Grad-CAM weighs: tokens (B, 1 + L, D) or a map (B, D, h, w).
+        """Return the submodule whose output Grad-CAM weighs: tokens (B, 1 + L, D) or a map (B, D, h, w).
 
         Args:
             block: number of a block, negative counts from the end; None for the last place that suits.

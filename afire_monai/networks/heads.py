@@ -169,7 +169,7 @@ class ProjectionMLP(nn.Module):
 
 
 def resize_then_pool(size: int, between: int, cells: int) -> Tensor:
-    """Give the matrix of a bilinear resize of an axis to ``between`` pixels, then of averages over ``cells`` parts.
+    """Return the matrix of a bilinear resize of an axis to ``between`` pixels, then of averages over ``cells`` parts.
 
     Args:
         size: pixels of the axis.

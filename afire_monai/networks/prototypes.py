@@ -122,5 +122,5 @@ class PrototypeBank(nn.Module):
         self.prototypes.copy_(torch.where(count > 0, moved, self.prototypes))
 
     def assignment(self) -> Tensor:
-        """Give the balanced assignment of cells to the K dimensions: (N, K) float32, each row a distribution."""
+        """Return the balanced assignment of cells to the K dimensions: (N, K) float32, each row a distribution."""
         return sinkhorn(self.prototypes, self.temperature, self.iterations)

@@ -21,23 +21,21 @@ STRIDE = 32
 class ContextBottleneck(nn.Module):
     """Re-weigh a map by channel, then by place (MLVICX, arXiv 2403.11504; as CBAM, Woo et al., ECCV 2018).
 
-    Channels: an MLP shared by the average-pooled and the max-pooled map, added and squashed to 0…1. Places: a 7 x 7
-    convolution over the mean and the maximum of all channels, squashed likewise.
+    Channels: an MLP (hidden layer of half the width) shared by the average-pooled and the max-pooled map, added and
+    squashed to 0…1. Places: a 7 x 7 convolution over the mean and the maximum of all channels, squashed likewise.
 
     Args:
         channels: of the map.
-        reduction: by how much the MLP's hidden layer is narrower.
-        kernel_size: of the convolution, odd.
     """
 
-    def __init__(self, channels: int, reduction: int = 2, kernel_size: int = 7) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.channel = nn.Sequential(
-            nn.Linear(channels, channels // reduction, bias=False),
+            nn.Linear(channels, channels // 2, bias=False),
             nn.ReLU(),
-            nn.Linear(channels // reduction, channels, bias=False),
+            nn.Linear(channels // 2, channels, bias=False),
         )
-        self.spatial = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.spatial = nn.Conv2d(2, 1, 7, padding=3, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Re-weigh (B, C, H, W)."""
@@ -111,7 +109,7 @@ class ResNetEncoder(Encoder):
         self._first = [sum(blocks[:stage]) for stage in range(5)]
 
     def pyramid(self, images: Tensor, residual_scale: Tensor | None = None) -> list[Tensor]:
-        """Give the re-weighed maps after the stem and each stage: strides 2, 4, 8, 16 and 32."""
+        """Return the re-weighed maps after the stem and each stage: strides 2, 4, 8, 16 and 32."""
         self.checked(images)
         x = self.contexts[0](self.stem(self.normalise(images)))
         maps = [x]
@@ -127,7 +125,7 @@ class ResNetEncoder(Encoder):
         return maps
 
     def forward(self, images: Tensor, residual_scale: Tensor | None = None) -> Tensor:
-        """Give (B, 1 + L, 512): the mean of the last map, then its cells row by row (see :meth:`Encoder.forward`)."""
+        """Return (B, 1 + L, 512): the mean of the last map, then its cells row by row (see :meth:`Encoder.forward`)."""
         cells = self.pyramid(images, residual_scale)[-1].flatten(2).transpose(1, 2)
         return torch.cat([cells.mean(1, keepdim=True), cells], dim=1)
 
@@ -139,7 +137,7 @@ class ResNetEncoder(Encoder):
         return self._first[int(rest[0])] if part == "contexts" else 0
 
     def attribution_layer(self, block: int | None, class_token: bool) -> nn.Module:
-        """Give a basic block, or what gives the last map, which both kinds of token are made of.
+        """Return a basic block, or what gives the last map, which both kinds of token are made of.
 
         Raises:
             AfireError: for a block that does not exist.

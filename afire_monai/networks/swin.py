@@ -92,7 +92,7 @@ class SwinEncoder(Encoder):
         self._first = [sum(depths[:stage]) for stage in range(5)]
 
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
-        """Give the token grid (h, w) of an image size (see :meth:`Encoder.grid_of`).
+        """Return the token grid (h, w) of an image size (see :meth:`Encoder.grid_of`).
 
         Raises:
             AfireError: for a size that is no multiple of 32, or whose last map is smaller than a window.
@@ -106,7 +106,7 @@ class SwinEncoder(Encoder):
         return grid
 
     def pyramid(self, images: Tensor, residual_scale: Tensor | None = None) -> list[Tensor]:
-        """Give the embedded patches and the map after each stage: strides 4, 4, 8, 16 and 32."""
+        """Return the embedded patches and the map after each stage: strides 4, 4, 8, 16 and 32."""
         self.checked(images)
         x = self.patch_embed(self.normalise(images))
         maps = [x]
@@ -136,7 +136,7 @@ class SwinEncoder(Encoder):
         return mask
 
     def forward(self, images: Tensor, residual_scale: Tensor | None = None) -> Tensor:
-        """Give (B, 1 + L, D): the mean of the last map, then its cells row by row (see :meth:`Encoder.forward`)."""
+        """Return (B, 1 + L, D): the mean of the last map, then its cells row by row (see :meth:`Encoder.forward`)."""
         cells = self.pyramid(images, residual_scale)[-1].flatten(2).transpose(1, 2)
         return torch.cat([cells.mean(1, keepdim=True), cells], dim=1)
 
@@ -150,7 +150,7 @@ class SwinEncoder(Encoder):
         return self.depth + 1 if part == "norm" else 0
 
     def attribution_layer(self, block: int | None, class_token: bool) -> nn.Module:
-        """Give what gives the last map, which both kinds of token are made of.
+        """Return what gives the last map, which both kinds of token are made of.
 
         Raises:
             AfireError: for any block but the last: the others give maps with channels last.

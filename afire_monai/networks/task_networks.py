@@ -108,7 +108,7 @@ class ViTClassifier(nn.Module):
         return torch.cat([*pooled, *([] if self.normality is None else [self.normality(mean)])], 1)
 
     def forward(self, images: Tensor, residual_scale: Tensor | None = None) -> Tensor:
-        """Give logits (B, labels), not calibrated.
+        """Return logits (B, labels), not calibrated.
 
         Args:
             images: (B, C, H, W) in 0…1.
@@ -121,7 +121,7 @@ class ViTClassifier(nn.Module):
         return torch.sigmoid(logits.float() * self.calibration_scale + self.calibration_bias)
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """Give calibrated probabilities (B, labels) in 0…1 of images (B, C, H, W) in 0…1."""
+        """Return calibrated probabilities (B, labels) in 0…1 of images (B, C, H, W) in 0…1."""
         return self.calibrated(self(images))
 
 
@@ -183,7 +183,7 @@ class ViTSegmenter(nn.Module):
         return cls(encoder, config["classes"], config["width"])
 
     def forward(self, images: Tensor, residual_scale: Tensor | None = None) -> Tensor:
-        """Give logits (B, classes, H, W).
+        """Return logits (B, classes, H, W).
 
         Args:
             images: (B, C, H, W) in 0…1.
@@ -195,7 +195,7 @@ class ViTSegmenter(nn.Module):
         return self.out(self.ups[0](x, self.stem(self.encoder.normalise(images))))
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """Give probabilities (B, classes, H, W) in 0…1 of images (B, C, H, W) in 0…1."""
+        """Return probabilities (B, classes, H, W) in 0…1 of images (B, C, H, W) in 0…1."""
         return self(images).float().sigmoid()
 
 

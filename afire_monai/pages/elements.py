@@ -38,12 +38,12 @@ def page(title: str, parts: Sequence[str]) -> str:
 
 
 def paragraph(text: str, kind: str = "") -> str:
-    """Give a paragraph of plain text; kinds are ``small``, ``good``, ``bad`` and ``note``."""
+    """Return a paragraph of plain text; kinds are ``small``, ``good``, ``bad`` and ``note``."""
     return f"<p class='{kind}'>{html.escape(text)}</p>" if kind else f"<p>{html.escape(text)}</p>"
 
 
 def embedded(picture: Path | bytes, name: str) -> str:
-    """Give an image element that holds a PNG or JPEG itself."""
+    """Return an image element that holds a PNG or JPEG itself."""
     content = picture if isinstance(picture, bytes) else picture.read_bytes()
     kind = "jpeg" if content.startswith(b"\xff\xd8") else "png"
     data = base64.b64encode(content).decode("ascii")
@@ -51,14 +51,14 @@ def embedded(picture: Path | bytes, name: str) -> str:
 
 
 def section(title: str, picture: Path | bytes | None, caption: str) -> str:
-    """Give a heading, a PNG and its caption; nothing without a PNG."""
+    """Return a heading, a PNG and its caption; nothing without a PNG."""
     if picture is None:
         return ""
     return f"<h2>{html.escape(title)}</h2>{embedded(picture, title)}{paragraph(caption, 'small')}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Give a table of plain texts; nothing without rows."""
+    """Return a table of plain texts; nothing without rows."""
     if not rows:
         return ""
     top = "<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>" if head else ""
@@ -67,7 +67,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def new_figure(width: float, height: float, constrained: bool = True) -> Any:
-    """Give an empty figure (inches) that no window system knows of; ``constrained``: axes are placed by themselves."""
+    """Return an empty figure (inches) without a window; with ``constrained``, matplotlib lays out the axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -77,14 +77,14 @@ def new_figure(width: float, height: float, constrained: bool = True) -> Any:
 
 
 def png(figure: Any, dpi: int = 100) -> bytes:
-    """Give a figure as the bytes of a PNG."""
+    """Return a figure as the bytes of a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=dpi, format="png")
     return buffer.getvalue()
 
 
 def jpeg(figure: Any, dpi: int = 100) -> bytes:
-    """Give a figure as the bytes of a JPEG."""
+    """Return a figure as the bytes of a JPEG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=dpi, format="jpeg", pil_kwargs={"quality": 88})
     return buffer.getvalue()

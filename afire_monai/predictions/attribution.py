@@ -103,7 +103,7 @@ def attention_rollout(model: nn.Module, images: Tensor, start: str = "auto") -> 
 
 
 def attention_maps(encoder: Any, images: Tensor) -> list[Tensor]:
-    """Give each block's attention, averaged over heads: (B, 1 + L, 1 + L) float32, rows sum to 1; registers come first.
+    """Return each block's attention, averaged over heads: (B, 1 + L, 1 + L) float32; rows sum to 1, registers first.
 
     The fused attention of the blocks does not keep its weights; they are computed again from what enters it.
 

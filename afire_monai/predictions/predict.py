@@ -43,7 +43,7 @@ class Source:
     reader: Mapping[str, Any] = field(default_factory=dict)
 
     def key(self) -> str:
-        """Give the table that tells which index is which file. It can identify patients: it stays with its owner."""
+        """Return the table that tells which index is which file. It can identify patients: it stays with its owner."""
         return csv_text([["index", "file"], *enumerate(self.files)])
 
 
@@ -88,7 +88,7 @@ def _from_datalist(path: Path, section: str) -> Source:
 
 
 logger = logging.getLogger(__name__)
-NOTE = "Research software, no medical device: no diagnosis. Read with the radiograph, by someone who can."
+NOTE = "Research software, not a medical device: no diagnosis. Read with the radiograph, by someone who can."
 
 
 @dataclass
@@ -132,57 +132,66 @@ def predict(
 ) -> PredictionSummary:
     """Predict radiographs with the models of a folder.
 
-    Written are ``predictions.csv`` and ``.json`` (see `afire_monai.predictions.format`), for each image
-    ``json/NNNNN.json`` and, as asked for, ``heatmaps/``, ``overlays/``, ``restored/`` and ``masks/NNNNN.png``;
-    ``left_out.csv``, and ``index.csv``, which alone says which file an index is and is readable by its owner only.
-    No more than a few batches are in memory. Under ``torchrun`` each process takes its share of the files.
+    The folder gets ``predictions.csv`` and ``.json`` (see `afire_monai.predictions.format`); for each image
+    ``json/NNNNN.json`` and, if asked for, a picture in ``heatmaps/``, ``overlays/``, ``restored/`` or ``masks/``;
+    ``left_out.csv``; and ``index.csv``, which alone names the file of each index and which only its owner can read.
+    Only a few batches are in memory. Under ``torchrun`` each process takes its share of the files.
 
     Args:
-        inputs: folders and files, or one data list.
+        inputs: folders and files (PNG, JPEG, NIfTI, DICOM), or one data list (.json).
         model: model folders (see `Scorer`).
         out: folder to write into.
         section: of the data list.
-        heatmap: see `Scorer`.
-        label: likewise.
-        restored: write restored pictures.
-        overlays: write pictures for people, the heatmap in colour over the radiograph.
+        heatmap: anomaly, gradcam, rollout, none; auto takes the first that the model can.
+        label: which label Grad-CAM is for; each image's most probable finding unless given.
+        restored: also write restored pictures.
+        overlays: also write the heatmaps in colour over the radiographs, for people.
         batch_size: radiographs computed at once.
-        workers: threads that read; None for the number of cores, at most 8; 0 reads without threads.
-        resume: go on with what an earlier run left in ``out``; what it left out is tried again.
+        workers: threads that read; the number of cores, at most 8, unless given. 0 reads without threads.
+        resume: go on with the results of an earlier run in ``out``; files that it left out are tried again.
         device: where to compute; None for a GPU if there is one.
         progress: show a bar with the time left.
 
     Raises:
         AfireError: for wrong options, models that cannot be read, or a folder with other results.
     """
-    if batch_size < 1 or (workers is not None and workers < 0):
-        raise AfireError(f"--batch-size must be at least 1 and --workers at least 0, got {batch_size} and {workers}")
+    _check_counts(batch_size, workers)
     source = find_source(inputs, section)
-    joined_before = dist.is_initialized()
-    rank, world = join_processes()
+    joined_before, (rank, world) = dist.is_initialized(), join_processes()
     scorer = Scorer(model, device or _own_device(), heatmap, label, restored)
     if not source.section:  # a list says by itself how its images are read; folders are read as in training
         source = replace(source, reader=scorer.reader)
-    if overlays and scorer.heatmap == "none":
-        raise AfireError("--overlays shows heatmaps; ask for one with --heatmap")
-    folder = ResultFolder(out)
-    options = {"heatmap": scorer.heatmap, "label": label, "restored": restored, "overlays": overlays}
-    run = {**options, "section": source.section, "datalist_sha256": source.datalist_sha256, "model": scorer.facts}
+    folder = _result_folder(out, overlays, scorer)
+    run = _run_facts(source, scorer, label, restored=restored, overlays=overlays)
     if rank == 0:
         folder.start(run, source.key(), resume)
     _wait(world)
-    mine = range(rank, len(source.files), world)
-    todo = [index for index in mine if not folder.finished(index)]
+    share = range(rank, len(source.files), world)
+    todo = [index for index in share if not folder.finished(index)]
     job = _Job(source, scorer, folder, overlays, batch_size, _threads(workers))
-    left_out, earlier = _gathered(job.run(todo, progress and rank == 0), len(mine) - len(todo), world)
-    scored = len(source.files) - len(left_out)
-    if rank == 0:
-        facts = {**run, "thresholds": scorer.thresholds, "mask_values": scorer.mask_values, "note": NOTE}
-        scored = folder.finish(len(source.files), left_out, facts, scorer.labels)
-    _wait(world)
-    if world > 1 and not joined_before:
-        dist.destroy_process_group()
-    return PredictionSummary(len(source.files), scored, left_out, earlier, rank)
+    left_out, earlier = _gathered(job.run(todo, progress and rank == 0), len(share) - len(todo), world)
+    facts = {**run, "thresholds": scorer.thresholds, "mask_values": scorer.mask_values, "note": NOTE}
+    total = len(source.files)
+    scored = folder.finish(total, left_out, facts, scorer.labels) if rank == 0 else total - len(left_out)
+    _leave(world, joined_before)
+    return PredictionSummary(total, scored, left_out, earlier, rank)
+
+
+def _run_facts(source: Source, scorer: Scorer, label: str | None, **written: bool) -> dict[str, Any]:
+    """Return what the results depend on, as kept for resuming."""
+    options = {"heatmap": scorer.heatmap, "label": label, **written}
+    return {**options, "section": source.section, "datalist_sha256": source.datalist_sha256, "model": scorer.facts}
+
+
+def _check_counts(batch_size: int, workers: int | None) -> None:
+    if batch_size < 1 or (workers is not None and workers < 0):
+        raise AfireError(f"--batch-size must be at least 1 and --workers at least 0, got {batch_size} and {workers}")
+
+
+def _result_folder(out: str | Path, overlays: bool, scorer: Scorer) -> ResultFolder:
+    if overlays and scorer.heatmap == "none":
+        raise AfireError("--overlays shows heatmaps; ask for one with --heatmap")
+    return ResultFolder(out)
 
 
 @dataclass
@@ -283,6 +292,12 @@ def join_processes() -> tuple[int, int]:
         # processes wait for the slowest at the end, which can be hours later
         join_group("gloo", timeout=timedelta(days=7))
     return dist.get_rank(), dist.get_world_size()
+
+
+def _leave(world: int, joined_before: bool) -> None:
+    _wait(world)
+    if world > 1 and not joined_before:
+        dist.destroy_process_group()
 
 
 def _wait(world: int) -> None:

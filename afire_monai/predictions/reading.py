@@ -49,7 +49,7 @@ class LeftOut:
 
 
 def display_size(shape: Size, side: int = DISPLAY_SIDE) -> Size:
-    """Give the size of pictures that are written for a radiograph: its own, at most ``side`` on its long side."""
+    """Return the size of pictures that are written for a radiograph: its own, at most ``side`` on its long side."""
     scale = min(1.0, side / max(shape))
     return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
 

@@ -167,7 +167,7 @@ def _number(entry: Mapping[str, Any] | None, name: str) -> float:
 
 
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:
-    """Give rows as the text of a CSV file."""
+    """Return rows as the text of a CSV file."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()

@@ -154,12 +154,12 @@ class Scorer:
         return tuple(dict.fromkeys([*networks, *([self.detector.canvas_size] if self.detector else [])]))
 
     def _facts(self) -> dict[str, Any]:
-        """Give what identifies the models: the package's version and the SHA-256 of each weights file."""
+        """Return what identifies the models: the package's version and the SHA-256 of each weights file."""
         hashes = weights_hashes(self.files)
         return {"version": __version__, **{f"{kind}_sha256": value for kind, value in hashes.items()}}
 
     def _reader(self) -> dict[str, Any]:
-        """Give the reader options that the list of the first model with some had."""
+        """Return the reader options that the list of the first model with some had."""
         for path in self.files.values():
             description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
             if description.get("reader"):
@@ -228,8 +228,8 @@ class Scorer:
         chosen = self._explained_labels(batch.probabilities)
         maps = torch.zeros(len(seen), *self.classifier.encoder.grid, device=seen.device)
         for place in chosen.unique().tolist():
-            mine = chosen == place
-            maps[mine] = grad_cam(self.classifier, seen[mine], place)
+            of_image = chosen == place
+            maps[of_image] = grad_cam(self.classifier, seen[of_image], place)
         batch.heatmap = _stretched(maps, seen)
         return chosen.cpu()
 
@@ -256,10 +256,10 @@ class Scorer:
             if label and batch.heatmap is not None and not batch.heatmap[place].any():
                 record["heatmap"]["empty"] = True  # black is what Grad-CAM says here, and no picture that went missing
 
-        def mine(tensor: Tensor | None) -> Tensor | None:
+        def of_image(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[place].float()
 
-        return Answer(record, mine(batch.heatmap), mine(batch.restored), mine(batch.masks))
+        return Answer(record, of_image(batch.heatmap), of_image(batch.restored), of_image(batch.masks))
 
     def _labelled(self, name: str, probability: float) -> dict[str, Any]:
         threshold = self.thresholds.get(name)
@@ -274,7 +274,7 @@ def _stretched(maps: Tensor, images: Tensor) -> Tensor:
 
 
 def _distinct(classes: Sequence[str], values: dict[str, int]) -> dict[str, int]:
-    """Give each class its value in a mask: what training had, or 1, 2, … where that does not tell classes apart.
+    """Return each class its value in a mask: what training had, or 1, 2, … where that does not tell classes apart.
 
     Masks of training may be a file for each class, all with 255; what is written here is one mask of all classes.
     """

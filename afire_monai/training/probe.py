@@ -85,15 +85,16 @@ def fit_probe(
     Strength and trust are fixed (chosen on validation images, docs/finetune.md), so that five labelled images suffice.
 
     Args:
-        datalist: with labels, and images for training and validation.
-        out: gets ``models/classifier.safetensors`` and ``predictions/``, as fine-tuning writes them.
-        model: folder with the encoder; None for the one that comes with the package.
-        labels: names to learn; ``all`` for every label but the one for normal.
-        uncertain: what -1 counts as: ``ignore``, ``zeros`` or ``ones``.
+        datalist: data list with labels, with images for training and validation.
+        out: folder to write into; gets ``models/`` and ``predictions/``, as fine-tuning writes them.
+        model: folder with the encoder; the one that comes with the package unless given.
+        labels: names to learn, with commas between them on a command line; ``all`` for every label but the one for
+            normal.
+        uncertain: what -1 counts as: ignore, zeros or ones.
         fraction: share of the training images whose labels are used; all of the normal ones still count as normal.
         seed: of that share.
-        calibration: see `leave_classifier`.
-        threshold_rule: likewise.
+        calibration: of probabilities on the validation images: temperature, platt or none.
+        threshold_rule: youden, or specificity95.
         batch_size: radiographs computed at once.
         workers: threads that read.
         progress: show bars with the time left.

@@ -72,7 +72,7 @@ class RadiographAugment(nn.Module):
         return self.exposure(moved, uniforms[:, 4:7]), mask
 
     def _matrices(self, uniforms: Tensor, images: Tensor) -> Tensor:
-        """Give (B, 2, 3): where each output pixel comes from, in coordinates of -1…1."""
+        """Return (B, 2, 3): where each output pixel comes from, in coordinates of -1…1."""
         signed = uniforms * 2 - 1
         angle = signed[:, 0] * math.radians(self.rotate)
         size = 1 + signed[:, 1] * self.scale

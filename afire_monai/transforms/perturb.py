@@ -20,7 +20,7 @@ def whole_numbers(uniforms: Tensor, low: int | Tensor, high: int | Tensor) -> Te
 
 
 def hashed_uniforms(keys: Tensor, count: int) -> Tensor:
-    """Give many independent-looking numbers for each image from two, the same on every device.
+    """Return many independent-looking numbers for each image from two, the same on every device.
 
     A perturbation needs a number a pixel; drawing those on the CPU for the global batch would take longer than a step.
 

@@ -13,7 +13,7 @@ from afire_monai.core.errors import AfireError
 
 
 def crop_weights(start: Tensor, length: Tensor, size: int, out: int) -> Tensor:
-    """Give the matrices that cut an interval out of an axis and resample it, with a filter against aliasing.
+    """Return the matrices that cut an interval out of an axis and resample it, with a filter against aliasing.
 
     Linear interpolation where the interval is enlarged, a triangle as wide as two output pixels where it is reduced:
     what ``torch.nn.functional.interpolate(antialias=True)`` does, here for an interval of its own for each image.
@@ -35,7 +35,7 @@ def crop_weights(start: Tensor, length: Tensor, size: int, out: int) -> Tensor:
 
 
 def blur_weights(sigma: Tensor, size: int) -> Tensor:
-    """Give the matrices of a Gaussian blur along an axis; nothing is taken from outside the picture.
+    """Return the matrices of a Gaussian blur along an axis; nothing is taken from outside the picture.
 
     Args:
         sigma: (B,) standard deviation in pixels; 0 gives the identity.
@@ -203,6 +203,6 @@ class RandomViews(nn.Module):
         self.draws = sum(view.draws for view in views)
 
     def forward(self, images: Tensor, uniforms: Tensor) -> list[Tensor]:
-        """Give the views (B, C, height, width) of images (B, C, H, W) in 0…1, from uniforms (B, draws) in 0…1."""
+        """Return the views (B, C, height, width) of images (B, C, H, W) in 0…1, from uniforms (B, draws) in 0…1."""
         shares = uniforms.split([view.draws for view in self.views], dim=1)
         return [view(images, share) for view, share in zip(self.views, shares, strict=True)]

@@ -79,6 +79,7 @@ def test_table_of_stored_results_has_means_over_seeds_and_marks_who_is_level_wit
         '{"afire": {"images_per_second": 0.5, "peak_gib": 1}, "mae": {"images_per_second": 2, "peak_gib": 0.5}}'
     )
     words = ["--images", str(tmp_path / "normals.json"), "--method", "afire=20", "--chart", str(tmp_path / "chart.png")]
+    words += ["--csv", str(tmp_path / "all.csv")]
     run(monkeypatch, "table", "--out", str(tmp_path), "--against", "mae", *words)
     told = capsys.readouterr().out
     # 20 epochs of 12 images at half an image a second
@@ -90,6 +91,11 @@ def test_table_of_stored_results_has_means_over_seeds_and_marks_who_is_level_wit
     # every patient has the same Dice, so the intervals are the seeds' alone, and cancel in the difference
     assert "| afire | **0.450 (0.400 to 0.500)** | 2 | 0.071 | +0.160 (+0.160 to +0.160) | 2 of 2 |" in told
     assert "| fresh | 0.050 (0.000 to 0.100) | 2 | 0.071 | -0.240 (-0.240 to -0.240) | 0 of 2 |" in told
+    lines = (tmp_path / "all.csv").read_text().splitlines()
+    assert len(lines) == 10
+    assert lines[0].startswith("task,data,figure,method,mean,low,high,level_with_best,seeds,")
+    assert "segmentation,b,Dice,afire,0.450,0.400,0.500,yes,2,0.071,mae,0.160,0.160,0.160,2" in lines
+    assert "segmentation,b,Dice,mae,0.290,0.240,0.340,no,2,0.071,,,,," in lines
     with Image.open(tmp_path / "chart.png") as chart:
         assert chart.format == "PNG"
         # one row of three panels with three methods each

@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import afire_monai
 
@@ -39,8 +40,19 @@ def verify(tmp_path, monkeypatch):
 
 
 def pins():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    exact = dict(re.fullmatch(r"([\w-]+)==([\w.]+)", line).groups() for line in lines if not line.startswith("#"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return dict(re.fullmatch(r"([\w-]+)==([\w.]+)", pin).groups() for pin in project["dependencies"])
+    return {name: exact[name] for name in (re.match(r"[\w-]+", item)[0] for item in project["dependencies"])}
+
+
+def test_the_exact_versions_lie_in_the_ranges():
+    exact = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    for text in project["dependencies"] + extras["dicom"] + extras["export"] + extras["dev"]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(exact[requirement.name]), text
 
 
 def test_the_bundle_metadata_is_verified_offline(verify, metadata):

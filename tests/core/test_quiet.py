@@ -7,6 +7,7 @@ from afire_monai.core.quiet import quiet
 
 
 def test_warnings_and_logs_of_pydicom_and_highdicom_are_silent_inside_the_block_only(caplog, recwarn):
+    caplog.set_level(logging.WARNING, "pydicom")  # a command that ran before in this process silences it for good
     with quiet():
         warnings.warn("PatientName is Doe", UserWarning, stacklevel=1)
         logging.getLogger("pydicom.dataset").error("PatientName is Doe")

@@ -90,7 +90,8 @@ def found(items: list[dict[str, Any]], **options: Any) -> set[tuple[str, str]]:
 def test_each_kind_of_wrong_mask_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     items = folder(
         tmp_path,
-        {"a": SQUARE, "b": SQUARE, "white": SQUARE * 255, "broken": b"x", "rgb": np.stack([SQUARE, SQUARE, 2 * SQUARE], -1),
+        {"a": SQUARE, "b": SQUARE, "white": SQUARE * 255, "broken": b"x",
+         "rgb": np.stack([SQUARE, SQUARE, 2 * SQUARE], -1),
          "size": SQUARE[:, :3], "empty": SQUARE * 0},
     )  # fmt: skip
     errors = {("mask not readable", "error"), ("colour mask", "error"), ("mask of another size", "error")}

@@ -118,9 +118,9 @@ def test_integer_labels_and_scores_are_taken():
 
 
 def test_text_is_value_and_interval():
-    from afire_monai.evaluation.bootstrap import AurocInterval
+    from afire_monai.evaluation.bootstrap import Interval
 
-    assert str(AurocInterval(0.81234, 0.7, 0.9)) == "0.812 (0.700 to 0.900)"
+    assert str(Interval(0.81234, 0.7, 0.9)) == "0.812 (0.700 to 0.900)"
 
 
 def test_a_missing_class_and_different_lengths_are_refused_with_the_numbers():

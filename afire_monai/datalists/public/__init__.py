@@ -1,7 +1,8 @@
 """Public data sets as published → data lists, with their official test images where they have such.
 
-One function a data set. None of them changes or copies images. SIIM, JSRT and Montgomery write mask pictures, and
-MedMNIST all its pictures, into a folder of your choice, as theirs are not stored as one picture each.
+One function a data set; without ``out`` the list is only returned. None of them changes or copies images. SIIM, JSRT
+and Montgomery write mask pictures, and MedMNIST all its pictures, into a folder of your choice: theirs are not stored
+as one picture each.
 """
 
 from __future__ import annotations

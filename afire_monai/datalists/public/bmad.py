@@ -15,7 +15,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def datalist_from_bmad(folder: StrPath, out: StrPath | None = None) -> DataList:
-    """Build the list of an anomaly benchmark with the published sections.
+    """Build the list of the anomaly benchmark BMAD, or a set laid out alike: normal or abnormal, official split.
 
     Read are ``train/good``, ``valid/good``, ``valid/Ungood``, ``test/good`` and ``test/Ungood``, where pictures lie
     directly or in ``img``, with masks of the same names in ``label``. The set tells no patients, so each picture counts
@@ -23,7 +23,7 @@ def datalist_from_bmad(folder: StrPath, out: StrPath | None = None) -> DataList:
 
     Args:
         folder: that holds ``train`` and ``test``; or the one above, where a single folder named after the chest does.
-        out: JSON file to write; None to only return.
+        out: JSON file to write.
 
     Raises:
         DataListError: no such folders, or no picture.

@@ -34,7 +34,7 @@ def datalist_from_chexpert(
     validation: float = 0.02,
     seed: int = 0,
 ) -> DataList:
-    """Build the list of CheXpert (full or small) from its published files.
+    """Build the list of CheXpert (full or small): 14 or 5 findings with uncertain ones, valid.csv as test images.
 
     ``valid.csv`` (200 studies labelled by three radiologists) is the test section; validation images are taken from
     ``train.csv`` by patient. Uncertain (-1) stays -1. "No Finding" becomes the label "Normal".
@@ -42,7 +42,7 @@ def datalist_from_chexpert(
     Args:
         folder: that holds ``train.csv``, ``valid.csv`` and the folders ``train`` and ``valid``; or the folders of the
             full set's batches, or one level above.
-        out: JSON file to write; None to only return.
+        out: JSON file to write.
         labels: ``chexpert14`` or ``chexpert5``.
         unmentioned: a blank cell is ``negative`` (0, as most work does) or ``missing`` (null).
         lateral: take lateral views too.

@@ -33,7 +33,7 @@ def datalist_from_jsrt(
     fractions: Sequence[float] = RANDOM_FRACTIONS,
     seed: int = 0,
 ) -> DataList:
-    """Build the list of JSRT, with nodule boxes and lung masks where their files are there.
+    """Build the list of JSRT with SCR outlines: nodule boxes, lung masks, random split.
 
     Read are pictures named ``JPCLNnnn`` (nodule) and ``JPCNNnnn`` (none) as PNG or JPEG of any size, anywhere below the
     folder; ``CLNDAT_EN.txt`` and ``CNNDAT_EN.txt`` (age, sex, centre and diameter of the nodule: boxes are squares of
@@ -41,9 +41,9 @@ def datalist_from_jsrt(
     published (``.IMG``, 2048 x 2048, 12 bit big-endian, no header) have to be converted first.
 
     Args:
-        folder: that holds them.
-        out: JSON file to write; None to only return.
-        masks: folder for the lung masks (both lungs, of the picture's size); None for ``<list>_masks`` beside ``out``.
+        folder: that holds the pictures as PNG, CLNDAT_EN.txt, CNNDAT_EN.txt and the SCR masks.
+        out: JSON file to write.
+        masks: folder to write masks into; ``<list>_masks`` beside ``out`` unless given.
         fractions: shares of training, validation and test.
         seed: of the split; each picture is a patient.
 

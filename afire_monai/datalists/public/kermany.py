@@ -23,7 +23,7 @@ PATIENT = (
 def datalist_from_kermany(
     folder: StrPath, out: StrPath | None = None, validation: float = 0.1, seed: int = 0
 ) -> DataList:
-    """Build the list of the children's radiographs, with the published test folder.
+    """Build the list of Kermany's children's radiographs: pneumonia or normal, published test images.
 
     The 16 pictures of ``val``, where the copy has them, join the training images, and validation images are taken from
     both by patient. The patient is read from the file name: ``person12_virus_34`` is patient ``virus 12``, as bacterial
@@ -32,7 +32,7 @@ def datalist_from_kermany(
 
     Args:
         folder: that holds ``train`` and ``test`` (or ``chest_xray/train`` …), each with ``NORMAL`` and ``PNEUMONIA``.
-        out: JSON file to write; None to only return.
+        out: JSON file to write.
         validation: share of the training images that goes to validation, by patient, stratified.
         seed: of that choice.
 

@@ -26,7 +26,7 @@ SECTION = {"train": "training", "val": "validation", "test": "test"}
 
 
 def datalist_from_medmnist(file: StrPath, out: StrPath | None = None, images: StrPath | None = None) -> DataList:
-    """Build the list of PneumoniaMNIST or ChestMNIST with the published split, and write their pictures as PNG.
+    """Build the list of PneumoniaMNIST or ChestMNIST: pictures written as PNG, official split.
 
     Read is one ``.npz`` file of any of the four sizes. Its pictures are unpacked one at a time, so memory stays small.
     The file tells no patients, so each picture counts as one: ChestMNIST keeps the patients of ChestX-ray14 apart, but
@@ -34,8 +34,8 @@ def datalist_from_medmnist(file: StrPath, out: StrPath | None = None, images: St
 
     Args:
         file: ``pneumoniamnist.npz``, ``chestmnist_224.npz`` and so on.
-        out: JSON file to write; None to only return.
-        images: folder for the pictures; None for ``<list>_images`` beside ``out``.
+        out: JSON file to write.
+        images: folder to write the pictures into; ``<list>_images`` beside ``out`` unless given.
 
     Raises:
         DataListError: another file, or one that is broken; no folder for the pictures.

@@ -23,15 +23,15 @@ def datalist_from_mimic(
     unmentioned: Unmentioned = "negative",
     views: tuple[str, ...] = FRONTAL,
 ) -> DataList:
-    """Build the list of MIMIC-CXR-JPG from its published tables, with its official split.
+    """Build the list of MIMIC-CXR-JPG: labels of CheXpert's labeller, official split.
 
     Read are ``mimic-cxr-2.0.0-chexpert``, ``-metadata`` and ``-split`` (``.csv.gz`` or ``.csv``) and
     ``files/p10/p…/s…/….jpg``. Labels are those of the whole study, mined from its report by CheXpert's labeller;
     studies without report labels are left out. "No Finding" becomes the label "Normal".
 
     Args:
-        folder: that holds them.
-        out: JSON file to write; None to only return.
+        folder: that holds mimic-cxr-2.0.0-chexpert.csv.gz, -metadata, -split and files.
+        out: JSON file to write.
         labels: ``chexpert14`` or ``chexpert5``.
         unmentioned: a blank cell is ``negative`` (0) or ``missing`` (null).
         views: values of ``ViewPosition`` to take.

@@ -28,14 +28,14 @@ def datalist_from_nih(
     train_list: str = "train_val_list.txt",
     test_list: str = "test_list.txt",
 ) -> DataList:
-    """Build the list of ChestX-ray14 from its published files.
+    """Build the list of NIH ChestX-ray14: 14 findings from reports, boxes, official test images.
 
     Read are ``Data_Entry_2017*.csv``, the two lists, ``BBox_List_2017.csv`` where it is there, and the pictures in
     ``images_001/images`` … or ``images``, of any size (boxes are scaled).
 
     Args:
-        folder: that holds them.
-        out: JSON file to write; None to only return.
+        folder: that holds Data_Entry_2017*.csv, the two lists and the images.
+        out: JSON file to write.
         validation: share of the images of ``train_list`` that goes to validation, by patient, stratified.
         seed: of that choice.
         train_list: names of training and validation images, one a line.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from afire_monai.datalists.csv_table import Row, one_row_each, read_table
 from afire_monai.datalists.file import DEFAULT_NORMAL, DataList, StrPath
 from afire_monai.datalists.public.common import RANDOM_FRACTIONS, Gathered, finish, first_file
 from afire_monai.radiographs.decode import checked_options
-from afire_monai.radiographs.raster import WhiteLevel
 
 FRONTAL = ("PA", "AP", "AP_horizontal")
 NO_FINDINGS = ("unchanged", "suboptimal study", "")
@@ -29,26 +28,27 @@ def datalist_from_padchest(
     out: StrPath | None = None,
     at_least: int = 50,
     physicians_only: bool = False,
-    views: Collection[str] = FRONTAL,
+    views: tuple[str, ...] = FRONTAL,
     fractions: Sequence[float] = RANDOM_FRACTIONS,
     seed: int = 0,
-    png16_max: WhiteLevel = "dtype",
+    reader: Mapping[str, Any] | None = None,
 ) -> DataList:
-    """Build the list of PadChest from its table, divided at random by patient, as there is no official split.
+    """Build the list of PadChest: findings that are frequent enough, random split by patient.
 
     Read are ``PADCHEST_chest_x_ray_images_labels_160K*.csv`` (or ``.csv.gz``) and the PNG files of its archives,
     unpacked into the folders ``0`` … ``54`` that the table names, or all into one. "normal" becomes the label "Normal".
     Images whose labels are missing or say "exclude" are left out.
 
     Args:
-        folder: that holds them.
-        out: JSON file to write; None to only return.
+        folder: that holds the table and the unpacked images.
+        out: JSON file to write.
         at_least: a finding becomes a label if so many of the images that were found have it.
         physicians_only: leave out labels that a network read from the reports.
         views: values of ``Projection`` to take.
         fractions: shares of training, validation and test.
         seed: of the split.
-        png16_max: what is white in the 16-bit pictures, kept in ``meta.reader``. See `read_raster`.
+        reader: how the images are to be read (see `reader_options`), such as ``{"png16_max": 4095}``; kept in
+            ``meta.reader``.
 
     Raises:
         DataListError: a file or column is missing, a value in it is not as published, no image.
@@ -82,8 +82,8 @@ def datalist_from_padchest(
         item["label"] = [int(normal), *(int(name in findings) for name in wanted[1:])]
         gathered.sections["training"].append(item)
     gathered.divide(fractions, seed)
-    if png16_max != "dtype":
-        gathered.facts["reader"] = checked_options({"png16_max": png16_max})
+    if reader:
+        gathered.facts["reader"] = checked_options(reader)
     return finish("padchest", gathered, root, out)
 
 

@@ -32,15 +32,15 @@ def datalist_from_rsna(
     seed: int = 0,
     read_headers: bool = False,
 ) -> DataList:
-    """Build the list of the RSNA pneumonia challenge with its three classes and boxes.
+    """Build the list of RSNA pneumonia: three classes, boxes of opacity, random split.
 
     Read are ``stage_2_train_labels.csv``, ``stage_2_detailed_class_info.csv`` and ``stage_2_train_images/*.dcm`` (or
     pictures of the original size). The challenge's test labels were not published, so training images are divided at
     random; its ``patientId`` is one for each image, so patients with several cannot be told.
 
     Args:
-        folder: that holds them.
-        out: JSON file to write; None to only return.
+        folder: that holds stage_2_train_labels.csv, stage_2_detailed_class_info.csv and stage_2_train_images.
+        out: JSON file to write.
         fractions: shares of training, validation and test.
         seed: of the split.
         read_headers: take sex, age and view from the DICOM headers (reads every file once).

@@ -34,16 +34,16 @@ def datalist_from_siim(
     seed: int = 0,
     read_headers: bool = False,
 ) -> DataList:
-    """Build the list of SIIM-ACR pneumothorax, and write its run-length masks as PNG.
+    """Build the list of SIIM-ACR pneumothorax: masks from run lengths, written as PNG, random split.
 
     Read are ``train-rle.csv`` (or ``stage_2_train.csv``; several rows a picture are joined) and the DICOM or PNG
     files of 1024 x 1024. The challenge's test masks were never published with its files, so training images are divided
     at random. A picture without pneumothorax gets label 0 and no mask file; it may well show other disease.
 
     Args:
-        folder: that holds them.
-        out: JSON file to write; None to only return.
-        masks: folder for the masks; None for ``<list>_masks`` beside ``out``.
+        folder: that holds train-rle.csv and the DICOM files.
+        out: JSON file to write.
+        masks: folder to write masks into; ``<list>_masks`` beside ``out`` unless given.
         fractions: shares of training, validation and test.
         seed: of the split.
         read_headers: take sex, age and view from the DICOM headers (reads every file once).

@@ -21,14 +21,14 @@ AGE = re.compile(r"(\d+)\s*(y|m|w|d)", re.IGNORECASE)
 def datalist_from_shenzhen(
     folder: StrPath, out: StrPath | None = None, fractions: Sequence[float] = RANDOM_FRACTIONS, seed: int = 0
 ) -> DataList:
-    """Build the list of the Shenzhen set.
+    """Build the list of the Shenzhen set: tuberculosis or normal, lung masks, random split.
 
     Read are ``CXR_png/CHNCXR_nnnn_0.png`` (normal) and ``…_1.png`` (tuberculosis), ``ClinicalReadings/*.txt`` (sex and
     age), and lung masks in a folder named ``mask`` or ``masks`` as ``CHNCXR_nnnn_0_mask.png``, where they are there.
 
     Args:
-        folder: that holds them.
-        out: JSON file to write; None to only return.
+        folder: that holds CXR_png, ClinicalReadings and perhaps mask.
+        out: JSON file to write.
         fractions: shares of training, validation and test; the set has no official split.
         seed: of the split; each picture is a patient.
 
@@ -55,15 +55,15 @@ def datalist_from_montgomery(
     fractions: Sequence[float] = RANDOM_FRACTIONS,
     seed: int = 0,
 ) -> DataList:
-    """Build the list of the Montgomery set, and write its lung masks, published as one file a lung, as one PNG each.
+    """Build the list of the Montgomery set: tuberculosis or normal, lung masks, random split.
 
     Read are ``CXR_png/MCUCXR_nnnn_0.png`` (normal) and ``…_1.png`` (tuberculosis), ``ClinicalReadings/*.txt`` (sex and
     age) and ``ManualMask/leftMask`` and ``rightMask``.
 
     Args:
-        folder: that holds them.
-        out: JSON file to write; None to only return.
-        masks: folder for the joined masks; None for ``<list>_masks`` beside ``out``.
+        folder: that holds CXR_png, ClinicalReadings and ManualMask.
+        out: JSON file to write.
+        masks: folder to write masks into; ``<list>_masks`` beside ``out`` unless given.
         fractions: shares of training, validation and test; the set has no official split.
         seed: of the split; each picture is a patient.
 

@@ -31,7 +31,7 @@ SPELLING = {"Other disease": "Other diseases"}
 def datalist_from_vindr(
     folder: StrPath, out: StrPath | None = None, validation: float = 0.1, seed: int = 0, read_headers: bool = False
 ) -> DataList:
-    """Build the list of VinDr-CXR, with the published test images.
+    """Build the list of VinDr-CXR: 28 findings (majority of three readers), boxes, published test images.
 
     Training images were read by three radiologists each: a label is present where most of them say so, and boxes of all
     of them are kept for the labels that are present. Test labels are the published consensus. "No finding" becomes
@@ -40,7 +40,7 @@ def datalist_from_vindr(
     Args:
         folder: that holds ``annotations`` (or its tables), ``train`` and ``test`` (``.dicom``, ``.dcm`` or pictures of
             the original size).
-        out: JSON file to write; None to only return.
+        out: JSON file to write.
         validation: share of the training images that goes to validation, stratified.
         seed: of that choice.
         read_headers: take sex, age and view from the DICOM headers (reads every file once).

@@ -123,7 +123,7 @@ def send_folder(web: DicomWeb, folder: str | Path, progress: bool = False) -> Tr
 
     Args:
         web: the server.
-        folder: or one file.
+        folder: searched with its subfolders; files that are not DICOM are passed over. One file is possible too.
         progress: show a bar with the time left.
 
     Raises:

@@ -165,7 +165,8 @@ class MadeReference:
         reference: what was written.
         path: where.
         left_out: how many normal radiographs could not be used.
-        seen: whether the model was pre-trained on these radiographs; None where the model does not say.
+        seen: whether the model was pre-trained on these radiographs; None where the model does not say: a list that was
+            merged into the training's has another hash, so a difference tells nothing.
     """
 
     reference: NormalReference
@@ -184,7 +185,6 @@ def make_reference(
     most: int = 1000,
     batch_size: int = 16,
     workers: int = 2,
-    device: torch.device | None = None,
     progress: bool = False,
     layers: Sequence[int] = (),
     window: int = 0,
@@ -193,18 +193,17 @@ def make_reference(
 
     Args:
         model: folder with ``restorer.safetensors`` or ``encoder.safetensors``.
-        datalist: normal radiographs are taken from it: those whose labels say so, all of a list without labels.
+        datalist: data list; its normal radiographs are taken: those whose labels say so, all of a list without labels.
         section: ``training``, ``validation`` or ``test``.
-        base_dir: folder that relative paths of the list start from; None for the list's own.
+        base_dir: folder that the list's relative paths start from; the list's own folder unless given.
         parts: what to judge by (see `AnomalyDetector`); None for the default.
-        pooling: of cells into the image's score: ``mean``, ``top`` or ``max``.
+        pooling: of cells into the image's score: mean, top (mean of the highest 5 %) or max.
         most: use at most so many radiographs, evenly spaced over the section; they are held in memory as tokens.
         batch_size: radiographs computed at once.
         workers: threads that read.
-        device: where to compute; None for a GPU if there is one.
         progress: show a bar with the time left.
         layers: blocks whose tokens are judged besides the encoder's output; 0 is the first, -1 the last.
-        window: for ``neighbours``, cells that a normal token may be away.
+        window: for neighbours, cells that a normal token may be away from the place of the one it is compared with.
 
     Raises:
         DataListError: if the list or the section is missing, or holds no normal radiograph.
@@ -217,26 +216,23 @@ def make_reference(
         )
     files = {k: p for k, p in model_files([model]).items() if k in ("restorer", "encoder", "detector")}
     set_precision("float32")
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     detector = load_detector(files).to(device)
     items = training_items(datalist, section, base_dir=base_dir)
-    number = min(most, len(items))
-    items = [items[place * len(items) // number] for place in range(number)]
+    items = [items[place * len(items) // min(most, len(items))] for place in range(min(most, len(items)))]
     used: list[str] = []
-    options = reader_options(read_raw(Path(datalist)))
-    read = functools.partial(_read, items, detector.canvas_size, options)
+    raw = read_raw(Path(datalist))
+    read = functools.partial(_read, items, detector.canvas_size, reader_options(raw))
     reading = ahead(read, range(len(items)), workers, max(2 * batch_size, 2 * workers))
     bar = tqdm(reading, total=len(items), desc="normal radiographs", unit="image", disable=hidden(progress))
-    batches = _batches(bar, items, batch_size, used, device)
     base = "restorer" if "restorer" in files else "encoder"
-    # the other files may come and go: they have no part in it
     needed = {base, "detector"} if "prototypes" in (parts or ()) else {base}
     hashes = {kind: value for kind, value in weights_hashes(files).items() if kind in needed}
-    sha256 = datalist_hash(read_raw(Path(datalist)))
+    sha256 = datalist_hash(raw)
     trained_on = load_module_files(files[base])[1].get("data_sha256")
-    # a list that was merged into the training's has another hash, so a difference tells nothing
     seen = section == "training" if trained_on == sha256 else None
     facts = {"section": section, "datalist_sha256": sha256, "model_sha256": hashes, "seen_in_training": seen}
+    batches = _batches(bar, items, batch_size, used, device)
     reference = build_reference(detector, batches, used, parts, pooling, facts, layers, window)
     return MadeReference(reference, reference.cpu().save(model), len(items) - reference.count, seen)
 

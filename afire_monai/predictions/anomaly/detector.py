@@ -126,7 +126,7 @@ class AnomalyDetector(nn.Module):
         return tuple(part for part in PARTS if able.get(part, True))
 
     def offsets(self) -> list[tuple[int, int]]:
-        """Give the crops' offsets (row, column) in cells: the canvas' corners, and between them if need be."""
+        """Return the crops' offsets (row, column) in cells: the canvas' corners, and between them if need be."""
         s, grid = self.canvas.shift, self.canvas.grid
         rows, columns = (sorted({s, *range(0, s, side)}) for side in grid)
         return [(row, column) for row in rows for column in columns]
