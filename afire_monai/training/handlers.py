@@ -267,7 +267,7 @@ def write_panel(pictures: dict[str, Tensor], path: Path) -> None:
 
 @torch.no_grad()
 def predict_dataset(
-    task: Task, dataset: RadiographDataset, batch_size: int, device: torch.device | str = "cpu", workers: int = 0
+    task: Task, dataset: RadiographDataset, batch_size: int, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Run a task's network over a data set, in its order.
 
@@ -276,13 +276,12 @@ def predict_dataset(
         dataset: images with their targets.
         batch_size: images at a time.
         device: where the network is.
-        workers: loader processes.
 
     Returns:
         Logits (n, …) and the data set's further tensors (n, …), all on the CPU.
     """
     logits, rest = [], []
-    for batch in DataLoader(dataset, batch_size, num_workers=workers):
+    for batch in DataLoader(dataset, batch_size):
         logits.append(task.predict(batch.pop("image").to(device)).float().cpu())
         rest.append(batch)
     return torch.cat(logits), {name: torch.cat([b[name] for b in rest]) for name in rest[0]}
