@@ -30,6 +30,13 @@ def close_to_others() -> None:
     os.umask(int(wanted, 8) if wanted else before | 0o007)
 
 
+def usual_mode() -> int:
+    """Return the permissions that a new file has under the process's umask."""
+    before = os.umask(0o077)
+    os.umask(before)
+    return 0o666 & ~before
+
+
 @contextmanager
 def whole_file(
     path: Path, private: bool = False, shared: bool = False, sync: bool = False, new: bool = False
