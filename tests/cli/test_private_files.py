@@ -1,20 +1,9 @@
 """What commands write is closed to other users of the machine."""
 
-import os
 import stat
-
-import pytest
 
 from afire_monai.cli.main import run
 from afire_monai.phantom.chest import write_phantom_dataset
-
-
-@pytest.fixture(autouse=True)
-def usual_umask(monkeypatch):
-    monkeypatch.delenv("AFIRE_UMASK", raising=False)
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
 
 
 def open_to_others(folder):
@@ -23,6 +12,7 @@ def open_to_others(folder):
 
 
 def test_nothing_of_a_run_a_list_or_predictions_is_open_to_others(tmp_path, monkeypatch):
+    monkeypatch.delenv("AFIRE_UMASK", raising=False)
     data = str(write_phantom_dataset(tmp_path / "data", normal=12, abnormal=4, size=48))
     monkeypatch.chdir(tmp_path)
     tiny = ["image_size=32", "epochs=1", "batch_size=4", "encoder_preset=vit_ti6", "head_hidden=16", "panel_every=1"]

@@ -60,18 +60,11 @@ def test_text_is_utf8_with_its_own_line_ends(tmp_path):
     assert (tmp_path / "a.txt").read_bytes() == "ä\r\nb\n".encode()
 
 
-@pytest.fixture
-def umask():
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
-
-
 @pytest.mark.parametrize(
     ("umask_before", "wanted", "mode"),
     [(0o022, "", 0o640), (0o077, "", 0o600), (0o022, "002", 0o664), (0o002, "", 0o660)],
 )
-def test_files_are_closed_to_others_unless_it_is_asked_for(umask_before, wanted, mode, umask, tmp_path, monkeypatch):
+def test_files_are_closed_to_others_unless_it_is_asked_for(umask_before, wanted, mode, tmp_path, monkeypatch):
     monkeypatch.setenv("AFIRE_UMASK", wanted)
     os.umask(umask_before)
     close_to_others()
@@ -80,7 +73,7 @@ def test_files_are_closed_to_others_unless_it_is_asked_for(umask_before, wanted,
 
 
 @pytest.mark.parametrize("wanted", ["rw", "8", "0o77", "01777", "-1"])
-def test_a_mask_for_others_that_is_no_octal_number_is_refused(wanted, umask, monkeypatch):
+def test_a_mask_for_others_that_is_no_octal_number_is_refused(wanted, monkeypatch):
     monkeypatch.setenv("AFIRE_UMASK", wanted)
     with pytest.raises(AfireError, match=r"AFIRE_UMASK.*octal"):
         close_to_others()
