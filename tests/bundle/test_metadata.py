@@ -99,8 +99,24 @@ def test_metadata_names_the_versions_that_the_package_is_pinned_to(metadata):
     assert metadata["monai_version"] == pinned["monai"]
     assert metadata["pytorch_version"] == pinned["torch"]
     assert metadata["numpy_version"] == pinned["numpy"]
-    required = metadata["required_packages_version"]
+    required = dict(metadata["required_packages_version"])
+    assert required.pop("afire-monai") == afire_monai.__version__
     assert required == {name: pinned[name] for name in required}
+
+
+def test_metadata_names_the_exact_versions_of_optional_packages(metadata):
+    optional = metadata["optional_packages_version"]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert {"onnx", "highdicom", "pylibjpeg"} <= optional.keys()
+    assert {f"{name}=={number}" for name, number in optional.items()} <= set(lines)
+
+
+def test_what_the_specification_leaves_open_is_not_refused(verify, metadata):
+    image = metadata["network_data_format"]["inputs"]["image"]
+    del image["modality"], metadata["intended_use"]
+    image |= {"spatial_shape": ["2**n*m", "*"], "dtype": "bfloat16", "value_range": [], "note": "resampled"}
+    metadata |= {"own_key": [1, 2], "pytorch_version": "2.1.0a0+fe05266"}
+    verify(metadata)
 
 
 def test_the_changelog_covers_this_version(metadata):
