@@ -75,7 +75,11 @@ def ship_task(shipped: Path, folder: Path, files: dict[str, Path]) -> None:
 def ship_encoder(args: argparse.Namespace, folder: Path) -> None:
     """Write encoder, references and the list of training images."""
     tensors, description = load_module_files(args.models)
-    description |= {"name": args.name, "matrices": "int8 with a scale a row", "use": "research only, no medical device"}
+    description |= {
+        "name": args.name,
+        "matrices": "int8 with a scale a row",
+        "use": "research only, not a medical device",
+    }
     save_module_files(tensors, description, folder / "encoder.safetensors", int8=True)
     print(f"{training_images(args.trained_on, folder / 'training_images.csv')} training images")
     for pair in args.reference:

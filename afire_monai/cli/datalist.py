@@ -73,10 +73,10 @@ def validate(work: Callable[..., Any], **options: Any) -> int:
     return 0 if report.ok else 1
 
 
-def _public(module: str, name: str, example: str) -> Command:
+def _public(module: str, name: str, example: str, word: str = "folder") -> Command:
     """Return the command of a public data set: its files as published → data list."""
 
-    @front(f"afire_monai.datalists.public.{module}:datalist_from_{name}", "folder")
+    @front(f"afire_monai.datalists.public.{module}:datalist_from_{name}", word)
     def command(work: Callable[..., Any], *, out: str, **options: Any) -> int:
         datalist = work(out=out, **options)
         print(_counts(datalist))
@@ -91,14 +91,17 @@ def _public(module: str, name: str, example: str) -> Command:
 
 
 PUBLIC_DATASETS = {
-    name: _public(module, name, example)
-    for module, name, example in (
+    name: _public(module, name, *example)
+    for module, name, *example in (
+        ("bmad", "bmad", "Chest"),
         ("chexpert", "chexpert", "CheXpert-v1.0-small"),
         ("jsrt", "jsrt", "JSRT"),
         ("kermany", "kermany", "chest_xray"),
+        ("medmnist", "medmnist", "pneumoniamnist_224.npz", "file"),
         ("mimic", "mimic", "mimic-cxr-jpg-2.0.0"),
         ("tuberculosis", "montgomery", "MontgomerySet"),
         ("nih", "nih", "NIH"),
+        ("padchest", "padchest", "PadChest"),
         ("rsna", "rsna", "rsna-pneumonia-detection-challenge"),
         ("tuberculosis", "shenzhen", "ChinaSet_AllFiles"),
         ("siim", "siim", "siim"),

@@ -19,6 +19,7 @@ from afire_monai.cli.runs import check_bundle, copy, finetune, path, pretrain, s
 from afire_monai.cli.training import crossvalidate, import_release, plan, probe, report
 from afire_monai.core.console import show_any_text
 from afire_monai.core.errors import user_error
+from afire_monai.core.files import close_to_others
 
 COMMANDS: CommandTree = {
     "demo": demo,
@@ -74,6 +75,7 @@ def run(arguments: Sequence[str]) -> int:
         print(f"afire-monai {__version__}")
         return 0
     try:
+        close_to_others()
         call = parse(COMMANDS, arguments)
         if isinstance(call, str):
             print(call.rstrip())

@@ -56,12 +56,12 @@ def join_group(backend: str, timeout: timedelta | None = None) -> None:
 
 
 def world_size() -> int:
-    """Give the number of processes, 1 without a process group."""
+    """Return the number of processes, 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Give this process's number, 0 without a process group."""
+    """Return this process's number, 0 without a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
@@ -110,7 +110,7 @@ def leave_group() -> None:
 
 @torch.no_grad()
 def sum_over_processes(tensor: Tensor) -> Tensor:
-    """Give the sum of a tensor over all processes, without gradient; the same tensor in a single process."""
+    """Return the sum of a tensor over all processes, without gradient; the same tensor in a single process."""
     if world_size() > 1:
         tensor = tensor.clone()
         dist.all_reduce(tensor)
@@ -119,7 +119,7 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def max_over_processes(tensor: Tensor) -> Tensor:
-    """Give the element-wise maximum of a tensor over all processes, without gradient."""
+    """Return the element-wise maximum of a tensor over all processes, without gradient."""
     if world_size() > 1:
         tensor = tensor.clone()
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
@@ -143,7 +143,7 @@ class _SumWithGradient(torch.autograd.Function):
 
 
 def sum_over_processes_with_gradient(tensor: Tensor) -> Tensor:
-    """Give the sum of a tensor over all processes; each process gets the gradient of all processes' uses of it."""
+    """Return the sum of a tensor over all processes; each process gets the gradient of all processes' uses of it."""
     if world_size() == 1:
         return tensor
     summed: Tensor = _SumWithGradient.apply(tensor)
@@ -151,7 +151,7 @@ def sum_over_processes_with_gradient(tensor: Tensor) -> Tensor:
 
 
 def gather_with_gradient(tensor: Tensor) -> Tensor:
-    """Give the rows (b, …) of all processes, (processes · b, …) in their order, the same size in each.
+    """Return the rows (b, …) of all processes, (processes · b, …) in their order, the same size in each.
 
     Each process gets for its rows the gradient of all processes' uses of them.
     """

@@ -60,7 +60,7 @@ def require_path(option: str, path: str | os.PathLike[str], remedy: str) -> None
 
 
 def user_error(error: BaseException) -> AfireError | None:
-    """Give the error that a user can act on, if one is behind what was raised (MONAI wraps what a config raises).
+    """Return the error that a user can act on, if one is behind what was raised (MONAI wraps what a config raises).
 
     A disk that is full or may not be written to counts as one wherever it is met.
     """

@@ -91,7 +91,7 @@ class Pool:
             self._drop_busy()
 
     def _hand_out(self, work: Callable[[T], R], tasks: Iterator[T]) -> None:
-        """Give every process a few tasks, so that none waits for this one between two."""
+        """Submit a few tasks to every process, so that none waits for this one between two."""
         for depth in range(1, _AHEAD + 1):
             for place in range(self.count):
                 if place < len(self._workers) and len(self._workers[place].queue) >= depth:

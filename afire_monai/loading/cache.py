@@ -115,7 +115,7 @@ class CacheHeader:
 
 
 def path_hashes(paths: ImagePaths) -> NDArray[np.uint64]:
-    """Give the first 16 bytes of the SHA-256 of each path, (n, 2)."""
+    """Return the first 16 bytes of the SHA-256 of each path, (n, 2)."""
     sha256 = hashlib.sha256
     return as_hashes([sha256(path).digest()[:16] for path in paths.raw_paths()])
 
@@ -142,7 +142,7 @@ def find_rows(table: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[
 
 
 def file_facts(paths: ImagePaths) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Give size and time of change (ns) of each file; -1 for one that is not there."""
+    """Return size and time of change (ns) of each file; -1 for one that is not there."""
 
     def look(part: list[bytes]) -> list[int]:
         facts: list[int] = []
@@ -226,7 +226,7 @@ class Decoded:
 
 @functools.lru_cache(maxsize=1)
 def stored_contents(folder: str, build: str) -> NDArray[np.uint64]:
-    """Give the contents that a cache held when its filling began, sorted, (n, 2).
+    """Return the contents that a cache held when its filling began, sorted, (n, 2).
 
     Args:
         folder: of the cache.
@@ -465,7 +465,7 @@ class DiskCache:
         return {**self.__dict__, "_shards": {}, "_beside": {}}  # pixels are mapped again, not sent
 
     def stored(self, places: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[Any]:
-        """Give pictures as they are stored, (B, H, W) of the cache's dtype."""
+        """Return pictures as they are stored, (B, H, W) of the cache's dtype."""
         pictures = np.empty((len(places), *self.header.size), dtype=self.header.dtype)
         for shard, here, rows in self._by_shard(places):
             pictures[here] = shard[rows]
@@ -474,7 +474,7 @@ class DiskCache:
     def gather(
         self, places: Sequence[int] | NDArray[np.integer[Any]], out: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
-        """Give pictures as float32 in 0…1, (B, H, W).
+        """Return pictures as float32 in 0…1, (B, H, W).
 
         Args:
             places: of the pictures, each from 0 to the cache's length.

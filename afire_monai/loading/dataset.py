@@ -204,7 +204,7 @@ class RadiographDataset(Dataset[dict[str, Any]]):
         raise DataListError(f"none of {len(self.items)} images can be used; the first: {self.refused[index]}")
 
     def file_of(self, index: int) -> str:
-        """Give the file behind an index, as the data list names it."""
+        """Return the file behind an index, as the data list names it."""
         return str(self.items[index]["image"])
 
 
@@ -256,6 +256,6 @@ def image_statistics(dataset: RadiographDataset, samples: int = 256) -> tuple[fl
 
 
 def reader_facts(dataset: object) -> dict[str, Any]:
-    """Give the reader options of a data set's images as ``reader``, for a model's description; nothing if none."""
+    """Return the reader options of a data set's images as ``reader``, for a model's description; nothing if none."""
     options = getattr(getattr(dataset, "transform", None), "options", {})
     return {"reader": dict(options)} if options else {}

@@ -26,7 +26,8 @@ _BLUR = 40
 def read_mask(path: str | PathLike[str]) -> NDArray[np.integer[Any]]:
     """Read a drawn mask (H, W) of label values as whoever looks at it sees them, 0…255, or 0…65535 of a 16-bit PNG.
 
-    The colours of a grey palette count, not its indices; white is 255 in a picture of 1 bit. A JPEG is read if it is
+    The colours of a grey palette count, not its indices; three equal channels are their grey; white is 255 in a picture
+    of 1 bit. A JPEG is read if it is
     black and white, and comes out as 0 and 255.
 
     Raises:
@@ -46,6 +47,8 @@ def read_mask(path: str | PathLike[str]) -> NDArray[np.integer[Any]]:
                     return colours[np.asarray(picture), 0]
                 mode = "palette of colours"
             values = np.array(picture.convert("L") if mode == "1" else picture)
+            if mode == "RGB" and (values == values[..., :1]).all():
+                values = values[..., 0]
     except (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, Image.DecompressionBombError) as error:
         if hasattr(error, "kind"):
             raise
@@ -93,7 +96,7 @@ class MaskReading:
         self.classes = {name: list(values) for name, values in classes.items()}
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        """Give the item with ``image`` and ``mask`` read.
+        """Return the item with ``image`` and ``mask`` read.
 
         Raises:
             RadiographError: as `read_mask`.

@@ -8,10 +8,10 @@ from afire_monai.training.handlers import (
     PanelWriter,
     ProgressBar,
     ValidationMonitor,
-    mlflow_handler,
     predict_dataset,
 )
 from afire_monai.training.plan import LARS, TrainingPlan, parameter_groups
+from afire_monai.training.tracking import RunTracker, mlflow_handler
 from afire_monai.training.trainer import PretrainTrainer
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "PanelWriter",
     "PretrainTrainer",
     "ProgressBar",
+    "RunTracker",
     "TrainingPlan",
     "ValidationMonitor",
     "budget",

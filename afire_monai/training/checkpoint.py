@@ -79,13 +79,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Give the numbered checkpoints of a folder, oldest first."""
+    """Return the numbered checkpoints of a folder, oldest first."""
     found = [(int(match[1]), path) for path in folder.glob("checkpoint_*.pt") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 
 
 def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Give the newest checkpoint that can be read, with its content; a damaged one is passed over with a warning."""
+    """Return the newest checkpoint that can be read, with its content; a damaged one is passed over with a warning."""
     for path in reversed(list_checkpoints(folder)):
         try:
             return path, load_checkpoint(path)

@@ -146,7 +146,7 @@ def choose_thresholds(probabilities: np.ndarray, target: np.ndarray, rule: Thres
 
 
 def statistics_of(data: TaskData) -> Callable[[], tuple[float, float]]:
-    """Give what measures grey-level mean and deviation of a task's training images, when it is asked to."""
+    """Return what measures grey-level mean and deviation of a task's training images, when it is asked to."""
 
     def measure() -> tuple[float, float]:
         return image_statistics(RadiographDataset(data.training, reading((64, 64))))
@@ -155,7 +155,7 @@ def statistics_of(data: TaskData) -> Callable[[], tuple[float, float]]:
 
 
 def usable_batch(batch_size: int, dataset: RadiographDataset) -> int:
-    """Give the batch size, or less where there are too few images for one batch (1 % of the labels of a small list)."""
+    """Return the batch size, or less if there are too few images for one batch (1 % of the labels of a small list)."""
     share = len(dataset) // world_size()
     if share < batch_size:
         logger.warning("%d training images: batch_size %d becomes %d", len(dataset), batch_size, max(share, 1))
@@ -163,7 +163,7 @@ def usable_batch(batch_size: int, dataset: RadiographDataset) -> int:
 
 
 def test_dataset(data: TaskData, transform: Callable[[Any], Any], extra: str) -> RadiographDataset | None:
-    """Give the test images with their ``target`` or ``mask``, or None if the list has none."""
+    """Return the test images with their ``target`` or ``mask``, or None if the list has none."""
     return RadiographDataset(data.test, transform, cache=True, extras=(extra,)) if data.test else None
 
 
@@ -255,7 +255,7 @@ class Answers:
 
 
 def score_lines(task: Classification, answers: dict[str, Answers]) -> list[str]:
-    """Give in a line each the AUROC of a section and a label, marked where fewer than 5 images are on one side."""
+    """Return in a line each the AUROC of a section and a label, marked where fewer than 5 images are on one side."""
     lines = []
     for section, some in answers.items():
         figures = task.figures(some.logits, {"target": some.target})
@@ -327,7 +327,7 @@ def leave_classifier(
 def _dice_by_patient(
     dataset: RadiographDataset, classes: Sequence[str], logits: Tensor, mask: Tensor
 ) -> dict[str, dict[str, Any]]:
-    """Give 95 % intervals over patients of a section's mean Dice, and the Dice of each image."""
+    """Return 95 % intervals over patients of a section's mean Dice, and the Dice of each image."""
     owners = np.array([patient_of(item) for item in dataset.items])
     dice, positive = (values.numpy() for values in image_dice(logits, mask))
     columns = {f"dice/{name}": dice[:, place].astype(np.float64) for place, name in enumerate(classes)}

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import logging
-import math
-import os
-import sqlite3
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import torch
 from ignite.engine import Events
-from monai.handlers import MLFlowHandler
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -27,11 +19,12 @@ from tqdm import tqdm
 
 from afire_monai.core.console import hidden
 from afire_monai.core.distributed import from_first, rank, world_size
-from afire_monai.core.errors import AfireError, DataListError
+from afire_monai.core.errors import DataListError
 from afire_monai.core.files import whole_file
 from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.methods.health import health_warnings, shortcut_in_words
 from afire_monai.training.tasks import Task
+from afire_monai.training.tracking import RunTracker
 from afire_monai.training.trainer import PretrainTrainer
 
 logger = logging.getLogger(__name__)
@@ -147,7 +140,7 @@ def read_csv_log(path: Path) -> list[dict[str, float]]:
 
 
 def fixed_batch(dataset: RadiographDataset, count: int) -> Tensor:
-    """Give up to ``count`` images (B, C, H, W), evenly spaced over the data set; the same at each call."""
+    """Return up to ``count`` images (B, C, H, W), evenly spaced over the data set; the same at each call."""
     count = min(count, len(dataset))
     return torch.stack([dataset[index * len(dataset) // count]["image"] for index in range(count)])
 
@@ -209,12 +202,13 @@ class HealthMonitor:
 class PanelWriter:
     """Write a picture that shows what the method does to a few images, at intervals and at the end.
 
+    A :class:`RunTracker` among the trainer's handlers gets each as an artefact.
+
     Args:
         dataset: images to show.
         folder: where the PNG files go.
         count: images in a panel.
         every_epochs: epochs between panels.
-        mlflow: log the pictures as artefacts of this handler's run as well.
     """
 
     def __init__(
@@ -223,12 +217,10 @@ class PanelWriter:
         folder: str | Path,
         count: int = 6,
         every_epochs: int = 10,
-        mlflow: MLFlowHandler | None = None,
     ) -> None:
         self.images = fixed_batch(dataset, count)
         self.folder = Path(folder)
         self.every_epochs = every_epochs
-        self.mlflow = mlflow
 
     def attach(self, engine: PretrainTrainer) -> None:
         """Register with the trainer."""
@@ -239,8 +231,9 @@ class PanelWriter:
         if engine.state.epoch % self.every_epochs and engine.state.epoch != engine.state.max_epochs:
             return
         path = self._draw(engine, self.folder)
-        if self.mlflow is not None and self.mlflow.cur_run is not None:
-            self.mlflow.client.log_artifact(self.mlflow.cur_run.info.run_id, str(path), "panels")
+        for tracker in engine.attached:
+            if isinstance(tracker, RunTracker):
+                tracker.keep(path, "panels")
 
     def _draw(self, engine: PretrainTrainer, folder: Path) -> Path:
         method, device = engine.method, engine.state.device
@@ -272,98 +265,9 @@ def write_panel(pictures: dict[str, Tensor], path: Path) -> None:
     Image.fromarray(grey).save(path, pnginfo=text)
 
 
-def mlflow_handler(
-    output_dir: str | Path,
-    run_name: str,
-    experiment: str = "afire-pretraining",
-    tracking_uri: str = "",
-    every: int = 10,
-    seconds: float = 5.0,
-    parameters: dict[str, Any] | None = None,
-    artifacts: Sequence[str | Path] = (),
-) -> MLFlowHandler:
-    """Log losses each few iterations and all epoch figures to MLflow, under one explicit run name.
-
-    Args:
-        output_dir: the run's folder; the default store is an SQLite file in it.
-        run_name: of this run; one that was killed is taken up again under the same name, an ended one is not.
-        experiment: MLflow experiment.
-        tracking_uri: another store (``MLFLOW_TRACKING_URI`` wins over both).
-        every: iterations between logged losses.
-        seconds: least time between them. Each costs a tenth of a second, in which a GPU would have nothing to do.
-        parameters: small settings to log; long ones belong in a file among ``artifacts``.
-        artifacts: files or folders to keep with the run at its end.
-
-    Raises:
-        AfireError: for a folder that MLflow would take for another one, or if a server is asked for and does not
-            answer within seconds.
-    """
-    _refuse_silent_server(os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri)
-    folder = Path(output_dir).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    logged = -math.inf
-
-    def due(_: Any, iteration: int) -> bool:
-        nonlocal logged
-        if iteration % every or time.monotonic() - logged < seconds:
-            return False
-        logged = time.monotonic()
-        return True
-
-    base = folder / "mlflow.db"
-    if not tracking_uri and not os.environ.get("MLFLOW_TRACKING_URI"):
-        if unquote(str(base)) != str(base) or "?" in str(base):
-            raise AfireError(
-                f"output_dir {folder}: MLflow reads ? and %20 in the path of its store as something else; give a "
-                "folder without them, or --use_mlflow False"
-            )
-        if base.is_file():
-            _follow_artifacts(base)
-    return MLFlowHandler(
-        tracking_uri=tracking_uri or f"sqlite:///{base}",
-        iteration_log=due,
-        output_transform=lambda output: {f"step/{name}": value.item() for name, value in output.items()},
-        experiment_name=experiment,
-        run_name=str(run_name),
-        experiment_param={key: str(value)[:250] for key, value in (parameters or {}).items()},
-        artifacts=[str(a) for a in artifacts],
-        close_on_complete=True,
-    )
-
-
-def _follow_artifacts(base: Path) -> None:
-    """Let a store whose folder was moved or copied keep its files inside: it remembers them by their whole path."""
-    here = (base.parent / "mlruns").as_uri()
-    with contextlib.closing(sqlite3.connect(base)) as store, store:
-        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
-            if not store.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
-                continue
-            for (place,) in store.execute(f"SELECT DISTINCT {column} FROM {table}").fetchall():
-                head, found, rest = str(place).rpartition("/mlruns")
-                if found and head + found != here:
-                    change = f"UPDATE {table} SET {column} = ? WHERE {column} = ?"
-                    store.execute(change, (here + rest, place))
-
-
-def _refuse_silent_server(uri: str, seconds: float = 5.0) -> None:
-    """Refuse a tracking server that says nothing; MLflow itself would try for minutes."""
-    if not uri.startswith(("http://", "https://")):
-        return
-    import requests  # comes with MLflow, which is not everywhere
-
-    try:
-        requests.get(uri.rstrip("/") + "/health", timeout=seconds, stream=True).close()  # any answer will do
-    except requests.RequestException as error:
-        raise AfireError(
-            f"the MLflow server {urlsplit(uri).hostname} does not answer within {seconds:g} seconds "
-            f"({type(error).__name__}). Start it, correct or unset MLFLOW_TRACKING_URI, or train without it: "
-            "--use_mlflow False"
-        ) from None
-
-
 @torch.no_grad()
 def predict_dataset(
-    task: Task, dataset: RadiographDataset, batch_size: int, device: torch.device | str = "cpu", workers: int = 0
+    task: Task, dataset: RadiographDataset, batch_size: int, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Run a task's network over a data set, in its order.
 
@@ -372,13 +276,12 @@ def predict_dataset(
         dataset: images with their targets.
         batch_size: images at a time.
         device: where the network is.
-        workers: loader processes.
 
     Returns:
         Logits (n, …) and the data set's further tensors (n, …), all on the CPU.
     """
     logits, rest = [], []
-    for batch in DataLoader(dataset, batch_size, num_workers=workers):
+    for batch in DataLoader(dataset, batch_size):
         logits.append(task.predict(batch.pop("image").to(device)).float().cpu())
         rest.append(batch)
     return torch.cat(logits), {name: torch.cat([b[name] for b in rest]) for name in rest[0]}

@@ -55,7 +55,7 @@ class TrainingPlan:
             raise AfireError(f"learning rates, weight decays and clip must not be negative, got {self}")
 
     def at(self, fraction: float, global_batch: int) -> dict[str, float]:
-        """Give the values at a point of training.
+        """Return the values at a point of training.
 
         Args:
             fraction: how far training is, 0 at the first step, 1 after the last.

@@ -83,7 +83,7 @@ def build_training(configs: Sequence[str | Path], settings: dict[str, Any]) -> t
 
 
 def settings_of(configs: Sequence[str | Path], keys: Sequence[str]) -> dict[str, Any]:
-    """Give what config files, later ones overriding earlier ones, set some keys to."""
+    """Return what config files, later ones overriding earlier ones, set some keys to."""
     from monai.bundle import ConfigParser
 
     config = ConfigParser.load_config_files([str(path) for path in configs])
@@ -142,7 +142,7 @@ def time_steps(
 
 
 def speed_of_run(folder: str | Path) -> float:
-    """Give the median images a second of the epochs of a finished or running pre-training.
+    """Return the median images a second of the epochs of a finished or running pre-training.
 
     Raises:
         AfireError: if there is no log with speeds.

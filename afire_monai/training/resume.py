@@ -61,7 +61,7 @@ class Resumable:
         return names_hash(items) if items else ""
 
     def run_identity(self) -> dict[str, int | str]:
-        """Give what must be the same in a resumed run, or it would not be the same training."""
+        """Return what must be the same in a resumed run, or it would not be the same training."""
         return {
             "epoch_length": self.state.epoch_length,
             "global_batch": self.batch_size * world_size(),
@@ -71,7 +71,7 @@ class Resumable:
         }
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """Give everything that a run needs to go on exactly; a collective call."""
+        """Return everything that a run needs to go on exactly; a collective call."""
         states = [torch.get_rng_state()]
         if world_size() > 1:
             mine = states[0].to(self.state.device)

@@ -21,6 +21,7 @@ from monai.utils import set_determinism
 from afire_monai.core.console import show_any_text
 from afire_monai.core.distributed import join_group, leave_group, rank, wait_for_all
 from afire_monai.core.errors import AfireError, DataListError, user_error
+from afire_monai.core.files import close_to_others
 from afire_monai.core.precision import set_precision
 from afire_monai.datalists.file import (
     datalist_hash,
@@ -66,6 +67,8 @@ def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) 
     budget.begin()
     set_precision("float32")
     folder = Path(output_dir)
+    if arguments is None and command_line(sys.argv)[0]:
+        close_to_others()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -160,7 +163,7 @@ def _refuse_wrong_list(path: Path, dataset_dir: str) -> None:
 
 
 def normal_items(datalist: Path, section: str, dataset_dir: str = "") -> ImagePaths:
-    """Give a section's normal images; for validation, the last training images if the list has no such section.
+    """Return a section's normal images; for validation, the last training images if the list has no such section.
 
     Args:
         datalist: the data list.
@@ -215,7 +218,7 @@ def _stamp(path: Path) -> tuple[str, int, int]:
 
 
 def folder_items(folder: str | Path) -> list[dict[str, Any]]:
-    """Give a data-list item for each radiograph in a folder and its subfolders, sorted by path.
+    """Return a data-list item for each radiograph in a folder and its subfolders, sorted by path.
 
     Raises:
         DataListError: if the folder is not there or holds none.
@@ -231,12 +234,12 @@ def folder_items(folder: str | Path) -> list[dict[str, Any]]:
 def image_batch(
     batch: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False, **_: Any
 ) -> tuple[torch.Tensor, None]:
-    """Give what an evaluator without labels needs of a batch: images (B, C, H, W) on the device, and no target."""
+    """Return what an evaluator without labels needs of a batch: images (B, C, H, W) on the device, and no target."""
     return batch["image"].to(device, non_blocking=non_blocking), None
 
 
 def data_hash(datalist: Path) -> str:
-    """Give the SHA-256 of a data list's content, which identifies what an encoder was trained on."""
+    """Return the SHA-256 of a data list's content, which identifies what an encoder was trained on."""
     for key, read in _read_lists.items():
         if key[:3] == _stamp(datalist):
             return read.sha256

@@ -115,11 +115,11 @@ class Task(Method):
         raise AfireError(f"{type(self).__name__} needs targets: give the data set extras=('target',) or ('mask',)")
 
     def health(self, images: Tensor, uniforms: Tensor) -> dict[str, float]:
-        """Give nothing: a task is judged on its validation set (:class:`ValidationMonitor`)."""
+        """Return nothing: a task is judged on its validation set (:class:`ValidationMonitor`)."""
         return {}
 
     def panels(self, images: Tensor, uniforms: Tensor) -> dict[str, Tensor]:
-        """Give the images and their augmented form, each (B, 1, H, W) in 0…1."""
+        """Return the images and their augmented form, each (B, 1, H, W) in 0…1."""
         changed, _, _ = self.prepare(images, uniforms, None)
         return {"image": images.mean(1, keepdim=True), "augmented": changed.mean(1, keepdim=True)}
 
@@ -138,7 +138,7 @@ class Task(Method):
 
     @abstractmethod
     def predict(self, images: Tensor) -> Tensor:
-        """Give the exported network's logits of images (B, C, H, W) in 0…1, without gradient."""
+        """Return the exported network's logits of images (B, C, H, W) in 0…1, without gradient."""
 
     @abstractmethod
     def figures(self, logits: Tensor, batch: dict[str, Tensor]) -> dict[str, float]:
@@ -212,13 +212,13 @@ class Classification(Task):
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """Give logits (B, labels) of images (B, C, H, W) in 0…1."""
+        """Return logits (B, labels) of images (B, C, H, W) in 0…1."""
         self.eval()
         logits: Tensor = self.network(images)
         return logits
 
     def figures(self, logits: Tensor, batch: dict[str, Tensor]) -> dict[str, float]:
-        """Give the loss, the AUROC of each label that has both classes, and their mean, which is the score.
+        """Return the loss, the AUROC of each label that has both classes, and their mean, which is the score.
 
         Where no label has both classes, minus the loss is the score.
 
@@ -245,7 +245,7 @@ logger = logging.getLogger(__name__)
 
 
 def image_dice(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Give Dice at probability 0.5 of each image and class, (n, classes): 1 where mask and prediction are both empty.
+    """Return Dice at probability 0.5 of each image and class, (n, classes): 1 where mask and prediction are both empty.
 
     Args:
         logits: (n, classes, H, W).
@@ -287,7 +287,7 @@ class Segmentation(Task):
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """Give logits (B, classes, H, W) of images (B, C, H, W) in 0…1."""
+        """Return logits (B, classes, H, W) of images (B, C, H, W) in 0…1."""
         self.eval()
         logits: Tensor = self.network(images)
         return logits
@@ -303,7 +303,7 @@ class Segmentation(Task):
             )
 
     def figures(self, logits: Tensor, batch: dict[str, Tensor]) -> dict[str, float]:
-        """Give Dice at probability 0.5, for all images (1 where mask and prediction are both empty) and for positives.
+        """Return Dice at probability 0.5, for all images (1 if mask and prediction are both empty) and for positives.
 
         The score is the mean over classes of the Dice over positive images; over all images if none is positive.
 

@@ -162,14 +162,14 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         return min(self.accumulation_steps, int(self.state.epoch_length) - first)
 
     def values_now(self) -> dict[str, float]:
-        """Give lr, weight decay and teacher momentum of the current iteration."""
+        """Return lr, weight decay and teacher momentum of the current iteration."""
         done, local = divmod(self.state.iteration - 1, self.state.epoch_length)
         step = done * self.steps_per_epoch + local // self.accumulation_steps
         global_batch = self.batch_size * world_size() * self.accumulation_steps
         return self.plan.at(step / (self.state.max_epochs * self.steps_per_epoch), global_batch)
 
     def uniforms(self, iteration: int, batch: int, draws: int) -> Tensor:
-        """Give this process's share (batch, draws) of the random numbers in 0…1 of one iteration."""
+        """Return this process's share (batch, draws) of the random numbers in 0…1 of one iteration."""
         # numpy's, as torch's generator on a CPU looks at 32 bits of a seed only, too few to hold two numbers
         generator = np.random.default_rng([self.seed, iteration])
         everybody = torch.from_numpy(generator.random((batch * world_size(), draws), dtype=np.float32))

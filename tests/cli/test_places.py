@@ -12,8 +12,8 @@ import pytest
 from helpers import smooth_images, tiny_afire, tiny_trainer
 
 from afire_monai.core.errors import AfireError
-from afire_monai.training.handlers import mlflow_handler
 from afire_monai.training.settings import refuse_changed_names
+from afire_monai.training.tracking import mlflow_handler
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -36,7 +36,7 @@ def save(path: Path, values: np.ndarray, mode: str | None = None, palette: list[
         (SQUARE, None, None, 1), (SQUARE * 254, None, None, 254), (SQUARE * 255, None, None, 255),
         (SQUARE * 255, "1", None, 255), (SQUARE.astype(np.uint16) * 65535, None, None, 65535),
         (1 - SQUARE, None, [255, 255, 255, 0, 0, 0], 255), (SQUARE, None, [0, 0, 0, 255, 255, 255], 255),
-        (SQUARE, None, [0, 0, 0, 1, 1, 1], 1),
+        (SQUARE, None, [0, 0, 0, 1, 1, 1], 1), (np.stack([SQUARE * 9] * 3, -1), None, None, 9),
     ],
 )  # fmt: skip
 def test_mask_is_what_one_sees(
@@ -57,7 +57,7 @@ def test_gif_and_black_and_white_jpeg_are_masks(tmp_path: Path) -> None:
 
 def test_what_is_no_mask_is_refused_without_other_programs(tmp_path: Path) -> None:
     (tmp_path / "eps.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
-    save(tmp_path / "rgb.png", np.stack([SQUARE * 255] * 3, -1))
+    save(tmp_path / "rgb.png", np.stack([SQUARE * 255, SQUARE * 255, SQUARE], -1))
     save(tmp_path / "colours.png", SQUARE, None, [0, 0, 0, 255, 0, 0])
     Image.fromarray(SQUARE).save(tmp_path / "tiff.png", format="TIFF")
     huge = bytearray(save(tmp_path / "ok.png", SQUARE).read_bytes())
@@ -90,7 +90,8 @@ def found(items: list[dict[str, Any]], **options: Any) -> set[tuple[str, str]]:
 def test_each_kind_of_wrong_mask_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     items = folder(
         tmp_path,
-        {"a": SQUARE, "b": SQUARE, "white": SQUARE * 255, "broken": b"x", "rgb": np.stack([SQUARE] * 3, -1),
+        {"a": SQUARE, "b": SQUARE, "white": SQUARE * 255, "broken": b"x",
+         "rgb": np.stack([SQUARE, SQUARE, 2 * SQUARE], -1),
          "size": SQUARE[:, :3], "empty": SQUARE * 0},
     )  # fmt: skip
     errors = {("mask not readable", "error"), ("colour mask", "error"), ("mask of another size", "error")}
@@ -126,7 +127,7 @@ def test_shared_masks_are_named_by_check(capsys: pytest.CaptureFixture[str]) -> 
     assert (read_mask(CASES / "i16.png") == 65535).sum() == 768
     assert run(["check", str(CASES / "list" / "listbad.json"), "--quiet"]) == 1
     printed = capsys.readouterr().out
-    for kind, name in [("mask of another size", "size"), ("colour mask", "rgb"), ("mask not readable", "broken"),
+    for kind, name in [("mask of another size", "size"), ("another mask value", "rgb"), ("mask not readable", "broken"),
                        ("another mask value", "pal"), ("empty mask", "empty")]:  # fmt: skip
         assert any(kind in line and f"m/{name}.png" in line for line in printed.splitlines()), kind
     assert run(["check", str(CASES / "list" / "list01.json"), "--quiet"]) == 0

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import socket
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ from ignite.engine import Events
 from PIL import Image
 
 from afire_monai.core.errors import AfireError
-from afire_monai.training import handlers
 from afire_monai.training.checkpoint import CheckpointKeeper, list_checkpoints
 from afire_monai.training.handlers import (
     CsvLogger,
@@ -21,7 +18,6 @@ from afire_monai.training.handlers import (
     PanelWriter,
     ProgressBar,
     fixed_batch,
-    mlflow_handler,
     read_csv_log,
     write_panel,
 )
@@ -189,7 +185,7 @@ def test_fixed_batch_is_evenly_spaced_and_never_larger_than_the_data_set():
 
 
 def test_progress_bar_shows_losses(capsys, monkeypatch):
-    monkeypatch.setattr(handlers, "hidden", lambda: False)  # as on a terminal
+    monkeypatch.setattr("afire_monai.training.handlers.hidden", lambda: False)  # as on a terminal
     trainer_with(ProgressBar(), epochs=1).run()
     shown = capsys.readouterr().err
     assert "pre-training" in shown
@@ -197,75 +193,6 @@ def test_progress_bar_shows_losses(capsys, monkeypatch):
 
 
 # MLflow ---------------------------------------------------------------------------------------------------------------
-
-
-def test_mlflow_runs_have_their_own_names_and_a_resumed_one_goes_on_under_its_name(tmp_path, monkeypatch):
-    from mlflow import MlflowClient
-
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    settings = tmp_path / "settings.yaml"
-    settings.write_text("epochs: 2\n")
-
-    def handler(name: str):
-        parameters = {"lr": 0.5, "long": "x" * 999}
-        return mlflow_handler(tmp_path, name, every=3, seconds=0, parameters=parameters, artifacts=[settings])
-
-    trainer_with(HealthMonitor(UNSEEN, 6), handler("first")).run()
-    broken = trainer_with(handler("second"))
-
-    @broken.on(Events.EPOCH_COMPLETED(once=1))
-    def kill():
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        broken.run()
-    trainer_with(handler("second")).run()
-
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("afire-pretraining")
-    assert experiment is not None
-    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    assert len(client.search_runs([experiment.experiment_id])) == 2
-    assert runs.keys() == {"first", "second"}
-    first = runs["first"]
-    wanted = {"step/loss", "step/restoration", "restoration", "effective_rank", "position_gap"}
-    assert wanted <= first.data.metrics.keys()
-    assert first.data.params["lr"] == "0.5"
-    assert len(first.data.params["long"]) == 250
-    steps = [m.step for m in client.get_metric_history(first.info.run_id, "step/loss")]
-    assert steps == [3, 6]  # of eight iterations
-    assert [a.path for a in client.list_artifacts(first.info.run_id)] == ["settings.yaml"]
-    assert "effective_rank" not in runs["second"].data.metrics
-
-
-def test_mlflow_does_not_get_losses_more_often_than_it_can_take_them(tmp_path, monkeypatch):
-    from mlflow import MlflowClient
-
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    seconds = iter(
-        range(100)
-    )  # each look at the clock is a second later; it is looked at twice where losses are logged
-    clock = SimpleNamespace(monotonic=lambda: float(next(seconds)))
-    monkeypatch.setattr("afire_monai.training.handlers.time", clock)
-    trainer_with(mlflow_handler(tmp_path, "run", every=1, seconds=3)).run()
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("afire-pretraining")
-    (run,) = client.search_runs([experiment.experiment_id])
-    assert [m.step for m in client.get_metric_history(run.info.run_id, "step/loss")] == [1, 4, 7]
-
-
-@pytest.mark.parametrize("listens", [True, False], ids=["mute", "absent"])
-def test_mlflow_server_that_does_not_answer_is_refused_at_the_start_with_the_way_out(listens, tmp_path, monkeypatch):
-    real = handlers._refuse_silent_server
-    monkeypatch.setattr(handlers, "_refuse_silent_server", lambda uri: real(uri, seconds=0.2))
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        if listens:
-            server.listen()
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://anna:secret@127.0.0.1:{server.getsockname()[1]}")
-        with pytest.raises(AfireError, match=r"127.0.0.1 does not answer.*MLFLOW_TRACKING_URI.*use_mlflow") as caught:
-            mlflow_handler(tmp_path, "run")
-    assert "secret" not in str(caught.value)
 
 
 def test_first_error_is_not_hidden_by_the_closing_of_what_had_not_been_opened():

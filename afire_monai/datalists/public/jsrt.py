@@ -11,7 +11,7 @@ from afire_monai.core.errors import DataListError
 from afire_monai.datalists.cells import facts_of
 from afire_monai.datalists.file import DataList, StrPath
 from afire_monai.datalists.public.common import RANDOM_FRACTIONS, Files, Gathered, find_files, finish, optional_file
-from afire_monai.datalists.public.masks import mask_folder, picture_size, union_of_pictures, write_mask
+from afire_monai.datalists.public.masks import output_folder, picture_size, union_of_pictures, write_mask
 
 LABELS = ("Normal", "Nodule")
 SIDE = 2048
@@ -51,7 +51,7 @@ def datalist_from_jsrt(
         DataListError: no picture, or a table that cannot be read.
     """
     root = Path(folder)
-    target = mask_folder(masks, out)
+    target = output_folder(masks, out)
     files = Files()
     for path in _pictures(root).values():
         files.add(path.stem.upper(), path)

@@ -1,4 +1,4 @@
-"""Write mask pictures that a data set does not have as one file each."""
+"""Write pictures and masks that a data set does not store as one file each."""
 
 from __future__ import annotations
 
@@ -14,18 +14,23 @@ from afire_monai.core.files import whole_file
 from afire_monai.datalists.file import StrPath
 
 
-def mask_folder(masks: StrPath | None, out: StrPath | None) -> Path | None:
-    """Folder for mask pictures: the one given, else ``<list>_masks`` beside the list, else None (none are written)."""
-    if masks is not None:
-        return Path(masks).absolute()
-    return None if out is None else Path(out).absolute().with_name(f"{Path(out).stem}_masks")
+def output_folder(given: StrPath | None, out: StrPath | None, kind: str = "masks") -> Path | None:
+    """Return the folder for pictures: the one given, else ``<list>_<kind>`` beside the list, else None."""
+    if given is not None:
+        return Path(given).absolute()
+    return None if out is None else Path(out).absolute().with_name(f"{Path(out).stem}_{kind}")
 
 
 def write_mask(mask: NDArray[np.bool_], path: Path) -> str:
-    """Write a mask (H, W) as an 8-bit PNG of 255 and 0, in one piece, and give its path."""
+    """Write a mask (H, W) as an 8-bit PNG of 255 and 0, in one piece, and return its path."""
+    return write_picture(mask.astype(np.uint8) * 255, path)
+
+
+def write_picture(pixels: NDArray[np.uint8], path: Path) -> str:
+    """Write a picture (H, W) as an 8-bit PNG, in one piece, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as part:
-        Image.fromarray(mask.astype(np.uint8) * 255).save(part, format="PNG")
+        Image.fromarray(pixels).save(part, format="PNG")
     return str(path)
 
 

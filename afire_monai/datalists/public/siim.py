@@ -18,7 +18,7 @@ from afire_monai.datalists.public.common import (
     first_file,
     header_facts,
 )
-from afire_monai.datalists.public.masks import mask_folder, write_mask
+from afire_monai.datalists.public.masks import output_folder, write_mask
 from afire_monai.datalists.public.rle import EMPTY, union_of_runs
 
 SIDE = 1024
@@ -52,7 +52,7 @@ def datalist_from_siim(
         DataListError: a file or column is missing, run lengths that cannot be, no image.
     """
     root = Path(folder)
-    target = mask_folder(masks, out)
+    target = output_folder(masks, out)
     table = first_file(root, "train-rle.csv", "stage_2_train.csv", "*/train-rle.csv", "*/stage_2_train.csv")
     runs: dict[str, list[str]] = defaultdict(list)
     for row in read_table(table, ["ImageId", "EncodedPixels"]):

@@ -11,7 +11,7 @@ from afire_monai.core.errors import DataListError
 from afire_monai.datalists.cells import facts_of
 from afire_monai.datalists.file import DataList, StrPath
 from afire_monai.datalists.public.common import RANDOM_FRACTIONS, Gathered, find_files, finish
-from afire_monai.datalists.public.masks import mask_folder, picture_size, union_of_pictures, write_mask
+from afire_monai.datalists.public.masks import output_folder, picture_size, union_of_pictures, write_mask
 
 LABELS = ("Normal", "Tuberculosis")
 SEX = re.compile(r"\b(female|male|f|m)\b", re.IGNORECASE)
@@ -71,7 +71,7 @@ def datalist_from_montgomery(
         DataListError: no picture.
     """
     root = Path(folder)
-    target = mask_folder(masks, out)
+    target = output_folder(masks, out)
     sides = [find_files(root / "ManualMask" / side, (".png",), masks=True) for side in ("leftMask", "rightMask")
              if (root / "ManualMask" / side).is_dir()]  # fmt: skip
 

@@ -170,7 +170,7 @@ def draw_pictures(run: RunFiles, folder: Path) -> dict[str, Path]:
 
 
 def loss_curves(run: RunFiles) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Give title and lines of each of the method's losses, with the same on unseen images where it was measured."""
+    """Return title and lines of each of the method's losses, with the same on unseen images where it was measured."""
     names = run.encoder.get("losses", ("structure", "category", "restoration"))
     return [(f"{name} loss", [(name, "training"), (f"validation_{name}", "unseen images")]) for name in names]
 
@@ -279,7 +279,7 @@ def verdicts(run: RunFiles) -> list[tuple[str, str]]:
 
 
 def health_rows(figures: dict[str, float]) -> list[list[str]]:
-    """Give the rows of the health table that there are figures for."""
+    """Return the rows of the health table that there are figures for."""
     return [[name, f"{figures[key]:.3f}", healthy, what] for key, name, healthy, what in HEALTH_TABLE if key in figures]
 
 
@@ -313,7 +313,7 @@ def facts(run: RunFiles) -> list[list[str]]:
 
 
 def next_commands(run: RunFiles) -> str:
-    """Give what to type next: use the encoder, then train on one's own images."""
+    """Return what to type next: use the encoder, then train on one's own images."""
     # an absolute path would tell of the machine, and be wrong on the next one
     folder = run.folder.name if run.folder.is_absolute() else run.folder.as_posix()
     return f"""# use the encoder: images (B, 1, H, W) in 0…1 to tokens (B, 1 + L, D)

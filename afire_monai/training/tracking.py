@@ -1,0 +1,204 @@
+"""Logging of a run to MLflow, which may fail without ending the training."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from mlflow.entities import Metric
+from monai.handlers import MLFlowHandler
+
+from afire_monai.core.errors import AfireError
+
+logger = logging.getLogger(__name__)
+
+#: figures in one request; MLflow's limit
+CHUNK = 1000
+
+
+class RunTracker(MLFlowHandler):
+    """MONAI's MLflow handler, but a store that fails while the run goes on never ends the run.
+
+    Figures and files that could not be logged are kept, and logged when the store answers again. A warning at the end
+    counts what is still missing; the figures of all epochs are in the run's log.csv in any case.
+
+    Args:
+        retry_seconds: least time between two attempts while the store fails.
+        options: those of :class:`monai.handlers.MLFlowHandler`.
+    """
+
+    cur_run: Any
+
+    def __init__(self, retry_seconds: float = 60.0, **options: Any) -> None:
+        super().__init__(**options)
+        self.retry_seconds = retry_seconds
+        self.figures: list[Metric] = []
+        self.files: list[tuple[Path, str | None]] = []
+        self.retry_at = -math.inf
+        self.failing = False
+
+    def keep(self, path: Path, folder: str | None = None) -> None:
+        """Log a file as an artefact of the run, in a folder of its artefacts."""
+        self.files.append((path, folder))
+        self._send()
+
+    def complete(self) -> None:
+        """Log the artefacts that were named at the start, and what could not be logged before."""
+        self.files += [(Path(name), None) for name in self._parse_artifacts()]
+        self._send(last=True)
+
+    def close(self) -> None:
+        """End the MLflow run, or say what it lacks."""
+        if self.cur_run is None:
+            return
+        self._send(last=True)
+        ended = not self.failing and self._attempt(super().close)
+        if not ended:
+            logger.warning(
+                "the MLflow run lacks %d figures and %d files and is not marked as ended, because its store did not "
+                "answer; the figures of every epoch are in log.csv of the run's folder",
+                len(self.figures),
+                len(self.files),
+            )
+            self.cur_run = None
+
+    def _log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        now = int(time.time() * 1000)
+        self.figures += [Metric(name, float(value), now, step or 0) for name, value in metrics.items()]
+        self._send()
+
+    def _send(self, last: bool = False) -> None:
+        """Log what waits; while the store fails, only at intervals and at the end."""
+        if self.cur_run is None or (self.failing and not last and time.monotonic() < self.retry_at):
+            return
+        run, failed_before = self.cur_run.info.run_id, self.failing
+        while self.figures:
+            chunk = self.figures[:CHUNK]
+            if not self._attempt(partial(self.client.log_batch, run, metrics=chunk)):
+                return
+            del self.figures[: len(chunk)]
+        while self.files:
+            path, folder = self.files[0]
+            if path.exists() and not self._attempt(partial(self.client.log_artifact, run, str(path), folder)):
+                return
+            del self.files[0]
+        if failed_before and not self.failing:
+            logger.info("MLflow answers again; what it missed has been logged")
+
+    def _attempt(self, call: Callable[[], Any]) -> bool:
+        """Return whether a call to the store succeeded; the first failure in a row is logged."""
+        try:
+            call()
+        except Exception as error:  # whatever a store, its driver or the network raises
+            if not self.failing:
+                logger.warning(
+                    "MLflow does not take what is logged (%s); the training goes on, and logging is tried again every "
+                    "%g seconds",
+                    type(error).__name__,
+                    self.retry_seconds,
+                )
+            self.failing, self.retry_at = True, time.monotonic() + self.retry_seconds
+            return False
+        self.failing = False
+        return True
+
+
+def mlflow_handler(
+    output_dir: str | Path,
+    run_name: str,
+    experiment: str = "afire-pretraining",
+    tracking_uri: str = "",
+    every: int = 10,
+    seconds: float = 5.0,
+    parameters: dict[str, Any] | None = None,
+    artifacts: Sequence[str | Path] = (),
+) -> RunTracker:
+    """Return a handler that logs losses each few iterations and all epoch figures to MLflow, under one run name.
+
+    Args:
+        output_dir: the run's folder; the default store is an SQLite file in it.
+        run_name: of this run; one that was killed is taken up again under the same name, an ended one is not.
+        experiment: MLflow experiment.
+        tracking_uri: another store (``MLFLOW_TRACKING_URI`` wins over both).
+        every: iterations between logged losses.
+        seconds: least time between them. Each costs a tenth of a second, in which a GPU would have nothing to do.
+        parameters: small settings to log; long ones belong in a file among ``artifacts``.
+        artifacts: files or folders to keep with the run at its end.
+
+    Raises:
+        AfireError: for a folder that MLflow would take for another one, or if a server is asked for and does not
+            answer within seconds.
+    """
+    _refuse_silent_server(os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri)
+    # MLflow's own would stop the training for up to 2 minutes, 8 times, whenever a server does not answer
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    folder = Path(output_dir).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    logged = -math.inf
+
+    def due(_: Any, iteration: int) -> bool:
+        nonlocal logged
+        if iteration % every or time.monotonic() - logged < seconds:
+            return False
+        logged = time.monotonic()
+        return True
+
+    base = folder / "mlflow.db"
+    if not tracking_uri and not os.environ.get("MLFLOW_TRACKING_URI"):
+        if unquote(str(base)) != str(base) or "?" in str(base):
+            raise AfireError(
+                f"output_dir {folder}: MLflow reads ? and %20 in the path of its store as something else; give a "
+                "folder without them, or --use_mlflow False"
+            )
+        if base.is_file():
+            _follow_artifacts(base)
+    return RunTracker(
+        tracking_uri=tracking_uri or f"sqlite:///{base}",
+        iteration_log=due,
+        output_transform=lambda output: {f"step/{name}": value.item() for name, value in output.items()},
+        experiment_name=experiment,
+        run_name=str(run_name),
+        experiment_param={key: str(value)[:250] for key, value in (parameters or {}).items()},
+        artifacts=[str(a) for a in artifacts],
+        close_on_complete=True,
+    )
+
+
+def _follow_artifacts(base: Path) -> None:
+    """Let a store whose folder was moved or copied keep its files inside: it remembers them by their whole path."""
+    here = (base.parent / "mlruns").as_uri()
+    with contextlib.closing(sqlite3.connect(base)) as store, store:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            if not store.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
+                continue
+            for (place,) in store.execute(f"SELECT DISTINCT {column} FROM {table}").fetchall():
+                head, found, rest = str(place).rpartition("/mlruns")
+                if found and head + found != here:
+                    change = f"UPDATE {table} SET {column} = ? WHERE {column} = ?"
+                    store.execute(change, (here + rest, place))
+
+
+def _refuse_silent_server(uri: str, seconds: float = 5.0) -> None:
+    """Refuse a tracking server that says nothing; MLflow itself would try for minutes."""
+    if not uri.startswith(("http://", "https://")):
+        return
+    import requests  # comes with MLflow, which is not everywhere
+
+    try:
+        requests.get(uri.rstrip("/") + "/health", timeout=seconds, stream=True).close()  # any answer will do
+    except requests.RequestException as error:
+        raise AfireError(
+            f"the MLflow server {urlsplit(uri).hostname} does not answer within {seconds:g} seconds "
+            f"({type(error).__name__}). Start it, correct or unset MLFLOW_TRACKING_URI, or train without it: "
+            "--use_mlflow False"
+        ) from None
