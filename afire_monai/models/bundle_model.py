@@ -181,6 +181,10 @@ def _training(configs: Path, network: ViTClassifier | ViTSegmenter, network_def:
     config["model_file"] = "$@bundle_root + '/models/model.pt'"
     config |= {"encoder": encoder, "network_def": {**network_def, "encoder": "@encoder"}}
     config["method_def"]["network"] = "$bundle_model.with_weights(@network_def, @model_file)"
+    # the model's own description says that it does not start at random weights
+    config["run"] = [step.replace("facts(@init,", "facts('bundle',") for step in config["run"]]
+    for setting in ("init", "encoder_preset", "image_size", "patch_size"):  # the network has them
+        config.pop(setting)
     if isinstance(network, ViTClassifier):
         config["labels"] = network.labels
     return _loadable(config)

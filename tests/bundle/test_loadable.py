@@ -201,6 +201,7 @@ def test_training_goes_on_from_the_weights_of_the_bundle(bundles, elsewhere, tmp
     settings = {"bundle_root": str(bundles / "classifier"), "epochs": 1, "lr": 0.0, "final_lr": 0.0, "device": "cpu"}
     config = str(bundles / "classifier/configs/train.json")
     run_bundle(elsewhere, config, datalist=str(datalist), output_dir="tuned", batch_size=4, **settings)
+    assert json.loads((elsewhere / "tuned/models/classifier.json").read_text())["encoder"] == "bundle"
     tuned = load_for_bundle([elsewhere / "tuned/models"])
     assert torch.equal(tuned.encoder.cls_token, network_of("classifier").encoder.cls_token)
     assert torch.equal(tuned.head.weight, network_of("classifier").head.weight)
