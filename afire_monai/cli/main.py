@@ -15,7 +15,7 @@ from afire_monai.cli.demo import demo
 from afire_monai.cli.export import export
 from afire_monai.cli.hospital import dicom_results, ingest, send
 from afire_monai.cli.predictions import evaluate, figures, predict, reference
-from afire_monai.cli.runs import copy, finetune, path, pretrain, segment
+from afire_monai.cli.runs import check_bundle, copy, finetune, path, pretrain, segment
 from afire_monai.cli.training import crossvalidate, import_release, plan, probe, report
 from afire_monai.core.console import show_any_text
 from afire_monai.core.errors import user_error
@@ -30,7 +30,7 @@ COMMANDS: CommandTree = {
         "validate": validate,
         **PUBLIC_DATASETS,
     },
-    "bundle": {"copy": copy, "path": path},
+    "bundle": {"check": check_bundle, "copy": copy, "path": path},
     "cache": cache,
     "check": check,
     "crossvalidate": crossvalidate,
