@@ -6,6 +6,14 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def umask():
+    """A command closes what it writes to others, which must not reach the next test."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of real radiographs and DICOM files, not part of the repository."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +84,16 @@ def _calm_logging() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # that an error ends the run, which whoever catches the error says better
     logging.getLogger("ignite.engine.engine.PretrainTrainer").setLevel(logging.CRITICAL)
+
+
+@contextlib.contextmanager
+def quiet_monai() -> Iterator[None]:
+    """Keep MONAI's bundle functions from logging what they were called with."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -15,10 +15,11 @@ from afire_monai.cli.demo import demo
 from afire_monai.cli.export import export
 from afire_monai.cli.hospital import dicom_results, ingest, send
 from afire_monai.cli.predictions import evaluate, figures, predict, reference
-from afire_monai.cli.runs import copy, finetune, path, pretrain, segment
+from afire_monai.cli.runs import check_bundle, copy, finetune, path, pretrain, segment
 from afire_monai.cli.training import crossvalidate, import_release, plan, probe, report
 from afire_monai.core.console import show_any_text
 from afire_monai.core.errors import user_error
+from afire_monai.core.files import close_to_others
 
 COMMANDS: CommandTree = {
     "demo": demo,
@@ -29,7 +30,7 @@ COMMANDS: CommandTree = {
         "validate": validate,
         **PUBLIC_DATASETS,
     },
-    "bundle": {"copy": copy, "path": path},
+    "bundle": {"check": check_bundle, "copy": copy, "path": path},
     "cache": cache,
     "check": check,
     "crossvalidate": crossvalidate,
@@ -74,6 +75,7 @@ def run(arguments: Sequence[str]) -> int:
         print(f"afire-monai {__version__}")
         return 0
     try:
+        close_to_others()
         call = parse(COMMANDS, arguments)
         if isinstance(call, str):
             print(call.rstrip())

@@ -92,23 +92,69 @@ def path() -> int:
     return 0
 
 
-def copy(out: str) -> int:
+def copy(out: str, *, model: tuple[str, ...] = (), kind: str | None = None) -> int:
     """Copy the MONAI bundle, to change its configs or to run it by MONAI's own commands.
+
+    With --model the copy holds that model's weights, and `monai.bundle.load` finds them.
+
+    Example: afire bundle copy mine --model chest-s16-1
 
     Args:
         out: folder that must not exist yet.
+        model: model folder of a run, or several with commas between them; or the name of a model that comes with the
+            package, whose classifier is that of adults.
+        kind: classifier, segmenter, restorer or encoder; the first of them that the folder holds unless given.
     """
     from afire_monai.cli.bundle import bundle_root
 
     if Path(out).exists():
         raise AfireError(f"{out} exists; name a folder that does not")
-    shutil.copytree(bundle_root(), out, ignore=shutil.ignore_patterns("__pycache__", "eval"))
+    if kind and not model:
+        raise AfireError("--kind says which network of --model is wanted; give --model as well")
+    network = _network(model, kind) if model else None
+    shutil.copytree(bundle_root(), out, ignore=shutil.ignore_patterns("__pycache__", "eval", "*.pt", "*.safetensors"))
     print(f"written: {out}")
-    configs = "['configs/pretrain.yaml','configs/method_afire.yaml']"
-    print(
-        f'next:    cd {shlex.quote(out)} && python -m monai.bundle run --config_file "{configs}" --output_dir runs/mine'
-    )
+    if network is None:
+        configs = "['configs/pretrain.yaml','configs/method_afire.yaml']"
+        words = f'--config_file "{configs}" --output_dir runs/mine'
+    else:
+        from afire_monai.models.bundle_model import fill_bundle
+
+        fill_bundle(out, network)
+        words = "--config_file configs/inference.json --dataset_dir FOLDER --output_dir results"
+        print(f"holds:   models/model.pt ({type(network).__name__}); research only, not a medical device")
+        print(f"check:   afire bundle check {shlex.quote(out)}")
+    print(f"next:    cd {shlex.quote(out)} && python -m monai.bundle run {words}")
     return 0
+
+
+def check_bundle(folder: str) -> int:
+    """Check that MONAI's tools take a bundle: what its model zoo asks of one, without a network.
+
+    Directory, version and changelog, metadata against the schema, versions of packages, shape of the network's answer,
+    properties of inference and training, export to TorchScript and ONNX, and `monai.bundle.load`.
+
+    Args:
+        folder: of the bundle, with weights (`afire bundle copy FOLDER --model MODEL`).
+    """
+    from afire_monai.cli.bundle import quiet_monai
+    from afire_monai.cli.bundle_check import CHECKS
+
+    require_path("bundle", folder, "make one with `afire bundle copy FOLDER --model MODEL`")
+    failed = 0
+    for name, check in CHECKS.items():
+        with quiet_monai():
+            fault = check(Path(folder).resolve())
+        failed += bool(fault)
+        print(f"{'fails' if fault else 'ok':6} {name}{f': {fault}' if fault else ''}", flush=True)
+    return 1 if failed else 0
+
+
+def _network(model: tuple[str, ...], kind: str | None) -> Any:
+    from afire_monai.models.bundle_model import load_for_bundle
+    from afire_monai.models.shipped import shipped_models, shipped_names
+
+    return load_for_bundle(shipped_models(name=model[0]) if model[0] in shipped_names() else model, kind)
 
 
 def _shipped() -> str:

@@ -106,19 +106,31 @@ def plan(
     if from_run is not None:
         speeds, source = [planning.speed_of_run(from_run) * gpus], "the run's median speed, times the processes"
     elif tflops is not None:
-        shares = SHARES if share is None else (share,)
-        speeds = [tflops * 1e12 * part / cost.flops_per_image * gpus for part in shares]
-        source = f"{tflops:g} TFLOP/s, of which {' to '.join(f'{part:.0%}' for part in shares)} are reached"
+        speeds, source = _speed_on(tflops, SHARES if share is None else (share,), cost, gpus)
     else:
-        batch = min(settings["batch_size"], 16) if device.type == "cpu" else settings["batch_size"]
-        seconds = planning.time_steps(built, optimizer, batch, device, settings["precision"])
-        rate = planning.matrix_rate(device, dtype)
-        speeds, reached = [gpus / seconds], cost.flops_per_image / seconds / rate
-        source = f"steps of {batch} timed here, {reached:.0%} of this machine's matrix rate of {rate / 1e9:.0f} GFLOP/s"
+        speeds, source = _speed_here(built, optimizer, cost, device, settings, dtype, gpus)
     times = sorted(planning.hours(count, settings["epochs"], speed) for speed in speeds)
     print(f"speed:       {' to '.join(f'{speed:.4g}' for speed in speeds)} images/s ({source})")
     print(f"time:        {' to '.join(_in_words(value) for value in times)}, without reading of images")
     return 0
+
+
+def _speed_on(tflops: float, shares: tuple[float, ...], cost: StepCost, gpus: int) -> tuple[list[float], str]:
+    speeds = [tflops * 1e12 * part / cost.flops_per_image * gpus for part in shares]
+    return speeds, f"{tflops:g} TFLOP/s, of which {' to '.join(f'{part:.0%}' for part in shares)} are reached"
+
+
+def _speed_here(
+    built: Any, optimizer: Any, cost: StepCost, device: Any, settings: dict[str, Any], dtype: Any, gpus: int
+) -> tuple[list[float], str]:
+    from afire_monai.training import planning
+
+    batch = min(settings["batch_size"], 16) if device.type == "cpu" else settings["batch_size"]
+    seconds = planning.time_steps(built, optimizer, batch, device, settings["precision"])
+    rate = planning.matrix_rate(device, dtype)
+    reached = cost.flops_per_image / seconds / rate
+    source = f"steps of {batch} timed here, {reached:.0%} of this machine's matrix rate of {rate / 1e9:.0f} GFLOP/s"
+    return [gpus / seconds], source
 
 
 def _images(images: int | None, datalist: str | None) -> int:

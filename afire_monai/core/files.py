@@ -14,6 +14,29 @@ from typing import IO, Any
 from afire_monai.core.errors import AfireError
 
 
+def close_to_others() -> None:
+    """Keep what this process writes from other users of the machine; for commands, not for a library's caller.
+
+    The permissions of the owner and the group stay those of the umask. ``AFIRE_UMASK`` (octal, as 022) overrides it:
+    077 keeps files from the group as well, 002 lets a group write and everybody read.
+
+    Raises:
+        AfireError: if ``AFIRE_UMASK`` is not an octal number from 000 to 777.
+    """
+    wanted = os.environ.get("AFIRE_UMASK", "")
+    if wanted and not (len(wanted) <= 4 and set(wanted) <= set("01234567") and int(wanted, 8) <= 0o777):
+        raise AfireError(f"AFIRE_UMASK is {wanted!r}; an octal number from 000 to 777 is expected, such as 077 or 022")
+    before = os.umask(0o077)
+    os.umask(int(wanted, 8) if wanted else before | 0o007)
+
+
+def usual_mode() -> int:
+    """Return the permissions that a new file has under the process's umask."""
+    before = os.umask(0o077)
+    os.umask(before)
+    return 0o666 & ~before
+
+
 @contextmanager
 def whole_file(
     path: Path, private: bool = False, shared: bool = False, sync: bool = False, new: bool = False

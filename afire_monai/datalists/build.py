@@ -88,7 +88,7 @@ def assemble(
     meta: dict[str, Any],
     vocabulary: Sequence[str] | None = None,
 ) -> DataList:
-    """Give items their label vectors, split them by patient, and put the list together.
+    """Return items their label vectors, split them by patient, and put the list together.
 
     Args:
         name: of the list.

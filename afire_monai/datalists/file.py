@@ -126,7 +126,7 @@ def datalist_hash(datalist: DataList) -> str:
 
 
 def _canonical(content: dict[str, Any]) -> Iterator[str]:
-    """Give canonical JSON of an object in parts: the text of a million items in one piece takes more than they do."""
+    """Return canonical JSON of an object in parts: the text of a million items in one piece takes more than they do."""
     dump = functools.partial(json.dumps, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     for place, key in enumerate(sorted(content)):
         value = content[key]
@@ -284,7 +284,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def _shared() -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
-    """Give a hook for JSON that lets items share what many have alike: a list of a million is mostly repetition."""
+    """Return a hook for JSON that lets items share what many have alike: a list of a million is mostly repetition."""
     labels: dict[bytes, list[Any]] = {}
 
     def share(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

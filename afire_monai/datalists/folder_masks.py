@@ -38,7 +38,7 @@ def refuse_pictures_of_masks(paths: Sequence[Path], root: Path) -> None:
 
 
 def add_masks(items: Sequence[dict[str, Any]], root: Path, masks: Path) -> int:
-    """Give items the masks of their names, and return how many masks have no image.
+    """Return items the masks of their names, and return how many masks have no image.
 
     Raises:
         DataListError: no folder, two masks or two images of one name, or no mask of any image.

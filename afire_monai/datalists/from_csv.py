@@ -227,7 +227,7 @@ class _Manifest:
         return item | facts
 
     def _label(self, made: Sequence[tuple[Row, dict[str, Any]]]) -> tuple[list[str], Sequence[tuple[str, ...]]]:
-        """Give items their label vectors; return the labels, and the names that each item is stratified by."""
+        """Return items their label vectors; return the labels, and the names that each item is stratified by."""
         if self.names_column is None:
             for row, item in made if self.singles else []:
                 item["label"] = [parse_label(row, column) for column in self.singles]

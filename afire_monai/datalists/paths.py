@@ -35,17 +35,17 @@ class ImagePaths(Sequence[dict[str, Any]]):
         return items if isinstance(items, cls) else cls(str(item["image"]) for item in items)
 
     def take(self, places: NDArray[np.integer[Any]] | slice) -> ImagePaths:
-        """Give the items at some places, in that order."""
+        """Return the items at some places, in that order."""
         taken = object.__new__(ImagePaths)
         taken._set(self._block, self._starts[places], self._ends[places])
         return taken
 
     def raw(self, place: int) -> bytes:
-        """Give a path as the file system spells it."""
+        """Return a path as the file system spells it."""
         return self._block[self._starts[place] : self._ends[place]]
 
     def raw_paths(self) -> list[bytes]:
-        """Give all paths as the file system spells them."""
+        """Return all paths as the file system spells them."""
         block = self._block
         return [block[start:end] for start, end in zip(self._starts.tolist(), self._ends.tolist(), strict=True)]
 
@@ -63,7 +63,7 @@ class ImagePaths(Sequence[dict[str, Any]]):
 
 
 def names_hash(items: Sequence[Any]) -> str:
-    """Give a hash (16 hexadecimal digits) of what a run learns from: file names in their order, masks, targets.
+    """Return a hash (16 hexadecimal digits) of what a run learns from: file names in their order, masks, targets.
 
     Folders do not count, so that data may move between two parts of a run.
 

@@ -105,9 +105,7 @@ def bootstrap_auroc(labels: NDArray, scores: NDArray, groups: NDArray, repeats: 
     return _interval(labels, [np.asarray(scores, dtype=np.float64)], groups, repeats, seed)
 
 
-def bootstrap_auroc_difference(
-    labels: NDArray, scores: NDArray, baseline: NDArray, groups: NDArray, repeats: int = 2000, seed: int = 0
-) -> Interval:
+def bootstrap_auroc_difference(labels: NDArray, scores: NDArray, baseline: NDArray, groups: NDArray) -> Interval:
     """Return AUROC(scores) − AUROC(baseline) on the same cases, with a paired bootstrap 95 % interval over patients.
 
     Args:
@@ -115,14 +113,12 @@ def bootstrap_auroc_difference(
         scores: (n,) of the one model.
         baseline: (n,) of the other.
         groups: (n,) patient of each case.
-        repeats: bootstrap draws.
-        seed: of the draws.
 
     Raises:
         AfireError: if a class is missing or lengths differ.
     """
     both = [np.asarray(scores, dtype=np.float64), np.asarray(baseline, dtype=np.float64)]
-    return _interval(labels, both, groups, repeats, seed)
+    return _interval(labels, both, groups, repeats=2000, seed=0)
 
 
 def _interval(labels: NDArray, scores: list[NDArray], groups: NDArray, repeats: int, seed: int) -> Interval:

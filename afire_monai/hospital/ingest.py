@@ -12,6 +12,7 @@ from afire_monai.core.errors import AfireError
 from afire_monai.core.pool import Pool
 from afire_monai.hospital import outputs
 from afire_monai.hospital.identity import KEY, PRIVATE, IdentityKey, make_private_folder
+from afire_monai.hospital.issuers import ONE, Issuers
 from afire_monai.hospital.labels import LabelTable
 from afire_monai.hospital.outputs import ALLOWED, Options, SplitRule
 from afire_monai.hospital.scan import scan
@@ -83,6 +84,7 @@ def ingest(
     max_side: int = 1024,
     check_text: bool = False,
     accept_text: bool = False,
+    issuers: str = ONE,
     name: str = "hospital",
     progress: bool = False,
     seconds_per_file: float = 60.0,
@@ -116,6 +118,8 @@ def ingest(
         max_side: longest side of the pictures in pixels; larger ones are averaged down.
         check_text: leave out pictures with something like text near the border.
         accept_text: with check_text, keep them and count them.
+        issuers: one: a PatientID is one patient, whoever issued it; separate: the same PatientID of two issuers is two
+            patients. Case and blanks of an issuer never count.
         name: of the data list.
         progress: show bars with the time left.
         seconds_per_file: after which a file counts as hanging.
@@ -127,7 +131,7 @@ def ingest(
     roots = [Path(os.path.abspath(source)) for source in sources]
     options = Options(
         tuple(allow), SplitRule.parse(split_by, split, seed), include_laterals, max_side, check_text, accept_text,
-        name, normal_label,
+        name, normal_label, Issuers(issuers).rule,
     )  # fmt: skip
     processes = min(os.cpu_count() or 1, 8) if workers is None else workers
     _check(roots, options, Path(out), processes)
@@ -142,6 +146,7 @@ def ingest(
     try:
         identity = _identity(private, key, state)
         _same_roots(state, roots)
+        _same_issuers(state, options.issuers)
         (Path(out) / outputs.SUMMARY).unlink(missing_ok=True)  # without it a folder is not taken for a finished one
         with Pool(processes, seconds_per_file) as pool:
             reader = _Reader(state, pool, progress)
@@ -239,6 +244,17 @@ def _same_roots(state: State, roots: Sequence[Path]) -> None:
             "named now, so their images would be dropped. Name all of them, or give another folder with --out"
         )
     state.set_fact("roots", "\0".join(now))
+
+
+def _same_issuers(state: State, issuers: str) -> None:
+    """Refuse to name the patients of a folder in another way than before."""
+    earlier = state.fact("issuers")
+    if earlier and earlier != issuers:
+        raise AfireError(
+            f"{state.path.parent.parent}: made with --issuers {earlier}, now it is {issuers}, which gives patients "
+            "other hashes. Give the same as before, or another folder with --out"
+        )
+    state.set_fact("issuers", issuers)
 
 
 def _without_split(state: State, rule: SplitRule) -> list[tuple[int, str]]:

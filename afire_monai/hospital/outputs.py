@@ -21,6 +21,7 @@ from afire_monai.hospital.convert import BINS, Converted
 from afire_monai.hospital.datacard import age_band, age_in_band, describe, write_datacard
 from afire_monai.hospital.header import Header
 from afire_monai.hospital.identity import INDEX, LEFT_OUT, PRIVATE, UNMATCHED, IdentityKey
+from afire_monai.hospital.issuers import ONE, Issuers
 from afire_monai.hospital.labels import JoinedLabels, LabelTable, Subject, join_labels
 from afire_monai.hospital.series_rules import judge
 from afire_monai.hospital.state import KEPT, Entry, State
@@ -154,6 +155,7 @@ class Options:
     accept_text: bool = False
     name: str = "hospital"
     normal_label: str = "Normal"
+    issuers: str = ONE
 
 
 @dataclass
@@ -166,6 +168,7 @@ class _Kept:
     facts: dict[str, dict[str, str]] = field(default_factory=dict)
     histogram: np.ndarray[Any, Any] = field(default_factory=lambda: np.zeros(BINS))
     counts: Counter[str] = field(default_factory=Counter)
+    issuers: Issuers = field(default_factory=Issuers)
 
 
 def image_of(identity: IdentityKey, header: Header, path: str) -> str:
@@ -173,10 +176,10 @@ def image_of(identity: IdentityKey, header: Header, path: str) -> str:
     return identity.image(header.sop_uid or f"file {path}")
 
 
-def group_of(identity: IdentityKey, header: Header, path: str) -> str:
+def group_of(identity: IdentityKey, header: Header, path: str, issuers: Issuers) -> str:
     """Hash of a patient; files without PatientID are kept together by study, without study each by itself."""
     if header.patient_id:
-        return identity.patient(header.patient_id, header.issuer)
+        return identity.patient(header.patient_id, issuers.of(header.patient_id, header.issuer))
     return identity.study(header.study_uid) if header.study_uid else image_of(identity, header, path)
 
 
@@ -207,7 +210,7 @@ def write(
     joined = _join(state, identity, table, roots, out) if table is not None else None
     datalist = _datalist(kept, joined, options)
     save_datalist(datalist, out / DATALIST)
-    _write_index(state, identity, out)
+    _write_index(state, identity, out, kept.issuers)
     write_datacard(describe(datalist, kept.facts, (kept.histogram / len(kept.items)).tolist()), out)
     done: dict[str, Any] = {
         "seen": seen,
@@ -222,7 +225,7 @@ def write(
         settings = {
             "allow": list(options.allow), "split_by": options.split.by, "split": list(options.split.shares),
             "seed": options.split.seed, "include_laterals": options.include_laterals, "max_side": options.max_side,
-            "check_text": options.check_text, "accept_text": options.accept_text,
+            "check_text": options.check_text, "accept_text": options.accept_text, "issuers": options.issuers,
         }  # fmt: skip
         facts = {"afire_monai": __version__, "datalist_sha256": datalist_hash(datalist),
                  "key_fingerprint": identity.fingerprint, "settings": settings}  # fmt: skip
@@ -250,11 +253,13 @@ def _write_left_out(state: State, out: Path) -> tuple[dict[str, int], int]:
 
 
 def _collect(state: State, identity: IdentityKey, options: Options) -> _Kept:
-    kept = _Kept()
+    kept = _Kept(issuers=Issuers(options.issuers))
+    for _, header in _kept_entries(state):
+        kept.issuers.add(header.patient_id, header.issuer)
     for entry, header in _kept_entries(state):
         image = f"{IMAGES}/{image_of(identity, header, entry.path)}.png"
         verdict = judge(header, options.include_laterals)
-        item: dict[str, Any] = {"image": image, "group": group_of(identity, header, entry.path)}
+        item: dict[str, Any] = {"image": image, "group": group_of(identity, header, entry.path, kept.issuers)}
         item |= _allowed_facts(header, verdict.view, options.allow)
         kept.items.append(item)
         kept.days.append(header.date)
@@ -337,11 +342,11 @@ def _datalist(kept: _Kept, joined: JoinedLabels | None, options: Options) -> dic
     return datalist
 
 
-def _write_index(state: State, identity: IdentityKey, out: Path) -> None:
+def _write_index(state: State, identity: IdentityKey, out: Path, issuers: Issuers) -> None:
     def rows() -> Iterator[Sequence[Any]]:
         yield ("image", "group", "file", "study_uid", "series_uid", "sop_uid")
         for entry, header in _kept_entries(state):
-            hashes = (image_of(identity, header, entry.path), group_of(identity, header, entry.path))
+            hashes = (image_of(identity, header, entry.path), group_of(identity, header, entry.path, issuers))
             yield (*hashes, entry.path, header.study_uid, header.series_uid, header.sop_uid)
 
     write_rows(out / PRIVATE / INDEX, rows(), private=True)
@@ -374,6 +379,7 @@ def _remarks(kept: _Kept, joined: JoinedLabels | None, options: Options, datalis
         )
     if counts["no patient id"]:
         yield f"{counts['no patient id']} images have no PatientID; those of one study count as one patient's"
+    yield from kept.issuers.remarks()
     if joined is not None and joined.without:
         yield f"{joined.without} images have no label"
     expected = [

@@ -6,15 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from afire_monai.hospital.header import (
-    CHEST_CODES,
-    FRONTAL_CODES,
-    LATERAL_CODES,
-    OBLIQUE_CODES,
-    Header,
-    body_of,
-    view_of,
-)
+from afire_monai.hospital.header import Header
+from afire_monai.hospital.words import CHEST_CODES, FRONTAL_CODES, LATERAL_CODES, OBLIQUE_CODES, body_of, view_of
 from afire_monai.radiographs.dicom import RADIOGRAPHY_MODALITIES
 
 NOT_RADIOGRAPH = "not a radiograph"

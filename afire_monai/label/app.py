@@ -16,7 +16,6 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
-from monailabel.tasks.activelearning.random import Random
 
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError
@@ -127,9 +126,8 @@ class RadiographLabelApp(MONAILabelApp):
         return {task: RadiographTrain(what, self.workshop) for task, what in self.trainable.items()}
 
     def init_strategies(self) -> dict[str, Any]:
-        """Give the strategies that there are models for, and MONAI Label's random one."""
-        ours = {name: RadiographStrategy(name, self.chooser) for name in STRATEGIES if self.chooser.offers(name)}
-        return {**ours, "random": Random()}
+        """Give the strategies that there are models for."""
+        return {name: RadiographStrategy(name, self.chooser) for name in STRATEGIES if self.chooser.offers(name)}
 
     def init_scoring_methods(self) -> dict[str, RadiographScoring]:
         """Give Dice and AUROC, for what can be trained."""
@@ -234,7 +232,12 @@ class RadiographInfer(InferTask):
         if self.task == "classification":
             known["classification"] = self.shelf.get("classification").scorer.labels
         version = self.shelf.get(uses(self.task)).version
-        return {**super().info(), "labels": known.get(self.task, []), "model_version": version}
+        return {
+            **super().info(),
+            "labels": known.get(self.task, []),
+            "model_version": version,
+            **self.shelf.cautions(self.task),
+        }
 
     def is_valid(self) -> bool:
         """Whether there is a model for it."""

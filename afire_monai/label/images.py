@@ -322,6 +322,8 @@ def _numbers(header: Any, keyword: str, count: int) -> NDArray[np.float64] | Non
 def patient_of(path: str | Path, image_id: str, key: IdentityKey) -> str:
     """Give the hash of a radiograph's patient, so that no patient is trained and validated on.
 
+    As `afire ingest` does unless told otherwise: a PatientID is one patient, whoever issued it.
+
     Args:
         path: its file.
         image_id: stands for the patient where the file names none, as a PNG.
@@ -335,5 +337,5 @@ def patient_of(path: str | Path, image_id: str, key: IdentityKey) -> str:
     except (OSError, ValueError):
         return key.image(image_id)
     if header.patient_id:
-        return key.patient(header.patient_id, header.issuer)
+        return key.patient(header.patient_id)
     return key.study(header.study_uid) if header.study_uid else key.image(image_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import threading
 import time
@@ -119,6 +120,21 @@ class ModelShelf:
             self._loaded[use] = (state, loaded)
             return loaded
 
+    def cautions(self, task: str) -> dict[str, Any]:
+        """Return ``not_calibrated`` (labels) and ``warnings`` of the classifier or segmenter, where there are any."""
+        kind = {"classification": "classifier", "segmentation": "segmenter"}.get(task)
+        path = self.file(kind) if kind else None
+        if path is None:
+            return {}
+        try:
+            description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        found = {"warnings": [str(text) for text in description.get("warnings") or []]}
+        if kind == "classifier":
+            found["not_calibrated"] = not_calibrated(description)
+        return {name: values for name, values in found.items() if values}
+
     def encoder(self) -> tuple[Any, str]:
         """Give the encoder whose tokens tell how alike images are, and its version: the pre-trained one, else a task's.
 
@@ -139,6 +155,14 @@ class ModelShelf:
                 network = loaded.scorer.classifier or loaded.scorer.segmenter
                 return network.encoder, loaded.version
         raise NotFoundError("there is no model; name a model folder")
+
+
+def not_calibrated(description: Mapping[str, Any]) -> list[str]:
+    """Return the labels whose probabilities are not calibrated, from a classifier's description."""
+    if "not_calibrated" in description:
+        return [str(name) for name in description["not_calibrated"]]
+    known = str(description.get("calibration") or "none") != "none"
+    return [] if known else list(description.get("classifier", {}).get("labels", []))
 
 
 def _state(files: dict[str, Path]) -> tuple[Any, ...]:
@@ -217,7 +241,7 @@ def answer(task: str, shelf: ModelShelf, path: str | Path, request: Mapping[str,
     inferred = time.perf_counter()
     reply = _reply(task, said, loaded.scorer, image, request)
     done = time.perf_counter()
-    reply.params |= {"model_version": loaded.version, "warning": WARNING}
+    reply.params |= {"model_version": loaded.version, "warning": WARNING, **shelf.cautions(task)}
     reply.latencies = {"pre": read - start, "infer": inferred - read, "post": done - inferred}
     return reply
 

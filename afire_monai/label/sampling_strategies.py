@@ -13,11 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from afire_monai.hospital.header import read_header
+from afire_monai.hospital.series_rules import COLOUR, LATERAL, NOT_HUMAN, OBLIQUE, SEVERAL_FRAMES, judge
 from afire_monai.label.images import file_of
 from afire_monai.label.inference_service import ModelShelf
 from afire_monai.label.label_files import Store, has_label
 from afire_monai.label.messages import NotFoundError
 from afire_monai.predictions.reading import LeftOut, ahead, read_radiograph
+from afire_monai.radiographs.dicom import looks_like_dicom
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +28,31 @@ STRATEGIES = {
     "most_anomalous": "Most unlike normal radiographs first",
     "most_uncertain": "First where the model knows least (entropy of its probabilities)",
     "most_different": "First what is least like all that is labelled (farthest in the encoder's features)",
+    "random": "Any that has no label yet",
 }
 BATCH = 8
 AGAIN_AFTER = 3600.0
 """Seconds before an image that was offered and not labelled is offered again, if there are others."""
+
+
+_NOT_OFFERED = (LATERAL, OBLIQUE, COLOUR, SEVERAL_FRAMES, NOT_HUMAN)
+
+
+def can_be_offered(path: str) -> bool:
+    """Whether an image is one to label: no raw, lateral, oblique, colour or multi-frame DICOM image; any other format.
+
+    Args:
+        path: the image's file, or a series' folder.
+    """
+    try:
+        file = file_of(path)
+        with file.open("rb") as stream:
+            if not looks_like_dicom(stream.read(352)):
+                return True
+        verdict = judge(read_header(file))
+    except (OSError, ValueError):
+        return False
+    return verdict.reason not in _NOT_OFFERED and not verdict.raw
 
 
 class Chooser:
@@ -55,6 +79,8 @@ class Chooser:
     def offers(self, strategy: str) -> bool:
         """Whether there are models for a strategy."""
         uses = {"most_anomalous": ("anomaly",), "most_uncertain": ("classification", "segmentation")}
+        if strategy == "random":
+            return True
         if strategy == "most_different":
             return any(map(self.shelf.offers, ("anomaly", "classification", "segmentation"))) or bool(
                 self.shelf.file("encoder")
@@ -82,6 +108,8 @@ class Chooser:
         with self._lock:
             if strategy == "most_different":
                 ranked = self._by_difference(store, waiting, labelled)
+            elif strategy == "random":
+                ranked = self._by_chance(store, waiting)
             else:
                 value = self._anomaly if strategy == "most_anomalous" else self._uncertainty
                 found = self._look(store, waiting, *value())
@@ -124,6 +152,10 @@ class Chooser:
 
         return f"{use} {loaded.version}", values, network.encoder.image_size
 
+    def _by_chance(self, store: Store, waiting: list[str]) -> list[tuple[float, str]]:
+        drawn = self._random.sample(waiting, min(self.most, len(waiting)))
+        return [(0.0, i) for i in drawn if can_be_offered(store.get_image_uri(i))]
+
     def _by_difference(self, store: Store, waiting: list[str], labelled: list[str]) -> list[tuple[float, str]]:
         """Rank by distance to the nearest labelled image (Sener and Savarese, ICLR 2018: k-centre, greedy)."""
         encoder, version = self.shelf.encoder()
@@ -156,6 +188,8 @@ class Chooser:
 
         def read(image_id: str) -> Tensor | None:
             try:
+                if not can_be_offered(store.get_image_uri(image_id)):
+                    return None
                 radiograph = read_radiograph(0, str(file_of(store.get_image_uri(image_id))), [size])
             except ValueError:
                 return None

@@ -1,4 +1,4 @@
-"""Training from saved labels: the bundle's own fine-tuning, and the new model in use if it is not worse."""
+"""Training from saved labels: the bundle's own fine-tuning, and the new model in use if it is better."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from PIL import Image
 from afire_monai.core.errors import AfireError
 from afire_monai.core.files import write_text
 from afire_monai.hospital.identity import IdentityKey
+from afire_monai.label import comparison, held_back
 from afire_monai.label.images import file_of, open_image, patient_of
-from afire_monai.label.inference_service import ModelShelf
+from afire_monai.label.inference_service import ModelShelf, not_calibrated
 from afire_monai.label.label_files import SavedLabel, Store, read_findings, read_mask, saved_labels
-
-VALIDATION_SHARE = 0.25
+from afire_monai.label.messages import problem, without_names
 
 
 @dataclass(frozen=True)
@@ -41,67 +42,6 @@ class Trainable:
     def classes(self) -> dict[str, int]:
         """Value of each class in label maps."""
         return {name: place + 1 for place, name in enumerate(self.names)}
-
-
-def split(items: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Divide items into training and validation, by patient, so that a patient stays where he is as labels are added.
-
-    Args:
-        items: each with ``group``, 20 hexadecimal digits that are as good as random.
-
-    Raises:
-        AfireError: if all are of one patient.
-    """
-    groups = sorted({str(item["group"]) for item in items})
-    if len(groups) < 2:
-        raise AfireError("all labelled images are of one patient; label images of others too")
-    wanted = max(1, round(VALIDATION_SHARE * len(groups) / 2))
-    below = sum(int(group[:8], 16) < VALIDATION_SHARE * 2**32 for group in groups)
-    held_back = set(groups[: min(max(below, wanted), len(groups) - 1)])
-    training = [item for item in items if item["group"] not in held_back]
-    return training, [item for item in items if item["group"] in held_back]
-
-
-def validation_score(what: Trainable, model: Path, datalist: Path) -> float:
-    """Score a model on the images held back, in the way in which training scores it.
-
-    Args:
-        what: is trained.
-        model: weights file.
-        datalist: of the training.
-    """
-    from afire_monai.loading.dataset import RadiographDataset
-    from afire_monai.models.folder import load_classifier, load_segmenter
-    from afire_monai.radiographs.masks import MaskReading
-    from afire_monai.training.handlers import predict_dataset
-    from afire_monai.training.startup import reading
-    from afire_monai.training.task_data import classification_data, segmentation_data
-    from afire_monai.training.tasks import Classification, Segmentation, Task
-
-    task: Task
-    if what.task == "segmentation":
-        segmenter, _ = load_segmenter(model)
-        _refuse_other_names(what, segmenter.classes)
-        size = segmenter.encoder.image_size
-        items = segmentation_data(datalist, classes=what.names).validation
-        transform: Any = MaskReading(reading(size), size, {name: [v] for name, v in what.classes.items()})
-        task, extra = Segmentation(segmenter), "mask"
-    else:
-        classifier, _ = load_classifier(model)
-        _refuse_other_names(what, classifier.labels)
-        items = classification_data(datalist, labels=what.names).validation
-        transform = reading(classifier.encoder.image_size)
-        task, extra = Classification(classifier), "target"
-    logits, batch = predict_dataset(task, RadiographDataset(items, transform, extras=(extra,)), 16)
-    return task.figures(logits, batch)["validation_score"]
-
-
-def _refuse_other_names(what: Trainable, names: Sequence[str]) -> None:
-    if tuple(names) != what.names:
-        raise AfireError(
-            f"the model has {', '.join(names)}, the server was started for {', '.join(what.names)}; start it without "
-            "naming them, or with another model folder"
-        )
 
 
 logger = logging.getLogger(__name__)
@@ -146,7 +86,7 @@ class Workshop:
         return found
 
     def train(self, what: Trainable, store: Store, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Train on what was labelled, and use the new model if it is not worse on the images held back.
+        """Train on what was labelled, and use the new model if it is shown to be better on the patients held back.
 
         Args:
             what: to train.
@@ -171,7 +111,7 @@ class Workshop:
             except BaseException as error:
                 _clear(run)
                 with contextlib.suppress(OSError):  # a full disk; what is raised says so
-                    failed = type(error).__name__
+                    failed = without_names(problem(error)[1])
                     self._tell(what.task, {"run": run.name, "failed": failed, "total_time": _clock(started)})
                 raise
             _clear(run)
@@ -187,7 +127,8 @@ class Workshop:
         Returns:
             ``epoch`` of ``total_epochs``, ``best_metric`` (validation score), ``total_time`` once it ended,
             ``validation_before`` (of the model that was in use, on the same images; None without), ``model``
-            (``replaced`` or ``kept``), ``training`` and ``validation`` (numbers of images), ``model_version``.
+            (``replaced``, ``kept``, or ``first`` where there was none), ``judged`` (see `comparison.compare`),
+            ``warnings``, ``training`` and ``validation`` (numbers of images), ``model_version``; or ``failed``, why.
         """
         from afire_monai.training.handlers import read_csv_log
 
@@ -239,6 +180,7 @@ class Workshop:
         data, key = run / "data", self.key()
         data.mkdir(mode=0o700)
         items: list[dict[str, Any]] = []
+        facts: list[list[str]] = []
         for number, saved in enumerate(labels):
             image = file_of(saved.image)
             link = data / f"{number:05d}{image.suffix}"
@@ -248,11 +190,13 @@ class Workshop:
                 mask = read_mask(open_image(image).grid, saved.label, what.classes)
                 Image.fromarray(mask).save(data / f"{number:05d}.mask.png")
                 item["mask"] = str(data / f"{number:05d}.mask.png")
+                facts.append([f"1 {name}" for name, value in what.classes.items() if (mask == value).any()])
             else:
                 findings = read_findings(saved.label, what.names)
                 item["label"] = [findings.get(name) for name in what.names]
+                facts.append([f"{value} {name}" for name, value in findings.items() if value in (0, 1)])
             items.append(item)
-        training, validation = split(items)
+        training, validation = self._split(what, items, facts)
         content: dict[str, Any] = {"name": "saved labels", "training": training, "validation": validation}
         if what.task == "classification":
             content["labels"] = list(what.names)
@@ -260,6 +204,19 @@ class Workshop:
             "training": len(training),
             "validation": len(validation),
         }
+
+    def _split(
+        self, what: Trainable, items: list[dict[str, Any]], facts: list[list[str]]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Divide by patient as in earlier trainings; roles are kept by hash."""
+        path = self.folder / f"{what.task}_patients.json"
+        try:
+            earlier = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            earlier = {}
+        training, validation, roles = held_back.split(items, facts, earlier)
+        write_text(path, json.dumps(roles) + "\n")
+        return training, validation
 
     def _run(self, run: Path, what: Trainable, datalist: Path, settings: dict[str, Any], start: str) -> dict[str, Any]:
         from afire_monai.cli.bundle import run_configs
@@ -274,16 +231,24 @@ class Workshop:
             given["start"] = str(current)
         else:
             given["init"] = self._encoder_folder()
-        before = validation_score(what, current, datalist) if current is not None else None
+        given |= {"calibration": "platt"} if what.task == "classification" else {}  # each label by itself
+        ask = partial(comparison.outcome, what.task, what.classes, datalist=datalist)
+        before = ask(model=current) if current is not None else None
         run_configs(given, tuple(configs))
         trained = run / "models" / f"{kind}.safetensors"
-        after = validation_score(what, trained, datalist)
-        better = before is None or after >= before
+        after = ask(model=trained)
+        judged = {} if before is None else comparison.compare(what.task, what.names, before, after)
+        better = before is None or comparison.is_better(judged)
+        warnings = comparison.reasons(judged, what.task) if before is not None else [NOT_COMPARED]
+        if what.task == "classification":
+            warnings += keep_unlearned(trained, current, after)
         if better:
-            self._publish(kind, trained, current if start == "model" else None)
+            self._publish(kind, trained, current if start == "model" else None, warnings)
         version = self.shelf.get(what.task).version
-        scores = {"best_metric": after, "validation_before": before}
-        return {**scores, "model": "replaced" if better else "kept", "model_version": version}
+        scores = {"best_metric": after.score, "validation_before": before.score if before else None}
+        found = {"judged": judged, "warnings": warnings}
+        model = "first" if before is None else "replaced" if better else "kept"
+        return {**scores, "model": model, "model_version": version, **found}
 
     def _encoder_folder(self) -> str:
         encoder = self.shelf.file("encoder")
@@ -291,14 +256,49 @@ class Workshop:
             raise AfireError("no encoder.safetensors in the model folders: training cannot start from an encoder")
         return str(encoder.parent)
 
-    def _publish(self, kind: str, trained: Path, origin: Path | None) -> None:
+    def _publish(self, kind: str, trained: Path, origin: Path | None, warnings: Sequence[str]) -> None:
         """Put a model in use, whole or not at all."""
         from afire_monai.models.folder import load_module_files, save_module_files
 
         tensors, description = load_module_files(trained)
+        description["warnings"] = list(warnings)
         if origin is not None:  # what training called random is what the model before it came from
             description["encoder"] = load_module_files(origin)[1].get("encoder", "not known")
         save_module_files(tensors, description, self.shelf.trained / f"{kind}.safetensors")
+
+
+NOT_COMPARED = "there was no model before, so this one was compared with none; how good it is is not known"
+
+
+def keep_unlearned(trained: Path, current: Path | None, after: comparison.Outcome) -> list[str]:
+    """Give labels with too few held-back patients the calibration and threshold that they had before.
+
+    Args:
+        trained: the new classifier's file, which is changed.
+        current: file of the classifier in use; without one such a label gets none and 0.5.
+        after: what the new one says of the images held back.
+
+    Returns:
+        A sentence about labels that are not calibrated, if there are any; their names are kept with the model.
+    """
+    from afire_monai.models.folder import load_module_files, save_module_files
+
+    tensors, description = load_module_files(trained)
+    old, known = load_module_files(current) if current is not None else ({}, {})
+    names, missing = list(description["classifier"]["labels"]), []
+    thresholds = dict(description.get("thresholds") or {})
+    for place, name in enumerate(names):
+        if comparison.enough("classification", after, place):
+            continue
+        for key, empty in (("calibration_scale", 1.0), ("calibration_bias", 0.0)):
+            tensors[key] = tensors[key].clone()
+            tensors[key][place] = old[key][place] if key in old else empty
+        thresholds[name] = float((known.get("thresholds") or {}).get(name, 0.5))
+        if current is None or name in not_calibrated(known):
+            missing.append(name)
+    description |= {"thresholds": thresholds, "not_calibrated": missing}
+    save_module_files(tensors, description, trained)
+    return [f"not calibrated: {', '.join(missing)}"] if missing else []
 
 
 def _clear(run: Path) -> None:

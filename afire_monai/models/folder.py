@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError, CheckpointError
-from afire_monai.core.files import whole_file
+from afire_monai.core.files import usual_mode, whole_file
 from afire_monai.models.bounds import refuse_not_finite, refuse_sizes
 from afire_monai.models.int8 import pack_int8, unpack_int8
 from afire_monai.models.shipped import shipped_folder
@@ -117,7 +117,7 @@ def save_module_files(tensors: dict[str, Any], description: dict[str, Any], path
             with whole_file(path) as weights:
                 kept = pack_int8(tensors) if int8 else tensors
                 save_file({name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}, weights)
-                weights.chmod(0o644)  # the library makes a file that only its owner may read
+                weights.chmod(usual_mode())  # the library makes a file that only its owner may read
                 described.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(

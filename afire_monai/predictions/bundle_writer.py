@@ -39,16 +39,11 @@ class ResultWriter:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._write)
         engine.add_event_handler(Events.COMPLETED, self._summarise)
 
-    def _name(self, index: int) -> str:
-        file = Path(str(self.items[index]["image"]))
-        picture = file.suffix.lower() in (".png", ".jpg", ".jpeg")
-        return f"{index:05d}_{file.stem}" if picture else f"{index:05d}"
-
     def _write(self, engine: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         output = engine.state.output["pred"]
         for place, index in enumerate(engine.state.batch["index"].tolist()):
-            name = self._name(index)
+            name = picture_name(self.items[index], index)
             anomaly = output["anomaly"][place, 0].float().cpu()
             self._picture(output["restored"][place].float().mean(0).cpu(), f"{name}_restored.png")
             self._picture(anomaly * 2, f"{name}_anomaly.png")
@@ -69,3 +64,9 @@ class ResultWriter:
             writer.writeheader()
             writer.writerows(self.rows)
         logger.info("%d images: pictures, tokens and summary.csv written to %s", len(self.rows), self.folder.name)
+
+
+def picture_name(item: Mapping[str, Any], index: int) -> str:
+    """Name the results of an image: its place, and the file's name unless a DICOM's, which can identify a patient."""
+    file = Path(str(item["image"]))
+    return f"{index:05d}_{file.stem}" if file.suffix.lower() in (".png", ".jpg", ".jpeg") else f"{index:05d}"

@@ -97,7 +97,7 @@ def _in_words(path: Path) -> Iterator[None]:
 
 
 def _plain(path: Path, file: BinaryIO) -> BinaryIO:
-    """Give the file, or what a deflated one inflates to, at its start."""
+    """Return the file, or what a deflated one inflates to, at its start."""
     start = _start_of_deflated(file)
     file.seek(start or 0)
     return file if start is None else io.BytesIO(_inflate(path, file))

@@ -70,7 +70,7 @@ def _look_up(table: NDArray[np.float32], place: Integers) -> NDArray[np.float32]
 
 
 def _levels(stored: Integers) -> tuple[Integers, Integers | None]:
-    """Give the stored values that there can be, (n,), and each pixel's place among them; negative places count back.
+    """Return the stored values that there can be, (n,), and each pixel's place among them; negative places count back.
 
     What a pixel becomes depends on its stored value alone, so a table of some ten thousand entries is computed instead
     of millions of pixels. Where the values are spread too widely for that, the pixels themselves, and None.

@@ -96,7 +96,7 @@ class MaskReading:
         self.classes = {name: list(values) for name, values in classes.items()}
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        """Give the item with ``image`` and ``mask`` read.
+        """Return the item with ``image`` and ``mask`` read.
 
         Raises:
             RadiographError: as `read_mask`.

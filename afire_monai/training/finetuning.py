@@ -171,14 +171,14 @@ def facts(init: str, fraction: float, folds: int, fold: int, seed: int) -> dict[
     """Say where a model comes from, in plain values: the encoder's own description, the data used, the seed.
 
     Args:
-        init: a model folder, or ``random``.
+        init: a model folder, ``random``, or ``bundle`` for the weights of a MONAI bundle.
         fraction: share of the labels.
         folds: of a cross-validation, or 0.
         fold: which one validated.
         seed: of the run.
     """
-    origin: dict[str, Any] = {"encoder": "random"}
-    if init != "random":
+    origin: dict[str, Any] = {"encoder": init}
+    if init not in ("random", "bundle"):
         _, description = load_module_files(init)
         origin = {"encoder": {k: v for k, v in description.items() if k in ("method_name", "epochs", "data_sha256")}}
     cross = {"folds": folds, "fold": fold} if folds else {}

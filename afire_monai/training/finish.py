@@ -50,15 +50,14 @@ def export_run(trainer: PretrainTrainer, folder: str | Path, data_hash: str) -> 
     logger.info("encoder written to %s", (folder / "encoder.safetensors").name)
 
 
-def write_run_report(run_dir: str | Path, dataset: RadiographDataset, count: int = 64) -> None:
+def write_run_report(run_dir: str | Path, dataset: RadiographDataset) -> None:
     """Write the run's report page and the mean picture behind its prototype map; process 0 only.
 
     A page that cannot be drawn must not lose a run that has been trained: any failure is a warning in the log.
 
     Args:
         run_dir: the run's output_dir.
-        dataset: the training images.
-        count: how many of them, evenly spaced, the mean picture is made from.
+        dataset: the training images; 64 of them, evenly spaced, make the mean picture.
     """
     if rank():
         return
@@ -66,7 +65,7 @@ def write_run_report(run_dir: str | Path, dataset: RadiographDataset, count: int
     from afire_monai.training.report.page import write_mean_image, write_report
 
     try:
-        write_mean_image(dataset, run_dir, count)
+        write_mean_image(dataset, run_dir, 64)
         page = write_report(run_dir)
     except Exception:
         logger.warning("the report could not be written; `afire report` tries again", exc_info=True)

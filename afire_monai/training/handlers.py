@@ -202,12 +202,13 @@ class HealthMonitor:
 class PanelWriter:
     """Write a picture that shows what the method does to a few images, at intervals and at the end.
 
+    A :class:`RunTracker` among the trainer's handlers gets each as an artefact.
+
     Args:
         dataset: images to show.
         folder: where the PNG files go.
         count: images in a panel.
         every_epochs: epochs between panels.
-        tracking: log the pictures as artefacts of its MLflow run as well.
     """
 
     def __init__(
@@ -216,12 +217,10 @@ class PanelWriter:
         folder: str | Path,
         count: int = 6,
         every_epochs: int = 10,
-        tracking: RunTracker | None = None,
     ) -> None:
         self.images = fixed_batch(dataset, count)
         self.folder = Path(folder)
         self.every_epochs = every_epochs
-        self.tracking = tracking
 
     def attach(self, engine: PretrainTrainer) -> None:
         """Register with the trainer."""
@@ -232,8 +231,9 @@ class PanelWriter:
         if engine.state.epoch % self.every_epochs and engine.state.epoch != engine.state.max_epochs:
             return
         path = self._draw(engine, self.folder)
-        if self.tracking is not None:
-            self.tracking.keep(path, "panels")
+        for tracker in engine.attached:
+            if isinstance(tracker, RunTracker):
+                tracker.keep(path, "panels")
 
     def _draw(self, engine: PretrainTrainer, folder: Path) -> Path:
         method, device = engine.method, engine.state.device
@@ -267,7 +267,7 @@ def write_panel(pictures: dict[str, Tensor], path: Path) -> None:
 
 @torch.no_grad()
 def predict_dataset(
-    task: Task, dataset: RadiographDataset, batch_size: int, device: torch.device | str = "cpu", workers: int = 0
+    task: Task, dataset: RadiographDataset, batch_size: int, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Run a task's network over a data set, in its order.
 
@@ -276,13 +276,12 @@ def predict_dataset(
         dataset: images with their targets.
         batch_size: images at a time.
         device: where the network is.
-        workers: loader processes.
 
     Returns:
         Logits (n, …) and the data set's further tensors (n, …), all on the CPU.
     """
     logits, rest = [], []
-    for batch in DataLoader(dataset, batch_size, num_workers=workers):
+    for batch in DataLoader(dataset, batch_size):
         logits.append(task.predict(batch.pop("image").to(device)).float().cpu())
         rest.append(batch)
     return torch.cat(logits), {name: torch.cat([b[name] for b in rest]) for name in rest[0]}

@@ -21,6 +21,7 @@ from monai.utils import set_determinism
 from afire_monai.core.console import show_any_text
 from afire_monai.core.distributed import join_group, leave_group, rank, wait_for_all
 from afire_monai.core.errors import AfireError, DataListError, user_error
+from afire_monai.core.files import close_to_others
 from afire_monai.core.precision import set_precision
 from afire_monai.datalists.file import (
     datalist_hash,
@@ -68,6 +69,8 @@ def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) 
     budget.begin()
     set_precision("float32")
     folder = Path(output_dir)
+    if arguments is None and command_line(sys.argv)[0]:
+        close_to_others()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -99,8 +99,27 @@ def test_metadata_names_the_versions_that_the_package_is_pinned_to(metadata):
     assert metadata["monai_version"] == pinned["monai"]
     assert metadata["pytorch_version"] == pinned["torch"]
     assert metadata["numpy_version"] == pinned["numpy"]
-    required = metadata["required_packages_version"]
+    required = dict(metadata["required_packages_version"])
+    assert required.pop("afire-monai") == afire_monai.__version__
     assert required == {name: pinned[name] for name in required}
+
+
+def test_monai_reads_the_required_packages_as_they_stand(metadata):
+    # where there are optional_packages_version, MONAI 1.6 takes them for the required ones, which are lost
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser({})
+    parser.read_meta(METADATA)
+    assert parser["_meta_"]["required_packages_version"] == metadata["required_packages_version"]
+    assert "afire-monai" in parser["_meta_"]["required_packages_version"]
+
+
+def test_what_the_specification_leaves_open_is_not_refused(verify, metadata):
+    image = metadata["network_data_format"]["inputs"]["image"]
+    del image["modality"], metadata["intended_use"]
+    image |= {"spatial_shape": ["2**n*m", "*"], "dtype": "bfloat16", "value_range": [], "note": "resampled"}
+    metadata |= {"own_key": [1, 2], "pytorch_version": "2.1.0a0+fe05266"}
+    verify(metadata)
 
 
 def test_the_changelog_covers_this_version(metadata):

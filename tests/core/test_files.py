@@ -7,7 +7,8 @@ import stat
 
 import pytest
 
-from afire_monai.core.files import whole_file, write_text
+from afire_monai.core.errors import AfireError
+from afire_monai.core.files import close_to_others, whole_file, write_text
 
 
 @pytest.mark.parametrize("options", [{}, {"private": True}, {"shared": True}, {"sync": True}])
@@ -57,3 +58,23 @@ def test_several_processes_write_to_names_of_their_own(tmp_path):
 def test_text_is_utf8_with_its_own_line_ends(tmp_path):
     write_text(tmp_path / "a.txt", "ä\r\nb\n")
     assert (tmp_path / "a.txt").read_bytes() == "ä\r\nb\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("umask_before", "wanted", "mode"),
+    [(0o022, "", 0o640), (0o077, "", 0o600), (0o022, "002", 0o664), (0o002, "", 0o660)],
+)
+def test_files_are_closed_to_others_unless_it_is_asked_for(umask_before, wanted, mode, tmp_path, monkeypatch):
+    monkeypatch.setenv("AFIRE_UMASK", wanted)
+    os.umask(umask_before)
+    close_to_others()
+    (tmp_path / "a").write_text("x")
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("wanted", ["rw", "8", "0o77", "01777", "-1"])
+def test_a_mask_for_others_that_is_no_octal_number_is_refused(wanted, monkeypatch):
+    monkeypatch.setenv("AFIRE_UMASK", wanted)
+    with pytest.raises(AfireError, match=r"AFIRE_UMASK.*octal"):
+        close_to_others()
+    assert os.umask(0o022) == 0o022

@@ -8,7 +8,7 @@ from hospital_files import CR, DX_RAW, SC, coded, write
 
 from afire_monai.core.errors import RadiographError
 from afire_monai.hospital import series_rules
-from afire_monai.hospital.header import Header, body_of, normalise, read_header, view_of
+from afire_monai.hospital.header import Header, read_header
 from afire_monai.hospital.series_rules import (
     BURNED_IN,
     COLOUR,
@@ -23,6 +23,7 @@ from afire_monai.hospital.series_rules import (
     choose_per_series,
     judge,
 )
+from afire_monai.hospital.words import body_of, normalise, view_of
 
 TABLE: list[tuple[dict[str, Any], str]] = [
     ({}, ""),

@@ -16,12 +16,13 @@ from PIL import Image
 
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.hospital.identity import IdentityKey
+from afire_monai.label import comparison
 from afire_monai.label.images import open_image, patient_of
 from afire_monai.label.inference_service import ModelShelf, answer, class_values, write_reply
 from afire_monai.label.label_files import read_findings, read_mask, saved_labels, score_findings, score_masks
 from afire_monai.label.messages import NoNames, NotFoundError, UnknownImageError, problem, without_names
 from afire_monai.label.sampling_strategies import Chooser
-from afire_monai.label.training import Trainable, Workshop, split, validation_score
+from afire_monai.label.training import Trainable, Workshop
 from afire_monai.predictions.scoring import Scorer
 
 
@@ -240,16 +241,12 @@ def test_broken_images_and_finished_stores_give_no_image(shelf, tmp_path):
 # training -------------------------------------------------------------------------------------------------------------
 
 
-def test_patients_stay_on_their_side_as_labels_are_added():
-    generator = np.random.default_rng(0)
-    items = [{"group": generator.bytes(10).hex()} for _ in range(60)]
-    _, held_back = split(items[:30])
-    training, more = split(items)
-    assert {i["group"] for i in held_back if int(i["group"][:8], 16) < 2**30} <= {i["group"] for i in more}
-    assert len(training) + len(more) == 60
-    assert not {i["group"] for i in training} & {i["group"] for i in more}
-    with pytest.raises(AfireError, match="one patient"):
-        split([items[0], items[0]])
+def workshop_in(folder: Path, shelf: ModelShelf) -> Workshop:
+    """A workshop whose key is always the same, so that the same patients are held back in each run of the tests."""
+    folder.mkdir(exist_ok=True)
+    (folder / "key").write_bytes(b"k" * 32)
+    (folder / "key").chmod(0o600)
+    return Workshop(folder, shelf)
 
 
 def label_lungs(store: FolderStore, folder: Path, count: int) -> None:
@@ -259,12 +256,13 @@ def label_lungs(store: FolderStore, folder: Path, count: int) -> None:
         store.labels[f"chest{number:02d}", "final"] = folder / f"chest{number:02d}.png"
 
 
-def test_training_from_masks_gets_better_and_leaves_no_picture(shelf, pngs, tmp_path):
+def test_training_from_masks_gets_better_and_leaves_no_picture(shelf, tmp_path):
+    pngs = write_pngs(tmp_path / "pngs", 10)
     store, what = FolderStore(pngs), Trainable("segmentation", ("right_lung",))
-    workshop = Workshop(tmp_path / "work", shelf)
+    workshop = workshop_in(tmp_path / "work", shelf)
     with pytest.raises(AfireError, match="0 saved labels with masks: at least 4"):
         workshop.train(what, store, {})
-    label_lungs(store, tmp_path / "masks", 8)
+    label_lungs(store, tmp_path / "masks", 10)
     old, before = shelf.get("segmentation").version, score_masks(shelf, store)["dice"]
     told = workshop.train(what, store, {"max_epochs": 8, "lr": 0.05, "start": ["model", "encoder"]})
     assert told["model"] == "replaced"
@@ -282,7 +280,7 @@ def test_training_from_masks_gets_better_and_leaves_no_picture(shelf, pngs, tmp_
 def test_what_a_killed_training_left_is_cleared_by_the_next(shelf, pngs, tmp_path, monkeypatch):
     store, what = FolderStore(pngs), Trainable("segmentation", ("right_lung",))
     label_lungs(store, tmp_path / "masks", 5)
-    workshop = Workshop(tmp_path / "work", shelf)
+    workshop = workshop_in(tmp_path / "work", shelf)
     left = tmp_path / "work" / "runs" / "0001" / "data" / "00000.mask.png"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"a mask")
@@ -295,29 +293,87 @@ def test_what_a_killed_training_left_is_cleared_by_the_next(shelf, pngs, tmp_pat
         workshop.train(what, store, {})
     assert not left.exists()
     assert not list((tmp_path / "work").rglob("*.png"))
-    assert workshop.stats("segmentation")["failed"] == "AfireError"
+    assert workshop.stats("segmentation")["failed"] == "on purpose"
     assert shelf.get("segmentation").version
+
+
+def outcome_of(task, classes, model, datalist):
+    """Ten patients with the class; the model that was trained is worse by 0.1 for each."""
+    dice = np.full((10, 1), 0.7 if "work" in str(model) else 0.8)
+    return comparison.Outcome(float(dice.mean()), dice, np.ones((10, 1)), np.arange(10))
 
 
 def test_a_worse_model_is_not_used(shelf, pngs, tmp_path, monkeypatch):
     store, what = FolderStore(pngs), Trainable("segmentation", ("right_lung",))
     label_lungs(store, tmp_path / "masks", 5)
     version = shelf.get("segmentation").version
-    monkeypatch.setattr(
-        "afire_monai.label.training.validation_score", lambda _, model, __: 0.1 if "work" in str(model) else 0.9
-    )
-    told = Workshop(tmp_path / "work", shelf).train(what, store, {"max_epochs": 1})
+    monkeypatch.setattr(comparison, "outcome", outcome_of)
+    told = workshop_in(tmp_path / "work", shelf).train(what, store, {"max_epochs": 1})
     assert told["model"] == "kept"
+    assert told["judged"]["right_lung"]["verdict"] == "worse"
     assert shelf.get("segmentation").version == told["model_version"] == version
+
+
+def label_effusions(store: FolderStore, folder: Path, count: int) -> None:
+    folder.mkdir()
+    for number in range(count):
+        path = folder / f"{number}.json"
+        path.write_text(json.dumps({"Effusion": int(number % 3 == 0), "Nodule": 0}))
+        store.labels[f"chest{number:02d}", "findings"] = path
+
+
+def test_eight_labels_do_not_replace_a_classifier(shelf, pngs, tmp_path):
+    store, version = FolderStore(pngs), shelf.get("classification").version
+    label_effusions(store, tmp_path / "findings", 8)
+    workshop = workshop_in(tmp_path / "work", shelf)
+    told = workshop.train(Trainable("classification", tuple(LABELS)), store, {"max_epochs": 1})
+    assert told["model"] == "kept"
+    assert {entry["verdict"] for entry in told["judged"].values()} == {"too few"}
+    assert told["warnings"][0].startswith("Effusion: not judged, 20 held-back patients, 5 with and 5 without it,")
+    assert shelf.get("classification").version == version
+    assert workshop.stats("classification")["warnings"] == told["warnings"]
+
+
+def test_a_first_classifier_says_that_it_is_not_calibrated(models, pngs, tmp_path):
+    encoder = tmp_path / "encoder"
+    encoder.mkdir()
+    for suffix in ("safetensors", "json"):
+        (encoder / f"encoder.{suffix}").write_bytes((models / f"encoder.{suffix}").read_bytes())
+    shelf, store = ModelShelf(tmp_path / "work" / "models", [encoder], torch.device("cpu")), FolderStore(pngs)
+    label_effusions(store, tmp_path / "findings", 8)
+    told = workshop_in(tmp_path / "work", shelf).train(
+        Trainable("classification", tuple(LABELS)), store, {"max_epochs": 1}
+    )
+    assert told["model"] == "first"
+    assert "not calibrated: Effusion, Nodule" in told["warnings"]
+    classifier = shelf.get("classification").scorer.classifier
+    assert classifier.calibration_scale.tolist() == [1, 1]
+    assert classifier.calibration_bias.tolist() == [0, 0]
+    said = answer("classification", shelf, pngs / "chest00.png", {}).params
+    assert said["not_calibrated"] == list(LABELS)
+    assert said["warnings"] == told["warnings"]
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"ViewPosition": "LL"},
+        {"PresentationIntentType": "FOR PROCESSING"},
+        {"NumberOfFrames": 2},
+        {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"},
+    ],
+)
+def test_what_is_not_to_be_labelled_is_not_offered(elements, shelf, tmp_path):
+    write(tmp_path / "good.dcm", 1)
+    write(tmp_path / "bad.dcm", 2, **elements)
+    for strategy in ("random", "most_anomalous", "most_different"):
+        assert [Chooser(shelf).choose(strategy, FolderStore(tmp_path))["id"] for _ in range(3)] == ["good"] * 3
 
 
 def test_training_from_findings_starts_at_the_encoder_when_asked(shelf, pngs, tmp_path):
     store = FolderStore(pngs)
-    for number in range(8):
-        path = tmp_path / f"{number}.json"
-        path.write_text(json.dumps({"Effusion": int(number % 3 == 0), "Nodule": 0}))
-        store.labels[f"chest{number:02d}", "findings"] = path
-    told = Workshop(tmp_path / "work", shelf).train(
+    label_effusions(store, tmp_path / "findings", 8)
+    told = workshop_in(tmp_path / "work", shelf).train(
         Trainable("classification", tuple(LABELS)), store, {"max_epochs": 2, "start": "encoder"}
     )
     assert told["training"] + told["validation"] == 8
@@ -331,7 +387,7 @@ def test_masks_reach_training_upright(shelf, pngs, tmp_path):
     label_lungs(store, tmp_path / "masks", 4)
     run = tmp_path / "run"
     run.mkdir()
-    datalist, counts = Workshop(tmp_path / "work", shelf)._write_data(run, what, saved_labels(store, findings=False))
+    datalist, counts = workshop_in(tmp_path / "work", shelf)._write_data(run, what, saved_labels(store, findings=False))
     assert sum(counts.values()) == 4
     content = json.loads(datalist.read_text(encoding="utf-8"))
     for item in content["training"] + content["validation"]:
@@ -354,7 +410,7 @@ def test_wrong_settings_are_refused_before_anything_is_done(request_, shelf, png
 
 def test_a_model_of_other_classes_is_not_mixed_up(shelf, pngs, tmp_path):
     with pytest.raises(AfireError, match="the model has right_lung, the server was started for heart"):
-        validation_score(Trainable("segmentation", ("heart",)), shelf.file("segmenter"), tmp_path / "list.json")
+        comparison.outcome("segmentation", {"heart": 1}, shelf.file("segmenter"), tmp_path / "list.json")
 
 
 # what is said ---------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ pytestmark = [
     pytest.mark.slow,
 ]
 ROOT = Path(__file__).resolve().parents[2]
-IMAGES = 8
+IMAGES = 20
 TASKS = {"anomaly_heatmap", "anomaly_regions", "restoration", "classification", "segmentation"}
 STRATEGIES = {"most_anomalous", "most_uncertain", "most_different", "random"}
 FORMATS = (".nii.gz", ".nii", ".png", ".bin")

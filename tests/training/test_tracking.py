@@ -125,7 +125,7 @@ def test_a_store_that_fails_for_a_while_costs_no_figure_no_picture_and_not_the_r
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     handler = mlflow_handler(tmp_path, "run", every=1, seconds=0)
     handler.retry_seconds = 0
-    panels = PanelWriter(UNSEEN, tmp_path / "panels", 2, every_epochs=1, tracking=handler)
+    panels = PanelWriter(UNSEEN, tmp_path / "panels", 2, every_epochs=1)
     trainer = trainer_with(handler, panels)
     trainer.add_event_handler(Events.STARTED, breaking(handler, range(3, 9)))
     with caplog.at_level(logging.INFO):

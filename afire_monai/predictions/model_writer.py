@@ -1,0 +1,75 @@
+"""What the bundle's inference writes of a classifier, a segmenter or an encoder."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.nn as nn
+from PIL import Image
+from torch import Tensor
+
+from afire_monai.core.files import whole_file
+from afire_monai.networks import ViTClassifier, ViTSegmenter
+from afire_monai.predictions.bundle_writer import picture_name
+
+logger = logging.getLogger(__name__)
+
+
+class ModelWriter:
+    """Write a model's answers, image by image.
+
+    A classifier's calibrated probabilities go to ``predictions.csv``, a segmenter's probabilities to
+    ``NAME_CLASS.png`` (white is 1), an encoder's tokens to ``NAME_tokens.npy`` (1 + L, D). NAME is as in
+    `afire_monai.predictions.bundle_writer.ResultWriter`.
+
+    Args:
+        output_dir: folder to write into.
+        items: data-list items in the order of the loader.
+        network: whose answers they are.
+    """
+
+    def __init__(self, output_dir: str | Path, items: Sequence[Mapping[str, Any]], network: nn.Module) -> None:
+        self.folder = Path(output_dir)
+        self.items = items
+        self.network = network
+        self.rows: list[list[Any]] = []
+
+    def attach(self, engine: Any) -> None:
+        """Register with an evaluator."""
+        from ignite.engine import Events
+
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._write)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _write(self, engine: Any) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        output: Tensor = engine.state.output["pred"].float()
+        if isinstance(self.network, ViTClassifier):
+            output = self.network.calibrated(output)
+        elif isinstance(self.network, ViTSegmenter):
+            output = output.sigmoid()
+        for answer, index in zip(output.cpu(), engine.state.batch["index"].tolist(), strict=True):
+            name = picture_name(self.items[index], index)
+            if isinstance(self.network, ViTClassifier):
+                self.rows.append([name, *answer.tolist()])
+            elif isinstance(self.network, ViTSegmenter):
+                for label, probability in zip(self.network.classes, answer, strict=True):
+                    grey = (probability * 255).round().numpy().astype(np.uint8)
+                    Image.fromarray(grey).save(self.folder / f"{name}_{label}.png")
+            else:
+                np.save(self.folder / f"{name}_tokens.npy", answer.numpy())
+
+    def _finish(self, engine: Any) -> None:
+        if isinstance(self.network, ViTClassifier):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (
+                whole_file(self.folder / "predictions.csv") as part,
+                part.open("w", newline="", encoding="utf-8") as file,
+            ):
+                csv.writer(file).writerows([["name", *self.network.labels], *self.rows])
+        logger.info("%d images: results written to %s", len(self.items), self.folder.name)
