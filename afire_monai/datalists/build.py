@@ -64,12 +64,7 @@ def datalist_from_folder(
     ]
     names: list[tuple[str, ...] | None] = [None] * len(items)
     if labels_from_folders:
-        parents = [path.parent.name for path in paths]
-        wanted = loose(normal_label) if normal_label is not None else None
-        spelling = {p: normal_label or DEFAULT_NORMAL for p in parents
-                    if (means_normal(p) if wanted is None else loose(p) == wanted)}  # fmt: skip
-        names = [(spelling.get(parent, parent),) for parent in parents]
-        find_normal(sorted({name for one in names for name in one or ()}), normal_label)
+        names = [(name,) for name in _folder_labels([path.parent.name for path in paths], normal_label)]
     normal = normal_label or DEFAULT_NORMAL
     meta: dict[str, Any] = {"source": root.name, "group_pattern": group_pattern}
     if reader:
@@ -127,6 +122,15 @@ def assemble(
         if fractions[index] > 0:
             datalist[section] = [item for item, part in zip(items, split, strict=True) if part == index]
     return datalist
+
+
+def _folder_labels(parents: list[str], normal_label: str | None) -> list[str]:
+    """Return the label of each folder: its name, or the normal label where it is a spelling of that."""
+    wanted = loose(normal_label) if normal_label is not None else None
+    normal = {name for name in parents if (means_normal(name) if wanted is None else loose(name) == wanted)}
+    labels = [(normal_label or DEFAULT_NORMAL) if name in normal else name for name in parents]
+    find_normal(sorted(set(labels)), normal_label)
+    return labels
 
 
 def _match_groups(names: list[str], pattern: str) -> list[str]:

@@ -88,13 +88,13 @@ def _alike(items: list[dict[str, Any]], labels: list[str]) -> list[dict[str, Any
     return [complete(item) for item in items]
 
 
-def save_datalist(datalist: DataList, path: StrPath, relative: bool = True) -> Path:
+def save_datalist(datalist: DataList, path: StrPath) -> Path:
     """Write a data list in one piece: a reader sees the old file or the new one, never a part.
 
     Args:
-        datalist: as `load_datalist` returns or the ``datalist_from_…`` functions build; relative paths are kept.
+        datalist: as `load_datalist` returns or the ``datalist_from_…`` functions build; relative paths are kept, and
+            absolute ones are stored relative to the folder of the file, so that both can move together.
         path: file to write; its folder is made.
-        relative: store absolute paths relative to the folder of the file, so that both can move together.
 
     Returns:
         The path. ``meta.sha256`` in the file is the `datalist_hash` of what was written.
@@ -102,10 +102,9 @@ def save_datalist(datalist: DataList, path: StrPath, relative: bool = True) -> P
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     written = dict(datalist)
-    if relative:
-        here = path.absolute().parent
-        for section in present_sections(datalist):
-            written[section] = [_relative_item(item, here) for item in datalist[section]]
+    here = path.absolute().parent
+    for section in present_sections(datalist):
+        written[section] = [_relative_item(item, here) for item in datalist[section]]
     written["meta"] = {**datalist.get("meta", {}), "sha256": datalist_hash(written)}
     # file names that are no UTF-8 hold lone surrogates, which are escaped as JSON does it
     with (

@@ -128,15 +128,7 @@ def datalist_from_csv(
         if out is not None:
             save_datalist(datalist, out)
         return datalist
-    parts: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        parts[_cell(row, source_column) or "unnamed"].append(row)
-    files = _file_names(parts)
-    lists = {key: manifest.build(part, f"{name}_{key}" if name else key) for key, part in sorted(parts.items())}
-    for key, datalist in lists.items():
-        if out is not None:
-            save_datalist(datalist, Path(out) / files[key])
-    return lists
+    return manifest.build_each(rows, source_column, name, out)
 
 
 @dataclass
@@ -200,6 +192,20 @@ class _Manifest:
         meta |= {key: dict(value) for key, value in (("unusable", unusable), ("reader", self.reader)) if value}
         items = [item for _, item in made]
         return assemble(name, items, strata, self.fractions, self.seed, self.normal, meta, labels)
+
+    def build_each(
+        self, rows: Sequence[Row], source_column: str | None, prefix: str | None, out: StrPath | None
+    ) -> dict[str, DataList]:
+        """Return a list for each source, also written into a folder if one is given."""
+        parts: dict[str, list[Row]] = defaultdict(list)
+        for row in rows:
+            parts[_cell(row, source_column) or "unnamed"].append(row)
+        files = _file_names(parts)
+        lists = {key: self.build(part, f"{prefix}_{key}" if prefix else key) for key, part in sorted(parts.items())}
+        for key, datalist in lists.items():
+            if out is not None:
+                save_datalist(datalist, Path(out) / files[key])
+        return lists
 
     def _item(self, row: Row, skipped: Counter[str], unusable: Counter[str]) -> dict[str, Any] | None:
         """Return an item without its label, or None where the image is missing."""

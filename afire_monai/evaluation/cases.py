@@ -12,7 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afire_monai.core.errors import AfireError, DataListError
-from afire_monai.datalists.file import SECTIONS, datalist_hash, is_normal, normal_label, read_raw, resolve_paths
+from afire_monai.datalists.file import (
+    SECTIONS,
+    datalist_hash,
+    is_normal,
+    normal_label,
+    read_raw,
+    reader_options,
+    resolve_paths,
+)
 from afire_monai.datalists.patients import patient_of, shared_patients
 from afire_monai.datalists.targets import UncertainPolicy, target_matrix
 from afire_monai.evaluation.localisation import LesionCase, lesion_pixels
@@ -41,6 +49,7 @@ class Cases:
         datalist: name of the list.
         sha256: of the list.
         notes: what a reader of the figures must know, in words.
+        reader: how the list says that its images are to be read (see `reader_options`).
     """
 
     items: list[dict[str, Any]]
@@ -55,6 +64,7 @@ class Cases:
     datalist: str
     sha256: str
     notes: list[str] = field(default_factory=list)
+    reader: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -112,6 +122,7 @@ def read_cases(
         datalist=str(raw.get("name") or path.stem),
         sha256=sha256,
         notes=_notes(predictions, names, len(items), section, normal),
+        reader=reader_options(raw),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -296,7 +296,7 @@ def draw_worst(cases: Cases, predictions: Predictions, label: int, threshold: fl
         line[0].set_ylabel(words, fontsize=10)
         for axis, place in zip(line, places, strict=False):
             axis.set_title(f"{cases.scores[place, label]:.2f}   no. {cases.index[place]}", fontsize=9)
-            _draw_case(axis, cases.items[place], predictions.heatmap(int(cases.index[place])))
+            _draw_case(axis, cases.items[place], cases.reader, predictions.heatmap(int(cases.index[place])))
     return jpeg(figure, 90)  # a PNG of radiographs is five times as large
 
 
@@ -317,9 +317,9 @@ def worst_cases(
     return high[::-1][:most], low[:most]
 
 
-def _draw_case(axis: Any, item: dict[str, Any], heatmap: NDArray[np.float32] | None) -> None:
+def _draw_case(axis: Any, item: dict[str, Any], reader: Mapping[str, Any], heatmap: NDArray[np.float32] | None) -> None:
     try:
-        pixels = read_picture(item["image"], modalities=None).pixels
+        pixels = read_picture(item["image"], **{**reader, "modalities": None}).pixels
     except RadiographError:
         axis.text(0.5, 0.5, "cannot be read", ha="center", va="center", fontsize=9, transform=axis.transAxes)
         return

@@ -8,7 +8,7 @@ from typing import Any
 
 from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.core.files import whole_file
-from afire_monai.datalists.file import datalist_hash, load_datalist, read_raw
+from afire_monai.datalists.file import datalist_hash, load_datalist, read_raw, reader_options
 from afire_monai.datalists.targets import target_matrix
 from afire_monai.figures import study as parts
 from afire_monai.figures.landmarks import add_landmarks
@@ -49,7 +49,7 @@ def draw_figures(
         if not content.get("labels"):
             raise DataListError(f"{datalist}: it has no labels, so images cannot be coloured by {s.label!r}")
         target_matrix([], content["labels"], select=[s.label])
-    sample = read_sample(choose_items(items, s.images, s.seed), network, shift)
+    sample = read_sample(choose_items(items, s.images, s.seed), network, shift, reader_options(content))
     study = Study(sample, views_of(sample, network, shift, s.seed), shift, s, content)
     if sample.left_out:
         study.notes.append(f"{len(sample.left_out)} files cannot be used.")

@@ -78,8 +78,10 @@ def choose_items(items: Sequence[Mapping[str, Any]], most: int, seed: int) -> li
     return [chosen[names[i]] for i in drawn]
 
 
-def read_sample(items: Sequence[dict[str, Any]], encoder: Encoder, shift: GridShift) -> Sample:
-    """Read images at the encoder's size and at the canvas' size.
+def read_sample(
+    items: Sequence[dict[str, Any]], encoder: Encoder, shift: GridShift, options: Mapping[str, Any]
+) -> Sample:
+    """Read images at the encoder's size and at the canvas' size, with the reader options that their list keeps.
 
     Raises:
         DataListError: fewer than two can be used (the reasons are given without names).
@@ -87,7 +89,7 @@ def read_sample(items: Sequence[dict[str, Any]], encoder: Encoder, shift: GridSh
     sizes = (encoder.image_size, shift.canvas_size)
 
     def read(index: int) -> Any:
-        return read_radiograph(index, items[index]["image"], sizes)
+        return read_radiograph(index, items[index]["image"], sizes, options=options)
 
     kept, small, large, left_out = [], [], [], []
     for result in ahead(read, range(len(items)), min(4, os.cpu_count() or 1), 8):

@@ -201,7 +201,6 @@ def open_cache(
     size: Sequence[int],
     dtype: str = "uint8",
     modalities: Collection[str] | str | None = RADIOGRAPHY_MODALITIES,
-    workers: int | None = None,
     annotate: Annotation | None = None,
 ) -> DiskCache:
     """Open the cache of a list, completed first; where several processes train, the first completes it.
@@ -212,7 +211,6 @@ def open_cache(
         size: height and width.
         dtype: ``uint8`` or ``uint16``.
         modalities: DICOM modalities to read.
-        workers: processes that decode.
         annotate: what else is found in each picture and kept beside it.
 
     Raises:
@@ -223,7 +221,7 @@ def open_cache(
     problem: str | None = None
     if rank() == 0:
         try:
-            build_cache(paths, folder, size, dtype, modalities, workers)
+            build_cache(paths, folder, size, dtype, modalities)
             if annotate is not None:
                 with _in_words(Path(folder)):
                     DiskCache(folder, paths).annotate(annotate)

@@ -169,8 +169,9 @@ def comparison_images(size: tuple[int, int, int], inputs: Sequence[str], section
     """
     channels, height, width = size
     if inputs:
-        files = find_source(inputs, section).files
-        read = (read_radiograph(index, file, [(height, width)]) for index, file in enumerate(files))
+        source = find_source(inputs, section)
+        files, options = source.files, source.reader
+        read = (read_radiograph(i, file, [(height, width)], options=options) for i, file in enumerate(files))
         pictures = [r.images[height, width] for r in islice((r for r in read if not isinstance(r, LeftOut)), most)]
     else:
         draw = ChestPhantom(max(32, height, width))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from afire_monai.radiographs.dicom_open import open_dataset
 from afire_monai.radiographs.dicom_pixels import render
+from afire_monai.radiographs.missing_data import DATA_MISSING, ends_early, ends_flat
 from afire_monai.radiographs.picture import Picture, check_size, refusal
 
 RADIOGRAPHY_MODALITIES = ("CR", "DX", "DR", "RG", "XR")
@@ -77,7 +78,8 @@ def picture_of(
         raise refusal(
             path,
             f"modality {modality or 'absent'}",
-            f"one of {', '.join(sorted(modalities))} is read. If it is a radiograph, give modalities=[…] to the reader",
+            f"one of {', '.join(sorted(modalities))} is read. If it is a radiograph, make a list with `afire datalist` "
+            "or `afire check --write` and name all modalities there (--modalities): commands read the list so",
         )
     _check_image(path, dataset)
     stored = _decode(path, dataset)
@@ -196,15 +198,43 @@ def _decode(path: Path, dataset: Any) -> NDArray[np.integer[Any]]:
     shape = (integer(dataset, "Rows", 0), integer(dataset, "Columns", 0))
     if stored.shape != shape:
         raise refusal(path, "pixels do not decode", f"decoded to shape {stored.shape}, but the header says {shape}")
+    if syntax.is_compressed:
+        _check_end(path, dataset, stored)
     return _with_sign(stored, dataset)
+
+
+def _check_end(path: Path, dataset: Any, stored: NDArray[np.integer[Any]]) -> None:
+    """Refuse JPEG and JPEG-LS with fewer data than the picture needs; the decoders of other codecs say so."""
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit
+
+    frame, whole = _frame(dataset), dataset.PixelData
+    lossy = dataset.file_meta.TransferSyntaxUID in (JPEGBaseline8Bit, JPEGExtended12Bit)
+    if not frame.startswith(b"\xff\xd8") or (lossy and not ends_flat(stored)):
+        return
+
+    def decode(stream: bytes) -> NDArray[Any]:
+        dataset.PixelData = encapsulate([stream])
+        return np.asarray(dataset.pixel_array)
+
+    try:
+        early = ends_early(frame, stored, decode)
+    finally:
+        dataset.PixelData = whole
+    if early:
+        raise refusal(path, "pixels do not decode", DATA_MISSING)
+
+
+def _frame(dataset: Any) -> bytes:
+    from pydicom.encaps import get_frame
+
+    return bytes(get_frame(dataset.PixelData, 0, number_of_frames=1))
 
 
 def _check_codestream(path: Path, dataset: Any) -> None:
     """Refuse pixels whose own header says another size than the file: decoders make room for what it says."""
-    from pydicom.encaps import get_frame
-
     try:
-        size = codestream_size(get_frame(dataset.PixelData, 0, number_of_frames=1)[:_HEAD])
+        size = codestream_size(_frame(dataset)[:_HEAD])
     except Exception:  # the decoder says what is wrong with the fragments
         return
     shape = (integer(dataset, "Rows", 0), integer(dataset, "Columns", 0))

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from afire_monai.radiographs.missing_data import DATA_MISSING, ends_early, ends_flat
 from afire_monai.radiographs.picture import Picture, check_size, refusal
 
 COLOUR_DIFFERENCE = 16
@@ -51,6 +52,8 @@ def read_raster(path: Path, png16_max: WhiteLevel = "dtype") -> Picture:
         if raw in ("RGB;16B", "RGBA;16B", "LA;16B"):
             return _deep_picture(path, image, raw, png16_max)
         image.load()
+        if image.format != "PNG":
+            _check_end(path, image)
         return _to_picture(path, image, raw, png16_max)
 
 
@@ -103,6 +106,20 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise refusal(
             path, "broken or truncated", f"the pixels do not decode ({reason}). Copy the file again from its source"
         ) from error
+
+
+def _check_end(path: Path, image: Image.Image) -> None:
+    """Refuse a JPEG with fewer data than its picture needs."""
+    last = image.crop((max(image.width - 8, 0), max(image.height - 2, 0), image.width, image.height))
+    if not image.info.get("progressive") and not ends_flat(np.asarray(last)):
+        return
+    if ends_early(path.read_bytes(), np.asarray(image), _jpeg):
+        raise refusal(path, "broken or truncated", DATA_MISSING)
+
+
+def _jpeg(stream: bytes) -> NDArray[np.uint8]:
+    with Image.open(io.BytesIO(stream), formats=("JPEG",)) as image:
+        return np.asarray(image)
 
 
 def _deep_picture(path: Path, image: Any, raw: str, png16_max: WhiteLevel) -> Picture:

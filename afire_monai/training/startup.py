@@ -45,12 +45,13 @@ from afire_monai.training.settings import (
     refuse_unknown_keys,
     refuse_wrong_values,
 )
+from afire_monai.training.workflow_settings import checked_settings, running_workflow
 
 logger = logging.getLogger(__name__)
 
 
 def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) -> None:
-    """Check the command line, claim the run's folder and write the resolved settings to its ``settings.yaml``.
+    """Check the settings, claim the run's folder and write the resolved settings to its ``settings.yaml``.
 
     Where the folder holds checkpoints the settings wait until the run is taken up, which may be refused.
 
@@ -58,7 +59,8 @@ def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) 
 
     Args:
         output_dir: the run's folder; made if absent.
-        arguments: defaults to ``sys.argv``; anything but a bundle run on the command line is left alone.
+        arguments: defaults to ``sys.argv``. If that is no bundle run, the settings are those of the workflow that
+            Python started and that is calling; without one, nothing is checked or written.
 
     Raises:
         AfireError: for a setting that does not exist, a value that it cannot have, or another run in the folder.
@@ -73,27 +75,44 @@ def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise AfireError(f"output_dir {folder}: {error.strerror}; give a folder that can be written to") from error
-    files, overrides = command_line(sys.argv if arguments is None else arguments)
-    if not files or not all(Path(f).exists() for f in files):
+    files, overrides = _bundle_run(sys.argv if arguments is None else arguments)
+    if files:
+        if arguments is None:  # on the runner's own command line; elsewhere the hook is the caller's
+            sys.excepthook = _say_the_cause
+        settings = _checked_words(files, overrides)
+    elif arguments is None and (workflow := running_workflow()) is not None:
+        settings = checked_settings(workflow)
+    else:
         return
-    if arguments is None:  # on the runner's own command line; elsewhere the hook is the caller's
-        sys.excepthook = _say_the_cause
+    if rank() == 0 and os.environ.get("RANK", "0") == "0":  # before the processes have met as well
+        run_folder.claim(folder)
+        # folders of the machine are nobody's business in a log that is passed on
+        shown = {
+            key: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+            for key, value in settings.items()
+            if key not in ("dataset_dir", "output_dir", "bundle_root")
+        }
+        text = yaml.safe_dump(shown, sort_keys=False)
+        run_folder.offer_settings(folder, text, going_on=bool(list_checkpoints(folder / "checkpoints")))
+
+
+def _bundle_run(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return config files and overrides of a bundle run's command line; of any other command line, none."""
+    if not {"run", "run_workflow"} & set(arguments[:2]):
+        return [], {}
+    files, overrides = command_line(arguments)
+    return (files, overrides) if all(Path(file).exists() for file in files) else ([], {})
+
+
+def _checked_words(files: Sequence[str], overrides: dict[str, str]) -> dict[str, Any]:
+    """Return the config of a command line with its overrides, once these have been checked."""
     config = ConfigParser.load_config_files(files)
     refuse_unknown_keys(config, list(overrides))
     refuse_wrong_values(config, overrides)
     refuse_changed_names(overrides)
-    if rank() == 0 and os.environ.get("RANK", "0") == "0":  # before the processes have met as well
-        run_folder.claim(folder)
-        parser = ConfigParser(config)
-        parser.update({key: parse_value(value) for key, value in overrides.items()})
-        # folders of the machine are nobody's business in a log that is passed on
-        settings = {
-            key: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-            for key, value in parser.get().items()
-            if key not in ("dataset_dir", "output_dir", "bundle_root")
-        }
-        text = yaml.safe_dump(settings, sort_keys=False)
-        run_folder.offer_settings(folder, text, going_on=bool(list_checkpoints(folder / "checkpoints")))
+    parser = ConfigParser(config)
+    parser.update({key: parse_value(value) for key, value in overrides.items()})
+    return dict(parser.get())
 
 
 def _say_the_cause(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

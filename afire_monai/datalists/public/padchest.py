@@ -60,17 +60,10 @@ def datalist_from_padchest(
     found: list[tuple[dict[str, Any], set[str]]] = []
     for row in one_row_each(read_table(table, COLUMNS, only=True), "ImageID").values():
         findings = _findings(row)
-        image = None
-        if row["Projection"] not in views:
-            reason = "other_view"
-        elif physicians_only and row["MethodLabel"] != "Physician":
-            reason = "not_read_by_physician"
-        elif not findings or "exclude" in findings:
-            reason = "excluded" if findings else "no_report_label"
-        else:
-            image, reason = _image(places, row), "missing_image"
+        reason = _left_out(row, findings, physicians_only, views)
+        image = None if reason else _image(places, row)
         if image is None:
-            gathered.skipped[reason] += 1
+            gathered.skipped[reason or "missing_image"] += 1
         else:
             found.append(({"image": str(image.absolute()), "group": row["PatientID"]} | _facts(row), findings))
     counts = Counter(name for _, findings in found for name in findings - {"normal"})
@@ -85,6 +78,17 @@ def datalist_from_padchest(
     if reader:
         gathered.facts["reader"] = checked_options(reader)
     return finish("padchest", gathered, root, out)
+
+
+def _left_out(row: Row, findings: set[str], physicians_only: bool, views: tuple[str, ...]) -> str:
+    """Return why a row is not wanted; "" if it is."""
+    if row["Projection"] not in views:
+        return "other_view"
+    if physicians_only and row["MethodLabel"] != "Physician":
+        return "not_read_by_physician"
+    if "exclude" in findings:
+        return "excluded"
+    return "" if findings else "no_report_label"
 
 
 def _findings(row: Row) -> set[str]:
