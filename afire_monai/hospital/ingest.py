@@ -12,7 +12,7 @@ from afire_monai.core.errors import AfireError
 from afire_monai.core.pool import Pool
 from afire_monai.hospital import outputs
 from afire_monai.hospital.identity import KEY, PRIVATE, IdentityKey, make_private_folder
-from afire_monai.hospital.issuers import ONE, Issuers
+from afire_monai.hospital.issuers import Issuers
 from afire_monai.hospital.labels import LabelTable
 from afire_monai.hospital.outputs import ALLOWED, Options, SplitRule
 from afire_monai.hospital.scan import scan
@@ -84,7 +84,7 @@ def ingest(
     max_side: int = 1024,
     check_text: bool = False,
     accept_text: bool = False,
-    issuers: str = ONE,
+    issuers: str = "one",
     name: str = "hospital",
     progress: bool = False,
     seconds_per_file: float = 60.0,

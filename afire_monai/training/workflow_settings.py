@@ -76,8 +76,13 @@ def _new_paths(config: Mapping[str, Any], known: Mapping[str, Any], above: str =
         path = f"{above}{key}"
         if key not in known:
             yield path
-        elif isinstance(value, dict) and isinstance(known[key], dict) and "_target_" not in value:
+        elif isinstance(value, dict) and _has_parts(known[key]):
             yield from _new_paths(value, known[key], f"{path}#")
+
+
+def _has_parts(known: Any) -> bool:
+    """Whether a value is a section of the config (``train``), not a setting with names of the user (``classes``)."""
+    return isinstance(known, dict) and any(isinstance(part, dict) and "_target_" in part for part in known.values())
 
 
 def _texts(value: Any) -> Iterator[str]:

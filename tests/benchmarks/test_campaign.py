@@ -54,9 +54,9 @@ def write_pack(path: Path) -> None:
 @pytest.mark.slow
 def test_all_phases_leave_their_results_and_end_in_time(tmp_path):
     write_pack(tmp_path / "pack.zip")
-    out, minutes = tmp_path / "out", 3.0
+    out, minutes = tmp_path / "out", 3.8
     options = ["--pack", tmp_path / "pack.zip", "--out", out, "--minutes", minutes, "--device", "cpu", "--steps", "mae"]
-    options += ["--no-runs", "--images", "pretrain", "--config", "method_afire.yaml", "--rescue", "15", "--set"]
+    options += ["--no-runs", "--images", "pretrain", "--config", "method_afire.yaml", "--rescue", "30", "--set"]
     options += ["image_size=32", "head_hidden=16", "decoder_dim=16", "encoder_preset=vit_ti6", "num_workers=0"]
     begin = time.monotonic()
     done = subprocess.run(

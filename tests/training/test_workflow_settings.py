@@ -9,6 +9,7 @@ import yaml
 from monai.bundle import ConfigWorkflow, create_workflow, run_workflow
 
 from afire_monai.core.errors import AfireError, user_error
+from afire_monai.training import workflow_settings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundle" / "configs"
 FILES = [str(CONFIGS / name) for name in ("pretrain.yaml", "method_afire.yaml")]
@@ -87,3 +88,9 @@ def test_a_scripts_own_option_of_the_same_name_is_not_taken_for_the_runners(tmp_
     monkeypatch.setattr(sys, "argv", ["script.py", "--config_file", FILES[0], "--fast", "1"])
     assert settings_of(tmp_path, epochs=2)["epochs"] == 2
     assert sys.excepthook is hook
+
+
+def test_names_in_a_setting_are_the_users_own():
+    known = {"classes": {"lesion": [1]}, "train": {"sampler": {"_target_": "a.B"}}}
+    config = {"classes": {"right_lung": [1]}, "train": {"sampler": {"_target_": "a.B"}, "smapler": 1}}
+    assert list(workflow_settings._new_paths(config, known)) == ["train#smapler"]
