@@ -174,7 +174,7 @@ def test_masks_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(RadiographError, match=r"broken\.png"):
         reading().read_mask(str(tmp_path / "broken.png"))
-    Image.new("RGB", (4, 4)).save(tmp_path / "colour.png")
+    Image.new("RGB", (4, 4), (255, 0, 0)).save(tmp_path / "colour.png")
     with pytest.raises(RadiographError, match="colour mask: it is RGB"):
         reading().read_mask(str(tmp_path / "colour.png"))
 
