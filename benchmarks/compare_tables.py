@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from compare_chart import methods_chart
 from compare_parts import stored_rows
 
-from afire_monai.core.files import whole_file
+from afire_monai.core.files import whole_file, write_rows
 from afire_monai.datalists.file import load_datalist
 from afire_monai.evaluation.bootstrap import figure_draws, macro_mean, patient_weights
 
@@ -201,8 +200,5 @@ def print_tables(
         with whole_file(chart) as part:
             part.write_bytes(picture)
     if table:
-        with whole_file(table) as part, open(part, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(CSV_COLUMNS)
-            for key, methods in draws.items():
-                writer.writerows(figure_rows(key, methods, names, base))
+        rows = (row for key, methods in draws.items() for row in figure_rows(key, methods, names, base))
+        write_rows(table, [CSV_COLUMNS, *rows])

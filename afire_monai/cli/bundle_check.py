@@ -111,7 +111,7 @@ def _workflow(bundle: Path, kind: str) -> Iterator[Any]:
 
 
 def _relabelled(bundle: Path, datalist: Path) -> dict[str, Any]:
-    """Give the phantoms the labels or classes that the bundle's network has."""
+    """Label the phantoms with the labels of the bundle's network; return the settings for its classes."""
     network = json.loads((bundle / "configs/train.json").read_text(encoding="utf-8"))["network_def"]
     if "classes" in network:
         return {"classes": {name: [] for name in network["classes"]}}

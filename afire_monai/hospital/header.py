@@ -125,7 +125,7 @@ class Header:
     date: str = ""
 
     def as_values(self) -> dict[str, Any]:
-        """Give the facts that are there as plain values, for `from_values`."""
+        """Return the facts that are there as plain values, for `from_values`."""
         defaults = _DEFAULTS
         return {name: value for name, value in vars(self).items() if value != defaults[name]}
 

@@ -84,7 +84,7 @@ class SplitRule:
 def assign_sections(
     rule: SplitRule, groups: Sequence[str], strata: Sequence[str], days: Sequence[str], sites: Sequence[str]
 ) -> list[int]:
-    """Give the section of each of n images; all images of a patient are in one.
+    """Return the section of each of n images; all images of a patient are in one.
 
     - shares: patients are dealt out, stratified and seeded (`split_by_group`).
     - date: a patient's *latest* image decides. So no training image is of the first day of validation or later, and

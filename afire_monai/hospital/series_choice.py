@@ -239,7 +239,7 @@ class Chooser:
                 seen.add(result.pixels)
 
     def _restore(self, kept: Sequence[Candidate], runner: Runner) -> None:
-        """Give pictures their names; write those again that are not there, or not whole, any more."""
+        """Move pictures to their names; write again those that are missing or damaged."""
         lost = []
         for candidate in kept:
             result, name, first = self._result(candidate), f"{candidate.image}.png", provisional(candidate.number)

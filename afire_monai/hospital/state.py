@@ -105,7 +105,7 @@ class State:
         self._waiting = 0
 
     def fact(self, name: str, default: str = "") -> str:
-        """Give what was stored under a name."""
+        """Return what was stored under a name."""
         row = self._base.execute("SELECT value FROM facts WHERE name=?", (name,)).fetchone()
         return default if row is None else str(row[0])
 
@@ -183,7 +183,7 @@ class State:
         return os.fsdecode(self._base.execute("SELECT path FROM files WHERE number=?", (number,)).fetchone()[0])
 
     def entries(self, kept_only: bool = False) -> Iterator[Entry]:
-        """Give the files of this run in the order of their paths; one at a time is in memory."""
+        """Return the files of this run in the order of their paths; one at a time is in memory."""
         rows = self._base.execute(
             "SELECT number, path, verdict, problem, header, result FROM files WHERE run=? AND (verdict=? OR ?) "
             "ORDER BY path",
@@ -194,7 +194,7 @@ class State:
             yield Entry(number, os.fsdecode(path), verdict or problem or UNEXPECTED, known, _result(result))
 
     def reasons(self) -> Iterator[tuple[str, str, str]]:
-        """Give path, reason (or `KEPT`) and detail of each file of this run, in the order of their paths."""
+        """Return path, reason (or `KEPT`) and detail of each file of this run, in the order of their paths."""
         rows = self._base.execute(
             "SELECT path, verdict, problem, detail, result FROM files WHERE run=? ORDER BY path", (self.run,)
         )

@@ -112,7 +112,7 @@ _ACCENTS = re.compile(r"[\u0300-\u036f]")
 
 
 def normalise(text: str) -> str:
-    """Give a text in capitals, without accents, with single blanks for everything that is neither letter nor digit."""
+    """Return a text in capitals, without accents, with a single blank for all but letters and digits."""
     plain = _ACCENTS.sub("", unicodedata.normalize("NFKD", text)).upper()
     # letters of other scripts that were taken apart are put together again
     return " ".join(re.sub(r"[\W_]+", " ", unicodedata.normalize("NFC", plain)).split())

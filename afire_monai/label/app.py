@@ -79,7 +79,7 @@ class RadiographLabelApp(MONAILabelApp):
             studies,
             dict(given),
             name="AFiRe radiographs",
-            description="Anomalies, findings and outlines in radiographs. Research use only; no medical device.",
+            description="Anomalies, findings and outlines in radiographs. Research use only; not a medical device.",
             version=__version__,
         )
 
@@ -118,19 +118,19 @@ class RadiographLabelApp(MONAILabelApp):
         )
 
     def init_infers(self) -> dict[str, RadiographInfer]:
-        """Give the tasks; those without a model are not shown until one is trained."""
+        """Return the tasks; those without a model are not shown until one is trained."""
         return {task: RadiographInfer(task, self.shelf) for task in TASKS}
 
     def init_trainers(self) -> dict[str, RadiographTrain]:
-        """Give what can be trained."""
+        """Return what can be trained."""
         return {task: RadiographTrain(what, self.workshop) for task, what in self.trainable.items()}
 
     def init_strategies(self) -> dict[str, Any]:
-        """Give the strategies that there are models for."""
+        """Return the strategies that there are models for."""
         return {name: RadiographStrategy(name, self.chooser) for name in STRATEGIES if self.chooser.offers(name)}
 
     def init_scoring_methods(self) -> dict[str, RadiographScoring]:
-        """Give Dice and AUROC, for what can be trained."""
+        """Return Dice and AUROC, for what can be trained."""
         names = {"segmentation": "dice", "classification": "auroc"}
         return {names[task]: RadiographScoring(task, self.shelf) for task in self.trainable}
 
@@ -244,7 +244,7 @@ class RadiographInfer(InferTask):
         return self.shelf.offers(uses(self.task))
 
     def get_path(self, validate: bool = True) -> str | None:
-        """Give the file of its weights."""
+        """Return the file of its weights."""
         path = self.shelf.file(_FILES.get(self.task, "restorer")) or self.shelf.file("encoder")
         return str(path) if path else None
 
@@ -284,7 +284,7 @@ class RadiographTrain(TrainTask):
         self.what, self.workshop = what, workshop
 
     def config(self) -> dict[str, Any]:
-        """Give what a client may set."""
+        """Return what a client may set."""
         return dict(DEFAULTS)
 
     def stats(self) -> dict[str, Any]:

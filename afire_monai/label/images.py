@@ -90,7 +90,7 @@ def read_label(path: str | os.PathLike[str], grid: Grid, name: str | None = None
 
 
 def map_suffix(name: str) -> str:
-    """Give the suffix of a map's file name, in small letters.
+    """Return the suffix of a map's file name, in small letters.
 
     Raises:
         AfireError: if it is none of `MAP_SUFFIXES`.
@@ -203,7 +203,7 @@ def _read_nrrd(path: Path, grid: Grid) -> NDArray[Any]:
 
 
 def _padded(directions: Matrix, axes: int) -> Matrix:
-    """Give axes beyond the third no direction."""
+    """Drop the direction of axes beyond the third."""
     return np.concatenate([directions, np.zeros((3, max(0, axes - 3)))], 1)[:, :axes]
 
 
@@ -272,7 +272,7 @@ def open_image(path: str | Path) -> StoredImage:
 
 
 def file_of(path: str | Path) -> Path:
-    """Give the file itself: of a folder, as clients name a series, the first image by name.
+    """Return the file itself: of a folder, as clients name a series, the first image by name.
 
     Raises:
         AfireError: if the folder holds none.
@@ -287,7 +287,7 @@ def file_of(path: str | Path) -> Path:
 
 
 def _dicom_grid(path: Path, shape: Size) -> Grid:
-    """Give a DICOM image's place in space as ITK sees it, or maps would not lie on the image in 3D Slicer.
+    """Return a DICOM image's place in space as ITK sees it, or maps would not lie on the image in 3D Slicer.
 
     ITK takes the spacing at the detector for CR and DX, and for secondary captures PixelSpacing; 1 mm where that is
     absent. Orientation and position, which radiographs seldom have, count if they are there.
@@ -320,7 +320,7 @@ def _numbers(header: Any, keyword: str, count: int) -> NDArray[np.float64] | Non
 
 
 def patient_of(path: str | Path, image_id: str, key: IdentityKey) -> str:
-    """Give the hash of a radiograph's patient, so that no patient is trained and validated on.
+    """Return the hash of a radiograph's patient, so that no patient is trained and validated on.
 
     As `afire ingest` does unless told otherwise: a PatientID is one patient, whoever issued it.
 

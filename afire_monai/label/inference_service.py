@@ -80,7 +80,7 @@ class ModelShelf:
         return [*([self.trained] if self.trained.is_dir() else []), *self.given]
 
     def file(self, kind: str) -> Path | None:
-        """Give the weights file of a kind (`model_files.KINDS`), or None."""
+        """Return the weights file of a kind (`model_files.KINDS`), or None."""
         return model_files(self.folders).get(kind)
 
     def offers(self, use: str) -> bool:
@@ -93,7 +93,7 @@ class ModelShelf:
         return use != "restoration" or "restorer" in files
 
     def get(self, use: str) -> Loaded:
-        """Give the models for a use. Files that changed are read again; until they can be, the earlier models stay.
+        """Return the models for a use. Files that changed are read again; until they can be, the earlier models stay.
 
         Raises:
             NotFoundError: if there are none.
@@ -136,7 +136,7 @@ class ModelShelf:
         return {name: values for name, values in found.items() if values}
 
     def encoder(self) -> tuple[Any, str]:
-        """Give the encoder whose tokens tell how alike images are, and its version: the pre-trained one, else a task's.
+        """Return the encoder whose tokens tell how alike images are, and its version: pre-trained, else a task's.
 
         Raises:
             NotFoundError: if there is no model at all.
@@ -213,7 +213,7 @@ def uses(task: str, request: Mapping[str, Any] | None = None) -> str:
 
 
 def class_values(shelf: ModelShelf) -> dict[str, int]:
-    """Give each class of the segmenter its value in label maps: 1, 2, … in the model's order."""
+    """Return the value of each class of the segmenter in label maps: 1, 2, … in the model's order."""
     if not shelf.offers("segmentation"):
         return {}
     return {name: place + 1 for place, name in enumerate(shelf.get("segmentation").scorer.segmenter.classes)}

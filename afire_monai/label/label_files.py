@@ -25,19 +25,19 @@ class Store(Protocol):
     """What is asked of MONAI Label's store of images and labels."""
 
     def list_images(self) -> list[str]:
-        """Give the ids of all images."""
+        """Return the ids of all images."""
 
     def get_image_uri(self, image_id: str) -> str:
-        """Give the file or folder of an image; "" for an unknown id."""
+        """Return the file or folder of an image; "" for an unknown id."""
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
-        """Give what is kept about an image."""
+        """Return what is kept about an image."""
 
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
-        """Give the id of the label under each tag."""
+        """Return the id of the label under each tag."""
 
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
-        """Give the file of a label; "" if there is none."""
+        """Return the file of a label; "" if there is none."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def is_findings(name: str) -> bool:
 
 
 def saved_labels(store: Store, findings: bool) -> list[SavedLabel]:
-    """Give the labels that people saved, sorted by image.
+    """Return the labels that people saved, sorted by image.
 
     Args:
         store: of images and labels.

@@ -105,7 +105,7 @@ class NotFoundError(AfireError):
 
 
 def problem(error: BaseException) -> tuple[int, str]:
-    """Give the HTTP status of an error, and what is said of it.
+    """Return the HTTP status of an error, and what is said of it.
 
     Args:
         error: whatever was raised while a request was answered.

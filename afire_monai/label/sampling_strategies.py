@@ -178,7 +178,7 @@ class Chooser:
     def _look(
         self, store: Store, ids: Sequence[str], name: str, values: Callable[[Tensor], Tensor], size: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """Give what is known of images, after looking at some more of them; those that cannot be read are left out."""
+        """Return what is known of images, after looking at some more; unreadable ones are left out."""
         kind = name.partition(" ")[0]
         for old in [key for key in self._seen if key[0] == kind and key[1] != name]:
             del self._seen[old]  # of an earlier model

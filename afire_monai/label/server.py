@@ -82,7 +82,7 @@ def _foreign(scope: Scope) -> bool:
 
 
 def _route(path: str) -> str:
-    """Give the first two words of an address, which name no image."""
+    """Return the first two words of an address, which name no image."""
     return " ".join(re.findall(r"[a-z_]+", path)[:2])
 
 
@@ -135,7 +135,7 @@ def run_inference(
 
 
 def _dicom_seg(app: Any, background: BackgroundTasks, model: str, image: str, asked: dict[str, Any]) -> FileResponse:
-    """Give the answer as a DICOM segmentation of the image's study: fractional for heatmaps, binary for outlines."""
+    """Return the answer as a DICOM segmentation of the image's study: fractional for heatmaps, binary for outlines."""
     from afire_monai.dicom_results import ImagePrediction, write_heatmap, write_masks
 
     path = app.datastore().get_image_uri(image)

@@ -77,7 +77,7 @@ class CarefulStore(LocalDatastore):
         return None
 
     def list_images(self) -> list[str]:
-        """Give the ids of all images, after a look at the folder if it changed."""
+        """Return the ids of all images, after a look at the folder if it changed."""
         with self._guard:
             now = os.stat(self._datastore.image_path()).st_mtime_ns
             if self._seen_at != (now,):
@@ -87,11 +87,11 @@ class CarefulStore(LocalDatastore):
             return list(self._datastore.objects)
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: Any = None) -> list[str]:
-        """Give the ids of images that no person labelled."""
+        """Return the ids of images that no person labelled."""
         return [i for i in self.list_images() if not {FINAL, FINDINGS} & set(self.get_labels_by_image_id(i))]
 
     def get_image_uri(self, image_id: str) -> str:
-        """Give the file of an image.
+        """Return the file of an image.
 
         Raises:
             UnknownImageError: if there is none of this id.
@@ -103,7 +103,7 @@ class CarefulStore(LocalDatastore):
         return uri
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
-        """Give what is kept about an image; nothing for one that is not known."""
+        """Return what is kept about an image; nothing for one that is not known."""
         info: dict[str, Any] = super().get_image_info(image_id)
         return info
 
@@ -145,7 +145,7 @@ class CarefulStore(LocalDatastore):
                 return self._keep(image_id, str(file), label_tag, label_info)
 
     def _checked(self, image: str, label: str, tag: str, folder: Path) -> Path:
-        """Give the file to keep: as it came, but bare bytes as NIfTI."""
+        """Return the file to keep: as it came, but bare bytes as NIfTI."""
         if is_findings(label):
             read_findings(label, self.findings)
             return Path(label)
@@ -240,7 +240,7 @@ class ArchiveStore(CarefulStore):
         super().__init__(folder, classes, findings)
 
     def list_images(self) -> list[str]:
-        """Give the SeriesInstanceUIDs that the archive has now."""
+        """Return the SeriesInstanceUIDs that the archive has now."""
         with self._guard:
             if time.monotonic() - self._listed > self.LIST_FOR:
                 self._series = {r.series: r for r in self._web.find_series(self._query)}
@@ -289,7 +289,7 @@ class ArchiveStore(CarefulStore):
         return saved
 
     def _send(self, image_id: str, label: str) -> None:
-        """Give the archive a saved mask as a DICOM segmentation; an empty mask makes none."""
+        """Store a saved mask in the archive as a DICOM segmentation; an empty mask makes none."""
         import pydicom
 
         from afire_monai.dicom_results import write_masks

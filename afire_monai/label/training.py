@@ -71,7 +71,7 @@ class Workshop:
         self.shelf = shelf
 
     def labels(self, what: Trainable, store: Store) -> list[SavedLabel]:
-        """Give the labels to train on.
+        """Return the labels to train on.
 
         Raises:
             AfireError: if there are too few.
@@ -145,7 +145,7 @@ class Workshop:
         return told
 
     def key(self) -> IdentityKey:
-        """Give the key of patient hashes, made once."""
+        """Return the key of patient hashes, made once."""
         path = self.folder / "key"
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return IdentityKey.load(path) if path.exists() else IdentityKey.make(path)
@@ -271,7 +271,7 @@ NOT_COMPARED = "there was no model before, so this one was compared with none; h
 
 
 def keep_unlearned(trained: Path, current: Path | None, after: comparison.Outcome) -> list[str]:
-    """Give labels with too few held-back patients the calibration and threshold that they had before.
+    """Keep the earlier calibration and threshold of labels with too few held-back patients.
 
     Args:
         trained: the new classifier's file, which is changed.
@@ -331,7 +331,7 @@ def _settings(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _first(value: Any, default: Any) -> Any:
-    """Give a value; of several, as a client sends back what it was offered, the first."""
+    """Return a value; of several, as a client sends back what it was offered, the first."""
     if value is None or value == "":
         return default
     return value[0] if isinstance(value, list | tuple) and value else value

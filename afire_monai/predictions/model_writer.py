@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch.nn as nn
 from PIL import Image
 from torch import Tensor
 
-from afire_monai.core.files import whole_file
+from afire_monai.core.files import write_rows
 from afire_monai.networks import ViTClassifier, ViTSegmenter
 from afire_monai.predictions.bundle_writer import picture_name
 
@@ -24,7 +24,8 @@ class ModelWriter:
     """Write a model's answers, image by image.
 
     A classifier's calibrated probabilities go to ``predictions.csv``, a segmenter's probabilities to
-    ``NAME_CLASS.png`` (white is 1), an encoder's tokens to ``NAME_tokens.npy`` (1 + L, D). NAME is as in
+    ``NAME_NUMBER_CLASS.png`` (white is 1; the class with _ for all but letters, digits and -), an encoder's tokens to
+    ``NAME_tokens.npy`` (1 + L, D). NAME is as in
     `afire_monai.predictions.bundle_writer.ResultWriter`.
 
     Args:
@@ -58,18 +59,15 @@ class ModelWriter:
             if isinstance(self.network, ViTClassifier):
                 self.rows.append([name, *answer.tolist()])
             elif isinstance(self.network, ViTSegmenter):
-                for label, probability in zip(self.network.classes, answer, strict=True):
+                for number, (label, probability) in enumerate(zip(self.network.classes, answer, strict=True), start=1):
                     grey = (probability * 255).round().numpy().astype(np.uint8)
-                    Image.fromarray(grey).save(self.folder / f"{name}_{label}.png")
+                    plain = re.sub(r"[^\w-]", "_", label)  # "left/right" names no folder
+                    Image.fromarray(grey).save(self.folder / f"{name}_{number}_{plain}.png")
             else:
                 np.save(self.folder / f"{name}_tokens.npy", answer.numpy())
 
     def _finish(self, engine: Any) -> None:
         if isinstance(self.network, ViTClassifier):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with (
-                whole_file(self.folder / "predictions.csv") as part,
-                part.open("w", newline="", encoding="utf-8") as file,
-            ):
-                csv.writer(file).writerows([["name", *self.network.labels], *self.rows])
+            write_rows(self.folder / "predictions.csv", [["name", *self.network.labels], *self.rows])
         logger.info("%d images: results written to %s", len(self.items), self.folder.name)

@@ -253,7 +253,7 @@ class DicomWeb:
         return dataset
 
     def store(self, dataset: Dataset) -> bool:
-        """Give the server one instance.
+        """Send one instance to the server.
 
         Returns:
             Whether it was new; False if the server says that it has it already.

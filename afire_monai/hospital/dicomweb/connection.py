@@ -60,7 +60,7 @@ class Credentials:
 
 
 def check_url(url: str) -> SplitResult:
-    """Give the parts of a DICOMweb address, or say what is wrong with it without repeating it.
+    """Return the parts of a DICOMweb address, or say what is wrong with it without repeating it.
 
     Raises:
         DicomWebError: not http(s), no host, credentials in it, a query or a fragment.
@@ -257,7 +257,7 @@ def ask(request: Callable[[], T], retries: int, first_wait: float) -> T:
 
 
 def _judge(error: Exception) -> tuple[DicomWebError, float | None]:
-    """Give what to say of an error, and the seconds to wait at least before trying again; None for never."""
+    """Return what to say of an error, and the seconds to wait at least before trying again; None for never."""
     import requests
 
     if isinstance(error, AnswerError):
@@ -295,14 +295,14 @@ def _refusal(status: int) -> DicomWebError:
 
 
 def not_dicomweb() -> AnswerError:
-    """Give the error for an answer that is something else, a page of text for example."""
+    """Return the error for an answer that is something else, a page of text for example."""
     return AnswerError(
         "what the server answers is not DICOMweb; check the address (Orthanc: http://localhost:8042/dicom-web)"
     )
 
 
 def entries_of(answer: Any) -> list[Mapping[str, Any]]:
-    """Give the answer to a query as what it has to be, a list of DICOM JSON objects.
+    """Return the answer to a query as what it has to be, a list of DICOM JSON objects.
 
     Raises:
         AnswerError: it is not.
@@ -333,7 +333,7 @@ def see_that_it_is_whole(response: requests.Response, **_: Any) -> requests.Resp
 
 
 def refused_list(error: Exception) -> Dataset | None:
-    """Give the list of failures that comes with status 409 when nothing could be stored; None if there is none."""
+    """Return the list of failures that comes with status 409 when nothing could be stored; None if there is none."""
     import requests
     from pydicom import Dataset
 

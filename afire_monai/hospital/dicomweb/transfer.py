@@ -50,7 +50,7 @@ class Transfer:
         return 0 if not self.failed and self.done + self.already else 1 if self.done + self.already else 2
 
     def reasons(self) -> list[tuple[str, int]]:
-        """Give each reason and how often it was met, the most frequent first."""
+        """Return each reason and how often it was met, the most frequent first."""
         return Counter(reason for _, reason in self.failed).most_common()
 
     def write_failures(self, path: Path) -> None:
