@@ -207,11 +207,13 @@ def main() -> int:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--json", help="file for the comparisons")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=[], help="methods and tasks; all if none is named")
+    parser.add_argument("--no-steps", action="store_true", help="leave out the steps and the detector")
     parser.add_argument("--no-runs", action="store_true", help="leave out the trainings")
     args = parser.parse_args()
     report = Report(args.json)
-    compare_steps(report, args.device, args.steps)
-    compare_detector(report, args.device)
+    if not args.no_steps:
+        compare_steps(report, args.device, args.steps)
+        compare_detector(report, args.device)
     if not args.no_runs:
         compare_runs(report, args.device)
     print(f"{len(report.rows)} comparisons, {report.failed} failed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
+from itertools import chain
 
 import torch
 from torch.utils.data import Sampler
@@ -42,26 +43,35 @@ class EpochSampler(Sampler[int]):
             )
         self.epoch = 0
         self.start_batch = 0
+        self.epochs = 1
 
-    def start_at(self, epoch: int, batch: int = 0) -> None:
+    def start_at(self, epoch: int, batch: int = 0, epochs: int = 1) -> None:
         """Set where the next pass starts.
 
         Args:
             epoch: counted from 0; decides the order.
             batch: batches to leave out at the start of that pass only, when a run resumes in the middle of an epoch.
+            epochs: number of epochs that follow one another in that pass only, so that the processes of a loader read
+                ahead past the end of an epoch.
         """
         self.epoch = epoch
         self.start_batch = batch
+        self.epochs = epochs
 
     def __len__(self) -> int:
         return self.batches * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
+        start, epochs = self.start_batch * self.batch_size, range(self.epoch, self.epoch + self.epochs)
+        self.start_batch, self.epochs = 0, 1
+        return chain.from_iterable(self._order(epoch)[start if epoch == epochs.start else 0 :] for epoch in epochs)
+
+    def _order(self, epoch: int) -> list[int]:
+        """Return this process's images of one epoch."""
         if self.shuffle:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             order = torch.randperm(self.length, generator=generator)
         else:
             order = torch.arange(self.length)
-        mine = order[self.rank :: self.world][: len(self)]
-        start, self.start_batch = self.start_batch, 0
-        return iter(mine[start * self.batch_size :].tolist())
+        mine: list[int] = order[self.rank :: self.world][: len(self)].tolist()
+        return mine

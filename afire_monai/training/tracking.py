@@ -11,13 +11,15 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from mlflow.entities import Metric
 from monai.handlers import MLFlowHandler
 
 from afire_monai.core.errors import AfireError
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric  # a training with use_mlflow false runs where MLflow is not installed
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,8 @@ class RunTracker(MLFlowHandler):
             self.cur_run = None
 
     def _log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        from mlflow.entities import Metric
+
         now = int(time.time() * 1000)
         self.figures += [Metric(name, float(value), now, step or 0) for name, value in metrics.items()]
         self._send()

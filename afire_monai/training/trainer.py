@@ -178,7 +178,8 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
     def _start_epoch(self) -> None:
         wait_for_all()  # process 0 may still write what the last epoch leaves
         done, local = divmod(self.state.iteration, self.state.epoch_length)
-        self.sampler.start_at(done, local)
+        # the first epoch's pass goes on through all others, and their settings are for a loader that begins anew
+        self.sampler.start_at(done, local, epochs=max(1, self.state.max_epochs - done))
         self._epoch_sums = {}
         self._epoch_images = 0
         self._epoch_start = time.perf_counter()

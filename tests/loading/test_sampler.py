@@ -64,6 +64,17 @@ def test_start_in_the_middle_leaves_out_the_batches_before_it_in_that_pass_only(
     assert len(s) == 24
 
 
+def test_one_pass_may_go_on_through_several_epochs(monkeypatch):
+    epochs = [order(monkeypatch, 27, 4, epoch=epoch) for epoch in (5, 6, 7)]
+    s = EpochSampler(range(27), 4)
+    s.start_at(5, batch=2, epochs=3)
+    passing = iter(s)
+    s.start_at(6, epochs=2)  # what is set for the next pass does not touch the one that is under way
+    assert list(passing) == epochs[0][8:] + epochs[1] + epochs[2]
+    assert list(s) == epochs[1] + epochs[2]
+    assert list(s) == epochs[1]
+
+
 def test_fewer_images_than_one_step_takes_are_refused_with_the_numbers(monkeypatch):
     with pytest.raises(DataListError, match=r"7 training images .* \(2 process\(es\) of batch 4\).*smaller batch_size"):
         order(monkeypatch, 7, 4, 0, 2)
