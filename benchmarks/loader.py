@@ -4,8 +4,8 @@ Synthetic radiographs are written to a temporary folder. Both sides of each rati
 medians are taken. ``processor`` counts the processor's time of this process alone, which other work on the machine
 changes less than the clock; what loader processes do is by the clock.
 
-- ``cache``: batches at 224 px out of a cache of uint8 and one of uint16, converted to float, in this process (which is
-  what each worker of a loader does), and through a `DataLoader` with 0, 1 and 2 workers; against decoding a PNG of
+- ``cache``: batches at 224 px out of a cache of uint8 and one of uint16, converted to float, in this process, and through a
+  `DataLoader` with 0, 1 and 2 workers, converted in this process (in a training on its device); against decoding a PNG of
   1024 px, and against copying the same bytes in memory;
 - ``PNG``, ``DICOM``: `read_picture` against Pillow and pydicom; `startup.reading`, which is what a training without
   cache does for each image, against both. `read_picture` renders what DICOM's windows say, so pydicom's own rendering
@@ -98,7 +98,7 @@ def measure_cache(folder: Path, images: int, dtype: str, batch: int, repeats: in
     import torch
     from torch.utils.data import DataLoader
 
-    from afire_monai.loading.dataset import RadiographDataset
+    from afire_monai.loading.dataset import RadiographDataset, grey_levels
     from afire_monai.loading.sampler import EpochSampler
     from afire_monai.training import startup
 
@@ -110,7 +110,7 @@ def measure_cache(folder: Path, images: int, dtype: str, batch: int, repeats: in
 
     def read() -> None:
         for indices in batches:
-            dataset.collate(dataset.__getitems__(indices))
+            grey_levels(dataset.collate(dataset.__getitems__(indices))["image"])
 
     def copy() -> None:
         for _ in batches:
@@ -131,7 +131,7 @@ def measure_cache(folder: Path, images: int, dtype: str, batch: int, repeats: in
             collate_fn=dataset.collate,
             persistent_workers=workers > 0,
         )
-        seconds = in_turns(repeats, load=lambda loader=loader: [None for _ in loader])["load"][0]  # type: ignore[misc]
+        seconds = in_turns(repeats, load=lambda loader=loader: [len(grey_levels(b["image"])) for b in loader])["load"][0]  # type: ignore[misc]
         print(f"   DataLoader, {workers} workers: {count / seconds:7.0f} images/s by the clock")
         del loader
     return worked / count

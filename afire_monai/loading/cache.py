@@ -464,27 +464,20 @@ class DiskCache:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": {}, "_beside": {}}  # pixels are mapped again, not sent
 
-    def stored(self, places: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[Any]:
-        """Return pictures as they are stored, (B, H, W) of the cache's dtype."""
-        pictures = np.empty((len(places), *self.header.size), dtype=self.header.dtype)
+    def stored(self, places: Sequence[int] | NDArray[np.integer[Any]], out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return pictures as they are stored, (B, H, W) of the cache's dtype; in ``out`` if it is given."""
+        pictures = np.empty((len(places), *self.header.size), dtype=self.header.dtype) if out is None else out
         for shard, here, rows in self._by_shard(places):
             pictures[here] = shard[rows]
         return pictures
 
-    def gather(
-        self, places: Sequence[int] | NDArray[np.integer[Any]], out: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
+    def gather(self, places: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """Return pictures as float32 in 0…1, (B, H, W).
 
         Args:
             places: of the pictures, each from 0 to the cache's length.
-            out: array to write into.
         """
-        pictures = np.empty((len(places), *self.header.size), dtype=np.float32) if out is None else out
-        np.divide(
-            self.stored(places), np.float32(DTYPES[self.header.dtype]), out=pictures, dtype=np.float32, casting="unsafe"
-        )
-        return pictures
+        return np.divide(self.stored(places), np.float32(DTYPES[self.header.dtype]), dtype=np.float32, casting="unsafe")
 
     def annotate(self, annotation: Annotation) -> None:
         """Find what is not yet known of the pictures, and write it beside them; one process does this.

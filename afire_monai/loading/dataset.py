@@ -164,15 +164,17 @@ class RadiographDataset(Dataset[dict[str, Any]]):
         return len(self.items)
 
     def __getitems__(self, indices: list[int]) -> Sequence[dict[str, Any]]:
-        """Return a batch; what loaders call where it is there."""
+        """Return a batch; what loaders call where it is there. What is cached comes as it is stored (`grey_levels`)."""
         if self.disk is not None:
-            images = _new_batch(len(indices), (1, *self.disk.header.size))
-            self.disk.gather(indices, out=images[:, 0].numpy())
+            header = self.disk.header
+            images = _new_batch((len(indices), 1, *header.size), getattr(torch, str(header.dtype)))
+            self.disk.stored(indices, out=images[:, 0].numpy())
             return GatheredBatch({"image": images, **self._beside(indices), "index": torch.tensor(indices)})
         if self.cached is None:
             return [self[index] for index in indices]
         place = torch.tensor(indices)
-        images = _new_batch(len(indices), self.cached.shape[1:]).copy_(self.cached[place])
+        images = _new_batch((len(indices), *self.cached.shape[1:]), self.cached.dtype)
+        torch.index_select(self.cached, 0, place, out=images)
         extras = {name: values[place] for name, values in self.cached_extras.items()}
         return GatheredBatch({"image": images, **extras, "index": place})
 
@@ -184,7 +186,10 @@ class RadiographDataset(Dataset[dict[str, Any]]):
 
     @staticmethod
     def collate(batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Make one dictionary of a batch, without copying what has been gathered already."""
+        """Make one dictionary of a batch, without copying what has been gathered already.
+
+        Its ``image`` is for `grey_levels`: a quarter or half of the bytes go from a loader's process to the device.
+        """
         collated: dict[str, Any] = batch.tensors if isinstance(batch, GatheredBatch) else default_collate(list(batch))
         return collated
 
@@ -222,16 +227,28 @@ class GatheredBatch(Sequence[dict[str, Any]]):
         return len(self.tensors["index"])
 
     def __getitem__(self, place: Any) -> Any:
-        return {name: int(v[place]) if name == "index" else v[place] for name, v in self.tensors.items()}
+        item: dict[str, Any] = {n: int(v[place]) if n == "index" else v[place] for n, v in self.tensors.items()}
+        return {**item, "image": grey_levels(item["image"])}
 
 
-def _new_batch(count: int, shape: Sequence[int]) -> Tensor:
+def grey_levels(images: Tensor) -> Tensor:
+    """Return pictures as float32 in 0…1, on their device, from float, or from uint8 or uint16 as a cache stores them.
+
+    The values do not depend on the device.
+    """
+    if images.is_floating_point():
+        return images.float()
+    # by a tensor: a GPU would multiply by the reciprocal of a number
+    full = torch.full((), torch.iinfo(images.dtype).max, dtype=torch.float32, device=images.device)
+    return images.float().div_(full)
+
+
+def _new_batch(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Make room for a batch (B, C, H, W); in a loader's process where the parent can read it without a copy."""
-    shape = (count, *shape)
     if get_worker_info() is None:
-        return torch.empty(shape)
-    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))  # as PyTorch's own collation does
-    return torch.empty(0).set_(storage).view(shape)  # of float32, like the empty one
+        return torch.empty(shape, dtype=dtype)
+    storage = torch.UntypedStorage._new_shared(dtype.itemsize * math.prod(shape))  # as PyTorch's own collation does
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
 
 def image_statistics(dataset: RadiographDataset, samples: int = 256) -> tuple[float, float]:

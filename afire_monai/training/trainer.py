@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from afire_monai.core.distributed import rank, sum_over_processes, wait_for_all, world_size
 from afire_monai.core.errors import AfireError, TrainingHaltedError
 from afire_monai.core.precision import set_precision
-from afire_monai.loading.dataset import RadiographDataset
+from afire_monai.loading.dataset import RadiographDataset, grey_levels
 from afire_monai.loading.sampler import EpochSampler
 from afire_monai.methods.base import Method
 from afire_monai.networks.blocks import compile_networks, recompute_blocks
@@ -45,7 +45,8 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
     Args:
         device: where to train.
         max_epochs: length of training; the schedules span it.
-        train_data_loader: yields ``image`` (B, C, Hc, Wc) and ``index`` (B,), with an :class:`EpochSampler`.
+        train_data_loader: yields ``image`` (B, C, Hc, Wc), for `grey_levels`, and ``index`` (B,), with an
+            :class:`EpochSampler`.
         method: what to train, already on ``device``.
         optimizer: over ``parameter_groups(method)``.
         plan: schedules.
@@ -198,7 +199,7 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Tensor]:
         batch = {k: v.to(self.state.device, non_blocking=True) for k, v in batchdata.items() if k != "index"}
-        images = batch["image"]
+        images = batch["image"] = grey_levels(batch["image"])
         values = self.values_now()
         for group in self.optimizer.param_groups:
             group["lr"] = values["lr"] * group.get("lr_scale", 1.0)

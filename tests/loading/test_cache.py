@@ -24,7 +24,7 @@ from afire_monai.loading import cache as cache_module
 from afire_monai.loading import cache_build
 from afire_monai.loading.cache import READY, DiskCache, load_index, path_hashes, shard_path
 from afire_monai.loading.cache_build import build_cache
-from afire_monai.loading.dataset import RadiographDataset
+from afire_monai.loading.dataset import RadiographDataset, grey_levels
 from afire_monai.radiographs.resize import area_average
 from afire_monai.training import startup
 
@@ -356,7 +356,8 @@ def test_batches_are_the_same_whatever_loads_them(tmp_path, workers, gathered):
     expected = torch.stack([dataset[i]["image"] for i in range(8)])
     collate = dataset.collate if gathered else None
     batches = list(DataLoader(dataset, 3, num_workers=workers, collate_fn=collate))
-    assert torch.equal(torch.cat([batch["image"] for batch in batches]), expected)
+    assert {batch["image"].dtype for batch in batches} == {torch.uint8 if gathered else torch.float32}
+    assert torch.equal(torch.cat([grey_levels(batch["image"]) for batch in batches]), expected)
     assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(8))
 
 
