@@ -4,9 +4,9 @@ Synthetic radiographs are written to a temporary folder. Both sides of each rati
 medians are taken. ``processor`` counts the processor's time of this process alone, which other work on the machine
 changes less than the clock; what loader processes do is by the clock.
 
-- ``cache``: batches at 224 px out of a cache of uint8 and one of uint16, converted to float, in this process, and through a
-  `DataLoader` with 0, 1 and 2 workers, converted in this process (in a training on its device); against decoding a PNG of
-  1024 px, and against copying the same bytes in memory;
+- ``cache``: batches at 224 px out of a cache of uint8 and one of uint16, converted to float, in this process, and
+  through a `DataLoader` with 0, 1 and 2 workers, converted in this process (in a training on its device); against
+  decoding a PNG of 1024 px, and against copying the same bytes in memory;
 - ``PNG``, ``DICOM``: `read_picture` against Pillow and pydicom; `startup.reading`, which is what a training without
   cache does for each image, against both. `read_picture` renders what DICOM's windows say, so pydicom's own rendering
   (`apply_modality_lut`, `apply_windowing`) is measured as well.
@@ -131,7 +131,12 @@ def measure_cache(folder: Path, images: int, dtype: str, batch: int, repeats: in
             collate_fn=dataset.collate,
             persistent_workers=workers > 0,
         )
-        seconds = in_turns(repeats, load=lambda loader=loader: [len(grey_levels(b["image"])) for b in loader])["load"][0]  # type: ignore[misc]
+
+        def load(loader: Any = loader) -> None:
+            for read_batch in loader:
+                grey_levels(read_batch["image"])
+
+        seconds = in_turns(repeats, load=load)["load"][0]
         print(f"   DataLoader, {workers} workers: {count / seconds:7.0f} images/s by the clock")
         del loader
     return worked / count
