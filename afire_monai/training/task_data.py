@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 Items = list[dict[str, Any]]
 
+#: positive training images of a label below which `afire probe` did better than fine-tuning (docs/finetune.md)
+FEW_POSITIVES = 15
+
 
 @dataclass(frozen=True)
 class TaskData:
@@ -44,6 +47,25 @@ class TaskData:
     def positive_weights(self) -> list[float]:
         """Negatives over positives of each label among the training items (see :func:`positive_weights`)."""
         return [float(w) for w in positive_weights(_targets(self.training))]
+
+
+def advise_on_few_labels(data: TaskData, init: str) -> str:
+    """Log and return what is better than fine-tuning for labels with few positive images; empty if it is not so.
+
+    Args:
+        data: what the classifier is to be trained on.
+        init: what training starts from; nothing is advised for fresh weights.
+    """
+    counts = (_targets(data.training) == 1).sum(0)
+    few = [f"{name} {count}" for name, count in zip(data.labels, counts, strict=True) if count < FEW_POSITIVES]
+    if not few or init == "random":
+        return ""
+    advice = (
+        f"few positive training images: {', '.join(few)}. With so few, `afire probe` on the same list did better than "
+        "fine-tuning, and takes as long as reading the images: docs/finetune.md#how-many-labels-what-to-do"
+    )
+    logger.warning("%s", advice)
+    return advice
 
 
 def _targets(items: Items) -> NDArray[np.float32]:

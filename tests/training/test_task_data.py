@@ -11,7 +11,7 @@ from PIL import Image
 
 from afire_monai.core.errors import DataListError, RadiographError
 from afire_monai.radiographs.masks import MaskReading
-from afire_monai.training.task_data import classification_data, segmentation_data
+from afire_monai.training.task_data import TaskData, advise_on_few_labels, classification_data, segmentation_data
 
 LABELS = ["Normal", "Effusion", "Mass"]
 
@@ -96,6 +96,19 @@ def test_weights_of_positives_are_negatives_over_positives(tmp_path):
     training = [{"image": f"{i}.png", "label": [0, int(i < 2), int(i < 5)]} for i in range(10)]
     data = classification_data(random_list(tmp_path, training=training))
     assert data.positive_weights() == pytest.approx([4.0, 1.0])
+
+
+def test_fine_tuning_with_few_positives_is_told_what_did_better():
+    def data(*positives: int) -> TaskData:
+        targets = np.zeros((40, 2))
+        for column, count in enumerate(positives):
+            targets[:count, column] = 1
+        return TaskData(["Effusion", "Mass"], [{"target": row} for row in targets], [], [])
+
+    assert "Mass 14. With so few, `afire probe`" in advise_on_few_labels(data(15, 14), "chest-s16-1")
+    assert "Effusion" not in advise_on_few_labels(data(15, 14), "chest-s16-1")
+    assert advise_on_few_labels(data(15, 15), "chest-s16-1") == ""
+    assert advise_on_few_labels(data(3, 3), "random") == ""
 
 
 @pytest.mark.parametrize(
