@@ -8,7 +8,8 @@
 reference of `afire reference`; score the test folder; AUROC of pneumonia against normal. No label is used but that
 training images are normal, and no figure of the test chooses anything: `--parts` is given beforehand.
 `supervised`: fine-tune these encoders on the training folder with labels; AUROC, and accuracy at the threshold of
-Youden's index on a tenth of the training patients, which also choose the epoch.
+Youden's index on a tenth of the training patients, which also choose the epoch. With `--probe` the encoders stay as
+they are, and a logistic regression is fitted (`afire probe`): minutes on a CPU.
 
 `--root` is the folder as published (train, test, each with NORMAL and PNEUMONIA). `--cxr` is a folder with
 manifest.csv that names the sources kermany and kermany224 (training) and with kermany_test_open/manifest.csv, half of
@@ -42,6 +43,7 @@ from afire_monai.datalists.from_csv import datalist_from_csv
 from afire_monai.datalists.public import datalist_from_kermany
 from afire_monai.predictions.anomaly.detector import PARTS, load_detector
 from afire_monai.predictions.format import load_predictions
+from afire_monai.training.probe import fit_probe
 
 LABELS = ["Normal", "Pneumonia"]
 PUBLISHED = {
@@ -144,11 +146,14 @@ def supervised(folder: Path, args: argparse.Namespace, content: dict[str, Any], 
     # a run of its own for each encoder and settings, as only the same ones can go on
     identity = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:8]
     run = out / "tuned" / f"{key.partition('/')[2].replace('/', '_')}_{identity}"
-    settings: dict[str, Any] = {"datalist": out / "supervised.json", "output_dir": run, "init": folder}
-    settings |= {"resume": True, "seed": int(key.rpartition("/")[2]), "device": f"$torch.device('{args.device}')"}
-    settings |= {"labels": ["Pneumonia"], **settings_of(args.tune)}
-    print(f"fine-tuning, {key}; see {run / 'output.txt'}", flush=True)
-    run_bundle(["finetune_classification.yaml"], settings, run / "output.txt")
+    if args.probe:
+        fit_probe(out / "supervised.json", run, folder, labels=["Pneumonia"], progress=True)
+    else:
+        settings: dict[str, Any] = {"datalist": out / "supervised.json", "output_dir": run, "init": folder}
+        settings |= {"resume": True, "seed": int(key.rpartition("/")[2]), "device": f"$torch.device('{args.device}')"}
+        settings |= {"labels": ["Pneumonia"], **settings_of(args.tune)}
+        print(f"fine-tuning, {key}; see {run / 'output.txt'}", flush=True)
+        run_bundle(["finetune_classification.yaml"], settings, run / "output.txt")
     predictions = load_predictions(run / "predictions" / "test")
     items = [content["test"][place] for place in predictions.index]
     truth = np.array([item["label"][content["labels"].index("Pneumonia")] for item in items])
@@ -189,6 +194,7 @@ def main() -> None:
     parser.add_argument("--config", nargs="+", default=["method_afire.yaml"], help="config files after pretrain.yaml")
     parser.add_argument("--set", nargs="+", default=[], action="extend", help="key=value of pre-training")
     parser.add_argument("--tune", nargs="+", default=[], action="extend", help="key=value of fine-tuning")
+    parser.add_argument("--probe", action="store_true", help="of `supervised`: leave the encoder as it is")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--encoder", nargs="+", default=[], action="extend", help="NAME=model folder, or a folder")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["tokens", "neighbours", "density"])
@@ -202,7 +208,7 @@ def main() -> None:
     if not args.encoder:
         pretrain(args, content)
     args.runs = None if args.encoder else str(out / "runs")
-    used = ("parts", "layers", "window") if args.what == "one-class" else ("tune",)
+    used = ("parts", "layers", "window") if args.what == "one-class" else ("tune", "probe")
     options = {name: getattr(args, name) for name in used}
     done = {row["key"]: row for row in stored_rows(out / "results.jsonl", mend=True)}
     keys = []

@@ -140,6 +140,18 @@ def test_accuracy_is_at_the_threshold_that_fine_tuning_chose(call, module, root,
     assert "| AutoML | 0.991 |" in shown
 
 
+def test_a_probe_leaves_the_encoder_as_it_is_and_is_judged_alike(call, module, root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "run_bundle", lambda *_: pytest.fail("nothing is to be trained"))
+    words = ["--out", str(tmp_path / "out"), "--root", str(root), "--encoder", f"tiny={tiny_encoder(tmp_path / 'm')}"]
+    call("supervised", *words, "--probe")
+    shown = capsys.readouterr().out
+    (run,) = (tmp_path / "out" / "tuned").iterdir()
+    known = json.loads((run / "predictions" / "test" / "predictions.json").read_text())
+    scores = np.loadtxt(run / "predictions" / "test" / "predictions.csv", delimiter=",", skiprows=1)[:, 1]
+    right = (scores >= known["thresholds"]["Pneumonia"]) == (np.arange(14) >= 6)
+    assert f"**{right.mean():.3f} (" in shown
+
+
 def test_patient_of_both_folders_is_refused(call, root, tmp_path):
     first = next((root / "train" / "NORMAL").iterdir())
     (root / "test" / "NORMAL" / first.name).write_bytes(first.read_bytes())
