@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from afire_monai.core.errors import RadiographError
 from afire_monai.radiographs.body_view_words import (
     CHEST_CODES,
     FRONTAL_CODES,
@@ -13,8 +19,10 @@ from afire_monai.radiographs.body_view_words import (
     body_of,
     view_of,
 )
+from afire_monai.radiographs.decode import is_dicom, read_picture
 from afire_monai.radiographs.dicom import RADIOGRAPHY_MODALITIES
-from afire_monai.radiographs.header import Header
+from afire_monai.radiographs.header import Header, read_header
+from afire_monai.radiographs.lung_fields import looks_lateral
 
 NOT_RADIOGRAPH = "not a radiograph"
 NOT_CHEST = "not a chest"
@@ -27,6 +35,12 @@ COLOUR = "colour"
 NOT_HUMAN = "not a human"
 RAW_ALONE = "raw (for processing, not for presentation)"
 LOOKS_OTHER = "no lung fields side by side, and the tags do not say what it is"
+NOT_SEEN = "the tags do not say what it is, and its pixels cannot be read"
+FIT = "frontal chest radiograph"
+READABLE = frozenset(
+    (NOT_CHEST, UNCLEAR_BODY, LATERAL, OBLIQUE, BURNED_IN, NOT_HUMAN, RAW_ALONE, LOOKS_OTHER, NOT_SEEN)
+)
+"""Reasons to leave out what could be read all the same."""
 
 DIGITISED = ("SC", "OT")
 _RAW_CLASSES = ("1.2.840.10008.5.1.4.1.1.1.1.1",)
@@ -79,6 +93,47 @@ def judge(
         return Verdict(OBLIQUE if side == "oblique" else LATERAL)
     raw = header.intent == "FOR PROCESSING" or header.sop_class in _RAW_CLASSES
     return Verdict("", side == "lateral", view, stated and side != "", raw)
+
+
+def judge_file(path: Path, modalities: Collection[str] | None = RADIOGRAPHY_MODALITIES) -> Verdict:
+    """Judge the header of one DICOM file, with no series to choose from: a raw image is left out.
+
+    Args:
+        path: the file.
+        modalities: of radiographs; None for any.
+
+    Raises:
+        RadiographError: as `read_header`.
+    """
+    verdict = judge(read_header(path), modalities=modalities)
+    return replace(verdict, reason=verdict.reason or (RAW_ALONE if verdict.raw else ""))
+
+
+def reason_with_look(verdict: Verdict, picture: NDArray[np.float32]) -> str:
+    """Return why an image is left out, where the tags are silent by its look; "" for a frontal chest radiograph.
+
+    Args:
+        verdict: of its header.
+        picture: (H, W) in 0…1, bright = dense.
+    """
+    looks_other = not verdict.stated and looks_lateral(picture)
+    return verdict.reason or (LOOKS_OTHER if looks_other else "")
+
+
+def reason_of_file(path: str | PathLike[str]) -> str:
+    """Return why a DICOM file is left out, "" for a frontal chest radiograph; of other formats nothing is known.
+
+    Raises:
+        RadiographError: as `read_header`.
+    """
+    path = Path(path)
+    verdict = judge_file(path) if is_dicom(path) else Verdict(stated=True)
+    if verdict.reason or verdict.stated:
+        return verdict.reason
+    try:
+        return reason_with_look(verdict, read_picture(path, modalities=None).pixels)
+    except RadiographError:
+        return NOT_SEEN
 
 
 def _is_listed(header: Header, modalities: Collection[str] | None) -> bool:
