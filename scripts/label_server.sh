@@ -2,11 +2,12 @@
 # A MONAI Label server for radiographs on this machine (docs/label.md). Makes its environment the first time.
 #   scripts/label_server.sh start STUDIES --model FOLDER[,FOLDER] [options]   prints the address when it answers
 #   scripts/label_server.sh stop [--work FOLDER]                              ends it and a training that is under way
-#   scripts/label_server.sh status [--work FOLDER]
+#   scripts/label_server.sh status [--work FOLDER]                            says the address, too
 # STUDIES  a folder of PNG, JPEG or DICOM files, or the root of DICOMweb services (http://localhost:8042/dicom-web)
 # --model FOLDER      model folders with commas between them, as for `afire predict`
 # --work FOLDER       where trained models, log and cache are kept; default ~/.local/share/afire-label (XDG_DATA_HOME)
 # --port N            default 8000
+# --no-token          let every user of this machine in; else only whoever has the address that is printed
 # --classes a,b       of a segmenter to be trained, where no model has one; --findings a,b of a classifier likewise
 # --modalities CR,DX  of DICOMweb (default)
 # --to-archive false  keep saved masks here; else they also go to the DICOMweb archive as DICOM segmentations
@@ -27,7 +28,7 @@ command="${1:-}"
     exit 2
 }
 shift
-studies="" work="${XDG_DATA_HOME:-$HOME/.local/share}/afire-label" port=8000
+token="" studies="" work="${XDG_DATA_HOME:-$HOME/.local/share}/afire-label" port=8000
 conf=()
 if [[ "$command" == start ]]; then
     [[ $# -gt 0 && "$1" != --* ]] || fail "start: name a folder of radiographs or the root of DICOMweb services"
@@ -35,6 +36,11 @@ if [[ "$command" == start ]]; then
     shift
 fi
 while [[ $# -gt 0 ]]; do
+    if [[ "$1" == --no-token ]]; then
+        token=none
+        shift
+        continue
+    fi
     [[ $# -gt 1 ]] || fail "$1 needs a value"
     case "$1" in
         --work) work="$2" ;;
@@ -118,6 +124,17 @@ unset MLFLOW_TRACKING_URI
 export NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}"
 umask 077
+unset AFIRE_LABEL_TOKEN AFIRE_LABEL_NO_TOKEN
+rm -f "$work/authorization"
+page="http://127.0.0.1:$port" query=""
+if [[ "$token" == none ]]; then
+    export AFIRE_LABEL_NO_TOKEN=1
+else
+    AFIRE_LABEL_TOKEN="$("$venv/bin/python" -c 'import secrets; print(secrets.token_urlsafe(32))')"
+    export AFIRE_LABEL_TOKEN
+    query="?token=$AFIRE_LABEL_TOKEN"
+    echo "Authorization: Bearer $AFIRE_LABEL_TOKEN" >"$work/authorization" # for curl -H @FILE: others see arguments
+fi
 
 "$venv/bin/python" -m afire_monai.label.messages "$work/logging.json" "$work/server.log"
 cd "$work"
@@ -125,7 +142,7 @@ setsid "$venv/bin/python" -m afire_monai.label.start start_server --app "$work/a
     --host 127.0.0.1 --port "$port" --uvicorn_app afire_monai.label.server:app --log_config "$work/logging.json" \
     --conf work "$work" "${conf[@]}" >"$work/console.log" 2>&1 &
 echo $! >"$pid_file"
-echo "http://127.0.0.1:$port/" >"$work/address"
+echo "$page/$query" >"$work/address"
 
 for ((tries = 0; tries < 300; tries++)); do
     kill -0 "$(cat "$pid_file")" 2>/dev/null || {
@@ -134,11 +151,14 @@ for ((tries = 0; tries < 300; tries++)); do
         fail "the server ended by itself; all it said is in $work/console.log"
     }
     if "$venv/bin/python" - "$port" <<'PYTHON' 2>/dev/null; then break; fi
+import os
 import sys
 import urllib.request
 
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-opener.open(f"http://127.0.0.1:{sys.argv[1]}/info/", timeout=30).read()
+headers = {"Authorization": f"Bearer {os.environ.get('AFIRE_LABEL_TOKEN', '')}"}
+request = urllib.request.Request(f"http://127.0.0.1:{sys.argv[1]}/info/", headers=headers)
+opener.open(request, timeout=30).read()
 PYTHON
     sleep 0.3
 done
@@ -146,5 +166,10 @@ done
     stop >/dev/null
     fail "the server does not answer; all it said is in $work/console.log"
 }
-echo "http://127.0.0.1:$port/"
-[[ ! "$studies" =~ ^https?:// ]] || echo "OHIF: http://127.0.0.1:$port/ohif/"
+echo "$page/$query"
+[[ ! "$studies" =~ ^https?:// ]] || echo "OHIF: $page/ohif/$query"
+if [[ "$token" == none ]]; then
+    echo "warning: --no-token: every user of this machine can see the pictures, and save labels" >&2
+else
+    echo "Whoever has this address sees the patients' pictures. Scripts: curl -H @$work/authorization $page/info/"
+fi

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from afire_monai.cli.fronts import front
+from afire_monai.cli.predictions import exception_lines
 from afire_monai.core.errors import AfireError
 
 
@@ -126,15 +127,12 @@ def dicom_results(work: Callable[..., Any], *, out: str, **options: Any) -> int:
     except ImportError as error:
         raise AfireError("highdicom is not installed: pip install 'afire-monai[dicom]'") from error
     from afire_monai.dicom_results.folder import OBJECTS
-    from afire_monai.predictions.results import LEFT_OUT
 
     done = work(out=out, **options)
     counts = ", ".join(f"{kind} {count}" for kind, count in done.objects.items())
     print(f"written:  {done.done} of {done.total} images" + (f" ({counts})" if counts else ""))
-    if done.left_out:
-        print(f"left out: {len(done.left_out)}; {LEFT_OUT} says why")
-        for number, reason in sorted(done.left_out.items())[:5]:
-            print(f"  image {number}: {reason}")
+    for line in exception_lines(done.left_out, done.unfit):
+        print(line)
     print(f"results:  {out} (they name patients; {OBJECTS} says which file is what)")
     if done.done:
         print(f"next:     afire send {out} --dicomweb ADDRESS")

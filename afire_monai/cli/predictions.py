@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from afire_monai.cli.fronts import front
@@ -42,7 +42,7 @@ def predict(
     for folder in model or ():
         require_path("--model", folder, MODEL)
     from afire_monai.models.shipped import DEFAULT, shipped_models
-    from afire_monai.predictions.results import KEY, LEFT_OUT
+    from afire_monai.predictions.results import KEY
 
     if model is None:
         model = tuple(map(str, shipped_models(population)))
@@ -54,12 +54,34 @@ def predict(
         return 0
     earlier = f" ({done.earlier} by an earlier run)" if done.earlier else ""
     print(f"scored:   {done.scored} of {done.total}{earlier}")
-    if done.left_out:
-        print(f"left out: {len(done.left_out)}; {LEFT_OUT} says why")
-        for index, reason in sorted(done.left_out.items())[:5]:
-            print(f"  image {index}: {reason}")
+    for line in exception_lines(done.left_out, done.unfit):
+        print(line)
     print(f"results:  {options['out']} ({KEY} there says which file an index is; it can identify patients, keep it)")
     return int(done.status)
+
+
+def exception_lines(left_out: Mapping[int, str], unfit: Mapping[str, int]) -> list[str]:
+    """Say which files were left out and why, and which were used although they are no frontal chest radiographs.
+
+    Args:
+        left_out: reasons by index.
+        unfit: how many were used because of ``--any``, by reason.
+    """
+    from afire_monai.predictions.results import LEFT_OUT, counted_reasons
+    from afire_monai.radiographs.judgement import READABLE
+
+    lines = []
+    if left_out:
+        reasons = counted_reasons(left_out)
+        counts = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+        lines += [f"left out: {len(left_out)} ({counts}); {LEFT_OUT} says why"]
+        lines += [f"  image {index}: {reason}" for index, reason in sorted(left_out.items())[:5]]
+        if readable := sum(count for reason, count in reasons.items() if reason in READABLE):
+            lines += [f"  {readable} can be read, but are no frontal chest radiographs; --any takes them all the same"]
+    if unfit:
+        counts = ", ".join(f"{reason} {count}" for reason, count in unfit.items())
+        lines += [f"warning:  {sum(unfit.values())} are no frontal chest radiographs, taken because of --any: {counts}"]
+    return lines
 
 
 @front("afire_monai.predictions.anomaly.build_reference:make_reference")

@@ -9,6 +9,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from afire_monai.core.age_sex import parse_age, parse_sex
 from afire_monai.core.errors import DataListError
 from afire_monai.datalists.csv_table import Row
 
@@ -18,11 +19,8 @@ Fact = str | float
 
 FACTS = ("sex", "age", "view", "source")
 """Optional facts of an item that a CSV column can give."""
-OLDEST = 130
 NOT_KNOWN = frozenset(("nan", "na", "n/a", "#n/a", "none", "null", "nil", "?"))
 """Cells, in small letters, by which programs and people say that nothing is known."""
-_YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
-_SEXES = {"F": "F", "FEMALE": "F", "WOMAN": "F", "M": "M", "MALE": "M", "MAN": "M"}
 # as spreadsheets of several languages write their truth values, and people a tick
 _WORDS: dict[str, float] = {
     **dict.fromkeys(("true", "yes", "y", "ja", "wahr", "oui", "vrai", "si", "sí", "verdadero", "vero", "sim"), 1),
@@ -33,20 +31,6 @@ _WORDS: dict[str, float] = {
 def is_not_known(text: str) -> bool:
     """Whether a cell says that nothing is known: ``nan``, ``NA``, ``none`` and the like."""
     return text.strip().lower() in NOT_KNOWN
-
-
-def parse_sex(text: str) -> str | None:
-    """Return ``F`` or ``M`` from what tables write (F, female, Woman, …); None for anything else."""
-    return _SEXES.get(text.strip().upper())
-
-
-def parse_age(text: str) -> float | None:
-    """Return years from ``57``, ``57.0``, ``057Y``, ``18M`` (months), ``3W`` or ``10D``; None unless up to 130."""
-    match = re.fullmatch(r"\s*(\d+(?:[.,]\d+)?)\s*([YMWD]?)\s*", text, re.IGNORECASE)
-    if match is None:
-        return None
-    years = float(match[1].replace(",", ".")) * _YEARS[match[2].upper()]
-    return round(years, 2) if 0 <= years <= OLDEST else None
 
 
 def parse_label(row: Row, column: str, blank: int | None = None) -> int | None:

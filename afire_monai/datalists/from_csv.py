@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from afire_monai.core.age_sex import parse_sex
 from afire_monai.core.errors import DataListError
 from afire_monai.datalists.build import assemble
 from afire_monai.datalists.cells import (
@@ -21,7 +22,6 @@ from afire_monai.datalists.cells import (
     padding_hint,
     parse_label,
     parse_numbers,
-    parse_sex,
     split_names,
 )
 from afire_monai.datalists.csv_table import Row, one_row_each, read_table

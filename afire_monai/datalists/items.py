@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from afire_monai.datalists.cells import OLDEST
+from afire_monai.core.age_sex import OLDEST
 from afire_monai.datalists.file import DataList
 
 LABEL_VALUES = (0, 1, -1, None)

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 from afire_monai.core.quiet import quiet
 from afire_monai.dicom_results import codes
 from afire_monai.dicom_results.codes import NewUids, meaning
-from afire_monai.dicom_results.objects import WARNING, building, character_set, common, write_new
+from afire_monai.dicom_results.objects import WARNING, building, character_set, common, unfit_note, write_new
 from afire_monai.dicom_results.prediction import ImagePrediction
 from afire_monai.dicom_results.source import MODALITIES, SourceImage, open_source
 from afire_monai.predictions.results import overlay
@@ -61,7 +61,7 @@ def draw(picture: NDArray[np.float32], prediction: ImagePrediction) -> NDArray[n
 
 def score_lines(prediction: ImagePrediction) -> list[tuple[str, bool]]:
     """Return the lines of text, most probable first, and whether each is to stand out."""
-    lines = []
+    lines = [(unfit_note(prediction), True)] if prediction.unfit else []
     for label, value in sorted(prediction.probabilities.items(), key=lambda entry: -entry[1]):
         threshold = prediction.thresholds.get(label)
         above = threshold is not None and value >= threshold

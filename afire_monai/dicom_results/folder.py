@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from afire_monai.dicom_results.segmentation import write_heatmap
 from afire_monai.dicom_results.source import SourceFile, SourceImage, open_source, source_files
 from afire_monai.predictions.format import Predictions, load_predictions
 from afire_monai.predictions.results import LEFT_OUT, csv_text
+from afire_monai.radiographs.judgement import FIT, reason_of_file
+from afire_monai.radiographs.picture import refusal
 
 _WRITERS = {"sr": write_report, "seg": write_heatmap, "sc": write_capture}
 KINDS = tuple(_WRITERS)
@@ -90,12 +93,14 @@ class DicomSummary:
         done: images whose objects are all written.
         objects: files written, by kind.
         left_out: reasons by index, without names of files or patients.
+        unfit: with ``any``, how many images with objects are no frontal chest radiographs, by reason.
     """
 
     total: int
     done: int = 0
     objects: dict[str, int] = field(default_factory=dict)
     left_out: dict[int, str] = field(default_factory=dict)
+    unfit: Counter[str] = field(default_factory=Counter)
 
     @property
     def status(self) -> int:
@@ -108,6 +113,7 @@ def write_dicom_results(
     out: str | os.PathLike[str],
     index: str | os.PathLike[str] | None = None,
     kinds: Sequence[str] | None = None,
+    any: bool = False,
     progress: bool = False,
 ) -> DicomSummary:
     """Write the predictions of a folder as DICOM objects of the studies that the radiographs belong to.
@@ -120,6 +126,7 @@ def write_dicom_results(
         out: folder to write into; new or empty, so that nothing can be sent twice by mistake.
         index: see `source_files`.
         kinds: ``sr``, ``seg``, ``sc``; None for those that there is something for, image by image.
+        any: also write for DICOM files that are no frontal chest radiograph, see `predict`; the objects say so.
         progress: show a bar with the time left.
 
     Raises:
@@ -134,7 +141,7 @@ def write_dicom_results(
     rows: list[tuple[int, str, str]] = []
     for number in tqdm(table.index.tolist(), desc="writing", unit="image", disable=hidden(progress)):
         try:
-            written = _write_one(table, number, sources.get(number), folder, kinds)
+            written, unfit = _write_one(table, number, sources.get(number), folder, kinds, any)
         except OutputError as error:
             raise AfireError(f"{out}: {error}. {done.done} images are written whole; begin again elsewhere") from error
         except AfireError as error:
@@ -148,6 +155,7 @@ def write_dicom_results(
             continue
         rows += [(number, kind, path.name) for kind, path in written.items()]
         done.done += 1
+        done.unfit.update([unfit] if unfit else [])
         for kind in written:
             done.objects[kind] = done.objects.get(kind, 0) + 1
     _write_tables(folder, rows, done.left_out)
@@ -160,7 +168,8 @@ def _write_one(
     source: SourceFile | None,
     folder: Path,
     kinds: Sequence[str] | None,
-) -> dict[str, Path]:
+    any: bool,
+) -> tuple[dict[str, Path], str]:
     if source is None:
         raise AfireError("no source file: the index does not hold this image")
     prediction = ImagePrediction.from_predictions(table, number)
@@ -168,7 +177,12 @@ def _write_one(
     image = open_source(source.file)
     if source.sop_instance_uid.strip() not in ("", str(image.header.SOPInstanceUID).strip()):
         raise AfireError("another image: the source file is not the one that was read in; run `afire ingest` again")
-    return dict(zip(chosen, write_results(image, prediction, folder, chosen), strict=True))
+    if not prediction.judgement and not source.ingested:
+        prediction = replace(prediction, judgement=reason_of_file(source.file) or FIT)
+    if prediction.unfit and not any:
+        detail = "not a frontal chest radiograph for presentation; --any writes its results all the same"
+        raise refusal(source.file, prediction.unfit, detail)
+    return dict(zip(chosen, write_results(image, prediction, folder, chosen), strict=True)), prediction.unfit
 
 
 def _possible(prediction: ImagePrediction) -> list[str]:

@@ -29,6 +29,18 @@ SERIES_NUMBERS = {"sr": 9801, "seg": 9802, "sc": 9803}
 """High, so that results are listed behind the images of a study."""
 
 
+def note(prediction: ImagePrediction) -> str:
+    """Return the note of every report, and for a file that is no frontal chest radiograph, that it is none."""
+    return f"{NOTE} {unfit_note(prediction)}".strip()
+
+
+def unfit_note(prediction: ImagePrediction) -> str:
+    """Return that results are of a file that is no frontal chest radiograph; "" for one that is."""
+    if not prediction.unfit:
+        return ""
+    return f"WARNING: judged to be no frontal chest radiograph ({prediction.unfit}); the model knows no others."
+
+
 class OutputError(AfireError):
     """A file cannot be written: the next one could not be written either."""
 
@@ -68,7 +80,7 @@ def common(kind: str, source: SourceImage, prediction: ImagePrediction, uids: Ne
         "manufacturer_model_name": MAKER,
         "software_versions": __version__,
         "device_serial_number": model_digest(prediction.model),
-        "series_description": with_warning(title),
+        "series_description": with_warning(f"{title}, UNFIT IMAGE" if prediction.unfit else title),
         "content_qualification": "RESEARCH",
         # set by `write_new`: highdicom knows fewer of them than there are
         "specific_character_set": None,

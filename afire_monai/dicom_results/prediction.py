@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afire_monai.core.errors import AfireError
-from afire_monai.predictions.format import Predictions
+from afire_monai.predictions.format import JUDGEMENT, Predictions
 from afire_monai.predictions.results import RECORDS
+from afire_monai.radiographs.judgement import FIT
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class ImagePrediction:
         heatmap_kind: ``anomaly``, ``gradcam``, ``rollout``, or another word for what it shows.
         heatmap_label: the label that a Grad-CAM is for; "" for others.
         model: what identifies the model (version, SHA-256 of weights); plain values without names of files or patients.
+        judgement: of the source: `judgement.FIT`, why it is no frontal chest radiograph, or "" where nobody judged.
     """
 
     probabilities: Mapping[str, float] = field(default_factory=dict)
@@ -37,6 +39,7 @@ class ImagePrediction:
     heatmap_kind: str = "anomaly"
     heatmap_label: str = ""
     model: Mapping[str, Any] = field(default_factory=dict)
+    judgement: str = ""
 
     def __post_init__(self) -> None:
         for name, values in (("probability", self.probabilities), ("threshold", self.thresholds)):
@@ -73,6 +76,7 @@ class ImagePrediction:
                 shown.get("kind", "anomaly"),
                 shown.get("label", ""),
                 record.get("model") or {},
+                str(record.get(JUDGEMENT) or ""),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise AfireError(
@@ -104,9 +108,15 @@ class ImagePrediction:
             None if percentile is None or math.isnan(percentile) else percentile,
             predictions.heatmap(index),
             kind,
-            _heatmap_label(predictions, index) if kind == "gradcam" else "",
+            str(_of_record(predictions, index, "heatmap", "label")) if kind == "gradcam" else "",
             _mapping(predictions.facts.get("model")),
+            str(_of_record(predictions, index, JUDGEMENT)),
         )
+
+    @property
+    def unfit(self) -> str:
+        """Why the source file is no frontal chest radiograph; "" if it is one, or nobody judged."""
+        return "" if self.judgement == FIT else self.judgement
 
     def check_any(self) -> None:
         """Refuse a prediction that says nothing.
@@ -170,11 +180,14 @@ def _mapping(model: Any) -> dict[str, Any]:
     return dict(model) if isinstance(model, Mapping) else {"model": model} if model else {}
 
 
-def _heatmap_label(predictions: Predictions, index: int) -> str:
+def _of_record(predictions: Predictions, index: int, *keys: str) -> Any:
+    """Return what an image's own record says under a path of keys; "" if there is none."""
     if predictions.folder is None:
         return ""
     try:
-        record = json.loads((predictions.folder / RECORDS / f"{index:05d}.json").read_text(encoding="utf-8"))
-        return str(record["heatmap"]["label"])
+        found = json.loads((predictions.folder / RECORDS / f"{index:05d}.json").read_text(encoding="utf-8"))
+        for key in keys:
+            found = found[key]
     except (OSError, ValueError, KeyError, TypeError):
         return ""
+    return found

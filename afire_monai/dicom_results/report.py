@@ -32,13 +32,13 @@ from afire_monai.dicom_results import codes
 from afire_monai.dicom_results.codes import NewUids
 from afire_monai.dicom_results.objects import (
     MAKER,
-    NOTE,
     building,
     character_set,
     common,
     model_digest,
     model_parameters,
     model_uid,
+    note,
     write_new,
 )
 from afire_monai.dicom_results.prediction import ImagePrediction
@@ -119,7 +119,7 @@ def _content(source: SourceImage, prediction: ImagePrediction, uids: NewUids) ->
         rank = Measurement(codes.PERCENTILE, round(prediction.anomaly_percentile, 3), codes.PERCENT)
         groups.append(group("Anomaly percentile", codes.ANOMALY, [rank], []))
     report = MeasurementReport(_observer(prediction), codes.RADIOGRAPHY, groups)
-    _add_note(report)
+    _add_note(report, note(prediction))
     return report
 
 
@@ -143,9 +143,9 @@ def _observer(prediction: ImagePrediction) -> ObservationContext:
     return ObservationContext(observer_device_context=ObserverContext(codes.DEVICE, device))
 
 
-def _add_note(report: MeasurementReport) -> None:
+def _add_note(report: MeasurementReport, text: str) -> None:
     """Add the text that this is research, where TID 1500 has room for text: under its qualitative evaluations."""
     container = ContainerContentItem(codes.QUALITATIVE, relationship_type=RelationshipTypeValues.CONTAINS)
-    note: Any = TextContentItem(codes.COMMENT, NOTE, relationship_type=RelationshipTypeValues.CONTAINS)
-    container.ContentSequence = ContentSequence([note])
+    item: Any = TextContentItem(codes.COMMENT, text, relationship_type=RelationshipTypeValues.CONTAINS)
+    container.ContentSequence = ContentSequence([item])
     report[0].ContentSequence.append(container)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -234,10 +234,12 @@ class SourceFile:
     Attributes:
         file: path.
         sop_instance_uid: that it must have; "" where the table does not say.
+        ingested: the table is that of an ingest, which judged the file.
     """
 
     file: str
     sop_instance_uid: str = ""
+    ingested: bool = False
 
 
 def source_files(
@@ -267,7 +269,7 @@ def source_files(
             f"{where}: columns {', '.join(rows[0])}; expected are {_INDEX} and {_FILE}, or {_IMAGE} and {_FILE} "
             "(private/index.csv of `afire ingest`)"
         )
-    known = {row[_IMAGE]: _found(row, where) for row in rows}
+    known = {row[_IMAGE]: replace(_found(row, where), ingested=True) for row in rows}
     images = {_number(row[_INDEX], own): Path(row[_FILE]).stem for row in _rows(own, (_INDEX, _FILE))}
     return {number: known[name] for number, name in images.items() if name in known}
 

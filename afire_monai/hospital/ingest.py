@@ -11,13 +11,16 @@ from afire_monai.core.console import hidden
 from afire_monai.core.errors import AfireError
 from afire_monai.core.pool import Pool
 from afire_monai.hospital import outputs
+from afire_monai.hospital.candidates import (
+    NO_DATE,
+    NO_SITE,
+)
 from afire_monai.hospital.identity import KEY, PRIVATE, IdentityKey, make_private_folder
 from afire_monai.hospital.issuers import Issuers
 from afire_monai.hospital.labels import LabelTable
 from afire_monai.hospital.outputs import ALLOWED, Options, SplitRule
 from afire_monai.hospital.scan import scan
 from afire_monai.hospital.series_choice import Chooser
-from afire_monai.hospital.series_rules import NO_DATE, NO_SITE
 from afire_monai.hospital.state import STATE, State
 
 StrPath = str | os.PathLike[str]

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from afire_monai.core.errors import DataListError
 from afire_monai.datalists.cells import padding_hint, parse_label, split_names
 from afire_monai.datalists.csv_table import Row, read_table
-from afire_monai.hospital.header import Header
+from afire_monai.radiographs.header import Header
 
 logger = logging.getLogger(__name__)
 

@@ -19,12 +19,12 @@ from afire_monai.datalists.file import SECTIONS, datalist_hash, save_datalist
 from afire_monai.datalists.splits import split_by_group
 from afire_monai.hospital.convert import BINS, Converted
 from afire_monai.hospital.datacard import age_band, age_in_band, describe, write_datacard
-from afire_monai.hospital.header import Header
 from afire_monai.hospital.identity import INDEX, LEFT_OUT, PRIVATE, UNMATCHED, IdentityKey
 from afire_monai.hospital.issuers import ONE, Issuers
 from afire_monai.hospital.labels import JoinedLabels, LabelTable, Subject, join_labels
-from afire_monai.hospital.series_rules import judge
 from afire_monai.hospital.state import KEPT, Entry, State
+from afire_monai.radiographs.header import Header
+from afire_monai.radiographs.judgement import judge
 
 TRAINING, VALIDATION, TEST = range(3)
 

@@ -11,9 +11,16 @@ from typing import Any
 
 from afire_monai.core.errors import AfireError
 from afire_monai.core.pool import MEMORY, STOPPED, TOO_SLOW, UNEXPECTED, Failure
+from afire_monai.hospital.candidates import (
+    ANOTHER,
+    DUPLICATE,
+    RAW,
+    TEXT_SEEN,
+    Candidate,
+    choose_per_series,
+)
 from afire_monai.hospital.convert import (
     DISK,
-    LEAST_LUNG_FIELDS,
     Converted,
     Job,
     Reading,
@@ -22,20 +29,15 @@ from afire_monai.hospital.convert import (
     read_file,
     read_header_only,
 )
-from afire_monai.hospital.header import Header
 from afire_monai.hospital.identity import HASH_CHARACTERS, IdentityKey
 from afire_monai.hospital.outputs import IMAGES, Options, image_of
-from afire_monai.hospital.series_rules import (
-    ANOTHER,
-    DUPLICATE,
+from afire_monai.hospital.state import KEPT, State
+from afire_monai.radiographs.header import Header
+from afire_monai.radiographs.judgement import (
     LOOKS_OTHER,
-    RAW,
-    TEXT_SEEN,
-    Candidate,
-    choose_per_series,
     judge,
 )
-from afire_monai.hospital.state import KEPT, State
+from afire_monai.radiographs.lung_fields import LEAST_LUNG_FIELDS
 
 # what this writes, whole or half; nothing else is ever removed
 _OWN_FILE = re.compile(

@@ -13,8 +13,8 @@ from typing import Any
 from afire_monai.core.errors import AfireError
 from afire_monai.core.pool import STOPPED, TOO_SLOW, UNEXPECTED, Failure
 from afire_monai.hospital.convert import Converted, Read
-from afire_monai.hospital.header import Header
 from afire_monai.hospital.scan import NOT_READABLE, Found
+from afire_monai.radiographs.header import Header
 
 STATE = "state.sqlite"
 _FORMAT = 1

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from afire_monai.core.errors import AfireError, RadiographError
-from afire_monai.hospital.header import read_header
 from afire_monai.hospital.identity import IdentityKey
 from afire_monai.predictions.reading import Radiograph, Size, resize
 from afire_monai.radiographs.decode import list_images
 from afire_monai.radiographs.dicom import looks_like_dicom
+from afire_monai.radiographs.header import read_header
 from afire_monai.radiographs.reader import RadiographReader
 
 Matrix = NDArray[np.float64]

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afire_monai.hospital.header import read_header
-from afire_monai.hospital.series_rules import COLOUR, LATERAL, NOT_HUMAN, OBLIQUE, SEVERAL_FRAMES, judge
 from afire_monai.label.images import file_of
 from afire_monai.label.inference_service import ModelShelf
 from afire_monai.label.label_files import Store, has_label
 from afire_monai.label.messages import NotFoundError
 from afire_monai.predictions.reading import LeftOut, ahead, read_radiograph
 from afire_monai.radiographs.dicom import looks_like_dicom
+from afire_monai.radiographs.header import read_header
+from afire_monai.radiographs.judgement import COLOUR, LATERAL, NOT_HUMAN, OBLIQUE, SEVERAL_FRAMES, judge
 
 logger = logging.getLogger(__name__)
 

@@ -25,6 +25,7 @@ from starlette.responses import FileResponse, JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from afire_monai.core.errors import AfireError
+from afire_monai.label.access import TokenRequired, token_of_environment
 from afire_monai.label.inference_service import answer, class_values
 from afire_monai.label.messages import problem
 
@@ -220,6 +221,9 @@ def _prepare(app: FastAPI) -> FastAPI:
         app.add_api_route(path, answering, methods=[method], dependencies=[Depends(RBAC(role))])
     app.router.routes[:] = [*app.router.routes[count:], *app.router.routes[:count]]
     app.add_middleware(ErrorsInWords)
+    token = token_of_environment()
+    if token is not None:
+        app.add_middleware(TokenRequired, token=token)
     hosts = os.environ.get("AFIRE_LABEL_HOSTS", "127.0.0.1,localhost").split(",")
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
     return app

@@ -20,12 +20,12 @@ from afire_monai.core.errors import AfireError
 from afire_monai.core.files import write_text
 from afire_monai.hospital.dicomweb.client import DicomWeb, Query, SeriesReference, is_uid
 from afire_monai.hospital.dicomweb.transfer import retrieve_series
-from afire_monai.hospital.header import read_header
-from afire_monai.hospital.series_rules import judge
 from afire_monai.label.images import MAP_SUFFIXES, file_of, open_image, write_map
 from afire_monai.label.label_files import FINAL, FINDINGS, FINDINGS_SUFFIX, is_findings, read_findings, read_mask
 from afire_monai.label.messages import NotFoundError, UnknownImageError
 from afire_monai.radiographs.decode import RADIOGRAPH_SUFFIXES, list_images
+from afire_monai.radiographs.header import read_header
+from afire_monai.radiographs.judgement import judge
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from afire_monai.core.errors import AfireError
 from afire_monai.core.files import whole_file, write_text
 
 TABLE, FACTS, HEATMAPS, MASKS = "predictions.csv", "predictions.json", "heatmaps", "masks"
-INDEX, PERCENTILE = "index", "anomaly_percentile"
+INDEX, PERCENTILE, JUDGEMENT = "index", "anomaly_percentile", "judgement"
+_OWN = (INDEX, PERCENTILE, JUDGEMENT)
 FORMAT = "afire predictions 1"
 AGAIN = "Write the predictions again with `afire predict`"
 
@@ -55,7 +56,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-    """Read ``predictions.csv``: (n,) numbers for each column, NaN where a cell is empty.
+    """Read ``predictions.csv``: (n,) numbers for each column but the words of judgement, NaN where a cell is empty.
 
     Raises:
         AfireError: if it is missing or damaged, or its columns are not those expected.
@@ -70,7 +71,8 @@ def read_table(path: Path, columns: Sequence[str]) -> dict[str, NDArray[np.float
         raise AfireError(f"{path}: columns are {', '.join(head) or 'none'}; {', '.join(columns)} are expected. {AGAIN}")
     if ragged := next((i for i, row in enumerate(rows) if len(row) != len(head)), None):
         raise AfireError(f"{path}: line {ragged + 1} has {len(rows[ragged])} cells, not {len(head)}. {AGAIN}")
-    return {name: _numbers([row[i] for row in rows[1:]], name, path) for i, name in enumerate(columns)}
+    numbers = ((i, name) for i, name in enumerate(columns) if name != JUDGEMENT)
+    return {name: _numbers([row[i] for row in rows[1:]], name, path) for i, name in numbers}
 
 
 def check_names(labels: Sequence[str]) -> None:
@@ -79,9 +81,9 @@ def check_names(labels: Sequence[str]) -> None:
     Raises:
         AfireError: for a name that is empty, doubled, or that of another column.
     """
-    bad = [name for name in labels if not isinstance(name, str) or not name or name in (INDEX, PERCENTILE)]
+    bad = [name for name in labels if not isinstance(name, str) or not name or name in _OWN]
     if bad or len(set(labels)) != len(labels):
-        raise AfireError(f"label names must be different and not {INDEX!r} or {PERCENTILE!r}, got {list(labels)!r}")
+        raise AfireError(f"label names must be different and not {', '.join(map(repr, _OWN))}, got {list(labels)!r}")
 
 
 def _is_number(value: Any) -> bool:
@@ -354,6 +356,7 @@ def load_predictions(folder: str | Path) -> Predictions:
     facts = read_facts(folder / FACTS)
     labels = list(facts["labels"])
     columns = [INDEX, *labels, *([PERCENTILE] if facts.get("anomaly") else [])]
+    columns += [JUDGEMENT] if facts.get(JUDGEMENT) else []
     table = read_table(folder / TABLE, columns)
     if len(table[INDEX]) != facts["count"]:
         seen = len(table[INDEX])
@@ -361,7 +364,7 @@ def load_predictions(folder: str | Path) -> Predictions:
     index = table[INDEX]
     if not np.array_equal(index, np.round(index)):  # also catches NaN
         raise AfireError(f"{folder / TABLE}: column {INDEX!r} has a value that is no whole number. {AGAIN}")
-    rest = {k: v for k, v in facts.items() if k not in ("format", "labels", "count", "anomaly")}
+    rest = {k: v for k, v in facts.items() if k not in ("format", "labels", "count", "anomaly", JUDGEMENT)}
     try:
         return Predictions(
             index.astype(np.int64), {name: table[name] for name in labels}, table.get(PERCENTILE), rest, folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -20,10 +20,12 @@ from afire_monai.core.console import hidden
 from afire_monai.core.distributed import join_group
 from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.datalists.file import datalist_hash, load_datalist, read_raw, reader_options
+from afire_monai.predictions.format import JUDGEMENT
 from afire_monai.predictions.reading import LeftOut, Radiograph, ahead, read_radiograph
 from afire_monai.predictions.results import ResultFolder, csv_text, pictures_of
 from afire_monai.predictions.scoring import Answer, Scorer
 from afire_monai.radiographs.decode import list_images
+from afire_monai.radiographs.reader import Unfit
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class PredictionSummary:
         left_out: reasons by index.
         earlier: files that an earlier run had finished.
         rank: number of this process, 0 for the one that gathers the results.
+        unfit: with ``any``, how many were predicted although they are no frontal chest radiograph, by reason.
     """
 
     total: int
@@ -108,6 +111,7 @@ class PredictionSummary:
     left_out: dict[int, str] = field(default_factory=dict)
     earlier: int = 0
     rank: int = 0
+    unfit: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def status(self) -> int:
@@ -127,10 +131,14 @@ def predict(
     batch_size: int = 16,
     workers: int | None = None,
     resume: bool = False,
+    any: bool = False,
     device: torch.device | None = None,
     progress: bool = False,
 ) -> PredictionSummary:
     """Predict radiographs with the models of a folder.
+
+    DICOM files that `afire_monai.radiographs.judgement` finds to be no frontal chest radiograph for presentation are
+    left out with the reason, or predicted all the same with ``any``, which all that is written then says.
 
     The folder gets ``predictions.csv`` and ``.json`` (see `afire_monai.predictions.format`); for each image
     ``json/NNNNN.json`` and, if asked for, a picture in ``heatmaps/``, ``overlays/``, ``restored/`` or ``masks/``;
@@ -149,6 +157,7 @@ def predict(
         batch_size: radiographs computed at once.
         workers: threads that read; the number of cores, at most 8, unless given. 0 reads without threads.
         resume: go on with the results of an earlier run in ``out``; files that it left out are tried again.
+        any: also predict DICOM files that are no frontal chest radiograph (other parts, laterals, raw, burned-in text).
         device: where to compute; None for a GPU if there is one.
         progress: show a bar with the time left.
 
@@ -162,19 +171,21 @@ def predict(
     if not source.section:  # a list says by itself how its images are read; folders are read as in training
         source = replace(source, reader=scorer.reader)
     folder = _result_folder(out, overlays, scorer)
-    run = _run_facts(source, scorer, label, restored=restored, overlays=overlays)
+    run = _run_facts(source, scorer, label, restored=restored, overlays=overlays, any=any)
     if rank == 0:
         folder.start(run, source.key(), resume)
     _wait(world)
     share = range(rank, len(source.files), world)
     todo = [index for index in share if not folder.finished(index)]
-    job = _Job(source, scorer, folder, overlays, batch_size, _threads(workers))
+    job = _Job(source, scorer, folder, overlays, batch_size, _threads(workers), "note" if any else "refuse")
     left_out, earlier = _gathered(job.run(todo, progress and rank == 0), len(share) - len(todo), world)
     facts = {**run, "thresholds": scorer.thresholds, "mask_values": scorer.mask_values, "note": NOTE}
     total = len(source.files)
-    scored = folder.finish(total, left_out, facts, scorer.labels) if rank == 0 else total - len(left_out)
+    scored, unfit = total - len(left_out), Counter[str]()
+    if rank == 0:
+        scored, unfit = folder.finish(total, left_out, facts, scorer.labels)
     _leave(world, joined_before)
-    return PredictionSummary(total, scored, left_out, earlier, rank)
+    return PredictionSummary(total, scored, left_out, earlier, rank, unfit)
 
 
 def _run_facts(source: Source, scorer: Scorer, label: str | None, **written: bool) -> dict[str, Any]:
@@ -204,6 +215,7 @@ class _Job:
     overlays: bool
     batch_size: int
     workers: int
+    unfit: Unfit
 
     def run(self, todo: Sequence[int], progress: bool) -> dict[int, str]:
         """Predict the files of these indices; give the reasons for those that cannot be used."""
@@ -222,7 +234,8 @@ class _Job:
         return left_out
 
     def _read(self, index: int) -> Radiograph | LeftOut:
-        return read_radiograph(index, self.source.files[index], self.scorer.sizes, self.overlays, self.source.reader)
+        file, sizes = self.source.files[index], self.scorer.sizes
+        return read_radiograph(index, file, sizes, self.overlays, self.source.reader, self.unfit)
 
     def _score(self, batch: list[Radiograph]) -> list[Answer]:
         try:
@@ -235,7 +248,8 @@ class _Job:
 
     def _write(self, radiograph: Radiograph, answer: Answer) -> None:
         pictures = pictures_of(radiograph, answer, list(self.scorer.mask_values.values()), self.overlays)
-        record = {**answer.record, "model": self.scorer.facts, "note": NOTE}
+        judged = {JUDGEMENT: radiograph.judgement} if radiograph.judgement else {}
+        record = {**answer.record, **judged, "model": self.scorer.facts, "note": NOTE}
         try:
             self.folder.write(radiograph.index, record, pictures)
         except OSError as error:

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afire_monai.core.errors import RadiographError
-from afire_monai.radiographs.reader import RadiographReader
+from afire_monai.radiographs.judgement import FIT
+from afire_monai.radiographs.reader import RadiographReader, Unfit
 
 Size = tuple[int, int]
 T = TypeVar("T")
@@ -32,12 +33,14 @@ class Radiograph:
         images: for each size (height, width) the picture (1, height, width) float32 in 0…1.
         shape: rows and columns of the file.
         display: (1, h, w) for people, of the file's aspect; None unless asked for.
+        judgement: of a DICOM file that was judged: `FIT`, or why it is no frontal chest radiograph; else "".
     """
 
     index: int
     images: dict[Size, Tensor]
     shape: Size
     display: Tensor | None = None
+    judgement: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,12 @@ def resize(picture: Tensor, size: Size) -> Tensor:
 
 
 def read_radiograph(
-    index: int, file: str, sizes: Iterable[Size], display: bool = False, options: Mapping[str, Any] | None = None
+    index: int,
+    file: str,
+    sizes: Iterable[Size],
+    display: bool = False,
+    options: Mapping[str, Any] | None = None,
+    unfit: Unfit = "read",
 ) -> Radiograph | LeftOut:
     """Decode one file and bring it to the networks' sizes.
 
@@ -70,19 +78,22 @@ def read_radiograph(
         sizes: (height, width) of each network.
         display: also keep a picture for people.
         options: of the reader, as a data list keeps them.
+        unfit: what to do with DICOM files that are no frontal chest radiograph, see `RadiographReader`.
 
     Returns:
         The radiograph or, for whatever is wrong with the file, the reason why there is none.
     """
     try:
-        reader = RadiographReader(**(options or {}))
-        pixels, _ = reader.get_data(reader.read(file))
+        reader = RadiographReader(**(options or {}), unfit=unfit)
+        pixels, metadata = reader.get_data(reader.read(file))
         if not pixels.max() > pixels.min():
             return LeftOut(index, "constant: all pixels have the same value, so there is no radiograph to see")
         picture = torch.from_numpy(pixels)
         shape = (picture.shape[1], picture.shape[2])
         shown = resize(picture, display_size(shape)) if display else None
-        return Radiograph(index, {size: resize(picture, size) for size in sizes}, shape, shown)
+        images = {size: resize(picture, size) for size in sizes}
+        judged = unfit != "read" and metadata["format"] == "DICOM"
+        return Radiograph(index, images, shape, shown, (metadata["unfit"] or FIT) if judged else "")
     except RadiographError as error:
         return LeftOut(index, error.reason(file))
     except Exception as error:  # one strange file must not end the prediction of thousands

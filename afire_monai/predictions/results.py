@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from afire_monai.predictions.format import (
     FORMAT,
     HEATMAPS,
     INDEX,
+    JUDGEMENT,
     MASKS,
     PERCENTILE,
     TABLE,
@@ -31,6 +33,7 @@ from afire_monai.predictions.format import (
 )
 from afire_monai.predictions.reading import Radiograph, Size, display_size
 from afire_monai.predictions.scoring import Answer
+from afire_monai.radiographs.judgement import FIT
 
 RECORDS, OVERLAYS, RESTORED = "json", "overlays", "restored"
 RUN, KEY, LEFT_OUT = "run.json", "index.csv", "left_out.csv"
@@ -124,7 +127,9 @@ class ResultFolder:
         text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         write_text(self._path(RECORDS, index, "json"), text, shared=True)
 
-    def finish(self, count: int, left_out: Mapping[int, str], facts: Mapping[str, Any], labels: list[str]) -> int:
+    def finish(
+        self, count: int, left_out: Mapping[int, str], facts: Mapping[str, Any], labels: list[str]
+    ) -> tuple[int, Counter[str]]:
         """Gather the records into ``predictions.csv`` and ``.json``, and the reasons into ``left_out.csv``.
 
         Args:
@@ -134,7 +139,8 @@ class ResultFolder:
             labels: columns of probabilities.
 
         Returns:
-            How many images have a prediction.
+            How many images have a prediction, and of how many of them DICOM files each reason says that they are no
+            frontal chest radiograph.
         """
         for part in self.folder.glob("*/.[0-9]*.part"):
             part.unlink()  # of a process that was killed
@@ -148,17 +154,30 @@ class ResultFolder:
             np.array(percentiles, dtype=np.float64) if anomaly else None,
             dict(facts),
         )
-        write_text(self.folder / TABLE, _csv_of(table))
+        judged = [str(r.get(JUDGEMENT, "")) for r in found.values()]
+        unfit = Counter(judgement for judgement in judged if judgement not in ("", FIT))
+        named = bool(facts.get("any"))
+        write_text(self.folder / TABLE, _csv_of(table, judged if named else None))
         write_text(self.folder / LEFT_OUT, csv_text([["index", "reason"], *sorted(left_out.items())]))
         for kind in (HEATMAPS, MASKS, OVERLAYS, RESTORED):
             with contextlib.suppress(OSError):
                 (self.folder / kind).rmdir()  # where it is empty
         described = {**facts, "format": FORMAT, "labels": labels, "count": len(table), "anomaly": anomaly}
+        described |= {JUDGEMENT: named, "left_out": _sorted(counted_reasons(left_out)), "unfit": _sorted(unfit)}
         write_text(self.folder / FACTS, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
-        return len(table)
+        return len(table), unfit
 
     def _path(self, kind: str, index: int, suffix: str) -> Path:
         return self.folder / kind / f"{index:05d}.{suffix}"
+
+
+def counted_reasons(left_out: Mapping[int, str]) -> Counter[str]:
+    """Count reasons by their first words, those before a colon."""
+    return Counter(reason.partition(":")[0] for reason in left_out.values())
+
+
+def _sorted(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items()))
 
 
 def _number(entry: Mapping[str, Any] | None, name: str) -> float:
@@ -173,12 +192,14 @@ def csv_text(rows: Iterable[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def _csv_of(table: Predictions) -> str:
+def _csv_of(table: Predictions, judged: list[str] | None) -> str:
     anomaly = table.anomaly_percentile
     head = [INDEX, *table.labels, *([PERCENTILE] if anomaly is not None else [])]
+    words: list[list[str]] = [] if judged is None else [judged]
     columns = [*table.scores.values(), *([anomaly] if anomaly is not None else [])]
     cells = [["" if np.isnan(value) else repr(float(value)) for value in column] for column in columns]
-    return csv_text([head, *zip(map(int, table.index), *cells, strict=True)])
+    head += [JUDGEMENT for _ in words]
+    return csv_text([head, *zip(map(int, table.index), *cells, *words, strict=True)])
 
 
 MASK_THRESHOLD = 0.5

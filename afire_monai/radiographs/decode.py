@@ -66,6 +66,17 @@ def read_picture(
     )
 
 
+def is_dicom(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is read as DICOM.
+
+    Raises:
+        RadiographError: missing, unreadable or empty.
+    """
+    path = Path(path)
+    head = _first_bytes(path)
+    return not head.startswith(_RASTER) and not _looks_like_nifti(path, head) and looks_like_dicom(head)
+
+
 def checked_options(options: object, where: str = "reader") -> dict[str, Any]:
     """Return arguments of `read_picture` that come from a file or a command line.
 
@@ -166,7 +177,7 @@ def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     head = _first_bytes(path)
     if head.startswith(_RASTER):
         return raster_size(path)
-    if looks_like_dicom(head) and not _looks_like_nifti(path, head):
+    if is_dicom(path):
         header = open_dataset(path, header_only=True, tags=("Rows", "Columns"))
         return integer(header, "Rows", 0), integer(header, "Columns", 0)
     height, width = read_picture(path, modalities=None).pixels.shape

@@ -6,17 +6,29 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from numpy.typing import NDArray
 
-from afire_monai.radiographs.decode import RADIOGRAPH_SUFFIXES, read_picture
+from afire_monai.radiographs.decode import RADIOGRAPH_SUFFIXES, is_dicom, read_picture
 from afire_monai.radiographs.dicom import RADIOGRAPHY_MODALITIES, modality_names
+from afire_monai.radiographs.judgement import (
+    COLOUR,
+    NOT_RADIOGRAPH,
+    SEVERAL_FRAMES,
+    Verdict,
+    judge_file,
+    reason_with_look,
+)
 from afire_monai.radiographs.picture import Picture, refusal
 from afire_monai.radiographs.raster import WhiteLevel
+
+Unfit = Literal["read", "refuse", "note"]
+_DECODER_REFUSES = (NOT_RADIOGRAPH, SEVERAL_FRAMES, COLOUR)
+"""The decoder has better words for these."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +48,7 @@ class RadiographReader(ImageReader):
     The metadata has the same keys for every format, so that batches may mix formats: ``affine``, ``original_affine``,
     ``spatial_shape``, ``original_channel_dim`` (0) and ``space`` for MONAI; ``spacing`` (row, column) in mm with NaN
     for unknown; ``spacing_source``; ``polarity_inverted``; ``bits``; ``format``; ``intensity`` (how stored values
-    became 0…1); ``modality``.
+    became 0…1); ``modality``; ``unfit`` (why it is no frontal chest radiograph, with ``unfit="note"``; else "").
 
     The affine says that columns run to the patient's left and rows to the back, 1 mm a step where the spacing is
     unknown: the layout in which ITK reads flat pictures, and in which a picture that is saved as NIfTI comes back
@@ -46,6 +58,9 @@ class RadiographReader(ImageReader):
         modalities: DICOM modalities to read; None for any single-frame grey image.
         window_index: which DICOM window or VOI LUT to use where a file offers several.
         png16_max: white level of 16-bit PNG: "dtype" (65535), "image" (its largest value) or a number.
+        unfit: what to do with DICOM files that `judgement` finds to be no frontal chest radiograph for presentation
+            (other parts, laterals, raw images, burned-in text, …): ``read`` them without a look, ``refuse`` them, or
+            ``note`` it in the metadata. Other formats say nothing of it and are always read.
     """
 
     def __init__(
@@ -53,8 +68,10 @@ class RadiographReader(ImageReader):
         modalities: Collection[str] | str | None = RADIOGRAPHY_MODALITIES,
         window_index: int = 0,
         png16_max: WhiteLevel = "dtype",
+        unfit: Unfit = "read",
     ) -> None:
         super().__init__()
+        self.unfit = unfit
         self.modalities = modality_names(modalities)
         self.window_index = window_index
         self.png16_max: WhiteLevel = png16_max
@@ -83,10 +100,20 @@ class RadiographReader(ImageReader):
         path, *others = img.paths
         if others:
             raise refusal(path, "several files", f"{len(img.paths)} files for one image; a radiograph is one file")
+        judged = self.unfit != "read" and is_dicom(path)
+        verdict = judge_file(path, self.modalities) if judged else Verdict(stated=True)
+        if verdict.reason not in _DECODER_REFUSES:
+            self._refuse(path, verdict.reason)
         picture = read_picture(path, self.modalities, self.window_index, self.png16_max)
         if not np.isfinite(picture.pixels).all():
             raise refusal(path, "not finite", "decoding gave values that are NaN or infinite")
-        return picture.pixels[None], _metadata(picture)
+        reason = reason_with_look(verdict, picture.pixels)
+        self._refuse(path, reason)
+        return picture.pixels[None], {**_metadata(picture), "unfit": reason}
+
+    def _refuse(self, path: Path, reason: str) -> None:
+        if reason and self.unfit == "refuse":
+            raise refusal(path, reason, "a frontal chest radiograph for presentation is expected")
 
 
 def _metadata(picture: Picture) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from afire_monai.datalists.paths import ImagePaths
 from afire_monai.datalists.validate import DataListReport, open_datalist
 from afire_monai.phantom import write_phantom_dataset
 from afire_monai.radiographs.decode import list_images
-from afire_monai.radiographs.reader import RadiographReader
+from afire_monai.radiographs.reader import RadiographReader, Unfit
 from afire_monai.training import budget, run_folder
 from afire_monai.training.checkpoint import list_checkpoints
 from afire_monai.training.settings import (
@@ -273,7 +273,10 @@ def _reader_options(datalist: Path) -> dict[str, Any]:
 
 
 def reading(
-    size: Sequence[int], modalities: Sequence[str] | None = None, datalist: Path | None = None
+    size: Sequence[int],
+    modalities: Sequence[str] | None = None,
+    datalist: Path | None = None,
+    unfit: Unfit = "read",
 ) -> Callable[[Any], Any]:
     """Build the reading of one radiograph: any supported file to (1, H, W) float32 in 0…1 at a size.
 
@@ -284,12 +287,13 @@ def reading(
         size: height and width in pixels.
         modalities: DICOM modalities to accept; None for radiographs only, or for what the list says.
         datalist: a list that may say how its images are to be read (see `reader_options`).
+        unfit: what to do with DICOM files that are no frontal chest radiograph, see `RadiographReader`.
     """
     from monai.transforms import Compose, EnsureTyped, LoadImaged, Resized
 
     options = {} if datalist is None else _reader_options(datalist)
     options |= {} if modalities is None else {"modalities": modalities}
-    reader = RadiographReader(**options)
+    reader = RadiographReader(**options, unfit=unfit)
     composed = Compose(
         [
             LoadImaged(keys="image", reader=reader, image_only=True),

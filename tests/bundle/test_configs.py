@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from helpers import METADATA, cause_of, run_bundle
+from hospital_files import write
 from PIL import Image
 
 from afire_monai.core.errors import CheckpointError
@@ -221,12 +222,15 @@ def test_network_fits_the_metadata(trained):
 # inference ------------------------------------------------------------------------------------------------------------
 
 
-def test_inference_writes_a_set_for_each_picture_and_passes_over_a_broken_one(trained, phantoms, foreign, caplog):
+def test_inference_writes_a_set_for_each_picture_and_passes_over_a_broken_one_and_a_leg(
+    trained, phantoms, foreign, caplog
+):
     folder = foreign / "scans" / "below"
     folder.mkdir(parents=True)
     for picture in sorted((phantoms.parent / "images").iterdir())[:4]:
         shutil.copy(picture, folder)
     (folder / "p0002x.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    write(folder / "p0002y.dcm", BodyPartExamined="KNEE")
     run_bundle(
         foreign,
         INFERENCE,
@@ -245,7 +249,7 @@ def test_inference_writes_a_set_for_each_picture_and_passes_over_a_broken_one(tr
     for name, row in zip(names, rows, strict=True):
         assert Image.open(foreign / "results" / f"{name}_restored.png").size == (128, 128)
         assert 0 < float(row["anomaly_mean"]) < float(row["anomaly_max"]) <= 1
-    assert "1 of 5 images cannot be used" in caplog.text
+    assert "2 of 6 images cannot be used" in caplog.text
 
 
 def test_inference_refuses_settings_that_it_does_not_have(trained, phantoms, foreign):

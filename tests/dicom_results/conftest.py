@@ -41,7 +41,7 @@ def write_source(tmp_path: Path) -> WriteSource:
             "S1",
             "A1",
         )
-        dataset.Modality, dataset.BodyPartExamined = "CR", "CHEST"
+        dataset.Modality, dataset.BodyPartExamined, dataset.ViewPosition = "CR", "CHEST", "PA"
         dataset.Rows, dataset.Columns = stored.shape
         dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 12, 11, 0
         dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"

@@ -21,20 +21,23 @@ from afire_monai.cli.main import run as afire
 from afire_monai.core.errors import AfireError
 from afire_monai.datalists.file import load_datalist
 from afire_monai.datalists.validate import validate_datalist
-from afire_monai.hospital import convert, header
-from afire_monai.hospital.identity import IdentityKey
-from afire_monai.hospital.ingest import IngestSummary, ingest
-from afire_monai.hospital.series_rules import (
+from afire_monai.hospital import convert
+from afire_monai.hospital.candidates import (
     ANOTHER,
     DUPLICATE,
-    LATERAL,
-    LOOKS_OTHER,
     NO_DATE,
-    NOT_CHEST,
     RAW,
     TEXT_SEEN,
 )
+from afire_monai.hospital.identity import IdentityKey
+from afire_monai.hospital.ingest import IngestSummary, ingest
+from afire_monai.radiographs import header
 from afire_monai.radiographs.decode import read_picture
+from afire_monai.radiographs.judgement import (
+    LATERAL,
+    LOOKS_OTHER,
+    NOT_CHEST,
+)
 
 
 def archive(folder: Path, count: int = 6) -> Path:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from afire_monai.core.errors import DataListError
-from afire_monai.hospital.header import Header
 from afire_monai.hospital.labels import LabelTable, Subject, join_labels
+from afire_monai.radiographs.header import Header
 
 SUBJECTS = [
     Subject("i1", Header(accession="A1", patient_id="P1", study_uid="1.1"), "/in/x/one.dcm"),

@@ -9,8 +9,9 @@ import pytest
 from hospital_files import chest
 from PIL import Image, ImageDraw, ImageFont
 
-from afire_monai.hospital.convert import burned_in_text, looks_lateral, lung_fields
+from afire_monai.hospital.convert import burned_in_text
 from afire_monai.radiographs.decode import read_picture
+from afire_monai.radiographs.lung_fields import looks_lateral, lung_fields
 
 
 def picture(seed: int = 0, side: int = 512) -> np.ndarray:

@@ -7,9 +7,13 @@ import pytest
 from hospital_files import CR, DX_RAW, SC, coded, write
 
 from afire_monai.core.errors import RadiographError
-from afire_monai.hospital import series_rules
-from afire_monai.hospital.header import Header, read_header
-from afire_monai.hospital.series_rules import (
+from afire_monai.hospital.candidates import (
+    Candidate,
+    choose_per_series,
+)
+from afire_monai.radiographs.body_view_words import body_of, normalise, view_of
+from afire_monai.radiographs.header import Header, read_header
+from afire_monai.radiographs.judgement import (
     BURNED_IN,
     COLOUR,
     LATERAL,
@@ -19,11 +23,8 @@ from afire_monai.hospital.series_rules import (
     OBLIQUE,
     SEVERAL_FRAMES,
     UNCLEAR_BODY,
-    Candidate,
-    choose_per_series,
     judge,
 )
-from afire_monai.hospital.words import body_of, normalise, view_of
 
 TABLE: list[tuple[dict[str, Any], str]] = [
     ({}, ""),
@@ -161,4 +162,4 @@ def test_lists_of_raw_images_only_come_last() -> None:
 )
 def test_what_is_no_clear_no_counts_as_burned_in_text(declared: str, left_out: bool) -> None:
     header = Header(modality="CR", photometric="MONOCHROME2", frames=1, samples=1, burned_in=declared)
-    assert (series_rules._kind(header) == series_rules.BURNED_IN) is left_out
+    assert (judge(header).reason == BURNED_IN) is left_out

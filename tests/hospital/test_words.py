@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from afire_monai.hospital.header import Header
-from afire_monai.hospital.series_rules import LATERAL, NOT_CHEST, judge
-from afire_monai.hospital.words import body_of, view_of
+from afire_monai.radiographs.body_view_words import body_of, view_of
+from afire_monai.radiographs.header import Header
+from afire_monai.radiographs.judgement import LATERAL, NOT_CHEST, judge
 
 
 def reason(text: str) -> str:

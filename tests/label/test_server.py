@@ -49,10 +49,12 @@ class Server:
     work: Path
     ids: dict[str, str]
     web: str = ""
+    token: str = ""
 
     def __post_init__(self) -> None:
         self.http = requests.Session()
         self.http.trust_env = False
+        self.http.headers["Authorization"] = f"Bearer {self.token}"
 
     def get(self, path: str, **query: Any) -> requests.Response:
         return self.http.get(self.url + path, params=query, timeout=120)
@@ -108,10 +110,13 @@ def running(
     start = [*script, "start", studies, "--model", str(models), "--work", str(work), "--port", str(port), *words]
     done = subprocess.run(start, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr + (work / "console.log").read_text()
-    assert done.stdout.splitlines()[0] == f"http://127.0.0.1:{port}/"
+    address, _, token = done.stdout.splitlines()[0].partition("?token=")
+    assert address == f"http://127.0.0.1:{port}/"
+    assert len(token) > 40
+    assert all((work / name).stat().st_mode & 0o077 == 0 for name in ("address", "authorization"))
     group = int((work / "server.pid").read_text())
     try:
-        yield Server(f"http://127.0.0.1:{port}/", work, ids, web)
+        yield Server(f"http://127.0.0.1:{port}/", work, ids, web, token)
     finally:
         subprocess.run([*script, "stop", "--work", str(work)], timeout=60, check=True)
         with pytest.raises(ProcessLookupError):
@@ -155,6 +160,20 @@ def of_archive(tmp_path_factory, models) -> Iterator[Server]:
 @pytest.fixture(params=["of_pngs", "of_dicoms", "of_archive"])
 def server(request) -> Server:
     return request.getfixturevalue(request.param)
+
+
+def test_nobody_is_let_in_without_the_token_and_a_browser_with_it(server):
+    with requests.Session() as browser:
+        browser.trust_env = False
+        for path in ("", "info/", "ohif/", "docs", "openapi.json", "static/favicon.ico", "proxy/dicom/qido/studies"):
+            assert browser.get(server.url + path, timeout=60).status_code == 401, path
+        assert browser.put(f"{server.url}datastore/label?image=x", timeout=60).status_code == 401
+        assert browser.get(f"{server.url}info/?token={server.token}", timeout=60).status_code == 200
+        assert browser.get(f"{server.url}info/", timeout=60).json()["name"] == "AFiRe radiographs"  # by the cookie
+        browser.cookies.clear()
+        assert browser.get(f"{server.url}token/{server.token}/info/", timeout=60).status_code == 200
+    assert server.token not in server.log()
+    assert server.token not in (server.work / "console.log").read_text()
 
 
 def test_info_names_tasks_strategies_trainers_and_images(server):

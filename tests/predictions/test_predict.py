@@ -50,6 +50,7 @@ def save_dicom(path: Path, pixels: np.ndarray) -> None:
     item.SOPClassUID, item.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     item.PatientName, item.PatientID, item.PatientBirthDate = f"{PLANTED[0]}^Anna", PLANTED[1], PLANTED[2]
     item.Modality, item.PhotometricInterpretation = "DX", "MONOCHROME2"
+    item.BodyPartExamined, item.ViewPosition = "CHEST", "PA"
     item.Rows, item.Columns = pixels.shape
     item.SamplesPerPixel, item.BitsAllocated, item.BitsStored, item.HighBit = 1, 16, 12, 11
     item.PixelRepresentation = 0
@@ -540,7 +541,18 @@ def test_real_dicom_files_are_scored_or_listed_with_their_reason(real_data, mode
     checked = check_files([str(f) for f in files])
     usable = {f.path for f in checked.readable} - set(checked.blank)
     out = tmp_path / "out"
-    words = ["predict", str(folder), "--model", str(model), "--out", str(out), "--quiet", "--overlays", "--restored"]
+    words = [
+        "predict",
+        str(folder),
+        "--model",
+        str(model),
+        "--out",
+        str(out),
+        "--any",
+        "--quiet",
+        "--overlays",
+        "--restored",
+    ]
     assert cli.run(words) == 1
     said = "".join(capsys.readouterr())
     key = {int(row["index"]): row["file"] for row in table(out, "index.csv")}

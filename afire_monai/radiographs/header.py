@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from afire_monai.datalists.cells import OLDEST, parse_age, parse_sex
+from afire_monai.core.age_sex import OLDEST, parse_age, parse_sex
 from afire_monai.radiographs.dicom import looks_like_dicom
 from afire_monai.radiographs.dicom_open import open_dataset
 from afire_monai.radiographs.picture import refusal

@@ -1,31 +1,46 @@
-"""Which images are kept: frontal chest radiographs, one a series, each once; everything else has a reason."""
+"""What is a frontal chest radiograph, by its header and its look; everything else has a reason."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
 
-from afire_monai.hospital.header import Header
-from afire_monai.hospital.words import CHEST_CODES, FRONTAL_CODES, LATERAL_CODES, OBLIQUE_CODES, body_of, view_of
+import numpy as np
+from numpy.typing import NDArray
+
+from afire_monai.core.errors import RadiographError
+from afire_monai.radiographs.body_view_words import (
+    CHEST_CODES,
+    FRONTAL_CODES,
+    LATERAL_CODES,
+    OBLIQUE_CODES,
+    body_of,
+    view_of,
+)
+from afire_monai.radiographs.decode import is_dicom, read_picture
 from afire_monai.radiographs.dicom import RADIOGRAPHY_MODALITIES
+from afire_monai.radiographs.header import Header, read_header
+from afire_monai.radiographs.lung_fields import looks_lateral
 
 NOT_RADIOGRAPH = "not a radiograph"
 NOT_CHEST = "not a chest"
 UNCLEAR_BODY = "body parts contradict each other"
 LATERAL = "lateral"
 OBLIQUE = "oblique or decubitus"
-RAW = "raw, and there is a processed image"
-ANOTHER = "another image of the series"
-DUPLICATE = "duplicate"
 BURNED_IN = "burned-in text declared"
-TEXT_SEEN = "text seen near the border"
 SEVERAL_FRAMES = "several frames"
 COLOUR = "colour"
 NOT_HUMAN = "not a human"
+RAW_ALONE = "raw (for processing, not for presentation)"
 LOOKS_OTHER = "no lung fields side by side, and the tags do not say what it is"
-NO_DATE = "no date to split by"
-NO_SITE = "no site to split by"
+NOT_SEEN = "the tags do not say what it is, and its pixels cannot be read"
+FIT = "frontal chest radiograph"
+READABLE = frozenset(
+    (NOT_CHEST, UNCLEAR_BODY, LATERAL, OBLIQUE, BURNED_IN, NOT_HUMAN, RAW_ALONE, LOOKS_OTHER, NOT_SEEN)
+)
+"""Reasons to leave out what could be read all the same."""
 
 DIGITISED = ("SC", "OT")
 _RAW_CLASSES = ("1.2.840.10008.5.1.4.1.1.1.1.1",)
@@ -53,32 +68,9 @@ class Verdict:
     raw: bool = False
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A file that may be kept, as far as choosing among the images of a series needs it.
-
-    Attributes:
-        number: of the file.
-        image: hash of its SOPInstanceUID.
-        series: hash or UID of its series; what stands for it in files without.
-        study: likewise.
-        lateral: see `Verdict`.
-        raw: see `Verdict`.
-        pixels: rows × columns.
-        place: of the file in the order of paths.
-    """
-
-    number: int
-    image: str
-    series: str
-    study: str
-    lateral: bool
-    raw: bool
-    pixels: int
-    place: int
-
-
-def judge(header: Header, include_laterals: bool = False) -> Verdict:
+def judge(
+    header: Header, include_laterals: bool = False, modalities: Collection[str] | None = RADIOGRAPHY_MODALITIES
+) -> Verdict:
     """Judge a header alone. Where tags contradict each other an image is left out.
 
     Secondary captures ("SC", "OT") are radiographs only if they are digitised film (ConversionType DF) of a chest that
@@ -87,11 +79,12 @@ def judge(header: Header, include_laterals: bool = False) -> Verdict:
     Args:
         header: what `read_header` gives.
         include_laterals: keep lateral views as well.
+        modalities: of radiographs; None for any.
     """
-    reason, stated = _kind(header), True
+    reason, stated = _kind(header, modalities), True
     if not reason:
         reason, stated = _body(header)
-        if header.modality in DIGITISED and not stated:
+        if not _is_listed(header, modalities) and not stated:
             reason = reason or NOT_RADIOGRAPH
     if reason:
         return Verdict(reason)
@@ -102,30 +95,53 @@ def judge(header: Header, include_laterals: bool = False) -> Verdict:
     return Verdict("", side == "lateral", view, stated and side != "", raw)
 
 
-def choose_per_series(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
-    """Put candidates in the order in which they are to be tried, one list for each image that is to be kept.
+def judge_file(path: Path, modalities: Collection[str] | None = RADIOGRAPHY_MODALITIES) -> Verdict:
+    """Judge the header of one DICOM file, with no series to choose from: a raw image is left out.
 
-    A list holds the images of one series (frontal and lateral ones apart): for presentation before raw, large before
-    small, and all copies of one SOP instance one after the other, in the order of their paths. Lists that hold
-    nothing but raw images come last. The first of a list that can be used is kept.
+    Args:
+        path: the file.
+        modalities: of radiographs; None for any.
+
+    Raises:
+        RadiographError: as `read_header`.
     """
-    copies: dict[str, list[Candidate]] = defaultdict(list)
-    for candidate in sorted(candidates, key=lambda c: c.place):
-        copies[candidate.image].append(candidate)
-    slots: dict[tuple[str, bool], list[list[Candidate]]] = defaultdict(list)
-    for group in copies.values():
-        slots[group[0].series, group[0].lateral].append(group)
-    ordered = []
-    for groups in slots.values():
-        groups.sort(key=lambda group: (group[0].raw, -group[0].pixels, group[0].place))
-        ordered.append([candidate for group in groups for candidate in group])
-    return sorted(ordered, key=lambda slot: slot[0].raw)
+    verdict = judge(read_header(path), modalities=modalities)
+    return replace(verdict, reason=verdict.reason or (RAW_ALONE if verdict.raw else ""))
 
 
-def _kind(header: Header) -> str:
-    if header.modality not in RADIOGRAPHY_MODALITIES and not (
-        header.modality in DIGITISED and header.conversion == _FILM
-    ):
+def reason_with_look(verdict: Verdict, picture: NDArray[np.float32]) -> str:
+    """Return why an image is left out, where the tags are silent by its look; "" for a frontal chest radiograph.
+
+    Args:
+        verdict: of its header.
+        picture: (H, W) in 0…1, bright = dense.
+    """
+    looks_other = not verdict.stated and looks_lateral(picture)
+    return verdict.reason or (LOOKS_OTHER if looks_other else "")
+
+
+def reason_of_file(path: str | PathLike[str]) -> str:
+    """Return why a DICOM file is left out, "" for a frontal chest radiograph; of other formats nothing is known.
+
+    Raises:
+        RadiographError: as `read_header`.
+    """
+    path = Path(path)
+    verdict = judge_file(path) if is_dicom(path) else Verdict(stated=True)
+    if verdict.reason or verdict.stated:
+        return verdict.reason
+    try:
+        return reason_with_look(verdict, read_picture(path, modalities=None).pixels)
+    except RadiographError:
+        return NOT_SEEN
+
+
+def _is_listed(header: Header, modalities: Collection[str] | None) -> bool:
+    return modalities is None or header.modality in modalities
+
+
+def _kind(header: Header, modalities: Collection[str] | None) -> str:
+    if not _is_listed(header, modalities) and not (header.modality in DIGITISED and header.conversion == _FILM):
         return NOT_RADIOGRAPH
     if header.species and not any(word in header.species for word in ("HUMAN", "HOMO")):
         return NOT_HUMAN

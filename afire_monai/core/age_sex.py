@@ -1,0 +1,23 @@
+"""Age and sex as tables and DICOM headers write them."""
+
+from __future__ import annotations
+
+import re
+
+OLDEST = 130
+_YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
+_SEXES = {"F": "F", "FEMALE": "F", "WOMAN": "F", "M": "M", "MALE": "M", "MAN": "M"}
+
+
+def parse_sex(text: str) -> str | None:
+    """Return ``F`` or ``M`` from what tables write (F, female, Woman, …); None for anything else."""
+    return _SEXES.get(text.strip().upper())
+
+
+def parse_age(text: str) -> float | None:
+    """Return years from ``57``, ``57.0``, ``057Y``, ``18M`` (months), ``3W`` or ``10D``; None unless up to 130."""
+    match = re.fullmatch(r"\s*(\d+(?:[.,]\d+)?)\s*([YMWD]?)\s*", text, re.IGNORECASE)
+    if match is None:
+        return None
+    years = float(match[1].replace(",", ".")) * _YEARS[match[2].upper()]
+    return round(years, 2) if 0 <= years <= OLDEST else None
