@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ RAW = "raw, and there is a processed image"
 ANOTHER = "another image of the series"
 DUPLICATE = "duplicate"
 BURNED_IN = "burned-in text declared"
+SCREEN = "picture of a screen"
 TEXT_SEEN = "text seen near the border"
 SEVERAL_FRAMES = "several frames"
 COLOUR = "colour"
@@ -28,6 +30,7 @@ NO_DATE = "no date to split by"
 NO_SITE = "no site to split by"
 
 DIGITISED = ("SC", "OT")
+_SCREEN_TYPES = ("SCREENSAVE", "SCREENSHOT", "SCREENCAPTURE", "SCREENGRAB")
 _RAW_CLASSES = ("1.2.840.10008.5.1.4.1.1.1.1.1",)
 _FILM = "DF"
 _FRONTAL_POSITIONS = ("PA", "AP")
@@ -133,6 +136,8 @@ def _kind(header: Header) -> str:
         return SEVERAL_FRAMES
     if header.samples > 1 or (header.photometric and not header.photometric.startswith("MONOCHROME")):
         return COLOUR
+    if any(name in re.sub(r"[^A-Z]", "", header.image_type) for name in _SCREEN_TYPES):
+        return SCREEN
     # devices write Y for YES; whatever is not a clear no may be a yes
     return "" if header.burned_in in ("", "NO", "N") else BURNED_IN
 

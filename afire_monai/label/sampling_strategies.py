@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afire_monai.hospital.header import read_header
-from afire_monai.hospital.series_rules import COLOUR, LATERAL, NOT_HUMAN, OBLIQUE, SEVERAL_FRAMES, judge
+from afire_monai.hospital.series_rules import COLOUR, LATERAL, NOT_HUMAN, OBLIQUE, SCREEN, SEVERAL_FRAMES, judge
 from afire_monai.label.images import file_of
 from afire_monai.label.inference_service import ModelShelf
 from afire_monai.label.label_files import Store, has_label
@@ -35,11 +35,13 @@ AGAIN_AFTER = 3600.0
 """Seconds before an image that was offered and not labelled is offered again, if there are others."""
 
 
-_NOT_OFFERED = (LATERAL, OBLIQUE, COLOUR, SEVERAL_FRAMES, NOT_HUMAN)
+_NOT_OFFERED = (LATERAL, OBLIQUE, COLOUR, SEVERAL_FRAMES, NOT_HUMAN, SCREEN)
 
 
 def can_be_offered(path: str) -> bool:
-    """Whether an image is one to label: no raw, lateral, oblique, colour or multi-frame DICOM image; any other format.
+    """Whether an image is one to label.
+
+    Not offered are raw, lateral, oblique, colour and multi-frame DICOM images, and those of animals or screens.
 
     Args:
         path: the image's file, or a series' folder.

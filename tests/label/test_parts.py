@@ -360,6 +360,7 @@ def test_a_first_classifier_says_that_it_is_not_calibrated(models, pngs, tmp_pat
         {"ViewPosition": "LL"},
         {"PresentationIntentType": "FOR PROCESSING"},
         {"NumberOfFrames": 2},
+        {"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]},
         {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"},
     ],
 )
