@@ -196,6 +196,10 @@ class Workshop:
                 item["label"] = [findings.get(name) for name in what.names]
                 facts.append([f"{value} {name}" for name, value in findings.items() if value in (0, 1)])
             items.append(item)
+        if what.task == "segmentation":
+            drawn = {fact for image in facts for fact in image}
+            if absent := [name for name in what.names if f"1 {name}" not in drawn]:
+                raise AfireError(f"no saved mask has a pixel of {', '.join(absent)}; draw it in some, then train again")
         training, validation = self._split(what, items, facts)
         content: dict[str, Any] = {"name": "saved labels", "training": training, "validation": validation}
         if what.task == "classification":

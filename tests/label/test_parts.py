@@ -277,6 +277,13 @@ def test_training_from_masks_gets_better_and_leaves_no_picture(shelf, tmp_path):
         assert "chest0" not in path.read_text(encoding="utf-8")
 
 
+def test_a_class_that_nobody_drew_is_not_trained(shelf, pngs, tmp_path):
+    store, what = FolderStore(pngs), Trainable("segmentation", ("right_lung", "heart"))
+    label_lungs(store, tmp_path / "masks", 5)
+    with pytest.raises(AfireError, match="no saved mask has a pixel of heart; draw it"):
+        workshop_in(tmp_path / "work", shelf).train(what, store, {})
+
+
 def test_what_a_killed_training_left_is_cleared_by_the_next(shelf, pngs, tmp_path, monkeypatch):
     store, what = FolderStore(pngs), Trainable("segmentation", ("right_lung",))
     label_lungs(store, tmp_path / "masks", 5)
