@@ -188,11 +188,14 @@ class Chooser:
         new = [i for i in ids if i not in kept]
         chosen = self._random.sample(new, min(self.most, len(new)))
 
+        options = self.shelf.reader()
+
         def read(image_id: str) -> Tensor | None:
             try:
                 if not can_be_offered(store.get_image_uri(image_id)):
                     return None
-                radiograph = read_radiograph(0, str(file_of(store.get_image_uri(image_id))), [size])
+                file = str(file_of(store.get_image_uri(image_id)))
+                radiograph = read_radiograph(0, file, [size], options=options)
             except ValueError:
                 return None
             return None if isinstance(radiograph, LeftOut) else radiograph.images[size]
