@@ -9,7 +9,8 @@
 # --port N            default 8000
 # --no-token          let every user of this machine in; else only whoever has the address that is printed
 # --classes a,b       of a segmenter to be trained, where no model has one; --findings a,b of a classifier likewise
-# --modalities CR,DX  of DICOMweb (default)
+# --modalities CR,DX  of images (default of DICOMweb)
+# --png16-max N, --window-index N   how images are read; unless given, as in the models' training
 # --to-archive false  keep saved masks here; else they also go to the DICOMweb archive as DICOM segmentations
 # --candidates N      images without label that a strategy looks at in one call (default 48)
 # AFIRE_DICOMWEB_USER, AFIRE_DICOMWEB_PASSWORD: who you are to the archive
@@ -47,6 +48,8 @@ while [[ $# -gt 0 ]]; do
         --port) port="$2" ;;
         --model) conf+=(--conf models "$2") ;;
         --classes | --findings | --modalities | --candidates) conf+=(--conf "${1#--}" "$2") ;;
+        --png16-max) conf+=(--conf png16_max "$2") ;;
+        --window-index) conf+=(--conf window_index "$2") ;;
         --to-archive) conf+=(--conf to_archive "$2") ;;
         *) fail "unknown option $1 (scripts/label_server.sh alone lists them)" ;;
     esac

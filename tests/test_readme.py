@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -47,6 +48,16 @@ def test_every_setting_that_a_user_may_give_is_in_the_table(configs):
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("afire ")])
 def test_every_command_of_afire_is_understood(command):
     assert callable(parse(cli.COMMANDS, shlex.split(command)[1:]))
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "bundle/docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_import_that_a_page_shows_works(page):
+    shown = re.findall(r"from (afire_monai[\w.]*) import ([\w, ]+)", page.read_text(encoding="utf-8"))
+    found = [(module, name.strip()) for module, names in shown for name in names.split(",")]
+    assert [pair for pair in found if not hasattr(importlib.import_module(pair[0]), pair[1])] == []
 
 
 def test_every_file_that_the_readme_names_is_there():

@@ -35,7 +35,6 @@ def cache(
     from afire_monai.core.errors import AfireError
     from afire_monai.loading.cache import DiskCache, left_out_in_words
     from afire_monai.loading.cache_build import build_cache, cache_of
-    from afire_monai.radiographs.dicom import RADIOGRAPHY_MODALITIES
     from afire_monai.training import startup
 
     if workers is not None and workers < 0:
@@ -45,12 +44,10 @@ def cache(
     path = startup.find_datalist(datalist, dataset_dir, ".")
     paths = startup.normal_items(path, "training", dataset_dir)
     options = startup.reading((size, size), datalist=path).options  # type: ignore[attr-defined]
-    if set(options) - {"modalities"}:
-        raise AfireError(f"{path} keeps reader options, which a cache on disk does not know; train without it")
     shape = (size, size if width is None else width)
     folder = Path(cache_dir) if cache_dir else path.with_suffix(".cache")
     folder = cache_of(folder, shape, dtype)
-    read = build_cache(paths, folder, shape, dtype, options.get("modalities", RADIOGRAPHY_MODALITIES), workers=workers)
+    read = build_cache(paths, folder, shape, dtype, options, workers=workers)
     stored = DiskCache(folder, paths)
     print(f"{len(stored)} of {len(paths)} images are in {folder}; {read} files were read")
     if stored.reasons:

@@ -91,7 +91,8 @@ def _class_problems(
     for name, wanted in classes.items():
         if not any(present[value] for value in wanted) if wanted else not present:
             asked = f"{name!r} is {_values(wanted)}" if wanted else f"{name!r} is every value but 0"
-            advice = "Name the values that mean the class, for example --classes \"{'lung': [1]}\""
+            example = {name: [present.most_common(1)[0][0] if present else 255]}
+            advice = f'Name the values that mean the class, for example --classes "{example}"'
             yield Problem("class that no mask has", "masks", f"{asked}, but {seen}", advice)
     outside = set(present) - {value for wanted in classes.values() for value in wanted} - {ignore}
     if outside and all(classes.values()):

@@ -272,7 +272,7 @@ def _collect(state: State, identity: IdentityKey, options: Options) -> _Kept:
         if isinstance(entry.result, Converted):
             kept.histogram += entry.result.histogram
             kept.counts["text seen"] += entry.result.letters > 0
-        kept.counts["no burned-in statement"] += header.burned_in not in ("YES", "NO")
+        kept.counts["no burned-in statement"] += not header.burned_in
         kept.counts["not stated"] += not verdict.stated
         kept.counts["no patient id"] += not header.patient_id
     return kept

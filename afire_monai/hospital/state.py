@@ -17,7 +17,7 @@ from afire_monai.hospital.scan import NOT_READABLE, Found
 from afire_monai.radiographs.header import Header
 
 STATE = "state.sqlite"
-_FORMAT = 1
+_FORMAT = 2
 _TABLES = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE IF NOT EXISTS files (

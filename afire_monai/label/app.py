@@ -18,6 +18,7 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 
 from afire_monai import __version__
+from afire_monai.cli.fronts import reader_arguments
 from afire_monai.core.errors import AfireError
 from afire_monai.label.images import map_suffix
 from afire_monai.label.inference_service import (
@@ -42,7 +43,9 @@ SETTINGS = {
     "work": "folder for what is trained; by default work/ beside main.py",
     "classes": "names of the segmenter's classes with commas between them, where no segmenter is given",
     "findings": "names of the classifier's labels with commas between them, where no classifier is given",
-    "modalities": "of DICOMweb; CR,DX unless given",
+    "modalities": "of images, with commas between them; DICOMweb lists CR,DX unless given",
+    "png16_max": "white level of 16-bit PNG, as for the commands; unless given, as in the models' training",
+    "window_index": "which DICOM window to use where a file has several; likewise",
     "to_archive": "true: saved masks go to the DICOMweb archive as DICOM segmentations, as MONAI Label does; or false",
     "candidates": "images without label that a strategy looks at in one call; 48 unless given",
 }
@@ -69,9 +72,14 @@ class RadiographLabelApp(MONAILabelApp):
             raise AfireError(f"--conf {', '.join(unknown)}: there are {', '.join(SETTINGS)}")
         self.given = given
         work = Path(given.get("work") or Path(app_dir) / "work")
-        self.shelf = ModelShelf(work / "models", _names(given.get("models", "")))
+        reader = reader_arguments(
+            given.get("png16_max"),
+            _names(given["modalities"]) if "modalities" in given else None,
+            _count(given["window_index"], "window_index", 0) if "window_index" in given else None,
+        )
+        self.shelf = ModelShelf(work / "models", _names(given.get("models", "")), reader=reader)
         self.workshop = Workshop(work, self.shelf)
-        self.chooser = Chooser(self.shelf, _count(given.get("candidates", "48")))
+        self.chooser = Chooser(self.shelf, _count(given.get("candidates", "48"), "candidates"))
         self.trainable = self._trainable()
         self.work = work
         super().__init__(
@@ -107,7 +115,7 @@ class RadiographLabelApp(MONAILabelApp):
     def init_datastore(self) -> CarefulStore:
         """Open the folder or the archive."""
         if not self.studies.startswith(("http://", "https://")):
-            return CarefulStore(self.studies, self._classes(), self._findings())
+            return CarefulStore(self.studies, self._classes(), self._findings(), self.shelf.reader())
         return ArchiveStore(
             self.studies.rstrip("/"),
             str(self.work / "cache"),
@@ -115,6 +123,7 @@ class RadiographLabelApp(MONAILabelApp):
             self._findings(),
             _names(self.given.get("modalities", "CR,DX")),
             _switch(self.given.get("to_archive", "true")),
+            self.shelf.reader(),
         )
 
     def init_infers(self) -> dict[str, RadiographInfer]:
@@ -192,9 +201,9 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise AfireError(f"--conf candidates {text}: a whole number of at least 1 is expected")
+def _count(text: str, key: str, least: int = 1) -> int:
+    if not text.isdigit() or int(text) < least:
+        raise AfireError(f"--conf {key} {text}: a whole number of at least {least} is expected")
     return int(text)
 
 

@@ -65,13 +65,15 @@ def outcome(task: str, classes: Mapping[str, int], model: Path, datalist: Path) 
         _refuse_other_names(list(classes), segmenter.classes)
         size = segmenter.encoder.image_size
         items = segmentation_data(datalist, classes=tuple(classes)).validation
-        transform: Any = MaskReading(reading(size), size, {name: [value] for name, value in classes.items()})
+        transform: Any = MaskReading(
+            reading(size, datalist=datalist), size, {name: [value] for name, value in classes.items()}
+        )
         asked, extra = Segmentation(segmenter), "mask"
     else:
         classifier, _ = load_classifier(model)
         _refuse_other_names(list(classes), classifier.labels)
         items = classification_data(datalist, labels=tuple(classes)).validation
-        transform = reading(classifier.encoder.image_size)
+        transform = reading(classifier.encoder.image_size, datalist=datalist)
         asked, extra = Classification(classifier), "target"
     dataset = RadiographDataset(items, transform, extras=(extra,))
     logits, batch = predict_dataset(asked, dataset, 16)

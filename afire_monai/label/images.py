@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -247,19 +247,20 @@ class StoredImage:
         return Radiograph(0, {size: resize(self.pixels, size) for size in sizes}, self.grid.shape)
 
 
-def open_image(path: str | Path) -> StoredImage:
+def open_image(path: str | Path, reader: Mapping[str, Any] | None = None) -> StoredImage:
     """Read a radiograph, and find out where it lies in space.
 
     Args:
         path: the file; or a folder of a series, of which the first image by name is taken.
+        reader: options of `RadiographReader`.
 
     Raises:
         AfireError: if it is not there or no radiograph; without its name.
     """
     path = file_of(path)
     try:
-        reader = RadiographReader()
-        pixels, facts = reader.get_data(reader.read(path))
+        opener = RadiographReader(**(reader or {}))
+        pixels, facts = opener.get_data(opener.read(path))
     except RadiographError as error:
         raise AfireError(f"this image cannot be used: {error.reason(str(path))}") from None
     if not pixels.max() > pixels.min():

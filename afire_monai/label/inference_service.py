@@ -22,7 +22,7 @@ from afire_monai.label.messages import NotFoundError
 from afire_monai.models.folder import model_files, used_model_files
 from afire_monai.predictions.anomaly.detector import load_detector
 from afire_monai.predictions.results import enlarge, label_mask
-from afire_monai.predictions.scoring import Answer, Scorer
+from afire_monai.predictions.scoring import Answer, Scorer, reader_of
 
 DETECTING = ("detector", "restorer", "encoder", "reference")
 _USES: dict[str, tuple[tuple[str, ...], str, bool]] = {
@@ -43,11 +43,13 @@ class Loaded:
     Attributes:
         scorer: asks them.
         version: 12 hexadecimal digits that stand for exactly these weights.
+        reader: how images are read for them.
         lock: to hold while they are asked, as heatmaps hook into the network.
     """
 
     scorer: Scorer
     version: str
+    reader: Mapping[str, Any] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -58,17 +60,23 @@ class ModelShelf:
         trained: folder for what is trained here; it need not be there yet.
         given: model folders that are only read.
         device: where to compute; None for a GPU if there is one.
+        reader: reader options that go before those of the models' training.
 
     Raises:
         CheckpointError: if a given folder is not there.
     """
 
     def __init__(
-        self, trained: str | Path, given: Sequence[str | Path] = (), device: torch.device | None = None
+        self,
+        trained: str | Path,
+        given: Sequence[str | Path] = (),
+        device: torch.device | None = None,
+        reader: Mapping[str, Any] | None = None,
     ) -> None:
         self.trained = Path(trained)
         self.given = [Path(folder) for folder in given]
         self.device = device
+        self._given_reader = dict(reader or {})
         self._lock = threading.Lock()
         self._loaded: dict[str, tuple[Any, Loaded]] = {}
         self._encoder: tuple[Any, Any] | None = None
@@ -82,6 +90,15 @@ class ModelShelf:
     def file(self, kind: str) -> Path | None:
         """Return the weights file of a kind (`model_files.KINDS`), or None."""
         return model_files(self.folders).get(kind)
+
+    def reader(self, *kinds: str) -> dict[str, Any]:
+        """Return how images are read: as the server was told, else as the first model that says was trained.
+
+        Args:
+            kinds: of models (`model_files.KINDS`), in the order in which they are asked; all unless given.
+        """
+        files = model_files(self.folders)
+        return {**reader_of(files[kind] for kind in kinds or files if kind in files), **self._given_reader}
 
     def offers(self, use: str) -> bool:
         """Whether there are models for a use: anomaly, restoration, classification, gradcam, segmentation."""
@@ -116,7 +133,8 @@ class ModelShelf:
                     raise
                 return before[1]  # half-written: the next request sees it whole
             hashes = "".join(str(value) for value in scorer.facts.values())
-            loaded = Loaded(scorer, hashlib.sha256(hashes.encode()).hexdigest()[:12])
+            version = hashlib.sha256(hashes.encode()).hexdigest()[:12]
+            loaded = Loaded(scorer, version, {**scorer.reader, **self._given_reader})
             self._loaded[use] = (state, loaded)
             return loaded
 
@@ -232,8 +250,8 @@ def answer(task: str, shelf: ModelShelf, path: str | Path, request: Mapping[str,
         AfireError: if the image, the model or the request cannot be used.
     """
     start = time.perf_counter()
-    image = open_image(path)
     loaded = shelf.get(uses(task, request))
+    image = open_image(path, loaded.reader)
     radiograph = image.seen_at(loaded.scorer.sizes)
     read = time.perf_counter()
     with loaded.lock:

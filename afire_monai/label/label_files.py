@@ -148,7 +148,7 @@ def score_masks(shelf: ModelShelf, store: Store) -> dict[str, Any]:
     count = left_out = 0
     for saved in saved_labels(store, findings=False):
         try:
-            image = open_image(saved.image)
+            image = open_image(saved.image, loaded.reader)
             truth = read_mask(image.grid, saved.label, classes)
         except AfireError:
             left_out += 1
@@ -186,7 +186,7 @@ def score_findings(shelf: ModelShelf, store: Store) -> dict[str, Any]:
     for saved in saved_labels(store, findings=True):
         try:
             findings = read_findings(saved.label, names)
-            image = open_image(saved.image)
+            image = open_image(saved.image, loaded.reader)
         except AfireError:
             left_out += 1
             continue

@@ -20,7 +20,7 @@ from afire_monai.label.messages import NotFoundError
 from afire_monai.predictions.reading import LeftOut, ahead, read_radiograph
 from afire_monai.radiographs.dicom import looks_like_dicom
 from afire_monai.radiographs.header import read_header
-from afire_monai.radiographs.judgement import COLOUR, LATERAL, NOT_HUMAN, OBLIQUE, SEVERAL_FRAMES, judge
+from afire_monai.radiographs.judgement import COLOUR, LATERAL, NOT_HUMAN, OBLIQUE, SCREEN, SEVERAL_FRAMES, judge
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +35,13 @@ AGAIN_AFTER = 3600.0
 """Seconds before an image that was offered and not labelled is offered again, if there are others."""
 
 
-_NOT_OFFERED = (LATERAL, OBLIQUE, COLOUR, SEVERAL_FRAMES, NOT_HUMAN)
+_NOT_OFFERED = (LATERAL, OBLIQUE, COLOUR, SEVERAL_FRAMES, NOT_HUMAN, SCREEN)
 
 
 def can_be_offered(path: str) -> bool:
-    """Whether an image is one to label: no raw, lateral, oblique, colour or multi-frame DICOM image; any other format.
+    """Whether an image is one to label.
+
+    Not offered are raw, lateral, oblique, colour and multi-frame DICOM images, and those of animals or screens.
 
     Args:
         path: the image's file, or a series' folder.
@@ -186,11 +188,14 @@ class Chooser:
         new = [i for i in ids if i not in kept]
         chosen = self._random.sample(new, min(self.most, len(new)))
 
+        options = self.shelf.reader()
+
         def read(image_id: str) -> Tensor | None:
             try:
                 if not can_be_offered(store.get_image_uri(image_id)):
                     return None
-                radiograph = read_radiograph(0, str(file_of(store.get_image_uri(image_id))), [size])
+                file = str(file_of(store.get_image_uri(image_id)))
+                radiograph = read_radiograph(0, file, [size], options=options)
             except ValueError:
                 return None
             return None if isinstance(radiograph, LeftOut) else radiograph.images[size]

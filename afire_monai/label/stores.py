@@ -45,10 +45,17 @@ class CarefulStore(LocalDatastore):
         folder: of the radiographs.
         classes: value of each class in masks, or what gives it.
         findings: labels of the classifier; any if there are none.
+        reader: options of `RadiographReader`.
     """
 
-    def __init__(self, folder: str, classes: Mapping[str, int], findings: Sequence[str]) -> None:
-        self.classes, self.findings = dict(classes), list(findings)
+    def __init__(
+        self,
+        folder: str,
+        classes: Mapping[str, int],
+        findings: Sequence[str],
+        reader: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.classes, self.findings, self.reader = dict(classes), list(findings), dict(reader or {})
         self._guard = threading.RLock()
         self._seen_at: tuple[int, ...] = ()
         super().__init__(folder, extensions=[f"*{suffix}" for suffix in _SUFFIXES], auto_reload=False)
@@ -117,7 +124,7 @@ class CarefulStore(LocalDatastore):
             raise AfireError("an image id has letters, digits, blanks and . _ + -, and begins with a letter or digit")
         if image_id in self.list_images():
             raise AfireError("there is an image of this id; images are never written over. Give another id")
-        open_image(image_filename)
+        open_image(image_filename, self.reader)
         added: str = super().add_image(image_id, image_filename, image_info)
         return added
 
@@ -154,7 +161,7 @@ class CarefulStore(LocalDatastore):
             return Path(label)
         if tag == FINDINGS:
             raise AfireError('under the tag "findings" a JSON file of findings is kept; masks belong under "final"')
-        grid = open_image(image).grid
+        grid = open_image(image, self.reader).grid
         mask = read_mask(grid, label, classes)
         if not label.lower().endswith(".bin"):
             return Path(label)
@@ -217,6 +224,7 @@ class ArchiveStore(CarefulStore):
         findings: labels of the classifier.
         modalities: which series.
         to_archive: whether saved masks go to the archive.
+        reader: options of `RadiographReader`.
     """
 
     LIST_FOR = 30.0
@@ -230,6 +238,7 @@ class ArchiveStore(CarefulStore):
         findings: Sequence[str],
         modalities: Sequence[str] = ("CR", "DX"),
         to_archive: bool = True,
+        reader: Mapping[str, Any] | None = None,
     ) -> None:
         self._web = DicomWeb(url, retries=2)
         self._query = Query.of(modalities)
@@ -237,7 +246,7 @@ class ArchiveStore(CarefulStore):
         self._series: dict[str, SeriesReference] = {}
         self._listed = -self.LIST_FOR
         Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-        super().__init__(folder, classes, findings)
+        super().__init__(folder, classes, findings, reader)
 
     def list_images(self) -> list[str]:
         """Return the SeriesInstanceUIDs that the archive has now."""

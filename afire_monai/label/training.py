@@ -177,7 +177,7 @@ class Workshop:
         """Write a data list whose files are numbers: messages of training then name nobody."""
         from afire_monai.datalists.file import save_datalist
 
-        data, key = run / "data", self.key()
+        data, key, reader = run / "data", self.key(), self.shelf.reader(KIND[what.task], "encoder")
         data.mkdir(mode=0o700)
         items: list[dict[str, Any]] = []
         facts: list[list[str]] = []
@@ -187,7 +187,7 @@ class Workshop:
             link.symlink_to(image)
             item: dict[str, Any] = {"image": str(link), "group": patient_of(image, saved.image_id, key)}
             if what.task == "segmentation":
-                mask = read_mask(open_image(image).grid, saved.label, what.classes)
+                mask = read_mask(open_image(image, reader).grid, saved.label, what.classes)
                 Image.fromarray(mask).save(data / f"{number:05d}.mask.png")
                 item["mask"] = str(data / f"{number:05d}.mask.png")
                 facts.append([f"1 {name}" for name, value in what.classes.items() if (mask == value).any()])
@@ -196,8 +196,13 @@ class Workshop:
                 item["label"] = [findings.get(name) for name in what.names]
                 facts.append([f"{value} {name}" for name, value in findings.items() if value in (0, 1)])
             items.append(item)
+        if what.task == "segmentation":
+            drawn = {fact for image in facts for fact in image}
+            if absent := [name for name in what.names if f"1 {name}" not in drawn]:
+                raise AfireError(f"no saved mask has a pixel of {', '.join(absent)}; draw it in some, then train again")
         training, validation = self._split(what, items, facts)
         content: dict[str, Any] = {"name": "saved labels", "training": training, "validation": validation}
+        content["meta"] = {"reader": reader} if reader else {}
         if what.task == "classification":
             content["labels"] = list(what.names)
         return save_datalist(content, data / "datalist.json"), {

@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -53,6 +53,7 @@ class CacheHeader:
         shard_rows: images in a shard.
         format: of the cache.
         reading: how pictures were made smaller.
+        options: other reader options than the standard ones, without ``modalities``.
     """
 
     size: tuple[int, int]
@@ -62,6 +63,7 @@ class CacheHeader:
     shard_rows: int = SHARD_ROWS
     format: int = FORMAT
     reading: str = "area average, aspect ratio not kept"
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -84,6 +86,7 @@ class CacheHeader:
             raise DataListError(f"cache {folder}: {error.strerror}; give another cache_dir") from error
         try:
             content = json.loads(text)
+            content = {"options": {}, **content}  # which earlier versions did not have
             known = {name: content[name] for name in asdict(cls((1, 1), "uint8", []))}
             if known["format"] != FORMAT:
                 raise ValueError(f"format {known['format']}")
@@ -105,7 +108,7 @@ class CacheHeader:
         Raises:
             DataListError: naming what differs.
         """
-        for name in ("size", "dtype", "modalities", "reading"):
+        for name in ("size", "dtype", "modalities", "reading", "options"):
             mine, theirs = getattr(self, name), getattr(stored, name)
             if mine != theirs:
                 raise DataListError(
@@ -243,12 +246,12 @@ def _holds(contents: NDArray[np.uint64], content: bytes) -> bool:
     return at < len(contents) and bool((contents[at] == wanted).all())
 
 
-def decode(source: Source, modalities: Collection[str] | None, stored: NDArray[np.uint64]) -> Decoded:
+def decode(source: Source, reader: Mapping[str, Any], stored: NDArray[np.uint64]) -> Decoded:
     """Read a file, reduce it to the size and round it to whole numbers.
 
     Args:
         source: the file.
-        modalities: DICOM modalities to read; None for any.
+        reader: arguments of `read_picture`.
         stored: contents whose pixels need not be made again, as `stored_contents` gives them.
     """
     path = os.fsdecode(source.path)
@@ -260,7 +263,7 @@ def decode(source: Source, modalities: Collection[str] | None, stored: NDArray[n
             return Decoded(content, unchanged=True)
         if _holds(stored, content):
             return Decoded(content, stored=True)
-        pixels = read_picture(path, modalities).pixels
+        pixels = read_picture(path, **reader).pixels
     except RadiographError as error:
         return Decoded(content, reason=error.kind)
     except OSError:

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def build_cache(
     folder: str | Path,
     size: Sequence[int],
     dtype: str = "uint8",
-    modalities: Collection[str] | str | None = RADIOGRAPHY_MODALITIES,
+    reader: Mapping[str, Any] | None = None,
     workers: int | None = None,
     shard_rows: int = SHARD_ROWS,
 ) -> int:
@@ -64,7 +64,7 @@ def build_cache(
         folder: of the cache; made if absent.
         size: height and width.
         dtype: ``uint8`` (256 grey levels) or ``uint16``.
-        modalities: DICOM modalities to read.
+        reader: arguments of `read_picture` where they are not the standard ones.
         workers: processes; None for one a core, 0 for none besides this one.
         shard_rows: pictures in a file of a new cache.
 
@@ -75,9 +75,10 @@ def build_cache(
         DataListError: the folder cannot be written to, is full, or holds a cache that was made otherwise.
     """
     folder = Path(folder)
-    names = modality_names(modalities)
+    options = dict(reader or {})
+    names = modality_names(options.pop("modalities", RADIOGRAPHY_MODALITIES))
     read = sorted(names) if names is not None else ["any"]
-    header = CacheHeader((int(size[0]), int(size[1])), dtype, read, shard_rows=shard_rows)
+    header = CacheHeader((int(size[0]), int(size[1])), dtype, read, shard_rows=shard_rows, options=options)
     survey = _survey(paths, folder, header)
     if not len(survey.todo):
         return 0  # a cache that is complete may be read-only
@@ -85,7 +86,9 @@ def build_cache(
         folder.mkdir(parents=True, exist_ok=True)
         with _one_writer(folder):
             survey = _survey(paths, folder, header)  # another process may have been at work
-            return _fill(paths, folder, CacheHeader.load(folder) or header, survey, names, _workers(workers, survey))
+            return _fill(
+                paths, folder, CacheHeader.load(folder) or header, survey, dict(reader or {}), _workers(workers, survey)
+            )
 
 
 def _workers(workers: int | None, survey: Survey) -> int:
@@ -120,7 +123,7 @@ def _survey(paths: ImagePaths, folder: Path, header: CacheHeader) -> Survey:
 
 
 def _fill(
-    paths: ImagePaths, folder: Path, header: CacheHeader, survey: Survey, names: tuple[str, ...] | None, workers: int
+    paths: ImagePaths, folder: Path, header: CacheHeader, survey: Survey, reader: Mapping[str, Any], workers: int
 ) -> int:
     writer = CacheWriter(folder, header, survey)
     sources = (
@@ -128,7 +131,7 @@ def _fill(
         for place in survey.todo
     )
     logger.info("cache: %d pictures are decoded to %d × %d %s", len(survey.todo), *header.size, header.dtype)
-    work = _Decode(names, str(folder), uuid.uuid4().hex)
+    work = _Decode(reader, str(folder), uuid.uuid4().hex)
     try:
         with Pool(workers, seconds=SECONDS_PER_FILE) as pool:
             results = pool.run(work, sources)
@@ -149,12 +152,12 @@ def _known(row: Any) -> bytes:
 class _Decode:
     """`decode` in a form that can be sent to a process."""
 
-    modalities: tuple[str, ...] | None
+    reader: Mapping[str, Any]
     folder: str
     build: str
 
     def __call__(self, source: Source) -> Decoded:
-        return decode(source, self.modalities, stored_contents(self.folder, self.build))
+        return decode(source, self.reader, stored_contents(self.folder, self.build))
 
 
 @contextlib.contextmanager
@@ -200,7 +203,7 @@ def open_cache(
     folder: str | Path,
     size: Sequence[int],
     dtype: str = "uint8",
-    modalities: Collection[str] | str | None = RADIOGRAPHY_MODALITIES,
+    reader: Mapping[str, Any] | None = None,
     annotate: Annotation | None = None,
 ) -> DiskCache:
     """Open the cache of a list, completed first; where several processes train, the first completes it.
@@ -210,7 +213,7 @@ def open_cache(
         folder: of the cache.
         size: height and width.
         dtype: ``uint8`` or ``uint16``.
-        modalities: DICOM modalities to read.
+        reader: arguments of `read_picture`.
         annotate: what else is found in each picture and kept beside it.
 
     Raises:
@@ -221,7 +224,7 @@ def open_cache(
     problem: str | None = None
     if rank() == 0:
         try:
-            build_cache(paths, folder, size, dtype, modalities)
+            build_cache(paths, folder, size, dtype, reader)
             if annotate is not None:
                 with _in_words(Path(folder)):
                     DiskCache(folder, paths).annotate(annotate)

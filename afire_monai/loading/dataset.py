@@ -19,7 +19,6 @@ from afire_monai.core.errors import DataListError, RadiographError
 from afire_monai.datalists.paths import ImagePaths
 from afire_monai.loading.cache import Annotation, DiskCache, left_out_in_words
 from afire_monai.loading.cache_build import cache_of, open_cache
-from afire_monai.radiographs.dicom import RADIOGRAPHY_MODALITIES
 
 logger = logging.getLogger(__name__)
 
@@ -88,14 +87,9 @@ class RadiographDataset(Dataset[dict[str, Any]]):
             raise DataListError(
                 "cache: disk keeps pictures alone, read by startup.reading, in a cache_dir; use cache: true for others"
             )
-        options = dict(getattr(self.transform, "options", {}))
-        modalities = options.pop("modalities", RADIOGRAPHY_MODALITIES)
-        if options:
-            raise DataListError(
-                f"cache: disk reads with standard options, but the list asks for {options}; use cache: true or false"
-            )
+        options = getattr(self.transform, "options", {})
         paths = ImagePaths.of(self.items)
-        disk = open_cache(paths, cache_of(folder, size, dtype), size, dtype, modalities, annotate=self.annotate)
+        disk = open_cache(paths, cache_of(folder, size, dtype), size, dtype, options, annotate=self.annotate)
         self.left_out = [f"image {place}: {reason}" for place, reason in disk.reasons.items()]
         if not len(disk):
             raise DataListError(f"none of {len(self.items)} images can be used; the first: {self.left_out[0]}")

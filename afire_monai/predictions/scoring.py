@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -94,7 +94,7 @@ class Scorer:
         self._load()
         self.labels: list[str] = list(self.classifier.labels) if self.classifier else []
         self.facts = self._facts()
-        self.reader = self._reader()
+        self.reader = reader_of(self.files.values())
         self.heatmap = self._choose_heatmap(heatmap)
         self.label = self._choose_label(label)
         self.restored = restored
@@ -157,14 +157,6 @@ class Scorer:
         """Return what identifies the models: the package's version and the SHA-256 of each weights file."""
         hashes = weights_hashes(self.files)
         return {"version": __version__, **{f"{kind}_sha256": value for kind, value in hashes.items()}}
-
-    def _reader(self) -> dict[str, Any]:
-        """Return the reader options that the list of the first model with some had."""
-        for path in self.files.values():
-            description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            if description.get("reader"):
-                return checked_options(description["reader"], f"{path.with_suffix('.json')}, reader")
-        return {}
 
     def score(self, radiographs: Sequence[Radiograph]) -> list[Answer]:
         """Ask all models about a batch.
@@ -281,3 +273,19 @@ def _distinct(classes: Sequence[str], values: dict[str, int]) -> dict[str, int]:
     given = {name: int(values.get(name, 255)) for name in classes}
     apart = len(set(given.values())) == len(given) and all(0 < value < 256 for value in given.values())
     return given if apart else {name: place + 1 for place, name in enumerate(classes)}
+
+
+def reader_of(files: Iterable[Path]) -> dict[str, Any]:
+    """Return the reader options that the list of the first model with some had; none if no model has.
+
+    Args:
+        files: weights files, with their descriptions beside them.
+
+    Raises:
+        RadiographError: an option that the reader does not have.
+    """
+    for path in files:
+        description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if description.get("reader"):
+            return checked_options(description["reader"], f"{path.with_suffix('.json')}, reader")
+    return {}

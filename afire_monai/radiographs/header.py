@@ -25,6 +25,7 @@ STUDY_TEXTS = ("StudyDescription", "RequestedProcedureDescription")
 _REGION_CODES, _VIEW_CODES = "AnatomicRegionSequence", "ViewCodeSequence"
 _TEXTS = {
     "modality": "Modality",
+    "image_type": "ImageType",
     "sop_class": "SOPClassUID",
     "sop_uid": "SOPInstanceUID",
     "series_uid": "SeriesInstanceUID",
@@ -60,6 +61,7 @@ class Header:
 
     Attributes:
         modality: in capitals, as all defined terms here.
+        image_type: values of ImageType with backslashes between them, as ``DERIVED\SECONDARY\SCREEN SAVE``.
         sop_class: SOP class UID.
         sop_uid: SOPInstanceUID.
         series_uid: SeriesInstanceUID.
@@ -93,6 +95,7 @@ class Header:
     """
 
     modality: str = ""
+    image_type: str = ""
     sop_class: str = ""
     sop_uid: str = ""
     series_uid: str = ""
@@ -137,7 +140,9 @@ class Header:
 
 
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Header)}
-_CAPITALS = ("modality", "body_part", "view", "intent", "conversion", "burned_in", "photometric", "species")
+_CAPITALS = (
+    "modality", "image_type", "body_part", "view", "intent", "conversion", "burned_in", "photometric", "species",
+)  # fmt: skip
 
 
 def read_header(path: Path) -> Header:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -30,6 +31,7 @@ UNCLEAR_BODY = "body parts contradict each other"
 LATERAL = "lateral"
 OBLIQUE = "oblique or decubitus"
 BURNED_IN = "burned-in text declared"
+SCREEN = "picture of a screen"
 SEVERAL_FRAMES = "several frames"
 COLOUR = "colour"
 NOT_HUMAN = "not a human"
@@ -38,11 +40,12 @@ LOOKS_OTHER = "no lung fields side by side, and the tags do not say what it is"
 NOT_SEEN = "the tags do not say what it is, and its pixels cannot be read"
 FIT = "frontal chest radiograph"
 READABLE = frozenset(
-    (NOT_CHEST, UNCLEAR_BODY, LATERAL, OBLIQUE, BURNED_IN, NOT_HUMAN, RAW_ALONE, LOOKS_OTHER, NOT_SEEN)
+    (NOT_CHEST, UNCLEAR_BODY, LATERAL, OBLIQUE, BURNED_IN, SCREEN, NOT_HUMAN, RAW_ALONE, LOOKS_OTHER, NOT_SEEN)
 )
 """Reasons to leave out what could be read all the same."""
 
 DIGITISED = ("SC", "OT")
+_SCREEN_TYPES = ("SCREENSAVE", "SCREENSHOT", "SCREENCAPTURE", "SCREENGRAB")
 _RAW_CLASSES = ("1.2.840.10008.5.1.4.1.1.1.1.1",)
 _FILM = "DF"
 _FRONTAL_POSITIONS = ("PA", "AP")
@@ -149,6 +152,8 @@ def _kind(header: Header, modalities: Collection[str] | None) -> str:
         return SEVERAL_FRAMES
     if header.samples > 1 or (header.photometric and not header.photometric.startswith("MONOCHROME")):
         return COLOUR
+    if any(name in re.sub(r"[^A-Z]", "", header.image_type) for name in _SCREEN_TYPES):
+        return SCREEN
     # devices write Y for YES; whatever is not a clear no may be a yes
     return "" if header.burned_in in ("", "NO", "N") else BURNED_IN
 

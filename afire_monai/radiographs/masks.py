@@ -26,9 +26,9 @@ _BLUR = 40
 def read_mask(path: str | PathLike[str]) -> NDArray[np.integer[Any]]:
     """Read a drawn mask (H, W) of label values as whoever looks at it sees them, 0…255, or 0…65535 of a 16-bit PNG.
 
-    The colours of a grey palette count, not its indices; three equal channels are their grey; white is 255 in a picture
-    of 1 bit. A JPEG is read if it is
-    black and white, and comes out as 0 and 255.
+    The colours of a grey palette count, not its indices; three equal channels of 8 bits are their
+    grey; white is 255 in a picture of less than 8 bits. A JPEG is read if it is black and white, and comes out as 0
+    and 255.
 
     Raises:
         RadiographError: not a picture of `MASK_FORMATS`, too large, several frames, or not grey.
@@ -39,6 +39,8 @@ def read_mask(path: str | PathLike[str]) -> NDArray[np.integer[Any]]:
             if (frames := getattr(picture, "n_frames", 1)) > 1:
                 raise refusal(path, "multi-frame mask", f"it holds {frames} frames; save one a file")
             mode, name = picture.mode, picture.format
+            if mode == "RGB" and any(";16" in str(tile.args) for tile in picture.tile):
+                raise refusal(path, "colour mask", "it has three channels of 16 bits; save it as grey PNG")
             if mode == "P":
                 picture.apply_transparency()
                 colours = np.asarray(picture.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)

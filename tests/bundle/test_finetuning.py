@@ -197,6 +197,14 @@ def test_segmentation_leaves_a_model_and_masks(phantoms, foreign, encoder):
     assert images["dice/lesion"][0] == pytest.approx(2 * (truth & (mask > 0)).sum() / total if total else 1.0)
 
 
+def test_segmentation_refuses_a_class_that_no_mask_has(phantoms, foreign, encoder):
+    given = {**TINY, "init": str(encoder), "classes": {"lesion": [3]}}
+    with pytest.raises(Exception) as caught:  # MONAI wraps it
+        run_bundle(foreign, SEGMENT, datalist=str(phantoms), output_dir="empty", **given)
+    assert "'lesion' is 3, but the masks have the values 0, " in str(cause_of(caught.value))
+    assert not (foreign / "empty" / "models").exists()
+
+
 # cross-validation -----------------------------------------------------------------------------------------------------
 
 

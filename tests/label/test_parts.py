@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,9 @@ from afire_monai.label.label_files import read_findings, read_mask, saved_labels
 from afire_monai.label.messages import NoNames, NotFoundError, UnknownImageError, problem, without_names
 from afire_monai.label.sampling_strategies import Chooser
 from afire_monai.label.training import Trainable, Workshop
+from afire_monai.models.folder import export_task
+from afire_monai.networks import ViTEncoder
+from afire_monai.networks.task_networks import ViTClassifier
 from afire_monai.predictions.scoring import Scorer
 
 
@@ -238,6 +242,69 @@ def test_broken_images_and_finished_stores_give_no_image(shelf, tmp_path):
         Chooser(shelf).choose("nonsense", store)
 
 
+# reader options ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def twelve_bits(tmp_path) -> FolderStore:
+    """The same pictures with 12 and with 16 bits in files of 16: equal only to who knows what white is."""
+    (tmp_path / "deep").mkdir()
+    for number in range(4):
+        grey = phantom(number)[0].astype(np.uint16)
+        grey[0, 0] = 255
+        Image.fromarray(grey * 16).save(tmp_path / "deep" / f"chest{number:02d}.png")
+        Image.fromarray(grey * 257).save(tmp_path / f"full{number:02d}.png")
+    return FolderStore(tmp_path / "deep")
+
+
+def reading_twelve_bits(folder: Path) -> Path:
+    """A classifier whose training read 12 bits in files of 16."""
+    torch.manual_seed(0)
+    network = ViTClassifier(ViTEncoder(32, 8, embed_dim=32, depth=2, num_heads=2), LABELS)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    export_task(network, folder, reader={"png16_max": 4080})
+    return folder
+
+
+def test_images_are_read_as_in_the_models_training(twelve_bits, tmp_path):
+    shelf = ModelShelf(tmp_path / "trained", [reading_twelve_bits(tmp_path / "model")], torch.device("cpu"))
+
+    def probability(path: str | Path, by: ModelShelf = shelf) -> float:
+        return answer("classification", by, path, {}).params["labels"]["Nodule"]["probability"]
+
+    deep = probability(twelve_bits.get_image_uri("chest00"))
+    plain = ModelShelf(tmp_path / "trained", shelf.given, torch.device("cpu"), {"png16_max": 65535})
+    assert probability(tmp_path / "full00.png", plain) == pytest.approx(deep, abs=1e-6)
+    assert probability(twelve_bits.get_image_uri("chest00"), plain) != pytest.approx(deep, abs=1e-3)
+    assert (shelf.reader(), plain.reader()) == ({"png16_max": 4080}, {"png16_max": 65535})
+
+
+def test_the_next_image_is_chosen_from_images_read_as_in_training(twelve_bits, tmp_path):
+    shelf = ModelShelf(tmp_path / "trained", [reading_twelve_bits(tmp_path / "model")], torch.device("cpu"))
+    score = Chooser(shelf).choose("most_uncertain", twelve_bits)["score"]
+    plain = ModelShelf(tmp_path / "trained", shelf.given, torch.device("cpu"), {"png16_max": 65535})
+    (tmp_path / "full").mkdir()
+    for path in tmp_path.glob("full*.png"):
+        path.rename(tmp_path / "full" / path.name)
+    assert Chooser(plain).choose("most_uncertain", FolderStore(tmp_path / "full"))["score"] == pytest.approx(score)
+
+
+def test_training_reads_labelled_images_as_the_model_does(twelve_bits, tmp_path, monkeypatch):
+    shelf = ModelShelf(tmp_path / "trained", [reading_twelve_bits(tmp_path / "model")], torch.device("cpu"))
+    label_effusions(twelve_bits, tmp_path / "findings", 4)
+    seen = {}
+
+    def look(given: dict[str, Any], configs: object) -> None:
+        seen.update(json.loads(Path(given["datalist"]).read_text(encoding="utf-8"))["meta"])
+        raise AfireError("enough")
+
+    monkeypatch.setattr("afire_monai.cli.bundle.run_configs", look)
+    with pytest.raises(AfireError, match="enough"):
+        workshop_in(tmp_path / "work", shelf).train(Trainable("classification", tuple(LABELS)), twelve_bits, {})
+    assert seen["reader"] == {"png16_max": 4080}
+
+
 # training -------------------------------------------------------------------------------------------------------------
 
 
@@ -275,6 +342,13 @@ def test_training_from_masks_gets_better_and_leaves_no_picture(shelf, tmp_path):
     assert not [name for name in left if name.endswith((".png", ".pt"))]
     for path in (tmp_path / "work").rglob("*.json"):
         assert "chest0" not in path.read_text(encoding="utf-8")
+
+
+def test_a_class_that_nobody_drew_is_not_trained(shelf, pngs, tmp_path):
+    store, what = FolderStore(pngs), Trainable("segmentation", ("right_lung", "heart"))
+    label_lungs(store, tmp_path / "masks", 5)
+    with pytest.raises(AfireError, match="no saved mask has a pixel of heart; draw it"):
+        workshop_in(tmp_path / "work", shelf).train(what, store, {})
 
 
 def test_what_a_killed_training_left_is_cleared_by_the_next(shelf, pngs, tmp_path, monkeypatch):
@@ -360,6 +434,7 @@ def test_a_first_classifier_says_that_it_is_not_calibrated(models, pngs, tmp_pat
         {"ViewPosition": "LL"},
         {"PresentationIntentType": "FOR PROCESSING"},
         {"NumberOfFrames": 2},
+        {"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]},
         {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"},
     ],
 )

@@ -50,7 +50,7 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are decoded from now on."""
     seen: list[str] = []
     real = cache_module.read_picture
-    monkeypatch.setattr(cache_module, "read_picture", lambda p, *a: (seen.append(Path(p).name), real(p, *a))[1])
+    monkeypatch.setattr(cache_module, "read_picture", lambda p, **o: (seen.append(Path(p).name), real(p, **o))[1])
     return seen
 
 
@@ -317,8 +317,19 @@ def test_index_holds_hashes_alone(tmp_path):
     index = load_index(tmp_path / "c")
     assert np.array_equal(index["path"], path_hashes(paths))
     assert set(json.loads((tmp_path / "c" / "cache.json").read_text())) == {
-        *("size", "dtype", "modalities", "reasons", "shard_rows", "format", "reading")
+        *("size", "dtype", "modalities", "reasons", "shard_rows", "format", "reading", "options")
     }
+
+
+def test_a_cache_of_an_earlier_version_is_one_of_standard_options(tmp_path):
+    paths = pictures(tmp_path / "in", 2)
+    build(paths, tmp_path / "c")
+    header = json.loads((tmp_path / "c" / "cache.json").read_text())
+    del header["options"]
+    (tmp_path / "c" / "cache.json").write_text(json.dumps(header))
+    assert build(paths, tmp_path / "c") == 0
+    with pytest.raises(DataListError, match="made with options"):
+        build(paths, tmp_path / "c", reader={"window_index": 1})
 
 
 def on_disk(folder: Path, **options: Any) -> RadiographDataset:
