@@ -34,12 +34,13 @@ import json, sys
 try:
     from afire_monai.radiographs.decode import read_picture
     from afire_monai.radiographs.masks import MaskReading
+    from afire_monai.radiographs.header import Header
     from afire_monai.radiographs.judgement import judge
 except ImportError:
     from afire_monai.data.decode import read_picture
     from afire_monai.tasks.masks import MaskReading
+    from afire_monai.hospital.header import Header
     from afire_monai.hospital.select import judge
-from afire_monai.radiographs.header import Header
 """
 PICTURE = "picture = read_picture({path!r}, **{options}).pixels; print(json.dumps(picture.tolist()))"
 MASK = "print(json.dumps(MaskReading(None, (64, 64), {{'a': []}}).read_mask({path!r})[0].tolist()))"

@@ -56,6 +56,8 @@ def predict(
     print(f"scored:   {done.scored} of {done.total}{earlier}")
     for line in exception_lines(done.left_out, done.unfit):
         print(line)
+    if done.fit is not None and (done.fit.known_normal or not done.fit.fits):
+        print(f"{'reference:' if done.fit.fits else 'WARNING:'} {done.fit.words}")
     print(f"results:  {options['out']} ({KEY} there says which file an index is; it can identify patients, keep it)")
     return int(done.status)
 

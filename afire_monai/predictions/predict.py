@@ -19,7 +19,8 @@ from tqdm import tqdm
 from afire_monai.core.console import hidden
 from afire_monai.core.distributed import join_group
 from afire_monai.core.errors import AfireError, DataListError
-from afire_monai.datalists.file import datalist_hash, load_datalist, read_raw, reader_options
+from afire_monai.datalists.file import datalist_hash, is_normal, load_datalist, normal_label, read_raw, reader_options
+from afire_monai.predictions.anomaly.fit import ReferenceFit
 from afire_monai.predictions.format import JUDGEMENT
 from afire_monai.predictions.reading import LeftOut, Radiograph, ahead, read_radiograph
 from afire_monai.predictions.results import ResultFolder, csv_text, pictures_of
@@ -37,12 +38,14 @@ class Source:
         section: of the data list; "" for folders and files.
         datalist_sha256: of the data list; "" for folders and files.
         reader: reader options that the data list keeps or, for folders and files, those of the model's training.
+        normal: indices of the images that the data list calls normal.
     """
 
     files: tuple[str, ...]
     section: str = ""
     datalist_sha256: str = ""
     reader: Mapping[str, Any] = field(default_factory=dict)
+    normal: frozenset[int] = frozenset()
 
     def key(self) -> str:
         """Return the table that tells which index is which file. It can identify patients: it stays with its owner."""
@@ -82,11 +85,14 @@ def find_source(inputs: Sequence[str | os.PathLike[str]], section: str = "test")
 
 def _from_datalist(path: Path, section: str) -> Source:
     # the items keep their places, so a repeated image is predicted as often as it is listed
-    files = tuple(str(item["image"]) for item in load_datalist(path, section=section))
-    if not files:
+    items = load_datalist(path, section=section)
+    if not items:
         raise DataListError(f"{path}: section {section!r} is empty; name another with --section")
     raw = read_raw(path)
-    return Source(files, section, datalist_hash(raw), reader_options(raw))
+    labels, normal = raw.get("labels", []), normal_label(raw)
+    known = frozenset(place for place, item in enumerate(items) if is_normal(item, labels, normal))
+    files = tuple(str(item["image"]) for item in items)
+    return Source(files, section, datalist_hash(raw), reader_options(raw), known)
 
 
 logger = logging.getLogger(__name__)
@@ -104,6 +110,7 @@ class PredictionSummary:
         earlier: files that an earlier run had finished.
         rank: number of this process, 0 for the one that gathers the results.
         unfit: with ``any``, how many were predicted although they are no frontal chest radiograph, by reason.
+        fit: how anomaly percentiles are spread, and whether the reference fits; None if too few have one.
     """
 
     total: int
@@ -112,6 +119,7 @@ class PredictionSummary:
     earlier: int = 0
     rank: int = 0
     unfit: Mapping[str, int] = field(default_factory=dict)
+    fit: ReferenceFit | None = None
 
     @property
     def status(self) -> int:
@@ -181,11 +189,12 @@ def predict(
     left_out, earlier = _gathered(job.run(todo, progress and rank == 0), len(share) - len(todo), world)
     facts = {**run, "thresholds": scorer.thresholds, "mask_values": scorer.mask_values, "note": NOTE}
     total = len(source.files)
-    scored, unfit = total - len(left_out), Counter[str]()
+    scored, unfit, fit = total - len(left_out), Counter[str](), None
     if rank == 0:
-        scored, unfit = folder.finish(total, left_out, facts, scorer.labels)
+        gathered = folder.finish(total, left_out, facts, scorer.labels, source.normal)
+        scored, unfit, fit = gathered.count, gathered.unfit, gathered.fit
     _leave(world, joined_before)
-    return PredictionSummary(total, scored, left_out, earlier, rank, unfit)
+    return PredictionSummary(total, scored, left_out, earlier, rank, unfit, fit)
 
 
 def _run_facts(source: Source, scorer: Scorer, label: str | None, **written: bool) -> dict[str, Any]:

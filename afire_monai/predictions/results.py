@@ -7,7 +7,8 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from afire_monai.core.errors import AfireError
 from afire_monai.core.files import whole_file, write_text
+from afire_monai.predictions.anomaly.fit import ReferenceFit, reference_fit
 from afire_monai.predictions.format import (
     FACTS,
     FORMAT,
@@ -37,6 +39,26 @@ from afire_monai.radiographs.judgement import FIT
 
 RECORDS, OVERLAYS, RESTORED = "json", "overlays", "restored"
 RUN, KEY, LEFT_OUT = "run.json", "index.csv", "left_out.csv"
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What a finished folder holds.
+
+    Attributes:
+        count: images with a prediction.
+        unfit: of how many of their DICOM files each reason says that they are no frontal chest radiograph.
+        fit: how their anomaly percentiles are spread; None if too few have one.
+    """
+
+    count: int
+    unfit: Counter[str]
+    fit: ReferenceFit | None
+
+
+def _fit(index: NDArray[np.int64], percentiles: NDArray[np.float64], normal: Collection[int]) -> ReferenceFit | None:
+    """Judge the reference by the images known to be normal, or by all if too few are."""
+    return reference_fit(percentiles[np.isin(index, list(normal))], True) or reference_fit(percentiles, False)
 
 
 class ResultFolder:
@@ -128,8 +150,13 @@ class ResultFolder:
         write_text(self._path(RECORDS, index, "json"), text, shared=True)
 
     def finish(
-        self, count: int, left_out: Mapping[int, str], facts: Mapping[str, Any], labels: list[str]
-    ) -> tuple[int, Counter[str]]:
+        self,
+        count: int,
+        left_out: Mapping[int, str],
+        facts: Mapping[str, Any],
+        labels: list[str],
+        normal: Collection[int] = (),
+    ) -> Gathered:
         """Gather the records into ``predictions.csv`` and ``.json``, and the reasons into ``left_out.csv``.
 
         Args:
@@ -137,10 +164,7 @@ class ResultFolder:
             left_out: reasons by index.
             facts: for `Predictions`.
             labels: columns of probabilities.
-
-        Returns:
-            How many images have a prediction, and of how many of them DICOM files each reason says that they are no
-            frontal chest radiograph.
+            normal: indices of images that are known to be normal.
         """
         for part in self.folder.glob("*/.[0-9]*.part"):
             part.unlink()  # of a process that was killed
@@ -162,10 +186,13 @@ class ResultFolder:
         for kind in (HEATMAPS, MASKS, OVERLAYS, RESTORED):
             with contextlib.suppress(OSError):
                 (self.folder / kind).rmdir()  # where it is empty
+        fit = _fit(np.array(list(found)), np.array(percentiles), normal)
         described = {**facts, "format": FORMAT, "labels": labels, "count": len(table), "anomaly": anomaly}
+        if fit is not None:
+            described["reference_fit"] = {**asdict(fit), "words": fit.words}
         described |= {JUDGEMENT: named, "left_out": _sorted(counted_reasons(left_out)), "unfit": _sorted(unfit)}
         write_text(self.folder / FACTS, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
-        return len(table), unfit
+        return Gathered(len(table), unfit, fit)
 
     def _path(self, kind: str, index: int, suffix: str) -> Path:
         return self.folder / kind / f"{index:05d}.{suffix}"

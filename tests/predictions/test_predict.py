@@ -474,6 +474,26 @@ def test_reading_ahead_keeps_the_order_and_never_runs_far_ahead(workers):
     assert list(ahead(work, [], workers, 4)) == []
 
 
+def test_whether_the_reference_fits_is_said_of_normals_and_of_radiographs_that_all_look_unusual(
+    normals, model, tmp_path, capsys
+):
+    words = ["--model", str(model), "--heatmap", "none", "--quiet", "--out"]
+    assert cli.run(["predict", str(normals), "--section", "training", *words, str(tmp_path / "normals")]) == 0
+    shown = capsys.readouterr().out
+    facts = json.loads((tmp_path / "normals" / "predictions.json").read_text())["reference_fit"]
+    # the abnormal picture of that section does not count
+    assert (facts["count"], facts["known_normal"]) == (30, True)
+    assert "of 30 radiographs that the list calls normal, half lie above" in shown
+    (tmp_path / "noise").mkdir()
+    for number, picture in enumerate(np.random.default_rng(0).random((20, 60, 90))):
+        save_png(tmp_path / "noise" / f"{number}.png", torch.from_numpy(picture))
+    assert cli.run(["predict", str(tmp_path / "noise"), *words, str(tmp_path / "unlike")]) == 0
+    assert "WARNING: of 20 radiographs, half lie above the 100th percentile" in capsys.readouterr().out
+    (tmp_path / "noise" / "0.png").unlink()
+    assert cli.run(["predict", str(tmp_path / "noise"), *words, str(tmp_path / "few")]) == 0
+    assert "WARNING" not in capsys.readouterr().out
+
+
 # the reference's command ----------------------------------------------------------------------------------------------
 
 
