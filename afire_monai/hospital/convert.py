@@ -105,6 +105,7 @@ class Job:
         max_side: longest side of the PNG in pixels.
         check_text: look for text near the borders.
         look: look for lung fields.
+        window_index: which window or VOI LUT to use where the file has several.
     """
 
     number: int
@@ -113,11 +114,12 @@ class Job:
     max_side: int
     check_text: bool
     look: bool = True
+    window_index: int = 0
 
     @property
     def setting(self) -> str:
         """What the result depends on besides the file."""
-        return f"{self.max_side} {int(self.check_text)} {int(self.look)}"
+        return f"{self.max_side} {int(self.check_text)} {int(self.look)} {self.window_index}"
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ class Reading:
         max_side: longest side of the PNG in pixels.
         check_text: look for text near the borders.
         include_laterals: convert lateral views as well.
+        window_index: as of `Job`.
     """
 
     number: int
@@ -160,6 +163,7 @@ class Reading:
     max_side: int
     check_text: bool
     include_laterals: bool
+    window_index: int = 0
 
 
 @dataclass(frozen=True)
@@ -197,7 +201,7 @@ def read_file(task: Reading) -> Read | Failure:
                 return Read(header)
             target = os.path.join(task.folder, provisional(task.number))
             look = not verdict.stated and not verdict.lateral
-            job = Job(task.number, task.source, target, task.max_side, task.check_text, look)
+            job = Job(task.number, task.source, target, task.max_side, task.check_text, look, task.window_index)
             try:
                 add_pixels()
                 result = _convert(job, path, dataset)
@@ -226,7 +230,7 @@ def convert(job: Job) -> Converted | Failure:
 
 
 def _convert(job: Job, path: Path, dataset: Any) -> Converted | Failure:
-    pixels = picture_of(path, dataset, modalities=None).pixels
+    pixels = picture_of(path, dataset, modalities=None, window_index=job.window_index).pixels
     reduced = reduce(pixels, job.max_side)
     low, high = reduced.min(), reduced.max()  # NaN if any value is
     if not np.isfinite(high - low):

@@ -85,6 +85,7 @@ def ingest(
     workers: int | None = None,
     include_laterals: bool = False,
     max_side: int = 1024,
+    window_index: int = 0,
     check_text: bool = False,
     accept_text: bool = False,
     issuers: str = "one",
@@ -119,6 +120,7 @@ def ingest(
             limits of time and memory for each file.
         include_laterals: keep lateral views as well.
         max_side: longest side of the pictures in pixels; larger ones are averaged down.
+        window_index: which DICOM window or VOI LUT to use where a file has several: 0, 1, …
         check_text: leave out pictures with something like text near the border.
         accept_text: with check_text, keep them and count them.
         issuers: one: a PatientID is one patient, whoever issued it; separate: the same PatientID of two issuers is two
@@ -134,7 +136,7 @@ def ingest(
     roots = [Path(os.path.abspath(source)) for source in sources]
     options = Options(
         tuple(allow), SplitRule.parse(split_by, split, seed), include_laterals, max_side, check_text, accept_text,
-        name, normal_label, Issuers(issuers).rule,
+        name, normal_label, Issuers(issuers).rule, window_index,
     )  # fmt: skip
     processes = min(os.cpu_count() or 1, 8) if workers is None else workers
     _check(roots, options, Path(out), processes)
@@ -203,6 +205,8 @@ def _check(roots: Sequence[Path], options: Options, out: Path, workers: int) -> 
         raise AfireError(f"allow names {', '.join(map(repr, unknown))}; {', '.join(ALLOWED)} can be allowed")
     if options.max_side < 32:
         raise AfireError(f"max-side is {options.max_side}; 32 pixels or more are expected")
+    if options.window_index < 0:
+        raise AfireError(f"window-index is {options.window_index}; 0, 1, … are expected")
     if workers < 0:
         raise AfireError(f"workers is {workers}; 0 or more are expected")
     if out.exists() and not (out / PRIVATE / STATE).exists():

@@ -156,6 +156,7 @@ class Options:
     name: str = "hospital"
     normal_label: str = "Normal"
     issuers: str = ONE
+    window_index: int = 0
 
 
 @dataclass
@@ -226,6 +227,7 @@ def write(
             "allow": list(options.allow), "split_by": options.split.by, "split": list(options.split.shares),
             "seed": options.split.seed, "include_laterals": options.include_laterals, "max_side": options.max_side,
             "check_text": options.check_text, "accept_text": options.accept_text, "issuers": options.issuers,
+            "window_index": options.window_index,
         }  # fmt: skip
         facts = {"afire_monai": __version__, "datalist_sha256": datalist_hash(datalist),
                  "key_fingerprint": identity.fingerprint, "settings": settings}  # fmt: skip

@@ -89,7 +89,7 @@ class Chooser:
         """
         o = self.options
         tasks = [
-            Reading(number, path, str(self.folder), o.max_side, o.check_text, o.include_laterals)
+            Reading(number, path, str(self.folder), o.max_side, o.check_text, o.include_laterals, o.window_index)
             for number, path in self.state.without_header()
         ]
         again = []
@@ -195,10 +195,10 @@ class Chooser:
             )
 
     def _job(self, candidate: Candidate) -> Job:
-        source = self.state.path_of(candidate.number)
+        source, o = self.state.path_of(candidate.number), self.options
         target = self.folder / f"{candidate.image}.png"
         look = self._looks(candidate)
-        return Job(candidate.number, source, str(target), self.options.max_side, self.options.check_text, look)
+        return Job(candidate.number, source, str(target), o.max_side, o.check_text, look, o.window_index)
 
     def _looks(self, candidate: Candidate) -> bool:
         """Whether the picture has to show what the tags do not say."""

@@ -296,6 +296,18 @@ def test_next_image_stands_in_for_one_that_cannot_be_decoded(tmp_path: Path) -> 
     assert reasons(tmp_path / "out") == {"a_cut": "broken or truncated", "c_shown": "broken or truncated"}
 
 
+def test_another_window_is_used_when_asked_for_also_in_a_folder_that_had_the_first(tmp_path: Path) -> None:
+    windows = {"WindowCenter": [2000, 3000], "WindowWidth": [4000, 1500]}
+    source = write(tmp_path / "in" / "a", 1, chest(1, 96), **windows)
+    for window_index in (0, 1, 0):
+        run(tmp_path, window_index=window_index)
+        (picture,) = (tmp_path / "out" / "images").iterdir()
+        wanted = read_picture(source, window_index=window_index).pixels
+        np.testing.assert_array_equal(np.asarray(Image.open(picture)), np.rint(wanted * 65535))
+    with pytest.raises(AfireError, match="window-index is -1"):
+        run(tmp_path, window_index=-1)
+
+
 def test_silent_tags_need_a_picture_with_two_fields(tmp_path: Path) -> None:
     flat = np.linspace(0, 4095, 64).astype(np.uint16)[None].repeat(64, 0)
     write(tmp_path / "in" / "a_looks_right", 1, BodyPartExamined="", ViewPosition="")
