@@ -200,12 +200,12 @@ INPUTS: dict[str, Kind] = {
     ),
     "table": Kind(make_list, ("table.csv",), lambda folder: datalist_from_csv(folder / "table.csv")),
     "list": Kind(make_list, ("list.json",), read_list, ("item ",)),
-    "settings": Kind(make_settings, tuple(f"{key}.setting" for key in SETTINGS), read_settings),
-    "disk cache": Kind(make_cache, ("cache.json", "index.npy", "pixels_00000.npy"), read_cache),
+    "settings": Kind(make_settings, tuple(f"{key}.setting" for key in SETTINGS), read_settings, ("--",)),
+    "disk cache": Kind(make_cache, ("cache.json", "index.npy", "pixels_00000.npy"), read_cache, ("pixels_",)),
     "predictions": Kind(
         make_predictions,
         ("predictions.csv", "predictions.json", "heatmaps/00001.png", "masks/00001.png"),
         read_predictions,
     ),
-    "ingest state": Kind(make_ingest, ("out/private/state.sqlite", "out/private/key"), run_ingest),
+    "ingest state": Kind(make_ingest, ("out/private/state.sqlite", "out/private/key"), run_ingest, ("damaged/out",)),
 }

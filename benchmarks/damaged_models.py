@@ -139,12 +139,17 @@ def files_of(*kinds: str) -> tuple[str, ...]:
     return tuple(f"{kind}.{suffix}" for kind in kinds for suffix in ("safetensors", "json"))
 
 
+NOT_FINITE = ("its weights are damaged",)
+"""What is said where numbers come out that are not finite, as several files may be at fault."""
 MODELS: dict[str, Kind] = {
     "checkpoint": Kind(lambda folder: trainer(folder).run(), (CHECKPOINT,), read_checkpoint),
-    "weights from elsewhere": Kind(make_foreign, ("vit.pth", "config.json"), read_foreign),
+    "weights from elsewhere": Kind(make_foreign, ("vit.pth", "config.json"), read_foreign, ("JSON file beside",)),
     "model folder, encoder": Kind(make_models, files_of("encoder"), read_encoder),
     "model folder, classifier and segmenter": Kind(
-        make_models, files_of("task/classifier", "task/segmenter"), lambda folder: ask(folder / "task")
+        make_models,
+        files_of("task/classifier", "task/segmenter"),
+        lambda folder: ask(folder / "task"),
+        NOT_FINITE,
     ),
-    "model folder, anomaly": Kind(make_models, files_of("restorer", "detector", "reference"), ask),
+    "model folder, anomaly": Kind(make_models, files_of("restorer", "detector", "reference"), ask, NOT_FINITE),
 }
