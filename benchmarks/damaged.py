@@ -1,158 +1,150 @@
 """Damage thousands of files, and see that each ends in a result or a named error, in bounded time and memory.
 
-python benchmarks/damaged.py --files 5000
+Every file of `damaged_inputs` and `damaged_models` is changed in turn: bytes of it, or values of what it holds. What
+reads it works in a process of its own, which is ended after 30 s and may ask for 2 GiB more than Python, PyTorch and
+MONAI have mapped. File NUMBER of a kind depends on the seed, the kind and NUMBER alone: ``--only KIND --first NUMBER
+--files 1`` does it again.
+
+    nice -n 5 python benchmarks/damaged.py --files 400
+    python benchmarks/damaged.py --files 20 --only "ingest state" "disk cache"
 """
 
 from __future__ import annotations
 
 import argparse
-import io
-import json
 import logging
 import random
 import re
-import resource
+import shutil
+import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from damage import damaged
+from damaged_inputs import INPUTS, Kind
+from damaged_models import MODELS
 
 from afire_monai.core.errors import AfireError
-from afire_monai.datalists.file import normal_of
-from afire_monai.datalists.from_csv import datalist_from_csv
-from afire_monai.datalists.validate import validate_datalist
-from afire_monai.radiographs.decode import read_picture
-from afire_monai.radiographs.masks import read_mask
+from afire_monai.core.pool import Failure, Pool
 
-SECONDS = 10.0
+SECONDS = 30.0
 """Longest that one small file may take."""
-MEBIBYTES = 1024
-"""Most that all of it may take."""
+BYTES = 2 << 30
+"""Most that a process may have in use, and that it may ask for besides what its libraries have mapped."""
+KINDS: dict[str, Kind] = {**INPUTS, **MODELS}
 
 
-def sound_files(folder: Path) -> dict[str, tuple[str, bytes, Callable[[Path], object]]]:
-    """Return a sound file of each kind: its suffix, its bytes, and what reads it."""
-    import nibabel
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.encaps import encapsulate
-    from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit, generate_uid
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one file: ``result``, ``refused`` or ``raw``; seconds, bytes in use at most, and the message."""
 
-    grey = np.random.default_rng(0).integers(0, 255, (48, 40), dtype=np.uint8)
-
-    def saved(values: np.ndarray, kind: str) -> bytes:
-        buffer = io.BytesIO()
-        Image.fromarray(values).save(buffer, format=kind)
-        return buffer.getvalue()
-
-    def dicom(syntax: str) -> bytes:
-        data = Dataset()
-        data.file_meta = FileMetaDataset()
-        data.SOPClassUID = ComputedRadiographyImageStorage
-        data.SOPInstanceUID = generate_uid(entropy_srcs=["damaged"])
-        data.file_meta.TransferSyntaxUID = syntax
-        data.Modality, data.PhotometricInterpretation, data.SamplesPerPixel = "CR", "MONOCHROME2", 1
-        data.Rows, data.Columns, data.BitsAllocated, data.BitsStored, data.HighBit = 48, 40, 8, 8, 7
-        data.PixelRepresentation, data.WindowCenter, data.WindowWidth = 0, 120, 200
-        data.PixelData = grey.tobytes() if syntax == ExplicitVRLittleEndian else encapsulate([saved(grey, "JPEG")])
-        data["PixelData"].VR = "OB"
-        buffer = io.BytesIO()
-        data.save_as(buffer, enforce_file_format=True)
-        return buffer.getvalue()
-
-    table = "path,group,labels,sex,age,mask\n" + "".join(
-        f"{n}.png,p{n // 2},{'Normal' if n % 2 else 'Mass|Edema'},F,5{n},m.png\n" for n in range(8)
-    )
-    items = [{"image": f"{n}.png", "group": f"p{n}", "label": [n % 2, 0], "mask": "m.png"} for n in range(6)]
-    for name in [*(f"{n}.png" for n in range(8)), "m.png"]:
-        (folder / name).write_bytes(saved(grey, "PNG"))
-    return {
-        "PNG": (".png", saved(grey, "PNG"), read_picture),
-        "16-bit PNG": (".png", saved(grey.astype(np.uint16) * 200, "PNG"), read_picture),
-        "JPEG": (".jpg", saved(grey, "JPEG"), read_picture),
-        "NIfTI": (".nii", nibabel.Nifti1Image(grey, np.eye(4)).to_bytes(), read_picture),
-        "DICOM": (".dcm", dicom(ExplicitVRLittleEndian), read_picture),
-        "DICOM JPEG": (".dcm", dicom(JPEGBaseline8Bit), read_picture),
-        "mask": (".png", saved((grey > 99).astype(np.uint8), "PNG"), read_mask),
-        "table": (".csv", table.encode(), datalist_from_csv),
-        "list": (".json", json.dumps({"labels": ["Normal", "Mass"], "training": items}).encode(), _read_list),
-    }
+    what: str
+    seconds: float
+    peak: int
+    detail: str = ""
 
 
-def _read_list(path: Path) -> object:
-    report = validate_datalist(path)
-    from afire_monai.datalists.file import load_datalist
+@dataclass
+class Count:
+    """Outcomes of a kind."""
 
-    load_datalist(path, section="training")
-    return report, normal_of(load_datalist(path), "training")
+    outcomes: Counter[str] = field(default_factory=Counter)
+    slowest: float = 0.0
+    peak: int = 0
 
 
-def damaged(data: bytes, draw: random.Random) -> bytes:
-    """Return a file cut off, with changed, doubled, lost or inserted bytes, or with large numbers in its head."""
-    changed = bytearray(data)
-    for _ in range(draw.choice((1, 1, 2, 8, 40))):
-        at = draw.randrange(len(changed)) if draw.random() < 0.5 else draw.randrange(min(len(changed), 300))
-        way = draw.randrange(6)
-        if way == 0:
-            changed[at] = draw.randrange(256)
-        elif way == 1:
-            changed[at : at + 4] = draw.choice((b"\xff\xff\xff\x7f", b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\0\xea\x60"))
-        elif way == 2:
-            del changed[at : at + draw.randrange(1, 30)]
-        elif way == 3:
-            changed[at:at] = changed[at : at + draw.randrange(1, 60)]
-        elif way == 4:
-            changed[at:at] = draw.choice((b'"', b",", b"\n", b"null", b"\xff", b"\xed\xa0\x80", b"{", b"1e999"))
-        elif draw.random() < 0.3:
-            del changed[at:]
-        if not changed:
-            break
-    return bytes(changed)
+def peak_bytes() -> int:
+    """Most memory that this process has had in use."""
+    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(found[1]) * 1024 if found else 0
+
+
+def place_of(error: Exception) -> str:
+    """Where in the package an error came through last."""
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if "afire_monai" in Path(frame.filename).parts
+    ]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "elsewhere"
+
+
+def one_file(task: tuple[str, int], sound: Path, seed: int) -> Outcome:
+    """Damage a file of a kind in a copy of its folder, and read that."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    name, number = task
+    kind, draw = KINDS[name], random.Random(f"{seed} {name} {number}")
+    with tempfile.TemporaryDirectory() as copy:
+        folder = Path(copy) / "damaged"
+        shutil.copytree(sound / name, folder)
+        path = folder / kind.changed[number % len(kind.changed)]
+        path.write_bytes(damaged(path.read_bytes(), path.suffix, draw))
+        begin = time.perf_counter()
+        try:
+            kind.read(folder)
+            what, detail = "result", ""
+        except AfireError as error:
+            what, detail = "refused", str(error)
+            if not any(word in detail for word in (path.name, path.stem, *kind.named)):
+                what = "raw"  # nobody would know which file to look at
+        except Exception as error:
+            what, detail = "raw", f"{type(error).__name__} {place_of(error)}: {error}"
+        return Outcome(what, time.perf_counter() - begin, peak_bytes(), f"{path.name}: {detail}")
+
+
+def campaign(names: list[str], first: int, files: int, seed: int, sound: Path) -> Iterator[tuple[str, int, Outcome]]:
+    """Damage so many files of each kind."""
+    work = partial(one_file, sound=sound, seed=seed)
+    tasks = [(name, number) for name in names for number in range(first, first + files)]
+    with Pool(1, SECONDS, BYTES) as pool:
+        for task, found in pool.run(work, tasks):
+            yield (
+                *task,
+                Outcome("raw", SECONDS, 0, f"{found.kind} {found.detail}") if isinstance(found, Failure) else found,
+            )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--files", type=int, default=5000)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=400, help="of each kind")
+    parser.add_argument("--first", type=int, default=0, help="number of the first file of each kind")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    logging.disable(logging.CRITICAL)
-    counts: dict[str, Counter[str]] = {}
-    slowest = 0.0
-    unnamed: list[str] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        kinds = sound_files(folder)
-        for number in range(options.files):
-            kind, (suffix, data, read) = list(kinds.items())[number % len(kinds)]
-            path = folder / f"damaged{suffix}"
-            path.write_bytes(damaged(data, random.Random(options.seed * 1_000_003 + number)))
-            begin = time.perf_counter()
-            try:
-                read(path)
-                outcome = "read"
-            except AfireError as error:
-                outcome = "refused"
-                if "damaged" not in str(error) and "item " not in str(error):
-                    unnamed.append(f"{kind} {number}: {error}")
-            except Exception as error:
-                outcome = "unnamed"
-                unnamed.append(f"{kind} {number}: {type(error).__name__}: {error}")
-            slowest = max(slowest, time.perf_counter() - begin)
-            counts.setdefault(kind, Counter())[outcome] += 1
-    for kind, outcomes in counts.items():
-        print(f"{kind}: " + ", ".join(f"{outcome} {count}" for outcome, count in sorted(outcomes.items())))
-    # getrusage would count what the process that started this one had
-    status = Path("/proc/self/status")
-    peak = re.search(r"VmHWM:\s+(\d+)", status.read_text()) if status.exists() else None
-    memory = (int(peak[1]) if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) // 1024
-    print(f"{options.files} files, {len(unnamed)} unnamed; slowest {slowest:.2f} s; at most {memory} MiB")
-    print(*unnamed[:20], sep="\n")
-    return int(bool(unnamed) or slowest > SECONDS or memory > MEBIBYTES)
+    counts = {name: Count() for name in options.only}
+    raw: list[str] = []
+    with tempfile.TemporaryDirectory() as sound:
+        for name in options.only:
+            (Path(sound) / name).mkdir()
+            KINDS[name].make(Path(sound) / name)
+            KINDS[name].read(Path(sound) / name)
+        for name, number, outcome in campaign(options.only, options.first, options.files, options.seed, Path(sound)):
+            count = counts[name]
+            count.outcomes[outcome.what] += 1
+            count.slowest, count.peak = max(count.slowest, outcome.seconds), max(count.peak, outcome.peak)
+            if outcome.what == "raw":
+                raw.append(f"{name} {number}: {outcome.detail[:300]}")
+                print(raw[-1], file=sys.stderr, flush=True)
+    return report(counts, raw, options.seed)
+
+
+def report(counts: dict[str, Count], raw: list[str], seed: int) -> int:
+    print("| kind | files | a result | refused by name | raw error, hang or crash | slowest | memory |")
+    print("|---|---|---|---|---|---|---|")
+    for name, count in counts.items():
+        numbers = [count.outcomes.total(), *(count.outcomes[what] for what in ("result", "refused", "raw"))]
+        cells = [*map(str, numbers), f"{count.slowest:.2f} s", f"{count.peak >> 20} MiB"]
+        print(f"| {name} | {' | '.join(cells)} |")
+    slowest, peak = (max(getattr(count, name) for count in counts.values()) for name in ("slowest", "peak"))
+    files = sum(count.outcomes.total() for count in counts.values())
+    print(f"seed {seed}: {files} files, {len(raw)} raw; slowest {slowest:.2f} s; at most {peak >> 20} MiB")
+    return int(bool(raw) or slowest > SECONDS or peak > BYTES)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,17 @@ def load_datalist(
     datalist = read_raw(Path(path))
     base = Path(base_dir) if base_dir is not None else Path(path).absolute().parent
     resolved = resolve_paths(datalist, base, where=str(path), in_place=True)
-    return resolved if section is None else _alike(_section(resolved, section, path), resolved.get("labels", []))
+    if section is None:
+        return resolved
+    try:
+        return _alike(_section(resolved, section, path), resolved.get("labels", []))
+    except DataListError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataListError(
+            f"{path}: a label in {section} is neither a number nor null ({error}); `afire datalist check` names the "
+            "item. Mend it, or make the list again"
+        ) from error
 
 
 def _section(datalist: DataList, section: str, path: StrPath) -> list[dict[str, Any]]:

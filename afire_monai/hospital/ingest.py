@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,8 @@ from afire_monai.core.console import hidden
 from afire_monai.core.errors import AfireError
 from afire_monai.core.pool import Pool
 from afire_monai.hospital import outputs
-from afire_monai.hospital.candidates import (
-    NO_DATE,
-    NO_SITE,
-)
-from afire_monai.hospital.identity import KEY, PRIVATE, IdentityKey, make_private_folder
+from afire_monai.hospital.candidates import NO_DATE, NO_SITE
+from afire_monai.hospital.identity import INDEX, KEY, PRIVATE, IdentityKey, make_private_folder
 from afire_monai.hospital.issuers import Issuers
 from afire_monai.hospital.labels import LabelTable
 from afire_monai.hospital.outputs import ALLOWED, Options, SplitRule
@@ -139,7 +137,7 @@ def ingest(
         name, normal_label, Issuers(issuers).rule, window_index,
     )  # fmt: skip
     processes = min(os.cpu_count() or 1, 8) if workers is None else workers
-    _check(roots, options, Path(out), processes)
+    _check(roots, options, Path(out), processes, key)
     table = None
     if labels is not None:
         table = LabelTable(
@@ -164,6 +162,8 @@ def ingest(
         state.save()
         done = outputs.write(state, identity, options, Path(out), table, [str(root) for root in roots])
         return IngestSummary(Path(out), **done, headers_read=reader.headers_read, images_read=chosen.converted)
+    except sqlite3.DatabaseError as error:
+        raise state.damaged(error) from error
     finally:
         state.close()
 
@@ -197,7 +197,7 @@ class _Reader:
         yield from tqdm(steps, total=count, desc=words, unit="file", disable=hidden())
 
 
-def _check(roots: Sequence[Path], options: Options, out: Path, workers: int) -> None:
+def _check(roots: Sequence[Path], options: Options, out: Path, workers: int, key: StrPath | None) -> None:
     if not roots:
         raise AfireError("nothing to ingest: name a folder of DICOM files, or a DICOMDIR")
     unknown = [tag for tag in options.allow if tag not in ALLOWED]
@@ -209,7 +209,8 @@ def _check(roots: Sequence[Path], options: Options, out: Path, workers: int) -> 
         raise AfireError(f"window-index is {options.window_index}; 0, 1, … are expected")
     if workers < 0:
         raise AfireError(f"workers is {workers}; 0 or more are expected")
-    if out.exists() and not (out / PRIVATE / STATE).exists():
+    known = [STATE, KEY] if key is None else [STATE, INDEX]  # a damaged state is removed, and what it knew read again
+    if out.exists() and not any((out / PRIVATE / name).exists() for name in known):
         others = [name for name in os.listdir(out) if name != PRIVATE] if out.is_dir() else [out.name]
         if others:
             raise AfireError(f"{out}: not an empty folder, and not of `afire ingest`; give another with --out")

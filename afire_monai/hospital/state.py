@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,31 +66,49 @@ class State:
             os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600))
             os.chmod(self.path, 0o600)
             self._base = sqlite3.connect(self.path, timeout=1.0, isolation_level=None)
+        except (OSError, sqlite3.OperationalError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise AfireError(f"{self.path}: {reason}; give a folder that can be written with --out") from error
+        try:
+            self.run = self._begin()
+        except BaseException:
+            self._base.close()
+            raise
+
+    def _begin(self) -> int:
+        """Take the file for this process alone, and return the number of this run."""
+        try:
             self._base.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._base.execute("PRAGMA temp_store=MEMORY")
             self._base.execute("BEGIN EXCLUSIVE")
             for statement in _TABLES.split(";"):
                 self._base.execute(statement)
-            known = self.fact("format", str(_FORMAT))
+            known, run = self.fact("format", str(_FORMAT)), int(self.fact("run", "0")) + 1
+            if known != str(_FORMAT):
+                raise AfireError(f"{self.path}: of another version of this program. Remove it: all is read again")
+            self.set_fact("format", known)
+            self.set_fact("run", str(run))
+        except AfireError:
+            raise
         except sqlite3.OperationalError as error:
             raise AfireError(
                 f"{self.path}: another `afire ingest` writes here, or the folder cannot be written ({error}). Wait for "
                 "it to end"
             ) from error
-        except sqlite3.DatabaseError as error:
-            raise AfireError(f"{self.path}: damaged ({error}). Remove it: the files are then read again") from error
-        except OSError as error:
-            raise AfireError(f"{self.path}: {error.strerror}; give a folder that can be written with --out") from error
-        if known != str(_FORMAT):
-            raise AfireError(f"{self.path}: of another version of this program. Remove it: the files are read again")
-        self.set_fact("format", str(_FORMAT))
-        self.run = int(self.fact("run", "0")) + 1
-        self.set_fact("run", str(self.run))
+        except (sqlite3.DatabaseError, ValueError) as error:
+            raise self.damaged(error) from error
+        return run
+
+    def damaged(self, error: Exception) -> AfireError:
+        """Return what to say where reading the data base, or what it holds, came to an error."""
+        return AfireError(f"{self.path}: damaged ({error}). Remove it: the files are then read again")
 
     def close(self) -> None:
         """Write what is waiting and let go of the file."""
-        self.save()
-        self._base.close()
+        try:
+            self.save()
+        finally:
+            self._base.close()
 
     def save(self) -> None:
         """Make what was noted outlast an interruption."""
@@ -102,6 +120,8 @@ class State:
                 f"{self.path}: cannot be written ({error}). Make room, then repeat the command: it goes on where it "
                 "stopped"
             ) from error
+        except sqlite3.DatabaseError as error:
+            raise self.damaged(error) from error
         self._waiting = 0
 
     def fact(self, name: str, default: str = "") -> str:
@@ -164,7 +184,7 @@ class State:
         rows = self._base.execute(
             "SELECT number, path FROM files WHERE run=? AND header IS NULL AND problem='' ORDER BY path", (self.run,)
         )
-        return [(number, os.fsdecode(path)) for number, path in rows]
+        return [(number, self._path(path)) for number, path in rows]
 
     def result(self, number: int, setting: str, passing: bool = False) -> Converted | Failure | None:
         """What converting a file under this setting gave; None where that is not known.
@@ -175,12 +195,12 @@ class State:
             passing: also give failures that may be otherwise the next time.
         """
         row = self._base.execute("SELECT result FROM files WHERE number=? AND setting=?", (number, setting)).fetchone()
-        result = None if row is None else _result(row[0])
+        result = None if row is None else self._result(row[0])
         return None if isinstance(result, Failure) and result.kind in _PASSING and not passing else result
 
     def path_of(self, number: int) -> str:
         """Path of a file."""
-        return os.fsdecode(self._base.execute("SELECT path FROM files WHERE number=?", (number,)).fetchone()[0])
+        return self._path(self._base.execute("SELECT path FROM files WHERE number=?", (number,)).fetchone()[0])
 
     def entries(self, kept_only: bool = False) -> Iterator[Entry]:
         """Return the files of this run in the order of their paths; one at a time is in memory."""
@@ -190,8 +210,8 @@ class State:
             (self.run, KEPT, not kept_only),
         )
         for number, path, verdict, problem, header, result in rows:
-            known = None if header is None else Header.from_values(json.loads(header))
-            yield Entry(number, os.fsdecode(path), verdict or problem or UNEXPECTED, known, _result(result))
+            reason = self._text(verdict) or self._text(problem) or UNEXPECTED
+            yield Entry(number, self._path(path), reason, self._header(header), self._result(result))
 
     def reasons(self) -> Iterator[tuple[str, str, str]]:
         """Return path, reason (or `KEPT`) and detail of each file of this run, in the order of their paths."""
@@ -199,11 +219,33 @@ class State:
             "SELECT path, verdict, problem, detail, result FROM files WHERE run=? ORDER BY path", (self.run,)
         )
         for path, verdict, problem, detail, result in rows:
-            reason = verdict or problem or UNEXPECTED
-            converted = None if reason == KEPT else _result(result)
+            reason = self._text(verdict) or self._text(problem) or UNEXPECTED
+            converted = None if reason == KEPT else self._result(result)
             if isinstance(converted, Failure) and converted.kind == reason:
                 detail = converted.detail
-            yield os.fsdecode(path), reason, detail or ""
+            yield self._path(path), reason, self._text(detail)
+
+    def _text(self, value: Any) -> str:
+        if not isinstance(value, str | None):
+            raise self.damaged(TypeError(f"{value!r} is no text"))
+        return value or ""
+
+    def _path(self, value: Any) -> str:
+        if not isinstance(value, bytes):
+            raise self.damaged(TypeError(f"{value!r} is no path"))
+        return os.fsdecode(value)
+
+    def _header(self, text: str | None) -> Header | None:
+        try:
+            return None if text is None else Header.from_values(json.loads(text))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise self.damaged(error) from error
+
+    def _result(self, text: str | None) -> Converted | Failure | None:
+        try:
+            return None if text is None else _result(json.loads(text))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise self.damaged(error) from error
 
     def _noted(self) -> None:
         self._waiting += 1
@@ -215,11 +257,39 @@ def _text(result: Converted | Failure) -> str:
     return json.dumps(vars(result), separators=(",", ":"))
 
 
-def _result(text: str | None) -> Converted | Failure | None:
-    if text is None:
-        return None
-    values = json.loads(text)
+def _result(values: dict[str, Any]) -> Converted | Failure:
+    """Return what `_text` was given.
+
+    Raises:
+        TypeError: if something is missing or of another type.
+    """
     if "kind" in values:
-        return Failure(**values)
-    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return Converted(**plain)
+        return Failure(**_of_types(values, {"kind": str, "detail": str}))
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    converted = Converted(**_of_types(plain, _CONVERTED))
+    if len(converted.shape) != 2 or not all(
+        isinstance(n, int | float) for n in (*converted.shape, *converted.histogram)
+    ):
+        raise TypeError("shape and histogram hold something else than numbers")
+    return converted
+
+
+_CONVERTED = {
+    "size": int,
+    "pixels": str,
+    "shape": tuple,
+    "lung_fields": (int, float),
+    "letters": int,
+    "histogram": tuple,
+}
+
+
+def _of_types(values: dict[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values as they are.
+
+    Raises:
+        TypeError: if one is of another type.
+    """
+    if wrong := [name for name, value in values.items() if not isinstance(value, types.get(name, ()))]:
+        raise TypeError(f"{wrong[0]} is {values[wrong[0]]!r}")
+    return values

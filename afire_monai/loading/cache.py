@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import time
+import tokenize
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -68,8 +69,11 @@ class CacheHeader:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise DataListError(f"cache_dtype {self.dtype!r}: {' or '.join(DTYPES)} is expected")
-        if len(self.size) != 2 or min(self.size) < 1:
+        if len(self.size) != 2 or not all(_is_count(side) for side in self.size):
             raise DataListError(f"cache of size {tuple(self.size)}: a height and a width in pixels are expected")
+
+        if not _is_count(self.shard_rows):
+            raise DataListError(f"cache with {self.shard_rows!r} pictures in a file; a whole number is expected")
 
     @classmethod
     def load(cls, folder: Path) -> CacheHeader | None:
@@ -79,17 +83,20 @@ class CacheHeader:
             DataListError: not readable, or of another format.
         """
         try:
-            text = (folder / "cache.json").read_text(encoding="utf-8")
+            raw = (folder / "cache.json").read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
             raise DataListError(f"cache {folder}: {error.strerror}; give another cache_dir") from error
         try:
-            content = json.loads(text)
+            content = json.loads(raw.decode("utf-8"))
             content = {"options": {}, **content}  # which earlier versions did not have
             known = {name: content[name] for name in asdict(cls((1, 1), "uint8", []))}
             if known["format"] != FORMAT:
                 raise ValueError(f"format {known['format']}")
+            for name in ("modalities", "reasons"):
+                if not isinstance(known[name], list) or not all(isinstance(word, str) for word in known[name]):
+                    raise TypeError(f"{name} {known[name]!r}")
             return cls(**{**known, "size": tuple(known["size"])})
         except (ValueError, KeyError, TypeError) as error:
             raise DataListError(
@@ -166,6 +173,14 @@ def file_facts(paths: ImagePaths) -> tuple[NDArray[np.int64], NDArray[np.int64]]
     return both[:, 0].copy(), both[:, 1].copy()
 
 
+_UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, MemoryError, OverflowError, TypeError, tokenize.TokenError)
+"""What NumPy raises for a file of another format or a damaged one: its head is a Python literal."""
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 2**31
+
+
 def load_index(folder: Path) -> NDArray[Any]:
     """Map the index, read-only; no rows where there is none.
 
@@ -177,7 +192,7 @@ def load_index(folder: Path) -> NDArray[Any]:
         return np.empty(0, dtype=ROW)
     try:
         index = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except _UNREADABLE as error:
         raise DataListError(f"cache {folder}: index.npy cannot be read; delete the folder, or copy it anew") from error
     if index.dtype != ROW or index.ndim != 1:
         raise DataListError(f"cache {folder}: index.npy is not an index of format {FORMAT}; delete the folder")
@@ -456,6 +471,8 @@ class DiskCache:
         self.reasons = {
             int(place): _reason(header, index, int(rows[place])) for place in np.flatnonzero(states != READY)
         }
+        if self.slots.min(initial=0) < 0:
+            raise DataListError(f"cache {self.folder}: index.npy is damaged, a place is below 0; {_AGAIN}")
         self._shards: dict[int, NDArray[Any]] = {}
         self._beside: dict[str, NDArray[np.float16]] = {}
         for shard in np.unique(self.slots // header.shard_rows).tolist():
@@ -520,13 +537,15 @@ class DiskCache:
             return np.empty((0, annotation.values), dtype=np.float16)
         try:
             known = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
-        except (OSError, ValueError, EOFError) as error:
+        except _UNREADABLE as error:
             raise DataListError(f"cache {self.folder}: {path.name} cannot be read; delete it") from error
         if known.dtype != np.float16 or known.shape[1:] != (annotation.values,):
             raise DataListError(f"cache {self.folder}: {path.name} holds something else; delete it")
         return known
 
     def _by_shard(self, places: Sequence[int] | NDArray[np.integer[Any]]) -> list[tuple[NDArray[Any], Any, Any]]:
+        if not len(places):
+            return []
         shards, rows = np.divmod(self.slots[np.asarray(places, dtype=np.int64)], self.header.shard_rows)
         order = np.argsort(shards, kind="stable")
         numbers, starts = np.unique(shards[order], return_index=True)
@@ -538,8 +557,14 @@ class DiskCache:
             path = shard_path(self.folder, number)
             try:
                 mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
+            except _UNREADABLE as error:
                 raise DataListError(f"cache {self.folder}: {path.name} cannot be read ({error}); {_AGAIN}") from error
+            expected = (self.header.shard_rows, *self.header.size)
+            if mapped.shape != expected or mapped.dtype != self.header.dtype or np.isfortran(mapped):
+                raise DataListError(
+                    f"cache {self.folder}: {path.name} holds {mapped.dtype} {mapped.shape}, {self.header.dtype} "
+                    f"{expected} is expected; {_AGAIN}"
+                )
             self._shards[number] = mapped.view(np.ndarray)  # a plain array: subclasses cost time at each access
         return self._shards[number]
 

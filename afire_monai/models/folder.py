@@ -22,6 +22,7 @@ from afire_monai.models.shipped import shipped_folder
 from afire_monai.networks import Encoder, encoder_from_config
 from afire_monai.networks.task_networks import ViTClassifier, ViTSegmenter
 
+SHA256 = "weights_sha256"
 KINDS = ("classifier", "segmenter", "detector", "restorer", "encoder", "reference")
 INPUT = "images (B, C, H, W) float32 in 0…1, bright = dense, row 0 at the top; normalised inside"
 
@@ -98,7 +99,8 @@ def save_module_files(tensors: dict[str, Any], description: dict[str, Any], path
     """Write tensors to ``path`` and their description beside it (``.json``), each atomically.
 
     Both are written aside before either is put in place, and an earlier description is gone before the weights change:
-    whatever interrupts this, old weights never stand beside a new description or the other way round.
+    whatever interrupts this, old weights never stand beside a new description or the other way round. The description
+    gets the SHA-256 of the weights file as ``weights_sha256``, by which reading knows that the file is whole.
 
     Args:
         tensors: by name.
@@ -112,13 +114,13 @@ def save_module_files(tensors: dict[str, Any], description: dict[str, Any], path
     described = path.with_suffix(".json")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(described) as facts:
-            facts.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-            with whole_file(path) as weights:
-                kept = pack_int8(tensors) if int8 else tensors
-                save_file({name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}, weights)
-                weights.chmod(usual_mode())  # the library makes a file that only its owner may read
-                described.unlink(missing_ok=True)
+        with whole_file(described) as facts, whole_file(path) as weights:
+            kept = pack_int8(tensors) if int8 else tensors
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}, weights)
+            weights.chmod(usual_mode())  # the library makes a file that only its owner may read
+            text = json.dumps(description | {SHA256: weights_hashes({"": weights})[""]}, indent=2)
+            facts.write_text(text + "\n", encoding="utf-8")
+            described.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} cannot be written ({getattr(error, 'strerror', None) or error}); make room in {path.parent}, or "
@@ -135,12 +137,14 @@ def weights_that_fit(path: Path) -> Iterator[None]:
         path: the weights file.
 
     Raises:
-        CheckpointError: naming the file; errors of this package pass as they are.
+        CheckpointError: naming the file; errors of this kind pass as they are.
     """
     try:
         yield
-    except AfireError:
+    except CheckpointError:
         raise
+    except AfireError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except (RuntimeError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         reason = error.args[0] if isinstance(error, KeyError) and error.args else error
         message = " ".join(str(reason).split())
@@ -162,7 +166,8 @@ def load_module_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]
         Tensors by name, and the description.
 
     Raises:
-        CheckpointError: if one of the two files is missing or damaged, or a weight is not finite.
+        CheckpointError: if one of the two files is missing or damaged, a weight is not finite, or the description says
+            that it was written for another weights file.
     """
     path = Path(path)
     if path.is_dir():
@@ -178,6 +183,12 @@ def load_module_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]
         raise CheckpointError(
             f"{path.with_suffix('.json')}: a {type(description).__name__}; the object that was written beside the "
             "weights is expected. Copy both files again from where they were made"
+        )
+    expected = description.get(SHA256)
+    if expected is not None and expected != (seen := weights_hashes({"": path})[""]):
+        raise CheckpointError(
+            f"{path} has changed since it was written: its SHA-256 is {seen[:12]}…, and {str(expected)[:12]}… in "
+            f"{path.with_suffix('.json').name}. Copy both files again from where they were made"
         )
     refuse_not_finite(tensors, path)
     return tensors, description

@@ -25,6 +25,7 @@ from afire_monai.networks import ViTEncoder, encoder_from_config, resample_posit
 logger = logging.getLogger(__name__)
 _FILES = ("model.safetensors", "pytorch_model.bin", "model.pth", "model.pt")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+_MOST_HEADS = 256
 _DINOV3_BASE, _EVA_BASE = 100.0, 10000.0
 
 
@@ -71,8 +72,8 @@ def load_foreign(path: str | Path, image_size: int = 0) -> ForeignEncoder:
             here, or one that is needed is missing; all such names are listed.
     """
     file = _file_of(Path(path))
-    settings = _settings(file.parent)
     try:
+        settings = _settings(file.parent)
         entries, left = encoder_entries(_read(file))
         state, origin, unused = to_own_names(entries)
         found = _build({name: value.float() for name, value in state.items()}, origin, entries, settings, image_size)
@@ -220,8 +221,10 @@ def _interleaved_to_halves(state: dict[str, Tensor], depth: int, heads: int) -> 
 
 
 def _heads(width: int, state: Mapping[str, Tensor], settings: Mapping[str, Any], assumed: list[str]) -> int:
-    if "num_attention_heads" in settings:
-        return int(settings["num_attention_heads"])
+    if (heads := settings.get("num_attention_heads")) is not None:
+        if width % heads:
+            raise CheckpointError(f"{heads} attention heads (config.json) do not divide a width of {width}")
+        return int(heads)
     per_head = {4096: 128}.get(width, 80 if width == 1280 and "blocks.0.scale1" not in state else 64)
     if width % per_head:
         raise CheckpointError(f"heads of {per_head} channels do not divide a width of {width}; put num_attention_heads "
@@ -244,14 +247,40 @@ def _settings(folder: Path) -> dict[str, Any]:
     """Read what JSON files of Hugging Face and timm beside the weights say."""
     config, reading = _json(folder / "config.json"), _json(folder / "preprocessor_config.json")
     names = ("num_attention_heads", "layer_norm_eps", "rope_theta", "hidden_act")
-    found: dict[str, Any] = {name: config[name] for name in names if name in config}
+    found: dict[str, Any] = {name: config[name] for name in names if config.get(name) is not None}
     if config.get("model_type") == "dinov2":
         found.pop("hidden_act", None)  # its gated MLPs use SiLU whatever this says
-    if "num_heads" in (arguments := config.get("model_args") or {}):
+    arguments, trained = (_object(config, name) for name in ("model_args", "pretrained_cfg"))
+    if "num_heads" in arguments:
         found["num_attention_heads"] = arguments["num_heads"]
-    trained = config.get("pretrained_cfg") or {}
     mean, std = reading.get("image_mean", trained.get("mean")), reading.get("image_std", trained.get("std"))
-    return {**found, "mean": mean, "std": std} if mean and std else found
+    found = {**found, "mean": mean, "std": std} if mean and std else found
+    for name, value in found.items():
+        _refuse_odd_setting(name, value)
+    return found
+
+
+def _refuse_odd_setting(name: str, value: Any) -> None:
+    """Refuse what a JSON file beside the weights cannot mean.
+
+    Raises:
+        CheckpointError: naming the setting.
+    """
+    numbers = value if isinstance(value, list) and name in ("mean", "std") else [value]
+    fine = all(isinstance(n, int | float) and not isinstance(n, bool) and -1e9 < n < 1e9 for n in numbers)
+    if name == "num_attention_heads":
+        fine = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST_HEADS
+    elif name == "hidden_act":
+        fine = isinstance(value, str)
+    elif name != "mean":
+        fine = fine and all(n > 0 for n in numbers)
+    if not fine:
+        raise CheckpointError(f"{name} is {str(value)[:100]} in a JSON file beside it, which cannot be meant; mend it")
+
+
+def _object(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = config.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from afire_monai.core.errors import AfireError
+from afire_monai.core.errors import AfireError, RadiographError
 from afire_monai.core.files import whole_file, write_text
+from afire_monai.radiographs.picture import check_size
 
 TABLE, FACTS, HEATMAPS, MASKS = "predictions.csv", "predictions.json", "heatmaps", "masks"
 INDEX, PERCENTILE, JUDGEMENT = "index", "anomaly_percentile", "judgement"
@@ -46,7 +47,10 @@ def read_facts(path: Path) -> dict[str, Any]:
         raise AfireError(f"{path}: format {seen!r}; {FORMAT!r} is expected. {AGAIN}")
     if not isinstance(facts.get("labels"), list) or not isinstance(facts.get("count"), int):
         raise AfireError(f"{path}: 'labels' (names) and 'count' (a number) are expected. {AGAIN}")
-    check_names(facts["labels"])
+    try:
+        check_names(facts["labels"])
+    except AfireError as error:
+        raise AfireError(f"{path}: {error}. {AGAIN}") from error
     thresholds = facts.get("thresholds") or {}
     if not isinstance(thresholds, dict) or not all(_is_number(v) for v in thresholds.values()):
         raise AfireError(f"{path}: 'thresholds' must give a number for each label, got {thresholds!r}. {AGAIN}")
@@ -303,8 +307,11 @@ class Predictions:
             return None
         try:
             with Image.open(path) as picture:
+                check_size(path, picture.height, picture.width)
                 pixels = np.array(picture)
-        except (OSError, SyntaxError, ValueError) as error:
+        except RadiographError:
+            raise
+        except (OSError, SyntaxError, ValueError, MemoryError, Image.DecompressionBombError) as error:
             raise AfireError(f"{path}: cannot be read ({error}). {AGAIN}") from error
         if pixels.ndim != 2:
             raise AfireError(f"{path}: shape {pixels.shape}; one grey channel is expected. {AGAIN}")

@@ -134,8 +134,18 @@ class Header:
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Header:
-        """Build a header from what `as_values` gave, also after a passage through JSON."""
+        """Build a header from what `as_values` gave, also after a passage through JSON.
+
+        Raises:
+            TypeError: for a fact that there is not, or of another type.
+        """
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        for name, value in plain.items():
+            default = _DEFAULTS.get(name)
+            wanted = (int, float) if isinstance(default, float) else type(default)
+            texts = value if isinstance(value, tuple) else ()
+            if not isinstance(value, wanted) or not all(isinstance(text, str) for text in texts):
+                raise TypeError(f"{name} of a header is {value!r}")
         return cls(**plain)
 
 

@@ -99,7 +99,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             yield image
     except Image.DecompressionBombError as error:
         raise refusal(path, "image too large", f"{error}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:  # a part may name any length
         if hasattr(error, "kind"):  # a refusal of our own
             raise
         reason = str(error).replace(str(path), "").strip(" '\"") or type(error).__name__

@@ -181,6 +181,7 @@ def _refuse_wrong_number(key: str, text: str, whole: bool) -> None:
         expected += f" from {least} to {most}"
     elif least is not None:
         expected += f" of at least {least}"
-    right = isinstance(value, int if whole else int | float) and not isinstance(value, bool) and math.isfinite(value)
+    right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    right = right and abs(value) < math.inf  # which whole numbers of any length can be compared with
     if not right or (least is not None and value < least) or (most is not None and value > most):
         raise AfireError(f"--{key} {text}: {expected} is expected")

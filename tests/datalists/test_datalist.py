@@ -480,3 +480,12 @@ def test_hash_is_that_of_canonical_json_in_one_piece(count):
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     assert datalist_hash({**content, "name": "x"}) == hashlib.sha256(canonical.encode()).hexdigest()
     assert datalist_hash({}) == hashlib.sha256(b"{}").hexdigest()
+
+
+@pytest.mark.parametrize("value", ["x", [1], {}, "\ud800"])
+def test_a_label_that_is_no_number_is_refused_when_a_section_is_read(tmp_path: Path, value: Any) -> None:
+    picture(tmp_path / "a.png")
+    items = [{"image": "a.png", "group": "p", "label": [value]}]
+    (tmp_path / "list.json").write_text(json.dumps({"labels": ["Mass"], "training": items}))
+    with pytest.raises(DataListError, match=r"list.json: a label in training is neither a number nor null"):
+        load_datalist(tmp_path / "list.json", section="training")

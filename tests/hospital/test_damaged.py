@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import sqlite3
 import struct
 import zlib
 from collections.abc import Iterator
@@ -13,11 +15,10 @@ import pytest
 from hospital_files import chest, radiograph, write
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
-from afire_monai.core.errors import RadiographError
+from afire_monai.core.errors import AfireError, RadiographError
 from afire_monai.core.pool import UNEXPECTED
-from afire_monai.hospital.candidates import (
-    DUPLICATE,
-)
+from afire_monai.datalists.file import load_datalist
+from afire_monai.hospital.candidates import DUPLICATE
 from afire_monai.hospital.ingest import ingest
 from afire_monai.radiographs import dicom_open
 from afire_monai.radiographs.decode import read_picture
@@ -180,3 +181,50 @@ def test_three_hundred_damaged_files_are_kept_or_left_out(tmp_path: Path, reques
 def test_two_thousand_damaged_files_are_kept_or_left_out(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     pytest.importorskip("openjpeg", reason="needs the decoders of the dicom extra")
     check(tmp_path / "in", tmp_path / "out", sources(corpus(request)), 2000)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE facts SET value='x' WHERE name='run'",
+        "UPDATE files SET header='[' WHERE number=1",
+        "UPDATE files SET header='[1]' WHERE number=1",
+        """UPDATE files SET header='{"nothing": 1}' WHERE number=1""",
+        """UPDATE files SET header='{"body_part": 3}' WHERE number=1""",
+        """UPDATE files SET header='{"series_texts": [3]}' WHERE number=1""",
+        "UPDATE files SET result='x' WHERE number=1",
+        """UPDATE files SET result='{"size": 3}' WHERE number=1""",
+        "UPDATE files SET result=json_replace(result, '$.histogram', json('[null, \"a\"]')) WHERE number=1",
+        """UPDATE files SET result='{"kind": 3}' WHERE number=1""",
+        "UPDATE files SET header=CAST(x'ff00' AS TEXT) WHERE number=1",
+    ],
+)
+def test_damaged_state_is_told_with_the_way_out(tmp_path: Path, change: str) -> None:
+    for seed in range(3):
+        write(tmp_path / "in" / f"{seed}", seed)
+    ingest(tmp_path / "in", tmp_path / "out", workers=0)
+    state = tmp_path / "out" / "private" / "state.sqlite"
+    with contextlib.closing(sqlite3.connect(state)) as base, base:
+        base.execute(change)
+    with pytest.raises(AfireError, match=r"state.sqlite: damaged .*Remove it: the files are then read again"):
+        ingest(tmp_path / "in", tmp_path / "out", workers=0)
+    before = load_datalist(tmp_path / "out" / "datalist.json")
+    state.unlink()
+    assert ingest(tmp_path / "in", tmp_path / "out", workers=0).kept == 3
+    assert load_datalist(tmp_path / "out" / "datalist.json") == before
+
+
+def test_state_with_a_damaged_page_is_told_in_words(tmp_path: Path) -> None:
+    for seed in range(3):
+        write(tmp_path / "in" / f"{seed}", seed)
+    ingest(tmp_path / "in", tmp_path / "out", workers=0)
+    state = tmp_path / "out" / "private" / "state.sqlite"
+    data, messages = state.read_bytes(), []
+    for page in range(1, len(data) // 4096):
+        state.write_bytes(data[: page * 4096] + b"\xff" * 4096 + data[(page + 1) * 4096 :])
+        try:
+            ingest(tmp_path / "in", tmp_path / "out", workers=0)
+        except AfireError as error:
+            messages.append(str(error))
+    assert messages
+    assert [message for message in messages if "state.sqlite: damaged" not in message] == []

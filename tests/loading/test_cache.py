@@ -176,13 +176,62 @@ def test_cache_made_otherwise_is_refused_with_what_differs(tmp_path):
         build(paths, tmp_path / "d", dtype="float32")
 
 
+@pytest.mark.parametrize("content", [b"{", b"\xff{}", b"\x93NUMPY\x01\x00\x76\x00{'descr': (\n"])
 @pytest.mark.parametrize("damage", ["cache.json", "index.npy"])
-def test_damaged_cache_is_told_in_words(tmp_path, damage):
+def test_damaged_cache_is_told_in_words(tmp_path, damage, content):
     paths = pictures(tmp_path / "in", 2)
     build(paths, tmp_path / "c")
-    (tmp_path / "c" / damage).write_bytes(b"{")
+    (tmp_path / "c" / damage).write_bytes(content)
     with pytest.raises(DataListError, match=damage):
         build(paths, tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shard_rows": 4.0},
+        {"shard_rows": 0},
+        {"size": [16, 1.5]},
+        {"size": [True, 12]},
+        {"reasons": [3]},
+        {"reasons": {}},
+    ],
+)
+def test_header_with_values_of_another_kind_is_refused(tmp_path, change):
+    paths = pictures(tmp_path / "in", 2)
+    build(paths, tmp_path / "c")
+    header = tmp_path / "c" / "cache.json"
+    header.write_text(json.dumps({**json.loads(header.read_text()), **change}))
+    with pytest.raises(DataListError, match=r"cache.json is not one of format 1"):
+        DiskCache(tmp_path / "c", paths)
+
+
+def test_shard_of_another_shape_is_refused_and_one_with_a_damaged_head(tmp_path):
+    paths = pictures(tmp_path / "in", 2)
+    build(paths, tmp_path / "c")
+    shard = shard_path(tmp_path / "c", 0)
+    np.save(shard, np.zeros((8, 16, 12), np.uint8))
+    with pytest.raises(DataListError, match=r"holds uint8 \(8, 16, 12\), uint8 \(4, 16, 12\) is expected"):
+        DiskCache(tmp_path / "c", paths).stored([0])
+    shard.write_bytes(b"\x93NUMPY\x01\x00\x76\x00{'descr': (\n" + bytes(2000))
+    with pytest.raises(DataListError, match=r"pixels_00000.npy cannot be read"):
+        DiskCache(tmp_path / "c", paths).stored([0])
+
+
+def test_index_with_a_place_below_zero_is_refused(tmp_path):
+    paths = pictures(tmp_path / "in", 2)
+    build(paths, tmp_path / "c")
+    index = np.load(tmp_path / "c" / "index.npy")
+    index["slot"][0] = -3
+    np.save(tmp_path / "c" / "index.npy", index)
+    with pytest.raises(DataListError, match=r"index.npy is damaged, a place is below 0"):
+        DiskCache(tmp_path / "c", paths)
+
+
+def test_no_pictures_are_none_of_the_cache(tmp_path):
+    paths = pictures(tmp_path / "in", 2)
+    build(paths, tmp_path / "c")
+    assert DiskCache(tmp_path / "c", paths).gather([]).shape == (0, *SIZE)
 
 
 def test_shard_that_was_copied_in_part_is_refused_before_it_is_read(tmp_path):

@@ -163,3 +163,25 @@ def test_weights_that_are_not_finite_are_refused_by_name(encoder, tmp_path, valu
         encoder.blocks[1].norm1.weight[3] = value
     with pytest.raises(CheckpointError, match=r"blocks.1.norm1.weight holds numbers that are not finite"):
         load_encoder(export_encoder(encoder, tmp_path))
+
+
+def test_weights_that_changed_since_they_were_written_are_refused(encoder, tmp_path):
+    path = export_encoder(encoder, tmp_path)
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"encoder.safetensors has changed since it was written: its SHA-256"):
+        load_encoder(path)
+    described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    del described["weights_sha256"]  # as earlier versions wrote it
+    path.with_suffix(".json").write_text(json.dumps(described), encoding="utf-8")
+    assert load_encoder(path).config == encoder.config
+
+
+def test_value_that_an_encoder_cannot_have_is_refused_with_the_file(encoder, tmp_path):
+    path = export_encoder(encoder, tmp_path)
+    described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    described["architecture"]["std"] = []
+    path.with_suffix(".json").write_text(json.dumps(described), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"encoder.safetensors: std must hold one finite value"):
+        load_encoder(path)

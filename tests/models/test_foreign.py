@@ -297,3 +297,31 @@ def test_huggingface_folders_give_the_same_tokens(name, tmp_path):
         tokens = model((images - mean) / std).last_hidden_state
         tokens = torch.cat([tokens[:, :1], tokens[:, prefix:]], 1)
         assert torch.allclose(encoder(images), tokens, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({"num_attention_heads": "x"}, "num_attention_heads is x"),
+        ({"model_args": {"num_heads": 1.5}}, "num_attention_heads is 1.5"),
+        ({"num_attention_heads": 3}, "3 attention heads .* do not divide a width of"),
+        ({"layer_norm_eps": -1}, "layer_norm_eps is -1"),
+        ({"layer_norm_eps": []}, "layer_norm_eps is"),
+        ({"hidden_act": 3}, "hidden_act is 3"),
+        ({"pretrained_cfg": {"mean": ["a"], "std": [1]}}, "mean is"),
+    ],
+)
+def test_odd_settings_beside_the_weights_are_refused_by_name(config, words, tmp_path):
+    path = saved(facebook_names(random_vit()), tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=f"weights.pth: {words}"):
+        load_foreign(path)
+
+
+def test_settings_beside_the_weights_that_say_nothing_are_passed_over(tmp_path):
+    vit = random_vit()
+    path = saved(facebook_names(vit), tmp_path)
+    config = {"num_attention_heads": None, "layer_norm_eps": None, "model_args": "x", "pretrained_cfg": 3}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert same_tokens(load_foreign(path).encoder, slow_tokens(vit, IMAGES))

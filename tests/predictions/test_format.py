@@ -125,6 +125,7 @@ def test_a_damaged_table_is_refused_with_file_and_column(tmp_path, table, messag
         ({"format": "other"}, "format 'other'"),
         ({"count": "two"}, "'count'"),
         ({"thresholds": {"A": "x"}}, "'thresholds' must give a number"),
+        ({"labels": ["A", 3]}, r"predictions.json: label names must be different"),
     ],
 )
 def test_damaged_facts_are_refused(tmp_path, changes, message):
@@ -145,3 +146,21 @@ def test_a_damaged_heatmap_is_refused_when_it_is_read(tmp_path):
     assert loaded.heatmap(3) is not None
     with pytest.raises(AfireError, match=r"00000\.png: cannot be read"):
         loaded.heatmap(0)
+
+
+def test_a_heatmap_of_a_size_that_no_radiograph_has_is_refused_undecoded(tmp_path, monkeypatch):
+    save_predictions(two(), tmp_path, heatmaps=[np.zeros((2, 2))] * 2)
+    monkeypatch.setattr("afire_monai.radiographs.picture.MAX_SIDE", 1)
+    with pytest.raises(AfireError, match=r"00000\.png: image too large"):
+        load_predictions(tmp_path).heatmap(0)
+
+
+def test_a_heatmap_that_asks_for_all_memory_is_refused(tmp_path, monkeypatch):
+    save_predictions(two(), tmp_path, heatmaps=[np.zeros((2, 2))] * 2)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", _no_memory)
+    with pytest.raises(AfireError, match=r"00000\.png: cannot be read"):
+        load_predictions(tmp_path).heatmap(0)
+
+
+def _no_memory(*_):
+    raise MemoryError

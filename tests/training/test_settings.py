@@ -37,6 +37,7 @@ def test_values_are_read_as_the_bundle_reads_them(text, value):
             ("epochs", "@shift"),
             ("lr", "$1 / 3"),
             ("train#sampler#seed", "x"),
+            ("epochs", "1" + 400 * "0"),
         ],
     ],
 )
@@ -65,6 +66,7 @@ def test_values_that_can_be_meant_are_taken(key, text):
         ("crop_scale", "0", "a number from 0.01 to 1"),
         ("local_views", "-1", "a whole number of at least 0"),
         ("head_dim", "1", "a whole number of at least 2"),
+        ("lr", "-1" + 400 * "0", "a number of at least 0"),
     ],
 )
 def test_values_that_cannot_be_meant_are_refused_with_what_is_expected(key, text, expected):

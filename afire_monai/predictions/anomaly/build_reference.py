@@ -67,15 +67,15 @@ def build_reference(
     parts = DEFAULT_PARTS if parts is None else tuple(parts)
     if pooling not in get_args(Pooling) or not parts:
         raise AfireError(f"pooling must be mean, top or max and there must be a part, got {pooling!r} and {parts}")
-    if window < 0:
-        raise AfireError(f"the window of neighbours must be at least 0 cells, got {window}")
+    canvas = detector.canvas.canvas_grid
+    if not 0 <= window <= max(canvas):
+        raise AfireError(f"the window of neighbours must be at least 0 cells, at most {max(canvas)}, got {window}")
     of_cells, of_images = measures_of(parts, layers)
     measures = [*of_cells, *of_images]
     gathered, count = _gather(detector, batches, parts, layers, measures)
     patients = _patients(groups, count)
     if not all(values.isfinite().all() for values in gathered.values()):
         raise AfireError("the model gives values that are not finite: damaged weights, or failed training")
-    canvas = detector.canvas.canvas_grid
     models, raw = _fit(measures, gathered, patients, canvas, window)
     cells, images = ([raw[m.name].float() for m in some] for some in (of_cells, of_images))
     combination, scores = Combination.fit(

@@ -22,6 +22,8 @@ from afire_monai.networks import Encoder, TokenHead
 
 PARTS = ("tokens", "neighbours", "residual", "difference", "prototypes", "density", "class_density")
 """What a radiograph can be judged by; see `AnomalyDetector`."""
+MOST_SHIFT = 64
+"""Cells by which a picture may be larger than the grid: in no tensor where there are no prototypes."""
 DEFAULT_PARTS = ("tokens", "density")
 """Those that are taken unless others are named; every encoder has them (docs/predict.md has figures)."""
 
@@ -280,7 +282,10 @@ def _files_of(folder: Path) -> dict[str, Path]:
 
 def _shift_of(path: Path) -> int:
     with weights_that_fit(path):
-        return int(load_module_files(path)[1].get("shift", 0))
+        shift = load_module_files(path)[1].get("shift", 0)
+        if not isinstance(shift, int) or not 0 <= shift <= MOST_SHIFT:
+            raise ValueError(f"shift is {shift!r}, a whole number from 0 to {MOST_SHIFT} is expected")
+        return shift
 
 
 def _load_head(path: Path) -> tuple[TokenHead, Tensor, float]:
@@ -289,4 +294,6 @@ def _load_head(path: Path) -> tuple[TokenHead, Tensor, float]:
         refuse_sizes(description["head"], tensors, path)
         head = TokenHead(**description["head"])
         head.load_state_dict({k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")})
+        if head.cells is not None and head.cells != len(head.weight):
+            raise ValueError(f"cells is {head.cells!r}, the head has layers for {len(head.weight)}")
         return head, tensors["assignment"], float(description["temperature"])

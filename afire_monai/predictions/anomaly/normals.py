@@ -189,6 +189,8 @@ class CellNeighbours(nn.Module):
         super().__init__()
         if bank.ndim != 3 or len(bank) != canvas[0] * canvas[1] or not 1 <= nearest <= bank.shape[1]:
             raise ValueError(f"{tuple(bank.shape)} tokens for {nearest} nearest in a canvas of {canvas} cells")
+        if not 0 <= window <= max(canvas):
+            raise ValueError(f"a window of {window} cells in a canvas of {canvas}")
         self.nearest = nearest
         self.window = window
         # float16 is what is written; with its precision here, a saved reference judges as before

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError, CheckpointError
+from afire_monai.models.bounds import refuse_sizes
 from afire_monai.models.folder import load_module_files, save_module_files, weights_that_fit
 from afire_monai.predictions.anomaly.detector import AnomalyDetector, AnomalyFeatures, enlarge_cells, heat_of
 from afire_monai.predictions.anomaly.normals import CellGaussian, CellNeighbours
@@ -389,6 +390,7 @@ class NormalReference(nn.Module):
                 "`afire reference`"
             )
         with weights_that_fit(path):
+            refuse_sizes({key: description.get(key) for key in ("canvas", "neighbours")}, tensors, path)
             return _built(tensors, description).eval()
 
     def check(self, detector: AnomalyDetector, hashes: Mapping[str, str]) -> None:

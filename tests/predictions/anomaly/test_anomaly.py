@@ -150,9 +150,18 @@ def test_damaged_detector_file_is_told(tmp_path):
     export_restorer(method, tmp_path)
     path = export_detector(method, tmp_path).with_suffix(".json")
     description = json.loads(path.read_text(encoding="utf-8"))
-    description["head"]["out_dim"] = 5
-    path.write_text(json.dumps(description), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="do not fit their description"):
+    for key, value in (("out_dim", 5), ("cells", {}), ("cells", 16)):
+        changed = {**description, "head": {**description["head"], key: value}}
+        path.write_text(json.dumps(changed), encoding="utf-8")
+        with pytest.raises(CheckpointError, match="do not fit their description"):
+            load_detector(tmp_path)
+
+
+@pytest.mark.parametrize("shift", [10**6, -1, 1.5, "2", None])
+def test_shift_that_no_training_has_is_refused_before_a_picture_is_asked_for(shift, tmp_path):
+    path = export_restorer(tiny_afire(2), tmp_path).with_suffix(".json")
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "shift": shift}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"restorer.safetensors: .*shift is .*from 0 to 64 is expected"):
         load_detector(tmp_path)
 
 

@@ -188,7 +188,7 @@ def test_reference_file_stays_below_20_megabytes(tmp_path):
 def test_too_few_normals_or_patients_are_refused(count, groups, said):
     with pytest.raises(AfireError, match=said):
         build_reference(Told(), [normals(count)], groups or [str(i) for i in range(count)])
-    with pytest.raises(AfireError, match="at least 0 cells, got -1"):
+    with pytest.raises(AfireError, match="at least 0 cells, at most 3, got -1"):
         build_reference(Told(), [normals()], patients(), ("neighbours",), window=-1)
 
 
@@ -270,6 +270,7 @@ def test_reference_of_other_weights_or_parts_is_refused(tmp_path):
         {"pooling": "sum"},
         {"neighbours": {"nearest": 30, "window": 1}},
         {"neighbours": None},
+        {"neighbours": {"nearest": 3, "window": 7}},
     ],
 )
 def test_damaged_reference_is_told(change, tmp_path):
@@ -288,3 +289,24 @@ def test_cut_off_reference_and_one_of_an_earlier_version_are_told(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="must both be there and whole"):
         NormalReference.load(path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"canvas": [2**31, 2**31]}, {"neighbours": {"nearest": 3, "window": 10**9}}, {"canvas": [-6, -6]}]
+)
+def test_sizes_that_a_references_tensors_do_not_bear_are_refused_before_it_is_built(change, tmp_path, monkeypatch):
+    _, _, path = real_reference(tmp_path, **EVERYTHING)
+    description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    path.with_suffix(".json").write_text(json.dumps({**description, **change}), encoding="utf-8")
+    monkeypatch.setattr("afire_monai.predictions.anomaly.reference._built", lambda *_: pytest.fail("built"))
+    with pytest.raises(CheckpointError, match=r"reference.json: .* does not fit the weights"):
+        NormalReference.load(tmp_path)
+
+
+def test_reference_that_changed_since_it_was_written_is_refused(tmp_path):
+    _, _, path = real_reference(tmp_path)
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"reference.safetensors has changed since it was written"):
+        NormalReference.load(tmp_path)
