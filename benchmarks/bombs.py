@@ -22,7 +22,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from damaged import sound_files
 from PIL import Image
 
 SIDE = 60_000
@@ -66,12 +65,13 @@ def jpeg2000(side: int) -> bytes:
 
 
 def write_bombs(folder: Path) -> list[str]:
-    """Write all of them; return their names."""
+    """Write all of them and a sound DICOM file; return their names."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.encaps import encapsulate
     from pydicom.uid import (
         ComputedRadiographyImageStorage,
         DeflatedExplicitVRLittleEndian,
+        ExplicitVRLittleEndian,
         JPEG2000Lossless,
         JPEGBaseline8Bit,
         generate_uid,
@@ -83,6 +83,8 @@ def write_bombs(folder: Path) -> list[str]:
     streams = {"jpeg": (JPEGBaseline8Bit, jpeg(SIDE)), "jpeg2000": (JPEG2000Lossless, jpeg2000(SIDE))}
     cases = [(f"{name}_{rows}", syntax, encapsulate([data]), rows, columns)
              for name, (syntax, data) in streams.items() for rows, columns in ((48, 40), (SIDE, SIDE))]  # fmt: skip
+    grey = np.random.default_rng(1).integers(0, 255, (48, 40), dtype=np.uint8)
+    cases.append(("sound", ExplicitVRLittleEndian, grey.tobytes(), 48, 40))
     cases.append(("deflated", DeflatedExplicitVRLittleEndian, bytes(1_000_000_000), 48, 40))
     for name, syntax, pixels, rows, columns in cases:
         data = Dataset()
@@ -122,8 +124,6 @@ def main() -> int:
         for number in range(SOUND):
             coarse = Image.fromarray(generator.integers(0, 255, (8, 8), dtype=np.uint8))
             coarse.resize((96, 96), Image.Resampling.BICUBIC).save(root / "bombs" / f"sound_{number}.png")
-        sound = next(content for suffix, content, _ in sound_files(root).values() if suffix == ".dcm")
-        (root / "bombs" / "sound.dcm").write_bytes(sound)
         (root / "mask.png").write_bytes(png(SIDE))
         items = [{"image": f"bombs/{p.name}", "label": [1]} for p in sorted((root / "bombs").iterdir())]
         masked = [{**item, "mask": "mask.png"} for item in items[:-6]]
@@ -140,7 +140,7 @@ def main() -> int:
             "pretrain": [*afire, "pretrain", str(root / "list.json"), "--out", str(root / "run"), *small],
             "segment": [*afire, "segment", str(root / "masks.json"), "--out", str(root / "segmented"), *small[:-1]],
         }
-        print(f"{len(names)} bombs: {', '.join(names)}; {SOUND} sound PNG pictures and a DICOM file")
+        print(f"{', '.join(names)}; {SOUND} sound PNG pictures")
         for name, command in commands.items():
             if args.only and name not in args.only:
                 continue
