@@ -13,7 +13,7 @@ def test_evenly_spread_percentiles_of_normals_fit():
     assert fit is not None
     assert (fit.count, fit.median, fit.fits) == (101, 50, True)
     assert fit.above_95 == pytest.approx(5 / 101)
-    assert "half lie above the 50th percentile" in fit.words
+    assert "half lie above percentile 50" in fit.words
     assert "afire reference" not in fit.words
 
 

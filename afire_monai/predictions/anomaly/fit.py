@@ -41,8 +41,8 @@ class ReferenceFit:
         """What it means, in a sentence or two."""
         kind = "radiographs that the list calls normal" if self.known_normal else "radiographs"
         seen = (
-            f"of {self.count} {kind}, half lie above the {self.median:.0f}th percentile of the reference's normals and "
-            f"{self.above_95:.0%} above the 95th"
+            f"of {self.count} {kind}, half lie above percentile {self.median:.0f} of the reference's normals and "
+            f"{100 * self.above_95:.0f} % above percentile 95"
         )
         if self.known_normal:
             verdict = (
