@@ -22,7 +22,10 @@ OLDEST = 130
 NOT_KNOWN = frozenset(("nan", "na", "n/a", "#n/a", "none", "null", "nil", "?"))
 """Cells, in small letters, by which programs and people say that nothing is known."""
 _YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
-_SEXES = {"F": "F", "FEMALE": "F", "WOMAN": "F", "M": "M", "MALE": "M", "MAN": "M"}
+_SEXES = {
+    **dict.fromkeys(("F", "FEMALE", "WOMAN", "W", "WEIBLICH", "FRAU"), "F"),
+    **dict.fromkeys(("M", "MALE", "MAN", "MÄNNLICH", "MAENNLICH", "MANN"), "M"),
+}
 # as spreadsheets of several languages write their truth values, and people a tick
 _WORDS: dict[str, float] = {
     **dict.fromkeys(("true", "yes", "y", "ja", "wahr", "oui", "vrai", "si", "sí", "verdadero", "vero", "sim"), 1),
@@ -36,7 +39,7 @@ def is_not_known(text: str) -> bool:
 
 
 def parse_sex(text: str) -> str | None:
-    """Return ``F`` or ``M`` from what tables write (F, female, Woman, …); None for anything else."""
+    """Return ``F`` or ``M`` from what tables write (F, female, Woman, w, weiblich, …); None for anything else."""
     return _SEXES.get(text.strip().upper())
 
 
