@@ -67,8 +67,10 @@ def check(
         print(f"result:  not ready; {', '.join(dict.fromkeys(problems))}")
         return 1
     print(f"result:  {_ready(report, is_list, '. The labels' in normal)}")
-    if is_list:
-        _next_step(path, "--normal-label" not in normal)
+    if is_list and reader and write is None:
+        print("note:    trainings read a list as it says; --write FILE makes one that keeps these options")
+    elif is_list:
+        _next_step(write or path, "--normal-label" not in normal)
     return 0
 
 
@@ -93,8 +95,5 @@ def _ready(report: CheckReport, is_list: bool, no_normal: bool) -> str:
 
 
 def _next_step(path: str, pretrain: bool) -> None:
-    files = ["pretrain", "method_afire"] if pretrain else ["finetune_classification"]
-    config = "[" + ",".join(f"'bundle/configs/{name}.yaml'" for name in files) + "]"
-    output = "runs/mine" if pretrain else "runs/classifier --init runs/mine/models"
-    print(f'next:    python -m monai.bundle run --config_file "{config}" --datalist {shlex.quote(path)} '
-          f"--output_dir {output}")  # fmt: skip
+    words = "finetune {} --init runs/mine/models --out runs/classifier"
+    print(f"next:    afire {('pretrain {} --out runs/mine' if pretrain else words).format(shlex.quote(path))}")

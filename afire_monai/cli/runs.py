@@ -111,7 +111,7 @@ def copy(out: str, *, model: tuple[str, ...] = (), kind: str | None = None) -> i
         raise AfireError(f"{out} exists; name a folder that does not")
     if kind and not model:
         raise AfireError("--kind says which network of --model is wanted; give --model as well")
-    network = _network(model, kind) if model else None
+    network, reader = _network(model, kind) if model else (None, {})
     shutil.copytree(bundle_root(), out, ignore=shutil.ignore_patterns("__pycache__", "eval", "*.pt", "*.safetensors"))
     print(f"written: {out}")
     if network is None:
@@ -120,7 +120,7 @@ def copy(out: str, *, model: tuple[str, ...] = (), kind: str | None = None) -> i
     else:
         from afire_monai.models.bundle_model import fill_bundle
 
-        fill_bundle(out, network)
+        fill_bundle(out, network, reader)
         words = "--config_file configs/inference.json --dataset_dir FOLDER --output_dir results"
         print(f"holds:   models/model.pt ({type(network).__name__}); research only, not a medical device")
         print(f"check:   afire bundle check {shlex.quote(out)}")
@@ -150,11 +150,15 @@ def check_bundle(folder: str) -> int:
     return 1 if failed else 0
 
 
-def _network(model: tuple[str, ...], kind: str | None) -> Any:
+def _network(model: tuple[str, ...], kind: str | None) -> tuple[Any, dict[str, Any]]:
+    """Return the network, and how images were read in the models' training."""
     from afire_monai.models.bundle_model import load_for_bundle
+    from afire_monai.models.folder import model_files
     from afire_monai.models.shipped import shipped_models, shipped_names
+    from afire_monai.predictions.scoring import reader_of
 
-    return load_for_bundle(shipped_models(name=model[0]) if model[0] in shipped_names() else model, kind)
+    folders = shipped_models(name=model[0]) if model[0] in shipped_names() else model
+    return load_for_bundle(folders, kind), reader_of(model_files(folders).values())
 
 
 def _shipped() -> str:

@@ -6,11 +6,14 @@ import re
 
 OLDEST = 130
 _YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
-_SEXES = {"F": "F", "FEMALE": "F", "WOMAN": "F", "M": "M", "MALE": "M", "MAN": "M"}
+_SEXES = {
+    **dict.fromkeys(("F", "FEMALE", "WOMAN", "W", "WEIBLICH", "FRAU"), "F"),
+    **dict.fromkeys(("M", "MALE", "MAN", "MÄNNLICH", "MAENNLICH", "MANN"), "M"),
+}
 
 
 def parse_sex(text: str) -> str | None:
-    """Return ``F`` or ``M`` from what tables write (F, female, Woman, …); None for anything else."""
+    """Return ``F`` or ``M`` from what tables write (F, female, Woman, w, weiblich, …); None for anything else."""
     return _SEXES.get(text.strip().upper())
 
 

@@ -209,7 +209,8 @@ def _names(
     if missing:
         raise DataListError(
             f"{path}: no column {', '.join(missing)}; its columns are {', '.join(named) or 'none'}. "
-            "Name the right one, or give None for a column that you do not have"
+            "Name the right one (from-csv: --image-column, --group-column, and --labels-column or --label-columns), or "
+            "give None for a column that you do not have"
         )
     if twice := sorted({name for name in named if named.count(name) > 1}):
         raise DataListError(

@@ -16,6 +16,7 @@ from afire_monai.datalists.file import (
     load_datalist,
     normal_label,
     patient_of,
+    reader_options,
     save_datalist,
 )
 
@@ -34,7 +35,7 @@ def merge_datalists(paths: Sequence[StrPath], out: StrPath | None = None, name: 
 
     Raises:
         DataListError: no list, a patient in the training images of one list and the validation or test images of
-            another, or as ``load_datalist``.
+            another, lists whose images are read in different ways, or as ``load_datalist``.
     """
     if not paths:
         raise DataListError("no data list to merge: give the paths of at least one")
@@ -44,8 +45,16 @@ def merge_datalists(paths: Sequence[StrPath], out: StrPath | None = None, name: 
     for section in SECTIONS:
         merged[section] = [_relabel(item, d, labels) for d in lists for item in d.get(section, [])]
     _refuse_shared(merged)
+    readers = [reader_options(datalist) for datalist in lists]
+    if other := next((place for place, reader in enumerate(readers) if reader != readers[0]), 0):
+        raise DataListError(
+            f"{paths[0]} is read with {readers[0] or 'standard options'}, {paths[other]} with "
+            f"{readers[other] or 'standard options'}; images of one list are read alike. Convert the pictures of one"
+        )
     merged["meta"] = {"merged": [{"name": d.get("name", Path(p).stem), "sha256": datalist_hash(d)}
                                  for d, p in zip(lists, paths, strict=True)]}  # fmt: skip
+    if readers[0]:
+        merged["meta"]["reader"] = readers[0]
     if out is not None:
         save_datalist(merged, out)
     return merged

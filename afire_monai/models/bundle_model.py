@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def with_weights(network: nn.Module, path: str | Path) -> nn.Module:
     return network.eval()
 
 
-def fill_bundle(bundle: str | Path, network: nn.Module) -> None:
+def fill_bundle(bundle: str | Path, network: nn.Module, reader: Mapping[str, Any] | None = None) -> None:
     """Put a trained network into a bundle's folder, so that ``monai.bundle.load`` and MONAI's exports find it.
 
     Written are ``models/model.pt``, ``configs/inference.json``, for a classifier or segmenter ``configs/train.json``
@@ -103,6 +103,7 @@ def fill_bundle(bundle: str | Path, network: nn.Module) -> None:
     Args:
         bundle: a copy of this project's bundle.
         network: classifier, segmenter, restorer or encoder.
+        reader: reader options of its training.
 
     Raises:
         AfireError: for any other network.
@@ -112,7 +113,7 @@ def fill_bundle(bundle: str | Path, network: nn.Module) -> None:
     with whole_file(bundle / "models" / "model.pt") as file:
         torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}, file)
     configs = bundle / "configs"
-    _write(configs / "inference.json", _inference(configs, network, config))
+    _write(configs / "inference.json", _inference(configs, network, config, reader or {}))
     if isinstance(network, (ViTClassifier, ViTSegmenter)):
         _write(configs / "train.json", _training(configs, network, config))
     metadata = json.loads((configs / "metadata.json").read_text(encoding="utf-8"))
@@ -164,13 +165,15 @@ def _tensor(
     }
 
 
-def _inference(configs: Path, network: nn.Module, network_def: dict[str, Any]) -> dict[str, Any]:
+def _inference(
+    configs: Path, network: nn.Module, network_def: dict[str, Any], reader: Mapping[str, Any]
+) -> dict[str, Any]:
     base: dict[str, Any] = ConfigParser.load_config_file(configs / "inference.yaml")
     over: dict[str, Any] = ConfigParser.load_config_file(configs / "inference_model.yaml")
     if isinstance(network, AnomalyNetwork):  # it has an inferer and a writer of its own there
         over = {key: over[key] for key in ("imports", "model_file", "network")}
     base.pop("model_dir")
-    return _loadable({**base, **over, "network_def": network_def})
+    return _loadable({**base, **over, "reader": dict(reader), "network_def": network_def})
 
 
 def _training(configs: Path, network: ViTClassifier | ViTSegmenter, network_def: dict[str, Any]) -> dict[str, Any]:

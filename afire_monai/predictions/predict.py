@@ -140,6 +140,7 @@ def predict(
     workers: int | None = None,
     resume: bool = False,
     any: bool = False,
+    reader: Mapping[str, Any] | None = None,
     device: torch.device | None = None,
     progress: bool = False,
 ) -> PredictionSummary:
@@ -166,6 +167,7 @@ def predict(
         workers: threads that read; the number of cores, at most 8, unless given. 0 reads without threads.
         resume: go on with the results of an earlier run in ``out``; files that it left out are tried again.
         any: also predict DICOM files that are no frontal chest radiograph (other parts, laterals, raw, burned-in text).
+        reader: reader options that go before those of the list or, for folders and files, of the models' training.
         device: where to compute; None for a GPU if there is one.
         progress: show a bar with the time left.
 
@@ -176,8 +178,9 @@ def predict(
     source = find_source(inputs, section)
     joined_before, (rank, world) = dist.is_initialized(), join_processes()
     scorer = Scorer(model, device or _own_device(), heatmap, label, restored)
-    if not source.section:  # a list says by itself how its images are read; folders are read as in training
-        source = replace(source, reader=scorer.reader)
+    # a list says by itself how its images are read; folders are read as in training
+    usual = source.reader if source.section else scorer.reader
+    source = replace(source, reader={**usual, **(reader or {})})
     folder = _result_folder(out, overlays, scorer)
     run = _run_facts(source, scorer, label, restored=restored, overlays=overlays, any=any)
     if rank == 0:
@@ -199,7 +202,8 @@ def predict(
 
 def _run_facts(source: Source, scorer: Scorer, label: str | None, **written: bool) -> dict[str, Any]:
     """Return what the results depend on, as kept for resuming."""
-    options = {"heatmap": scorer.heatmap, "label": label, **written}
+    options: dict[str, Any] = {"heatmap": scorer.heatmap, "label": label, **written}
+    options |= {"reader": dict(source.reader)} if source.reader else {}
     return {**options, "section": source.section, "datalist_sha256": source.datalist_sha256, "model": scorer.facts}
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -274,8 +274,8 @@ def _reader_options(datalist: Path) -> dict[str, Any]:
 
 def reading(
     size: Sequence[int],
-    modalities: Sequence[str] | None = None,
     datalist: Path | None = None,
+    reader: Mapping[str, Any] | None = None,
     unfit: Unfit = "read",
 ) -> Callable[[Any], Any]:
     """Build the reading of one radiograph: any supported file to (1, H, W) float32 in 0…1 at a size.
@@ -285,18 +285,17 @@ def reading(
 
     Args:
         size: height and width in pixels.
-        modalities: DICOM modalities to accept; None for radiographs only, or for what the list says.
         datalist: a list that may say how its images are to be read (see `reader_options`).
+        reader: reader options that go before those of the list.
         unfit: what to do with DICOM files that are no frontal chest radiograph, see `RadiographReader`.
     """
     from monai.transforms import Compose, EnsureTyped, LoadImaged, Resized
 
     options = {} if datalist is None else _reader_options(datalist)
-    options |= {} if modalities is None else {"modalities": modalities}
-    reader = RadiographReader(**options, unfit=unfit)
+    options |= reader or {}
     composed = Compose(
         [
-            LoadImaged(keys="image", reader=reader, image_only=True),
+            LoadImaged(keys="image", reader=RadiographReader(**options, unfit=unfit), image_only=True),
             Resized(keys="image", spatial_size=list(size), mode="area"),
             EnsureTyped(keys="image", dtype=torch.float32, track_meta=False),
         ]

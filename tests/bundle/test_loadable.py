@@ -10,7 +10,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import run_bundle
+from helpers import run_bundle, tiny_afire
+from monai.bundle import ConfigParser
 from PIL import Image
 
 from afire_monai.cli.bundle import bundle_root, quiet_monai
@@ -21,6 +22,7 @@ from afire_monai.models.bundle_model import data_format, fill_bundle, load_for_b
 from afire_monai.models.restorer import AnomalyNetwork
 from afire_monai.networks import AnomalyRestorationDecoder, ViTClassifier, ViTSegmenter, encoder_from_config
 from afire_monai.phantom import write_phantom_dataset
+from afire_monai.training.finish import export_restorer
 
 SMALL = {"image_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 KINDS = ("classifier", "segmenter", "restorer", "encoder")
@@ -232,3 +234,21 @@ def test_weights_of_another_network_are_refused(bundles):
         with_weights(network_of("encoder"), bundles / "absent.pt")
     with pytest.raises(AfireError, match="not a Linear"):
         network_config(torch.nn.Linear(2, 2))
+
+
+def test_a_bundle_reads_images_as_in_the_models_training(tmp_path):
+    shutil.copytree(bundle_root(), tmp_path / "bundle", ignore=shutil.ignore_patterns("models"))
+    fill_bundle(tmp_path / "bundle", network_of("encoder"), {"png16_max": 4095})
+    Image.fromarray(np.full((32, 32), 4095, np.uint16)).save(tmp_path / "deep.png")
+    parser = ConfigParser(ConfigParser.load_config_file(tmp_path / "bundle" / "configs" / "inference.json"))
+    read = parser.get_parsed_content("preprocessing")
+    assert float(read({"image": str(tmp_path / "deep.png")})["image"].max()) == 1.0
+
+
+def test_the_restorers_config_reads_images_as_in_its_training(tmp_path):
+    export_restorer(tiny_afire(2), tmp_path / "models", reader={"png16_max": 4095})
+    Image.fromarray(np.full((32, 32), 4095, np.uint16)).save(tmp_path / "deep.png")
+    parser = ConfigParser(ConfigParser.load_config_file(bundle_root() / "configs" / "inference.yaml"))
+    parser["model_dir"] = str(tmp_path / "models")
+    read = parser.get_parsed_content("preprocessing")
+    assert float(read({"image": str(tmp_path / "deep.png")})["image"].max()) == 1.0

@@ -9,6 +9,7 @@ from PIL import Image
 
 from afire_monai.core.errors import DataListError
 from afire_monai.datalists.build import datalist_from_folder
+from afire_monai.datalists.cells import parse_sex
 from afire_monai.datalists.check import check_path
 
 
@@ -92,3 +93,25 @@ def test_dicom_corpus_is_reported_with_reasons(real_data: Path) -> None:
     assert report.total == 26
     assert {"modality CT", "modality SEG", "modality MR", "modality NM"} <= set(report.refused_by_kind())
     assert sum(facts.format == "DICOM" for facts in report.readable) == len(report.readable) >= 8
+
+
+def test_next_step_names_the_list_that_keeps_the_reader_options(tmp_path, capsys):
+    from afire_monai.cli.main import run
+
+    for number in range(3):
+        grey = np.random.default_rng(number).integers(0, 4096, (16, 16)).astype(np.uint16)
+        Image.fromarray(grey).save(tmp_path / f"{number}.png")
+    sections = {name: [{"image": f"{n}.png"}] for n, name in enumerate(("training", "validation", "test"))}
+    (tmp_path / "list.json").write_text(json.dumps(sections), encoding="utf-8")
+    words = ["check", str(tmp_path / "list.json"), "--png16-max", "4095"]
+    assert run(words) == 0
+    printed = capsys.readouterr().out
+    assert "--write FILE makes one that keeps these options" in printed
+    assert "next:" not in printed
+    assert run([*words, "--write", str(tmp_path / "kept.json")]) == 0
+    assert f"next:    afire pretrain {tmp_path / 'kept.json'} --out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("text", "sex"), [("w", "F"), ("Weiblich", "F"), ("männlich", "M"), ("m", "M"), ("d", None)])
+def test_sex_is_also_read_in_german(text, sex):
+    assert parse_sex(text) == sex

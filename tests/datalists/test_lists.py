@@ -228,3 +228,13 @@ def test_list_without_a_normal_image_is_ready_for_fine_tuning_only(
     assert "known to be normal: 0 images" in printed
     assert "The labels are Mass, Healthy: --normal-label NAME" in printed
     assert "result:  ready for fine-tuning; pre-training needs images known to be normal" in printed
+
+
+def test_lists_that_are_read_in_different_ways_are_not_merged(tmp_path: Path) -> None:
+    for name, reader in (("a", {"png16_max": 4095}), ("b", {"png16_max": 4095}), ("c", {})):
+        content = {"meta": {"reader": reader}, "training": [{"image": f"{name}.png", "group": name}]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    merged = merge_datalists([tmp_path / "a.json", tmp_path / "b.json"])
+    assert merged["meta"]["reader"] == {"png16_max": 4095}
+    with pytest.raises(DataListError, match=r"4095\}, .*c\.json with standard options"):
+        merge_datalists([tmp_path / "a.json", tmp_path / "c.json"])

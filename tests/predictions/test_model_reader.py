@@ -35,5 +35,8 @@ def test_folder_is_read_with_the_options_that_the_model_was_trained_with(tmp_pat
     for name, (source, model) in runs.items():
         predict([tmp_path / source], [tmp_path / model], tmp_path / name, heatmap="none", workers=0)
         found[name] = float(load_predictions(tmp_path / name).scores["Mass"][0])
+    source, model, out = [tmp_path / "images"], [tmp_path / "plain_model"], tmp_path / "given"
+    predict(source, model, out, heatmap="none", workers=0, reader=options)
+    assert float(load_predictions(out).scores["Mass"][0]) == found["list"]
     assert found["folder"] == found["list"]
     assert found["folder"] != found["plain"]
