@@ -231,7 +231,7 @@ class ArchiveStore(CarefulStore):
         modalities: Sequence[str] = ("CR", "DX"),
         to_archive: bool = True,
     ) -> None:
-        self._web = DicomWeb(url, retries=2)
+        self._web = DicomWeb(url, timeout=20, retries=1)  # somebody waits for the answer
         self._query = Query.of(modalities)
         self._to_archive = to_archive
         self._series: dict[str, SeriesReference] = {}
