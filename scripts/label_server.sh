@@ -11,6 +11,7 @@
 # --classes a,b       of a segmenter to be trained, where no model has one; --findings a,b of a classifier likewise
 # --modalities CR,DX  of images (default of DICOMweb)
 # --png16-max N, --window-index N   how images are read; unless given, as in the models' training
+# --also-show SEG,OT  modalities of DICOMweb that a viewer may see besides
 # --to-archive false  keep saved masks here; else they also go to the DICOMweb archive as DICOM segmentations
 # --candidates N      images without label that a strategy looks at in one call (default 48)
 # AFIRE_DICOMWEB_USER, AFIRE_DICOMWEB_PASSWORD: who you are to the archive
@@ -50,6 +51,7 @@ while [[ $# -gt 0 ]]; do
         --classes | --findings | --modalities | --candidates) conf+=(--conf "${1#--}" "$2") ;;
         --png16-max) conf+=(--conf png16_max "$2") ;;
         --window-index) conf+=(--conf window_index "$2") ;;
+        --also-show) conf+=(--conf also_show "$2") ;;
         --to-archive) conf+=(--conf to_archive "$2") ;;
         *) fail "unknown option $1 (scripts/label_server.sh alone lists them)" ;;
     esac
@@ -121,8 +123,6 @@ export PATH="$venv/bin:$PATH"
 export MONAI_LABEL_AUTO_UPDATE_SCORING=false # it would start a process at each next sample
 export MONAI_LABEL_TRACKING_ENABLED=false
 export MONAI_LABEL_SESSION_PATH="$work/sessions"
-# OHIF reads the archive through this server
-export MONAI_LABEL_DICOMWEB_USERNAME="${AFIRE_DICOMWEB_USER:-}" MONAI_LABEL_DICOMWEB_PASSWORD="${AFIRE_DICOMWEB_PASSWORD:-}"
 unset MLFLOW_TRACKING_URI
 export NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}"

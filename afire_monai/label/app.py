@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import shutil
@@ -20,6 +21,8 @@ from monailabel.interfaces.tasks.train import TrainTask
 from afire_monai import __version__
 from afire_monai.cli.fronts import reader_arguments
 from afire_monai.core.errors import AfireError
+from afire_monai.hospital.dicomweb.client import DicomWeb
+from afire_monai.label.archive_proxy import ArchiveProxy
 from afire_monai.label.images import map_suffix
 from afire_monai.label.inference_service import (
     HEAT_THRESHOLD,
@@ -46,10 +49,13 @@ SETTINGS = {
     "modalities": "of images, with commas between them; DICOMweb lists CR,DX unless given",
     "png16_max": "white level of 16-bit PNG, as for the commands; unless given, as in the models' training",
     "window_index": "which DICOM window to use where a file has several; likewise",
+    "also_show": "modalities of DICOMweb that a viewer sees besides, such as SEG,OT,SR; none unless given",
     "to_archive": "true: saved masks go to the DICOMweb archive as DICOM segmentations, as MONAI Label does; or false",
     "candidates": "images without label that a strategy looks at in one call; 48 unless given",
 }
 """Keys of ``--conf``."""
+ARCHIVE_TIMEOUT = 15.0
+"""Seconds to wait for a connection to the archive, or a part of its answer, while a browser waits."""
 
 
 class RadiographLabelApp(MONAILabelApp):
@@ -111,6 +117,14 @@ class RadiographLabelApp(MONAILabelApp):
     def _findings(self) -> tuple[str, ...]:
         what = self.trainable.get("classification")
         return what.names if what else ()
+
+    @functools.cached_property
+    def archive_proxy(self) -> ArchiveProxy | None:
+        """What a browser sees of the archive; None where there is a folder."""
+        if not self.studies.startswith(("http://", "https://")):
+            return None
+        modalities = [*_names(self.given.get("modalities", "CR,DX")), *_names(self.given.get("also_show", ""))]
+        return ArchiveProxy(DicomWeb(self.studies.rstrip("/"), timeout=ARCHIVE_TIMEOUT, retries=0), modalities)
 
     def init_datastore(self) -> CarefulStore:
         """Open the folder or the archive."""

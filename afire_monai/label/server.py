@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import logging
 import os
 import re
 import tempfile
+import threading
 import time
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from fastapi import BackgroundTasks, Body, Depends, FastAPI, File, Form, UploadFile
 from monailabel.app import app as monailabel_app
 from monailabel.config import settings
-from monailabel.endpoints import activelearning, datastore, infer, train
+from monailabel.endpoints import activelearning, datastore, infer, info, model, scoring, session, train
 from monailabel.endpoints.user.auth import RBAC
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.others.generic import remove_file
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.responses import FileResponse, JSONResponse
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from afire_monai.core.errors import AfireError
 from afire_monai.label.access import TokenRequired, token_of_environment
 from afire_monai.label.inference_service import answer, class_values
-from afire_monai.label.messages import problem
+from afire_monai.label.messages import NotFoundError, problem
 
 logger = logging.getLogger(__name__)
 
@@ -195,6 +202,30 @@ def save_label(
     return datastore.save_label(background_tasks, image, json.dumps(kept), tag, label)
 
 
+_one_at_a_time = threading.Lock()
+_archive_threads = CapacityLimiter(8)  # an archive that hangs must not take all threads of the server
+
+
+async def show_archive(request: Request, path: str) -> Response:
+    """Answer a browser's question to the archive, in threads of its own; see `ArchiveProxy`."""
+    proxy = app_instance().archive_proxy
+    if proxy is None:
+        raise NotFoundError("this server has a folder of radiographs, and no archive")
+    accept = request.headers.get("accept", "*/*")
+    ask = functools.partial(proxy.answer, path, request.query_params.multi_items(), accept)
+    reply = await run_sync(ask, limiter=_archive_threads)
+    return Response(reply.body, media_type=reply.kind, headers={"Cache-Control": "no-store"})
+
+
+def only_read(path: str) -> None:
+    """Refuse to change anything in the archive on behalf of a browser.
+
+    Raises:
+        HTTPException: always.
+    """
+    raise HTTPException(405, "the archive is only read here")
+
+
 def keep_model(model: str) -> None:
     """Refuse: MONAI Label would write over, or move away, the files of the model folders that were given.
 
@@ -202,6 +233,28 @@ def keep_model(model: str) -> None:
         AfireError: always.
     """
     raise AfireError("models are neither replaced nor deleted over the network; the model folders are only read")
+
+
+def _in_thread(endpoint: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
+    """Return an answer of MONAI Label as a plain function, which FastAPI runs in a thread.
+
+    MONAI Label's answers never wait for anything but the disk and the archive, and that in the event loop: while an
+    archive hangs, nobody would be answered. They go on being given one after the other.
+    """
+
+    def call(**given: Any) -> Any:
+        with _one_at_a_time:
+            coroutine = endpoint(**given)
+            try:
+                coroutine.send(None)
+            except StopIteration as done:
+                return done.value
+            coroutine.close()
+            raise RuntimeError(f"{endpoint.__name__} waits in the event loop")
+
+    call.__name__ = endpoint.__name__
+    vars(call)["__signature__"] = inspect.signature(endpoint)
+    return call
 
 
 def _prepare(app: FastAPI) -> FastAPI:
@@ -215,10 +268,15 @@ def _prepare(app: FastAPI) -> FastAPI:
         ("/train/", "POST", run_all_training, admin),
         ("/activelearning/{strategy}", "POST", next_sample, user),
         ("/datastore/label", "PUT", save_label, annotator),
+        ("/proxy/dicom/{path:path}", "GET", show_archive, user),
+        *(("/proxy/dicom/{path:path}", m, only_read, user) for m in ("POST", "PUT", "PATCH", "DELETE")),
         ("/model/{model}", "PUT", keep_model, annotator),
         ("/model/{model}", "DELETE", keep_model, annotator),
     ):
         app.add_api_route(path, answering, methods=[method], dependencies=[Depends(RBAC(role))])
+    for module in (info, datastore, model, scoring, session, train):
+        for route in module.router.routes:
+            app.add_api_route(route.path, _in_thread(route.endpoint), methods=list(route.methods))
     app.router.routes[:] = [*app.router.routes[count:], *app.router.routes[:count]]
     app.add_middleware(ErrorsInWords)
     token = token_of_environment()

@@ -240,7 +240,7 @@ class ArchiveStore(CarefulStore):
         to_archive: bool = True,
         reader: Mapping[str, Any] | None = None,
     ) -> None:
-        self._web = DicomWeb(url, retries=2)
+        self._web = DicomWeb(url, timeout=20, retries=1)  # somebody waits for the answer
         self._query = Query.of(modalities)
         self._to_archive = to_archive
         self._series: dict[str, SeriesReference] = {}

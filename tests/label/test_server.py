@@ -10,8 +10,10 @@ import re
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ import numpy as np
 import pydicom
 import pytest
 import requests
+from hospital.fake_dicomweb import fake_dicomweb
 from hospital.orthanc import running_orthanc
-from hospital_files import PLANTED
+from hospital_files import PLANTED, radiograph
 from label_phantoms import LABELS, SHAPE, SPOT, phantom, pictures, write_dicoms, write_models, write_pngs
 from PIL import Image
 
@@ -379,6 +382,57 @@ space directions: (0.5,0,0) (0,0.4,0) (0,0,1)\nkinds: domain domain domain\nenco
     assert [d.SegmentLabel for d in seg.SegmentSequence] == ["right_lung"]
     ((study, series, _),) = seg.get_source_image_uids()
     assert (study, series) == (new.study, image)
+
+
+def test_a_browser_reads_the_chosen_modalities_of_the_archive_and_changes_nothing(of_archive):
+    image = of_archive.ids["chest04"]
+    (study,) = {r.study for r in DicomWeb(of_archive.web).find_series(Query()) if r.series == image}
+    hidden = radiograph(99, Modality="CT", StudyInstanceUID=study)
+    DicomWeb(of_archive.web).store(hidden)
+    proxy = "proxy/dicom/wado/studies"
+    studies = of_archive.get("proxy/dicom/qido/studies", limit=101, offset=0, includefield="all").json()
+    assert study in {entry["0020000D"]["Value"][0] for entry in studies}
+    assert len(studies) == IMAGES + 1
+    assert {m for entry in studies for m in entry["00080061"]["Value"]} == {"CR", "DX"}
+    for path in (f"proxy/dicom/qido/studies/{study}/series", f"proxy/dicom/qido/studies/{study}/instances"):
+        assert {entry["0020000E"]["Value"][0] for entry in of_archive.get(path).json()} == {image}
+    (entry,) = of_archive.get(f"{proxy}/{study}/series/{image}/metadata").json()
+    frame = f"{proxy}/{study}/series/{image}/instances/{entry['00080018']['Value'][0]}/frames/1"
+    assert of_archive.get(frame).headers["Content-Type"].startswith("multipart/related")
+    answer = of_archive.get(f"{proxy}/{study}/series/{hidden.SeriesInstanceUID}/metadata")
+    assert (answer.status_code, "only series of CR, DX" in answer.text) == (404, True)
+    for method in ("POST", "PUT", "DELETE"):
+        for path in ("proxy/dicom/stow/studies", "proxy/dicom/studies", f"{proxy}/{study}"):
+            answer = of_archive.http.request(method, of_archive.url + path, data=b"x", timeout=60)
+            assert (answer.status_code, "only read" in answer.text) == (405, True), path
+
+
+def test_an_archive_that_hangs_is_a_502_and_others_are_answered_meanwhile(models, tmp_path):
+    awake = threading.Event()
+
+    def hang(handler: Any) -> bool:
+        awake.wait(60)
+        handler.close_connection = True
+        return True
+
+    with fake_dicomweb() as archive:
+        archive.hold(radiograph(1))
+        with running(archive.url, tmp_path / "work", models, {}) as server:
+            archive.tricks += [hang] * 100
+            with ThreadPoolExecutor(12) as browsers:
+                try:
+                    waiting = [browsers.submit(server.get, "proxy/dicom/qido/studies") for _ in range(10)]
+                    image = browsers.submit(server.get, "datastore/image", image=radiograph(1).SeriesInstanceUID)
+                    time.sleep(1)
+                    start = time.monotonic()
+                    assert server.get("static/favicon.ico").status_code == 200
+                    assert server.infer("segmentation", "").status_code == 400
+                    assert time.monotonic() - start < 5
+                    assert not any(browser.done() for browser in (*waiting, image))
+                    for done in as_completed(waiting, 40):
+                        assert (done.result().status_code, "cannot be reached" in done.result().text) == (502, True)
+                finally:
+                    awake.set()
 
 
 def test_nothing_that_is_written_tells_who_the_patients_are(of_archive, of_dicoms):

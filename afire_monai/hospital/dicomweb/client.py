@@ -173,8 +173,9 @@ class DicomWeb:
         _keep_out_of_logs()
         if parts.scheme == "http" and not is_loopback(host):
             logger.warning("plain http: pictures of patients cross the network unencrypted; https is better")
+        self._url, self._session, self._timeout = parts.geturl().rstrip("/"), session, timeout
         self._client = DICOMwebClient(
-            parts.geturl().rstrip("/"),
+            self._url,
             session=session,
             headers={"Accept": "application/dicom+json"},
             callback=see_that_it_is_whole,
@@ -227,6 +228,32 @@ class DicomWeb:
             seen.update(value(entry, "0020000E") for entry in fresh)
             offset += len(entries)
         raise AnswerError(f"the server gives more than {MOST_PAGES} pages of series; ask for fewer with --date")
+
+    def get(self, path: str, query: Sequence[tuple[str, str]] = (), accept: str = "*/*") -> tuple[bytes, str] | None:
+        """Read what lies at a path below the root of the services, as it is.
+
+        Args:
+            path: without slash before it; whoever calls has checked it.
+            query: names and values.
+            accept: media types.
+
+        Returns:
+            The body and its media type; None if the server has no such thing.
+
+        Raises:
+            DicomWebError: as :meth:`find_series`.
+        """
+
+        def read() -> tuple[bytes, str] | None:
+            response = self._session.get(
+                f"{self._url}/{path}", params=list(query), headers={"Accept": accept}, timeout=self._timeout
+            )
+            if response.status_code in (404, 410):
+                return None
+            response.raise_for_status()
+            return response.content, str(response.headers.get("Content-Type", "application/octet-stream"))
+
+        return self._ask(read)
 
     def find_instances(self, series: SeriesReference) -> list[str]:
         """Ask for the SOPInstanceUIDs of a series.
