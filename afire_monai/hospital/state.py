@@ -12,7 +12,7 @@ from typing import Any
 
 from afire_monai.core.errors import AfireError
 from afire_monai.core.pool import STOPPED, TOO_SLOW, UNEXPECTED, Failure
-from afire_monai.hospital.convert import Converted, Read
+from afire_monai.hospital.convert import BINS, Converted, Read
 from afire_monai.hospital.scan import NOT_READABLE, Found
 from afire_monai.radiographs.header import Header
 
@@ -267,10 +267,12 @@ def _result(values: dict[str, Any]) -> Converted | Failure:
         return Failure(**_of_types(values, {"kind": str, "detail": str}))
     plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     converted = Converted(**_of_types(plain, _CONVERTED))
-    if len(converted.shape) != 2 or not all(
-        isinstance(n, int | float) for n in (*converted.shape, *converted.histogram)
+    if (
+        len(converted.shape) != 2
+        or len(converted.histogram) != BINS
+        or not all(isinstance(n, int | float) for n in (*converted.shape, *converted.histogram))
     ):
-        raise TypeError("shape and histogram hold something else than numbers")
+        raise TypeError(f"shape and histogram hold something else than 2 and {BINS} numbers")
     return converted
 
 

@@ -98,8 +98,10 @@ def _build(
     kernel = state.get("patch_embed.weight")
     first = state.get("blocks.0.mlp.linear1.weight")
     second = state.get("blocks.0.mlp.linear2.weight")
-    if kernel is None or kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3] or first is None or second is None:
-        raise CheckpointError("patch embedding (D, C, P, P) and MLPs are expected: they tell the sizes")
+    if kernel is None or kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3] or not kernel.numel():
+        raise CheckpointError("patch embedding (D, C, P, P) is expected: it tells the sizes")
+    if first is None or second is None or first.ndim != 2 or second.ndim != 2:
+        raise CheckpointError("MLPs of two matrices (hidden, D) and (D, hidden) are expected: they tell the sizes")
     width, channels, patch = kernel.shape[:3]
     depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
     assumed: list[str] = []

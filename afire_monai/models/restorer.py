@@ -15,6 +15,7 @@ from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.models.bounds import refuse_sizes
 from afire_monai.models.folder import load_module_files, weights_in, weights_that_fit
 from afire_monai.networks import AnomalyRestorationDecoder, Encoder, encoder_from_config
+from afire_monai.networks.build import refuse_kinds
 
 
 class AnomalyOutput(NamedTuple):
@@ -172,6 +173,7 @@ def load_restorer(path: str | Path) -> AnomalyNetwork:
     with weights_that_fit(path):
         refuse_sizes({part: description[part] for part in ("encoder", "decoder")}, tensors, path)
         encoder = encoder_from_config(description["encoder"], check_range=True)
+        refuse_kinds(description["decoder"], AnomalyRestorationDecoder)
         network = AnomalyNetwork(encoder, AnomalyRestorationDecoder(**description["decoder"]))
         network.load_state_dict(tensors)
     return network.eval()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 from afire_monai.core.errors import AfireError
@@ -53,8 +55,30 @@ def encoder_from_config(config: Mapping[str, Any], **overrides: Any) -> Encoder:
         if name not in known:
             near = difflib.get_close_matches(name, known, 3) or known
             raise AfireError(f"an encoder of kind {kind!r} has no argument {name!r}; nearest: {', '.join(near)}")
+    refuse_kinds(arguments, *classes)
     encoder: Encoder = _KINDS[kind](**arguments)
     return encoder
+
+
+def refuse_kinds(arguments: Mapping[str, Any], *classes: type) -> None:
+    """Refuse what is no number where a network wants one; it would come to light with the first picture only.
+
+    Args:
+        arguments: of the network, by name.
+        classes: it and those that it passes arguments on to; annotations other than ``int`` and ``float`` are passed
+            over.
+
+    Raises:
+        AfireError: naming the argument; also for an ε of zero or below.
+    """
+    expected = {name: one.annotation for c in classes for name, one in inspect.signature(c).parameters.items()}
+    for name, value in arguments.items():
+        kind = {"int": Integral, "float": Real}.get(expected.get(name, ""))
+        if kind and (not isinstance(value, kind) or isinstance(value, bool) or not math.isfinite(value)):
+            what = "a whole number" if kind is Integral else "a number"
+            raise AfireError(f"{name} is {str(value)[:100]!r}; {what} is expected")
+        if name == "layer_norm_eps" and value <= 0:
+            raise AfireError(f"layer_norm_eps must be above zero, got {value}")
 
 
 def build_encoder(preset: str, **overrides: Any) -> Encoder:

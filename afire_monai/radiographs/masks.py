@@ -51,7 +51,10 @@ def read_mask(path: str | PathLike[str]) -> NDArray[np.integer[Any]]:
             values = np.array(picture.convert("L") if mode == "1" else picture)
             if mode == "RGB" and (values == values[..., :1]).all():
                 values = values[..., 0]
-    except (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, Image.DecompressionBombError) as error:
+    except (
+        *(OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError),
+        *(MemoryError, Image.DecompressionBombError),
+    ) as error:
         if hasattr(error, "kind"):
             raise
         raise refusal(

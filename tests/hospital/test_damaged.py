@@ -196,6 +196,7 @@ def test_two_thousand_damaged_files_are_kept_or_left_out(tmp_path: Path, request
         """UPDATE files SET result='{"size": 3}' WHERE number=1""",
         "UPDATE files SET result=json_replace(result, '$.histogram', json('[null, \"a\"]')) WHERE number=1",
         """UPDATE files SET result='{"kind": 3}' WHERE number=1""",
+        "UPDATE files SET result=json_remove(result, '$.histogram[0]') WHERE number=1",
         "UPDATE files SET header=CAST(x'ff00' AS TEXT) WHERE number=1",
     ],
 )

@@ -185,3 +185,21 @@ def test_value_that_an_encoder_cannot_have_is_refused_with_the_file(encoder, tmp
     path.with_suffix(".json").write_text(json.dumps(described), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"encoder.safetensors: std must hold one finite value"):
         load_encoder(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("layer_norm_eps", "x", "layer_norm_eps is 'x'; a number is expected"),
+        ("layer_norm_eps", None, "layer_norm_eps is 'None'; a number is expected"),
+        ("layer_norm_eps", -1e-3, "layer_norm_eps must be above zero"),
+        ("num_heads", 2.0, "num_heads is '2.0'; a whole number is expected"),
+    ],
+)
+def test_number_that_is_none_is_refused_before_a_picture_is_seen(encoder, tmp_path, key, value, words):
+    path = export_encoder(encoder, tmp_path)
+    described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    described["architecture"][key] = value
+    path.with_suffix(".json").write_text(json.dumps(described), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=f"encoder.safetensors: {words}"):
+        load_encoder(path)

@@ -169,6 +169,10 @@ def test_what_is_no_transformer_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="no weights are in it: it holds epoch"):
         load_foreign(saved({"epoch": 3}, tmp_path))
     state = facebook_names(random_vit())
+    state["blocks.0.mlp.fc2.weight"] = torch.zeros(3)
+    with pytest.raises(CheckpointError, match="MLPs of two matrices"):
+        load_foreign(saved(state, tmp_path))
+    state = facebook_names(random_vit())
     state["norm.bias"][3] = torch.nan
     with pytest.raises(CheckpointError, match=r"not finite in norm\.bias"):
         load_foreign(saved(state, tmp_path))

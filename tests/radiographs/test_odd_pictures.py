@@ -31,6 +31,7 @@ from afire_monai.core.errors import RadiographError
 from afire_monai.datalists.check import check_files
 from afire_monai.radiographs.decode import list_images, picture_size, read_picture
 from afire_monai.radiographs.dicom import codestream_size
+from afire_monai.radiographs.masks import read_mask
 
 CASES = Path(__file__).resolve().parents[3] / "shared" / "cases"
 RAMP = np.arange(40, dtype=np.uint16).reshape(5, 8) * 100
@@ -261,3 +262,5 @@ def test_picture_that_asks_for_all_memory_is_a_refusal(tmp_path: Path, monkeypat
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", no_memory)
     with pytest.raises(RadiographError, match=r"a.png: broken or truncated"):
         read_picture(tmp_path / "a.png")
+    with pytest.raises(RadiographError, match=r"a.png: mask not readable"):
+        read_mask(tmp_path / "a.png")

@@ -272,7 +272,8 @@ def load_detector(path: str | Path | Mapping[str, Path]) -> AnomalyDetector:
     head, assignment, temperature = None, None, 0.1
     if "detector" in files:
         head, assignment, temperature = _load_head(files["detector"])
-    return AnomalyDetector(restorer.encoder, shift, restorer, head, assignment, temperature).eval()
+    with weights_that_fit(files["restorer"]):
+        return AnomalyDetector(restorer.encoder, shift, restorer, head, assignment, temperature).eval()
 
 
 def _files_of(folder: Path) -> dict[str, Path]:

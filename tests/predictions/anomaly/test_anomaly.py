@@ -157,6 +157,15 @@ def test_damaged_detector_file_is_told(tmp_path):
             load_detector(tmp_path)
 
 
+def test_prototypes_of_another_canvas_are_refused_with_the_file(tmp_path):
+    method = tiny_afire(2)
+    path = export_restorer(method, tmp_path).with_suffix(".json")
+    export_detector(method, tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "shift": 7}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"restorer.safetensors: 36 prototypes do not fit a canvas of 121 cells"):
+        load_detector(tmp_path)
+
+
 @pytest.mark.parametrize("shift", [10**6, -1, 1.5, "2", None])
 def test_shift_that_no_training_has_is_refused_before_a_picture_is_asked_for(shift, tmp_path):
     path = export_restorer(tiny_afire(2), tmp_path).with_suffix(".json")
