@@ -183,6 +183,8 @@ def _positions(state: dict[str, Tensor], width: int) -> tuple[int, int] | None:
     patches = table[0, -cells:]
     fixed = width % 4 == 0 and torch.allclose(patches, sincos_positions((side, side), width), atol=1e-4)
     if with_class and "cls_token" in state:
+        if state["cls_token"].shape != (1, 1, width):
+            raise CheckpointError(f"cls_token is {tuple(state['cls_token'].shape)}; (1, 1, {width}) is expected")
         state["cls_token"] = state["cls_token"] + table[:, :1]
     if not fixed:
         state["positions"] = patches

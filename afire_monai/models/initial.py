@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from afire_monai.core.errors import CheckpointError
-from afire_monai.models.folder import load_encoder
+from afire_monai.models.folder import load_encoder, load_module_files
 from afire_monai.models.foreign import is_foreign, load_foreign
 from afire_monai.models.shipped import shipped_folder, shipped_names
 from afire_monai.networks import Encoder, build_encoder
@@ -38,6 +40,28 @@ def initial_encoder(
     if is_foreign(init):
         return load_foreign(init, image_size).encoder
     return load_encoder(init, **({"image_size": image_size} if image_size else {}))
+
+
+def origin_of(init: str) -> str | dict[str, Any]:
+    """Say in plain values where an encoder comes from, for the description of what is trained from it.
+
+    Args:
+        init: see :func:`initial_encoder`; or ``bundle`` for the weights of a MONAI bundle.
+
+    Returns:
+        ``random`` or ``bundle``; of a model folder, method, epochs and hash of the data; else the name of the file.
+
+    Raises:
+        CheckpointError: if there is no such encoder.
+    """
+    if init in ("random", "bundle"):
+        return init
+    if init in shipped_names():
+        init = str(shipped_folder(init))
+    if is_foreign(init):
+        return {"weights_from_elsewhere": Path(init).name}
+    _, description = load_module_files(init)
+    return {k: v for k, v in description.items() if k in ("method_name", "epochs", "data_sha256", "name")}
 
 
 def pretraining_encoder(

@@ -23,7 +23,8 @@ from afire_monai.core.files import write_text
 from afire_monai.datalists.patients import patient_of
 from afire_monai.evaluation.bootstrap import mean_interval
 from afire_monai.loading.dataset import RadiographDataset, image_statistics, reader_facts
-from afire_monai.models.folder import export_task, load_module_files
+from afire_monai.models.folder import export_task
+from afire_monai.models.initial import origin_of
 from afire_monai.networks.task_networks import ViTClassifier
 from afire_monai.predictions.format import Predictions, save_predictions
 from afire_monai.training.checkpoint import load_checkpoint
@@ -171,18 +172,14 @@ def facts(init: str, fraction: float, folds: int, fold: int, seed: int) -> dict[
     """Say where a model comes from, in plain values: the encoder's own description, the data used, the seed.
 
     Args:
-        init: a model folder, ``random``, or ``bundle`` for the weights of a MONAI bundle.
+        init: what the encoder was before, see `origin_of`.
         fraction: share of the labels.
         folds: of a cross-validation, or 0.
         fold: which one validated.
         seed: of the run.
     """
-    origin: dict[str, Any] = {"encoder": init}
-    if init not in ("random", "bundle"):
-        _, description = load_module_files(init)
-        origin = {"encoder": {k: v for k, v in description.items() if k in ("method_name", "epochs", "data_sha256")}}
     cross = {"folds": folds, "fold": fold} if folds else {}
-    return {**origin, "version": __version__, "fraction": fraction, "seed": seed, **cross}
+    return {"encoder": origin_of(init), "version": __version__, "fraction": fraction, "seed": seed, **cross}
 
 
 def _load_best(trainer: PretrainTrainer, checkpoint_dir: str | Path) -> Task:
