@@ -49,16 +49,15 @@ class TaskData:
         return [float(w) for w in positive_weights(_targets(self.training))]
 
 
-def advise_on_few_labels(data: TaskData, init: str) -> str:
+def advise_on_few_labels(data: TaskData) -> str:
     """Log and return what is better than fine-tuning for labels with few positive images; empty if it is not so.
 
     Args:
         data: what the classifier is to be trained on.
-        init: what training starts from; nothing is advised for fresh weights.
     """
     counts = (_targets(data.training) == 1).sum(0)
     few = [f"{name} {count}" for name, count in zip(data.labels, counts, strict=True) if count < FEW_POSITIVES]
-    if not few or init == "random":
+    if not few:
         return ""
     advice = (
         f"few positive training images: {', '.join(few)}. With so few, `afire probe` on the same list did better than "

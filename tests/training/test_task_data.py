@@ -105,10 +105,9 @@ def test_fine_tuning_with_few_positives_is_told_what_did_better():
             targets[:count, column] = 1
         return TaskData(["Effusion", "Mass"], [{"target": row} for row in targets], [], [])
 
-    assert "Mass 14. With so few, `afire probe`" in advise_on_few_labels(data(15, 14), "chest-s16-1")
-    assert "Effusion" not in advise_on_few_labels(data(15, 14), "chest-s16-1")
-    assert advise_on_few_labels(data(15, 15), "chest-s16-1") == ""
-    assert advise_on_few_labels(data(3, 3), "random") == ""
+    assert "Mass 14. With so few, `afire probe`" in advise_on_few_labels(data(15, 14))
+    assert "Effusion" not in advise_on_few_labels(data(15, 14))
+    assert advise_on_few_labels(data(15, 15)) == ""
 
 
 @pytest.mark.parametrize(
