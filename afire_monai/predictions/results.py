@@ -56,9 +56,12 @@ class Gathered:
     fit: ReferenceFit | None
 
 
-def _fit(index: NDArray[np.int64], percentiles: NDArray[np.float64], normal: Collection[int]) -> ReferenceFit | None:
+def _fit(
+    index: NDArray[np.int64], percentiles: NDArray[np.float64], normal: Collection[int], reference: int
+) -> ReferenceFit | None:
     """Judge the reference by the images known to be normal, or by all if too few are."""
-    return reference_fit(percentiles[np.isin(index, list(normal))], True) or reference_fit(percentiles, False)
+    of_normals = reference_fit(percentiles[np.isin(index, list(normal))], True, reference)
+    return of_normals or reference_fit(percentiles, False, reference)
 
 
 class ResultFolder:
@@ -186,7 +189,8 @@ class ResultFolder:
         for kind in (HEATMAPS, MASKS, OVERLAYS, RESTORED):
             with contextlib.suppress(OSError):
                 (self.folder / kind).rmdir()  # where it is empty
-        fit = _fit(np.array(list(found)), np.array(percentiles), normal)
+        sizes = [(r.get("anomaly") or {}).get("normals", 0) for r in found.values()]
+        fit = _fit(np.array(list(found)), np.array(percentiles), normal, max(sizes, default=0))
         described = {**facts, "format": FORMAT, "labels": labels, "count": len(table), "anomaly": anomaly}
         if fit is not None:
             described["reference_fit"] = {**asdict(fit), "words": fit.words}

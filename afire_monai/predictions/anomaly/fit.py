@@ -25,7 +25,7 @@ class ReferenceFit:
         known_normal: whether they are of radiographs that the data list calls normal.
         median: of the percentiles, 0…100; 50 is expected of normal radiographs.
         above_95: share of them above 95, 0…1; 0.05 is expected of normal radiographs.
-        p_value: of the Kolmogorov-Smirnov test that they are spread evenly over 0…100.
+        p_value: of the two-sample Kolmogorov-Smirnov test against the reference's normals.
         fits: False if the reference does not seem to fit.
     """
 
@@ -57,15 +57,17 @@ class ReferenceFit:
         return f"{seen}; {verdict}" + ("" if self.fits else ". Make one of your own normals with `afire reference`")
 
 
-def reference_fit(percentiles: ArrayLike, known_normal: bool) -> ReferenceFit | None:
+def reference_fit(percentiles: ArrayLike, known_normal: bool, reference: int) -> ReferenceFit | None:
     """Judge whether a reference fits, from the anomaly percentiles of radiographs.
 
-    Percentiles of normal radiographs of the reference's population are spread evenly over 0…100. Radiographs of any
-    kind are judged by their median alone, as disease moves it too.
+    Percentiles of normal radiographs of the reference's population are spread evenly over 0…100, as far as the
+    reference's own size lets them: both samples count in the Kolmogorov-Smirnov test (its asymptotic distribution).
+    Radiographs of any kind are judged by their median alone, as disease moves it too.
 
     Args:
         percentiles: (n,) in 0…100; those that are not finite are left out.
-        known_normal: whether all of them are of normal radiographs.
+        known_normal: whether all of them are of normal radiographs, which are not those of the reference itself.
+        reference: number of normal radiographs in the reference.
 
     Returns:
         None for fewer than 20.
@@ -74,6 +76,8 @@ def reference_fit(percentiles: ArrayLike, known_normal: bool) -> ReferenceFit | 
     values = values[np.isfinite(values)]
     if len(values) < MIN_COUNT:
         return None
-    median, p_value = float(np.median(values)), float(stats.kstest(values / 100, "uniform").pvalue)
+    distance = stats.kstest(values / 100, "uniform").statistic
+    effective = len(values) * reference / (len(values) + reference)
+    median, p_value = float(np.median(values)), float(stats.kstwobign.sf(distance * effective**0.5))
     fits = p_value >= LEVEL if known_normal else median < HIGH_MEDIAN
     return ReferenceFit(len(values), known_normal, median, float((values > 95).mean()), p_value, fits)
