@@ -10,7 +10,7 @@ from afire_monai import __version__
 from afire_monai.cli.arguments import CommandTree, parse
 from afire_monai.cli.cache import cache
 from afire_monai.cli.check import check
-from afire_monai.cli.datalist import PUBLIC_DATASETS, from_csv, from_folder, merge, validate
+from afire_monai.cli.datalist import PUBLIC_DATASETS, from_csv, from_folder, merge, phantom, validate
 from afire_monai.cli.demo import demo
 from afire_monai.cli.export import export
 from afire_monai.cli.hospital import dicom_results, ingest, send
@@ -27,6 +27,7 @@ COMMANDS: CommandTree = {
         "from-csv": from_csv,
         "from-folder": from_folder,
         "merge": merge,
+        "phantom": phantom,
         "validate": validate,
         **PUBLIC_DATASETS,
     },
