@@ -117,6 +117,8 @@ def test_iterations_that_are_due_wait_for_the_update_and_count_once(tmp_path):
     there = Engine().run(CheckpointKeeper(tmp_path, every_epochs=9, every_iterations=3, keep=9), [None] * 2)
     # due at 3, but the next update is the epoch's end, which writes nothing here: so the one after it; due again at 6
     assert there == [[], [], [], [], [], [6], [6], [6]]
+    keeper = CheckpointKeeper(tmp_path / "b", every_epochs=9, every_iterations=6, keep=9)
+    assert Engine().run(keeper, [None] * 3)[-1] == [6]  # not at the update of 10
 
 
 def test_without_every_iterations_only_epochs_are_written(tmp_path):
@@ -174,12 +176,44 @@ def test_newest_that_can_be_read_is_found_with_its_content(tmp_path, caplog):
     assert "checkpoint_1.pt" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("context", "expected", "words"),
+    [
+        (None, CheckpointError, r"a\.pt cannot be written \(writer failed\); earlier"),
+        (OSError(28, "No space left"), CheckpointError, r"\(No space left\)"),
+        (ValueError("else"), CheckpointError, r"\(writer failed\)"),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+    ],
+)
+def test_what_torchs_writer_raises_is_told_by_its_cause(tmp_path, monkeypatch, context, expected, words):
+    def save(*_: object) -> None:
+        try:
+            if context is not None:
+                raise context
+        finally:
+            raise RuntimeError("writer failed\nand more" + 200 * "x")
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(expected, match=words):
+        save_checkpoint({}, tmp_path / "new" / "a.pt")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
 @pytest.mark.parametrize("part", ["method", "optimizer", "progress", "random"])
 def test_file_that_lacks_a_part_is_none_of_ours(tmp_path, part):
     for state in ({**Engine().checkpoint_state(), part: 1}, [1]):
         torch.save(state, tmp_path / "a.pt")
         with pytest.raises(CheckpointError, match=r"not a checkpoint of this project: it lacks one of method"):
             load_checkpoint(tmp_path / "a.pt")
+
+
+def test_one_wrong_bit_is_found_by_its_checksum(tmp_path):
+    save_checkpoint({**Engine().checkpoint_state(), "tensor": torch.full((64,), 0.123)}, tmp_path / "a.pt")
+    content = bytearray((tmp_path / "a.pt").read_bytes())
+    content[content.index(torch.full((9,), 0.123).numpy().tobytes())] ^= 1
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"can be read \(wrong checksum of .*data/0\)"):
+        load_checkpoint(tmp_path / "a.pt")
 
 
 def test_signals_are_noted_by_name_the_first_one_counts_and_the_handlers_come_back():
@@ -292,11 +326,17 @@ def test_moments_that_the_optimizer_does_not_keep_are_refused(tmp_path):
 def test_rehearsed_steps_leave_nothing_behind(tmp_path):
     trainer = make(tmp_path)
     trainer.state.metrics = {"loss": 1.0}
+    done = []
+    trainer._wrap_student, trainer._unwrap_student = (lambda: done.append("wrap")), (lambda: done.append("unwrap"))
     before = trainer.checkpoint_state()
     weights = {name: tensor.clone() for name, tensor in before["method"].items()}
     with trainer.rehearsal() as step:
         step(next(iter(trainer.data_loader)))
-        assert trainer.state.iteration == 1
+        assert (trainer.state.iteration, trainer.state.epoch) == (1, 2)
+        trainer.state.metrics["loss"] = 2.0
+        trainer._recent = [1.0]
+        for parameter in trainer.method.parameters():
+            parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
         assert any(not torch.equal(weights[n], t) for n, t in trainer.method.state_dict().items())
     after = trainer.checkpoint_state()
     assert all(torch.equal(weights[name], tensor) for name, tensor in after["method"].items())
@@ -305,6 +345,7 @@ def test_rehearsed_steps_leave_nothing_behind(tmp_path):
     assert trainer.state.metrics == {"loss": 1.0}
     assert all(p.grad is None for p in trainer.method.parameters())
     assert trainer._recent == []
+    assert done == ["wrap", "unwrap"]
 
 
 def test_where_a_run_goes_on_from(tmp_path, caplog):
@@ -313,13 +354,87 @@ def test_where_a_run_goes_on_from(tmp_path, caplog):
         for value in (True, "true", False, "False"):
             make(empty).resume(empty, value)
     assert caplog.text.count("nothing to resume in empty: starting anew") == 2
+    caplog.clear()
     trainer = make(full)
     trainer.state.iteration = 2
     save_checkpoint(trainer.checkpoint_state(), full / "checkpoint_00000002.pt")
+    caplog.set_level(logging.INFO)
     for value in (True, "TRUE", str(full / "checkpoint_00000002.pt")):
         fresh = make(full)
         fresh.resume(full, value)
         assert fresh.state.iteration == 2
+    assert caplog.text.count("going on from checkpoint_00000002.pt, epoch 1") == 2
     for value in (False, "false"):
         with pytest.raises(CheckpointError, match="holds checkpoints of an earlier run"):
             make(full).resume(full, value)
+
+
+def test_taking_up_a_run_settles_its_settings(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("afire_monai.training.run_folder.settings_hold", lambda: calls.append(1))
+    make(tmp_path).resume(tmp_path, False)
+    assert calls == [1]
+
+
+def test_a_run_that_was_asked_to_stop_ends_with_the_status_that_means_try_again(tmp_path, monkeypatch, caplog):
+    left = []
+    monkeypatch.setattr("afire_monai.training.resume.leave_group", lambda: left.append(1))
+    trainer = make(tmp_path)
+    assert not trainer.asked_to_stop()
+    trainer.end_if_interrupted()
+    trainer.stop_request.signal = "SIGTERM"
+    assert trainer.asked_to_stop()
+    trainer.stop_request = None
+    assert not trainer.asked_to_stop()
+    trainer.interrupt()
+    assert trainer.should_terminate
+    assert left == []
+    with pytest.raises(SystemExit) as caught:
+        trainer.end_if_interrupted()
+    assert caught.value.code == 75
+    assert left == [1]
+    assert "at iteration 0 of 4, and nothing is lost" in caplog.text
+
+
+def test_states_of_two_processes_and_two_gpus_are_saved_and_taken_up_by_rank(tmp_path, monkeypatch):
+    trainer = make(tmp_path)
+    single = trainer.checkpoint_state()["random"]["torch"]
+    assert len(single) == 1
+    place = "afire_monai.training.resume."
+    monkeypatch.setattr(place + "world_size", lambda: 2)
+
+    def gather(into: list[torch.Tensor], own: torch.Tensor) -> None:
+        for number, tensor in enumerate(into):
+            tensor.copy_(own)
+            tensor[0] += number
+
+    monkeypatch.setattr(place + "dist.all_gather", gather)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: ["gpu 0", "gpu 1"])
+    given: list[object] = []
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", given.append)
+    state = trainer.checkpoint_state()
+    assert state["progress"]["global_batch"] == 8
+    assert [int(s[0]) - int(single[0][0]) for s in state["random"]["torch"]] == [0, 1]
+    assert state["random"]["cuda"] == ["gpu 0", "gpu 1"]
+    taken: list[int] = []
+    monkeypatch.setattr(torch, "set_rng_state", lambda tensor: taken.append(int(tensor[0]) - int(single[0][0])))
+    for rank in range(3):
+        monkeypatch.setattr(place + "rank", lambda rank=rank: rank)
+        trainer._restore_random(state["random"])
+    assert taken == [0, 1, 0]
+    assert given == [["gpu 0", "gpu 1"]] * 3
+    trainer._restore_random({**state["random"], "cuda": ["gpu 0"]})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    trainer._restore_random(state["random"])
+    assert len(given) == 3
+
+
+def test_fewer_parameter_groups_than_the_optimizer_has_are_refused(tmp_path):
+    trainer = make(tmp_path)
+    state = moments(trainer)
+    groups = state["optimizer"]["param_groups"]
+    assert len(groups) > 1
+    with pytest.raises(CheckpointError, match="shorter"):
+        trainer.restore({**state, "optimizer": {**state["optimizer"], "param_groups": groups[:-1]}}, "it")
