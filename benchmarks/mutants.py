@@ -2,7 +2,7 @@
 
 One module at a time, in a copy of the repository. Each mutant is tested by the module's own test files (TESTS) in a
 forked child of a process that has imported the heavy libraries. A mutant that no test kills is listed with its place,
-unless mutants_accepted.txt explains it. Docstrings, messages of errors, type hints and decorators are not changed.
+unless mutants_accepted.txt explains it. What is changed: mutate.py.
 
     OMP_NUM_THREADS=1 nice -n 5 python benchmarks/mutants.py losses/vicreg
     OMP_NUM_THREADS=1 nice -n 5 python benchmarks/mutants.py --sample 60 --seed 0
@@ -11,7 +11,6 @@ unless mutants_accepted.txt explains it. Docstrings, messages of errors, type hi
 from __future__ import annotations
 
 import argparse
-import ast
 import compileall
 import gc
 import importlib
@@ -24,9 +23,9 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+
+from mutate import mutants_of
 
 ROOT = Path(__file__).resolve().parents[1]
 ACCEPTED = Path(__file__).with_name("mutants_accepted.txt")
@@ -48,7 +47,7 @@ TESTS = {
     "losses/vicreg": "losses/test_settings.py losses/test_vicreg.py",
     "networks/prototypes": "losses/test_settings.py networks/test_prototypes.py",
     "radiographs/reader": "radiographs/test_reader_options.py radiographs/test_reader.py",
-    "radiographs/masks": "radiographs/test_masks.py radiographs/test_mask_properties.py",
+    "radiographs/masks": "radiographs/test_masks.py radiographs/test_mask_properties.py datalists/test_masks.py",
     "radiographs/dicom_pixels": "radiographs/test_dicom_pixels.py",
     "datalists/cells": "datalists/test_cells.py datalists/test_tables.py",
     "datalists/csv_table": "datalists/test_cells.py datalists/test_tables.py",
@@ -57,111 +56,13 @@ TESTS = {
     "hospital/identity": "hospital/test_identity.py",
     "training/finetuning": "training/test_calibration.py",
     "evaluation/metrics": "evaluation/test_by_hand.py evaluation/test_metrics.py evaluation/test_subgroups.py",
-    "evaluation/bootstrap": "evaluation/test_by_hand.py evaluation/test_bootstrap.py",
+    "evaluation/bootstrap": "evaluation/test_by_hand.py evaluation/test_bootstrap.py evaluation/test_metrics.py",
     "training/checkpoint": "training/test_checkpoint.py",
     "training/resume": "training/test_checkpoint.py",
 }
 """The test files, below tests/, that are a module's own."""
 ONLY = {"training/finetuning": ("fit_calibration", "_fit", "calibrate", "choose_thresholds", "_STEEPEST")}
 """Functions of a module that are changed, where it is not all of them."""
-
-COMPARED = {
-    **{ast.Eq: ("==", "!="), ast.NotEq: ("!=", "=="), ast.Is: ("is", "is not"), ast.IsNot: ("is not", "is")},
-    **{ast.In: ("in", "not in"), ast.NotIn: ("not in", "in"), ast.Lt: ("<", "<=", ">="), ast.LtE: ("<=", "<", ">")},
-    **{ast.Gt: (">", ">=", "<="), ast.GtE: (">=", ">", "<")},
-}
-PAIRS = ((ast.Add, ast.Sub), (ast.Mult, ast.Div), (ast.BitAnd, ast.BitOr), (ast.LShift, ast.RShift))
-COMPUTED = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])} | {ast.FloorDiv: ast.Div, ast.Pow: ast.Mult}
-NAMES = ("min max", "any all", "floor ceil", "amin amax", "argmin argmax", "zeros ones", "zeros_like ones_like")
-SWAPPED = {a: b for pair in NAMES for a, b in (pair.split(), pair.split()[::-1])}
-PARTS = {ast.FunctionDef: ("args", "body"), ast.AnnAssign: ("value",), ast.ClassDef: ("body",), ast.arg: ()}
-"""What of a statement is changed at all, where it is not everything: no type hints, no decorators, no bases."""
-
-
-class Mutant(NamedTuple):
-    """A piece of a source, in bytes, and what comes there instead."""
-
-    line: int
-    start: int
-    end: int
-    old: str
-    new: str
-
-
-def variants(node: ast.AST) -> Iterator[str]:
-    """Yield what may stand in place of an expression."""
-    match node:
-        case ast.Compare():
-            pieces = [ast.unparse(node.left)]
-            for sign, right in zip(node.ops, node.comparators, strict=True):
-                pieces += [COMPARED[type(sign)][0], ast.unparse(right)]
-            for place, sign in enumerate(node.ops):
-                for other in COMPARED[type(sign)][1:]:
-                    yield " ".join([*pieces[: 2 * place + 1], other, *pieces[2 * place + 2 :]])
-        case ast.BinOp() if type(node.op) in COMPUTED:
-            yield ast.unparse(ast.BinOp(node.left, COMPUTED[type(node.op)](), node.right))
-        case ast.BoolOp():
-            yield ast.unparse(ast.BoolOp(ast.Or() if isinstance(node.op, ast.And) else ast.And(), node.values))
-        case ast.UnaryOp():
-            yield ast.unparse(node.operand)
-        case ast.Constant(value=bool()):
-            yield str(not node.value)
-        case ast.Constant(value=int() | float() as number):
-            yield from (str(number + 1), str(number - 1))
-        case ast.Name() if node.id in SWAPPED:
-            yield SWAPPED[node.id]
-        case ast.Attribute() if node.attr in SWAPPED:
-            yield f"{ast.unparse(node.value)}.{SWAPPED[node.attr]}"
-
-
-def in_place_of(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
-    """Yield this statement or a piece of it and what may stand in its place."""
-    match node:
-        case ast.Raise() | ast.AugAssign() | ast.Continue() | ast.Break() | ast.Delete():
-            yield node, "pass"
-        case ast.Expr() if not isinstance(node.value, ast.Constant | ast.Yield | ast.YieldFrom):
-            yield node, "pass"
-        case ast.Assign() if all(isinstance(target, ast.Attribute | ast.Subscript) for target in node.targets):
-            yield node, "pass"
-        case ast.Return() if node.value and ast.unparse(node.value) != "None":
-            yield node, "return None"
-        case ast.If() | ast.IfExp() | ast.While() if isinstance(node.test, ast.Name | ast.Attribute | ast.Call):
-            yield node.test, f"(not {ast.unparse(node.test)})"
-    yield from ((node, f"({new})") for new in variants(node))
-
-
-def changes(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
-    """Yield pieces of a tree and what may stand in their place."""
-    yield from in_place_of(node)
-    if isinstance(node, ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom):
-        return
-    if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[0] in ("logger", "warnings", "refusal"):
-        return
-    for part, value in ast.iter_fields(node):
-        if part in PARTS.get(type(node), (part,)):
-            for child in value if isinstance(value, list) else [value]:
-                if isinstance(child, ast.AST):
-                    yield from changes(child)
-
-
-def names_of(part: ast.stmt) -> set[str]:
-    return {getattr(part, "name", ""), *(getattr(target, "id", "") for target in getattr(part, "targets", ()))}
-
-
-def mutants_of(source: str, only: tuple[str, ...] = ()) -> list[Mutant]:
-    content = source.encode()
-    starts = [0]
-    for line in content.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
-    found = []
-    tree = ast.parse(source)
-    tree.body = [part for part in tree.body if not only or set(only) & names_of(part)]
-    for node, new in changes(tree):
-        place: Any = node
-        start, end = starts[place.lineno - 1] + place.col_offset, starts[place.end_lineno - 1] + place.end_col_offset
-        old = " ".join(content[start:end].decode().split())
-        found.append(Mutant(place.lineno, start, end, old, new))
-    return found
 
 
 def copy_tree(to: Path) -> None:
@@ -188,11 +89,8 @@ def passes(tree: Path, tests: list[str]) -> bool:
         os.chdir(tree)
         import pytest
 
-        os._exit(
-            pytest.main(
-                ["-x", "-q", "-p", "no:cacheprovider", "-p", "pytest_timeout", f"--basetemp={tree}/tmp", *tests]
-            )
-        )
+        words = ["-x", "-q", "-p", "no:cacheprovider", "-p", "pytest_timeout", f"--basetemp={tree}/tmp"]
+        os._exit(pytest.main([*words, *tests]))
     until = time.monotonic() + LIMIT
     ended = 0
     while not ended and time.monotonic() < until:

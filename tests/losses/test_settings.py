@@ -115,6 +115,14 @@ def test_means_over_one_token_are_its_value():
     torch.testing.assert_close(local_loss(student, taught, match, ONE, normalise=False), expected)
 
 
+def test_masses_that_an_exponential_would_lose_still_count():
+    # log q is −20 for both tokens, −200 after division by τ: equal tokens give log 2
+    logits = torch.tensor([[[-1.0, 1.0]], [[-1.0, 1.0]]])
+    loss = TokenContrastiveLoss(temperature=0.1)
+    terms = loss(logits, torch.tensor([[1.0, 0.0]]), torch.tensor([[True], [False]]))
+    assert terms.category.item() == pytest.approx(math.log(2), abs=1e-4)
+
+
 def test_tokens_that_are_ignored_are_neither_normal_nor_abnormal():
     logits, assignment, abnormal = random(2, 3, 4), random(3, 4, seed=1).softmax(-1), ONE.repeat(2, 1)
     ignored = torch.tensor([[True, False, False], [False, False, False]])
@@ -176,6 +184,16 @@ def test_tokens_behind_an_edge_are_marked_and_those_at_it_are_not():
     shown, inside = teacher_tokens(tokens, torch.tensor([[1, -1]]), (2, 3))
     assert inside.tolist() == [[False, True, True, False, False, False]]
     assert shown[0, 1:3, 0].tolist() == [3, 4]
+
+
+def test_without_a_masked_patch_the_loss_is_zero():
+    images = random(1, 1, 4, 12)
+    assert MaskedPatchLoss(4)(images, images, torch.zeros(1, 3, dtype=torch.bool)).item() == 0
+
+
+def test_dice_is_zero_where_neither_mask_nor_prediction_has_anything():
+    logits = torch.full((1, 1, 2, 2), -200.0)
+    assert MaskedDiceCELoss()(logits, torch.zeros(1, 1, 2, 2))["dice"].item() == 0
 
 
 def test_dice_of_a_class_in_one_image_counts_once():

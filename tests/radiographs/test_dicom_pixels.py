@@ -51,7 +51,7 @@ class Raw(dict):
         (np.array([[-2000, 10, 20]], S), 1, 63536),  # signed pixels, padding written as unsigned
         (np.array([[-32768, 10, 20]], S), 1, 32768),
         (np.array([[32767, 10, 20]], S), 1, 32767),
-        (np.array([[65535, 10, 20]], U), 0, b"\xff\xff\x00"),
+        (np.array([[65535, 10, 20]], U), 0, b"\xff\xff\x07"),
         (np.array([[258, 10, 20]], U), 0, b"\x02\x01"),
     ],
 )
@@ -102,6 +102,8 @@ def test_rescaling_comes_first_and_impossible_slopes_are_refused() -> None:
     pixels, words, _ = render(stored, dataset)
     assert pixels.tolist() == [[0, 0.25, 0.5, 0.75, 1]]
     assert words == "window LINEAR_EXACT 0/8"
+    several = header(RescaleSlope=[1, 9], RescaleIntercept=[0, 9], WindowCenter=2.5, WindowWidth=5)
+    assert render(stored, several)[0].tolist() == [[0, 0.25, 0.5, 0.75, 1]]
     assert render(stored, header(RescaleSlope=-1))[0].tolist() == [[1, 0.75, 0.5, 0.25, 0]]
     for wrong in (0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="cannot be applied"):

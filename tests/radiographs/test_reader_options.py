@@ -35,7 +35,7 @@ def frontal(tmp_path: Path) -> Path:
 def test_unfit_file_is_read_noted_or_refused_and_a_fit_one_always_read(lateral: Path, frontal: Path) -> None:
     assert get(lateral)[1]["unfit"] == ""
     assert get(lateral, unfit="note")[1]["unfit"] == "lateral"
-    with pytest.raises(RadiographError, match="lateral.*frontal chest radiograph for presentation is expected"):
+    with pytest.raises(RadiographError, match=r"lateral.*frontal chest radiograph for presentation is expected"):
         get(lateral, unfit="refuse")
     for unfit in ("read", "note", "refuse"):
         assert get(frontal, unfit=unfit)[1]["unfit"] == ""
