@@ -77,8 +77,8 @@ def copy_tree(to: Path) -> None:
     os.environ.update(PYTHONPATH=str(to), PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
 
 
-def passes(tree: Path, tests: list[str]) -> bool:
-    """Whether the tests pass in a forked child, within the limit."""
+def passes(tree: Path, tests: list[str]) -> bool | None:
+    """Whether the tests pass in a forked child; None where they take longer than the limit."""
     child = os.fork()
     if not child:
         os.setsid()
@@ -99,7 +99,8 @@ def passes(tree: Path, tests: list[str]) -> bool:
     os.killpg(child, signal.SIGKILL) if not ended else None
     if not ended:
         os.waitpid(child, 0)
-    return bool(ended) and status == 0
+        return None
+    return status == 0
 
 
 def test_module(
@@ -117,14 +118,15 @@ def test_module(
     chosen = every = mutants_of(source, ONLY.get(module, ()))
     if sample and sample < len(every):
         chosen = sorted(random.Random(seed).sample(every, sample))
-    killed = explained = 0
+    killed = late = explained = 0
     for mutant in chosen:
         changed = source.encode()
         path.write_bytes(changed[: mutant.start] + mutant.new.encode() + changed[mutant.end :])
         compiled.unlink(missing_ok=True)  # its time and size may be those of the mutant before
         line = source.splitlines()[mutant.line - 1].strip()
-        if not passes(tree, tests):
+        if not (passed := passes(tree, tests)):
             killed += 1
+            late += passed is None
         elif (module, line, f"{mutant.old} -> {mutant.new}") in accepted:
             explained += 1
         else:
@@ -133,8 +135,8 @@ def test_module(
     compiled.unlink(missing_ok=True)
     share = 100 * killed / len(chosen)
     print(
-        f"{module}: {len(chosen)} of {len(every)} mutants, {killed} killed ({share:.0f} %), {explained} explained, "
-        f"{len(chosen) - killed - explained} survive; tests alone {seconds:.1f} s",
+        f"{module}: {len(chosen)} of {len(every)} mutants, {killed} killed ({share:.0f} %; {late} by time), "
+        f"{explained} explained, {len(chosen) - killed - explained} survive; tests alone {seconds:.1f} s",
         flush=True,
     )
     return len(chosen), len(chosen) - killed - explained

@@ -192,6 +192,13 @@ def test_table_of_more_than_the_limit_is_refused_and_one_of_the_limit_is_not(tmp
         read_table(path)
 
 
+def test_encoding_that_is_given_counts_from_the_first_letter_on(tmp_path: Path) -> None:
+    for content in (b"a,b\n1,\xfc\n", b"a,b\n1,\xc3\xbc\n", b"\xef\xbb\xbfa,b\n1,\xc3\xbc\n"):
+        name = "utf-8" if b"\xc3" in content else "cp1252"
+        assert read_table(write(tmp_path / "t.csv", content), ["a"], encoding=name) == [{"a": "1", "b": "ü"}]
+    assert csv_table.MOST_BYTES == 256 * 1024**2
+
+
 def test_columns_of_several_names_take_the_one_that_is_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", "x;y\n1;2\n")
     assert read_table(path, ["y"], {"a": ["z", "x"]}) == [{"a": "1", "y": "2"}]
