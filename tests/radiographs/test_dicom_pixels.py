@@ -173,6 +173,9 @@ def test_tables_by_hand() -> None:
     )
     high = render(np.array([[32768, 32769]], U), Raw(VOILUTSequence=table([0, 1], 32768)))[0]
     assert high.tolist() == [[0, 1]]
+    assert render(np.array([[0, 32768, 32769]], U), Raw(VOILUTSequence=table([0, 1], 32768)))[0].tolist() == [[0, 0, 1]]
+    # the only table is that of any index
+    assert render(np.array([[0, 1]], U), Raw(VOILUTSequence=table([1, 0])), window_index=7)[0].tolist() == [[1, 0]]
     # 65,536 entries are written as 0
     assert render(np.array([[0, 65535]], U), Raw(VOILUTSequence=table(np.arange(65536), count=0)))[0].tolist() == [
         [0, 1]
