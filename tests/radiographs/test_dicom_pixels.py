@@ -176,7 +176,14 @@ def test_tables_by_hand() -> None:
     assert render(np.array([[0, 32768, 32769]], U), Raw(VOILUTSequence=table([0, 1], 32768)))[0].tolist() == [[0, 0, 1]]
     # the only table is that of any index
     assert render(np.array([[0, 1]], U), Raw(VOILUTSequence=table([1, 0])), window_index=7)[0].tolist() == [[1, 0]]
+    # 40,000 entries in a signed descriptor, and a first value of 32,767, which is not negative
+    ends = np.array([[0, 65535]], U)
+    many = Raw(VOILUTSequence=table(np.arange(40000)[::-1], count=40000 - 65536))
+    np.testing.assert_allclose(render(ends, many)[0], [[39999 / 65535, 0]], rtol=1e-6)
+    first = Raw(VOILUTSequence=table([0, 1], 32767))
+    assert render(np.array([[-1, 32767, 32768]], np.int32), first)[0].tolist() == [[0, 0, 1]]
     # 65,536 entries are written as 0
+    assert render(ends, Raw(VOILUTSequence=table(np.arange(65536)[::-1], count=0)))[0].tolist() == [[1, 0]]
     assert render(np.array([[0, 65535]], U), Raw(VOILUTSequence=table(np.arange(65536), count=0)))[0].tolist() == [
         [0, 1]
     ]
