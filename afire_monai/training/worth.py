@@ -117,8 +117,21 @@ def labelled_images(
     return Labelled(chosen, labels, targets[:, enough], patients, reader_options(content))
 
 
-def out_of_fold(features: NDArray, images: Labelled, predict: Predict, seed: int = 0) -> Floats:
-    """Return scores (n, labels), each by what was fitted to other patients; NaN where the label is not known.
+@dataclass(frozen=True)
+class Told:
+    """What was told of images by what was fitted to other patients.
+
+    Attributes:
+        scores: (n, labels); NaN where the label is not known, or could not be learned.
+        folds: (n, labels) that each image was judged in.
+    """
+
+    scores: Floats
+    folds: NDArray[np.intp]
+
+
+def out_of_fold(features: NDArray, images: Labelled, predict: Predict, seed: int = 0) -> Told:
+    """Score each image by what was fitted to other patients.
 
     Args:
         features: (n, D).
@@ -126,26 +139,42 @@ def out_of_fold(features: NDArray, images: Labelled, predict: Predict, seed: int
         predict: training features, their labels and test features to scores.
         seed: of the folds.
     """
-    scores = np.full(images.targets.shape, np.nan)
+    told = Told(np.full(images.targets.shape, np.nan), np.zeros(images.targets.shape, dtype=np.intp))
     for number, column in enumerate(images.targets.T):
         there = np.flatnonzero(~np.isnan(column))
         truth, groups = column[there].astype(int), images.patients[there]
-        folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(truth, truth, groups)
-        for train, test in ((there[a], there[b]) for a, b in folds):
+        splits = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(truth, truth, groups)
+        for fold, (train, test) in enumerate((there[a], there[b]) for a, b in splits):
             if len(np.unique(column[train])) == 2:
-                scores[test, number] = predict(features[train], column[train].astype(int), features[test])
-    return scores
+                told.scores[test, number] = predict(features[train], column[train].astype(int), features[test])
+                told.folds[test, number] = fold
+    return told
 
 
-def mean_auroc(images: Labelled, scores: Floats, repeats: int = 0) -> Floats:
-    """Return the mean over labels of the AUROC, (1 + repeats,): of the sample, then of draws of patients."""
+def mean_auroc(images: Labelled, told: Told, repeats: int = 0) -> Floats:
+    """Return the mean over labels of the AUROC, (1 + repeats,): of the sample, then of draws of patients.
+
+    Images are compared within their fold alone, and folds count by their pairs: scores of different folds differ by how
+    many positives were left to be learned from, which draws a pooled AUROC below chance where labels are rare.
+    """
+    return np.asarray(np.mean([_auroc(images, told, label, repeats) for label in range(len(images.labels))], axis=0))
+
+
+def _auroc(images: Labelled, told: Told, label: int, repeats: int) -> Floats:
+    scores, positive = told.scores[:, label], images.targets[:, label] == 1
     draws = []
-    for truth, column in zip(images.targets.T, scores.T, strict=True):
-        known = ~np.isnan(column)
-        filled = np.where(known, column, 0.0)
-        blocks = [weighted_curve(filled, truth == 1, w * known) for w in patient_weights(images.patients, repeats, 0)]
-        draws.append(np.concatenate([auroc(block) for block in blocks]))
-    return np.asarray(np.mean(draws, axis=0))
+    for weights in patient_weights(images.patients, repeats, seed=0):
+        above, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+        for fold in range(FOLDS):
+            here = np.flatnonzero((told.folds[:, label] == fold) & ~np.isnan(scores))
+            if len(here):
+                some, truth = weights[:, here], positive[here]
+                count = (some * truth).sum(1) * (some * ~truth).sum(1)
+                above += np.nan_to_num(auroc(weighted_curve(scores[here], truth, some))) * count
+                pairs += count
+        with np.errstate(invalid="ignore"):
+            draws.append(above / pairs)
+    return np.concatenate(draws)
 
 
 def knn_auroc(features: NDArray, images: Labelled) -> float:

@@ -25,6 +25,7 @@ from afire_monai.training.worth import (
     STRENGTH,
     Comparison,
     Labelled,
+    Told,
     compare_encoders,
     knn_auroc,
     labelled_images,
@@ -67,7 +68,10 @@ def test_the_figure_is_that_of_scikit_learn_out_of_fold(study):
     model = make_pipeline(StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=1000))
     folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
     scores = cross_val_predict(model, rows, truth, groups=groups, cv=folds, method="decision_function")
-    assert done.figures[PIXELS].value == pytest.approx(roc_auc_score(truth, scores), abs=1e-9)
+    tests = [test for _, test in folds.split(truth, truth, groups)]
+    pairs = [truth[test].sum() * (1 - truth[test]).sum() for test in tests]
+    each = [roc_auc_score(truth[test], scores[test]) for test in tests]
+    assert done.figures[PIXELS].value == pytest.approx(np.average(each, weights=pairs), abs=1e-9)
     assert done.images == 47
     assert done.left_out == 1
     assert done.labels == {"Square": 24 - int(5 % 4 > 1)}
@@ -101,9 +105,10 @@ def test_no_patient_is_judged_by_what_was_fitted_to_it():
         seen.append({int(v) for v in train[:, 0]} & {int(v) for v in test[:, 0]})
         return test[:, 0]
 
-    scores = out_of_fold(patients.astype(float)[:, None], images, predict)
+    told = out_of_fold(patients.astype(float)[:, None], images, predict)
     assert seen == [set()] * 5
-    assert scores[:, 0].tolist() == patients.astype(float).tolist()
+    assert told.scores[:, 0].tolist() == patients.astype(float).tolist()
+    assert [len({*told.folds[patients == name, 0]}) for name in np.unique(patients)] == [1] * 30
 
 
 def test_the_mean_is_over_labels_and_unknown_ones_do_not_count():
@@ -112,8 +117,19 @@ def test_the_mean_is_over_labels_and_unknown_ones_do_not_count():
     images = Labelled([], ["a", "b"], truth, np.array(list("uvwxyz")), {})
     known = ~np.isnan(scores[:, 1])
     expected = [roc_auc_score(truth[:, 0], scores[:, 0]), roc_auc_score(truth[known, 1], scores[known, 1])]
-    assert mean_auroc(images, scores)[0] == pytest.approx(np.mean(expected))
-    assert len(mean_auroc(images, scores, 20)) == 21
+    told = Told(scores, np.zeros(scores.shape, dtype=int))
+    assert mean_auroc(images, told)[0] == pytest.approx(np.mean(expected))
+    assert len(mean_auroc(images, told, 20)) == 21
+
+
+def test_a_rare_label_that_features_do_not_tell_is_at_chance_and_not_below_it():
+    rng = np.random.default_rng(0)
+    values = []
+    for _ in range(30):
+        truth = rng.permutation(np.repeat([1.0, 0.0], [8, 52])).astype(np.float32)
+        images = Labelled([], ["a"], truth[:, None], np.arange(60).astype(str), {})
+        values.append(knn_auroc(rng.normal(size=(60, 5)), images))
+    assert abs(np.mean(values) - 0.5) < 3 * np.std(values) / np.sqrt(30)
 
 
 def test_neighbours_among_other_patients_tell_a_clear_label_and_not_a_random_one():
