@@ -2,8 +2,8 @@
 
     python benchmarks/long_run.py --minutes 100 --out runs/long
 
-Everything of a real run is on: checkpoints, health, pictures, MLflow, the cache in memory. After so many minutes the run
-is asked to stop by TERM, as a scheduler does. Left in the folder: `samples.csv`, `long_run.png` and the table that is
+Everything of a real run is on: checkpoints, health, pictures, MLflow, the cache in memory. After so many minutes the
+run is asked to stop by TERM, as a scheduler does. Left in the folder: `samples.csv` and `long_run.png`; a table is
 printed. Exit status 1 if something grows: a line is fitted to all samples after the warm-up, and what it gains until
 the end must stay below a limit; or if the run does not end with a checkpoint.
 """
@@ -30,8 +30,6 @@ LIMITS = {"memory_mib": 60.0, "handles": 5.0, "threads": 1.0, "milliseconds": 5.
 
 def make_inputs(folder: Path, images: int) -> None:
     """Write phantoms, each of them many times, and an encoder smaller than any preset."""
-    from afire_monai.models.folder import export_encoder
-    from afire_monai.networks.build import build_encoder
     from afire_monai.phantom import write_phantom_dataset
 
     path = write_phantom_dataset(folder / "data", normal=40, abnormal=0, size=64)
@@ -44,15 +42,21 @@ def make_inputs(folder: Path, images: int) -> None:
         shutil.copy(path.parent / item["image"], path.parent / name)
         content["training"].append({**item, "image": name, "group": f"copy_{number}"})
     path.write_text(json.dumps(content))
-    small = build_encoder(
-        "vit_ti6", image_size=32, patch_size=16, in_channels=1, mean=0.5, std=0.25, embed_dim=48, depth=2
-    )
-    export_encoder(small, folder / "encoder")
+    small_encoder(folder / "encoder")
+
+
+def small_encoder(folder: Path) -> None:
+    """Write an encoder smaller than any preset."""
+    from afire_monai.models.folder import export_encoder
+    from afire_monai.networks.build import build_encoder
+
+    sizes = {"image_size": 32, "patch_size": 16, "embed_dim": 48, "depth": 2}
+    export_encoder(build_encoder("vit_ti6", in_channels=1, mean=0.5, std=0.25, **sizes), folder)
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
-    settings = ("epochs=100000", "image_size=32", "batch_size=2", "health_images=8", "panel_every=10", "decoder_depth=1",
-                "decoder_dim=32", "head_hidden=64", "prototype_dim=32", "lr=0.002")  # fmt: skip
+    settings = ("epochs=100000", "image_size=32", "batch_size=2", "health_images=8", "panel_every=10",
+                "decoder_depth=1", "decoder_dim=32", "head_hidden=64", "prototype_dim=32", "lr=0.002")  # fmt: skip
     command = [sys.executable, "-m", "afire_monai", "pretrain", str(folder / "data" / "datalist.json"), *settings]
     command += ["--out", str(folder / "run"), f"init={folder / 'encoder'}"]
     with (folder / "log.txt").open("wb") as log:
