@@ -3,9 +3,9 @@
     nice -n 5 python benchmarks/full_disk.py --times 12
 
 As root, who may mount: each command writes into a file system in memory, which is filled to its last byte at the n-th
-time that the command opens a file to write, moves one or makes a folder (`faults.py`). Wanted: an exit status other than
-0, the folder named, no traceback, and no file that reads as whole but is not. Then room is made and the same command
-given again (with `--resume` where it has that): it must end as one that always had room, trainings with the same bits.
+time that the command opens a file to write, moves one or makes a folder (`faults.py`). Wanted: an exit status
+other than 0, the folder named, no traceback, and no file that reads as whole but is not. Then room is made and the same
+command given again (with `--resume` where it has that): it must end as one that always had room, with the same weights.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def commands(root: Path, disk: Path) -> dict[str, list[str]]:
 def prepare(root: Path) -> None:
     """Write what commands read: phantoms, an encoder, a finished run, predictions, DICOM files."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-    from hospital.planted import small, write
+    from hospital.planted import small, write  # type: ignore[import-not-found]
 
     from afire_monai.phantom import write_phantom_dataset
 

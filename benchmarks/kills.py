@@ -13,6 +13,7 @@ named. `TMPDIR=/dev/shm` spares the disk.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
@@ -90,7 +91,17 @@ def left_behind(folder: Path, shared_before: set[str]) -> list[str]:
     """Return what killed processes left: half-written and temporary files, locks, shared memory."""
     found = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.name.endswith(".part") or p.name == ".running"]
     found += [str(p.relative_to(folder)) for p in (folder / "tmp").rglob("*")]
-    return found + sorted(set(os.listdir("/dev/shm")) - shared_before)
+    new = set(os.listdir("/dev/shm")) - shared_before
+    return found + sorted(name for name in new if Path("/dev/shm", name).is_file() and not _mapped(name))
+
+
+def _mapped(name: str) -> bool:
+    """Whether a living process has a piece of shared memory: then it belongs to somebody else."""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            if f"/dev/shm/{name}" in maps.read_text():
+                return True
+    return False
 
 
 def open_runs(path: Path) -> list[str]:

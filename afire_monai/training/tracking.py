@@ -54,7 +54,12 @@ class RunTracker(MLFlowHandler):
         self._send()
 
     def complete(self) -> None:
-        """Log the artefacts that were named at the start, and what could not be logged before."""
+        """Log the artefacts that were named at the start, and what could not be logged before.
+
+        Where nothing was left to train, this ends the run of a process that was killed after its last epoch.
+        """
+        if self.cur_run is None:
+            self._attempt(self._take_up)
         self.files += [(Path(name), None) for name in self._parse_artifacts()]
         self._send(last=True)
 
@@ -72,6 +77,12 @@ class RunTracker(MLFlowHandler):
                 len(self.files),
             )
             self.cur_run = None
+
+    def _take_up(self) -> None:
+        experiment = self.client.get_experiment_by_name(self.experiment_name)
+        runs = self.client.search_runs([experiment.experiment_id]) if experiment else []
+        known = (run for run in runs if run.info.run_name == self.run_name)
+        self.cur_run = next((run for run in known if run.info.status != self.run_finish_status), None)
 
     def _log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         from mlflow.entities import Metric
@@ -146,6 +157,8 @@ def mlflow_handler(
     # MLflow's own would stop the training for up to 2 minutes, 8 times, whenever a server does not answer
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    # it shows the traceback of each failure, which is told in a sentence here
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     folder = Path(output_dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     logged = -math.inf
