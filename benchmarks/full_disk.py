@@ -28,6 +28,7 @@ from long_run import small_encoder
 
 MEGABYTES = 96
 RUNS = ("pretrain", "finetune")
+RESUMED = (*RUNS, "predict")
 
 
 @contextlib.contextmanager
@@ -122,7 +123,7 @@ def one(name: str, root: Path, disk: Path, at: int, whole: set[str]) -> list[str
         wrong.append(f"exit status 0, and there is no {sorted(whole - files_of(disk))}; it says: {said[-1:]}")
     wrong += [f"half-written: {row}" for row in kills.unreadable(disk / "out")]
     (disk / "ballast").unlink(missing_ok=True)
-    again = faults.run([*line, "--resume"] if name in RUNS else line, disk)
+    again = faults.run([*line, "--resume"] if name in RESUMED else line, disk)
     if again.status:
         wrong.append(f"with room again: exit status {again.status}: {again.text.strip()[-400:]}")
     elif missing := whole - files_of(disk):

@@ -3,9 +3,9 @@
     nice -n 5 python benchmarks/planted_identity.py
 
 Each kind has a word of its own. Every command that handles DICOM files is run on such radiographs; then all files that
-it left (also in ZIP archives, MLflow's store and the temporary folder), and all that it said, also in a crash, are searched. The names of files, which users choose, may also be in the lists that users keep, in
-what `afire check` says of them, and in the table of predictions that only its owner reads. Exit status 1 if a word is
-elsewhere.
+it left (also in ZIP archives, MLflow's store and the temporary folder), and all that it said, also in a crash, are
+searched. The names of files, which users choose, may also be in the lists that users keep, in what `afire check` says
+of them, and in the table of predictions that only its owner reads. Exit status 1 if a word is elsewhere.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from long_run import small_encoder
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 WORDS = ("PatientName", "PatientID", "OtherPatientNames", "PatientBirthName", "PatientMotherBirthName",
-         "PatientAddress", "MilitaryRank", "MedicalRecordLocator", "AccessionNumber", "InstitutionName", "InstitutionAddress",
+         "PatientAddress", "MilitaryRank", "MedicalRecordLocator", "AccessionNumber", "InstitutionName",
+         "InstitutionAddress",
          "InstitutionalDepartmentName", "ReferringPhysicianName", "PerformingPhysicianName", "OperatorsName",
          "RequestingPhysician", "StationName", "DeviceSerialNumber", "StudyID", "PatientComments",
          "AdditionalPatientHistory", "ImageComments", "ProtocolName", "RequestedProcedureDescription",
