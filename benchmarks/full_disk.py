@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -104,7 +105,8 @@ def clear(disk: Path, root: Path, name: str) -> None:
 
 def files_of(disk: Path) -> set[str]:
     ignored = {"tmp", "mlruns", "checkpoints", "ballast"}
-    return {str(p.relative_to(disk)) for p in disk.rglob("*") if p.is_file() and not ignored & set(p.parts)}
+    names = sorted(str(p.relative_to(disk)) for p in disk.rglob("*") if p.is_file() and not ignored & set(p.parts))
+    return {re.sub("[0-9a-f]{20}", f"hash {place}", name) for place, name in enumerate(names)}  # made from a secret key
 
 
 def one(name: str, root: Path, disk: Path, at: int, whole: set[str]) -> list[str]:

@@ -108,4 +108,4 @@ def test_missing_library_is_named_with_the_extra_that_has_it(exportable, tmp_pat
 @pytest.mark.parametrize("form", ["torchscript", "torch_export"])
 def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(form):
     with pytest.raises(OSError, match="No space left"):
-        export._write(nn.Linear(2, 3), torch.ones(4, 2), Path("/dev/full"), form, ["out"])
+        export._write(nn.Linear(2, 3).eval(), torch.ones(4, 2), Path("/dev/full"), form, ["out"])
