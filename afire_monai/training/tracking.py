@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 from monai.handlers import MLFlowHandler
 
 from afire_monai.core.errors import AfireError
+from afire_monai.core.files import whole_file
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric  # a training with use_mlflow false runs where MLflow is not installed
@@ -179,6 +180,8 @@ def mlflow_handler(
             )
         if base.is_file():
             _follow_artifacts(base)
+        else:
+            _make_store(base)
     return RunTracker(
         tracking_uri=tracking_uri or f"sqlite:///{base}",
         iteration_log=due,
@@ -189,6 +192,16 @@ def mlflow_handler(
         artifacts=[str(a) for a in artifacts],
         close_on_complete=True,
     )
+
+
+def _make_store(base: Path) -> None:
+    """Make an SQLite store that takes its name when it is whole: one that was killed in between never opens again."""
+    import mlflow
+
+    with whole_file(base) as part:
+        for left in (part, part.with_name(f"{part.name}-journal")):
+            left.unlink(missing_ok=True)
+        mlflow.MlflowClient(f"sqlite:///{part}").search_experiments(max_results=1)
 
 
 def _follow_artifacts(base: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -93,6 +94,24 @@ def test_run_that_was_killed_after_its_last_epoch_is_ended_by_the_next_start_and
     assert states[0] == states[1]
     assert states[0][0] == "FINISHED"
     assert states[0][2] == ["settings.yaml"]
+
+
+def test_store_whose_making_was_cut_off_is_made_anew(tmp_path, monkeypatch):
+    import mlflow
+
+    def killed(tracking_uri: str) -> None:
+        Path(tracking_uri.removeprefix("sqlite:///")).write_bytes(b"half a store")
+        raise KeyboardInterrupt
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow, "MlflowClient", killed)
+        with pytest.raises(KeyboardInterrupt):
+            mlflow_handler(tmp_path, "run")
+    (tmp_path / ".mlflow.db.part").write_bytes(b"half a store")  # SIGKILL leaves it
+    (tmp_path / ".mlflow.db.part-journal").write_bytes(b"half a journal")
+    assert [e.name for e in mlflow_handler(tmp_path, "run").client.search_experiments()] == ["Default"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
 
 
 def test_mlflow_does_not_get_losses_more_often_than_it_can_take_them(tmp_path, monkeypatch):
