@@ -23,7 +23,17 @@ from pathlib import Path
 import numpy as np
 
 WARM = 0.1  # of the time, left out of all figures
-COLUMNS = ("seconds", "steps", "memory_mib", "handles", "threads", "folder_mib", "checkpoints_mib", "files")
+COLUMNS = (
+    "seconds",
+    "steps",
+    "memory_mib",
+    "handles",
+    "threads",
+    "folder_mib",
+    "checkpoints_mib",
+    "files",
+    "processor_s",
+)
 LIMITS = {"memory_mib": 60.0, "handles": 5.0, "threads": 1.0, "milliseconds": 5.0}
 """What each may gain from the end of the warm-up to the end of the run."""
 
@@ -75,20 +85,23 @@ def tree(pid: int) -> list[int]:
 
 
 def sample(pid: int, run: Path) -> list[float]:
-    """Measure without the time: steps, MiB, handles, threads, the folder."""
-    memory = handles = threads = 0.0
+    """Measure without the time: steps, MiB, handles, threads, the folder, processor time."""
+    memory = handles = threads = processor = 0.0
     for one in tree(pid):
         try:
             lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
             memory += next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
             handles += len(os.listdir(f"/proc/{one}/fd"))
             threads += len(os.listdir(f"/proc/{one}/task"))
+            ticks = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[11:13]
+            processor += sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
         except OSError:  # it has just ended
             continue
     sizes = {path: path.stat().st_size for path in run.rglob("*") if path.is_file() and path.exists()}
     kept = sum(size for path, size in sizes.items() if path.parent.name == "checkpoints")
     numbers = [int(path.stem.split("_")[1]) for path in run.glob("checkpoints/checkpoint_*.pt")]
-    return [max(numbers, default=0), memory, handles, threads, sum(sizes.values()) / 2**20, kept / 2**20, len(sizes)]
+    return [max(numbers, default=0), memory, handles, threads, sum(sizes.values()) / 2**20, kept / 2**20,
+            len(sizes), processor]  # fmt: skip
 
 
 def watch(process: subprocess.Popen[bytes], folder: Path, seconds: float, every: float) -> np.ndarray:
@@ -118,7 +131,9 @@ def draw(rows: np.ndarray, times: np.ndarray, path: Path) -> None:
     for axis, name in zip(axes.flat, ("memory_mib", "handles", "milliseconds", "folder_mib"), strict=True):
         values = times if name == "milliseconds" else rows[:, COLUMNS.index(name)]
         axis.plot(rows[:, 1] / 1000, values, linewidth=1)
-        axis.set_title(name.replace("_mib", ", MiB").replace("milliseconds", "milliseconds a step"), fontsize=9)
+        axis.set_title(
+            name.replace("_mib", ", MiB").replace("milliseconds", "processor milliseconds a step"), fontsize=9
+        )
         axis.set_ylim(bottom=0)
     for axis in axes[1]:
         axis.set_xlabel("thousand steps")
@@ -130,12 +145,13 @@ def judge(rows: np.ndarray, out: Path) -> bool:
     """Print the table; return whether all is flat."""
     steps = rows[:, 1]
     span = max(1, len(rows) // 20)  # checkpoints come seldom: a step's time is that of a stretch
-    took = np.array([(rows[i, 0] - rows[max(i - span, 0), 0]) / max(steps[i] - steps[max(i - span, 0)], 1)
+    spent = rows[:, -1]  # of the processor: the clock would tell of other people's work as well
+    took = np.array([(spent[i] - spent[max(i - span, 0)]) / max(steps[i] - steps[max(i - span, 0)], 1)
                      for i in range(len(rows))]) * 1000  # fmt: skip
     late = rows[:, 0] > max(WARM * rows[-1, 0], 30)
     late[: 2 * span] = False
     late &= np.roll(steps, span) > 0  # the first checkpoint has no stretch before it
-    table = {name: rows[:, COLUMNS.index(name)] for name in COLUMNS[2:]} | {"milliseconds": took}
+    table = {name: rows[:, COLUMNS.index(name)] for name in COLUMNS[2:-1]} | {"milliseconds": took}
     draw(rows, np.where(late, took, np.nan), out / "long_run.png")
     print(f"{steps[-1]:,.0f} steps in {rows[-1, 0] / 60:.0f} minutes, {len(rows)} samples")
     print("| | after warm-up | middle | end | fitted gain until the end | |\n|---|---|---|---|---|---|")
