@@ -70,8 +70,10 @@ def whole_file(
             _take_new_name(part, path)
         else:
             os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a write that finds no room does not say where
         raise
 
 

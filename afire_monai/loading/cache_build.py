@@ -42,6 +42,7 @@ from afire_monai.radiographs.dicom import RADIOGRAPHY_MODALITIES, modality_names
 
 logger = logging.getLogger(__name__)
 SECONDS_PER_FILE = 120.0
+PARTS = (".cache.json.*.part", ".index.npy.*.part", ".pixels_*.part")
 
 
 def build_cache(
@@ -85,6 +86,9 @@ def build_cache(
     with _in_words(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with _one_writer(folder):
+            for pattern in PARTS:
+                for part in folder.glob(pattern):  # of a build that was killed: only its one writer makes them
+                    part.unlink(missing_ok=True)
             survey = _survey(paths, folder, header)  # another process may have been at work
             return _fill(
                 paths, folder, CacheHeader.load(folder) or header, survey, dict(reader or {}), _workers(workers, survey)

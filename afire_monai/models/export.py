@@ -186,7 +186,10 @@ def _write(network: nn.Module, example: Tensor, path: Path, form: str, outputs: 
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.inference_mode():
         warnings.simplefilter("ignore")
         if form == "torchscript":
-            torch.jit.freeze(torch.jit.trace(network, example, check_trace=False)).save(str(path))
+            # PyTorch's own writing to a path ends the whole process where the disk is full
+            buffer = io.BytesIO()
+            torch.jit.save(torch.jit.freeze(torch.jit.trace(network, example, check_trace=False)), buffer)
+            path.write_bytes(buffer.getvalue())
             return
         shapes = ({0: torch.export.Dim("batch")},)
         if form == "torch_export":

@@ -38,6 +38,7 @@ from afire_monai.predictions.scoring import Answer
 from afire_monai.radiographs.judgement import FIT
 
 RECORDS, OVERLAYS, RESTORED = "json", "overlays", "restored"
+KINDS = (RECORDS, HEATMAPS, MASKS, OVERLAYS, RESTORED)
 RUN, KEY, LEFT_OUT = "run.json", "index.csv", "left_out.csv"
 
 
@@ -93,19 +94,24 @@ class ResultFolder:
                     "folder with --out"
                 )
             self._compare(dict(run), key)
-        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+        elif self.folder.exists() and (not self.folder.is_dir() or self._holds_more_than_a_start()):
             raise AfireError(f"{self.folder}: not an empty folder, and not of `afire predict`; give another with --out")
         try:
-            for kind in ("", RECORDS, HEATMAPS, MASKS, OVERLAYS, RESTORED):
+            for kind in ("", *KINDS):
                 (self.folder / kind).mkdir(parents=True, exist_ok=True)
             # a folder without facts is not taken for finished predictions
             (self.folder / FACTS).unlink(missing_ok=True)
-            write_text(earlier, json.dumps(run, indent=1, ensure_ascii=False) + "\n")
             write_text(self.folder / KEY, key, private=True)
+            write_text(earlier, json.dumps(run, indent=1, ensure_ascii=False) + "\n")  # last: then all is there
         except OSError as error:
             raise AfireError(
                 f"{self.folder}: {error.strerror}; give a folder that can be written with --out"
             ) from error
+
+    def _holds_more_than_a_start(self) -> bool:
+        """Whether there is anything but what a start leaves that was killed or found the disk full."""
+        begun = {*KINDS, KEY, f".{KEY}.part", f".{RUN}.part"}
+        return any(str(path.relative_to(self.folder)) not in begun for path in self.folder.rglob("*"))
 
     def _compare(self, run: dict[str, Any], key: str) -> None:
         try:

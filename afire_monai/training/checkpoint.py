@@ -186,9 +186,9 @@ class CheckpointKeeper:
 
     def _write(self, state: dict[str, Any], iteration: int, best: bool) -> None:
         newest = self.folder / f"checkpoint_{iteration:08d}.pt"
-        save_checkpoint(state, newest)
-        if best:
+        if best:  # first: a run that is killed in between goes on from before it and comes to the same best again
             save_checkpoint(state, self.folder / "best.pt")
+        save_checkpoint(state, newest)
         # damaged files with higher numbers may be left from before: what was just written must not make room for them
         others = [path for path in list_checkpoints(self.folder) if path != newest]
         for old in others[: len(others) - (self.keep - 1)] if len(others) >= self.keep else []:

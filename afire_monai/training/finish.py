@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afire_monai.core.distributed import rank
-from afire_monai.core.errors import AfireError
+from afire_monai.core.errors import AfireError, user_error
 from afire_monai.loading.dataset import reader_facts
 from afire_monai.methods import AFiRe, Method
 from afire_monai.models.folder import export_encoder, save_module_files
@@ -81,11 +81,15 @@ def write_worth(run_dir: str | Path, datalist: str | Path, dataset_dir: str, ima
 def write_run_report(run_dir: str | Path, dataset: RadiographDataset) -> None:
     """Write the run's report page and the mean picture behind its prototype map; process 0 only.
 
-    A page that cannot be drawn must not lose a run that has been trained: any failure is a warning in the log.
+    A page that cannot be drawn must not lose a run that has been trained: any failure is a warning in the log, but for
+    a disk that is full.
 
     Args:
         run_dir: the run's output_dir.
         dataset: the training images; 64 of them, evenly spaced, make the mean picture.
+
+    Raises:
+        AfireError: if the folder is full or may not be written to; the run itself is complete.
     """
     if rank():
         return
@@ -95,7 +99,12 @@ def write_run_report(run_dir: str | Path, dataset: RadiographDataset) -> None:
     try:
         write_mean_image(dataset, run_dir, 64)
         page = write_report(run_dir)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and user_error(error) is not None:
+            raise AfireError(
+                f"the run is trained and exported, but its report could not be written to {run_dir} "
+                f"({error.strerror}). Make room, then `afire report {run_dir}` writes it"
+            ) from error
         logger.warning("the report could not be written; `afire report` tries again", exc_info=True)
         return
     logger.info("report written to %s", page.name)

@@ -262,7 +262,8 @@ def write_panel(pictures: dict[str, Tensor], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = PngInfo()
     text.add_text("rows", json.dumps(list(pictures)))
-    Image.fromarray(grey).save(path, pnginfo=text)
+    with whole_file(path) as part:
+        Image.fromarray(grey).save(part, format="PNG", pnginfo=text)
 
 
 @torch.no_grad()

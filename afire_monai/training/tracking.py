@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 from monai.handlers import MLFlowHandler
 
 from afire_monai.core.errors import AfireError
+from afire_monai.core.files import whole_file
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric  # a training with use_mlflow false runs where MLflow is not installed
@@ -54,7 +55,12 @@ class RunTracker(MLFlowHandler):
         self._send()
 
     def complete(self) -> None:
-        """Log the artefacts that were named at the start, and what could not be logged before."""
+        """Log the artefacts that were named at the start, and what could not be logged before.
+
+        Where nothing was left to train, this ends the run of a process that was killed after its last epoch.
+        """
+        if self.cur_run is None:
+            self._attempt(self._take_up)
         self.files += [(Path(name), None) for name in self._parse_artifacts()]
         self._send(last=True)
 
@@ -72,6 +78,12 @@ class RunTracker(MLFlowHandler):
                 len(self.files),
             )
             self.cur_run = None
+
+    def _take_up(self) -> None:
+        experiment = self.client.get_experiment_by_name(self.experiment_name)
+        runs = self.client.search_runs([experiment.experiment_id]) if experiment else []
+        known = (run for run in runs if run.info.run_name == self.run_name)
+        self.cur_run = next((run for run in known if run.info.status != self.run_finish_status), None)
 
     def _log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         from mlflow.entities import Metric
@@ -146,6 +158,8 @@ def mlflow_handler(
     # MLflow's own would stop the training for up to 2 minutes, 8 times, whenever a server does not answer
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    # it shows the traceback of each failure, which is told in a sentence here
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     folder = Path(output_dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     logged = -math.inf
@@ -166,6 +180,8 @@ def mlflow_handler(
             )
         if base.is_file():
             _follow_artifacts(base)
+        else:
+            _make_store(base)
     return RunTracker(
         tracking_uri=tracking_uri or f"sqlite:///{base}",
         iteration_log=due,
@@ -176,6 +192,16 @@ def mlflow_handler(
         artifacts=[str(a) for a in artifacts],
         close_on_complete=True,
     )
+
+
+def _make_store(base: Path) -> None:
+    """Make an SQLite store that takes its name when it is whole: one that was killed in between never opens again."""
+    import mlflow
+
+    with whole_file(base) as part:
+        for left in (part, part.with_name(f"{part.name}-journal")):
+            left.unlink(missing_ok=True)
+        mlflow.MlflowClient(f"sqlite:///{part}").search_experiments(max_results=1)
 
 
 def _follow_artifacts(base: Path) -> None:

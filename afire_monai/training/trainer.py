@@ -265,9 +265,11 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         """
         if self.state.epoch >= self.state.max_epochs:
             logger.warning("already trained for %d epochs: ask for more with --epochs", self.state.epoch)
+            self.fire_event(Events.COMPLETED)  # a run that was killed just after its last epoch is logged to its end
             return
         if self.stopped_early:
             logger.warning("this training was stopped early, after epoch %d: it is left as it is", self.state.epoch)
+            self.fire_event(Events.COMPLETED)
             return
         self._wrap_student()
         try:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hospital.planted import small, write
 
 from afire_monai.phantom import write_phantom_dataset
 
@@ -76,3 +77,16 @@ def test_pretraining_with_mlflow_predicting_and_evaluating_ask_for_no_host(tmp_p
     assert (tmp_path / "out" / "mlflow.db").is_file()
     assert call(tmp_path, "afire_monai", "predict", "data/datalist.json", "--out", "found") == []
     assert call(tmp_path, "afire_monai", "evaluate", "found", "--datalist", "data/datalist.json", "--out", "page") == []
+
+
+@pytest.mark.slow
+def test_fine_tuning_with_mlflow_and_ingesting_ask_for_no_host(tmp_path):
+    write_phantom_dataset(tmp_path / "data", normal=20, abnormal=12, size=48)
+    tiny = ("epochs=1", "image_size=32", "batch_size=4", "use_mlflow=True")
+    words = ("finetune", "data/datalist.json", *tiny, "--init", "random", "--out", "classifier")
+    assert call(tmp_path, "afire_monai", *words) == []
+    assert (tmp_path / "classifier" / "mlflow.db").is_file()
+    for number in range(4):
+        write(small(number), tmp_path / "archive" / f"{number}.dcm")
+    assert call(tmp_path, "afire_monai", "ingest", "archive", "--out", "ingested") == []
+    assert (tmp_path / "ingested" / "datalist.json").is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -20,6 +21,11 @@ def test_file_takes_its_name_at_the_end_and_nothing_else_is_left(tmp_path, optio
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert os.listdir(tmp_path) == ["a.csv"]
+
+
+def test_full_disk_is_said_with_the_file(tmp_path):
+    with pytest.raises(OSError, match=r"No space left on device: '.*a\.csv'"), whole_file(tmp_path / "a.csv"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])

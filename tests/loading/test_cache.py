@@ -347,10 +347,13 @@ def test_killed_build_goes_on_where_it_was(tmp_path, monkeypatch):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    for name in (".pixels_00000.npy.999.part", ".index.npy.999.part"):  # as a kill a moment earlier leaves
+        (tmp_path / "c" / name).write_bytes(b"half")
     assert DiskCache(tmp_path / "c", paths).usable.tolist() == [0, 1, 2, 3]
     seen = decodings(monkeypatch)
     assert build(paths, tmp_path / "c") == 3
     assert sorted(seen) == ["p4.png", "p5.png", "p6.png"]
+    assert list((tmp_path / "c").glob(".*.part")) == []
     assert np.array_equal(DiskCache(tmp_path / "c", paths).stored(range(7)), np.stack([pixels(i) for i in range(7)]))
 
 

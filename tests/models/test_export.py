@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from afire_monai.core.errors import AfireError
+from afire_monai.models import export
 from afire_monai.models.export import Exportable, compare, export_graph, open_graph, prepare
 from afire_monai.networks import ViTEncoder, build_encoder
 
@@ -100,3 +102,10 @@ def test_missing_library_is_named_with_the_extra_that_has_it(exportable, tmp_pat
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(AfireError, match=r"onnxruntime is missing; install the extra: .*afire-monai\[export\]"):
         export_graph(exportable, torch.rand(3, 1, 16, 24), tmp_path / "e.onnx", "onnx")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no file that is always full")
+@pytest.mark.parametrize("form", ["torchscript", "torch_export"])
+def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(form):
+    with pytest.raises(OSError, match="No space left"):
+        export._write(nn.Linear(2, 3).eval(), torch.ones(4, 2), Path("/dev/full"), form, ["out"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -19,10 +20,12 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 
 from afire_monai.cli import main as cli
 from afire_monai.core.errors import AfireError, CheckpointError, DataListError
+from afire_monai.core.files import write_text
 from afire_monai.datalists.check import check_files
 from afire_monai.models.folder import export_task
 from afire_monai.networks import ViTEncoder
 from afire_monai.networks.task_networks import ViTClassifier, ViTSegmenter
+from afire_monai.predictions import results
 from afire_monai.predictions.anomaly.build_reference import make_reference
 from afire_monai.predictions.format import load_predictions
 from afire_monai.predictions.predict import find_source
@@ -602,3 +605,30 @@ def identifiers(files: list[Path]) -> set[str]:
         except Exception:
             continue
     return {word for word in found if len(word) > 4}
+
+
+def test_a_start_that_was_cut_off_is_begun_anew_and_other_files_are_left_alone(tmp_path):
+    def start_until(number: int, folder: Path) -> None:
+        """Stop where the file of this number would be written."""
+        left = iter([None] * number)
+
+        def write(path: Path, text: str, **options: bool) -> None:
+            if next(left, "full") == "full":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write_text(path, text, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(results, "write_text", write)
+            with pytest.raises(AfireError, match="No space left"):
+                results.ResultFolder(folder).start({"model": "a"}, "index,file\n", False)
+
+    for number in (0, 1):
+        start_until(number, tmp_path / str(number))
+        (tmp_path / str(number) / ".index.csv.part").write_text("half")  # of one that was killed
+        results.ResultFolder(tmp_path / str(number)).start({"model": "a"}, "index,file\n", True)
+        assert (tmp_path / str(number) / "index.csv").read_text() == "index,file\n"
+        assert json.loads((tmp_path / str(number) / "run.json").read_text()) == {"model": "a"}
+    start_until(0, tmp_path / "other")
+    (tmp_path / "other" / "heatmaps" / "mine.png").write_bytes(b"picture")
+    with pytest.raises(AfireError, match="not an empty folder"):
+        results.ResultFolder(tmp_path / "other").start({"model": "a"}, "index,file\n", False)

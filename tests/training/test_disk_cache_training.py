@@ -31,9 +31,16 @@ def items(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     return [{"image": str(name)} for name in names]
 
 
-def train(folder: Path, items: list[dict[str, str]], workers: int, resume: bool = False, stop: int = 0):
-    cache = folder.parent / "cache"
-    dataset = RadiographDataset(items, startup.reading((48, 48)), cache="disk", cache_dir=cache)
+def train(
+    folder: Path,
+    items: list[dict[str, str]],
+    workers: int,
+    resume: bool = False,
+    stop: int = 0,
+    cache: bool | str = "disk",
+):
+    place = folder.parent / "cache" if cache == "disk" else ""
+    dataset = RadiographDataset(items, startup.reading((48, 48)), cache=cache, cache_dir=place)
     method = tiny_afire(shift=2)
     sampler = EpochSampler(dataset, 4, seed=3)
     trainer = PretrainTrainer(
@@ -66,6 +73,27 @@ def test_weights_are_the_same_with_workers_and_after_a_restart(tmp_path, items):
     assert whole.keys() == resumed.keys()
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name
+
+
+def test_caches_and_workers_give_the_same_bits_but_for_float16_in_memory(tmp_path):
+    names = [tmp_path / f"{i}.png" for i in range(13)]
+    for name, image in zip(names, smooth_images(13, (48, 48)), strict=True):  # 8 bits, at the size that is read
+        Image.fromarray((image[0].numpy() * 255).astype(np.uint8)).save(name)
+    items = [{"image": str(name)} for name in names]
+    found = {
+        (cache, workers): train(tmp_path / f"{cache}{workers}", items, workers, cache=cache)
+        for cache in (False, True, "disk")
+        for workers in (0, 2)
+    }
+
+    def same(one: tuple[bool | str, int], other: tuple[bool | str, int]) -> bool:
+        return all(torch.equal(value, found[other][name]) for name, value in found[one].items())
+
+    assert same((False, 0), (False, 2))
+    assert same((True, 0), (True, 2))
+    assert same(("disk", 0), ("disk", 2))
+    assert same((False, 0), ("disk", 0))
+    assert not same((False, 0), (True, 0))
 
 
 def test_bundle_trains_from_disk_and_the_next_run_finds_the_cache(tmp_path):

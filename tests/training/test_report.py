@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
+import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -184,6 +187,24 @@ def test_the_mean_picture_is_the_mean_of_the_images(run_dir):
     mean = np.asarray(Image.open(run_dir / "pictures" / "mean_image.png"))
     assert mean.shape == (40, 40)
     assert (mean == round(0.4 * 255)).all()
+
+
+def test_a_full_disk_at_the_page_is_told_in_words_and_the_earlier_picture_kept(run_dir, monkeypatch):
+    images = dataset_of(torch.zeros(3, 1, 40, 40))
+    run.write_run_report(run_dir, images)
+    before = (run_dir / "pictures" / "mean_image.png").read_bytes()
+
+    def full(self: object, path: Path, **_: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(AfireError, match=f"trained and exported.*{run_dir.name}.*No space left.*afire report"):
+        run.write_run_report(run_dir, images)
+    assert (run_dir / "pictures" / "mean_image.png").read_bytes() == before
+    with pytest.raises(OSError, match="No space left"):
+        write_panel({"a": torch.ones(1, 1, 8, 8)}, run_dir / "panels" / "epoch_0003.png")
+    Image.open(run_dir / "panels" / "epoch_0003.png").load()
 
 
 def test_a_page_that_cannot_be_drawn_does_not_lose_the_run(tmp_path, caplog):

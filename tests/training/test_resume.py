@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import smooth_images, tiny_afire, tiny_trainer
+from ignite.engine import Events
 from training_runs import PYTHONPATH, assert_same_state, run_or_stop
 
 from afire_monai.core.errors import CheckpointError
+from afire_monai.training import PretrainTrainer, checkpoint
 from afire_monai.training.checkpoint import CheckpointKeeper, find_checkpoint, load_checkpoint, save_checkpoint
 
 IMAGES = smooth_images(20, (48, 48))
@@ -53,6 +55,40 @@ def test_resume_in_the_middle_of_an_epoch_takes_up_the_order_of_images(tmp_path)
     assert resumed.state.iteration == 15
     expected, got = whole.method.state_dict(), resumed.method.state_dict()
     assert_same_state(expected, got)
+
+
+def test_kill_between_the_newest_and_the_best_checkpoint_changes_neither(tmp_path, monkeypatch):
+    def trainer_of(folder: Path) -> PretrainTrainer:
+        trainer = tiny_trainer(tiny_afire(shift=2), IMAGES, 2)
+
+        def improve() -> None:
+            trainer.state.metrics["validation_restoration"] = 1 / trainer.state.epoch
+
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, improve)
+        CheckpointKeeper(folder, keep=2).attach(trainer)
+        return trainer
+
+    trainer_of(tmp_path / "whole").run()
+    writes = 0
+
+    def save_or_die(state: dict[str, object], path: Path) -> None:
+        nonlocal writes
+        writes += 1
+        if writes == 4:  # each epoch is the best so far and writes two
+            raise KeyboardInterrupt
+        save_checkpoint(state, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_checkpoint", save_or_die)
+        with pytest.raises(KeyboardInterrupt):
+            trainer_of(tmp_path / "parts").run()
+    resumed = trainer_of(tmp_path / "parts")
+    resumed.resume(tmp_path / "parts", True)
+    resumed.run()
+    for name in ("best.pt", "checkpoint_00000010.pt"):
+        expected, got = (load_checkpoint(tmp_path / part / name) for part in ("whole", "parts"))
+        assert_same_state(expected["method"], got["method"])
+        assert got["progress"]["best_value"] == expected["progress"]["best_value"] == 0.5
 
 
 def test_killed_process_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path):

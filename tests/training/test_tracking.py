@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from helpers import dataset_of, smooth_images, tiny_afire, tiny_trainer
 from ignite.engine import Events
 
 from afire_monai.core.errors import AfireError
-from afire_monai.training import tracking
+from afire_monai.training import CheckpointKeeper, PretrainTrainer, tracking
 from afire_monai.training.handlers import HealthMonitor, PanelWriter
 from afire_monai.training.tracking import mlflow_handler
 
@@ -59,6 +60,58 @@ def test_mlflow_runs_have_their_own_names_and_a_resumed_one_goes_on_under_its_na
     assert steps == [3, 6]  # of eight iterations
     assert [a.path for a in client.list_artifacts(first.info.run_id)] == ["settings.yaml"]
     assert "effective_rank" not in runs["second"].data.metrics
+
+
+def test_run_that_was_killed_after_its_last_epoch_is_ended_by_the_next_start_and_an_ended_one_is_left(
+    tmp_path, monkeypatch
+):
+    from mlflow import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("epochs: 2\n")
+
+    def start() -> PretrainTrainer:
+        keeper = CheckpointKeeper(tmp_path / "checkpoints", best_key=None)
+        trainer = trainer_with(mlflow_handler(tmp_path, "run", artifacts=[settings]), keeper)
+        trainer.resume(tmp_path / "checkpoints", True)
+        return trainer
+
+    killed = start()
+
+    @killed.on(Events.EPOCH_COMPLETED(once=2))
+    def kill() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    states = []
+    for _ in range(2):
+        start().run()
+        (run,) = client.search_runs([client.get_experiment_by_name("afire-pretraining").experiment_id])
+        states.append((run.info.status, run.info.end_time, [a.path for a in client.list_artifacts(run.info.run_id)]))
+    assert states[0] == states[1]
+    assert states[0][0] == "FINISHED"
+    assert states[0][2] == ["settings.yaml"]
+
+
+def test_store_whose_making_was_cut_off_is_made_anew(tmp_path, monkeypatch):
+    import mlflow
+
+    def killed(tracking_uri: str) -> None:
+        Path(tracking_uri.removeprefix("sqlite:///")).write_bytes(b"half a store")
+        raise KeyboardInterrupt
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow, "MlflowClient", killed)
+        with pytest.raises(KeyboardInterrupt):
+            mlflow_handler(tmp_path, "run")
+    (tmp_path / ".mlflow.db.part").write_bytes(b"half a store")  # SIGKILL leaves it
+    (tmp_path / ".mlflow.db.part-journal").write_bytes(b"half a journal")
+    assert [e.name for e in mlflow_handler(tmp_path, "run").client.search_experiments()] == ["Default"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
 
 
 def test_mlflow_does_not_get_losses_more_often_than_it_can_take_them(tmp_path, monkeypatch):

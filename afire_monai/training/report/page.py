@@ -14,7 +14,7 @@ from PIL import Image
 
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError
-from afire_monai.core.files import write_text
+from afire_monai.core.files import whole_file, write_text
 from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.methods.health import health_warnings, shortcut_in_words
 from afire_monai.pages.elements import RESEARCH_ONLY, page, paragraph, section, table
@@ -152,7 +152,8 @@ def write_mean_image(dataset: RadiographDataset, run_dir: str | Path, count: int
     path = Path(run_dir) / "pictures" / "mean_image.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     mean = fixed_batch(dataset, count).mean((0, 1))
-    Image.fromarray((mean * 255).round().byte().cpu().numpy()).save(path)
+    with whole_file(path) as part:
+        Image.fromarray((mean * 255).round().byte().cpu().numpy()).save(part, format="PNG")
     return path
 
 
