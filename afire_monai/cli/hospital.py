@@ -1,4 +1,4 @@
-"""Commands of a hospital: ``afire ingest``, ``afire dicom-results`` and ``afire send``."""
+"""Commands of a hospital: ``afire ingest``, ``afire dicom-results``, ``afire send`` and ``afire node``."""
 
 from __future__ import annotations
 
@@ -177,3 +177,47 @@ def dicom_results(work: Callable[..., Any], *, out: str, **options: Any) -> int:
     if done.done:
         print(f"next:     afire send {out} --dicomweb ADDRESS (or --pacs AET@HOST:PORT)")
     return int(done.status)
+
+
+@front("afire_monai.hospital.node.run:run_node", hide=("stop", "ready"))
+def node(
+    work: Callable[..., Any],
+    *,
+    state: str,
+    model: Sequence[str] | None = None,
+    population: str = "adults",
+    status: bool = False,
+    **options: Any,
+) -> int:
+    """Take radiographs that a PACS or a device routes here, predict them, and send the results to an archive.
+
+    What was answered with success survives a kill; each object is predicted once. It listens on loopback unless
+    --host says otherwise, which needs --allow. Research use only: not a medical device.
+
+    Example: afire node --state node --send-to ARCHIVE@127.0.0.1:4242
+
+    Example: afire node --state node --host 10.0.0.5 --allow ROUTER,CR1 --tls-cert node.pem --tls-key node.key
+
+    Example: afire node --state node --status
+
+    Args:
+        model: model folder, or several with commas between them; the model that comes with the package unless given.
+        population: whose normal radiographs that model measures anomalies against, adults or children (1 to 5 years).
+        status: print what became of what was received, and end.
+    """
+    try:
+        import highdicom  # noqa: F401  # needed by what is imported next, and not there without the extra
+        import pynetdicom  # noqa: F401
+    except ImportError as error:
+        raise AfireError("afire node needs more packages: pip install 'afire-monai[pacs]'") from error
+    if status:
+        from afire_monai.hospital.node.run import node_status
+
+        print("\n".join(node_status(state).lines()))
+        return 0
+    from afire_monai.models.shipped import shipped_models
+
+    folders = tuple(map(str, shipped_models(population))) if model is None else model
+    work(state, folders, ready=lambda port: print(f"listening: port {port}; Ctrl-C ends it", flush=True), **options)
+    print("ended; what waits is kept: the same command goes on with it")
+    return 0

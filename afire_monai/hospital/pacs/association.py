@@ -131,6 +131,18 @@ class Tls:
         return context
 
 
+class StatusError(AnswerError):
+    """The archive answered with a status that is no success.
+
+    Attributes:
+        status: the code; 0xA7.. if it is out of resources, which may pass.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class _LazyHandshake(ssl.SSLContext):
     """Leave the handshake to the thread of the connection: a client that never ends it must not stop the others."""
 
@@ -247,7 +259,7 @@ def status_error(status: Any, words: dict[int, str]) -> Exception:
         0xF: "the archive cancelled",
     }
     text = words.get(code) or _COMMON.get(code) or general.get(code >> 12, "failure")
-    return AnswerError(f"refused by the archive: {text} (status {code:04X})")
+    return StatusError(f"refused by the archive: {text} (status {code:04X})", code)
 
 
 _COMMON = {

@@ -45,7 +45,7 @@ class MoveListener:
         from_here = _facing(pacs)
         entity = application(self.aet, timeout)
         entity.require_called_aet = True
-        entity.supported_contexts = _as_scp()
+        entity.supported_contexts = scp_contexts()
         self._server = start(entity, from_here, int(found[2]), tls.server() if tls.cert else None, timeout, self._take)
 
     def close(self) -> None:
@@ -123,8 +123,8 @@ def start(
         raise AfireError(f"port {port} of {host} cannot be listened on: {reason}; give another") from None
 
 
-def _as_scp() -> list[Any]:
-    """All ways of compression in one context a class, as listeners have them."""
+def scp_contexts() -> list[Any]:
+    """Return a context for each class of radiographs, with all ways of compression."""
     from pynetdicom.presentation import build_context
 
     syntaxes: dict[str, list[str]] = {}
