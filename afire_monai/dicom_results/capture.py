@@ -119,7 +119,8 @@ def score_lines(prediction: ImagePrediction) -> list[tuple[str, bool]]:
         threshold = prediction.thresholds.get(label)
         above = threshold is not None and value >= threshold
         compared = "" if threshold is None else f"  ({'at or above' if above else 'below'} threshold {threshold:.2f})"
-        lines.append((f"{meaning(label)}: {value:.2f}{compared}", above))
+        basis = f"; {prediction.rests_on[label]}" if label in prediction.rests_on else ""
+        lines.append((f"{meaning(label)}: {value:.2f}{compared}{basis}", above))
     if prediction.anomaly_percentile is not None:
         lines.append((f"More unusual than {prediction.anomaly_percentile:.1f} % of normal radiographs", False))
     if prediction.heatmap is not None:

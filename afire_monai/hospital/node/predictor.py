@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,7 @@ class Predictor:
         heat = pictures_of(radiograph, answer, list(self._scorer.mask_values.values()), False).get(HEATMAPS)
         record = {**answer.record, JUDGEMENT: radiograph.judgement, "model": self._scorer.facts}
         prediction = ImagePrediction.from_record(record, None if heat is None else heat.astype(np.float32) / 65535)
+        prediction = replace(prediction, rests_on=self._scorer.rests_on)
         part = self._queue.results(f"{key}.part")
         shutil.rmtree(part, ignore_errors=True)
         kinds = possible_kinds(prediction) if self._kinds is None else self._kinds

@@ -230,7 +230,8 @@ class Queue:
 def open_base(folder: Path) -> sqlite3.Connection:
     """Open the data base of a folder; each statement is on the disk when it is done."""
     path = folder / BASE
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+    if not path.exists():  # closing a file that is there would take SQLite's locks from this process
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
     return sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from afire_monai.hospital.node.queue import PREDICTED, SENT, UNSENT, Queue
 from afire_monai.hospital.pacs.association import StatusError
 from afire_monai.hospital.pacs.client import Pacs
 
+logger = logging.getLogger(__name__)
 MOST_TRIES = 8
 """An object that the archive refused so often is given up until the node is started again."""
 FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0
@@ -36,10 +38,14 @@ class Sender:
     def run(self, stop: threading.Event) -> None:
         """Send until told to stop."""
         while not stop.is_set():
-            trouble = self.send_all(stop)
-            self._queue.note(TROUBLE, trouble)
+            try:
+                trouble = self.send_all(stop)
+                self._queue.note(TROUBLE, trouble)
+            except Exception as error:  # this thread has to go on, whatever the disk or the data base does
+                trouble = f"unexpected error: {type(error).__name__}"
             self._pacs.close()
             if trouble:
+                logger.warning("results wait: %s", trouble)
                 wait = min(self._first_wait * 2**self._failures, LONGEST_WAIT)
                 self._failures = min(self._failures + 1, 20)
             else:
