@@ -49,6 +49,33 @@ def from_folder(work: Callable[..., Any], *, out: str, **options: Any) -> int:
     return 0
 
 
+@front("afire_monai.phantom.chest:write_phantom_dataset", hide=("folder",))
+def phantom(work: Callable[..., Any], *, out: str, dicom: bool = False, **options: Any) -> int:
+    """Write synthetic radiographs to try everything with: pictures with findings, masks and boxes, and their data list.
+
+    Example: afire datalist phantom --out phantoms
+
+    Example: afire datalist phantom --out hospital --dicom
+
+    Args:
+        out: folder, made if needed; gets images/, masks/ and datalist.json.
+        dicom: write dicom/ and findings.csv instead, as a small archive of invented patients.
+    """
+    from pathlib import Path
+
+    from afire_monai.phantom import PHANTOM_LABELS, write_phantom_archive
+
+    path = (write_phantom_archive if dicom else work)(Path(out), **options)
+    if dicom:
+        print(f"written: {path.parent / 'dicom'} and {path}")
+        files, table = shlex.quote(str(path.parent / "dicom")), shlex.quote(str(path))
+        columns = ",".join(("Normal", *PHANTOM_LABELS))
+        print(f"next:    afire ingest {files} --out chest --labels {table} --label-columns {columns}")
+    else:
+        _next_step(str(path), str(path))
+    return 0
+
+
 @front("afire_monai.datalists.merge:merge_datalists", "*paths")
 def merge(work: Callable[..., Any], *, out: str, **options: Any) -> int:
     """Join data lists into one, for pre-training on several sources; each image keeps its section.

@@ -226,6 +226,22 @@ def probe(work: Callable[..., Any], *, datalist: str, out: str, model: str | Non
     return 0
 
 
+@front("afire_monai.training.worth:compare_encoders", "datalist", hide=("dataset_dir",))
+def worth(work: Callable[..., Any], *, datalist: str, model: str | None = None, **options: Any) -> int:
+    """Say whether an encoder is worth using: on your labels, beside fresh weights, raw pixels and the shipped encoder.
+
+    Example: afire worth labelled.json --model runs/mine/models
+    """
+    silence()
+    require_path("data list", datalist, "make one with `afire datalist`")
+    if model is not None:
+        require_path("--model", model, "give a model folder (models/ of a run)")
+    from afire_monai.training.worth import worth_lines
+
+    print(worth_lines(work(datalist, model, **options)))
+    return 0
+
+
 def crossvalidate(
     datalist: str,
     *,

@@ -35,12 +35,10 @@ def split_by_group(
         DataListError: fractions that are negative or do not sum to 1, or lists of different lengths.
     """
     shares = np.asarray(fractions, dtype=np.float64)
-    if shares.ndim != 1 or shares.size == 0 or (shares < 0).any() or not np.isclose(shares.sum(), 1.0):
+    if shares.ndim != 1 or (shares < 0).any() or not np.isclose(shares.sum(), 1.0):
         raise DataListError(f"fractions are {tuple(fractions)}; numbers from 0 to 1 that sum to 1 are expected")
     if strata is not None and len(strata) != len(groups):
         raise DataListError(f"{len(groups)} groups, but {len(strata)} strata; one of each for every item is expected")
-    if len(groups) == 0:
-        return np.zeros(0, dtype=np.int64)
     group_of_item, sizes, stratum_of_group = _summarise(groups, strata)
     order = np.random.default_rng(seed).permutation(len(sizes))
     order = order[np.argsort(stratum_of_group[order], kind="stable")]
@@ -49,7 +47,8 @@ def split_by_group(
     total = 0
     for group in order:
         total += sizes[group]
-        split = int(np.argmax(np.where(shares > 0, shares * total - filled, -np.inf)))
+        # what is lacking adds up to this group's size, so that a split with a share of 0 never lacks most
+        split = int(np.argmax(shares * total - filled))
         split_of_group[group] = split
         filled[split] += sizes[group]
     return split_of_group[group_of_item]

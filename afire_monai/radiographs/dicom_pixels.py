@@ -166,7 +166,7 @@ def _apply_lut(values: NDArray[np.int64], item: Any, dataset: Any, name: str) ->
     """
     try:
         count, first, _ = (int(v) for v in item.LUTDescriptor)
-        count = count or 0x10000
+        count = count & 0xFFFF or 0x10000  # unsigned also where the values are signed and so the descriptor is
         data = _lut_data(item.LUTData, count, dataset)
     except Exception as error:  # pydicom converts elements of an item only here, and raises many types on damaged ones
         reason = str(error) if type(error) is ValueError else type(error).__name__
@@ -185,7 +185,7 @@ def _lut_data(raw: Any, count: int, dataset: Any) -> NDArray[Any]:
         wide = len(raw) >= 2 * count
         raw = np.frombuffer(raw, dtype=("<u2" if little else ">u2") if wide else np.uint8)
     data = np.atleast_1d(np.asarray(raw))[:count]
-    if len(data) < count or len(data) == 0:
+    if len(data) < count:
         raise ValueError(f"it has {len(data)} entries, but its descriptor says {count}")
     return data
 

@@ -105,7 +105,9 @@ def _decided(folder: Path, minutes: float) -> int | None:
     return int(budget["epochs"])
 
 
-def fit(trainer: PretrainTrainer, minutes: float, output_dir: str | Path) -> None:
+def fit(
+    trainer: PretrainTrainer, minutes: float, output_dir: str | Path, compare: Callable[[Path], None] | None = None
+) -> None:
     """Decide how many epochs a run has, so that the whole command ends within the minutes, and write it down.
 
     A few steps, an epoch's end, export and report are done once and timed, then all is put back: the run is that of
@@ -116,6 +118,7 @@ def fit(trainer: PretrainTrainer, minutes: float, output_dir: str | Path) -> Non
         trainer: after :meth:`~PretrainTrainer.resume`.
         minutes: from the command's start until its end; 0 leaves the trainer as it is.
         output_dir: the run's folder; gets ``time_budget.json``, and the number of epochs in its ``settings.yaml``.
+        compare: the comparison of encoders at the end (`finish.write_worth`); takes the run's folder.
 
     Raises:
         AfireError: if not even one epoch fits, or the run was begun without a time budget.
@@ -129,15 +132,15 @@ def fit(trainer: PretrainTrainer, minutes: float, output_dir: str | Path) -> Non
                 f"this run was begun with {trainer.state.max_epochs} epochs and no time budget: go on without "
                 "--minutes, or start anew in another output_dir"
             )
-        _decide(trainer, minutes, folder)
+        _decide(trainer, minutes, folder, compare)
     settings = folder / "settings.yaml"
     if rank() == 0 and settings.exists():
         values = yaml.safe_load(settings.read_text(encoding="utf-8")) | {"epochs": trainer.state.max_epochs}
         write_text(settings, yaml.safe_dump(values, sort_keys=False))
 
 
-def _decide(trainer: PretrainTrainer, minutes: float, folder: Path) -> None:
-    costs, steps = measure(trainer, minutes), int(trainer.state.epoch_length)
+def _decide(trainer: PretrainTrainer, minutes: float, folder: Path, compare: Callable[[Path], None] | None) -> None:
+    costs, steps = measure(trainer, minutes, compare), int(trainer.state.epoch_length)
     epochs = from_first(costs.epochs(minutes, steps))
     if epochs < 1:
         raise AfireError(
@@ -153,12 +156,13 @@ def _decide(trainer: PretrainTrainer, minutes: float, folder: Path) -> None:
         logger.info("%s", budget_in_words(budget))
 
 
-def measure(trainer: PretrainTrainer, minutes: float) -> Costs:
+def measure(trainer: PretrainTrainer, minutes: float, compare: Callable[[Path], None] | None = None) -> Costs:
     """Time what a run consists of, by doing it once; the trainer is left as it was, and its folder untouched.
 
     Args:
         trainer: before its first step.
         minutes: the time budget, which bounds the time that is spent on this.
+        compare: see `fit`.
     """
     from afire_monai.training import finish
     from afire_monai.training.report import page  # noqa: F401  # drawing libraries are loaded before the clock starts
@@ -176,6 +180,8 @@ def measure(trainer: PretrainTrainer, minutes: float) -> Costs:
                 epoch_end += seconds * often
                 after += seconds if often < 1 else 0.0
         after += _timed(trainer, lambda: finish.export_run(trainer, folder / "models", ""))[0]
+        if compare is not None:
+            after += _timed(trainer, partial(compare, folder))[0]
         after += _timed(trainer, lambda: finish.write_run_report(folder, dataset))[0]
     return Costs(_since_start(), step, epoch_end, after)
 

@@ -140,10 +140,10 @@ def choose_thresholds(probabilities: np.ndarray, target: np.ndarray, rule: Thres
         false_positive, sensitivity, cuts = roc_curve(truth, score, drop_intermediate=False)
         allowed = false_positive <= 0.05 if rule == "specificity95" else np.ones(len(cuts), bool)
         best = int(np.argmax(np.where(allowed, sensitivity - (rule == "youden") * false_positive, -1.0)))
-        # half-way to the next lower score, so that a rounding error of a later prediction does not change the side
-        below = cuts[best + 1] if best + 1 < len(cuts) else 0.0
+        # half-way to the next lower score, so that a rounding error of a later prediction does not change the side; the
+        # lowest score marks every case, which is never better than to mark none, and that comes first
         upper = cuts[best] if np.isfinite(cuts[best]) else 1.0
-        thresholds.append(float((upper + below) / 2))
+        thresholds.append(float((upper + cuts[best + 1]) / 2))
     return thresholds
 
 

@@ -50,6 +50,34 @@ def export_run(trainer: PretrainTrainer, folder: str | Path, data_hash: str) -> 
     logger.info("encoder written to %s", (folder / "encoder.safetensors").name)
 
 
+def write_worth(run_dir: str | Path, datalist: str | Path, dataset_dir: str, images: int) -> None:
+    """Compare the encoder with others on the list's labels, for the run's page; process 0 only.
+
+    Nothing is written where the list has too few labels on validation patients. As with the page, a failure is a
+    warning in the log.
+
+    Args:
+        run_dir: the run's output_dir, with ``models/``; gets ``worth.json``.
+        datalist: the data list.
+        dataset_dir: base of its relative paths; empty for its own folder.
+        images: at most so many are judged; 0 compares nothing.
+    """
+    if rank() or not images:
+        return
+    from afire_monai.training import worth
+
+    try:
+        if isinstance(worth.labelled_images(datalist, dataset_dir), str):
+            return
+        logger.info("comparing the encoder with others on the labels of validation patients")
+        done = worth.compare_encoders(datalist, Path(run_dir) / "models", dataset_dir=dataset_dir, images=images)
+        done.write(Path(run_dir) / worth.WORTH_FILE)
+    except Exception:
+        logger.warning("the encoder could not be compared with others; `afire worth` tries again", exc_info=True)
+        return
+    logger.info("%s %s", done.sentence(), done.advice())
+
+
 def write_run_report(run_dir: str | Path, dataset: RadiographDataset) -> None:
     """Write the run's report page and the mean picture behind its prototype map; process 0 only.
 

@@ -11,21 +11,18 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
-from tqdm import tqdm
 
-from afire_monai.core.console import hidden
-from afire_monai.core.errors import AfireError, DataListError
+from afire_monai.core.errors import DataListError
 from afire_monai.core.precision import set_precision
 from afire_monai.datalists.file import datalist_hash, is_normal, load_datalist, read_raw, reader_options
 from afire_monai.datalists.patients import patient_of
 from afire_monai.datalists.targets import UncertainPolicy
 from afire_monai.models.folder import load_encoder, model_files
 from afire_monai.models.shipped import shipped_folder
-from afire_monai.networks import Encoder
 from afire_monai.networks.task_networks import NormalDistance, ViTClassifier
 from afire_monai.predictions.anomaly.build_reference import MIN_NORMALS
 from afire_monai.predictions.anomaly.normals import fit_images
-from afire_monai.predictions.reading import LeftOut, ahead, read_radiograph
+from afire_monai.predictions.features import Embedding, FeatureReader, best_device
 from afire_monai.training.finetuning import (
     Answers,
     CalibrationMethod,
@@ -112,9 +109,11 @@ def fit_probe(
     task = Classification(ViTClassifier(encoder, data.labels, "class_mean", normality=True).eval())
     network = task.network
     options = reader_options(content)
-    reader = _Reader(encoder, batch_size, workers, progress, options)
+    reader = FeatureReader(
+        {"": Embedding.of_encoder(encoder.to(best_device()))}, batch_size, workers, progress, options
+    )
     training = content["training"]
-    features = reader.features(training, "training")
+    features = reader.features(training, "training")[""]
     known = [place for place in features if is_normal(training[place], content["labels"])]
     known = known if len(known) >= MIN_NORMALS else []
     distance = fit_distance(network.normality, features, known, [patient_of(training[place]) for place in known])
@@ -122,7 +121,7 @@ def fit_probe(
     fit_head(network, features, distance, chosen, f"{datalist}, section training")
     answers = {}
     for section, items in (("validation", data.validation), ("test", data.test)):
-        found = reader.features(items, section)
+        found = reader.features(items, section)[""]
         if found:
             rows = [items[index] for index in found]
             target = torch.tensor([row["target"] for row in rows])
@@ -137,47 +136,6 @@ def fit_probe(
     frozen = model_files([folder])["encoder"]
     figures = leave_classifier(task, answers, out, sha256, calibration, threshold_rule, about, frozen)
     return Probe(len(chosen), len(known), figures, reader.left_out, score_lines(task, answers))
-
-
-class _Reader:
-    """Reads images of a list and gives their frozen features; remembers what cannot be used."""
-
-    def __init__(
-        self, encoder: Encoder, batch_size: int, workers: int, progress: bool, options: dict[str, Any]
-    ) -> None:
-        if batch_size < 1 or workers < 0:
-            raise AfireError(f"--batch-size must be at least 1 and --workers at least 0, got {batch_size}, {workers}")
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.encoder = encoder.to(self.device)
-        self.batch_size, self.workers, self.progress, self.options = batch_size, workers, progress, options
-        self.left_out: dict[str, dict[int, str]] = {}
-
-    def features(self, items: Sequence[dict[str, Any]], section: str) -> dict[int, Tensor]:
-        """Return class token and mean patch token side by side, (2 D,), by place in ``items``."""
-        size, found = self.encoder.image_size, dict[int, Tensor]()
-        batch: dict[int, Tensor] = {}
-
-        def read(index: int) -> Any:
-            return read_radiograph(index, str(items[index]["image"]), [size], options=self.options)
-
-        reading = ahead(read, range(len(items)), self.workers, 2 * (self.batch_size + self.workers))
-        for result in tqdm(reading, f"{section} images", len(items), unit="image", disable=hidden(self.progress)):
-            if isinstance(result, LeftOut):
-                self.left_out.setdefault(section, {})[result.index] = result.reason
-            else:
-                batch[result.index] = result.images[size]
-            if len(batch) == self.batch_size:
-                found |= self._encode(batch)
-                batch = {}
-        return found | self._encode(batch)
-
-    @torch.no_grad()
-    def _encode(self, batch: dict[int, Tensor]) -> dict[int, Tensor]:
-        if not batch:
-            return {}
-        images = torch.stack([*batch.values()]).to(self.device)
-        tokens = self.encoder(images.expand(-1, self.encoder.in_channels, -1, -1)).float().cpu()
-        return dict(zip(batch, torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1), strict=True))
 
 
 def fit_distance(

@@ -34,7 +34,7 @@ _LEAST: dict[str, float] = {
     **dict.fromkeys(("validate_every", "decoder_width", "max_lesions"), 1),
     **dict.fromkeys(("prototype_dim", "head_hidden", "decoder_dim", "decoder_depth", "decoder_heads"), 1),
     **dict.fromkeys(("seed", "num_workers", "checkpoint_every_iterations", "shift", "clip"), 0),
-    **dict.fromkeys(("folds", "fold", "patience", "minutes"), 0),
+    **dict.fromkeys(("folds", "fold", "patience", "minutes", "label_probe_every", "worth_images"), 0),
     **dict.fromkeys(("lr", "final_lr", "warmup", "weight_decay", "final_weight_decay"), 0),
     **dict.fromkeys(("local_size", "projector_dim", "projector_layers", "dense_dim", "dense_side", "dense_cells"), 1),
     **dict.fromkeys(("local_views", "predictor_dim", "windows"), 0),

@@ -102,7 +102,7 @@ def classification_data(
         DataListError: for an unknown label, an empty part, a patient in two parts, or no label that can be learned.
     """
     content = load_datalist(datalist, dataset_dir or None)
-    names = _label_names(content, labels, datalist)
+    names = label_names(content, labels, datalist)
     try:
         check_names(names)  # before training, not when its predictions are to be written
     except AfireError as error:
@@ -130,7 +130,8 @@ def classification_data(
     return TaskData(names, **parts)
 
 
-def _label_names(content: Mapping[str, Any], labels: Sequence[str] | str, where: str | Path) -> list[str]:
+def label_names(content: Mapping[str, Any], labels: Sequence[str] | str, where: str | Path) -> list[str]:
+    """Return the labels to learn: all but the one for normal, unless some are named or the list has no other."""
     known = content.get("labels") or []
     if not known:
         raise DataListError(f"{where} has no labels: a classifier needs them (`afire datalist from-csv` can add them)")

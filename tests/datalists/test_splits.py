@@ -69,3 +69,36 @@ def test_wrong_fractions_are_refused(fractions: tuple[float, ...]) -> None:
 def test_strata_of_another_length_are_refused() -> None:
     with pytest.raises(DataListError, match="2 groups, but 1 strata"):
         split_by_group([1, 2], ["a"])
+
+
+def test_groups_go_where_most_items_are_lacking_and_the_default_is_eight_tenths() -> None:
+    # one item each, no strata: of 10 items 8, 1 and 1; seed 0 decides who
+    assert np.bincount(split_by_group(range(10))).tolist() == [8, 1, 1]
+    np.testing.assert_array_equal(split_by_group(range(40)), split_by_group(range(40), seed=0))
+    np.testing.assert_array_equal(split_by_group(range(40)), split_by_group(range(40), None, (0.8, 0.1, 0.1), 0))
+
+
+def test_by_hand_with_two_groups() -> None:
+    # the first group dealt out goes to the first split (3/4 of its items lack there), the next to the other one only
+    # if more items lack there: groups of 1 and 3 items, halves: each has its own split
+    for seed in range(5):
+        split = split_by_group(["a", "b", "b", "b"], None, (0.5, 0.5), seed)
+        assert split[0] != split[1]
+        assert len(set(split[1:])) == 1
+    # 4/5 of one and of two items are lacking first, then 2/5 against 3/5
+    for size in (1, 2):
+        assert split_by_group(["a", "b", "c"] * size, ["0", "1", "2"] * size, (0.8, 0.2))[:3].tolist() == [0, 0, 1]
+    # of thirds and a stratum of one group each, strata are dealt out in the order of their names
+    assert split_by_group(["x", "y", "z"], ["2", "0", "1"], (0.4, 0.35, 0.25)).tolist() == [2, 0, 1]
+
+
+def test_fractions_must_be_a_list_of_numbers() -> None:
+    with pytest.raises(DataListError, match="sum to 1"):
+        split_by_group([1, 2], None, ((0.5, 0.5), (0.0, 0.0)))  # type: ignore[arg-type]
+    with pytest.raises(DataListError, match="2 groups, but 3 strata"):
+        split_by_group([1, 2], ["a", "b", "c"])
+
+
+def test_numbers_of_the_result_are_whole() -> None:
+    assert split_by_group([], []).dtype == split_by_group([1], ["a"]).dtype == np.int64
+    assert split_by_group([1], None, (1.0,)).tolist() == [0]

@@ -110,6 +110,7 @@ def test_prototypes_are_saved_and_carry_no_gradient():
     bank = PrototypeBank(4, 3)
     logits = torch.rand(2, 4, 3, requires_grad=True)
     bank.update(logits)
+    torch.testing.assert_close(bank.prototypes, logits.detach().mean(0) / 4)  # from zero, by default a quarter
     assert not bank.prototypes.requires_grad
     assert not bank.assignment().requires_grad
     assert list(bank.state_dict()) == ["prototypes"]

@@ -46,6 +46,37 @@ def test_platt_is_scikit_learns():
         assert bias[place] == pytest.approx(-theirs.b_, abs=1e-3)
 
 
+def test_platts_targets_of_a_few_cases_are_scikit_learns():
+    logits = torch.tensor([[-2.0], [-1.5], [-0.5], [0.5], [-0.2], [1.5], [2.0]])
+    target = torch.tensor([[0.0], [0], [0], [0], [1], [1], [1]])
+    scale, bias = fit_calibration(logits, target, "platt")
+    theirs = _SigmoidCalibration().fit(logits[:, 0].numpy(), target[:, 0].numpy())
+    assert scale.item() == pytest.approx(-theirs.a_, rel=1e-3)
+    assert bias.item() == pytest.approx(-theirs.b_, rel=1e-2)
+
+
+def test_slope_has_bounds():
+    logits, target = torch.tensor([[-0.1], [0.1]]), torch.tensor([[0.0], [1.0]])
+    assert fit_calibration(logits, target, "temperature")[0].tolist() == [20.0]
+    assert fit_calibration(-100 * logits, target, "temperature")[0].item() == pytest.approx(1 / 20)
+
+
+def test_only_labels_with_both_classes_are_fitted_and_the_default_is_one_temperature():
+    logits, target = sample(400, 0.5)
+    target[:, 1] = 1
+    scale, bias = fit_calibration(logits, target, "platt")
+    assert scale[0] != 1
+    assert bias[0] != 0
+    assert (scale[1], bias[1]) == (1, 0)
+    default, temperature = fit_calibration(logits, target), fit_calibration(logits, target, "temperature")
+    assert torch.equal(default[0], temperature[0])
+
+
+def test_temperature_that_cannot_be_fitted_is_said(caplog):
+    fit_calibration(torch.zeros(3, 1), torch.ones(3, 1))
+    assert "not calibrated: the validation set lacks positives or negatives" in caplog.text
+
+
 def test_unknown_labels_are_left_out():
     logits, target = sample(400, 0.5)
     holes = target.clone()
@@ -88,6 +119,10 @@ def test_calibrate_sets_the_network():
     logits, target = sample(400, 0.5)
     calibrate(network, logits, target, "temperature")
     assert network.calibration_scale[0] == pytest.approx(0.5, rel=0.3)
+    calibrate(network, logits, target, "platt")
+    scale, bias = fit_calibration(logits, target, "platt")
+    assert torch.equal(network.calibration_scale, scale)
+    assert torch.equal(network.calibration_bias, bias)
 
 
 def test_wrong_names_and_shapes_are_refused():
@@ -129,3 +164,24 @@ def test_specificity95_is_the_most_sensitive_of_the_specific_ones(seed):
 def test_a_label_without_both_classes_has_the_threshold_one_half():
     score = np.array([[0.2, 0.3], [0.9, 0.1]])
     assert choose_thresholds(score, np.array([[1.0, np.nan], [1.0, np.nan]])) == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("score", "truth", "rule", "expected"),
+    [
+        # half-way to the next lower score, not to the next corner of the curve
+        ([0.9, 0.8, 0.5, 0.4, 0.3], [1, 1, 0, 0, 0], "youden", 0.65),
+        # no threshold is better than none: half-way to 1
+        ([0.8, 0.2], [0, 1], "youden", 0.9),
+        # one of 20 negatives may be marked, two may not
+        ([0.9, 0.8, *[0.1] * 19], [0, 1, *[0] * 19], "specificity95", 0.45),
+        ([0.9, 0.9, 0.8, *[0.1] * 18], [0, 0, 1, *[0] * 18], "specificity95", 0.95),
+        # false positives count for youden alone
+        ([0.9, 0.8, 0.7, 0.6, 0.5, 0.1], [1, 0, 0, 1, 0, 0], "youden", 0.85),
+        ([0.9, 0.8, 0.7, *[0.1] * 20], [1, 0, 1, *[0] * 20], "specificity95", 0.4),
+    ],
+)
+def test_threshold_by_hand(score, truth, rule, expected):
+    unknown = [0.55, np.nan]
+    columns = np.array([*zip(score, truth, strict=True), unknown])
+    assert choose_thresholds(columns[:, :1], columns[:, 1:], rule) == [pytest.approx(expected)]

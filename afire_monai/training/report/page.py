@@ -21,6 +21,7 @@ from afire_monai.pages.elements import RESEARCH_ONLY, page, paragraph, section, 
 from afire_monai.training.checkpoint import find_checkpoint
 from afire_monai.training.handlers import fixed_batch, read_csv_log
 from afire_monai.training.report import pictures
+from afire_monai.training.worth import WORTH_FILE, Comparison, figures_table
 
 BUDGET_FILE = "time_budget.json"
 """In a run's folder: the minutes, the epochs that were decided on, and the seconds that they were decided from."""
@@ -37,6 +38,7 @@ class RunFiles:
     checkpoint: dict[str, Any] | None
     panel: Path | None
     budget: dict[str, Any] = field(default_factory=dict)
+    worth: Comparison | None = None
 
     @classmethod
     def read(cls, folder: Path) -> RunFiles:
@@ -50,7 +52,7 @@ class RunFiles:
             raise AfireError(f"{folder} has no log.csv with epochs in it: give the output_dir of a pre-training run")
         settings, encoder = folder / "settings.yaml", folder / "models" / "encoder.json"
         found = find_checkpoint(folder / "checkpoints")
-        budget = folder / BUDGET_FILE
+        budget, worth = folder / BUDGET_FILE, folder / WORTH_FILE
         panels = sorted((folder / "panels").glob("epoch_*.png"))
         return cls(
             folder,
@@ -60,6 +62,7 @@ class RunFiles:
             found[1] if found else None,
             panels[-1] if panels else None,
             json.loads(budget.read_text(encoding="utf-8")) if budget.exists() else {},
+            Comparison.read(worth) if worth.exists() else None,
         )
 
     @property
@@ -114,6 +117,7 @@ HEALTH = (
     ("spread of features", (("feature_std_ratio", "spread"),)),
     ("position gap", (("position_gap", "gap"),)),
     ("lesions told from normal (AUROC)", (("lesion_token_auroc", "AUROC"),)),
+    ("labels told by neighbours (AUROC)", (("label_auroc", "AUROC"),)),
 )
 
 
@@ -166,6 +170,8 @@ def draw_pictures(run: RunFiles, folder: Path) -> dict[str, Path]:
         drawn["prototypes"] = pictures.draw_prototypes(prototypes, grid, mean if mean.exists() else None, path)
     for name, curves in (("losses", loss_curves(run)), ("schedules", SCHEDULES), ("health", HEALTH)):
         drawn[name] = pictures.draw_curves(run.log, folder / f"{name}.png", curves)
+    if run.worth is not None:
+        drawn["worth"] = pictures.draw_intervals(run.worth.figures, folder / "worth.png", "mean AUROC over labels")
     return {name: path for name, path in drawn.items() if path is not None}
 
 
@@ -196,6 +202,7 @@ HEALTH_TABLE = (
     ("position_gap", "position gap", "clearly above 0", "structure loss without the anatomy minus with it"),
     ("own_cell_real", "own cell found", "rises", "share of tokens nearest to the prototype of their own cell"),
     ("lesion_token_auroc", "lesion AUROC", "above 0.5", "lesion tokens lie further from their cell's prototype"),
+    ("label_auroc", "label AUROC", "rises", "the list's labels told by nearest neighbours of other patients"),
     ("validation_restoration", "restoration error", "falls", "squared error on unseen images; 1 = grey-level variance"),
 )  # fmt: skip
 
@@ -212,6 +219,7 @@ def page_text(run: RunFiles, drawn: dict[str, Path]) -> str:
         section("Schedules", drawn.get("schedules"), "Set anew at each step; drawn at the end of each epoch."),
         section("Health", drawn.get("health"), "Measured on normal images that training does not see."),
         table(["figure", "value", "healthy", "what it is"], health_rows(run.figures)),
+        *_worth_section(run, drawn.get("worth")),
         "<h2>What was run</h2>",
         table([], facts(run)),
         f"<h2>Next</h2><pre>{html.escape(next_commands(run), quote=False)}</pre>",
@@ -236,6 +244,20 @@ def _picture_section(run: RunFiles, picture: Path | None) -> tuple[str, Path | N
         picture,
         "Unseen normal images, and what becomes of them.",
     )
+
+
+def _worth_section(run: RunFiles, picture: Path | None) -> list[str]:
+    if run.worth is None:
+        return []
+    caption = (
+        f"{run.worth.sentence()} Each image is judged by a logistic regression on frozen features of other patients; "
+        "intervals are over patients, gains are paired."
+    )
+    return [
+        section("Was it worth it?", picture, caption),
+        table(["features", "AUROC", "gain of this encoder"], figures_table(run.worth)),
+        paragraph(run.worth.advice()),
+    ]
 
 
 def _prototype_caption(run: RunFiles) -> str:
@@ -322,5 +344,4 @@ python -c "import afire_monai; print(afire_monai.load_encoder('{folder}/models')
 # pre-train on your own normal radiographs
 afire datalist from-folder FOLDER --out mine.json
 afire check mine.json
-python -m monai.bundle run --config_file "['bundle/configs/pretrain.yaml','bundle/configs/method_afire.yaml']" \\
-    --datalist mine.json --output_dir runs/mine"""
+afire pretrain mine.json --out runs/mine"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -136,5 +136,27 @@ def draw_curves(log: Log, path: Path, curves: Sequence[tuple[str, Sequence[tuple
         axis.ticklabel_format(axis="y", scilimits=(-3, 4))
         if len(lines) > 1:
             axis.legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=100)
+    return path
+
+
+def draw_intervals(figures: Mapping[str, tuple[float, float, float]], path: Path, name: str) -> Path:
+    """Draw figures with their intervals as points with bars, one row each, the first on top.
+
+    Args:
+        figures: value, lower and upper bound by name.
+        path: the PNG to write.
+        name: of the axis.
+    """
+    figure = new_figure(6.5, 0.7 + 0.35 * len(figures))
+    axis = figure.subplots()
+    for row, (value, low, high) in enumerate(figures.values()):
+        colour = GREY if row else LINE
+        axis.plot((low, high), (row, row), color=colour)
+        axis.plot(value, row, "o", color=colour)
+    axis.set_yticks(range(len(figures)), list(figures))
+    axis.invert_yaxis()
+    axis.set_xlabel(name, fontsize=9)
+    axis.grid(alpha=0.25, axis="x")
     figure.savefig(path, dpi=100)
     return path

@@ -1,0 +1,110 @@
+"""Frozen features of the radiographs of a data list, of one encoder or of several at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from afire_monai.core.console import hidden
+from afire_monai.core.errors import AfireError
+from afire_monai.networks import Encoder
+from afire_monai.predictions.reading import LeftOut, Size, ahead, read_radiograph
+
+
+def best_device() -> torch.device:
+    """Return the GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What turns pictures into features.
+
+    Attributes:
+        size: height and width in pixels of the pictures that it takes.
+        embed: images (B, 1, H, W) float32 in 0…1 to features (B, D) on the CPU.
+    """
+
+    size: Size
+    embed: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def of_encoder(cls, encoder: Encoder) -> Embedding:
+        """Return class token and mean patch token side by side, (B, 2 D), on the encoder's device."""
+        encoder.eval()
+
+        def embed(images: Tensor) -> Tensor:
+            images = images.to(encoder.mean.device).expand(-1, encoder.in_channels, -1, -1)
+            tokens = encoder(images).float().cpu()
+            return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1)
+
+        return cls(encoder.image_size, embed)
+
+    @classmethod
+    def of_pixels(cls, side: int = 32) -> Embedding:
+        """Return the picture itself, reduced to ``side`` x ``side`` pixels: the floor for any encoder."""
+        return cls((side, side), lambda images: images.flatten(1))
+
+
+@dataclass
+class FeatureReader:
+    """Reads images once and gives the features that each embedding makes of them; remembers what cannot be used.
+
+    Args:
+        embeddings: by name.
+        batch_size: images computed at once.
+        workers: threads that read.
+        progress: show a bar with the time left.
+        options: of the reader, as a data list keeps them.
+
+    Attributes:
+        left_out: reasons by place, for each section with files that cannot be used.
+
+    Raises:
+        AfireError: for a batch or a number of workers that cannot be.
+    """
+
+    embeddings: Mapping[str, Embedding]
+    batch_size: int = 16
+    workers: int = 2
+    progress: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    left_out: dict[str, dict[int, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.workers < 0:
+            raise AfireError(
+                f"--batch-size must be at least 1 and --workers at least 0, got {self.batch_size}, {self.workers}"
+            )
+
+    @torch.no_grad()
+    def features(self, items: Sequence[Mapping[str, Any]], section: str) -> dict[str, dict[int, Tensor]]:
+        """Return features (D,) by embedding and place in ``items``; of the same places for each."""
+        found: dict[str, dict[int, Tensor]] = {name: {} for name in self.embeddings}
+        sizes = {embedding.size for embedding in self.embeddings.values()}
+        batch: dict[int, dict[Size, Tensor]] = {}
+
+        def read(index: int) -> Any:
+            return read_radiograph(index, str(items[index]["image"]), sizes, options=self.options)
+
+        def encode() -> None:
+            for name, embedding in self.embeddings.items() if batch else ():
+                images = torch.stack([sized[embedding.size] for sized in batch.values()])
+                found[name] |= dict(zip(batch, embedding.embed(images), strict=True))
+            batch.clear()
+
+        reading = ahead(read, range(len(items)), self.workers, 2 * (self.batch_size + self.workers))
+        for result in tqdm(reading, f"{section} images", len(items), unit="image", disable=hidden(self.progress)):
+            if isinstance(result, LeftOut):
+                self.left_out.setdefault(section, {})[result.index] = result.reason
+            else:
+                batch[result.index] = result.images
+            if len(batch) == self.batch_size:
+                encode()
+        encode()
+        return found

@@ -1,0 +1,364 @@
+"""Was the pre-training worth it: encoders compared on the labels that a data list has on its validation patients.
+
+A logistic regression on frozen features tells each label, out of fold: an image is judged by a model that saw other
+patients of the section. Each encoder gets the same images, folds and strength. The choice of the probe and of its
+strength is this project's reading; no label takes part in pre-training.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from ignite.engine import Events
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from afire_monai.core.distributed import rank
+from afire_monai.core.errors import DataListError
+from afire_monai.core.files import write_text
+from afire_monai.datalists.file import load_datalist, reader_options
+from afire_monai.datalists.patients import patient_of
+from afire_monai.datalists.targets import target_matrix
+from afire_monai.evaluation.bootstrap import Interval, auroc, patient_weights, percentile_interval, weighted_curve
+from afire_monai.evaluation.probes import knn_probe
+from afire_monai.models.folder import load_encoder
+from afire_monai.models.shipped import DEFAULT, shipped_folder
+from afire_monai.networks import encoder_from_config
+from afire_monai.predictions.features import Embedding, FeatureReader, best_device
+from afire_monai.training.task_data import label_names
+
+if TYPE_CHECKING:
+    from afire_monai.training.trainer import PretrainTrainer
+
+logger = logging.getLogger(__name__)
+
+WORTH_FILE = "worth.json"
+"""In a run's folder: the comparison, for its page."""
+MIN_EACH = 10
+"""Images with and without a label, and half as many patients, from which on encoders are compared by it."""
+FOLDS = 5
+STRENGTH = 0.01
+"""C of the logistic regression on standardised features, that of ``afire probe``."""
+OWN, FRESH, PIXELS = "this encoder", "fresh weights", "raw pixels"
+
+Floats = NDArray[np.float64]
+Predict = Callable[[NDArray, NDArray, NDArray], Floats]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images of a section with labels by which encoders can be compared.
+
+    Attributes:
+        items: of the data list.
+        labels: names.
+        targets: (n, labels) 1, 0 or NaN where it is not known.
+        patients: (n,) of each image.
+        reader: options of the reader.
+    """
+
+    items: list[dict[str, Any]]
+    labels: list[str]
+    targets: NDArray[np.float32]
+    patients: NDArray[np.str_]
+    reader: dict[str, Any]
+
+
+def labelled_images(
+    datalist: str | Path, dataset_dir: str = "", section: str = "validation", most: int = 400, seed: int = 0
+) -> Labelled | str:
+    """Choose images of a section that encoders can be compared on.
+
+    Args:
+        datalist: the data list; uncertain labels count as not known.
+        dataset_dir: base of relative paths; empty for the list's own folder.
+        section: whose patients judge.
+        most: images; of more, whole patients are drawn until there are so many.
+        seed: of that draw.
+
+    Returns:
+        The images, or why there are none, in words.
+    """
+    content = load_datalist(datalist, dataset_dir or None)
+    items = content.get(section) or []
+    if not content.get("labels"):
+        return "the data list has no labels"
+    names = label_names(content, "all", datalist)
+    patients = np.array([patient_of(item) for item in items])
+    targets = target_matrix(items, content["labels"], "ignore", names)
+    known = np.flatnonzero(~np.isnan(targets).all(1))
+    turn = {name: place for place, name in enumerate(np.random.default_rng(seed).permutation(np.unique(patients)))}
+    known = np.array(sorted(known, key=lambda place: turn[patients[place]])[:most], dtype=int)
+    targets, patients = targets[known], patients[known]
+    enough = [
+        all(
+            (column == side).sum() >= MIN_EACH and len(np.unique(patients[column == side])) >= MIN_EACH // 2
+            for side in (0, 1)
+        )
+        for column in targets.T
+    ]
+    if not any(enough):
+        return (
+            f"no label has {MIN_EACH} images of {MIN_EACH // 2} patients with it and as many without it in section "
+            f"{section}"
+        )
+    chosen = [items[place] for place in known]
+    labels = [name for name, usable in zip(names, enough, strict=True) if usable]
+    return Labelled(chosen, labels, targets[:, enough], patients, reader_options(content))
+
+
+def out_of_fold(features: NDArray, images: Labelled, predict: Predict, seed: int = 0) -> Floats:
+    """Return scores (n, labels), each by what was fitted to other patients; NaN where the label is not known.
+
+    Args:
+        features: (n, D).
+        images: whose targets are to be told.
+        predict: training features, their labels and test features to scores.
+        seed: of the folds.
+    """
+    scores = np.full(images.targets.shape, np.nan)
+    for number, column in enumerate(images.targets.T):
+        there = np.flatnonzero(~np.isnan(column))
+        truth, groups = column[there].astype(int), images.patients[there]
+        folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(truth, truth, groups)
+        for train, test in ((there[a], there[b]) for a, b in folds):
+            if len(np.unique(column[train])) == 2:
+                scores[test, number] = predict(features[train], column[train].astype(int), features[test])
+    return scores
+
+
+def mean_auroc(images: Labelled, scores: Floats, repeats: int = 0) -> Floats:
+    """Return the mean over labels of the AUROC, (1 + repeats,): of the sample, then of draws of patients."""
+    draws = []
+    for truth, column in zip(images.targets.T, scores.T, strict=True):
+        known = ~np.isnan(column)
+        filled = np.where(known, column, 0.0)
+        blocks = [weighted_curve(filled, truth == 1, w * known) for w in patient_weights(images.patients, repeats, 0)]
+        draws.append(np.concatenate([auroc(block) for block in blocks]))
+    return np.asarray(np.mean(draws, axis=0))
+
+
+def knn_auroc(features: NDArray, images: Labelled) -> float:
+    """Return the mean AUROC of nearest neighbours among other patients: quick enough for every few epochs."""
+    return float(mean_auroc(images, out_of_fold(features, images, knn_probe))[0])
+
+
+def _linear(train: NDArray, truth: NDArray, test: NDArray) -> Floats:
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=1000))
+    return np.asarray(model.fit(train, truth).decision_function(test), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What encoders told of the labels.
+
+    Attributes:
+        section: of the data list.
+        images: judged.
+        patients: that they are of.
+        labels: names with the number of positives.
+        figures: mean AUROC by encoder, the judged one first, with 95 % intervals over patients.
+        gains: of the judged encoder over each of the others, paired on the same patients.
+        left_out: number of files that could not be used.
+    """
+
+    section: str
+    images: int
+    patients: int
+    labels: dict[str, int]
+    figures: dict[str, Interval]
+    gains: dict[str, Interval]
+    left_out: int = 0
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON."""
+        write_text(path, json.dumps(vars(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Comparison:
+        """Read what :meth:`write` wrote."""
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("figures", "gains"):
+            content[name] = {key: Interval(*value) for key, value in content[name].items()}
+        return cls(**content)
+
+    @property
+    def shipped(self) -> str | None:
+        """Name of the model that comes with the package, if it took part."""
+        return next((name for name in self.gains if name not in (FRESH, PIXELS)), None)
+
+    def sentence(self) -> str:
+        """Return in one line what the encoder is worth on these labels."""
+        floor = max((FRESH, PIXELS), key=lambda name: self.figures[name].value)
+        gain = self.gains[floor]
+        verdict = "Worth it" if gain.low > 0 else "Not worth it" if gain.high < 0 else "Not shown to be worth it"
+        return (
+            f"{verdict}: on your labels ({', '.join(self.labels)}; {self.images} {self.section} images of "
+            f"{self.patients} patients) a linear probe reaches AUROC {self.figures[OWN]} with this encoder; that is "
+            f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}) against {floor}."
+        )
+
+    def advice(self) -> str:
+        """Return what to do next."""
+        gained = all(self.gains[name].low > 0 for name in (FRESH, PIXELS))
+        over = self.gains[self.shipped] if self.shipped else None
+        if over is not None and over.high < 0:
+            return (
+                f"{self.shipped}, which comes with the package, is better on your labels: use it frozen (`afire probe "
+                f"LIST`), or go on from it with your radiographs (`afire pretrain LIST --init {self.shipped}`)."
+            )
+        if gained and (over is None or over.low > 0):
+            return (
+                "Use this encoder: `afire probe LIST --model RUN/models` with few labels, `afire finetune LIST --init "
+                "RUN/models` with many (docs/finetune.md)."
+            )
+        if over is not None and gained:
+            return (
+                f"This encoder and {self.shipped}, which comes with the package, are level on your labels: try "
+                f"both, or go on from it with your radiographs (`afire pretrain LIST --init {self.shipped}`)."
+            )
+        return (
+            f"Train for longer or on more radiographs (`afire pretrain LIST --init {DEFAULT}` goes on from what comes "
+            "with the package), or label more validation patients."
+        )
+
+
+def compare_encoders(
+    datalist: str | Path,
+    model: str | Path | None = None,
+    section: str = "validation",
+    dataset_dir: str = "",
+    images: int = 400,
+    seed: int = 0,
+    batch_size: int = 16,
+    workers: int = 2,
+    progress: bool = False,
+) -> Comparison:
+    """Compare an encoder with its own fresh weights, raw pixels and the encoder that ships, on a list's labels.
+
+    Args:
+        datalist: data list with labels on its validation patients.
+        model: folder with the encoder to judge; the one that comes with the package unless given.
+        section: whose patients judge: validation, or test.
+        dataset_dir: base of relative paths; empty for the list's own folder.
+        images: at most so many, of whole patients.
+        seed: of the fresh weights, the choice of patients and the folds.
+        batch_size: radiographs computed at once.
+        workers: threads that read.
+        progress: show a bar with the time left.
+
+    Raises:
+        DataListError: if the list has not enough labels, or no image can be used.
+        CheckpointError: if the model cannot be read.
+    """
+    chosen = labelled_images(datalist, dataset_dir, section, images, seed)
+    if isinstance(chosen, str):
+        raise DataListError(f"{datalist}: encoders cannot be compared on it: {chosen}")
+    own = load_encoder(model)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        fresh = encoder_from_config(own.config)
+    encoders = {OWN: own, FRESH: fresh}
+    if model is not None:
+        encoders[DEFAULT] = load_encoder(shipped_folder())
+    embeddings = {name: Embedding.of_encoder(encoder.to(best_device())) for name, encoder in encoders.items()}
+    embeddings[PIXELS] = Embedding.of_pixels()
+    reader = FeatureReader(embeddings, batch_size, workers, progress, chosen.reader)
+    features = reader.features(chosen.items, section)
+    places = list(features[OWN])
+    if not places:
+        raise DataListError(f"{datalist}: no {section} image can be used; `afire check` says why")
+    used = Labelled([], chosen.labels, chosen.targets[places], chosen.patients[places], {})
+    draws = {name: _draws(used, torch.stack([*some.values()]).numpy(), seed) for name, some in features.items()}
+    return Comparison(
+        section,
+        len(places),
+        len(np.unique(used.patients)),
+        dict(zip(used.labels, (used.targets == 1).sum(0).tolist(), strict=True)),
+        {name: percentile_interval(some) for name, some in draws.items()},
+        {name: percentile_interval(draws[OWN] - some) for name, some in draws.items() if name != OWN},
+        len(chosen.items) - len(places),
+    )
+
+
+def _draws(images: Labelled, features: NDArray, seed: int) -> Floats:
+    return mean_auroc(images, out_of_fold(features, images, _linear, seed), repeats=1000)
+
+
+def figures_table(comparison: Comparison) -> list[list[str]]:
+    """Return a row for each encoder: name, AUROC, and what the judged encoder gains over it."""
+    return [[name, str(value), _signed(comparison.gains.get(name))] for name, value in comparison.figures.items()]
+
+
+def _signed(gain: Interval | None) -> str:
+    return "" if gain is None else f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"
+
+
+def worth_lines(comparison: Comparison) -> str:
+    """Return sentence, table and advice for a terminal."""
+    rows = [f"{name:<16} {value}   {gain}" for name, value, gain in figures_table(comparison)]
+    return "\n".join([comparison.sentence(), *rows, comparison.advice()])
+
+
+class LabelProbe:
+    """Measure every few epochs how well nearest neighbours tell the labels of validation patients, on process 0.
+
+    The figure ``label_auroc`` goes to the trainer's metrics, so to the CSV log, MLflow and the report. Training does
+    not see the labels. Where the list has too few, nothing is measured.
+
+    Args:
+        datalist: the data list.
+        dataset_dir: base of relative paths; empty for the list's own folder.
+        every_epochs: epochs between measurements, the last one included; 0: never.
+        most: images that are judged.
+    """
+
+    def __init__(self, datalist: str | Path, dataset_dir: str = "", every_epochs: int = 5, most: int = 256) -> None:
+        self.datalist, self.dataset_dir, self.every_epochs, self.most = datalist, dataset_dir, every_epochs, most
+        self.images: Labelled | None = None
+        self.pictures = torch.empty(0)
+
+    def attach(self, engine: PretrainTrainer) -> None:
+        """Read the images, and register with the trainer."""
+        if rank() or not self.every_epochs:
+            return
+        chosen = labelled_images(self.datalist, self.dataset_dir, most=self.most)
+        if isinstance(chosen, str):
+            logger.info("no labels are told on the way: %s", chosen)
+            return
+        size = engine.method.export_encoder.image_size
+        reader = FeatureReader({"pictures": Embedding(size, lambda images: images)}, options=chosen.reader)
+        read = reader.features(chosen.items, "validation")["pictures"]
+        if read:
+            places = list(read)
+            self.images = Labelled([], chosen.labels, chosen.targets[places], chosen.patients[places], {})
+            self.pictures = torch.stack([*read.values()])
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._measure)
+
+    def _measure(self, engine: PretrainTrainer) -> None:
+        if engine.state.epoch % self.every_epochs == 0 or engine.state.epoch == engine.state.max_epochs:
+            engine.state.metrics["label_auroc"] = self._auroc(engine)
+
+    @torch.no_grad()
+    def _auroc(self, engine: PretrainTrainer) -> float:
+        assert self.images is not None
+        embed = Embedding.of_encoder(engine.method.export_encoder).embed
+        features = torch.cat([embed(some) for some in self.pictures.split(64)])
+        return knn_auroc(features.numpy(), self.images)
+
+    def rehearse(self, engine: PretrainTrainer, folder: Path) -> float:
+        """Measure once; return how often an epoch that is."""
+        if self.images is None:
+            return 0.0
+        self._auroc(engine)
+        return 1 / self.every_epochs
