@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes (once) and activates the Python environment of this repository.
-#   source scripts/environment.sh [EXTRAS]     EXTRAS of pyproject.toml, default "dicom,export,dev"
+#   source scripts/environment.sh [EXTRAS]     EXTRAS of pyproject.toml, default "dicom,pacs,export,dev"
 # AFIRE_VENV         where the environment lives, default .venv in the repository
 # AFIRE_TORCH_INDEX  package index to take torch from, for a build other than the default one
 # AFIRE_LOCKED=1     install the files of requirements.lock alone and check their hashes (Linux x86-64, Python 3.11; not torch)
@@ -11,7 +11,7 @@ afire_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 afire_venv="${AFIRE_VENV:-$afire_root/.venv}"
 
 if [[ "${BASH_SOURCE[0]}" != "$0" ]]; then
-    bash "${BASH_SOURCE[0]}" "${1:-dicom,export,dev}" || return 1
+    bash "${BASH_SOURCE[0]}" "${1:-dicom,pacs,export,dev}" || return 1
     # shellcheck disable=SC1091  # exists only after the line above
     source "$afire_venv/bin/activate" || return 1
     unset afire_root afire_venv
@@ -20,7 +20,7 @@ fi
 
 set -euo pipefail
 
-extras="${1:-dicom,export,dev}"
+extras="${1:-dicom,pacs,export,dev}"
 python="$afire_venv/bin/python"
 stamp="$afire_venv/.afire-stamp"
 

@@ -7,5 +7,5 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/label_environment.sh >/dev/null
 # shellcheck source=scripts/environment.sh
-source scripts/environment.sh "dicom,export,dev"
+source scripts/environment.sh "dicom,pacs,export,dev"
 AFIRE_LABEL_TEST=1 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" pytest tests/label/test_server.py "$@"

@@ -5,7 +5,7 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/environment.sh
-source scripts/environment.sh "dicom,export,dev"
+source scripts/environment.sh "dicom,pacs,export,dev"
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 pip freeze --exclude-editable | grep -v '^torch==' >"$work/versions.txt"

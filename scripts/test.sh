@@ -5,7 +5,7 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/environment.sh
-source scripts/environment.sh "dicom,export,dev"
+source scripts/environment.sh "dicom,pacs,export,dev"
 ruff check .
 ruff format --check .
 mypy

@@ -30,7 +30,23 @@ SERVER = {
     "retries": ("int", 4, "how often to repeat a request that got no answer."),
     "insecure": ("bool", False, "allow credentials over plain http to another machine."),
 }
-EXPANDED: dict[str, dict[str, tuple[str, Any, str]]] = {"progress": PROGRESS, "reader": READER, "server": SERVER}
+DIMSE = {
+    "pacs": (
+        "str | None",
+        None,
+        "archive without DICOMweb, as AET@HOST:PORT; needs pip install 'afire-monai[pacs]'.",
+    ),
+    "aet": ("str", "AFIRE", "own AE title, as the archive knows it."),
+    "tls_ca": ("str | None", None, "PEM file of the authorities to trust; connects with TLS."),
+    "tls_cert": ("str | None", None, "PEM file of the own certificate, for an archive that asks for one."),
+    "tls_key": ("str | None", None, "PEM file of its private key."),
+}
+EXPANDED: dict[str, dict[str, tuple[str, Any, str]]] = {
+    "progress": PROGRESS,
+    "reader": READER,
+    "server": SERVER,
+    "dimse": DIMSE,
+}
 """Parameters of functions, and the options that a command has in their place."""
 
 
@@ -94,7 +110,7 @@ class Command:
 
     def call(self, given: dict[str, Any]) -> int:
         """Run the command with the options that were given; what was left out keeps the default of the function."""
-        for name, collect in (("progress", _progress), ("reader", reader_arguments), ("server", dict)):
+        for name, collect in _COLLECTED:
             if set(EXPANDED[name]) <= set(self.signature.parameters):
                 given[name] = collect(**{key: given.pop(key) for key in EXPANDED[name] if key in given})
         if self.work:
@@ -132,6 +148,14 @@ def reader_arguments(
 
 def _progress(quiet: bool = False) -> bool:
     return not quiet
+
+
+_COLLECTED: tuple[tuple[str, Callable[..., Any]], ...] = (
+    ("progress", _progress),
+    ("reader", reader_arguments),
+    ("server", dict),
+    ("dimse", dict),
+)
 
 
 def _do(work: str, *values: Any, **options: Any) -> Any:

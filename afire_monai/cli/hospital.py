@@ -1,7 +1,8 @@
-"""Commands of a hospital: ``afire ingest``, ``afire dicom-results`` and ``afire send``."""
+"""Commands of a hospital: ``afire ingest``, ``afire dicom-results``, ``afire send`` and ``afire node``."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ def ingest(
     description: Sequence[str] = (),
     forget_originals: bool = False,
     server: Mapping[str, Any],
+    dimse: Mapping[str, Any],
+    move_to: str | None = None,
     progress: bool = True,
     **options: Any,
 ) -> int:
@@ -39,25 +42,31 @@ def ingest(
 
     Example: afire ingest --dicomweb https://pacs.example/dicom-web --date 20230101-20231231 --out chest
 
+    Example: afire ingest --pacs ARCHIVE@pacs.example:104 --date 20230101-20231231 --out chest
+
     Args:
         dicomweb: address of a server to fetch radiographs from, into OUT/private/dicom. Credentials come from the
             environment (AFIRE_DICOMWEB_USER and _PASSWORD, or AFIRE_DICOMWEB_TOKEN) or ~/.netrc.
+        move_to: AET:PORT of an own listener, which the archive knows, to fetch by C-MOVE; C-GET unless given.
         modality: of the series to fetch.
         date: of the studies to fetch, YYYYMMDD-YYYYMMDD; either end may be left out.
         description: words of which the study's or the series' description must hold one, whatever the case.
         forget_originals: delete what was fetched when all is done; DICOM results need it.
     """
     fetched = None
-    if dicomweb is not None:
-        from afire_monai.hospital.dicomweb.client import DicomWeb, Query
+    if dicomweb is not None or dimse.get("pacs"):
+        from afire_monai.hospital.dicomweb.client import Query
         from afire_monai.hospital.dicomweb.transfer import fetch
 
         query = Query.of(modality, date, description)
-        fetched = fetch(DicomWeb(dicomweb, **server), query, out, progress=progress)
+        with _archive(dicomweb, server, {**dimse, "move_to": move_to}) as archive:
+            fetched = fetch(archive, query, out, progress=progress)
         print("\n".join(fetched.lines()))
         inputs = [*inputs, str(fetched.folder)]
-    elif date or description or forget_originals or server.get("ca") or server.get("insecure"):
-        raise AfireError("--date, --description, --forget-originals, --ca and --insecure go with --dicomweb")
+    elif date or description or forget_originals or server.get("ca") or server.get("insecure") or move_to:
+        raise AfireError(
+            "--date, --description, --forget-originals, --ca, --insecure and --move-to go with --dicomweb or --pacs"
+        )
     done = work(inputs, out, progress=progress, **options)
     print("\n".join(done.lines()))
     if fetched and forget_originals:
@@ -72,25 +81,29 @@ def ingest(
 def send(
     work: Callable[..., Any],
     *,
-    dicomweb: str,
+    folder: str,
+    dicomweb: str | None = None,
     server: Mapping[str, Any],
+    dimse: Mapping[str, Any],
     failures: str | None = None,
     **options: Any,
 ) -> int:
-    """Store every DICOM file of a folder on a DICOMweb server (STOW-RS), for example results in a PACS.
+    """Store every DICOM file of a folder in an archive (DICOMweb STOW-RS or C-STORE), for example results in a PACS.
 
-    Credentials come from the environment, AFIRE_DICOMWEB_USER and AFIRE_DICOMWEB_PASSWORD, or AFIRE_DICOMWEB_TOKEN;
-    else from ~/.netrc (mode 0600). Exit status: 0 all are there, 1 some failed, 2 none is there or a wrong command.
+    Credentials for DICOMweb come from the environment, AFIRE_DICOMWEB_USER and AFIRE_DICOMWEB_PASSWORD, or
+    AFIRE_DICOMWEB_TOKEN; else from ~/.netrc (mode 0600). What an archive took by C-STORE is not sent to it again.
+    Exit status: 0 all are there, 1 some failed, 2 none is there or a wrong command.
 
     Example: afire send results_dicom --dicomweb https://pacs.example/dicom-web
+
+    Example: afire send results_dicom --pacs ARCHIVE@pacs.example:104
 
     Args:
         dicomweb: address of the server, without user name and password.
         failures: CSV file to write what failed into; it names files, so only its owner can read it.
     """
-    from afire_monai.hospital.dicomweb.client import DicomWeb
-
-    done = work(DicomWeb(dicomweb, **server), **options)
+    with _archive(dicomweb, server, {**dimse, "folder": folder}) as archive:
+        done = work(archive, folder, **options)
     print(f"stored:   {done.done}")
     if done.already:
         print(f"there:    {done.already} the server had already")
@@ -103,6 +116,33 @@ def send(
     if failures:
         done.write_failures(Path(failures))
     return int(done.status)
+
+
+def _archive(
+    dicomweb: str | None, server: Mapping[str, Any], dimse: Mapping[str, Any]
+) -> contextlib.AbstractContextManager[Any]:
+    """Return the archive that was named: by its DICOMweb address or by its AE title."""
+    address = dimse.get("pacs")
+    files = {name: dimse.get(f"tls_{name}") for name in ("ca", "cert", "key")}
+    if bool(dicomweb) == bool(address):
+        raise AfireError("name one archive: --dicomweb ADDRESS or --pacs AET@HOST:PORT")
+    if dicomweb is not None:
+        from afire_monai.hospital.dicomweb.client import DicomWeb
+
+        if any(files.values()) or dimse.get("move_to"):
+            raise AfireError("--tls-ca, --tls-cert, --tls-key and --move-to go with --pacs; DICOMweb takes --ca")
+        return contextlib.nullcontext(DicomWeb(dicomweb, **server))
+    from afire_monai.hospital.pacs.association import Tls
+    from afire_monai.hospital.pacs.client import Pacs
+    from afire_monai.hospital.pacs.sent import RememberingPacs
+
+    if server.get("ca") or server.get("insecure"):
+        raise AfireError("--ca and --insecure go with --dicomweb; --pacs takes --tls-ca")
+    options = {name: server[name] for name in ("timeout", "retries") if name in server}
+    options |= {name: dimse[name] for name in ("aet", "move_to") if name in dimse}
+    if "folder" in dimse:
+        return RememberingPacs(dimse["folder"], str(address), tls=Tls(**files), **options)
+    return Pacs(str(address), tls=Tls(**files), **options)
 
 
 @front("afire_monai.dicom_results.folder:write_dicom_results", "predictions")
@@ -135,5 +175,49 @@ def dicom_results(work: Callable[..., Any], *, out: str, **options: Any) -> int:
         print(line)
     print(f"results:  {out} (they name patients; {OBJECTS} says which file is what)")
     if done.done:
-        print(f"next:     afire send {out} --dicomweb ADDRESS")
+        print(f"next:     afire send {out} --dicomweb ADDRESS (or --pacs AET@HOST:PORT)")
     return int(done.status)
+
+
+@front("afire_monai.hospital.node.run:run_node", hide=("stop", "ready"))
+def node(
+    work: Callable[..., Any],
+    *,
+    state: str,
+    model: Sequence[str] | None = None,
+    population: str = "adults",
+    status: bool = False,
+    **options: Any,
+) -> int:
+    """Take radiographs that a PACS or a device routes here, predict them, and send the results to an archive.
+
+    What was answered with success survives a kill; each object is predicted once. It listens on loopback unless
+    --host says otherwise, which needs --allow. Research use only: not a medical device.
+
+    Example: afire node --state node --send-to ARCHIVE@127.0.0.1:4242
+
+    Example: afire node --state node --host 10.0.0.5 --allow ROUTER,CR1 --tls-cert node.pem --tls-key node.key
+
+    Example: afire node --state node --status
+
+    Args:
+        model: model folder, or several with commas between them; the model that comes with the package unless given.
+        population: whose normal radiographs that model measures anomalies against, adults or children (1 to 5 years).
+        status: print what became of what was received, and end.
+    """
+    try:
+        import highdicom  # noqa: F401  # needed by what is imported next, and not there without the extra
+        import pynetdicom  # noqa: F401
+    except ImportError as error:
+        raise AfireError("afire node needs more packages: pip install 'afire-monai[pacs]'") from error
+    if status:
+        from afire_monai.hospital.node.run import node_status
+
+        print("\n".join(node_status(state).lines()))
+        return 0
+    from afire_monai.models.shipped import shipped_models
+
+    folders = tuple(map(str, shipped_models(population))) if model is None else model
+    work(state, folders, ready=lambda port: print(f"listening: port {port}; Ctrl-C ends it", flush=True), **options)
+    print("ended; what waits is kept: the same command goes on with it")
+    return 0

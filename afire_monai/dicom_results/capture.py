@@ -24,39 +24,92 @@ from afire_monai.radiographs.dicom import read_dicom
 
 LONGEST, SHORTEST = 1536, 512
 """Bounds for the longest side of the radiograph in the picture: sharp enough to look at, small enough to send."""
+LONGEST_OF_TWO = 1024
+"""The same where the radiograph is there twice, without and with the heatmap."""
+GAP = 8
+"""Pixels between the two."""
+BARS = (200, 100, 50, 20, 10, 5)
+"""Lengths of the scale bar in millimetres; the largest that is at most a third of the radiograph's width is drawn."""
 BANNER, PAPER, INK, STRONG = (176, 0, 0), (16, 16, 16), (235, 235, 235), (255, 170, 60)
 
 
-def draw(picture: NDArray[np.float32], prediction: ImagePrediction) -> NDArray[np.uint8]:
-    """Draw the picture; banner and scores lie outside the radiograph and hide nothing of it.
+def draw(
+    picture: NDArray[np.float32], prediction: ImagePrediction, spacing: tuple[float, bool] | None = None
+) -> NDArray[np.uint8]:
+    """Draw the picture; banner, scale bar and scores lie outside the radiograph and hide nothing of it.
 
     Args:
         picture: (H, W) in 0…1, bright = dense.
         prediction: with a heatmap of this shape's aspect or none.
+        spacing: see `SourceImage`; no scale bar unless given.
 
     Returns:
-        (rows, columns, 3) uint8; the radiograph fills the full width below the banner.
+        (rows, columns, 3) uint8. Below the banner lies the radiograph and, if there is a heatmap, to the right of it
+        the radiograph with the heatmap; below them the scale bar, then the scores.
     """
     picture = np.ascontiguousarray(np.clip(picture, 0, 1), dtype=np.float32)
-    shape = (picture.shape[0], picture.shape[1])
-    heat = np.zeros(shape, np.float32) if prediction.heatmap is None else prediction.fitted(shape)
-    image = Image.fromarray(overlay(torch.from_numpy(picture), torch.from_numpy(heat)))
-    scale = min(LONGEST / max(image.size), max(1.0, SHORTEST / max(image.size)))
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    image = image.resize(size, Image.Resampling.BILINEAR if scale < 1 else Image.Resampling.NEAREST)
-    font = ImageFont.load_default(max(14, max(size) // 48))
+    panels, scale = _panels(picture, prediction)
+    size = (sum(panel.width for panel in panels) + GAP * (len(panels) - 1), panels[0].height)
+    font = ImageFont.load_default(max(14, max(panels[0].size) // 48))
     lines = score_lines(prediction)
     width = max(size[0], SHORTEST // 2)
     wrapped = [part for line, strong in lines for part in _wrap(line, strong, font, width - 16)]
     height = round(font.getbbox("Ag")[3] * 1.3)
-    canvas = Image.new("RGB", (width, size[1] + height * 2 + height * (len(wrapped) + 1)), PAPER)
+    bar = _bar(picture.shape[1], spacing)
+    under = size[1] + height * 2
+    below = under + (height if bar else 0)
+    canvas = Image.new("RGB", (width, below + height * (len(wrapped) + 1)), PAPER)
     pen = ImageDraw.Draw(canvas)
     pen.rectangle([0, 0, width, height * 2 - 1], fill=BANNER)
     pen.text((width / 2, height), WARNING, fill=(255, 255, 255), font=font, anchor="mm")
-    canvas.paste(image, ((width - size[0]) // 2, height * 2))
+    left = (width - size[0]) // 2
+    for place, panel in enumerate(panels):
+        canvas.paste(panel, (left + place * (panel.width + GAP), height * 2))
+    if bar:
+        _draw_bar(pen, (left + GAP, under + height // 2), bar, scale, font)
     for row, (text, strong) in enumerate(wrapped):
-        pen.text((8, size[1] + height * 2 + height * (row + 0.5)), text, fill=STRONG if strong else INK, font=font)
+        pen.text((8, below + height * (row + 0.5)), text, fill=STRONG if strong else INK, font=font)
     return np.asarray(canvas)
+
+
+def _panels(picture: NDArray[np.float32], prediction: ImagePrediction) -> tuple[list[Image.Image], float]:
+    """Return the radiograph and, if there is a heatmap, the radiograph with it; and pixels of these to one of it."""
+    shape = (picture.shape[0], picture.shape[1])
+    plain = torch.from_numpy(picture)
+    heats = [np.zeros(shape, np.float32)] + ([] if prediction.heatmap is None else [prediction.fitted(shape)])
+    images = [Image.fromarray(overlay(plain, torch.from_numpy(heat))) for heat in heats]
+    longest = LONGEST if len(images) == 1 else LONGEST_OF_TWO
+    scale = min(longest / max(shape), max(1.0, SHORTEST / max(shape)))
+    size = (max(1, round(shape[1] * scale)), max(1, round(shape[0] * scale)))
+    how = Image.Resampling.BILINEAR if scale < 1 else Image.Resampling.NEAREST
+    return [image.resize(size, how) for image in images], scale
+
+
+def _bar(columns: int, spacing: tuple[float, bool] | None) -> tuple[float, str] | None:
+    """Return the length of the scale bar in the radiograph's pixels and its words; None if there is none."""
+    if spacing is None:
+        return None
+    distance, in_patient = spacing
+    length = next((length for length in BARS if length / distance <= columns / 3), None)
+    if length is None:
+        return None
+    return length / distance, f"{length} mm" + ("" if in_patient else " at the detector")
+
+
+def _draw_bar(
+    pen: ImageDraw.ImageDraw,
+    start: tuple[int, int],
+    bar: tuple[float, str],
+    scale: float,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> None:
+    """Draw a scale bar to the right of a point, and its length behind it."""
+    (x, y), (length, words) = start, bar
+    end = x + round(length * scale)
+    pen.line([(x, y), (end, y)], fill=INK, width=2)
+    for tick in (x, end):
+        pen.line([(tick, y - 4), (tick, y + 4)], fill=INK, width=2)
+    pen.text((end + GAP, y), words, fill=INK, font=font, anchor="lm")
 
 
 def score_lines(prediction: ImagePrediction) -> list[tuple[str, bool]]:
@@ -66,12 +119,13 @@ def score_lines(prediction: ImagePrediction) -> list[tuple[str, bool]]:
         threshold = prediction.thresholds.get(label)
         above = threshold is not None and value >= threshold
         compared = "" if threshold is None else f"  ({'at or above' if above else 'below'} threshold {threshold:.2f})"
-        lines.append((f"{meaning(label)}: {value:.2f}{compared}", above))
+        basis = f"; {prediction.rests_on[label]}" if label in prediction.rests_on else ""
+        lines.append((f"{meaning(label)}: {value:.2f}{compared}{basis}", above))
     if prediction.anomaly_percentile is not None:
         lines.append((f"More unusual than {prediction.anomaly_percentile:.1f} % of normal radiographs", False))
     if prediction.heatmap is not None:
         of = f" for {meaning(prediction.heatmap_label)}" if prediction.heatmap_label else ""
-        lines.append((f"Red: {meaning(prediction.heatmap_kind)}{of}, relative scale", False))
+        lines.append((f"Right, in red: {meaning(prediction.heatmap_kind)}{of}, relative scale", False))
     return [*lines, ("afire-monai, not a medical device, not a diagnosis", False)]
 
 
@@ -110,7 +164,7 @@ def write_capture(
     out_dir: str | os.PathLike[str],
     seed: str | None = None,
 ) -> Path:
-    """Write the radiograph with the heatmap in red, a banner and the scores as an RGB Secondary Capture of its study.
+    """Write the radiograph beside itself with the heatmap in red, banner, scale bar and scores: an RGB capture.
 
     The radiograph is shown as a viewer shows it, with its window, MONOCHROME1 the right way round.
 
@@ -131,7 +185,8 @@ def write_capture(
     prediction.check_any()
     with quiet():
         picture = read_dicom(source.path, MODALITIES)
-    pixels = draw(picture.pixels, prediction)
+    same = picture.pixels.shape == source.shape
+    pixels = draw(picture.pixels, prediction, source.spacing if same else None)
     header, uids = source.header, NewUids(seed)
     with building("secondary capture"):
         capture: Any = SCImage(

@@ -173,7 +173,7 @@ def _write_one(
     if source is None:
         raise AfireError("no source file: the index does not hold this image")
     prediction = ImagePrediction.from_predictions(table, number)
-    chosen = list(kinds) if kinds is not None else _possible(prediction)
+    chosen = list(kinds) if kinds is not None else possible_kinds(prediction)
     image = open_source(source.file)
     if source.sop_instance_uid.strip() not in ("", str(image.header.SOPInstanceUID).strip()):
         raise AfireError("another image: the source file is not the one that was read in; run `afire ingest` again")
@@ -185,7 +185,12 @@ def _write_one(
     return dict(zip(chosen, write_results(image, prediction, folder, chosen), strict=True)), prediction.unfit
 
 
-def _possible(prediction: ImagePrediction) -> list[str]:
+def possible_kinds(prediction: ImagePrediction) -> list[str]:
+    """Return the kinds of objects that a prediction has something for.
+
+    Raises:
+        AfireError: if there is none.
+    """
     prediction.check_any()
     scores = bool(prediction.probabilities) or prediction.anomaly_percentile is not None
     possible = {"sr": scores, "seg": prediction.heatmap is not None, "sc": True}

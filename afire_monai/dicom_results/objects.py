@@ -96,6 +96,7 @@ def with_warning(title: str) -> str:
 def character_set(source: SourceImage, prediction: ImagePrediction) -> Any:
     """Keep the source's character set; UTF-8 where what is added might not fit into it."""
     texts = [*prediction.probabilities, prediction.heatmap_kind, prediction.heatmap_label]
+    texts += prediction.rests_on.values()
     texts += [*model_parameters(prediction.model), *model_parameters(prediction.model).values()]
     return source.header.get("SpecificCharacterSet") if all(text.isascii() for text in texts) else "ISO_IR 192"
 

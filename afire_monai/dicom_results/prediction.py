@@ -30,6 +30,7 @@ class ImagePrediction:
         heatmap_label: the label that a Grad-CAM is for; "" for others.
         model: what identifies the model (version, SHA-256 of weights); plain values without names of files or patients.
         judgement: of the source: `judgement.FIT`, why it is no frontal chest radiograph, or "" where nobody judged.
+        rests_on: label to what its probability rests on, in words; labels of which that is not known are left out.
     """
 
     probabilities: Mapping[str, float] = field(default_factory=dict)
@@ -40,6 +41,7 @@ class ImagePrediction:
     heatmap_label: str = ""
     model: Mapping[str, Any] = field(default_factory=dict)
     judgement: str = ""
+    rests_on: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, values in (("probability", self.probabilities), ("threshold", self.thresholds)):
@@ -111,6 +113,7 @@ class ImagePrediction:
             str(_of_record(predictions, index, "heatmap", "label")) if kind == "gradcam" else "",
             _mapping(predictions.facts.get("model")),
             str(_of_record(predictions, index, JUDGEMENT)),
+            {str(label): str(words) for label, words in _mapping(predictions.facts.get("rests_on")).items()},
         )
 
     @property

@@ -119,7 +119,9 @@ def _content(source: SourceImage, prediction: ImagePrediction, uids: NewUids) ->
         rank = Measurement(codes.PERCENTILE, round(prediction.anomaly_percentile, 3), codes.PERCENT)
         groups.append(group("Anomaly percentile", codes.ANOMALY, [rank], []))
     report = MeasurementReport(_observer(prediction), codes.RADIOGRAPHY, groups)
-    _add_note(report, note(prediction))
+    known = [label for label in prediction.probabilities if label in prediction.rests_on]
+    rests_on = [f"{codes.meaning(label)}: {prediction.rests_on[label]}." for label in known]
+    _add_note(report, " ".join([note(prediction), *rests_on]))
     return report
 
 

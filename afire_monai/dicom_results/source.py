@@ -44,6 +44,7 @@ _LOSSY = {
     "1.2.840.10008.1.2.4.81": "ISO_14495_1",
     "1.2.840.10008.1.2.4.91": "ISO_15444_1",
 }
+_SPACINGS = (0.01, 10.0)
 _ORIENTATIONS = frozenset("APRLHF")
 
 
@@ -56,11 +57,14 @@ class SourceImage:
         header: pydicom data set of what new objects may take over: the identity of patient and study as they are, other
             attributes where valid, those that must be there but are missing empty. No pixels.
         shape: rows and columns.
+        spacing: millimetres from column to column, and whether that is in the patient (PixelSpacing) rather than at the
+            detector (ImagerPixelSpacing), where everything is larger; None if neither is told.
     """
 
     path: Path
     header: Any
     shape: tuple[int, int]
+    spacing: tuple[float, bool] | None = None
 
 
 def open_source(path: str | os.PathLike[str]) -> SourceImage:
@@ -82,7 +86,22 @@ def open_source(path: str | os.PathLike[str]) -> SourceImage:
         except Exception as error:  # pydicom raises many types when it converts a damaged element
             kind = type(error).__name__
             raise refusal(path, "damaged header", f"a value cannot be read ({kind}). Export the file again") from None
-    return SourceImage(path, header, (int(header.Rows), int(header.Columns)))
+        spacing = _spacing(dataset)
+    return SourceImage(path, header, (int(header.Rows), int(header.Columns)), spacing)
+
+
+def _spacing(dataset: Any) -> tuple[float, bool] | None:
+    """Return the spacing of columns, where both spacings are numbers that a radiograph can have."""
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
+        try:
+            _, columns = (float(value) for value in dataset.get(keyword) or ())
+        except (TypeError, ValueError):
+            continue
+        if _SPACINGS[0] <= columns <= _SPACINGS[1]:  # false for NaN
+            imager = dataset.get("ImagerPixelSpacing")
+            # some devices copy the detector's spacing, which is then no measure in the patient
+            return columns, keyword == "PixelSpacing" and dataset.get(keyword) != imager
+    return None
 
 
 def _read(path: Path) -> Any:

@@ -191,6 +191,7 @@ def predict(
     job = _Job(source, scorer, folder, overlays, batch_size, _threads(workers), "note" if any else "refuse")
     left_out, earlier = _gathered(job.run(todo, progress and rank == 0), len(share) - len(todo), world)
     facts = {**run, "thresholds": scorer.thresholds, "mask_values": scorer.mask_values, "note": NOTE}
+    facts |= {"rests_on": scorer.rests_on} if scorer.rests_on else {}
     total = len(source.files)
     scored, unfit, fit = total - len(left_out), Counter[str](), None
     if rank == 0:

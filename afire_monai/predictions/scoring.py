@@ -90,6 +90,7 @@ class Scorer:
         self.detector: AnomalyDetector | None = None
         self.reference: NormalReference | None = None
         self.thresholds: dict[str, float] = {}
+        self.rests_on: dict[str, str] = {}
         self.mask_values: dict[str, int] = {}
         self._load()
         self.labels: list[str] = list(self.classifier.labels) if self.classifier else []
@@ -108,6 +109,7 @@ class Scorer:
             self.classifier, description = load_classifier(self.files["classifier"])
             self.classifier.to(self.device)
             self.thresholds = {str(k): float(v) for k, v in (description.get("thresholds") or {}).items()}
+            self.rests_on = {str(k): str(v) for k, v in (description.get("rests_on") or {}).items()}
         if "segmenter" in self.files:
             self.segmenter, description = load_segmenter(self.files["segmenter"])
             self.segmenter.to(self.device)

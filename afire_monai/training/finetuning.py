@@ -28,6 +28,7 @@ from afire_monai.models.initial import origin_of
 from afire_monai.networks.task_networks import ViTClassifier
 from afire_monai.predictions.format import Predictions, save_predictions
 from afire_monai.training.checkpoint import load_checkpoint
+from afire_monai.training.evidence import calibration_words, own_test_words
 from afire_monai.training.handlers import predict_dataset
 from afire_monai.training.startup import reading
 from afire_monai.training.task_data import TaskData
@@ -223,7 +224,9 @@ def finish_classification(
     for section, dataset in datasets.items():
         if dataset is not None:
             logits, batch = predict_dataset(task, dataset, 64, device)
-            answers[section] = Answers(_places(dataset), logits.cpu(), batch["target"].cpu())
+            answers[section] = Answers(
+                _places(dataset), logits.cpu(), batch["target"].cpu(), list(map(patient_of, dataset.items))
+            )
     trained = {
         "epochs": trainer.state.epoch,
         "best_epoch": trainer.best_epoch,
@@ -244,11 +247,13 @@ class Answers:
         places: (n,) of the images in the section.
         logits: (n, labels).
         target: (n, labels), NaN where not known.
+        patients: (n,) of the images.
     """
 
     places: np.ndarray
     logits: Tensor
     target: Tensor
+    patients: Sequence[str] = ()
 
 
 def score_lines(task: Classification, answers: dict[str, Answers]) -> list[str]:
@@ -265,6 +270,18 @@ def score_lines(task: Classification, answers: dict[str, Answers]) -> list[str]:
         if len(task.network.labels) > 1 and "validation_macro_auroc" in figures:
             lines.append(f"{section}: mean AUROC {figures['validation_macro_auroc']:.3f}")
     return lines
+
+
+def rests_on(labels: Sequence[str], answers: dict[str, Answers], calibration: CalibrationMethod) -> dict[str, str]:
+    """Return for each label what its probability rests on, in words: calibration, and the AUROC in the test section."""
+    words = [[text] for text in calibration_words(answers["validation"].target.numpy(), calibration)]
+    test = answers.get("test")
+    if test is not None and len(test.patients):
+        for text, more in zip(
+            words, own_test_words(test.target.numpy(), test.logits.numpy(), test.patients), strict=True
+        ):
+            text.append(more)
+    return {label: "; ".join(text) for label, text in zip(labels, words, strict=True)}
 
 
 def leave_classifier(
@@ -302,6 +319,7 @@ def leave_classifier(
         "thresholds": thresholds,
         "threshold_rule": threshold_rule,
         "calibration": calibration,
+        "rests_on": rests_on(network.labels, answers, calibration),
         "validation": {k: round(v, 5) for k, v in figures.items()},
         "data_sha256": data_hash,
         **about,

@@ -125,7 +125,8 @@ def fit_probe(
         if found:
             rows = [items[index] for index in found]
             target = torch.tensor([row["target"] for row in rows])
-            answers[section] = Answers(_places(rows), logits_of(network, torch.stack([*found.values()])), target)
+            logits = logits_of(network, torch.stack([*found.values()]))
+            answers[section] = Answers(_places(rows), logits, target, list(map(patient_of, rows)))
     encoder.to("cpu")
     if "validation" not in answers:
         raise DataListError(f"{datalist}: no validation image can be used; `afire check` says why")

@@ -21,6 +21,7 @@ from afire_monai.dicom_results import (
     write_report,
     write_results,
 )
+from afire_monai.dicom_results.capture import score_lines
 from afire_monai.dicom_results.objects import write_new
 from afire_monai.dicom_results.source import open_source
 from afire_monai.predictions.results import overlay
@@ -314,3 +315,52 @@ def test_real_radiographs_get_objects_that_validate_and_can_be_read(real_data, t
                 assert subprocess.run(["dcmdump", "-q", str(path)], capture_output=True, check=False).returncode == 0
         tested += 1
     assert tested >= 10
+
+
+def test_capture_with_a_heatmap_shows_the_radiograph_beside_itself_and_a_scale_bar_of_the_right_length(
+    write_source, tmp_path
+):
+    rows, columns = 600, 500
+    dense = np.full((rows, columns), 2048, np.uint16)
+    dense[0, 0], dense[0, 1] = 0, 4095
+    heat = np.zeros((6, 5), np.float32)
+    heat[3, 2] = 1
+    prediction = ImagePrediction({"Edema": 0.5}, heatmap=heat, heatmap_kind="gradcam", heatmap_label="Edema")
+    # 0.4 mm: a third of the width is 66.7 mm, so the bar has 50 mm, that is 125 pixels
+    source = write_source(pixels=dense, ImagerPixelSpacing=["0.4", "0.4"])
+    pixels = pydicom.dcmread(write_capture(source, prediction, tmp_path / "out")).pixel_array.astype(int)
+    assert pixels.shape[1] == 2 * columns + 8
+    top = next(row for row in range(len(pixels)) if not (pixels[row, 0] == pixels[0, 0]).all())
+    left, right = pixels[top : top + rows, :columns], pixels[top : top + rows, columns + 8 :]
+    assert np.ptp(left, axis=-1).max() == 0  # grey
+    np.testing.assert_array_equal(left[:100], right[:100])
+    assert right[350, 250, 0] > right[350, 250, 1] == right[350, 250, 2]
+    under = pixels[top + rows :]
+    lengths = [np.flatnonzero((row[:columns] > 200).all(-1)) for row in under[:20]]
+    line = next(found for found in lengths if len(found) > 100)
+    run = line[: np.flatnonzero(np.diff(np.append(line, 10**6)) > 1)[0] + 1]
+    assert 125 <= len(run) <= 127
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, None),
+        ({"ImagerPixelSpacing": ["0.2", "0.1"]}, (0.1, False)),
+        ({"ImagerPixelSpacing": ["0.2", "0.2"], "PixelSpacing": ["0.2", "0.2"]}, (0.2, False)),
+        ({"ImagerPixelSpacing": ["0.2", "0.2"], "PixelSpacing": ["0.18", "0.18"]}, (0.18, True)),
+        ({"PixelSpacing": ["0", "0"]}, None),
+    ],
+)
+def test_spacing_is_told_apart_where_it_is_measured(changes, expected, write_source):
+    assert open_source(write_source(**changes)).spacing == expected
+
+
+def test_report_and_picture_say_what_a_probability_rests_on(write_source, tmp_path):
+    words = "calibrated on 246 images; AUROC 0.84 (0.79 to 0.88) in its own test of 120 images"
+    prediction = ImagePrediction({"Edema": 0.5, "Mass": 0.25}, rests_on={"Edema": words, "Mass": "not calibrated"})
+    report = pydicom.dcmread(write_report(write_source(), prediction, tmp_path / "out"))
+    texts = " ".join(str(element.value) for element in report.iterall() if element.keyword == "TextValue")
+    assert f"Edema: {words}. Mass: not calibrated." in texts
+    lines = [line for line, _ in score_lines(prediction)]
+    assert lines[:2] == [f"Edema: 0.50; {words}", "Mass: 0.25; not calibrated"]

@@ -10,8 +10,9 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,19 +29,25 @@ def orthanc_parts() -> tuple[str, str]:
     return program, plugin
 
 
+def free_port() -> int:
+    """A TCP port of loopback that nobody uses now."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
 @contextlib.contextmanager
-def running_orthanc(folder: Path, password: bool = False) -> Iterator[str]:
+def running_orthanc(folder: Path, password: bool = False, dimse: Mapping[str, Any] | None = None) -> Iterator[str]:
     """Start Orthanc, give the address of its DICOMweb, and stop it whatever happens.
 
     Args:
         folder: for the configuration, the store and the log.
         password: whether it asks for USER and PASSWORD.
+        dimse: settings of its DICOM server, with ``DicomPort``; it is off without.
     """
     program, plugin = orthanc_parts()
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+    port = free_port()
     config = {
         "Name": "test",
         "StorageDirectory": str(folder / "store"),
@@ -53,6 +60,7 @@ def running_orthanc(folder: Path, password: bool = False) -> Iterator[str]:
         "RegisteredUsers": {USER: PASSWORD},
         "Plugins": [plugin],
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+        **({"DicomServerEnabled": True, **dimse} if dimse else {}),
     }
     (folder / "orthanc.json").write_text(json.dumps(config), encoding="utf-8")
     with (folder / "orthanc.log").open("wb") as log:

@@ -1,4 +1,4 @@
-"""Many instances from and to a DICOMweb server: what is done stays done, what fails is counted with its reason."""
+"""Many instances from and to an archive: what is done stays done, what fails is counted with its reason."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tqdm import tqdm
 
@@ -16,12 +16,28 @@ from afire_monai.core.console import hidden
 from afire_monai.core.errors import AfireError
 from afire_monai.core.files import whole_file, write_rows
 from afire_monai.core.quiet import quiet
-from afire_monai.hospital.dicomweb.client import DicomWeb, Query, SeriesReference, is_uid
+from afire_monai.hospital.dicomweb.client import Query, SeriesReference, is_uid
 from afire_monai.hospital.dicomweb.connection import AnswerError, ConnectionLostError
 from afire_monai.hospital.identity import make_private_folder
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+
+
+class Archive(Protocol):
+    """What is asked for radiographs and given results: `DicomWeb`, or `Pacs` over DICOM's own protocol."""
+
+    def find_series(self, query: Query) -> list[SeriesReference]:
+        """Return the series that a query finds."""
+
+    def find_instances(self, series: SeriesReference) -> list[str]:
+        """Return the SOPInstanceUIDs of a series."""
+
+    def retrieve(self, series: SeriesReference, instance: str) -> Dataset:
+        """Fetch one instance."""
+
+    def store(self, dataset: Dataset) -> bool:
+        """Send one instance; return whether it was new."""
 
 
 GIVE_UP = 5
@@ -59,7 +75,7 @@ class Transfer:
 
 
 def retrieve_series(
-    web: DicomWeb, series: Sequence[SeriesReference], folder: str | Path, progress: bool = False
+    web: Archive, series: Sequence[SeriesReference], folder: str | Path, progress: bool = False
 ) -> Transfer:
     """Fetch all instances of series, one at a time, each into a file of its own.
 
@@ -118,8 +134,8 @@ def forget(folder: str | Path) -> int:
     return len(names)
 
 
-def send_folder(web: DicomWeb, folder: str | Path, progress: bool = False) -> Transfer:
-    """Store every DICOM file of a folder and its subfolders; other files are passed over.
+def send_folder(web: Archive, folder: str | Path, progress: bool = False) -> Transfer:
+    """Store every DICOM file of a folder and its subfolders in an archive; other files are passed over.
 
     Args:
         web: the server.
@@ -284,7 +300,7 @@ class Fetched:
         return forget(self.folder)
 
 
-def fetch(web: DicomWeb, query: Query, out: str | Path, progress: bool = False) -> Fetched:
+def fetch(web: Archive, query: Query, out: str | Path, progress: bool = False) -> Fetched:
     """Retrieve the series that a query finds into ``out/private/dicom``; what is there already is not fetched again.
 
     Args:
@@ -300,7 +316,7 @@ def fetch(web: DicomWeb, query: Query, out: str | Path, progress: bool = False) 
     series = web.find_series(query)
     if not series:
         raise AfireError(
-            "the DICOMweb server has no series that matches; look at --modality, --date and --description, and whether "
+            "the server has no series that matches; look at --modality, --date and --description, and whether "
             "this user may see the studies"
         )
     private = make_private_folder(Path(out))

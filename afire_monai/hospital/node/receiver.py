@@ -1,0 +1,87 @@
+"""What other applications send radiographs to: C-STORE and C-ECHO, with an allow-list and limits."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from afire_monai.core.errors import AfireError
+from afire_monai.hospital.dicomweb.client import is_uid
+from afire_monai.hospital.dicomweb.connection import is_loopback
+from afire_monai.hospital.node.queue import Queue
+from afire_monai.hospital.pacs.association import Tls, ae_title, application, object_received
+from afire_monai.hospital.pacs.client import VERIFY
+from afire_monai.hospital.pacs.listener import scp_contexts, start
+
+ASSOCIATIONS = 8
+"""At the same time; further ones are told to come again."""
+SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
+
+
+class Receiver:
+    """Listen until `close`; what is answered with success lies on the disk.
+
+    Args:
+        queue: takes what comes.
+        aet: own AE title; callers must name it.
+        host: address to listen on.
+        port: TCP port; 0 for any that is free.
+        allow: AE titles that may call; all unless given, which only goes with a loopback address.
+        tls: of the listener.
+        timeout: seconds of quiet after which a connection is closed.
+        largest: bytes of an object.
+
+    Raises:
+        AfireError: for wrong values, or an address that cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        aet: str,
+        host: str,
+        port: int,
+        allow: Sequence[str],
+        tls: Tls,
+        timeout: float,
+        largest: int,
+    ) -> None:
+        from pynetdicom.presentation import build_context
+
+        if not allow and not is_loopback(host):
+            raise AfireError(
+                "--host lets other machines in and --allow names nobody: anyone could send; name the AE titles that may"
+            )
+        self._queue = queue
+        self._entity = application(ae_title(aet, "--aet"), timeout)
+        self._entity.require_called_aet = True
+        self._entity.require_calling_aet = [ae_title(name, "--allow") for name in allow]
+        self._entity.maximum_associations = ASSOCIATIONS
+        self._entity.supported_contexts = [*scp_contexts(), build_context(VERIFY)]
+        self._server = start(self._entity, host, port, tls.server(), timeout, self._store, largest)
+        self.port = int(self._server.server_address[1])
+
+    def close(self) -> None:
+        """Stop to listen, and let objects that are on their way come in for a few seconds."""
+        self._server.shutdown()
+        end = time.monotonic() + 5
+        while self._entity.active_associations and time.monotonic() < end:
+            time.sleep(0.1)
+        with contextlib.suppress(Exception):
+            self._entity.shutdown()
+
+    def _store(self, event: Any) -> int:
+        from pynetdicom.dsutils import encode_file_meta
+
+        object_received(event)
+        uid = str(event.request.AffectedSOPInstanceUID)
+        if not is_uid(uid) or event.request.DataSet is None:
+            return CANNOT_UNDERSTAND
+        head = b"\0" * 128 + b"DICM" + encode_file_meta(event.file_meta)
+        try:
+            room = self._queue.put(uid, head, event.request.DataSet.getbuffer())
+        except OSError:
+            room = False
+        return SUCCESS if room else OUT_OF_RESOURCES

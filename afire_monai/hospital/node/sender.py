@@ -1,0 +1,103 @@
+"""Send what was predicted to an archive, for as long as it takes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+
+from afire_monai.core.errors import AfireError
+from afire_monai.core.quiet import quiet
+from afire_monai.hospital.dicomweb.connection import AnswerError
+from afire_monai.hospital.node.queue import PREDICTED, SENT, UNSENT, Queue
+from afire_monai.hospital.pacs.association import StatusError
+from afire_monai.hospital.pacs.client import Pacs
+
+logger = logging.getLogger(__name__)
+MOST_TRIES = 8
+"""An object that the archive refused so often is given up until the node is started again."""
+FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0
+"""Seconds between two tries: doubled each time, up to the longest."""
+TROUBLE = "trouble"
+"""Name of the fact that holds the last trouble with the archive; "" if there is none."""
+
+
+class Sender:
+    """Take results of the queue to an archive; a dead archive is waited for.
+
+    Args:
+        queue: with results.
+        pacs: the archive, without repetitions of its own.
+        first_wait: seconds after a first failure.
+    """
+
+    def __init__(self, queue: Queue, pacs: Pacs, first_wait: float = FIRST_WAIT) -> None:
+        self._queue, self._pacs, self._first_wait = queue, pacs, first_wait
+        self._failures = 0
+
+    def run(self, stop: threading.Event) -> None:
+        """Send until told to stop."""
+        while not stop.is_set():
+            try:
+                trouble = self.send_all(stop)
+                self._queue.note(TROUBLE, trouble)
+            except Exception as error:  # this thread has to go on, whatever the disk or the data base does
+                trouble = f"unexpected error: {type(error).__name__}"
+            self._pacs.close()
+            if trouble:
+                logger.warning("results wait: %s", trouble)
+                wait = min(self._first_wait * 2**self._failures, LONGEST_WAIT)
+                self._failures = min(self._failures + 1, 20)
+            else:
+                wait, self._failures = min(self._first_wait, 1.0), 0
+            stop.wait(wait)
+
+    def send_all(self, stop: threading.Event) -> str:
+        """Send everything that waits, once.
+
+        Returns:
+            What went wrong last; "" if all was sent.
+        """
+        trouble = ""
+        for _, key, tries in self._queue.waiting(PREDICTED):
+            if stop.is_set():
+                return trouble
+            try:
+                self._send(key)
+                self._failures = 0
+            except StatusError as error:
+                trouble = str(error)
+                if error.status >> 8 == 0xA7:  # it is full, and will not be less so for the next one
+                    return trouble
+                self._refused(key, tries, trouble)
+            except AnswerError as error:
+                trouble = str(error)
+                self._refused(key, tries, trouble)
+            except AfireError as error:
+                return str(error)
+            except OSError as error:
+                return f"results cannot be read: {error.strerror}"
+            except Exception as error:  # pydicom raises many types on damaged files; what it says may quote a header
+                trouble = f"unexpected error: {type(error).__name__}"
+                self._refused(key, tries, trouble)
+        return trouble
+
+    def _send(self, key: str) -> None:
+        folder = self._queue.results(key)
+        for path in sorted(folder.iterdir()):
+            self._pacs.store(_read(path))
+            path.unlink()
+        self._queue.end(key, SENT)
+
+    def _refused(self, key: str, tries: int, reason: str) -> None:
+        if tries + 1 >= MOST_TRIES:
+            self._queue.end(key, UNSENT, reason)
+        else:
+            self._queue.tried(key)
+
+
+def _read(path: Path) -> object:
+    import pydicom
+
+    with quiet():
+        return pydicom.dcmread(path)

@@ -1,0 +1,1 @@
+"""Query, retrieve and store over DICOM's own protocol (DIMSE), for archives without DICOMweb."""

@@ -1,0 +1,334 @@
+"""Asking an archive for radiographs (C-FIND, C-GET or C-MOVE) and giving it results (C-STORE)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from afire_monai.core.errors import AfireError
+from afire_monai.core.quiet import quiet
+from afire_monai.hospital.dicomweb.client import Query, SeriesReference, is_uid
+from afire_monai.hospital.dicomweb.connection import AnswerError, ConnectionLostError, is_loopback
+from afire_monai.hospital.pacs.association import (
+    IMAGES,
+    PDU,
+    UNCOMPRESSED,
+    PacsAddress,
+    Tls,
+    ae_title,
+    application,
+    limit_connection,
+    note_rejection,
+    object_received,
+    status_error,
+    storage_contexts,
+    why_not,
+)
+from afire_monai.hospital.pacs.listener import MoveListener
+from afire_monai.hospital.pacs.query import as_json, level_query, series_query, study_query, text_of
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+FIND, GET, MOVE, VERIFY = (
+    *(f"1.2.840.10008.5.1.4.1.2.2.{end}" for end in (1, 3, 2)),
+    "1.2.840.10008.1.1",
+)
+"""Study Root query, C-GET and C-MOVE; verification."""
+OTHERS = tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("88.11", "88.22", "88.33", "88.34", "66.4"))
+"""Classes of reports and segmentations, which a query for SR or SEG finds."""
+MOST = 1_000_000
+"""Answers to one query."""
+LONGEST_WAIT = 60.0
+_PENDING = (0xFF00, 0xFF01)
+_MOST_CONTEXTS = 128
+
+
+class Pacs:
+    """An archive that speaks DICOM's own protocol; it is used as `DicomWeb` is.
+
+    Args:
+        pacs: ``AET@HOST:PORT`` of the archive.
+        aet: own AE title, as the archive knows it.
+        move_to: ``AET:PORT`` of an own listener to have objects sent to (C-MOVE); C-GET unless given.
+        tls: certificates; none for a plain connection.
+        timeout: seconds to wait for a connection and for each answer.
+        retries: how often a request is repeated after a lost connection.
+        first_wait: seconds before the first repetition; doubled each time.
+
+    Raises:
+        AfireError: for a wrong address, numbers out of range, or if pynetdicom is not installed.
+    """
+
+    def __init__(
+        self,
+        pacs: str,
+        aet: str = "AFIRE",
+        move_to: str | None = None,
+        tls: Tls | None = None,
+        timeout: float = 60.0,
+        retries: int = 4,
+        first_wait: float = 1.0,
+    ) -> None:
+        if not timeout > 0 or retries < 0:
+            raise AfireError(f"--timeout must be above 0 and --retries at least 0, got {timeout:g} and {retries}")
+        self.address, self._aet = PacsAddress.parse(pacs), ae_title(aet, "--aet")
+        self._tls, self._timeout = (tls or Tls()).client(), timeout
+        self._retries, self._first_wait = retries, first_wait
+        self._entity = application(self._aet, timeout)
+        self._open: dict[str, Any] = {}
+        self._stored: dict[tuple[str, str], None] = {}
+        self._incoming: dict[str, bytes] = {}
+        self._listener = MoveListener(move_to, self.address, tls or Tls(), timeout) if move_to else None
+        if self._tls is None and not is_loopback(self.address.host):
+            logger.warning("no TLS: pictures of patients cross the network unencrypted; --tls-ca turns it on")
+
+    def __enter__(self) -> Pacs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all associations and the listener."""
+        for purpose in list(self._open):
+            self._hang_up(purpose)
+        if self._listener is not None:
+            self._listener.close()
+
+    def find_series(self, query: Query) -> list[SeriesReference]:
+        """Ask for studies by date and modality, then for the series of each.
+
+        Returns:
+            Each series once, in the order that the archive gives.
+
+        Raises:
+            AfireError: if the archive does not answer or refuses.
+        """
+        found: dict[SeriesReference, None] = {}
+        for modality in query.modalities:
+            for study in self._matches(study_query(query, modality)):
+                uid = text_of(study, "StudyInstanceUID")
+                if not is_uid(uid):
+                    continue
+                for series in self._matches(series_query(uid, modality)):
+                    reference = SeriesReference(uid, text_of(series, "SeriesInstanceUID"))
+                    if is_uid(reference.series) and query.wants({**as_json(study), **as_json(series)}):
+                        found[reference] = None
+        return list(found)
+
+    def find_instances(self, series: SeriesReference) -> list[str]:
+        """Ask for the SOPInstanceUIDs of a series.
+
+        Raises:
+            AfireError: as :meth:`find_series`; also for a UID that is none.
+        """
+        uids = [text_of(entry, "SOPInstanceUID") for entry in self._matches(level_query("IMAGE", series, ""))]
+        if not all(map(is_uid, uids)):
+            raise AnswerError("the archive names an instance by something that is not a UID")
+        return list(dict.fromkeys(uids))
+
+    def retrieve(self, series: SeriesReference, instance: str) -> Any:
+        """Fetch one instance, in the transfer syntax that the archive has it in if it can send that.
+
+        Returns:
+            The pydicom data set.
+
+        Raises:
+            AnswerError: the archive does not send it, or sends something else.
+            AfireError: as :meth:`find_series`.
+        """
+        import pydicom
+
+        wanted = level_query("IMAGE", series, instance)
+        content = self._repeated(lambda: self._get(wanted, instance) if self._listener is None else self._move(wanted))
+        try:
+            with quiet():
+                dataset = pydicom.dcmread(io.BytesIO(content))
+                uid = str(dataset.get("SOPInstanceUID", ""))
+        except Exception as error:  # pydicom raises many unrelated types on damaged data
+            raise AnswerError(f"what the archive sent cannot be read ({type(error).__name__})") from None
+        if uid != instance:
+            raise AnswerError("the archive sent another instance than the one asked for")
+        return dataset
+
+    def store(self, dataset: Any) -> bool:
+        """Send one instance.
+
+        Returns:
+            Whether it was new; False if the archive says that it has it already.
+
+        Raises:
+            AnswerError: the archive does not take it.
+            AfireError: as :meth:`find_series`.
+        """
+        return self._repeated(lambda: self._store(dataset))
+
+    def echo(self) -> None:
+        """See that the archive answers.
+
+        Raises:
+            AfireError: if it does not.
+        """
+        status = self._association("echo").send_c_echo()
+        if getattr(status, "Status", None) != 0:
+            raise status_error(status, {})
+
+    def _store(self, dataset: Any) -> bool:
+        kind, syntax = str(dataset.SOPClassUID), str(dataset.file_meta.TransferSyntaxUID)
+        if (kind, syntax) not in self._stored:
+            if len(self._stored) >= _MOST_CONTEXTS:
+                self._stored.clear()
+            self._stored[kind, syntax] = None
+            self._hang_up("store")
+        association = self._association("store")
+        try:
+            with quiet():
+                status = association.send_c_store(dataset)
+        except ValueError:  # no context was accepted, or the data set cannot be encoded
+            raise AnswerError(f"the archive does not take this kind of object in {_name(syntax)}") from None
+        except RuntimeError:
+            self._hang_up("store")
+            raise status_error(None, {}) from None
+        code = status.get("Status")
+        if code == 0x0111:
+            return False
+        if code is None:
+            self._hang_up("store")
+        if code != 0 and (code is None or code >> 12 != 0xB):
+            raise status_error(status, {})
+        return True
+
+    def _get(self, wanted: Any, instance: str) -> bytes:
+        self._incoming.clear()
+        final = self._exchange("get", lambda association: association.send_c_get(wanted, GET))
+        content = self._incoming.pop(instance, None)
+        if content is None:
+            words = {0x0000: "it has the object no more", 0xA900: "it has no such object"}
+            raise status_error(final, words)
+        return content
+
+    def _move(self, wanted: Any) -> bytes:
+        listener = self._listener
+        assert listener is not None
+        with listener.expect(wanted.SOPInstanceUID) as arrived:
+            final = self._exchange("move", lambda association: association.send_c_move(wanted, listener.aet, MOVE))
+            content = arrived(self._timeout if getattr(final, "Status", None) == 0 else 0.0)
+        if content is None:
+            raise status_error(final, {0x0000: "it says that it sent the object, but none came to --move-to"})
+        return content
+
+    def _matches(self, identifier: Any) -> list[Any]:
+        found: list[Any] = []
+
+        def ask() -> None:
+            found.clear()
+            final = self._exchange("find", lambda association: association.send_c_find(identifier, FIND), found)
+            if final is None or getattr(final, "Status", None) != 0:
+                raise status_error(final, {})
+
+        self._repeated(ask)
+        return found
+
+    def _exchange(self, purpose: str, request: Callable[[Any], Iterator[Any]], found: list[Any] | None = None) -> Any:
+        """Make a request with several answers; return the last status and collect what matches."""
+        final = None
+        try:
+            with quiet():
+                for final, identifier in request(self._association(purpose)):
+                    if found is not None and getattr(final, "Status", None) in _PENDING and identifier is not None:
+                        found.append(identifier)
+                        if len(found) > MOST:
+                            self._hang_up(purpose)
+                            raise AnswerError(f"more than {MOST} matches; ask for fewer with --date")
+        except AfireError:
+            raise
+        except RuntimeError:  # the association ended
+            final = None
+        except ValueError:
+            raise AnswerError(f"the archive does not offer C-{purpose.upper()}") from None
+        if final is None or "Status" not in final:
+            self._hang_up(purpose)
+            return None
+        return final
+
+    def _association(self, purpose: str) -> Any:
+        """Return the open association for a purpose; a new one where there is none."""
+        from pynetdicom import evt
+        from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
+
+        current = self._open.get(purpose)
+        if current is not None and current.is_established:
+            return current
+        contexts = self._contexts(purpose)
+        roles: list[Any] = []
+        for kind in dict.fromkeys(c.abstract_syntax for c in contexts if purpose == "get" and c.abstract_syntax != GET):
+            role = SCP_SCU_RoleSelectionNegotiation()
+            role.sop_class_uid, role.scu_role, role.scp_role = kind, False, True
+            roles.append(role)
+        handlers: list[Any] = [
+            (evt.EVT_CONN_OPEN, limit_connection, [self._timeout]),
+            (evt.EVT_PDU_RECV, note_rejection),
+            (evt.EVT_C_STORE, self._keep),
+        ]
+        with quiet():
+            association = self._entity.associate(
+                self.address.host,
+                self.address.port,
+                contexts=contexts,
+                ae_title=self.address.aet,
+                max_pdu=PDU,
+                ext_neg=roles,
+                tls_args=(self._tls, self.address.host) if self._tls else None,
+                evt_handlers=handlers,
+            )
+        if not association.is_established:
+            raise why_not(association, self._aet, self.address.aet)
+        self._open[purpose] = association
+        return association
+
+    def _contexts(self, purpose: str) -> list[Any]:
+        from pynetdicom.presentation import build_context
+
+        if purpose == "store":
+            return [build_context(kind, _offered(syntax)) for kind, syntax in self._stored]
+        if purpose == "get":
+            reports = [build_context(kind, list(UNCOMPRESSED)) for kind in OTHERS]
+            return [build_context(GET), *storage_contexts(IMAGES), *reports]
+        return [build_context({"find": FIND, "move": MOVE, "echo": VERIFY}[purpose])]
+
+    def _keep(self, event: Any) -> int:
+        self._incoming.clear()  # one at a time is asked for
+        self._incoming[str(event.request.AffectedSOPInstanceUID)] = event.encoded_dataset()
+        object_received(event)
+        return 0x0000
+
+    def _hang_up(self, purpose: str) -> None:
+        association = self._open.pop(purpose, None)
+        if association is not None and association.is_established:
+            with contextlib.suppress(Exception):
+                association.release()
+
+    def _repeated(self, request: Callable[[], T]) -> T:
+        for attempt in range(self._retries + 1):
+            try:
+                return request()
+            except ConnectionLostError:
+                if attempt == self._retries:
+                    raise
+            time.sleep(min(self._first_wait * 2**attempt, LONGEST_WAIT))
+        raise AssertionError  # the last attempt returns or raises
+
+
+def _offered(syntax: str) -> Sequence[str]:
+    """Ways to send a file: compressed as it is, else in any of the ways that differ in headers alone."""
+    return list(dict.fromkeys((syntax, *UNCOMPRESSED))) if syntax in UNCOMPRESSED else [syntax]
+
+
+def _name(syntax: str) -> str:
+    from pydicom.uid import UID
+
+    return f"its transfer syntax ({UID(syntax).name})"

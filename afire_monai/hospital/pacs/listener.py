@@ -1,0 +1,144 @@
+"""An own listener that an archive sends to when it is asked to (C-MOVE)."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from afire_monai.core.errors import AfireError
+from afire_monai.hospital.pacs.association import (
+    IMAGES,
+    PacsAddress,
+    Tls,
+    ae_title,
+    application,
+    limit_connection,
+    object_received,
+    storage_contexts,
+)
+
+
+class MoveListener:
+    """Take the objects that were asked for, and no others, on the address that faces the archive.
+
+    Args:
+        move_to: ``AET:PORT``, as the archive knows it.
+        pacs: the archive.
+        tls: for a listener with TLS; only with a certificate of its own.
+        timeout: seconds of quiet after which a connection is closed.
+
+    Raises:
+        AfireError: for something else than ``AET:PORT``, or a port that is taken.
+    """
+
+    def __init__(self, move_to: str, pacs: PacsAddress, tls: Tls, timeout: float) -> None:
+        found = re.fullmatch(r"([^:]+):([0-9]{1,5})", move_to.strip())
+        if found is None or int(found[2]) > 65535:
+            raise AfireError("--move-to takes AET:PORT of a listener that the archive knows, for example AFIRE:11113")
+        self.aet = ae_title(found[1], "--move-to")
+        self._arrived = threading.Condition()
+        self._expected, self._content = "", b""
+        from_here = _facing(pacs)
+        entity = application(self.aet, timeout)
+        entity.require_called_aet = True
+        entity.supported_contexts = scp_contexts()
+        self._server = start(entity, from_here, int(found[2]), tls.server() if tls.cert else None, timeout, self._take)
+
+    def close(self) -> None:
+        """Stop to listen."""
+        self._server.shutdown()
+
+    @contextlib.contextmanager
+    def expect(self, instance: str) -> Iterator[Callable[[float], bytes | None]]:
+        """Take one object while the block runs.
+
+        Args:
+            instance: its SOPInstanceUID.
+
+        Yields:
+            A function that waits so many seconds for the object and returns it as a file's bytes, or None.
+        """
+
+        def arrived(timeout: float) -> bytes | None:
+            with self._arrived:
+                self._arrived.wait_for(lambda: self._content, timeout)
+                return self._content or None
+
+        with self._arrived:
+            self._expected, self._content = str(instance), b""
+        try:
+            yield arrived
+        finally:
+            with self._arrived:
+                self._expected, self._content = "", b""
+
+    def _take(self, event: Any) -> int:
+        object_received(event)
+        with self._arrived:
+            if str(event.request.AffectedSOPInstanceUID) != self._expected:
+                return 0x0124  # not authorised
+            self._content = event.encoded_dataset()
+            self._arrived.notify_all()
+        return 0x0000
+
+
+def start(
+    entity: Any,
+    host: str,
+    port: int,
+    tls: Any,
+    timeout: float,
+    store: Callable[[Any], int],
+    largest: int | None = None,
+) -> Any:
+    """Start to listen in threads of their own.
+
+    Args:
+        entity: with its contexts.
+        host: address to listen on.
+        port: TCP port.
+        tls: SSL context; None for plain connections.
+        timeout: seconds of quiet after which a connection is closed.
+        store: is called for each object and returns the status.
+        largest: bytes of an object; that of `limit_connection` unless given.
+
+    Returns:
+        pynetdicom's server, with `shutdown` and `server_address`.
+
+    Raises:
+        AfireError: if the address or port cannot be used.
+    """
+    from pynetdicom import evt
+
+    limits = [timeout] if largest is None else [timeout, largest]
+    handlers = [(evt.EVT_CONN_OPEN, limit_connection, limits), (evt.EVT_C_STORE, store)]
+    try:
+        return entity.start_server((host, port), block=False, ssl_context=tls, evt_handlers=handlers)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or "no such address or port"
+        raise AfireError(f"port {port} of {host} cannot be listened on: {reason}; give another") from None
+
+
+def scp_contexts() -> list[Any]:
+    """Return a context for each class of radiographs, with all ways of compression."""
+    from pynetdicom.presentation import build_context
+
+    syntaxes: dict[str, list[str]] = {}
+    for context in storage_contexts(IMAGES):
+        syntaxes.setdefault(context.abstract_syntax, []).extend(context.transfer_syntax)
+    return [build_context(kind, names) for kind, names in syntaxes.items()]
+
+
+def _facing(pacs: PacsAddress) -> str:
+    """Return the own address that a connection to the archive comes from."""
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(pacs.host, pacs.port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(where)  # a datagram socket sends nothing by that
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise AfireError(f"the archive's address cannot be found: {error.strerror}; check --pacs") from None

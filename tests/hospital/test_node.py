@@ -1,0 +1,516 @@
+"""The node against pynetdicom's own applications, dcmtk and Orthanc; kills in the middle lose and double nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+
+pytest.importorskip("pynetdicom")
+pytest.importorskip("highdicom")
+
+from hospital import planted
+from hospital.fake_pacs import fake_pacs
+from hospital.orthanc import free_port, running_orthanc
+from hospital_files import PLANTED, radiograph, write
+
+from afire_monai.cli.main import run
+from afire_monai.core.errors import AfireError
+from afire_monai.hospital.dicomweb.connection import ConnectionLostError
+from afire_monai.hospital.node import sender as sending
+from afire_monai.hospital.node.predictor import ENDED, MOST_TRIES, Predictor
+from afire_monai.hospital.node.queue import KEPT, PREDICTED, RECEIVED, REFUSED, SENT, UNSENT, Queue
+from afire_monai.hospital.node.run import NodeStatus, node_status, run_node
+from afire_monai.hospital.node.sender import Sender
+from afire_monai.hospital.pacs.association import StatusError, Tls
+from afire_monai.hospital.pacs.client import Pacs
+from afire_monai.models.folder import export_task
+from afire_monai.networks import ViTClassifier, ViTEncoder
+from afire_monai.phantom import ChestPhantom
+from afire_monai.predictions.format import load_predictions
+from afire_monai.predictions.predict import predict
+from afire_monai.predictions.scoring import Scorer
+from afire_monai.radiographs.judgement import LATERAL, NOT_CHEST
+
+KINDS = 3
+"""Results of a radiograph: report, segmentation, picture."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    classifier = ViTClassifier(ViTEncoder((32, 32), 8, embed_dim=16, depth=1, num_heads=2), ["Normal", "Pneumonia"])
+    export_task(classifier, folder, thresholds={"Pneumonia": 0.5})
+    return folder
+
+
+@contextlib.contextmanager
+def running_node(state: Path, model: Path, **options: object) -> Iterator[int]:
+    """A node in a thread of this process; gives its port."""
+    stop, listening, ports, errors = threading.Event(), threading.Event(), [], []
+
+    def ready(port: int) -> None:
+        ports.append(port)
+        listening.set()
+
+    def work() -> None:
+        try:
+            run_node(state, [model], port=0, stop=stop, ready=ready, workers=0, timeout=20, **options)  # type: ignore[arg-type]
+        except Exception as error:
+            errors.append(error)
+        finally:
+            listening.set()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        assert listening.wait(60)
+        if errors:
+            raise errors[0]
+        yield ports[0]
+    finally:
+        stop.set()
+        thread.join(60)
+        assert not thread.is_alive()
+    assert errors == []
+
+
+def wait_for(state: Path, done: Callable[[NodeStatus], bool], seconds: float = 60) -> NodeStatus:
+    end = time.monotonic() + seconds
+    while not done(status := node_status(state)):
+        assert time.monotonic() < end, status
+        time.sleep(0.1)
+    return status
+
+
+def client(port: int, **options: object) -> Pacs:
+    values = {"aet": "ROUTER", "timeout": 20, "retries": 0, **options}
+    return Pacs(f"AFIRE@127.0.0.1:{port}", **values)  # type: ignore[arg-type]
+
+
+def finished(count: int) -> Callable[[NodeStatus], bool]:
+    return lambda status: status.counts[SENT] + status.counts[REFUSED] == count
+
+
+def test_routed_radiographs_come_back_as_results_of_their_studies(model, tmp_path, capsys):
+    held = [radiograph(n) for n in range(4)]
+    held.append(radiograph(4, BodyPartExamined="", SeriesDescription="Kniegelenk rechts", ViewPosition="AP"))
+    held.append(radiograph(5, ViewPosition="LL"))
+    state = tmp_path / "state"
+    with fake_pacs() as pacs, running_node(state, model, send_to=pacs.address, batch_size=3) as port:
+        with client(port) as router:
+            router.echo()
+            assert all(router.store(dataset) for dataset in held)
+        wait_for(state, finished(6))
+        assert run(["node", "--state", str(state), "--status"]) == 0
+    printed = capsys.readouterr().out
+    for line in ("running", "received:  6", "refused:   2", f"1 x {NOT_CHEST}", f"1 x {LATERAL}", "sent:      4"):
+        assert line in printed
+    assert pacs.stored.total() == len(pacs.held) == 4 * KINDS
+    by_study: dict[str, set[str]] = {}
+    for result in pacs.held.values():
+        by_study.setdefault(result.StudyInstanceUID, set()).add(result.Modality)
+        (source,) = [d for d in held if d.StudyInstanceUID == result.StudyInstanceUID]
+        assert (result.PatientID, result.PatientName) == (source.PatientID, source.PatientName)
+    assert by_study == {str(d.StudyInstanceUID): {"SR", "SEG", "OT"} for d in held[:4]}
+
+
+def test_the_node_says_what_predict_says(model, tmp_path):
+    for number in range(3):
+        write(tmp_path / "files" / f"{number}.dcm", number)
+    predict([tmp_path / "files"], [model], tmp_path / "results", workers=0)
+    expected = load_predictions(tmp_path / "results").scores["Pneumonia"].tolist()
+    state = tmp_path / "state"
+    with running_node(state, model, kinds=("sr",), batch_size=3) as port, client(port) as router:
+        for number in range(3):
+            router.store(radiograph(number))
+        wait_for(state, lambda status: status.counts[KEPT] == 3)
+    reports = [pydicom.dcmread(path) for path in (state / "results").glob("*/*.dcm")]
+    assert len(reports) == 3
+    for report in reports:
+        number = int(report.PatientID[-1])
+        assert any(abs(value - expected[number]) < 1e-4 for value in _numbers(report)), number
+
+
+def _numbers(item: pydicom.Dataset) -> list[float]:
+    values = [float(measured.NumericValue) for measured in item.get("MeasuredValueSequence") or ()]
+    return values + [value for child in item.get("ContentSequence") or () for value in _numbers(child)]
+
+
+def test_state_folder_is_closed_and_nothing_stays_of_what_was_sent(model, tmp_path, caplog):
+    state = tmp_path / "state"
+    with fake_pacs() as pacs, running_node(state, model, send_to=pacs.address) as port, client(port) as router:
+        for number in range(3):
+            router.store(radiograph(number))
+        wait_for(state, finished(3))
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in state.iterdir() if path.is_dir()} == {0o700}
+    files = [path for path in state.rglob("*") if path.is_file()]
+    assert {path.name for path in files} <= {"node.sqlite", "node.sqlite-wal", "node.sqlite-shm", "key", "lock"}
+    assert {path.stat().st_mode & 0o077 for path in files} == {0}
+    content = b"".join(path.read_bytes() for path in files)
+    secrets = [*PLANTED, *(str(radiograph(n).SOPInstanceUID) for n in range(3))]
+    assert [word for word in secrets if word.encode() in content or word in caplog.text] == []
+
+
+def test_an_object_is_predicted_once_and_another_content_again(model, tmp_path):
+    state = tmp_path / "state"
+    with fake_pacs() as pacs, running_node(state, model, send_to=pacs.address) as port, client(port) as router:
+        for _ in range(3):
+            assert router.store(radiograph(1))
+        wait_for(state, finished(1))
+        assert router.store(radiograph(1))
+        assert router.store(radiograph(1, PatientSex="O"))
+        status = wait_for(state, finished(2))
+    assert status.repeated == 3
+    assert (pacs.stored.total(), len(pacs.held)) == (2 * KINDS, 2 * KINDS)
+
+
+def test_a_dead_archive_is_waited_for(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(sending, "LONGEST_WAIT", 0.2)
+    state, port_of_pacs = tmp_path / "state", free_port()
+    with running_node(state, model, send_to=f"FAKEPACS@127.0.0.1:{port_of_pacs}") as port, client(port) as router:
+        router.store(radiograph(1))
+        status = wait_for(state, lambda status: status.counts[PREDICTED] == 1 and status.trouble != "")
+        assert "cannot be reached" in "\n".join(status.lines())
+        with fake_pacs(port=port_of_pacs) as pacs:
+            status = wait_for(state, lambda status: status.counts[SENT] == 1 and not status.trouble)
+    assert pacs.stored.total() == KINDS
+
+
+def test_what_was_kept_is_sent_once_there_is_an_archive(model, tmp_path):
+    state = tmp_path / "state"
+    with running_node(state, model) as port, client(port) as router:
+        router.store(radiograph(1))
+        wait_for(state, lambda status: status.counts[KEPT] == 1)
+    with fake_pacs() as pacs, running_node(state, model, send_to=pacs.address):
+        wait_for(state, finished(1))
+    assert pacs.stored.total() == KINDS
+
+
+# who may send, and how much -------------------------------------------------------------------------------------------
+
+
+def test_only_the_named_callers_are_let_in(model, tmp_path):
+    with running_node(tmp_path / "s", model, allow=["CR1", "ROUTER"]) as port:
+        with client(port) as router:
+            assert router.store(radiograph(1))
+        with client(port, aet="STRANGER") as stranger, pytest.raises(AfireError, match="calling AE title 'STRANGER'"):
+            stranger.store(radiograph(2))
+    assert node_status(tmp_path / "s").counts.total() == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"host": "0.0.0.0"}, "--allow names nobody"),
+        ({"host": "192.0.2.1", "allow": ["A"]}, "cannot be listened on"),
+        ({"tls_ca": __file__}, "certificate of its own"),
+        ({"kinds": ["pdf"]}, "kinds"),
+        ({"queue": 0}, "--queue"),
+        ({"send_to": "host:104"}, "AET@HOST:PORT"),
+        ({"aet": "ä"}, "--aet"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(options, words, model, tmp_path):
+    with pytest.raises(AfireError, match=words), running_node(tmp_path / "s", model, **options):
+        pass
+
+
+def test_a_full_queue_says_so_and_takes_again_when_there_is_room(tmp_path):
+    queue = Queue(tmp_path / "s", most=2, most_bytes=100)
+    assert [queue.put(f"1.{n}", b"", b"x") for n in range(3)] == [True, True, False]
+    assert queue.put("1.0", b"", b"x")  # that one is there
+    for held in queue.take(RECEIVED, 1):
+        queue.end(held.key, REFUSED, "no reason")
+    assert queue.put("1.4", b"", b"x" * 99)
+    queue.close()
+    assert node_status(tmp_path / "s").turned_away == 1
+    queue = Queue(tmp_path / "t", most_bytes=100)
+    assert [queue.put(f"1.{n}", b"", b"x" * 60) for n in range(2)] == [True, False]
+    queue.close()
+
+
+def test_no_room_reaches_the_sender_as_out_of_resources(model, tmp_path):
+    with (
+        running_node(tmp_path / "s", model, queue_gib=1e-9) as port,
+        client(port) as router,
+        pytest.raises(StatusError, match="out of resources") as caught,
+    ):
+        router.store(radiograph(1))
+    assert caught.value.status == 0xA700
+
+
+def test_a_disk_that_cannot_be_written_to_is_no_success(model, tmp_path, monkeypatch):
+    def full(*_: object) -> bool:
+        raise OSError(28, "No space left on device")
+
+    with running_node(tmp_path / "s", model) as port, client(port) as router:
+        monkeypatch.setattr(Queue, "put", full)
+        with pytest.raises(StatusError, match="A700"):
+            router.store(radiograph(1))
+
+
+def test_an_object_beyond_the_limit_ends_the_connection(model, tmp_path):
+    large = radiograph(1, np.random.default_rng(0).integers(0, 4096, (1200, 1200)).astype(np.uint16))
+    with running_node(tmp_path / "s", model, object_mib=1) as port:
+        with client(port) as router, pytest.raises(ConnectionLostError):
+            router.store(large)
+        with client(port) as router:
+            assert router.store(radiograph(2))
+    assert node_status(tmp_path / "s").counts.total() == 1
+
+
+def test_two_nodes_do_not_share_a_folder(tmp_path):
+    queue = Queue(tmp_path / "s")
+    with pytest.raises(AfireError, match="another node works"):
+        Queue(tmp_path / "s")
+    queue.close()
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "radiograph.dcm").write_text("a")
+    with pytest.raises(AfireError, match="holds something else"):
+        Queue(tmp_path / "x")
+    with pytest.raises(AfireError, match="no node has worked"):
+        node_status(tmp_path / "x")
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory) -> Path:
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("no openssl to make certificates with")
+    folder = tmp_path_factory.mktemp("tls")
+    for name in ("node", "router", "stranger"):
+        command = [program, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
+        command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", f"{folder}/{name}.key"]
+        subprocess.run([*command, "-out", f"{folder}/{name}.pem"], check=True, capture_output=True)
+    return folder
+
+
+def test_with_tls_only_callers_with_a_certificate_are_let_in_and_a_silent_one_stops_nobody(
+    certificates, model, tmp_path
+):
+    def pem(name: str, end: str = "pem") -> str:
+        return str(certificates / f"{name}.{end}")
+
+    options = {"tls_cert": pem("node"), "tls_key": pem("node", "key"), "tls_ca": pem("router")}
+    with running_node(tmp_path / "s", model, **options) as port, socket.create_connection(("127.0.0.1", port)):
+        for name, allowed in (("stranger", False), ("router", True)):
+            tls = Tls(pem("node"), pem(name), pem(name, "key"))
+            refused = contextlib.nullcontext() if allowed else pytest.raises(ConnectionLostError)
+            with client(port, tls=tls) as router, refused:
+                assert router.store(radiograph(1))
+        with client(port) as plain, pytest.raises(ConnectionLostError):
+            plain.store(radiograph(2))
+    assert node_status(tmp_path / "s").counts.total() == 1
+
+
+# kills and damage -----------------------------------------------------------------------------------------------------
+
+
+def test_an_object_that_ends_the_program_is_tried_alone_and_then_left_out(model, tmp_path):
+    queue = Queue(tmp_path / "s")
+    for number in range(3):
+        queue.put(f"1.{number}", b"", b"x")
+    first = queue.take(RECEIVED, 2)  # and the program dies
+    assert len(first) == 2
+    for _ in range(MOST_TRIES - 1):
+        assert [held.key for held in queue.take(RECEIVED, 3)] == [first[0].key]
+    predictor = Predictor(queue, Scorer([model]), None, 3, 0, KEPT)
+    assert predictor.work() == 1
+    while predictor.work():
+        pass
+    queue.close()
+    status = node_status(tmp_path / "s")
+    assert status.refused[ENDED] == 1
+    assert status.counts[REFUSED] == 3  # the others are no DICOM files
+
+
+def test_what_a_kill_left_half_done_is_cleaned_up(tmp_path):
+    queue = Queue(tmp_path / "s")
+    queue.put("1.1", b"", b"x")
+    (held,) = queue.take(RECEIVED, 1)
+    queue.results(f"{held.key}.part").mkdir()
+    queue.results(held.key).mkdir()  # written whole, but not noted: done again with the same UIDs
+    (tmp_path / "s" / "incoming" / "unknown").write_text("never answered")
+    queue.close()
+    queue = Queue(tmp_path / "s")
+    assert [path.name for path in (tmp_path / "s" / "incoming").iterdir()] == [held.key]
+    assert list((tmp_path / "s" / "results").iterdir()) == []
+    queue.file(held.key).unlink()
+    queue.close()
+    queue = Queue(tmp_path / "s")
+    queue.close()
+    assert node_status(tmp_path / "s").refused == {"its file is gone": 1}
+
+
+def test_what_the_archive_refuses_is_given_up_after_some_tries_and_taken_up_at_the_next_start(model, tmp_path):
+    state = tmp_path / "s"
+    with running_node(state, model) as port, client(port) as router:
+        for number in range(2):
+            router.store(radiograph(number))
+        wait_for(state, lambda status: status.counts[KEPT] == 2)
+    queue = Queue(state)
+    queue.send_what_was_kept()
+    with fake_pacs(status=0x0122) as pacs, Pacs(pacs.address, retries=0) as archive:
+        sender = Sender(queue, archive)
+        for _ in range(sending.MOST_TRIES):
+            assert "does not take this kind" in sender.send_all(threading.Event())
+        assert sender.send_all(threading.Event()) == ""
+        assert node_status(state).counts[UNSENT] == 2
+        queue.close()
+        queue = Queue(state)
+        pacs.status = 0xA700  # full: waited for, however long it takes
+        for _ in range(sending.MOST_TRIES + 1):
+            assert "out of resources" in Sender(queue, archive).send_all(threading.Event())
+        pacs.status = 0
+        assert Sender(queue, archive).send_all(threading.Event()) == ""
+    queue.close()
+    assert node_status(state).counts[SENT] == 2
+    assert len(pacs.held) == 2 * KINDS
+
+
+def start_node(state: Path, model: Path, port: int, pacs: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "afire_monai", "node", "--state", str(state), "--model", str(model)]
+    command += ["--port", str(port), "--send-to", pacs, "--workers", "0", "--batch-size", "4"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdout is not None
+    assert b"listening" in process.stdout.readline()
+    return process
+
+
+def kill_in_the_middle(model: Path, tmp_path: Path, pacs: str, count: int, sent: Callable[[], int]) -> None:
+    """Send to a node that is killed twice while it works; what is not answered with success is sent again."""
+    state, port, kills = tmp_path / "state", free_port(), 0
+    process = start_node(state, model, port, pacs)
+    waiting = [radiograph(number) for number in range(count)]
+    try:
+        while waiting:
+            try:
+                with client(port, timeout=5) as router:
+                    while waiting:
+                        router.store(waiting[0])
+                        waiting.pop(0)
+                        if len(waiting) == count // 3 * (2 - kills) and kills < 2:
+                            time.sleep(1.0)  # so that it predicts and sends, too
+                            os.kill(process.pid, signal.SIGKILL)
+                            kills += 1
+            except AfireError:
+                process.wait(30)
+                process = start_node(state, model, port, pacs)
+        wait_for(state, finished(count), 120)
+        assert kills == 2
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+    status = node_status(state)
+    assert (status.counts[SENT], status.counts.total(), status.running) == (count, count, False)
+    assert sent() == count * KINDS
+
+
+@pytest.mark.slow
+def test_kills_in_the_middle_lose_and_double_nothing(model, tmp_path):
+    with fake_pacs() as pacs:
+        kill_in_the_middle(model, tmp_path, pacs.address, 30, lambda: len(pacs.held))
+    sources = {reference for result in pacs.held.values() for reference in _sources(result)}
+    assert len(sources) == 30
+
+
+def _sources(result: pydicom.Dataset) -> set[str]:
+    return {str(e.value) for e in result.iterall() if e.keyword == "ReferencedSOPInstanceUID"}
+
+
+# others' programs -----------------------------------------------------------------------------------------------------
+
+
+def dimse(port: int, node: int) -> dict[str, object]:
+    return {
+        "DicomAet": "ORTHANC",
+        "DicomPort": port,
+        "DicomCheckCalledAet": True,
+        "DicomModalities": {"node": ["AFIRE", "127.0.0.1", node]},
+        "StorageCompression": False,
+    }
+
+
+def ask(url: str, body: object = None) -> object:
+    request = urllib.request.Request(url, None if body is None else json.dumps(body).encode())
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+@pytest.mark.slow
+def test_orthanc_routes_to_the_node_and_gets_the_results_back(model, tmp_path):
+    theirs, ours = free_port(), free_port()
+    with running_orthanc(tmp_path / "orthanc", dimse=dimse(theirs, ours)) as url:
+        root = url.removesuffix("/dicom-web")
+        with Pacs(f"ORTHANC@127.0.0.1:{theirs}", timeout=20) as archive:
+            for number in range(5):
+                archive.store(radiograph(number))
+        process = start_node(tmp_path / "state", model, ours, f"ORTHANC@127.0.0.1:{theirs}")
+        try:
+            studies = ask(f"{root}/studies")
+            ask(f"{root}/modalities/node/store", studies)
+            wait_for(tmp_path / "state", finished(5))
+        finally:
+            process.terminate()
+            process.wait(60)
+        for study in studies:
+            series = [ask(f"{root}/series/{one}") for one in ask(f"{root}/studies/{study}")["Series"]]
+            assert sorted(one["MainDicomTags"]["Modality"] for one in series) == ["DX", "OT", "SEG", "SR"]
+
+
+@pytest.mark.slow
+def test_kills_with_orthanc_lose_and_double_nothing(model, tmp_path):
+    theirs = free_port()
+    with running_orthanc(tmp_path / "orthanc", dimse=dimse(theirs, 1)) as url:
+        root = url.removesuffix("/dicom-web")
+        address = f"ORTHANC@127.0.0.1:{theirs}"
+        kill_in_the_middle(model, tmp_path, address, 30, lambda: len(ask(f"{root}/instances")))
+
+
+def test_dcmtk_sends_compressed_files_and_each_is_read(model, tmp_path):
+    program = shutil.which("storescu")
+    if program is None:
+        pytest.skip("no storescu (Debian: apt install dcmtk)")
+    dataset = radiograph(1)
+    write(tmp_path / "files" / "plain.dcm", 2)
+    dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+    dataset.save_as(tmp_path / "files" / "rle.dcm", enforce_file_format=True)
+    with running_node(tmp_path / "s", model, allow=["STORESCU"]) as port:
+        command = [program, "-aec", "AFIRE", "-aet", "STORESCU", "-xr", "+sd", "127.0.0.1", str(port)]
+        subprocess.run([*command, str(tmp_path / "files")], check=True, capture_output=True, timeout=60)
+        status = wait_for(tmp_path / "s", lambda status: status.counts[RECEIVED] == 0 and status.counts.total() == 2)
+    assert status.counts[KEPT] == 2
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (dicom3tools) is not installed")
+def test_the_validator_finds_no_error_in_what_the_node_writes(model, tmp_path):
+    with running_node(tmp_path / "s", model) as port, client(port) as router:
+        router.store(planted.radiograph(1, ChestPhantom(96)(1, None).image[0], "DX"))
+        wait_for(tmp_path / "s", lambda status: status.counts[KEPT] == 1)
+    files = list((tmp_path / "s" / "results").glob("*/*.dcm"))
+    assert len(files) == KINDS
+    for file in files:
+        done = subprocess.run(["dciodvfy", str(file)], capture_output=True, text=True, errors="replace", check=False)
+        assert [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")] == []
