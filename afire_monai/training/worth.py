@@ -363,7 +363,7 @@ class LabelProbe:
             return
         chosen = labelled_images(self.datalist, self.dataset_dir, most=self.most)
         if isinstance(chosen, str):
-            logger.info("no labels are told on the way: %s", chosen)
+            logger.info("label_auroc is not measured: %s", chosen)
             return
         size = engine.method.export_encoder.image_size
         reader = FeatureReader({"pictures": Embedding(size, lambda images: images)}, options=chosen.reader)

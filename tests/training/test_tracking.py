@@ -13,7 +13,7 @@ from ignite.engine import Events
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError
 from afire_monai.training import CheckpointKeeper, PretrainTrainer, tracking
-from afire_monai.training.handlers import HealthMonitor, PanelWriter
+from afire_monai.training.handlers import HealthMonitor, PanelWriter, TensorBoardWriter
 from afire_monai.training.tracking import mlflow_handler
 
 IMAGES = smooth_images(16, (48, 48))
@@ -65,6 +65,20 @@ def test_mlflow_runs_have_their_own_names_and_a_resumed_one_goes_on_under_its_na
     assert steps == [3, 6]  # of eight iterations
     assert [a.path for a in client.list_artifacts(first.info.run_id)] == ["settings.yaml"]
     assert "effective_rank" not in runs["second"].data.metrics
+
+
+def test_tensorboard_gets_the_figures_of_each_epoch_and_the_pictures(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    panels = PanelWriter(UNSEEN, tmp_path / "panels", count=2, every_epochs=2)
+    trainer = trainer_with(TensorBoardWriter(tmp_path / "tensorboard"), panels)
+    trainer.run()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("restoration")] == [1, 2]
+    assert events.Scalars("restoration")[-1].value == pytest.approx(trainer.state.metrics["restoration"], rel=1e-6)
+    assert [event.step for event in events.Images("panels")] == [2]
 
 
 def test_settings_that_a_resumed_run_changes_are_no_error_and_results_join_the_ended_run(tmp_path, monkeypatch):
