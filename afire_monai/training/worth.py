@@ -24,7 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from afire_monai.core.distributed import rank
-from afire_monai.core.errors import DataListError
+from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.core.files import write_text
 from afire_monai.datalists.file import load_datalist, reader_options
 from afire_monai.datalists.patients import patient_of
@@ -47,6 +47,7 @@ WORTH_FILE = "worth.json"
 MIN_EACH = 10
 """Images with and without a label, and half as many patients, from which on encoders are compared by it."""
 FOLDS = 5
+SECTIONS = ("validation", "test", "training")
 STRENGTH = 0.01
 """C of the logistic regression on standardised features, that of ``afire probe``."""
 OWN, FRESH, PIXELS = "this encoder", "fresh weights", "raw pixels"
@@ -109,8 +110,8 @@ def labelled_images(
     ]
     if not any(enough):
         return (
-            f"no label has {MIN_EACH} images of {MIN_EACH // 2} patients with it and as many without it in section "
-            f"{section}"
+            f"among {len(known)} images of section {section}, no label has {MIN_EACH} images of {MIN_EACH // 2} patients "
+            "with it and as many without it"
         )
     chosen = [items[place] for place in known]
     labels = [name for name, usable in zip(names, enough, strict=True) if usable]
@@ -278,7 +279,7 @@ def compare_encoders(
     Args:
         datalist: data list with labels on its validation patients.
         model: folder with the encoder to judge; the one that comes with the package unless given.
-        section: whose patients judge: validation, or test.
+        section: whose patients judge: validation, test, or training (whose normal images pre-training may have seen).
         dataset_dir: base of relative paths; empty for the list's own folder.
         images: at most so many, of whole patients.
         seed: of the fresh weights, the choice of patients and the folds.
@@ -287,9 +288,14 @@ def compare_encoders(
         progress: show a bar with the time left.
 
     Raises:
+        AfireError: for an unknown section or too few images.
         DataListError: if the list has not enough labels, or no image can be used.
         CheckpointError: if the model cannot be read.
     """
+    if section not in SECTIONS:
+        raise AfireError(f"--section is {section!r}; one of {', '.join(SECTIONS)} is expected")
+    if images < 2 * MIN_EACH:
+        raise AfireError(f"--images is {images}; at least {2 * MIN_EACH} are needed, {MIN_EACH} of each kind")
     chosen = labelled_images(datalist, dataset_dir, section, images, seed)
     if isinstance(chosen, str):
         raise DataListError(f"{datalist}: encoders cannot be compared on it: {chosen}")
