@@ -110,8 +110,8 @@ def labelled_images(
     ]
     if not any(enough):
         return (
-            f"among {len(known)} images of section {section}, no label has {MIN_EACH} images of {MIN_EACH // 2} patients "
-            "with it and as many without it"
+            f"among {len(known)} images of section {section}, no label has {MIN_EACH} images of {MIN_EACH // 2} "
+            "patients with it and as many without it"
         )
     chosen = [items[place] for place in known]
     labels = [name for name, usable in zip(names, enough, strict=True) if usable]
