@@ -18,6 +18,7 @@ from afire_monai.evaluation.bootstrap import Interval
 from afire_monai.models.folder import export_encoder
 from afire_monai.networks import ViTEncoder
 from afire_monai.predictions.features import Embedding, FeatureReader
+from afire_monai.training.label_probe import knn_auroc
 from afire_monai.training.worth import (
     FRESH,
     OWN,
@@ -27,7 +28,6 @@ from afire_monai.training.worth import (
     Labelled,
     Told,
     compare_encoders,
-    knn_auroc,
     labelled_images,
     mean_auroc,
     out_of_fold,
