@@ -122,6 +122,7 @@ def forget(
             if found.numbers:
                 summary = _erase(state, identity, forgotten, found, out)
             elif (hash and forgotten.group(hash) in forgotten.hashes) or (patient and forgotten.holds_value(patient)):
+                state.erase_forgotten()  # an interruption may have left something in its free space
                 summary = ForgetSummary(already=True)
             else:
                 raise AfireError(
@@ -134,7 +135,7 @@ def forget(
             entry.pseudonyms = sorted(groups)
             return ForgetSummary(**{**vars(summary), "models": tuple(sights)})
         finally:
-            state.close()
+            state.close(save=False)
 
 
 def refuse_unfinished(state: State, forgotten: Forgotten) -> None:
@@ -151,10 +152,12 @@ def refuse_unfinished(state: State, forgotten: Forgotten) -> None:
 def drop_forgotten(state: State, private: Path) -> int:
     """Delete retrieved files of forgotten patients and their lines in the state; return the number of files."""
     here = os.path.abspath(private / RETRIEVED)
-    paths = [path for path in state.forgotten_paths() if os.path.dirname(path) == here]
+    forgotten = state.forgotten_paths()
+    paths = [path for path in forgotten if os.path.dirname(path) == here]
     for path in paths:
         Path(path).unlink(missing_ok=True)
-    state.erase_forgotten()
+    if forgotten:
+        state.erase_forgotten()
     return len(paths)
 
 

@@ -82,15 +82,17 @@ class State:
         try:
             self._base.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._base.execute("PRAGMA temp_store=MEMORY")
-            self._base.execute("PRAGMA secure_delete=ON")  # what is erased is overwritten
             self._base.execute("BEGIN EXCLUSIVE")
             for statement in _TABLES.split(";"):
                 self._base.execute(statement)
-            known, run = self.fact("format", str(_FORMAT)), int(self.fact("run", "0")) + new_run
+            known, run = self.fact("format", str(_FORMAT)), int(self.fact("run", "0")) + 1
             if known != str(_FORMAT):
                 raise AfireError(f"{self.path}: of another version of this program. Remove it: all is read again")
             self.set_fact("format", known)
-            self.set_fact("run", str(run))
+            if new_run:
+                self.set_fact("run", str(run))
+            else:
+                run = int(self._base.execute("SELECT COALESCE(MAX(run), 0) FROM files").fetchone()[0])
         except AfireError:
             raise
         except sqlite3.OperationalError as error:
@@ -106,10 +108,11 @@ class State:
         """Return what to say where reading the data base, or what it holds, came to an error."""
         return AfireError(f"{self.path}: damaged ({error}). Remove it: the files are then read again")
 
-    def close(self) -> None:
-        """Write what is waiting and let go of the file."""
+    def close(self, save: bool = True) -> None:
+        """Let go of the file; what is waiting is written, or given up without ``save``."""
         try:
-            self.save()
+            if save:
+                self.save()
         finally:
             self._base.close()
 
@@ -247,9 +250,16 @@ class State:
         return [self._path(path) for (path,) in rows]
 
     def erase_forgotten(self) -> None:
-        """Erase also that there are files of forgotten patients, and save."""
+        """Erase also that there are files of forgotten patients, and save.
+
+        The data base is then written anew, as what is deleted lasts in its free space; that takes as much memory as it
+        has bytes.
+        """
         self._base.execute("DELETE FROM files WHERE problem=?", (FORGOTTEN,))
         self.save()
+        self._base.execute("COMMIT")
+        self._base.execute("VACUUM")
+        self._base.execute("BEGIN EXCLUSIVE")
 
     def _text(self, value: Any) -> str:
         if not isinstance(value, str | None):
