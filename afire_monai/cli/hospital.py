@@ -93,7 +93,9 @@ def forget(work: Callable[..., Any], *, folder: str, **options: Any) -> int:
         model: folders of trainings or models, with commas between them, to be told which were made with the patient.
     """
     print("\n".join(work(folder=folder, **options).lines()))
-    print("kept:    source, label tables, predictions, results, caches, models, copies, backups: see to them yourself")
+    print(
+        "kept:      source, label tables, predictions, results, caches, models, copies, backups: see to them yourself"
+    )
     return 0
 
 

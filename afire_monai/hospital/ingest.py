@@ -15,8 +15,9 @@ from afire_monai.datalists.file import present_sections, read_raw
 from afire_monai.hospital import outputs
 from afire_monai.hospital.audit import AUDIT, audited
 from afire_monai.hospital.candidates import NO_DATE, NO_SITE
+from afire_monai.hospital.erase import drop_forgotten
 from afire_monai.hospital.exclusion import Excluded, read_exclusions
-from afire_monai.hospital.forget import drop_forgotten, refuse_unfinished
+from afire_monai.hospital.forget import refuse_unfinished
 from afire_monai.hospital.forgotten import Forgotten
 from afire_monai.hospital.identity import INDEX, KEY, PRIVATE, IdentityKey, make_private_folder
 from afire_monai.hospital.issuers import Issuers

@@ -56,12 +56,22 @@ def models_that_saw(folders: Sequence[str | os.PathLike[str]], lists: Mapping[st
     Raises:
         AfireError: if one is no folder.
     """
+    check_folders(folders)
     return [_sight(Path(folder), lists) for folder in folders]
 
 
+def check_folders(folders: Sequence[str | os.PathLike[str]]) -> None:
+    """Refuse what is no folder.
+
+    Raises:
+        AfireError: naming the first.
+    """
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise AfireError(f"--model {folder}: no such folder; give those of trainings or models")
+
+
 def _sight(folder: Path, lists: Mapping[str, str]) -> Sight:
-    if not folder.is_dir():
-        raise AfireError(f"--model {folder}: no such folder; give those of trainings or models")
     named: set[str] = set()
     for pattern in ("*.json", "models/*.json", "*/models/*.json"):
         for path in folder.glob(pattern):

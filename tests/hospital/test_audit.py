@@ -71,7 +71,7 @@ def test_each_command_appends_a_line_with_counts_pseudonyms_and_peer(tmp_path: P
         "3 files seen, 3 images of 3 patients kept",
         "3 objects of 3 images",
         "3 files sent, 0 were there, 0 failed",
-        "1 files, 1 pictures",
+        "files known: 1, pictures erased: 1",
     ]
     everybody, everything = " ".join(sorted(set(images.values()))), " ".join(sorted(images))
     assert [line["pseudonyms"] for line in lines] == ["", everybody, everything, everything, images[first]]

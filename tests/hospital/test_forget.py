@@ -6,6 +6,8 @@ import csv
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from afire_monai.cli.main import run as afire
 from afire_monai.core.errors import AfireError
 from afire_monai.datalists.file import datalist_hash, load_datalist, read_raw
 from afire_monai.datalists.validate import validate_datalist
-from afire_monai.hospital import forget as forget_module
+from afire_monai.hospital import erase
 from afire_monai.hospital.forget import ForgetSummary, forget
 from afire_monai.hospital.identity import IdentityKey
 from afire_monai.hospital.ingest import IngestSummary, ingest
@@ -79,8 +81,9 @@ def test_nothing_of_the_patient_is_left_and_everything_of_others_stays(tmp_path:
     assert {name for name, _ in holding(out, words)} >= {"index.csv", "state.sqlite", "datalist.json"}
     before, pictures = read_raw(out / "datalist.json"), {p.name: p.read_bytes() for p in (out / "images").iterdir()}
     done = forget(WHO, out)
+    counts = done.erased.counts
     assert holding(out, words) == []
-    assert (done.files, done.erased["pictures"], done.erased["entries of the data list"]) == (4, 3, 3)
+    assert (done.erased.files, counts["pictures"], counts["entries of the data list"]) == (4, 3, 3)
     after = read_raw(out / "datalist.json")
     group = IdentityKey.load(out / "private" / "key").patient(WHO)
     for section in ("training", "validation", "test"):
@@ -88,8 +91,8 @@ def test_nothing_of_the_patient_is_left_and_everything_of_others_stays(tmp_path:
     assert {p.name: p.read_bytes() for p in (out / "images").iterdir()} == {
         name: content for name, content in pictures.items() if name[:-4] not in images
     }
-    assert (done.before, done.after) == (datalist_hash(before), datalist_hash(after))
-    assert after["meta"]["sha256"] == done.after != done.before
+    assert (done.erased.before, done.erased.after) == (datalist_hash(before), datalist_hash(after))
+    assert after["meta"]["sha256"] == done.erased.after != done.erased.before
     assert validate_datalist(out / "datalist.json", decode=True).ok
     assert "0" * 20 in (out / "private" / "excluded.csv").read_text()
     assert "ACC5550193777" in (out / "private" / "unmatched_labels.csv").read_text()
@@ -97,7 +100,7 @@ def test_nothing_of_the_patient_is_left_and_everything_of_others_stays(tmp_path:
     assert sheet.count("data:image/jpeg") == 1
     summary, card = (json.loads((out / name).read_text()) for name in ("ingest.json", "datacard.json"))
     assert (summary["kept"], summary["patients"], summary["left_out"]) == (8, 8, {"forgotten": 4})
-    assert summary["datalist_sha256"] == done.after
+    assert summary["datalist_sha256"] == done.erased.after
     assert card["images"] == 8
     modes = {stat.S_IMODE(path.stat().st_mode) for path in (out / "private").iterdir()}
     assert modes == {0o600}
@@ -134,7 +137,7 @@ def test_hash_names_a_patient_too_also_one_without_patient_id(tmp_path: Path) ->
     write(tmp_path / "in" / "nameless", 9, PatientID="")
     run(tmp_path)
     (group,) = (row["group"] for row in rows(tmp_path / "out/private/index.csv") if row["file"].endswith("nameless"))
-    assert forget(hash=group, folder=tmp_path / "out").files == 1
+    assert forget(hash=group, folder=tmp_path / "out").erased.files == 1
     done = run(tmp_path)
     assert done.left_out["forgotten"] == 1
     assert forget(hash=group, folder=tmp_path / "out").already
@@ -148,7 +151,7 @@ def test_issuers_that_count_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(AfireError, match="2 patients of different issuers"):
         forget("P", out)
     (group,) = {row["group"] for row in rows(out / "private/index.csv") if row["file"][-1] in "02"}
-    assert forget(hash=group, folder=out).files == 2
+    assert forget(hash=group, folder=out).erased.files == 2
     assert run(tmp_path, issuers="separate").left_out == {"forgotten": 2}
 
 
@@ -177,19 +180,41 @@ def test_interrupted_at_any_step_it_blocks_ingest_and_is_completed_by_the_same_c
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(forget_module, step, cut)
+        patch.setattr(erase, step, cut)
         with pytest.raises(KeyboardInterrupt):
             forget(WHO, tmp_path / "out")
     with pytest.raises(AfireError, match="was interrupted in this folder"):
         run(tmp_path, **labels(tmp_path))
     done = forget(WHO, tmp_path / "out")
     assert holding(tmp_path / "out", words) == []
-    assert done.after == datalist_hash(read_raw(tmp_path / "out" / "datalist.json")) != before
+    assert done.erased.after == datalist_hash(read_raw(tmp_path / "out" / "datalist.json")) != before
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "classifier.json").write_text(json.dumps({"data_sha256": before}))
     (sight,) = forget(WHO, tmp_path / "out", model=[tmp_path / "run"]).models
     assert "held the patient" in sight.words()
     assert run(tmp_path, **labels(tmp_path)).left_out == {"forgotten": 4}
+
+
+KILLED = """
+import os, sys
+from afire_monai.hospital import erase
+from afire_monai.hospital.forget import forget
+erase.write_datacard = lambda *_: os._exit(9)
+forget(sys.argv[1], sys.argv[2])
+"""
+
+
+def test_killed_in_the_middle_it_is_completed_by_the_same_command(tmp_path: Path) -> None:
+    archive(tmp_path, 4)
+    run(tmp_path)
+    words, _ = planted(tmp_path)
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", KILLED, WHO, str(out)]
+    assert subprocess.run(command, check=False, timeout=120).returncode == 9
+    assert holding(out, words)
+    assert not forget(WHO, out).already
+    assert holding(out, words) == []
+    assert run(tmp_path).left_out == {"forgotten": 4}
 
 
 def test_what_cannot_be_done_changes_nothing(tmp_path: Path) -> None:
@@ -203,6 +228,8 @@ def test_what_cannot_be_done_changes_nothing(tmp_path: Path) -> None:
         forget(" ", out)
     with pytest.raises(AfireError, match="name one patient"):
         forget(WHO, out, hash="0" * 20)
+    with pytest.raises(AfireError, match="nowhere: no such folder"):
+        forget(WHO, out, model=["nowhere"])
     with pytest.raises(AfireError, match="no folder of `afire ingest`"):
         forget(WHO, tmp_path / "in")
     IdentityKey.make(tmp_path / "other")
@@ -257,7 +284,7 @@ def test_retrieved_files_are_deleted_and_those_fetched_again_too(tmp_path: Path)
     write(retrieved / "1.2.30.dcm", 103, PatientID=WHO)  # fetched, and not read in yet
     content = (retrieved / "1.2.3.dcm").read_bytes()
     (out / "private" / "not_retrieved.csv").write_text("what,reason\n1.2.9,lost\n")
-    assert forget(WHO, out).erased["retrieved DICOM files"] == 2
+    assert forget(WHO, out).erased.counts["retrieved DICOM files"] == 2
     assert sorted(path.name for path in retrieved.iterdir()) == ["1.2.0.dcm", "1.2.1.dcm", "1.2.2.dcm"]
     (retrieved / "1.2.3.dcm").write_bytes(content)
     assert ingest(retrieved, out, workers=0).left_out == {"forgotten": 1}
