@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--fit", action="store_true")
     args = parser.parse_args()
     found, sources, half = read_chests(args.data, args.most)
-    weights, least = np.concatenate([[look._BIAS], look._WEIGHTS.ravel()]), look.LEAST_LIKENESS
+    weights, least = np.concatenate([[look.BIAS], look.WEIGHTS.ravel()]), look.LEAST_LIKENESS
     if args.fit:
         weights, least = fit(found, sources, half)
         print(f"bias {weights[0]}, least {least:.2f}, weights\n{weights[1:].reshape(8, 4).tolist()}")

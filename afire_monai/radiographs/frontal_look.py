@@ -10,7 +10,7 @@ LEAST_LUNG_FIELDS = 0.05
 LEAST_LIKENESS = -4.0
 _SIDE, _CELLS = 64, 8
 # of `benchmarks/look.py --fit`: weights of the left four columns of 8 × 8 grey levels, and of their mirror images
-_WEIGHTS = np.array([
+WEIGHTS = np.array([
     [-0.45, -0.92, 1.01, -0.13],
     [0.22, -0.07, 0.03, -0.89],
     [0.32, 0.73, -0.31, 0.09],
@@ -20,7 +20,7 @@ _WEIGHTS = np.array([
     [-0.23, -0.60, 0.94, 0.34],
     [-0.23, 0.36, 1.24, -1.18],
 ])  # fmt: skip
-_BIAS = -5.42
+BIAS = -5.42
 
 
 def lung_fields(picture: NDArray[np.float32]) -> float:
@@ -59,7 +59,7 @@ def frontal_look(picture: NDArray[np.float32]) -> float:
         The smaller margin of the two, that of the lung fields times ten.
     """
     spread = _spread(picture)
-    likeness = float((_grid(spread) * _WEIGHTS).sum()) + _BIAS
+    likeness = float((_grid(spread) * WEIGHTS).sum()) + BIAS
     return min(likeness - LEAST_LIKENESS, 10 * (_lung_fields(spread) - LEAST_LUNG_FIELDS))
 
 
