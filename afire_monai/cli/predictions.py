@@ -94,6 +94,8 @@ def reference(work: Callable[..., Any], *, model: str, datalist: str, section: s
 
     Example: afire reference --model runs/mine/models --datalist list.json --parts neighbours,density --window 1
 
+    Example: afire reference --model runs/mine/models --datalist list.json --normal alarms.json --not-normal misses.json
+
     Args:
         model: model folder; gets reference.safetensors and reference.json.
         parts: what to judge by, with commas between them: tokens, neighbours, residual, difference, prototypes (of
@@ -108,6 +110,8 @@ def reference(work: Callable[..., Any], *, model: str, datalist: str, section: s
         f"reference: {count} normal radiographs of section {section!r}, judged by {', '.join(result.reference.parts)}"
     )
     print(f"           percentiles come in steps of {100 / count:.2g} %")
+    if result.corrections:
+        print(*(f"           {line}" for line in result.corrections.lines()), sep="\n")
     if result.left_out:
         print(f"left out:  {result.left_out} that cannot be used; `afire check` says why")
     if result.seen:

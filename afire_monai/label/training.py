@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import shutil
@@ -18,6 +17,7 @@ from PIL import Image
 
 from afire_monai.core.errors import AfireError
 from afire_monai.core.files import write_text
+from afire_monai.core.locks import lock_file
 from afire_monai.hospital.identity import IdentityKey
 from afire_monai.label import comparison, held_back
 from afire_monai.label.images import file_of, open_image, patient_of
@@ -155,7 +155,7 @@ class Workshop:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (self.folder / "training.lock").open("w") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_file(lock, wait=False)
             except BlockingIOError:
                 raise AfireError("a training is under way; wait for its end or stop it") from None
             yield

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from afire_monai.core.console import hidden
 from afire_monai.core.errors import AfireError, DataListError
+from afire_monai.core.locks import lock_file
 from afire_monai.core.pool import Pool
 from afire_monai.datalists.paths import ImagePaths
 from afire_monai.loading.cache import (
@@ -168,15 +169,10 @@ class _Decode:
 def _one_writer(folder: Path) -> Iterator[None]:
     """Wait until no other process fills this cache; the system takes the lock from one that dies."""
     with open(folder / ".writer", "a", encoding="utf-8") as file:
-        try:
-            import fcntl
-        except ImportError:
-            yield
-            return
         said = False
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_file(file, wait=False)
                 break
             except BlockingIOError:
                 if not said:

@@ -197,7 +197,7 @@ class CheckpointKeeper:
 
 #: EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command with --resume true goes on
 EXIT_STATUS = 75
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))  # Windows has no SIGUSR1
 
 
 class StopRequest:

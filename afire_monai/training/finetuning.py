@@ -33,10 +33,10 @@ from afire_monai.training.handlers import predict_dataset
 from afire_monai.training.startup import reading
 from afire_monai.training.task_data import TaskData
 from afire_monai.training.tasks import Classification, Task, image_dice
+from afire_monai.training.tracking import log_results
 
 if TYPE_CHECKING:
     from afire_monai.training.trainer import PretrainTrainer
-
 
 CalibrationMethod = Literal["temperature", "platt", "none"]
 ThresholdRule = Literal["youden", "specificity95"]
@@ -234,6 +234,10 @@ def finish_classification(
         **(about or {}),
     }
     leave_classifier(task.to("cpu"), answers, output, data_hash, calibration, threshold_rule, trained)
+    found = {section: task.figures(some.logits, {"target": some.target}) for section, some in answers.items()}
+    aurocs = {f"final/{s}_macro_auroc": some.get("validation_macro_auroc") for s, some in found.items()}
+    models = [output / "models" / f"classifier.{kind}" for kind in ("json", "safetensors")]
+    log_results(trainer, {name: value for name, value in aurocs.items() if value is not None}, models)
     for line in score_lines(task, answers):
         logger.info(line)
     logger.info(_NEXT, shlex.quote(str(output / "models")))
@@ -407,5 +411,8 @@ def finish_segmentation(
     for section, found in figures.items():
         words = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.items())
         logger.info("%s: %s", section, words)
+    models = [output / "models" / f"segmenter.{kind}" for kind in ("json", "safetensors")]
+    named = {f"final/{section}_{name}": value for section, some in figures.items() for name, value in some.items()}
+    log_results(trainer, named, [output / "segmentation.json", *models])
     logger.info("segmenter written")
     logger.info(_NEXT, shlex.quote(str(output / "models")))

@@ -110,6 +110,21 @@ def write_run_report(run_dir: str | Path, dataset: RadiographDataset) -> None:
     logger.info("report written to %s", page.name)
 
 
+def log_run(trainer: PretrainTrainer, run_dir: str | Path) -> None:
+    """Keep report, comparison and encoder with the run in MLflow, and the comparison's figures; process 0 only."""
+    if rank():
+        return
+    from afire_monai.training.tracking import log_results
+    from afire_monai.training.worth import WORTH_FILE, Comparison
+
+    run, figures = Path(run_dir), {}
+    if (run / WORTH_FILE).is_file():
+        compared = Comparison.read(run / WORTH_FILE)
+        figures = {f"worth/{name.replace(' ', '_')}": value.value for name, value in compared.figures.items()}
+    models = [run / "models" / f"encoder.{kind}" for kind in ("json", "safetensors")]
+    log_results(trainer, figures, [run / "report.html", run / WORTH_FILE, *models])
+
+
 def export_restorer(method: Method, folder: Path, **facts: Any) -> Path:
     """Write the student's encoder and decoder, which restore pictures, as ``restorer.safetensors``.
 

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from afire_monai.core.console import hidden
 from afire_monai.core.distributed import from_first, rank, world_size
-from afire_monai.core.errors import DataListError
+from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.core.files import whole_file
 from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.methods.health import health_warnings, shortcut_in_words
@@ -202,7 +203,7 @@ class HealthMonitor:
 class PanelWriter:
     """Write a picture that shows what the method does to a few images, at intervals and at the end.
 
-    A :class:`RunTracker` among the trainer's handlers gets each as an artefact.
+    A :class:`RunTracker` or :class:`TensorBoardWriter` among the trainer's handlers gets each.
 
     Args:
         dataset: images to show.
@@ -232,7 +233,7 @@ class PanelWriter:
             return
         path = self._draw(engine, self.folder)
         for tracker in engine.attached:
-            if isinstance(tracker, RunTracker):
+            if isinstance(tracker, RunTracker | TensorBoardWriter):
                 tracker.keep(path, "panels")
 
     def _draw(self, engine: PretrainTrainer, folder: Path) -> Path:
@@ -345,3 +346,53 @@ class ValidationMonitor:
                 )
             engine.stopped_early = True
             engine.terminate()
+
+
+class TensorBoardWriter:
+    """Write all figures of each epoch, and the run's pictures, for TensorBoard; process 0 only.
+
+    Args:
+        folder: gets the event files; those of a resumed run go on.
+
+    Raises:
+        AfireError: if TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise AfireError(
+                "use_tensorboard: TensorBoard is not installed; `pip install tensorboard`, or leave it out"
+            ) from error
+        self.folder = Path(folder)
+        self._make = SummaryWriter
+        self.writer: Any = None
+
+    def attach(self, engine: PretrainTrainer) -> None:
+        """Register with the trainer."""
+        if rank() == 0:
+            engine.add_event_handler(Events.STARTED, self._open)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+            engine.add_event_handler(Events.COMPLETED | Events.TERMINATE | Events.EXCEPTION_RAISED, self._close)
+
+    def _open(self, engine: PretrainTrainer) -> None:
+        # what a killed run wrote after its last checkpoint is not shown
+        self.writer = self._make(str(self.folder), purge_step=engine.state.epoch + 1)
+
+    def _write(self, engine: PretrainTrainer) -> None:
+        for name, value in engine.state.metrics.items():
+            self.writer.add_scalar(name, value, engine.state.epoch)
+        self.writer.flush()
+
+    def keep(self, path: Path, folder: str | None = None) -> None:
+        """Show a picture that another handler wrote."""
+        if self.writer is not None:
+            pixels = np.asarray(Image.open(path).convert("L"))
+            self.writer.add_image(folder or path.stem, pixels, int(path.stem.rpartition("_")[2]), dataformats="HW")
+
+    def _close(self, engine: PretrainTrainer, error: BaseException | None = None) -> None:
+        if self.writer is not None:
+            self.writer.close()
+        if error is not None:
+            raise error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -17,6 +16,7 @@ from typing import Any
 
 from afire_monai.core.errors import AfireError
 from afire_monai.core.files import write_text
+from afire_monai.core.locks import lock_file
 
 LOCK = ".running"
 BEAT = 30.0
@@ -81,7 +81,7 @@ def _guarded(path: Path, make: bool = True) -> Iterator[int]:
         file = os.open(path, os.O_RDWR | (os.O_CREAT if make else 0), 0o644)
         try:
             with contextlib.suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
+                lock_file(file)
             if not path.exists() or path.stat().st_ino != os.fstat(file).st_ino:
                 continue  # its owner took it away in between
             yield file

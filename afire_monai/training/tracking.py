@@ -8,24 +8,30 @@ import math
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+import yaml
 from monai.handlers import MLFlowHandler
 
+from afire_monai import __version__
 from afire_monai.core.errors import AfireError
 from afire_monai.core.files import whole_file
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric  # a training with use_mlflow false runs where MLflow is not installed
 
+    from afire_monai.training.trainer import PretrainTrainer
+
 logger = logging.getLogger(__name__)
 
 #: figures in one request; MLflow's limit
 CHUNK = 1000
+#: settings that hold folders of the machine, or say nothing about what was trained
+NOT_LOGGED = {"bundle_root", "dataset_dir", "output_dir", "cache_dir", "resume", "device", "run_name", "use_mlflow"}
 
 
 class RunTracker(MLFlowHandler):
@@ -36,18 +42,52 @@ class RunTracker(MLFlowHandler):
 
     Args:
         retry_seconds: least time between two attempts while the store fails.
+        settings: ``settings.yaml`` of the run; its values are logged as parameters, paths by their last part.
+        tags: plain values to find runs by.
         options: those of :class:`monai.handlers.MLFlowHandler`.
     """
 
     cur_run: Any
 
-    def __init__(self, retry_seconds: float = 60.0, **options: Any) -> None:
+    def __init__(
+        self,
+        retry_seconds: float = 60.0,
+        settings: Path | None = None,
+        tags: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
+        self.settings = settings
+        self.tags = dict(tags or {})
+        self.run_id = ""
         self.retry_seconds = retry_seconds
         self.figures: list[Metric] = []
         self.files: list[tuple[Path, str | None]] = []
         self.retry_at = -math.inf
         self.failing = False
+
+    def start(self, engine: Any) -> None:
+        """Begin the MLflow run, or take it up, with settings and tags by which runs can be compared."""
+        super().start(engine)
+        self.run_id = self.cur_run.info.run_id
+        known = self.client.get_run(self.run_id).data.params  # MLflow refuses another value
+        for name, value in logged_settings(self.settings).items():
+            if name not in known:
+                self._attempt(partial(self.client.log_param, self.run_id, name, value))
+        tags = {"afire_monai": __version__, "method": type(engine.method).__name__, **self.tags}
+        for name, value in tags.items():
+            self._attempt(partial(self.client.set_tag, self.run_id, name, value))
+
+    def add_results(self, figures: Mapping[str, float], files: Sequence[Path]) -> None:
+        """Log what is known only when the training is over and the MLflow run has ended."""
+        if not self.run_id or self.failing:
+            return
+        for name, value in figures.items():
+            self._attempt(partial(self.client.log_metric, self.run_id, name, value))
+        for file in files:
+            if file.is_file():
+                folder = "models" if file.parent.name == "models" else None
+                self._attempt(partial(self.client.log_artifact, self.run_id, str(file), folder))
 
     def keep(self, path: Path, folder: str | None = None) -> None:
         """Log a file as an artefact of the run, in a folder of its artefacts."""
@@ -128,6 +168,29 @@ class RunTracker(MLFlowHandler):
         return True
 
 
+def logged_settings(path: Path | None) -> dict[str, str]:
+    """Return the settings of a run that tell it from others, as short texts; of a path its last part alone."""
+    if path is None or not path.is_file():
+        return {}
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    plain = {k: v for k, v in content.items() if isinstance(v, str | int | float) and k not in NOT_LOGGED}
+    texts = {k: str(v) for k, v in plain.items() if not str(v).startswith(("$", "@"))}
+    return {name: (Path(text).name if "/" in text else text)[:250] for name, text in texts.items() if text}
+
+
+def log_results(trainer: PretrainTrainer, figures: Mapping[str, float], files: Sequence[Path]) -> None:
+    """Add final figures and files to the run in MLflow, if the trainer has one.
+
+    Args:
+        trainer: after the training.
+        figures: by name.
+        files: those that are there are kept as artefacts; what lies in ``models/`` stays in such a folder.
+    """
+    for handler in trainer.attached:
+        if isinstance(handler, RunTracker):
+            handler.add_results(figures, files)
+
+
 def mlflow_handler(
     output_dir: str | Path,
     run_name: str,
@@ -135,7 +198,7 @@ def mlflow_handler(
     tracking_uri: str = "",
     every: int = 10,
     seconds: float = 5.0,
-    parameters: dict[str, Any] | None = None,
+    tags: Mapping[str, str] | None = None,
     artifacts: Sequence[str | Path] = (),
 ) -> RunTracker:
     """Return a handler that logs losses each few iterations and all epoch figures to MLflow, under one run name.
@@ -147,7 +210,7 @@ def mlflow_handler(
         tracking_uri: another store (``MLFLOW_TRACKING_URI`` wins over both).
         every: iterations between logged losses.
         seconds: least time between them. Each costs a tenth of a second, in which a GPU would have nothing to do.
-        parameters: small settings to log; long ones belong in a file among ``artifacts``.
+        tags: plain values to find runs by; the package's version and the method are among them in any case.
         artifacts: files or folders to keep with the run at its end.
 
     Raises:
@@ -188,7 +251,8 @@ def mlflow_handler(
         output_transform=lambda output: {f"step/{name}": value.item() for name, value in output.items()},
         experiment_name=experiment,
         run_name=str(run_name),
-        experiment_param={key: str(value)[:250] for key, value in (parameters or {}).items()},
+        settings=folder / "settings.yaml",
+        tags=tags,
         artifacts=[str(a) for a in artifacts],
         close_on_complete=True,
     )

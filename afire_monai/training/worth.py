@@ -8,45 +8,37 @@ strength is this project's reading; no label takes part in pre-training.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Events
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from afire_monai.core.distributed import rank
-from afire_monai.core.errors import DataListError
+from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.core.files import write_text
 from afire_monai.datalists.file import load_datalist, reader_options
 from afire_monai.datalists.patients import patient_of
 from afire_monai.datalists.targets import target_matrix
 from afire_monai.evaluation.bootstrap import Interval, auroc, patient_weights, percentile_interval, weighted_curve
-from afire_monai.evaluation.probes import knn_probe
 from afire_monai.models.folder import load_encoder
 from afire_monai.models.shipped import DEFAULT, shipped_folder
 from afire_monai.networks import encoder_from_config
 from afire_monai.predictions.features import Embedding, FeatureReader, best_device
 from afire_monai.training.task_data import label_names
 
-if TYPE_CHECKING:
-    from afire_monai.training.trainer import PretrainTrainer
-
-logger = logging.getLogger(__name__)
-
 WORTH_FILE = "worth.json"
 """In a run's folder: the comparison, for its page."""
 MIN_EACH = 10
 """Images with and without a label, and half as many patients, from which on encoders are compared by it."""
 FOLDS = 5
+SECTIONS = ("validation", "test", "training")
 STRENGTH = 0.01
 """C of the logistic regression on standardised features, that of ``afire probe``."""
 OWN, FRESH, PIXELS = "this encoder", "fresh weights", "raw pixels"
@@ -109,8 +101,8 @@ def labelled_images(
     ]
     if not any(enough):
         return (
-            f"no label has {MIN_EACH} images of {MIN_EACH // 2} patients with it and as many without it in section "
-            f"{section}"
+            f"among {len(known)} images of section {section}, no label has {MIN_EACH} images of {MIN_EACH // 2} "
+            "patients with it and as many without it"
         )
     chosen = [items[place] for place in known]
     labels = [name for name, usable in zip(names, enough, strict=True) if usable]
@@ -175,11 +167,6 @@ def _auroc(images: Labelled, told: Told, label: int, repeats: int) -> Floats:
         with np.errstate(invalid="ignore"):
             draws.append(above / pairs)
     return np.concatenate(draws)
-
-
-def knn_auroc(features: NDArray, images: Labelled) -> float:
-    """Return the mean AUROC of nearest neighbours among other patients: quick enough for every few epochs."""
-    return float(mean_auroc(images, out_of_fold(features, images, knn_probe))[0])
 
 
 def _linear(train: NDArray, truth: NDArray, test: NDArray) -> Floats:
@@ -278,7 +265,7 @@ def compare_encoders(
     Args:
         datalist: data list with labels on its validation patients.
         model: folder with the encoder to judge; the one that comes with the package unless given.
-        section: whose patients judge: validation, or test.
+        section: whose patients judge: validation, test, or training (whose normal images pre-training may have seen).
         dataset_dir: base of relative paths; empty for the list's own folder.
         images: at most so many, of whole patients.
         seed: of the fresh weights, the choice of patients and the folds.
@@ -287,9 +274,14 @@ def compare_encoders(
         progress: show a bar with the time left.
 
     Raises:
+        AfireError: for an unknown section or too few images.
         DataListError: if the list has not enough labels, or no image can be used.
         CheckpointError: if the model cannot be read.
     """
+    if section not in SECTIONS:
+        raise AfireError(f"--section is {section!r}; one of {', '.join(SECTIONS)} is expected")
+    if images < 2 * MIN_EACH:
+        raise AfireError(f"--images is {images}; at least {2 * MIN_EACH} are needed, {MIN_EACH} of each kind")
     chosen = labelled_images(datalist, dataset_dir, section, images, seed)
     if isinstance(chosen, str):
         raise DataListError(f"{datalist}: encoders cannot be compared on it: {chosen}")
@@ -337,57 +329,3 @@ def worth_lines(comparison: Comparison) -> str:
     """Return sentence, table and advice for a terminal."""
     rows = [f"{name:<16} {value}   {gain}" for name, value, gain in figures_table(comparison)]
     return "\n".join([comparison.sentence(), *rows, comparison.advice()])
-
-
-class LabelProbe:
-    """Measure every few epochs how well nearest neighbours tell the labels of validation patients, on process 0.
-
-    The figure ``label_auroc`` goes to the trainer's metrics, so to the CSV log, MLflow and the report. Training does
-    not see the labels. Where the list has too few, nothing is measured.
-
-    Args:
-        datalist: the data list.
-        dataset_dir: base of relative paths; empty for the list's own folder.
-        every_epochs: epochs between measurements, the last one included; 0: never.
-        most: images that are judged.
-    """
-
-    def __init__(self, datalist: str | Path, dataset_dir: str = "", every_epochs: int = 5, most: int = 256) -> None:
-        self.datalist, self.dataset_dir, self.every_epochs, self.most = datalist, dataset_dir, every_epochs, most
-        self.images: Labelled | None = None
-        self.pictures = torch.empty(0)
-
-    def attach(self, engine: PretrainTrainer) -> None:
-        """Read the images, and register with the trainer."""
-        if rank() or not self.every_epochs:
-            return
-        chosen = labelled_images(self.datalist, self.dataset_dir, most=self.most)
-        if isinstance(chosen, str):
-            logger.info("no labels are told on the way: %s", chosen)
-            return
-        size = engine.method.export_encoder.image_size
-        reader = FeatureReader({"pictures": Embedding(size, lambda images: images)}, options=chosen.reader)
-        read = reader.features(chosen.items, "validation")["pictures"]
-        if read:
-            places = list(read)
-            self.images = Labelled([], chosen.labels, chosen.targets[places], chosen.patients[places], {})
-            self.pictures = torch.stack([*read.values()])
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self._measure)
-
-    def _measure(self, engine: PretrainTrainer) -> None:
-        if engine.state.epoch % self.every_epochs == 0 or engine.state.epoch == engine.state.max_epochs:
-            engine.state.metrics["label_auroc"] = self._auroc(engine)
-
-    @torch.no_grad()
-    def _auroc(self, engine: PretrainTrainer) -> float:
-        assert self.images is not None
-        embed = Embedding.of_encoder(engine.method.export_encoder).embed
-        features = torch.cat([embed(some) for some in self.pictures.split(64)])
-        return knn_auroc(features.numpy(), self.images)
-
-    def rehearse(self, engine: PretrainTrainer, folder: Path) -> float:
-        """Measure once; return how often an epoch that is."""
-        if self.images is None:
-            return 0.0
-        self._auroc(engine)
-        return 1 / self.every_epochs

@@ -155,9 +155,10 @@ def test_same_seed_gives_the_same_weights_also_while_mlflow_logs(first, phantoms
     (run,) = client.search_runs([client.get_experiment_by_name("afire-pretraining").experiment_id])
     assert (run.info.run_name, run.info.status) == ("mine", "FINISHED")
     assert {"loss", "validation_restoration", "lr"} <= run.data.metrics.keys()
-    assert run.data.params["encoder"] == "vit_ti6"
+    assert (run.data.params["encoder_preset"], run.data.params["seed"]) == ("vit_ti6", "0")
+    assert len(run.data.tags["data_sha256"]) == 64
     artifacts = {a.path for a in client.list_artifacts(run.info.run_id)}
-    assert artifacts == {"settings.yaml", "panels"}
+    assert artifacts == {"settings.yaml", "panels", "models", "report.html"}
 
 
 def test_unknown_setting_stops_the_run_and_names_the_nearest(phantoms, foreign):

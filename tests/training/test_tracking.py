@@ -10,9 +10,10 @@ import pytest
 from helpers import dataset_of, smooth_images, tiny_afire, tiny_trainer
 from ignite.engine import Events
 
+from afire_monai import __version__
 from afire_monai.core.errors import AfireError
 from afire_monai.training import CheckpointKeeper, PretrainTrainer, tracking
-from afire_monai.training.handlers import HealthMonitor, PanelWriter
+from afire_monai.training.handlers import HealthMonitor, PanelWriter, TensorBoardWriter
 from afire_monai.training.tracking import mlflow_handler
 
 IMAGES = smooth_images(16, (48, 48))
@@ -28,11 +29,12 @@ def test_mlflow_runs_have_their_own_names_and_a_resumed_one_goes_on_under_its_na
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     settings = tmp_path / "settings.yaml"
-    settings.write_text("epochs: 2\n")
+    long = "x" * 999
+    settings.write_text(f"epochs: 2\nlr: 0.5\nlong: {long}\ndatalist: /home/me/list.json\noutput_dir: /home/me/runs\n")
+    tags = {"data_sha256": "abc"}
 
     def handler(name: str):
-        parameters = {"lr": 0.5, "long": "x" * 999}
-        return mlflow_handler(tmp_path, name, every=3, seconds=0, parameters=parameters, artifacts=[settings])
+        return mlflow_handler(tmp_path, name, every=3, seconds=0, tags=tags, artifacts=[settings])
 
     trainer_with(HealthMonitor(UNSEEN, 6), handler("first")).run()
     broken = trainer_with(handler("second"))
@@ -56,10 +58,55 @@ def test_mlflow_runs_have_their_own_names_and_a_resumed_one_goes_on_under_its_na
     assert wanted <= first.data.metrics.keys()
     assert first.data.params["lr"] == "0.5"
     assert len(first.data.params["long"]) == 250
+    assert first.data.params["datalist"] == "list.json"
+    assert "output_dir" not in first.data.params
+    assert {"afire_monai": __version__, "method": "AFiRe", "data_sha256": "abc"}.items() <= first.data.tags.items()
     steps = [m.step for m in client.get_metric_history(first.info.run_id, "step/loss")]
     assert steps == [3, 6]  # of eight iterations
     assert [a.path for a in client.list_artifacts(first.info.run_id)] == ["settings.yaml"]
     assert "effective_rank" not in runs["second"].data.metrics
+
+
+def test_tensorboard_gets_the_figures_of_each_epoch_and_the_pictures(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    panels = PanelWriter(UNSEEN, tmp_path / "panels", count=2, every_epochs=2)
+    trainer = trainer_with(TensorBoardWriter(tmp_path / "tensorboard"), panels)
+    trainer.run()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("restoration")] == [1, 2]
+    assert events.Scalars("restoration")[-1].value == pytest.approx(trainer.state.metrics["restoration"], rel=1e-6)
+    assert [event.step for event in events.Images("panels")] == [2]
+
+
+def test_settings_that_a_resumed_run_changes_are_no_error_and_results_join_the_ended_run(tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "settings.yaml").write_text("epochs: 2\n")
+    broken = trainer_with(mlflow_handler(tmp_path, "run"))
+
+    @broken.on(Events.EPOCH_COMPLETED(once=1))
+    def kill():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        broken.run()
+    (tmp_path / "settings.yaml").write_text("epochs: 3\nseed: 1\n")
+    trainer = trainer_with(mlflow_handler(tmp_path, "run"))
+    trainer.run()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/encoder.json").write_text("{}")
+    files = [tmp_path / "models/encoder.json", tmp_path / "absent.html"]
+    tracking.log_results(trainer, {"worth/this_encoder": 0.75}, files)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("afire-pretraining")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.data.params["epochs"], run.data.params["seed"]) == ("2", "1")
+    assert run.data.metrics["worth/this_encoder"] == 0.75
+    assert [a.path for a in client.list_artifacts(run.info.run_id, "models")] == ["models/encoder.json"]
 
 
 def test_run_that_was_killed_after_its_last_epoch_is_ended_by_the_next_start_and_an_ended_one_is_left(

@@ -13,11 +13,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from afire_monai.cli.main import run
-from afire_monai.core.errors import DataListError
+from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.evaluation.bootstrap import Interval
 from afire_monai.models.folder import export_encoder
 from afire_monai.networks import ViTEncoder
 from afire_monai.predictions.features import Embedding, FeatureReader
+from afire_monai.training.label_probe import knn_auroc
 from afire_monai.training.worth import (
     FRESH,
     OWN,
@@ -27,7 +28,6 @@ from afire_monai.training.worth import (
     Labelled,
     Told,
     compare_encoders,
-    knn_auroc,
     labelled_images,
     mean_auroc,
     out_of_fold,
@@ -84,6 +84,10 @@ def test_a_label_of_few_images_is_not_judged_and_a_list_without_labels_is_refuse
     content["validation"] = content["validation"][:12]
     (study / "few.json").write_text(json.dumps(content))
     assert "no label has 10 images" in labelled_images(study / "few.json")
+    with pytest.raises(AfireError, match="--section is 'tests'; one of validation, test, training"):
+        compare_encoders(study / "list.json", study / "models", section="tests")
+    with pytest.raises(AfireError, match="--images is 5; at least 20"):
+        compare_encoders(study / "list.json", study / "models", images=5)
     with pytest.raises(DataListError, match=r"few\.json: encoders cannot be compared"):
         compare_encoders(study / "few.json", study / "models")
     for section in ("training", "validation"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from afire_monai.core.errors import AfireError
 from afire_monai.core.files import whole_file
+from afire_monai.core.locks import lock_file
 
 RECEIVED, REFUSED, PREDICTED, KEPT, SENT, UNSENT = "received", "refused", "predicted", "kept", "sent", "unsent"
 """States: to be predicted; left out; results to be sent; results with nobody to send to; done; given up."""
@@ -247,7 +247,7 @@ def is_running(folder: Path) -> bool:
 def _take(path: Path) -> int:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(handle, wait=False)
     except OSError:
         os.close(handle)
         raise AfireError("--state: another node works in this folder; stop it, or give another folder") from None

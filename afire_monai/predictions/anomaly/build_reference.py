@@ -13,11 +13,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from afire_monai.core.console import hidden
-from afire_monai.core.errors import AfireError
+from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.core.precision import set_precision
 from afire_monai.datalists.file import datalist_hash, read_raw, reader_options, training_items
 from afire_monai.datalists.patients import patient_of
 from afire_monai.models.folder import load_module_files, model_files, weights_hashes
+from afire_monai.predictions.anomaly.corrections import (
+    Corrections,
+    corrections_of,
+    marked_items,
+    percentiles,
+    without,
+)
 from afire_monai.predictions.anomaly.detector import DEFAULT_PARTS, AnomalyDetector, load_detector
 from afire_monai.predictions.anomaly.normals import CellGaussian, fit_images, fit_neighbours, fit_tokens
 from afire_monai.predictions.anomaly.reference import (
@@ -167,12 +174,14 @@ class MadeReference:
         left_out: how many normal radiographs could not be used.
         seen: whether the model was pre-trained on these radiographs; None where the model does not say: a list that was
             merged into the training's has another hash, so a difference tells nothing.
+        corrections: what marked radiographs changed, if there are any.
     """
 
     reference: NormalReference
     path: Path
     left_out: int
     seen: bool | None
+    corrections: Corrections | None = None
 
 
 def make_reference(
@@ -188,6 +197,8 @@ def make_reference(
     progress: bool = False,
     layers: Sequence[int] = (),
     window: int = 0,
+    normal: str | Path | None = None,
+    not_normal: str | Path | None = None,
 ) -> MadeReference:
     """Write ``reference.safetensors`` and its JSON into a model folder.
 
@@ -204,6 +215,8 @@ def make_reference(
         progress: show a bar with the time left.
         layers: blocks whose tokens are judged besides the encoder's output; 0 is the first, -1 the last.
         window: for neighbours, cells that a normal token may be away from the place of the one it is compared with.
+        normal: data list of false alarms: its images join the normals, whatever labels it has.
+        not_normal: data list of misses: its images are no normals, and 5 or more set the percentile of an alarm.
 
     Raises:
         DataListError: if the list or the section is missing, or holds no normal radiograph.
@@ -218,13 +231,20 @@ def make_reference(
     set_precision("float32")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     detector = load_detector(files).to(device)
-    items = training_items(datalist, section, base_dir=base_dir)
-    items = [items[place * len(items) // min(most, len(items))] for place in range(min(most, len(items)))]
-    used: list[str] = []
+    false_alarms, misses = marked_items(normal), marked_items(not_normal)
     raw = read_raw(Path(datalist))
-    read = functools.partial(_read, items, detector.canvas_size, reader_options(raw))
-    reading = ahead(read, range(len(items)), workers, max(2 * batch_size, 2 * workers))
-    bar = tqdm(reading, total=len(items), desc="normal radiographs", unit="image", disable=hidden(progress))
+    items = without(training_items(datalist, section, base_dir=base_dir), [*false_alarms, *misses])
+    items = [items[place * len(items) // min(most, len(items))] for place in range(min(most, len(items)))]
+    items = [{**item, "reader": reader_options(raw)} for item in items] + without(false_alarms, misses)
+
+    kept = len(items) - len(without(false_alarms, misses))
+
+    def pictures(some: Sequence[dict[str, Any]], name: str, used: list[int], owners: list[str]) -> Iterator[Tensor]:
+        read = functools.partial(_read, some, detector.canvas_size)
+        reading = ahead(read, range(len(some)), workers, max(2 * batch_size, 2 * workers))
+        bar = tqdm(reading, total=len(some), desc=name, unit="image", disable=hidden(progress))
+        return _batches(bar, some, batch_size, used, owners, device)
+
     base = "restorer" if "restorer" in files else "encoder"
     needed = {base, "detector"} if "prototypes" in (parts or ()) else {base}
     hashes = {kind: value for kind, value in weights_hashes(files).items() if kind in needed}
@@ -232,26 +252,69 @@ def make_reference(
     trained_on = load_module_files(files[base])[1].get("data_sha256")
     seen = section == "training" if trained_on == sha256 else None
     facts = {"section": section, "datalist_sha256": sha256, "model_sha256": hashes, "seen_in_training": seen}
-    batches = _batches(bar, items, batch_size, used, device)
-    reference = build_reference(detector, batches, used, parts, pooling, facts, layers, window)
-    return MadeReference(reference, reference.cpu().save(model), len(items) - reference.count, seen)
+    used, owners = list[int](), list[str]()
+    normals = pictures(items, "normal radiographs", used, owners)
+    reference = build_reference(detector, normals, owners, parts, pooling, facts, layers, window)
+    corrections = None
+    if false_alarms or misses:
+        earlier = _earlier(model, detector, hashes)
+        judges = [reference] if earlier is None else [reference, earlier.to(device)]
+        reference.to(device)
+
+        def judged(some: Sequence[dict[str, Any]], name: str) -> list[Tensor]:
+            return _judge(judges, detector, pictures(some, name, [], []))
+
+        alarms = judged(items[kept:], "false alarms")
+        found = judged(misses, "misses")
+        own = torch.tensor([place for place, index in enumerate(used) if index >= kept], dtype=torch.long)
+        alarms[0] = percentiles(reference.crossed[own], reference.crossed)
+        corrections = corrections_of(alarms, found)
+        reference.facts["corrections"] = corrections.facts()
+    return MadeReference(reference, reference.cpu().save(model), len(items) - reference.count, seen, corrections)
 
 
-def _read(items: Sequence[dict], size: tuple[int, int], options: dict, index: int) -> Radiograph | LeftOut:
-    return read_radiograph(index, str(items[index]["image"]), [size], options=options)
+def _read(items: Sequence[dict], size: tuple[int, int], index: int) -> Radiograph | LeftOut:
+    return read_radiograph(index, str(items[index]["image"]), [size], options=items[index]["reader"])
+
+
+def _earlier(model: str | Path, detector: AnomalyDetector, hashes: dict[str, str]) -> NormalReference | None:
+    """Return the reference that the model folder holds, if it can still judge."""
+    try:
+        earlier = NormalReference.load(model)
+        earlier.check(detector, hashes)
+    except CheckpointError:
+        return None
+    return earlier
+
+
+@torch.no_grad()
+def _judge(judges: Sequence[NormalReference], detector: AnomalyDetector, batches: Iterable[Tensor]) -> list[Tensor]:
+    """Return percentiles (n,) of pictures, by each reference."""
+    found: list[list[Tensor]] = [[] for _ in judges]
+    for images in batches:
+        for judge, values in zip(judges, found, strict=True):
+            features = detector.features(images, judge.parts, layers=judge.layers)
+            values.append(judge.judge(features, judge.canvas).percentile.cpu())
+    return [torch.cat(values) if values else torch.empty(0, dtype=torch.float64) for values in found]
 
 
 def _batches(
-    results: Iterator[Radiograph | LeftOut], items: Sequence[dict], size: int, used: list[str], device: torch.device
+    results: Iterator[Radiograph | LeftOut],
+    items: Sequence[dict],
+    size: int,
+    used: list[int],
+    owners: list[str],
+    device: torch.device,
 ) -> Iterator[Tensor]:
-    """Gather pictures into batches, and the patient of each into a list."""
+    """Gather pictures into batches, and place and patient of each into lists."""
     batch: list[Tensor] = []
     for result in results:
         if isinstance(result, LeftOut):
             continue
         batch += result.images.values()
+        used.append(result.index)
         # without a patient each radiograph counts as one of its own
-        used.append(patient_of(items[result.index]))
+        owners.append(patient_of(items[result.index]))
         if len(batch) == size:
             yield torch.stack(batch).to(device)
             batch = []

@@ -304,6 +304,8 @@ class NormalReference(nn.Module):
         self.models = nn.ModuleDict(dict(models))
         self.combination = combination
         self.register_buffer("scores", scores.float().sort().values)
+        #: scores of the normals in the order in which they were given, for whoever builds a reference
+        self.crossed = scores.float()
 
     @property
     def count(self) -> int:
@@ -351,7 +353,12 @@ class NormalReference(nn.Module):
         """Return what a percentile means, as plain values for a record."""
         highest = percentile > 100 - 50 / self.count
         share = "all" if highest else f"{int(percentile)} % of"
-        return {"normals": self.count, "meaning": f"more unusual than {share} {self.count} normal radiographs"}
+        words = {"normals": self.count, "meaning": f"more unusual than {share} {self.count} normal radiographs"}
+        corrected = self.facts.get("corrections")
+        if isinstance(corrected, dict) and "alarm_percentile" in corrected:
+            words |= {"alarm_percentile": corrected["alarm_percentile"]}
+            words |= {"alarm": bool(percentile >= corrected["alarm_percentile"])}
+        return words
 
     def save(self, folder: str | Path) -> Path:
         """Write ``reference.safetensors`` and its JSON into a model folder; return the first."""

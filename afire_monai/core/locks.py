@@ -1,0 +1,34 @@
+"""Locks on open files, where the system has them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import IO
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+
+def lock_file(file: int | IO[str], wait: bool = True) -> None:
+    """Lock an open file for this process alone, until it is closed.
+
+    Args:
+        file: handle, or open file.
+        wait: for whoever holds it; on Windows ten seconds at most.
+
+    Raises:
+        BlockingIOError: if another process holds it and ``wait`` is false.
+        OSError: if the file system has no locks.
+    """
+    handle = file if isinstance(file, int) else file.fileno()
+    if sys.platform == "win32":
+        os.lseek(handle, 0, os.SEEK_SET)
+        try:
+            msvcrt.locking(handle, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError(*error.args) from error
+    else:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
