@@ -110,20 +110,18 @@ def leave_pointer(folder: Path, log: Path, images: dict[str, str]) -> None:
     try:
         write_text(folder / POINTER, json.dumps({"log": str(log), "images": images}) + "\n", private=True)
     except OSError as error:
-        logger.warning("%s cannot be written (%s): sending is logged beside the files", POINTER, error.strerror)
+        logger.warning("%s cannot be written (%s): their sending is not logged", POINTER, error.strerror)
 
 
-def follow(folder: Path) -> tuple[Path, dict[str, str]]:
-    """Return the log that what is sent from a folder is noted in, and the hashes of images by name of file.
+def follow(folder: Path) -> tuple[Path | None, dict[str, str]]:
+    """Return the log that a pointer in a folder leads to, and the hashes of images by name of file.
 
-    Without a pointer to a log that is there, it lies beside the files, hidden.
+    Without a pointer to a log that is there, None and nothing: folders that this program did not write are only read.
     """
     folder = folder.parent if folder.is_file() else folder
     try:
         found = json.loads((folder / POINTER).read_text(encoding="utf-8"))
         log, images = Path(found["log"]), {str(name): str(image) for name, image in found["images"].items()}
-        if log.name == AUDIT and log.parent.is_dir():
-            return log, images
-        return folder / f".afire-{AUDIT}", images
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return folder / f".afire-{AUDIT}", {}
+        return None, {}
+    return (log, images) if log.name == AUDIT and log.is_file() else (None, {})

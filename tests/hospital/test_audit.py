@@ -87,15 +87,14 @@ def test_each_command_appends_a_line_with_counts_pseudonyms_and_peer(tmp_path: P
     assert not any(server.url.encode() in path.read_bytes() for path in others)
 
 
-def test_what_is_sent_from_any_other_folder_is_noted_beside_the_files_and_not_sent(
-    tmp_path: Path, server: FakeServer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_any_other_folder_is_only_read_and_logged_where_a_log_is_named(tmp_path: Path, server: FakeServer) -> None:
     write(tmp_path / "outbox" / "a", 1)
-    for count in (1, 0):
-        assert afire(["send", str(tmp_path / "outbox"), "--dicomweb", server.url]) == 0
-        assert "skipped" not in capsys.readouterr().out
-        assert rows(tmp_path / "outbox" / ".afire-audit.csv")[-1]["what"].startswith(f"{count} files sent")
-    assert stat.S_IMODE((tmp_path / "outbox" / ".afire-audit.csv").stat().st_mode) == 0o600
+    words = ["send", str(tmp_path / "outbox"), "--dicomweb", server.url]
+    assert afire(words) == 0
+    assert [path.name for path in (tmp_path / "outbox").iterdir()] == ["a"]
+    assert afire([*words, "--audit", str(tmp_path / "audit.csv")]) == 0
+    assert [line["what"] for line in rows(tmp_path / "audit.csv")] == ["0 files sent, 1 were there, 0 failed"]
+    assert stat.S_IMODE((tmp_path / "audit.csv").stat().st_mode) == 0o600
 
 
 def test_a_run_that_fails_is_in_the_log_without_what_was_wrong(tmp_path: Path) -> None:
@@ -139,8 +138,8 @@ def test_many_pseudonyms_are_on_lines_that_every_program_can_read(tmp_path: Path
 )
 def test_a_pointer_that_was_changed_leads_nowhere_else(tmp_path: Path, content: str) -> None:
     (tmp_path / ".afire-audit.json").write_text(content)
-    assert follow(tmp_path) == (tmp_path / ".afire-audit.csv", {})
+    assert follow(tmp_path) == (None, {})
     (tmp_path / ".afire-audit.json").write_text(
         json.dumps({"log": os.path.join(tmp_path, "gone", "audit.csv"), "images": {}})
     )
-    assert follow(tmp_path) == (tmp_path / ".afire-audit.csv", {})
+    assert follow(tmp_path) == (None, {})

@@ -141,13 +141,15 @@ def forget(folder: str | Path) -> int:
     return len(names)
 
 
-def send_folder(web: Archive, folder: str | Path, progress: bool = False) -> Transfer:
+def send_folder(web: Archive, folder: str | Path, progress: bool = False, audit: str | Path | None = None) -> Transfer:
     """Store every DICOM file of a folder and its subfolders in an archive; other files are passed over.
 
     Args:
         web: the server.
         folder: searched with its subfolders; files that are not DICOM are passed over. One file is possible too.
         progress: show a bar with the time left.
+        audit: audit log to append to (CSV); unless given, that of the ingest whose DICOM results are sent, and none for
+            other folders.
 
     Raises:
         DicomWebError: if the server refuses the credentials or is lost for good; what was sent stays sent.
@@ -157,7 +159,7 @@ def send_folder(web: Archive, folder: str | Path, progress: bool = False) -> Tra
     if not folder.exists():
         raise AfireError("the folder to send is not there; give one that holds DICOM files")
     log, images = follow(folder)
-    with audited(log, "send", web.peer) as entry:
+    with audited(log if audit is None else Path(audit), "send", web.peer) as entry:
         result = _send_all(web, folder, progress)
         failed = {os.path.basename(file) for file, _ in result.failed}
         entry.what = result.counts("sent")
