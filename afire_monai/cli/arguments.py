@@ -96,6 +96,8 @@ def _stand_ins(tree: CommandTree, pending: list[Callable[[], int]]) -> CommandTr
 def _call(command: Command, values: Sequence[str], options: dict[str, str]) -> int:
     given = command.signature.bind(*values, **options).arguments
     for name, text in given.items():
+        if text is None:  # a word that may be left out, and was
+            continue
         parameter = command.signature.parameters[name]
         several, kind = parameter.kind is parameter.VAR_POSITIONAL, parameter.annotation
         given[name] = [str(one) for one in text] if several else convert(name, text, kind)

@@ -1,4 +1,4 @@
-"""Commands of a hospital: ``afire ingest``, ``afire dicom-results``, ``afire send`` and ``afire node``."""
+"""Commands of a hospital: ``afire ingest``, ``forget``, ``dicom-results``, ``send`` and ``node``."""
 
 from __future__ import annotations
 
@@ -75,6 +75,28 @@ def ingest(
     print(f"written: {out}/datalist.json, datacard.html, left_out.csv (reasons); {out}/private stays with the hospital")
     print(f"next:    afire check {out}/datalist.json")
     return fetched.transfer.status if fetched else 0
+
+
+@front("afire_monai.hospital.forget:forget", "patient")
+def forget(work: Callable[..., Any], *, folder: str, **options: Any) -> int:
+    """Erase one patient from the folder of an ingest for good, and keep them out of later ingests.
+
+    Not erased: the source, your tables of labels, predictions, DICOM results, caches, models, copies and backups. A
+    shell may keep a PatientID in its history; --hash names the patient by a pseudonym.
+
+    Example: afire forget --hash 0123456789abcdef0123 --folder chest
+
+    Example: afire forget 4711 --folder chest --model runs/classifier,runs/pretraining
+
+    Args:
+        folder: that `afire ingest` wrote.
+        model: folders of trainings or models, with commas between them, to be told which were made with the patient.
+    """
+    print("\n".join(work(folder=folder, **options).lines()))
+    print(
+        "kept:      source, label tables, predictions, results, caches, models, copies, backups: see to them yourself"
+    )
+    return 0
 
 
 @front("afire_monai.hospital.dicomweb.transfer:send_folder", "folder", hide=("web",))
@@ -168,7 +190,7 @@ def dicom_results(work: Callable[..., Any], *, out: str, **options: Any) -> int:
         raise AfireError("highdicom is not installed: pip install 'afire-monai[dicom]'") from error
     from afire_monai.dicom_results.folder import OBJECTS
 
-    done = work(out=out, **options)
+    done = _logged_results(work, out, options)
     counts = ", ".join(f"{kind} {count}" for kind, count in done.objects.items())
     print(f"written:  {done.done} of {done.total} images" + (f" ({counts})" if counts else ""))
     for line in exception_lines(done.left_out, done.unfit):
@@ -177,6 +199,22 @@ def dicom_results(work: Callable[..., Any], *, out: str, **options: Any) -> int:
     if done.done:
         print(f"next:     afire send {out} --dicomweb ADDRESS (or --pacs AET@HOST:PORT)")
     return int(done.status)
+
+
+def _logged_results(work: Callable[..., Any], out: str, options: Mapping[str, Any]) -> Any:
+    """Write DICOM results, and note in the log of the ingest of which images they are, if there was one."""
+    from afire_monai.dicom_results.folder import OBJECTS
+    from afire_monai.hospital.audit import audit_of_index, audited, images_of_results, leave_pointer
+
+    log = audit_of_index(options.get("index"))
+    with audited(log, "dicom-results") as entry:
+        done = work(out=out, **options)
+        entry.what = f"{sum(done.objects.values())} objects of {done.done} images"
+        if log is not None:
+            images = images_of_results(Path(options["predictions"]), Path(out) / OBJECTS)
+            entry.pseudonyms = sorted(set(images.values()))
+            leave_pointer(Path(out), log, images)
+    return done
 
 
 @front("afire_monai.hospital.node.run:run_node", hide=("stop", "ready"))

@@ -13,7 +13,7 @@ from afire_monai.cli.check import check
 from afire_monai.cli.datalist import PUBLIC_DATASETS, from_csv, from_folder, merge, phantom, validate
 from afire_monai.cli.demo import demo
 from afire_monai.cli.export import export
-from afire_monai.cli.hospital import dicom_results, ingest, node, send
+from afire_monai.cli.hospital import dicom_results, forget, ingest, node, send
 from afire_monai.cli.predictions import evaluate, figures, predict, reference
 from afire_monai.cli.runs import check_bundle, copy, finetune, path, pretrain, segment
 from afire_monai.cli.training import crossvalidate, import_release, plan, probe, report, worth
@@ -40,6 +40,7 @@ COMMANDS: CommandTree = {
     "export": export,
     "figures": figures,
     "finetune": finetune,
+    "forget": forget,
     "import-release": import_release,
     "ingest": ingest,
     "node": node,

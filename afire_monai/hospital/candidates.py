@@ -12,6 +12,7 @@ DUPLICATE = "duplicate"
 TEXT_SEEN = "text seen near the border"
 NO_DATE = "no date to split by"
 NO_SITE = "no site to split by"
+EXCLUDED = "excluded by hand"
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from PIL import Image
 from afire_monai.core.errors import RadiographError
 from afire_monai.core.files import whole_file
 from afire_monai.core.pool import Failure
+from afire_monai.hospital.forgotten import FORGOTTEN, Forgotten
 from afire_monai.radiographs.dicom import picture_of
 from afire_monai.radiographs.dicom_open import open_dataset, open_in_two
+from afire_monai.radiographs.frontal_look import frontal_look
 from afire_monai.radiographs.header import Header, check_start, header_of, read_header
 from afire_monai.radiographs.judgement import judge
-from afire_monai.radiographs.lung_fields import lung_fields
 from afire_monai.radiographs.picture import stretch
 
 LINE_LETTERS = 5  # fewer are no line of text
@@ -104,7 +105,7 @@ class Job:
         target: path of the PNG.
         max_side: longest side of the PNG in pixels.
         check_text: look for text near the borders.
-        look: look for lung fields.
+        look: see whether it looks like a frontal chest radiograph.
         window_index: which window or VOI LUT to use where the file has several.
     """
 
@@ -130,7 +131,7 @@ class Converted:
         size: bytes of the PNG.
         pixels: SHA-256 of the picture that was written: equal decoded pixels have equal hashes.
         shape: rows and columns of the PNG.
-        lung_fields: see `lung_fields`; 1 if it was not looked for.
+        look: see `frontal_look`; 1 if it was not looked at.
         letters: see `burned_in_text`; -1 if it was not looked for.
         histogram: share of the pixels (of large pictures, of every few) in each of `BINS` equal parts of 0…1.
     """
@@ -138,7 +139,7 @@ class Converted:
     size: int
     pixels: str
     shape: tuple[int, int]
-    lung_fields: float
+    look: float
     letters: int
     histogram: tuple[float, ...]
 
@@ -155,6 +156,7 @@ class Reading:
         check_text: look for text near the borders.
         include_laterals: convert lateral views as well.
         window_index: as of `Job`.
+        forgotten: patients of whom nothing is read but the header.
     """
 
     number: int
@@ -164,6 +166,7 @@ class Reading:
     check_text: bool
     include_laterals: bool
     window_index: int = 0
+    forgotten: Forgotten | None = None
 
 
 @dataclass(frozen=True)
@@ -196,11 +199,13 @@ def read_file(task: Reading) -> Read | Failure:
     try:
         with open_in_two(path, lambda head: check_start(path, head)) as (dataset, add_pixels):
             header = header_of(path, dataset)
+            if task.forgotten is not None and task.forgotten.holds(header, task.source):
+                return Failure(FORGOTTEN)
             verdict = judge(header, task.include_laterals)
             if verdict.reason or verdict.raw:
                 return Read(header)
             target = os.path.join(task.folder, provisional(task.number))
-            look = not verdict.stated and not verdict.lateral
+            look = verdict.needs_look
             job = Job(task.number, task.source, target, task.max_side, task.check_text, look, task.window_index)
             try:
                 add_pixels()
@@ -215,7 +220,9 @@ def read_file(task: Reading) -> Read | Failure:
 def read_header_only(task: Reading) -> Read | Failure:
     """Read the header alone of a file whose pixels cannot be trusted."""
     try:
-        return Read(read_header(Path(task.source)))
+        header = read_header(Path(task.source))
+        held = task.forgotten is not None and task.forgotten.holds(header, task.source)
+        return Failure(FORGOTTEN) if held else Read(header)
     except RadiographError as error:
         return _failure(error)
 
@@ -250,7 +257,7 @@ def _convert(job: Job, path: Path, dataset: Any) -> Converted | Failure:
         sum(len(part) for part in content),
         _pixel_hash(values),
         (values.shape[0], values.shape[1]),
-        lung_fields(reduced) if job.look else 1.0,
+        frontal_look(reduced) if job.look else 1.0,
         burned_in_text(reduced) if job.check_text else -1,
         _histogram(values),
     )

@@ -17,6 +17,8 @@ HASH_CHARACTERS = 20
 
 PRIVATE = "private"
 INDEX, LEFT_OUT, UNMATCHED = "index.csv", "left_out.csv", "unmatched_labels.csv"
+RETRIEVED, NOT_RETRIEVED = "dicom", "not_retrieved.csv"
+"""Names in the private folder: of the retrieved files, and of the table of what could not be retrieved."""
 
 
 def make_private_folder(out: Path) -> Path:
@@ -110,6 +112,10 @@ class IdentityKey:
     def image(self, sop_instance_uid: str) -> str:
         """Hash of an image: of its SOPInstanceUID, or for files without one, of what stands for it."""
         return self._hash("image", sop_instance_uid.strip())
+
+    def forgotten(self, *parts: str) -> str:
+        """Hash under which something that was erased is known again; no hash of a patient or image is like it."""
+        return self._hash("forgotten", *(part.strip() for part in parts))
 
     def site(self, name: str) -> str:
         """Hash of the institution or station that made an image."""

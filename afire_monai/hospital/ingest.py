@@ -11,14 +11,21 @@ from pathlib import Path
 from afire_monai.core.console import hidden
 from afire_monai.core.errors import AfireError
 from afire_monai.core.pool import Pool
+from afire_monai.datalists.file import present_sections, read_raw
 from afire_monai.hospital import outputs
+from afire_monai.hospital.audit import AUDIT, audited
 from afire_monai.hospital.candidates import NO_DATE, NO_SITE
+from afire_monai.hospital.erase import drop_forgotten
+from afire_monai.hospital.exclusion import Excluded, read_exclusions
+from afire_monai.hospital.forget import refuse_unfinished
+from afire_monai.hospital.forgotten import Forgotten
 from afire_monai.hospital.identity import INDEX, KEY, PRIVATE, IdentityKey, make_private_folder
 from afire_monai.hospital.issuers import Issuers
 from afire_monai.hospital.labels import LabelTable
-from afire_monai.hospital.outputs import ALLOWED, Options, SplitRule
+from afire_monai.hospital.outputs import ALLOWED, Options
 from afire_monai.hospital.scan import scan
-from afire_monai.hospital.series_choice import Chooser
+from afire_monai.hospital.sections import SplitRule
+from afire_monai.hospital.series_choice import Chooser, Runner
 from afire_monai.hospital.state import STATE, State
 
 StrPath = str | os.PathLike[str]
@@ -87,6 +94,7 @@ def ingest(
     check_text: bool = False,
     accept_text: bool = False,
     issuers: str = "one",
+    exclude: StrPath | None = None,
     name: str = "hospital",
     progress: bool = False,
     seconds_per_file: float = 60.0,
@@ -123,6 +131,8 @@ def ingest(
         accept_text: with check_text, keep them and count them.
         issuers: one: a PatientID is one patient, whoever issued it; separate: the same PatientID of two issuers is two
             patients. Case and blanks of an issuer never count.
+        exclude: file of images to leave out, one a line by hash or name of the picture, or a CSV with a column image;
+            they stay left out in later runs (private/excluded.csv).
         name: of the data list.
         progress: show bars with the time left.
         seconds_per_file: after which a file counts as hanging.
@@ -144,28 +154,37 @@ def ingest(
             Path(labels), join, join_column, label_columns, labels_column, label_separator, normal_label, delimiter,
             encoding,
         )  # fmt: skip
+    excluding = (Path(exclude), read_exclusions(Path(exclude))) if exclude is not None else None
     private = make_private_folder(Path(out))
-    state = State(private)
-    try:
-        identity = _identity(private, key, state)
-        _same_roots(state, roots)
-        _same_issuers(state, options.issuers)
-        (Path(out) / outputs.SUMMARY).unlink(missing_ok=True)  # without it a folder is not taken for a finished one
-        with Pool(processes, seconds_per_file) as pool:
-            reader = _Reader(state, pool, progress)
-            reader.find(roots, Path(out))
-            chooser = Chooser(state, identity, options, Path(out))
-            reader.headers_read = chooser.read(lambda work, tasks, count: reader.work(work, tasks, count, "reading"))
-            chosen = chooser.run(lambda work, tasks, count: reader.work(work, tasks, count, "converting"))
-        state.note_verdicts(chosen.verdicts.items())
-        state.note_verdicts(_without_split(state, options.split))
-        state.save()
-        done = outputs.write(state, identity, options, Path(out), table, [str(root) for root in roots])
-        return IngestSummary(Path(out), **done, headers_read=reader.headers_read, images_read=chosen.converted)
-    except sqlite3.DatabaseError as error:
-        raise state.damaged(error) from error
-    finally:
-        state.close()
+    with audited(private / AUDIT, "ingest") as entry:
+        state = State(private)
+        try:
+            identity = _identity(private, key, state)
+            _same_roots(state, roots)
+            _same_issuers(state, options.issuers)
+            forgotten = Forgotten.load(private, identity, options.issuers)
+            refuse_unfinished(state, forgotten)
+            (Path(out) / outputs.SUMMARY).unlink(missing_ok=True)  # without it a folder is not taken for a finished one
+            before = _groups(Path(out) / outputs.DATALIST)
+            with Pool(processes, seconds_per_file) as pool:
+                reader = _Reader(state, pool, progress)
+                reader.find(roots, Path(out))
+                chooser = Chooser(state, identity, options, Path(out), forgotten)
+                reader.headers_read = chooser.read(reader.runner("reading"))
+                excluded = _excluded(state, identity, private, excluding)
+                chosen = chooser.run(reader.runner("converting"), excluded)
+            state.note_verdicts(chosen.verdicts.items())
+            state.note_verdicts(_without_split(state, options.split))
+            state.save()
+            done = outputs.write(state, identity, options, Path(out), table, [str(root) for root in roots], forgotten)
+            drop_forgotten(state, private)
+            entry.what = f"{done['seen']} files seen, {done['kept']} images of {done['patients']} patients kept"
+            entry.pseudonyms = sorted(_groups(Path(out) / outputs.DATALIST) - before)
+            return IngestSummary(Path(out), **done, headers_read=reader.headers_read, images_read=chosen.converted)
+        except sqlite3.DatabaseError as error:
+            raise state.damaged(error) from error
+        finally:
+            state.close()
 
 
 class _Reader:
@@ -183,10 +202,14 @@ class _Reader:
         if self.state.count() == 0:
             raise AfireError("there is no file in the folders that were named; check the paths")
 
-    def work(self, function, tasks, count, words) -> Iterator:  # type: ignore[no-untyped-def]  # as Pool.run
-        """As `Pool.run`, with a bar."""
-        if count:
-            yield from self._bar(self.pool.run(function, tasks), count, words)
+    def runner(self, words: str) -> Runner:
+        """Return what does work as `Pool.run`, with a bar."""
+
+        def run(function, tasks, count) -> Iterator:  # type: ignore[no-untyped-def]  # as Pool.run
+            if count:
+                yield from self._bar(self.pool.run(function, tasks), count, words)
+
+        return run
 
     def _bar(self, steps, count, words) -> Iterator:  # type: ignore[no-untyped-def]  # as its argument
         if not self.progress:
@@ -239,6 +262,27 @@ def _identity(private: Path, key: StrPath | None, state: State) -> IdentityKey:
     state.set_fact("key", identity.fingerprint)
     state.save()
     return identity
+
+
+def _groups(datalist: Path) -> set[str]:
+    """Patients of a data list; none if there is no list, or none that can be read."""
+    try:
+        listed = read_raw(datalist)
+        return {str(item["group"]) for section in present_sections(listed) for item in listed[section]}
+    except (AfireError, KeyError, TypeError):
+        return set()
+
+
+def _excluded(
+    state: State, identity: IdentityKey, private: Path, excluding: tuple[Path, dict[str, int]] | None
+) -> set[str]:
+    """Hashes of images that are or were excluded by hand."""
+    excluded = Excluded(private)
+    if excluding is not None:
+        path, wanted = excluding
+        known = {outputs.image_of(identity, e.header, e.path) for e in state.entries() if e.header is not None}
+        excluded.add(wanted, known, path)
+    return excluded.images
 
 
 def _same_roots(state: State, roots: Sequence[Path]) -> None:

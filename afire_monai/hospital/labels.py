@@ -182,8 +182,7 @@ class LabelTable:
         if self.join != "file":
             key = {"accession": header.accession, "patient": header.patient_id, "study": header.study_uid}[self.join]
             return {key} if key else set()
-        below = [os.path.relpath(subject.path, root) for root in roots if subject.path.startswith(root + os.sep)]
-        return {_file_key(name) for name in (subject.path, os.path.basename(subject.path), *below)}
+        return file_keys(subject.path, roots)
 
     def _one_each(self, row: Row) -> Values:
         values = []
@@ -213,6 +212,12 @@ def _different(names: Sequence[str]) -> tuple[str, ...]:
     if isinstance(names, str) or not names or len(set(names)) < len(names):
         raise DataListError(f"label_columns are {names!r}; different names of columns, at least one, are expected")
     return tuple(names)
+
+
+def file_keys(path: str, roots: Sequence[str] = ()) -> set[str]:
+    """Return what may stand for a file in a table: path, name, and path from each of the roots; without suffix."""
+    below = [os.path.relpath(path, root) for root in roots if path.startswith(root + os.sep)]
+    return {_file_key(name) for name in (path, os.path.basename(path), *below)}
 
 
 def _file_key(name: str) -> str:

@@ -3,140 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from afire_monai import __version__
-from afire_monai.core.errors import AfireError, DataListError
+from afire_monai.core.errors import AfireError
 from afire_monai.core.files import open_whole, write_rows
 from afire_monai.datalists.file import SECTIONS, datalist_hash, save_datalist
-from afire_monai.datalists.splits import split_by_group
+from afire_monai.hospital.contact_sheet import SHEET, sheets, write_contact_sheet
 from afire_monai.hospital.convert import BINS, Converted
 from afire_monai.hospital.datacard import age_band, age_in_band, describe, write_datacard
+from afire_monai.hospital.forgotten import FORGOTTEN, Forgotten
 from afire_monai.hospital.identity import INDEX, LEFT_OUT, PRIVATE, UNMATCHED, IdentityKey
 from afire_monai.hospital.issuers import ONE, Issuers
 from afire_monai.hospital.labels import JoinedLabels, LabelTable, Subject, join_labels
+from afire_monai.hospital.sections import SplitRule, assign_sections
 from afire_monai.hospital.state import KEPT, Entry, State
 from afire_monai.radiographs.header import Header
 from afire_monai.radiographs.judgement import judge
-
-TRAINING, VALIDATION, TEST = range(3)
-
-
-@dataclass(frozen=True)
-class SplitRule:
-    """How to split.
-
-    Attributes:
-        by: "shares", "date" or "site".
-        shares: of training, validation and test.
-        cuts: with "date": YYYYMMDD of the first day of validation (if there are two) and of test.
-        seed: of what is drawn.
-    """
-
-    by: str = "shares"
-    shares: tuple[float, ...] = (0.7, 0.1, 0.2)
-    cuts: tuple[str, ...] = ()
-    seed: int = 0
-
-    @classmethod
-    def parse(cls, split_by: str | None, shares: Sequence[float], seed: int) -> SplitRule:
-        """Build a rule from the words of a command line: None, ``date:YYYY-MM-DD[,YYYY-MM-DD]`` or ``site``.
-
-        Raises:
-            DataListError: for anything else, or shares that are not three that sum to 1.
-        """
-        if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-            raise DataListError(
-                f"split is {','.join(f'{s:g}' for s in shares)}; three shares from 0 to 1 that sum to 1 are expected: "
-                "training, validation, test"
-            )
-        plain = tuple(float(share) for share in shares)
-        if split_by is None:
-            return cls("shares", plain, (), seed)
-        kind, _, rest = split_by.partition(":")
-        if split_by == "site":
-            return cls("site", plain, (), seed)
-        if kind != "date":
-            raise DataListError(f"split-by is {split_by!r}; date:YYYY-MM-DD,YYYY-MM-DD or site is expected")
-        try:
-            cuts = tuple(date.fromisoformat(text.strip()).strftime("%Y%m%d") for text in rest.split(","))
-        except ValueError:
-            cuts = ()
-        if len(cuts) not in (1, 2) or list(cuts) != sorted(set(cuts)):
-            raise DataListError(
-                f"split-by is {split_by!r}; date:FIRST or date:FIRST,SECOND with days as YYYY-MM-DD, the earlier one "
-                "first, is expected"
-            )
-        return cls("date", plain, cuts, seed)
-
-    def missing(self, day: str, site: str) -> bool:
-        """Whether an image lacks what this rule splits by."""
-        return (self.by == "date" and not day) or (self.by == "site" and not site)
-
-
-def assign_sections(
-    rule: SplitRule, groups: Sequence[str], strata: Sequence[str], days: Sequence[str], sites: Sequence[str]
-) -> list[int]:
-    """Return the section of each of n images; all images of a patient are in one.
-
-    - shares: patients are dealt out, stratified and seeded (`split_by_group`).
-    - date: a patient's *latest* image decides. So no training image is of the first day of validation or later, and
-      some images of later sections are older.
-    - site: the site with most images is for training and validation (by their shares), all others are the test set. A
-      patient seen at both kinds is in the test set, so nothing of another site is trained on.
-
-    Args:
-        rule: how.
-        groups: patient of each image.
-        strata: what the shares are kept in, of each image.
-        days: YYYYMMDD of each image.
-        sites: hash of the site of each image.
-
-    Raises:
-        DataListError: nothing is left for training, or there is one site only.
-    """
-    if rule.by == "shares":
-        return [int(part) for part in split_by_group(groups, strata, rule.shares, rule.seed)]
-    if rule.by == "date":
-        parts = (TEST,) if len(rule.cuts) == 1 else (VALIDATION, TEST)
-        latest = _of_patient(groups, days, max)
-        sections = [max((p for p, cut in zip(parts, rule.cuts, strict=True) if latest[g] >= cut), default=TRAINING) for g in groups]  # fmt: skip  # noqa: E501
-    else:
-        sections = _by_site(rule, groups, strata, sites)
-    if sections and TRAINING not in sections:
-        raise DataListError("no patient is left for training; split by other dates, or by shares")
-    return sections
-
-
-def _by_site(rule: SplitRule, groups: Sequence[str], strata: Sequence[str], sites: Sequence[str]) -> list[int]:
-    counts = Counter(sites)
-    if len(counts) < 2:
-        raise DataListError(f"{len(counts)} site in the files; two or more are needed to split by site")
-    home = min(counts, key=lambda site: (-counts[site], site))
-    outside = {group for group, site in zip(groups, sites, strict=True) if site != home}
-    inside = [place for place, group in enumerate(groups) if group not in outside]
-    total = rule.shares[TRAINING] + rule.shares[VALIDATION]
-    shares = (rule.shares[TRAINING] / total, rule.shares[VALIDATION] / total) if total > 0 else (1.0, 0.0)
-    parts = split_by_group([groups[i] for i in inside], [strata[i] for i in inside], shares, rule.seed)
-    sections = [TEST] * len(groups)
-    for place, part in zip(inside, parts, strict=True):
-        sections[place] = int(part)
-    return sections
-
-
-def _of_patient(groups: Sequence[str], values: Sequence[str], choose: Callable[[list[str]], str]) -> dict[str, str]:
-    collected: dict[str, list[str]] = defaultdict(list)
-    for group, value in zip(groups, values, strict=True):
-        collected[group].append(value)
-    return {group: choose(found) for group, found in collected.items()}
-
 
 ALLOWED = ("age", "sex", "view", "manufacturer_model")
 IMAGES, DATALIST, SUMMARY = "images", "datalist.json", "ingest.json"
@@ -160,7 +49,7 @@ class Options:
 
 
 @dataclass
-class _Kept:
+class Kept:
     """What is known of the images that are kept, in the order of their paths."""
 
     items: list[dict[str, Any]] = field(default_factory=list)
@@ -170,6 +59,11 @@ class _Kept:
     histogram: np.ndarray[Any, Any] = field(default_factory=lambda: np.zeros(BINS))
     counts: Counter[str] = field(default_factory=Counter)
     issuers: Issuers = field(default_factory=Issuers)
+    looked_at: list[tuple[float, str]] = field(default_factory=list)
+
+    def card(self, datalist: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the figures of the data card."""
+        return describe(datalist, self.facts, (self.histogram / len(self.items)).tolist())
 
 
 def image_of(identity: IdentityKey, header: Header, path: str) -> str:
@@ -185,7 +79,13 @@ def group_of(identity: IdentityKey, header: Header, path: str, issuers: Issuers)
 
 
 def write(
-    state: State, identity: IdentityKey, options: Options, out: Path, table: LabelTable | None, roots: Sequence[str]
+    state: State,
+    identity: IdentityKey,
+    options: Options,
+    out: Path,
+    table: LabelTable | None,
+    roots: Sequence[str],
+    forgotten: Forgotten,
 ) -> dict[str, Any]:
     """Write all files of a finished ingest, the summary last.
 
@@ -196,6 +96,7 @@ def write(
         out: folder.
         table: of labels; None without.
         roots: folders that were named.
+        forgotten: patients whose values no table repeats.
 
     Returns:
         The fields of an `IngestSummary` that this knows.
@@ -203,16 +104,17 @@ def write(
     Raises:
         AfireError: no image is kept, or a file cannot be written.
     """
-    left_out, seen = _write_left_out(state, out)
-    kept = _collect(state, identity, options)
+    left_out, seen = write_left_out(state, out)
+    kept = collect(state, identity, options)
     if not kept.items:
         reasons = ", ".join(f"{reason}: {n}" for reason, n in left_out.items())
         raise AfireError(f"none of {seen} files is a frontal chest radiograph that can be used ({reasons})")
-    joined = _join(state, identity, table, roots, out) if table is not None else None
+    joined = _join(state, identity, table, roots, out, forgotten) if table is not None else None
     datalist = _datalist(kept, joined, options)
     save_datalist(datalist, out / DATALIST)
-    _write_index(state, identity, out, kept.issuers)
-    write_datacard(describe(datalist, kept.facts, (kept.histogram / len(kept.items)).tolist()), out)
+    write_private(state, identity, kept, out)
+    write_datacard(kept.card(datalist), out)
+    note_list(state, datalist)
     done: dict[str, Any] = {
         "seen": seen,
         "kept": len(kept.items),
@@ -220,7 +122,7 @@ def write(
         "left_out": left_out,
         "sections": {name: len(datalist[name]) for name in SECTIONS if name in datalist},
         "labels": _label_figures(joined) if joined is not None else {},
-        "remarks": tuple(_remarks(kept, joined, options, datalist)),
+        "remarks": tuple(_remarks(kept, joined, options, datalist, out)),
     }
     with open_whole(out / SUMMARY) as file:
         settings = {
@@ -236,7 +138,7 @@ def write(
     return done
 
 
-def _write_left_out(state: State, out: Path) -> tuple[dict[str, int], int]:
+def write_left_out(state: State, out: Path) -> tuple[dict[str, int], int]:
     """Write both tables of what was left out; also the files by reason, most frequent first, and their number."""
     reasons: Counter[str] = Counter()
 
@@ -245,7 +147,8 @@ def _write_left_out(state: State, out: Path) -> tuple[dict[str, int], int]:
         for number, (path, reason, detail) in enumerate(state.reasons(), start=1):
             reasons[reason] += not private
             if reason != KEPT:
-                yield [number, reason, *([path, detail] if private else [])]
+                named = [path, detail] if reason != FORGOTTEN else ["", ""]
+                yield [number, reason, *(named if private else [])]
 
     write_rows(out / LEFT_OUT, rows(False))
     write_rows(out / PRIVATE / LEFT_OUT, rows(True), private=True)
@@ -254,8 +157,9 @@ def _write_left_out(state: State, out: Path) -> tuple[dict[str, int], int]:
     return dict(sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))), seen
 
 
-def _collect(state: State, identity: IdentityKey, options: Options) -> _Kept:
-    kept = _Kept(issuers=Issuers(options.issuers))
+def collect(state: State, identity: IdentityKey, options: Options) -> Kept:
+    """Return what is known of the images that are kept."""
+    kept = Kept(issuers=Issuers(options.issuers))
     for _, header in _kept_entries(state):
         kept.issuers.add(header.patient_id, header.issuer)
     for entry, header in _kept_entries(state):
@@ -274,8 +178,9 @@ def _collect(state: State, identity: IdentityKey, options: Options) -> _Kept:
         if isinstance(entry.result, Converted):
             kept.histogram += entry.result.histogram
             kept.counts["text seen"] += entry.result.letters > 0
+            if verdict.needs_look:
+                kept.looked_at.append((entry.result.look, Path(image).stem))
         kept.counts["no burned-in statement"] += not header.burned_in
-        kept.counts["not stated"] += not verdict.stated
         kept.counts["no patient id"] += not header.patient_id
     return kept
 
@@ -300,7 +205,9 @@ def _model(header: Header) -> str:
     return " ".join(text for text in (header.maker, header.model) if text)
 
 
-def _join(state: State, identity: IdentityKey, table: LabelTable, roots: Sequence[str], out: Path) -> JoinedLabels:
+def _join(
+    state: State, identity: IdentityKey, table: LabelTable, roots: Sequence[str], out: Path, forgotten: Forgotten
+) -> JoinedLabels:
     subjects = (
         Subject(image_of(identity, e.header, e.path) if e.reason == KEPT else "", e.header, e.path)
         for e in state.entries()
@@ -308,7 +215,8 @@ def _join(state: State, identity: IdentityKey, table: LabelTable, roots: Sequenc
     )
     detail: list[tuple[int, str]] = []
     joined = join_labels(table, subjects, roots, detail)
-    write_rows(out / PRIVATE / UNMATCHED, [("line", "value"), *sorted(detail)], private=True)
+    rows = [(line, "" if forgotten.holds_value(value) else value) for line, value in sorted(detail)]
+    write_rows(out / PRIVATE / UNMATCHED, [("line", "value"), *rows], private=True)
     if not joined.by_image:
         raise AfireError(
             f"{table.path}: none of its {joined.rows} lines belongs to an image that is kept. Look at --join and "
@@ -317,7 +225,7 @@ def _join(state: State, identity: IdentityKey, table: LabelTable, roots: Sequenc
     return joined
 
 
-def _datalist(kept: _Kept, joined: JoinedLabels | None, options: Options) -> dict[str, Any]:
+def _datalist(kept: Kept, joined: JoinedLabels | None, options: Options) -> dict[str, Any]:
     strata = []
     for item in kept.items:
         values = joined.by_image.get(item["image"][len(IMAGES) + 1 : -4]) if joined else None
@@ -344,14 +252,26 @@ def _datalist(kept: _Kept, joined: JoinedLabels | None, options: Options) -> dic
     return datalist
 
 
-def _write_index(state: State, identity: IdentityKey, out: Path, issuers: Issuers) -> None:
+def write_private(state: State, identity: IdentityKey, kept: Kept, out: Path) -> None:
+    """Write which file an image is, what it rests on, and the pictures that rest on their look alone."""
+    looked_at = {image for _, image in kept.looked_at}
+
     def rows() -> Iterator[Sequence[Any]]:
-        yield ("image", "group", "file", "study_uid", "series_uid", "sop_uid")
+        yield ("image", "group", "file", "study_uid", "series_uid", "sop_uid", "rests_on")
         for entry, header in _kept_entries(state):
-            hashes = (image_of(identity, header, entry.path), group_of(identity, header, entry.path, issuers))
-            yield (*hashes, entry.path, header.study_uid, header.series_uid, header.sop_uid)
+            image = image_of(identity, header, entry.path)
+            group = group_of(identity, header, entry.path, kept.issuers)
+            rests_on = "look" if image in looked_at else "tags"
+            yield (image, group, entry.path, header.study_uid, header.series_uid, header.sop_uid, rests_on)
 
     write_rows(out / PRIVATE / INDEX, rows(), private=True)
+    write_contact_sheet(out / PRIVATE, out / IMAGES, [image for _, image in sorted(kept.looked_at)])
+
+
+def note_list(state: State, datalist: dict[str, Any]) -> None:
+    """Note the SHA-256 of a data list in the state, behind those before it; the last thousand stay."""
+    lists = [sha256 for sha256 in state.fact("lists").split() if sha256 != datalist_hash(datalist)]
+    state.set_fact("lists", " ".join([*lists, datalist_hash(datalist)][-1000:]))
 
 
 def _label_figures(joined: JoinedLabels) -> dict[str, Any]:
@@ -365,7 +285,9 @@ def _label_figures(joined: JoinedLabels) -> dict[str, Any]:
     return figures
 
 
-def _remarks(kept: _Kept, joined: JoinedLabels | None, options: Options, datalist: Mapping[str, Any]) -> Iterator[str]:
+def _remarks(
+    kept: Kept, joined: JoinedLabels | None, options: Options, datalist: Mapping[str, Any], out: Path
+) -> Iterator[str]:
     counts = kept.counts
     if counts["no burned-in statement"]:
         yield (
@@ -374,10 +296,12 @@ def _remarks(kept: _Kept, joined: JoinedLabels | None, options: Options, datalis
         )
     if counts["text seen"]:
         yield f"text was seen near the border of {counts['text seen']} images that were kept with --accept-text"
-    if counts["not stated"]:
+    if kept.looked_at:
+        pages = len(sheets(out / PRIVATE))
         yield (
-            f"the tags of {counts['not stated']} images name no body part or no view; their pictures show two fields "
-            "side by side, which is weak evidence"
+            f"the tags of {len(kept.looked_at)} images name no body part or no view: they rest on their look alone, "
+            f"which can be wrong. Look through private/{SHEET}{f' ({pages} pages)' * (pages > 1)}, and leave out what "
+            "is no frontal chest radiograph with --exclude FILE"
         )
     if counts["no patient id"]:
         yield f"{counts['no patient id']} images have no PatientID; those of one study count as one patient's"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from afire_monai.core.pool import MEMORY, STOPPED, TOO_SLOW, UNEXPECTED, Failure
 from afire_monai.hospital.candidates import (
     ANOTHER,
     DUPLICATE,
+    EXCLUDED,
     RAW,
     TEXT_SEEN,
     Candidate,
@@ -29,6 +30,7 @@ from afire_monai.hospital.convert import (
     read_file,
     read_header_only,
 )
+from afire_monai.hospital.forgotten import Forgotten
 from afire_monai.hospital.identity import HASH_CHARACTERS, IdentityKey
 from afire_monai.hospital.outputs import IMAGES, Options, image_of
 from afire_monai.hospital.state import KEPT, State
@@ -37,7 +39,6 @@ from afire_monai.radiographs.judgement import (
     LOOKS_OTHER,
     judge,
 )
-from afire_monai.radiographs.lung_fields import LEAST_LUNG_FIELDS
 
 # what this writes, whole or half; nothing else is ever removed
 _OWN_FILE = re.compile(
@@ -63,13 +64,22 @@ class Chooser:
         identity: names the images.
         options: of the ingest.
         out: folder to write.
+        forgotten: patients of whom nothing is read.
     """
 
-    def __init__(self, state: State, identity: IdentityKey, options: Options, out: Path) -> None:
+    def __init__(
+        self,
+        state: State,
+        identity: IdentityKey,
+        options: Options,
+        out: Path,
+        forgotten: Forgotten | None = None,
+    ) -> None:
         self.state, self.identity, self.options = state, identity, options
         self.folder = out / IMAGES
         self.chosen = Chosen()
-        self.stated: dict[int, bool] = {}
+        self.needs_look: dict[int, bool] = {}
+        self.forgotten = forgotten
         try:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
@@ -89,7 +99,16 @@ class Chooser:
         """
         o = self.options
         tasks = [
-            Reading(number, path, str(self.folder), o.max_side, o.check_text, o.include_laterals, o.window_index)
+            Reading(
+                number,
+                path,
+                str(self.folder),
+                o.max_side,
+                o.check_text,
+                o.include_laterals,
+                o.window_index,
+                self.forgotten,
+            )
             for number, path in self.state.without_header()
         ]
         again = []
@@ -109,11 +128,13 @@ class Chooser:
             self.chosen.converted += 1
         self.state.note_read(task.number, read)
 
-    def run(self, runner: Runner) -> Chosen:
+    def run(self, runner: Runner, excluded: Collection[str] = ()) -> Chosen:
         """Choose; pictures of images that are not kept (any more) are removed.
 
         Args:
             runner: does the conversions, as `pool.run_tasks`.
+            excluded: hashes of images to leave out; another image of their series may be kept instead, but none with
+                the same pixels.
 
         Raises:
             AfireError: if pictures cannot be written.
@@ -122,7 +143,8 @@ class Chooser:
             self.written = {entry.name: entry.stat().st_size for entry in os.scandir(self.folder)}
         except OSError as error:
             raise AfireError(f"{self.folder}: {error.strerror}; give a folder that can be written") from error
-        slots = choose_per_series(self._candidates())
+        self._excluded_pixels: set[str] = set()
+        slots = choose_per_series(self._candidates(excluded))
         processed = [slot for slot in slots if not slot[0].raw]
         self._try(processed, runner)
         shown = {(slot[0].study, slot[0].lateral) for slot in processed if self._kept_of(slot)}
@@ -136,7 +158,7 @@ class Chooser:
         self._tidy(slots)
         return self.chosen
 
-    def _candidates(self) -> Iterator[Candidate]:
+    def _candidates(self, excluded: Collection[str]) -> Iterator[Candidate]:
         # numbers follow the order of paths, so that what is chosen does not depend on when files were found
         for place, entry in enumerate(self.state.entries()):
             if entry.header is None:
@@ -145,7 +167,12 @@ class Chooser:
             if verdict.reason:
                 self.chosen.verdicts[entry.number] = verdict.reason
                 continue
-            self.stated[entry.number] = verdict.stated
+            if image_of(self.identity, entry.header, entry.path) in excluded:
+                self.chosen.verdicts[entry.number] = EXCLUDED
+                if isinstance(entry.result, Converted):
+                    self._excluded_pixels.add(entry.result.pixels)
+                continue
+            self.needs_look[entry.number] = verdict.needs_look
             yield self._candidate(place, entry.number, entry.path, entry.header, verdict.lateral, verdict.raw)
 
     def _candidate(self, place: int, number: int, path: str, header: Header, lateral: bool, raw: bool) -> Candidate:
@@ -197,12 +224,8 @@ class Chooser:
     def _job(self, candidate: Candidate) -> Job:
         source, o = self.state.path_of(candidate.number), self.options
         target = self.folder / f"{candidate.image}.png"
-        look = self._looks(candidate)
+        look = self.needs_look[candidate.number]
         return Job(candidate.number, source, str(target), o.max_side, o.check_text, look, o.window_index)
-
-    def _looks(self, candidate: Candidate) -> bool:
-        """Whether the picture has to show what the tags do not say."""
-        return not self.stated[candidate.number] and not candidate.lateral
 
     def _setting(self, candidate: Candidate) -> str:
         """What the result of a conversion depends on besides the file."""
@@ -215,7 +238,7 @@ class Chooser:
         return result.kind if result is not None else "unexpected error"
 
     def _reason(self, candidate: Candidate, result: Converted) -> str:
-        if self._looks(candidate) and result.lung_fields < LEAST_LUNG_FIELDS:
+        if self.needs_look[candidate.number] and result.look < 0:
             return LOOKS_OTHER
         if result.letters > 0 and not self.options.accept_text:
             return TEXT_SEEN
@@ -231,8 +254,8 @@ class Chooser:
         return [candidate for candidate in slot if self.chosen.verdicts.get(candidate.number) == KEPT]
 
     def _drop_equal_pictures(self, slots: Sequence[Sequence[Candidate]]) -> None:
-        """Of images with the same pixels keep the first in the order of paths."""
-        seen: set[str] = set()
+        """Of images with the same pixels keep the first in the order of paths, or none if one is excluded."""
+        seen = set(self._excluded_pixels)
         for candidate in sorted((c for slot in slots for c in self._kept_of(slot)), key=lambda c: c.place):
             result = self._result(candidate)
             if isinstance(result, Converted):

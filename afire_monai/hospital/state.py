@@ -13,11 +13,12 @@ from typing import Any
 from afire_monai.core.errors import AfireError
 from afire_monai.core.pool import STOPPED, TOO_SLOW, UNEXPECTED, Failure
 from afire_monai.hospital.convert import BINS, Converted, Read
+from afire_monai.hospital.forgotten import FORGOTTEN
 from afire_monai.hospital.scan import NOT_READABLE, Found
 from afire_monai.radiographs.header import Header
 
 STATE = "state.sqlite"
-_FORMAT = 2
+_FORMAT = 3
 _TABLES = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE IF NOT EXISTS files (
@@ -54,12 +55,13 @@ class State:
 
     Args:
         folder: the private folder.
+        new_run: begin a run; without, what the last one found is shown.
 
     Raises:
         AfireError: it is in use, damaged or of another format.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, new_run: bool = True) -> None:
         self.path = folder / STATE
         self._waiting = 0
         try:
@@ -70,12 +72,12 @@ class State:
             reason = getattr(error, "strerror", None) or error
             raise AfireError(f"{self.path}: {reason}; give a folder that can be written with --out") from error
         try:
-            self.run = self._begin()
+            self.run = self._begin(new_run)
         except BaseException:
             self._base.close()
             raise
 
-    def _begin(self) -> int:
+    def _begin(self, new_run: bool) -> int:
         """Take the file for this process alone, and return the number of this run."""
         try:
             self._base.execute("PRAGMA locking_mode=EXCLUSIVE")
@@ -87,7 +89,10 @@ class State:
             if known != str(_FORMAT):
                 raise AfireError(f"{self.path}: of another version of this program. Remove it: all is read again")
             self.set_fact("format", known)
-            self.set_fact("run", str(run))
+            if new_run:
+                self.set_fact("run", str(run))
+            else:
+                run = int(self._base.execute("SELECT COALESCE(MAX(run), 0) FROM files").fetchone()[0])
         except AfireError:
             raise
         except sqlite3.OperationalError as error:
@@ -103,10 +108,11 @@ class State:
         """Return what to say where reading the data base, or what it holds, came to an error."""
         return AfireError(f"{self.path}: damaged ({error}). Remove it: the files are then read again")
 
-    def close(self) -> None:
-        """Write what is waiting and let go of the file."""
+    def close(self, save: bool = True) -> None:
+        """Let go of the file; what is waiting is written, or given up without ``save``."""
         try:
-            self.save()
+            if save:
+                self.save()
         finally:
             self._base.close()
 
@@ -202,12 +208,17 @@ class State:
         """Path of a file."""
         return self._path(self._base.execute("SELECT path FROM files WHERE number=?", (number,)).fetchone()[0])
 
-    def entries(self, kept_only: bool = False) -> Iterator[Entry]:
-        """Return the files of this run in the order of their paths; one at a time is in memory."""
+    def entries(self, kept_only: bool = False, any_run: bool = False) -> Iterator[Entry]:
+        """Return the files of this run in the order of their paths; one at a time is in memory.
+
+        Args:
+            kept_only: only those that are kept.
+            any_run: also those that earlier runs found and this one did not.
+        """
         rows = self._base.execute(
-            "SELECT number, path, verdict, problem, header, result FROM files WHERE run=? AND (verdict=? OR ?) "
+            "SELECT number, path, verdict, problem, header, result FROM files WHERE (run=? OR ?) AND (verdict=? OR ?) "
             "ORDER BY path",
-            (self.run, KEPT, not kept_only),
+            (self.run, any_run, KEPT, not kept_only),
         )
         for number, path, verdict, problem, header, result in rows:
             reason = self._text(verdict) or self._text(problem) or UNEXPECTED
@@ -224,6 +235,31 @@ class State:
             if isinstance(converted, Failure) and converted.kind == reason:
                 detail = converted.detail
             yield self._path(path), reason, self._text(detail)
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Leave of files nothing but path, size and that they are forgotten; not saved before `erase_forgotten`."""
+        self._base.executemany(
+            "UPDATE files SET problem=?, detail='', header=NULL, setting=NULL, result=NULL, verdict=NULL "
+            "WHERE number=?",
+            ((FORGOTTEN, number) for number in numbers),
+        )
+
+    def forgotten_paths(self) -> list[str]:
+        """Paths of files of forgotten patients."""
+        rows = self._base.execute("SELECT path FROM files WHERE problem=?", (FORGOTTEN,))
+        return [self._path(path) for (path,) in rows]
+
+    def erase_forgotten(self) -> None:
+        """Erase also that there are files of forgotten patients, and save.
+
+        The data base is then written anew, as what is deleted lasts in its free space; that takes as much memory as it
+        has bytes.
+        """
+        self._base.execute("DELETE FROM files WHERE problem=?", (FORGOTTEN,))
+        self.save()
+        self._base.execute("COMMIT")
+        self._base.execute("VACUUM")
+        self._base.execute("BEGIN EXCLUSIVE")
 
     def _text(self, value: Any) -> str:
         if not isinstance(value, str | None):
@@ -280,7 +316,7 @@ _CONVERTED = {
     "size": int,
     "pixels": str,
     "shape": tuple,
-    "lung_fields": (int, float),
+    "look": (int, float),
     "letters": int,
     "histogram": tuple,
 }

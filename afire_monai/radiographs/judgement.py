@@ -22,8 +22,8 @@ from afire_monai.radiographs.body_view_words import (
 )
 from afire_monai.radiographs.decode import is_dicom, read_picture
 from afire_monai.radiographs.dicom import RADIOGRAPHY_MODALITIES
+from afire_monai.radiographs.frontal_look import looks_frontal
 from afire_monai.radiographs.header import Header, read_header
-from afire_monai.radiographs.lung_fields import looks_lateral
 
 NOT_RADIOGRAPH = "not a radiograph"
 NOT_CHEST = "not a chest"
@@ -36,7 +36,7 @@ SEVERAL_FRAMES = "several frames"
 COLOUR = "colour"
 NOT_HUMAN = "not a human"
 RAW_ALONE = "raw (for processing, not for presentation)"
-LOOKS_OTHER = "no lung fields side by side, and the tags do not say what it is"
+LOOKS_OTHER = "does not look like a frontal chest radiograph, and the tags do not say what it is"
 NOT_SEEN = "the tags do not say what it is, and its pixels cannot be read"
 FIT = "frontal chest radiograph"
 READABLE = frozenset(
@@ -69,6 +69,11 @@ class Verdict:
     view: str = ""
     stated: bool = False
     raw: bool = False
+
+    @property
+    def needs_look(self) -> bool:
+        """Whether the picture has to show what the tags do not say."""
+        return not self.stated and not self.lateral
 
 
 def judge(
@@ -119,7 +124,7 @@ def reason_with_look(verdict: Verdict, picture: NDArray[np.float32]) -> str:
         verdict: of its header.
         picture: (H, W) in 0…1, bright = dense.
     """
-    looks_other = not verdict.stated and looks_lateral(picture)
+    looks_other = verdict.needs_look and not looks_frontal(picture)
     return verdict.reason or (LOOKS_OTHER if looks_other else "")
 
 

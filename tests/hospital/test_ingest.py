@@ -152,13 +152,20 @@ def test_private_files_are_their_owners_alone(tmp_path: Path) -> None:
     archive(tmp_path / "in", 2)
     previous = os.umask(0)
     try:
-        run(tmp_path, labels=table(tmp_path), label_columns=["Effusion"])
+        write(tmp_path / "in" / "silent", 8, BodyPartExamined="", ViewPosition="")
+        unwanted = tmp_path / "unwanted"
+        unwanted.write_text("")
+        run(tmp_path, labels=table(tmp_path), label_columns=["Effusion"], exclude=unwanted)
+        with (tmp_path / "out" / "private" / "index.csv").open(newline="") as file:
+            unwanted.write_text(next(csv.DictReader(file))["image"])
+        run(tmp_path, labels=table(tmp_path), label_columns=["Effusion"], exclude=unwanted)
     finally:
         os.umask(previous)
     private = tmp_path / "out" / "private"
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
     files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in private.iterdir()}
-    assert set(files) == {"key", "index.csv", "left_out.csv", "unmatched_labels.csv", "state.sqlite"}
+    names = {"key", "index.csv", "left_out.csv", "unmatched_labels.csv", "state.sqlite", "audit.csv"}
+    assert set(files) == names | {"contact_sheet.html", "excluded.csv"}
     assert set(files.values()) == {0o600}
 
 
@@ -167,7 +174,7 @@ def test_index_leads_back_to_files_and_groups_are_keyed_hashes(tmp_path: Path) -
     run(tmp_path)
     with (tmp_path / "out" / "private" / "index.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["image", "group", "file", "study_uid", "series_uid", "sop_uid"]
+    assert list(rows[0]) == ["image", "group", "file", "study_uid", "series_uid", "sop_uid", "rests_on"]
     key = IdentityKey.load(tmp_path / "out" / "private" / "key")
     assert {row["group"] for row in rows} == {key.patient(f"PAT7734421{seed}") for seed in range(6)}
     for row in rows:
@@ -251,7 +258,7 @@ def test_killed_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
     assert 0 < done.images_read < done.kept
     whole = tmp_path / "whole"
     ingest(tmp_path / "in", whole, key=key, workers=0)
-    for path in [*public_files(whole), *(whole / "private").glob("*.csv")]:
+    for path in [*public_files(whole), whole / "private/index.csv", whole / "private/left_out.csv"]:
         assert (tmp_path / "out" / path.relative_to(whole)).read_bytes() == path.read_bytes(), path.name
     assert len(public_files(whole)) == len(public_files(tmp_path / "out"))
 
@@ -315,7 +322,10 @@ def test_silent_tags_need_a_picture_with_two_fields(tmp_path: Path) -> None:
     write(tmp_path / "in" / "c_says_so", 3, flat)
     done = run(tmp_path)
     assert reasons(tmp_path / "out") == {"b_looks_wrong": LOOKS_OTHER}
-    assert any("tags of 1 images" in remark for remark in done.remarks)
+    assert any("tags of 1 images" in r and "contact_sheet.html" in r and "--exclude" in r for r in done.remarks)
+    with (tmp_path / "out" / "private" / "index.csv").open(newline="") as file:
+        found = {os.path.basename(row["file"]): row["rests_on"] for row in csv.DictReader(file)}
+    assert found == {"a_looks_right": "look", "c_says_so": "tags"}
 
 
 def test_text_near_the_border_is_left_out_only_when_looked_for(tmp_path: Path) -> None:

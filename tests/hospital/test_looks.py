@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from afire_monai.hospital.convert import burned_in_text
 from afire_monai.radiographs.decode import read_picture
-from afire_monai.radiographs.lung_fields import looks_lateral, lung_fields
+from afire_monai.radiographs.frontal_look import chest_grid, frontal_look, looks_frontal, lung_fields
 
 
 def picture(seed: int = 0, side: int = 512) -> np.ndarray:
@@ -30,12 +30,12 @@ def test_two_fields_are_told_from_one_and_from_none() -> None:
     one = frontal.copy()
     one[:, 256:] = frontal[:, 250:251]  # bright from the middle on
     flat = np.linspace(0, 1, 512, dtype=np.float32)[None].repeat(512, 0)
-    assert not looks_lateral(frontal)
-    assert looks_lateral(one)
-    assert looks_lateral(flat)
+    assert looks_frontal(frontal)
+    assert not looks_frontal(one)
+    assert not looks_frontal(flat)
 
 
-def test_score_does_not_depend_on_contrast_or_mirroring() -> None:
+def test_lung_fields_do_not_depend_on_contrast_or_mirroring() -> None:
     frontal = picture()
     assert lung_fields(frontal * 0.3 + 0.2) == pytest.approx(lung_fields(frontal), abs=1e-4)
     assert lung_fields(np.ascontiguousarray(frontal[:, ::-1])) == pytest.approx(lung_fields(frontal), abs=0.05)
@@ -59,5 +59,39 @@ def test_hardly_any_frontal_radiograph_is_lost(real_data: Path) -> None:
     with (real_data / "cxr" / "manifest.csv").open(newline="") as file:
         paths = [row["path"] for row in csv.DictReader(file)]
     chosen = random.Random(1).sample(paths, 300)
-    lost = sum(looks_lateral(read_picture(real_data / "cxr" / path).pixels) for path in chosen)
+    lost = sum(not looks_frontal(read_picture(real_data / "cxr" / path).pixels) for path in chosen)
     assert lost <= 3
+
+
+def test_grid_holds_standardised_grey_levels_of_both_sides() -> None:
+    quarter = np.zeros((64, 64), dtype=np.float32)
+    quarter[:32, :32] = 1
+    # a quarter of ones has mean 1/4 and deviation sqrt(3)/4; the left half is added to the dark right one
+    grid = chest_grid(quarter)
+    np.testing.assert_allclose(grid[:4], (3 - 1) / np.sqrt(3), atol=1e-6)
+    np.testing.assert_allclose(grid[4:], -2 / np.sqrt(3), atol=1e-6)
+
+
+@pytest.mark.real_data
+def test_most_of_what_is_turned_inverted_or_of_the_limbs_is_seen(real_data: Path) -> None:
+    with (real_data / "cxr" / "manifest.csv").open(newline="") as file:
+        paths = [row["path"] for row in csv.DictReader(file)]
+    pictures = [read_picture(real_data / "cxr" / path).pixels for path in random.Random(2).sample(paths, 150)]
+    turned = {
+        "right": [np.rot90(p).copy() for p in pictures], "down": [p[::-1].copy() for p in pictures],
+        "inverted": [1 - p for p in pictures],
+    }  # fmt: skip
+    passed = {name: np.mean([looks_frontal(p) for p in found]) for name, found in turned.items()}
+    assert passed["right"] < 0.15
+    assert passed["down"] < 0.3
+    assert passed["inverted"] < 0.03
+    pytest.importorskip("openjpeg", reason="needs the decoders of the dicom extra")
+    for name in ("hip_mono2_rle", "extremity_mono1_jpegls_lossless", "cr_modality_lut_sequence_jpeg_lossless"):
+        assert not looks_frontal(read_picture(real_data / "dicom" / "other_cr" / f"{name}.dcm").pixels), name
+
+
+def test_mirroring_changes_nothing_and_turning_does() -> None:
+    frontal = picture()
+    assert frontal_look(np.ascontiguousarray(frontal[:, ::-1])) == pytest.approx(frontal_look(frontal), abs=0.5)
+    assert not looks_frontal(np.rot90(frontal).copy())
+    assert not looks_frontal(1 - frontal)

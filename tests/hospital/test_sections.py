@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from afire_monai.core.errors import DataListError
-from afire_monai.hospital.outputs import SplitRule, assign_sections
+from afire_monai.hospital.sections import SplitRule, assign_sections
 
 
 def many(count: int = 300) -> tuple[list[str], list[str], list[str], list[str]]:

@@ -50,9 +50,9 @@ def test_file_that_is_refused_by_its_header_is_not_decoded(lateral: Path, monkey
 def test_file_whose_tags_are_silent_is_judged_by_its_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     silent = {"ViewPosition": "", "BodyPartExamined": "", "SeriesDescription": "", "StudyDescription": ""}
     path = write(tmp_path / "a.dcm", **silent)
-    monkeypatch.setattr("afire_monai.radiographs.judgement.looks_lateral", lambda _: True)
-    assert "no lung fields" in get(path, unfit="note")[1]["unfit"]
-    with pytest.raises(RadiographError, match="no lung fields"):
+    monkeypatch.setattr("afire_monai.radiographs.judgement.looks_frontal", lambda _: False)
+    assert "does not look like" in get(path, unfit="note")[1]["unfit"]
+    with pytest.raises(RadiographError, match="does not look like"):
         get(path, unfit="refuse")
     assert get(path)[1]["unfit"] == ""
     # a PNG says nothing of itself and is always read

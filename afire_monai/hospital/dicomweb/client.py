@@ -173,6 +173,7 @@ class DicomWeb:
         _keep_out_of_logs()
         if parts.scheme == "http" and not is_loopback(host):
             logger.warning("plain http: pictures of patients cross the network unencrypted; https is better")
+        self.peer = parts.geturl().rstrip("/")
         self._url, self._session, self._timeout = parts.geturl().rstrip("/"), session, timeout
         self._client = DICOMwebClient(
             self._url,

@@ -16,9 +16,10 @@ from afire_monai.core.console import hidden
 from afire_monai.core.errors import AfireError
 from afire_monai.core.files import whole_file, write_rows
 from afire_monai.core.quiet import quiet
+from afire_monai.hospital.audit import AUDIT, audited, follow
 from afire_monai.hospital.dicomweb.client import Query, SeriesReference, is_uid
 from afire_monai.hospital.dicomweb.connection import AnswerError, ConnectionLostError
-from afire_monai.hospital.identity import make_private_folder
+from afire_monai.hospital.identity import NOT_RETRIEVED, RETRIEVED, make_private_folder
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 class Archive(Protocol):
     """What is asked for radiographs and given results: `DicomWeb`, or `Pacs` over DICOM's own protocol."""
+
+    peer: str  # address, for the audit log alone
 
     def find_series(self, query: Query) -> list[SeriesReference]:
         """Return the series that a query finds."""
@@ -64,6 +67,10 @@ class Transfer:
     def status(self) -> int:
         """Exit status: 0 all there, 1 some failed, 2 nothing is there."""
         return 0 if not self.failed and self.done + self.already else 1 if self.done + self.already else 2
+
+    def counts(self, done: str) -> str:
+        """Return numbers in words, for a log."""
+        return f"{self.done} files {done}, {self.already} were there, {len(self.failed)} failed"
 
     def reasons(self) -> list[tuple[str, int]]:
         """Return each reason and how often it was met, the most frequent first."""
@@ -134,13 +141,15 @@ def forget(folder: str | Path) -> int:
     return len(names)
 
 
-def send_folder(web: Archive, folder: str | Path, progress: bool = False) -> Transfer:
+def send_folder(web: Archive, folder: str | Path, progress: bool = False, audit: str | Path | None = None) -> Transfer:
     """Store every DICOM file of a folder and its subfolders in an archive; other files are passed over.
 
     Args:
         web: the server.
         folder: searched with its subfolders; files that are not DICOM are passed over. One file is possible too.
         progress: show a bar with the time left.
+        audit: audit log to append to (CSV); unless given, that of the ingest whose DICOM results are sent, and none for
+            other folders.
 
     Raises:
         DicomWebError: if the server refuses the credentials or is lost for good; what was sent stays sent.
@@ -149,6 +158,16 @@ def send_folder(web: Archive, folder: str | Path, progress: bool = False) -> Tra
     folder = Path(folder)
     if not folder.exists():
         raise AfireError("the folder to send is not there; give one that holds DICOM files")
+    log, images = follow(folder)
+    with audited(log if audit is None else Path(audit), "send", web.peer) as entry:
+        result = _send_all(web, folder, progress)
+        failed = {os.path.basename(file) for file, _ in result.failed}
+        entry.what = result.counts("sent")
+        entry.pseudonyms = sorted({image for name, image in images.items() if name not in failed})
+    return result
+
+
+def _send_all(web: Archive, folder: Path, progress: bool) -> Transfer:
     result = Transfer()
     files = [folder] if folder.is_file() else sorted(_files(folder, result))
     wanted = [file for file in files if _has_magic_word(file)]
@@ -265,10 +284,6 @@ def _cannot_write(error: OSError) -> AfireError:
     )
 
 
-RETRIEVED, NOT_RETRIEVED = "dicom", "not_retrieved.csv"
-"""Names in the private folder: of the retrieved files, and of the table of what could not be retrieved."""
-
-
 @dataclass(frozen=True)
 class Fetched:
     """What was fetched.
@@ -320,7 +335,9 @@ def fetch(web: Archive, query: Query, out: str | Path, progress: bool = False) -
             "this user may see the studies"
         )
     private = make_private_folder(Path(out))
-    transfer = retrieve_series(web, series, private / RETRIEVED, progress)
+    with audited(private / AUDIT, "fetch", web.peer) as entry:
+        transfer = retrieve_series(web, series, private / RETRIEVED, progress)
+        entry.what = transfer.counts(f"of {len(series)} series fetched")
     if transfer.failed:
         transfer.write_failures(private / NOT_RETRIEVED)
     else:

@@ -76,6 +76,7 @@ class Pacs:
         if not timeout > 0 or retries < 0:
             raise AfireError(f"--timeout must be above 0 and --retries at least 0, got {timeout:g} and {retries}")
         self.address, self._aet = PacsAddress.parse(pacs), ae_title(aet, "--aet")
+        self.peer = f"{self.address.aet}@{self.address.host}:{self.address.port}"
         self._tls, self._timeout = (tls or Tls()).client(), timeout
         self._retries, self._first_wait = retries, first_wait
         self._entity = application(self._aet, timeout)

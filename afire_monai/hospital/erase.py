@@ -1,0 +1,260 @@
+"""Everything that an ingest's folder holds of one patient: found, and taken out of each file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from afire_monai.core.errors import AfireError, RadiographError
+from afire_monai.core.files import open_whole, write_rows
+from afire_monai.datalists.file import datalist_hash, present_sections, read_raw, save_datalist
+from afire_monai.hospital import outputs
+from afire_monai.hospital.convert import provisional
+from afire_monai.hospital.datacard import write_datacard
+from afire_monai.hospital.exclusion import Excluded
+from afire_monai.hospital.forgotten import Forgotten
+from afire_monai.hospital.identity import NOT_RETRIEVED, PRIVATE, RETRIEVED, UNMATCHED, IdentityKey
+from afire_monai.hospital.issuers import Issuers
+from afire_monai.hospital.labels import file_keys
+from afire_monai.hospital.state import KEPT, State
+from afire_monai.radiographs.header import read_header
+
+
+@dataclass
+class Traces:
+    """What is known of a patient.
+
+    Attributes:
+        numbers: of files in the state.
+        images: hashes of images.
+        groups: hashes of the patient; one.
+        others: images kept of other patients.
+        paths: all files known, of whomever.
+        values: that join labels to images.
+        uids: of studies, series and instances.
+        hashes: under which the patient is known again, see `Forgotten`.
+    """
+
+    numbers: list[int] = field(default_factory=list)
+    images: set[str] = field(default_factory=set)
+    groups: set[str] = field(default_factory=set)
+    others: set[str] = field(default_factory=set)
+    paths: set[str] = field(default_factory=set)
+    values: set[str] = field(default_factory=set)
+    uids: set[str] = field(default_factory=set)
+    hashes: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Erased:
+    """What was erased.
+
+    Attributes:
+        files: of the patient that were known.
+        counts: by kind.
+        sections: in which the patient's images were.
+        before: SHA-256 of the data list that held the patient; "" if none did.
+        after: SHA-256 of the data list now; "" if no image is left.
+    """
+
+    files: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    sections: tuple[str, ...] = ()
+    before: str = ""
+    after: str = ""
+
+
+def drop_forgotten(state: State, private: Path) -> int:
+    """Delete retrieved files of forgotten patients and their lines in the state; return the number of files."""
+    here = os.path.abspath(private / RETRIEVED)
+    forgotten = state.forgotten_paths()
+    paths = [path for path in forgotten if os.path.dirname(path) == here]
+    for path in paths:
+        Path(path).unlink(missing_ok=True)
+    if forgotten:
+        state.erase_forgotten()
+    return len(paths)
+
+
+def find_traces(
+    state: State, identity: IdentityKey, forgotten: Forgotten, patient: str | None, group: str | None
+) -> Traces:
+    """Find what is known of a patient, by PatientID or by hash.
+
+    Raises:
+        AfireError: for a PatientID that several patients of different issuers have.
+    """
+    issuers, found = Issuers(forgotten.rule), Traces()
+    for entry in state.entries(kept_only=True):
+        if entry.header is not None:
+            issuers.add(entry.header.patient_id, entry.header.issuer)
+    roots = [os.fsdecode(bytes.fromhex(root)) for root in state.fact("roots").split("\0") if root]
+    for entry in state.entries(any_run=True):
+        header = entry.header
+        if header is None:
+            continue
+        theirs = outputs.group_of(identity, header, entry.path, issuers)
+        image = outputs.image_of(identity, header, entry.path)
+        found.paths.add(entry.path)
+        if theirs != group and (not patient or header.patient_id.strip() != patient.strip()):
+            found.others |= {image} if entry.reason == KEPT else set()
+            continue
+        found.numbers.append(entry.number)
+        found.images.add(image)
+        found.groups.add(theirs)
+        found.uids |= {header.study_uid, header.series_uid, header.sop_uid} - {""}
+        found.values |= {header.patient_id.strip(), header.accession, header.study_uid} - {""}
+        found.values |= file_keys(entry.path, roots)
+        found.hashes |= {forgotten.patient(header, entry.path), forgotten.group(theirs)}
+    if len(found.groups) > 1:
+        raise AfireError(
+            f"{len(found.groups)} patients of different issuers have this PatientID; name one of them with --hash: "
+            + ", ".join(sorted(found.groups))
+        )
+    found.hashes |= {forgotten.value(value) for value in found.values}
+    found.images -= found.others  # archives that were made anonymous may give one UID to several patients
+    return found
+
+
+def erase(state: State, identity: IdentityKey, forgotten: Forgotten, found: Traces, out: Path) -> Erased:
+    """Note that a patient is forgotten, then take them out of all files.
+
+    Raises:
+        AfireError: before anything is changed, if the folder is not that of a finished ingest.
+    """
+    private, facts, options = out / PRIVATE, *_ingested(out)
+    datalist = read_raw(out / outputs.DATALIST) if (out / outputs.DATALIST).exists() else {}
+    held = {
+        section: sum(item["group"] in found.groups for item in datalist[section])
+        for section in present_sections(datalist)
+    }
+    known = outputs.collect(state, identity, options).facts
+    if any(item["image"] not in known for section in held for item in datalist[section]):
+        raise AfireError(f"{out / outputs.DATALIST}: not the list that `afire ingest` wrote; give that command again")
+    before = datalist_hash(datalist) if any(held.values()) else ""
+    if before:
+        earlier = [sha256 for sha256 in state.fact("lists").split() if sha256 != before]
+        sections = "+".join(section for section, count in held.items() if count)
+        group = forgotten.group(next(iter(found.groups)))
+        lists = [(group, before, sections), *((group, sha256, "") for sha256 in earlier)]
+        forgotten.lists += [one for one in lists if one not in forgotten.lists]
+    forgotten.hashes |= found.hashes
+    forgotten.save(private)  # from here on an interruption is completed by the same command
+    erased = {
+        "pictures": _delete(_pictures(out, found)),
+        "retrieved DICOM files": _delete(_unread(forgotten, found, private)),
+    }
+    state.forget(found.numbers)
+    left_out, _ = outputs.write_left_out(state, out)
+    kept = outputs.collect(state, identity, options)
+    outputs.write_private(state, identity, kept, out)
+    erased |= {
+        "lines of unmatched labels": _without(private / UNMATCHED, 1, found.values, blank=True),
+        "lines of what could not be retrieved": _without(private / NOT_RETRIEVED, 0, found.uids, blank=False),
+        "exclusions by hand": _include(private, found.images),
+        "entries of the data list": sum(held.values()),
+    }
+    after = _rewrite_list(state, datalist, found, kept, {**facts, "left_out": left_out}, out)
+    erased["retrieved DICOM files"] += drop_forgotten(state, private)
+    if not kept.items:
+        (out / outputs.SUMMARY).unlink(missing_ok=True)
+    counts = {name: count for name, count in erased.items() if count}
+    return Erased(len(found.numbers), counts, tuple(s for s, n in held.items() if n), before, after)
+
+
+def _ingested(out: Path) -> tuple[dict[str, Any], outputs.Options]:
+    """Return what the last ingest came to, and its options as far as they matter here."""
+    try:
+        facts = json.loads((out / outputs.SUMMARY).read_text(encoding="utf-8"))
+        settings = facts["settings"]
+        options = outputs.Options(
+            tuple(settings["allow"]), include_laterals=settings["include_laterals"], issuers=settings["issuers"]
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AfireError(
+            f"{out}: no finished ingest; give the command of `afire ingest` again, then this one"
+        ) from error
+    return facts, options
+
+
+def _pictures(out: Path, found: Traces) -> Iterator[Path]:
+    yield from (out / outputs.IMAGES / f"{image}.png" for image in found.images)
+    yield from (out / outputs.IMAGES / provisional(number) for number in found.numbers)
+
+
+def _unread(forgotten: Forgotten, found: Traces, private: Path) -> Iterator[Path]:
+    """Retrieved files of the patient that no ingest has read yet."""
+    for path in Path(os.path.abspath(private / RETRIEVED)).glob("*.dcm"):
+        if str(path) not in found.paths:
+            try:
+                header = read_header(path)
+            except RadiographError:
+                continue
+            if forgotten.holds(header, str(path)):
+                yield path
+
+
+def _delete(paths: Iterator[Path]) -> int:
+    count = 0
+    for path in paths:
+        count += path.exists()
+        path.unlink(missing_ok=True)
+    return count
+
+
+def _without(path: Path, column: int, values: set[str], blank: bool) -> int:
+    """Take lines with one of these values in a column out of a table, or blank the value; return how many lines."""
+    if not path.exists():
+        return 0
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = list(csv.reader(file))
+    kept, count = [], 0
+    for row in rows:
+        theirs = len(row) > column and row[column].strip() in values
+        count += theirs
+        if not theirs:
+            kept.append(row)
+        elif blank:
+            kept.append([*row[:column], "", *row[column + 1 :]])
+    if count:
+        write_rows(path, kept, private=True)
+    return count
+
+
+def _include(private: Path, images: set[str]) -> int:
+    excluded = Excluded(private)
+    theirs = excluded.images & images
+    excluded.keep(excluded.images - images)
+    return len(theirs)
+
+
+def _rewrite_list(
+    state: State, datalist: dict[str, Any], found: Traces, kept: outputs.Kept, facts: dict[str, Any], out: Path
+) -> str:
+    """Write data list, data card and summary without the patient, and return the SHA-256 of the list."""
+    rest = {key: value for key, value in datalist.items() if key not in present_sections(datalist)}
+    for section in present_sections(datalist):
+        items = [item for item in datalist[section] if item["group"] not in found.groups]
+        rest |= {section: items} if items else {}
+    if not kept.items:
+        for name in (outputs.DATALIST, "datacard.json", "datacard.html"):
+            (out / name).unlink(missing_ok=True)
+        return ""
+    save_datalist(rest, out / outputs.DATALIST)
+    write_datacard(kept.card(rest), out)
+    outputs.note_list(state, rest)
+    facts |= {
+        "datalist_sha256": datalist_hash(rest),
+        "kept": len(kept.items),
+        "patients": len({item["group"] for item in kept.items}),
+        "sections": {name: len(rest[name]) for name in present_sections(rest)},
+    }
+    with open_whole(out / outputs.SUMMARY) as file:
+        json.dump(facts, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+    return datalist_hash(rest)

@@ -1,0 +1,126 @@
+"""Erase one patient from what an ingest wrote, for good, and say which models were trained on a list with them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from afire_monai.core.errors import AfireError
+from afire_monai.hospital.audit import AUDIT, audited
+from afire_monai.hospital.erase import Erased, erase, find_traces
+from afire_monai.hospital.forgotten import Forgotten
+from afire_monai.hospital.identity import KEY, PRIVATE, IdentityKey
+from afire_monai.hospital.issuers import Issuers
+from afire_monai.hospital.models_that_saw import Sight, check_folders, models_that_saw
+from afire_monai.hospital.state import STATE, State
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class ForgetSummary:
+    """What was erased; nothing in it identifies anybody.
+
+    Attributes:
+        erased: what was.
+        models: what the model folders that were named have seen.
+        already: the patient was erased before.
+    """
+
+    erased: Erased = field(default_factory=Erased)
+    models: tuple[Sight, ...] = ()
+    already: bool = False
+
+    def lines(self) -> list[str]:
+        """Return what was done as text for a console."""
+        done = self.erased
+        if self.already:
+            lines = ["this patient was erased before; nothing of theirs is left here"]
+        else:
+            where = f" ({', '.join(done.sections)})" if done.sections else ""
+            lines = [f"erased:    one patient{where}"]
+            lines += [f"  {name}: {count}" for name, count in {"files known": done.files, **done.counts}.items()]
+        if done.before and done.after:
+            lines.append(f"data list: changed; its SHA-256 was {done.before[:12]}… and is {done.after[:12]}…")
+        elif done.before:
+            lines.append("data list: removed, as it held nobody else")
+        return lines + [f"model:     {sight.folder}: {sight.words()}" for sight in self.models]
+
+
+def forget(
+    patient: str | None = None,
+    folder: StrPath = "",
+    *,
+    hash: str | None = None,
+    key: StrPath | None = None,
+    model: Sequence[StrPath] = (),
+) -> ForgetSummary:
+    """Erase one patient from the folder of an ingest, and keep them out of later ones.
+
+    Erased are pictures, the patient's part of every table, of the state and of the contact sheet, and retrieved DICOM
+    files. First it is noted (by keyed hashes) that the patient is forgotten; if the command is interrupted after that,
+    the same one completes it, and no ingest goes on before. Sources, predictions, results, caches, models and copies
+    stay as they are.
+
+    Args:
+        patient: PatientID.
+        folder: that an ingest wrote.
+        hash: of the patient, instead of a PatientID: column group of private/index.csv.
+        key: identity key, if the folder was made with one from elsewhere.
+        model: folders of trainings or models, to be told which named a data list that held the patient.
+
+    Raises:
+        AfireError: the patient is not known, the folder is of something else or in use, or cannot be written. Nothing
+            was erased then, or the same command goes on.
+    """
+    out = Path(folder)
+    private = out / PRIVATE
+    if bool(patient and patient.strip()) == bool(hash):
+        raise AfireError("name one patient: by PatientID, or with --hash by the column group of private/index.csv")
+    if not (private / STATE).exists():
+        raise AfireError(f"{out}: no folder of `afire ingest` (no {PRIVATE}/{STATE}); give one with --folder")
+    check_folders(model)
+    with audited(private / AUDIT, "forget") as entry:
+        state = State(private, new_run=False)
+        try:
+            identity = _identity(private, key, state)
+            forgotten = Forgotten.load(private, identity, state.fact("issuers") or Issuers().rule)
+            traces = find_traces(state, identity, forgotten, patient, hash)
+            known = (hash and forgotten.group(hash) in forgotten.hashes) or (patient and forgotten.holds_value(patient))
+            if not traces.numbers and not known:
+                raise AfireError(
+                    f"no file of this patient is known in {out}, so nothing was erased. Blanks around a PatientID do "
+                    "not count, capitals do; for --hash take the column group of private/index.csv"
+                )
+            if traces.numbers:
+                erased = erase(state, identity, forgotten, traces, out)
+            else:
+                erased = Erased()
+                state.erase_forgotten()  # an interruption may have left something in its free space
+            groups = traces.groups or ({hash} if hash else {identity.patient(str(patient))})
+            sights = models_that_saw(model, forgotten.lists_of(groups))
+            entry.what = f"files known: {erased.files}, pictures erased: {erased.counts.get('pictures', 0)}"
+            entry.pseudonyms = sorted(groups)
+            return ForgetSummary(erased, tuple(sights), already=not traces.numbers)
+        finally:
+            state.close(save=False)
+
+
+def refuse_unfinished(state: State, forgotten: Forgotten) -> None:
+    """Refuse to go on with a folder from which a patient was not wholly erased.
+
+    Raises:
+        AfireError: if it holds something of a forgotten patient.
+    """
+    entries = state.entries(any_run=True) if forgotten.hashes else iter(())
+    if any(entry.header is not None and forgotten.holds(entry.header, entry.path) for entry in entries):
+        raise AfireError("`afire forget` was interrupted in this folder: give the same command again, then this one")
+
+
+def _identity(private: Path, key: StrPath | None, state: State) -> IdentityKey:
+    identity = IdentityKey.load(Path(key) if key is not None else private / KEY)
+    if identity.fingerprint != state.fact("key"):
+        raise AfireError(f"{private.parent}: made with another key; give that one with --key")
+    return identity
