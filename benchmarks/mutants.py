@@ -51,7 +51,7 @@ TESTS = {
     "radiographs/dicom_pixels": "radiographs/test_dicom_pixels.py",
     "datalists/cells": "datalists/test_cells.py datalists/test_tables.py",
     "datalists/csv_table": "datalists/test_cells.py datalists/test_tables.py",
-    "datalists/from_csv": "datalists/test_cells.py datalists/test_tables.py",
+    "datalists/from_csv": "datalists/test_cells.py datalists/test_tables.py datalists/test_datalist.py",
     "datalists/splits": "datalists/test_splits.py",
     "hospital/identity": "hospital/test_identity.py",
     "training/finetuning": "training/test_calibration.py",

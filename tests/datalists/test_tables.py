@@ -288,3 +288,16 @@ def test_accepted_tables_say_what_a_slow_reader_says(
                 by_patient.setdefault(item["group"], set()).add(section)
         assert all(len(sections) == 1 for sections in by_patient.values())
     assert 0 < refusals < 50
+
+
+def test_a_list_of_one_source_has_its_name_counts_nothing_missing_and_holds_no_empty_labels(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.png").touch()
+    (tmp_path / "table.csv").write_text("path,group,labels,source\na.png,1,,x\nb.png,2,,x\nc.png,3,,y\n")
+    content = datalist_from_csv(tmp_path / "table.csv", source="x", fractions=(1, 0, 0))
+    assert content["name"] == "x"
+    assert content["meta"]["skipped"]["missing_image"] == content["meta"]["skipped"]["missing_mask"] == 0
+    assert len(content["training"]) == 2
+    assert not any("label" in item for item in content["training"])
+    both = datalist_from_csv(tmp_path / "table.csv", source=["x", "y"], fractions=(1, 0, 0))
+    assert both["name"] == "table"
