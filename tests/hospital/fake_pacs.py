@@ -13,6 +13,7 @@ from hospital.orthanc import free_port
 from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless
 from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import (
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
@@ -36,6 +37,8 @@ class FakePacs:
     """Answer to C-STORE."""
     drop_every: int = 0
     """End the association instead of answering every n-th object."""
+    twice: bool = False
+    """Answer each C-STORE twice."""
     move_to: tuple[str, int] | None = None
     sub_failure: bool = False
 
@@ -99,6 +102,12 @@ class FakePacs:
             dataset = event.dataset
             dataset.file_meta = event.file_meta
             self.held[uid] = dataset
+        if self.twice:
+            answer = C_STORE()
+            answer.MessageIDBeingRespondedTo, answer.Status = event.request.MessageID, self.status
+            answer.AffectedSOPClassUID = event.request.AffectedSOPClassUID
+            answer.AffectedSOPInstanceUID = event.request.AffectedSOPInstanceUID
+            event.assoc.dimse.send_msg(answer, event.context.context_id)
         return self.status
 
 

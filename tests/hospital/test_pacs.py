@@ -12,6 +12,8 @@ import stat
 import struct
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -130,6 +132,39 @@ def test_connections_that_end_in_the_middle_lose_nothing(tmp_path):
         assert (done.done, done.failed) == (9, [])
         assert pacs.stored.pop("dropped") >= 3
         assert set(pacs.stored) == {str(d.SOPInstanceUID) for d in held}
+
+
+class LateAfterWait(threading.Event):
+    """Its waiter loses the processor just after it was let through."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        done = super().wait(timeout)
+        time.sleep(0.2)
+        return done
+
+
+def test_an_answer_reaches_its_request_when_threads_lose_the_processor():
+    with fake_pacs() as pacs, client(pacs.address, timeout=2.0, retries=0) as archive:
+        assert archive.store(small(0))
+        association = archive._open["store"]
+        checkpoint, send = LateAfterWait(), association.dimse.send_msg
+        checkpoint.set()
+        association._reactor_checkpoint = checkpoint  # pynetdicom's own, at which its thread pauses during requests
+        association.dimse.send_msg = lambda *words: (send(*words), time.sleep(0.3))  # and the asking thread
+        time.sleep(0.1)
+        for number in range(1, 5):
+            assert archive.store(small(number))
+    assert set(pacs.stored.values()) == {1}
+    assert pacs.associations == 1
+
+
+def test_a_second_answer_is_not_taken_for_that_of_the_next_object():
+    with fake_pacs(twice=True) as pacs, client(pacs.address) as archive:
+        assert archive.store(small(0))
+        time.sleep(0.5)  # the second answer is there
+        pacs.status = 0xC000
+        with pytest.raises(AnswerError, match="cannot understand"):
+            archive.store(small(1))
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,31 @@ def note_rejection(event: Any) -> None:
         event.assoc.afire_rejection = (event.pdu.source, event.pdu.reason_diagnostic)
 
 
+def leave_answers(association: Any) -> None:
+    """Have each answer reach the request that waits for it.
+
+    The thread of an association takes messages while nobody asks, and pauses while somebody does. If it loses the
+    processor on its way past that check, it takes one more message afterwards: the answer, and the request waits for
+    it in vain. Of an association that was asked for, nobody needs what this thread takes.
+
+    Args:
+        association: that was established from here.
+    """
+    take = association.dimse.get_msg
+    association.dimse.get_msg = lambda block=False: take(block) if block else (None, None)
+
+
+def drop_unasked(association: Any) -> None:
+    """Drop messages that no request waits for, such as a second answer, before the next request takes one for its own.
+
+    Args:
+        association: with :func:`leave_answers`.
+    """
+    dimse = association.dimse
+    while dimse.peek_msg()[1] is not None:  # the mark of a closed connection stays
+        dimse.msg_queue.get(block=False)
+
+
 def object_received(event: Any) -> None:
     """Begin to count the bytes of the next object."""
     event.assoc.afire_received = 0

@@ -21,6 +21,8 @@ from afire_monai.hospital.pacs.association import (
     Tls,
     ae_title,
     application,
+    drop_unasked,
+    leave_answers,
     limit_connection,
     note_rejection,
     object_received,
@@ -262,6 +264,7 @@ class Pacs:
 
         current = self._open.get(purpose)
         if current is not None and current.is_established:
+            drop_unasked(current)
             return current
         contexts = self._contexts(purpose)
         roles: list[Any] = []
@@ -287,6 +290,7 @@ class Pacs:
             )
         if not association.is_established:
             raise why_not(association, self._aet, self.address.aet)
+        leave_answers(association)
         self._open[purpose] = association
         return association
 
