@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from afire_monai.hospital.pacs.listener import scp_contexts, start
 
 ASSOCIATIONS = 8
 """At the same time; further ones are told to come again."""
+GRACE = 5.0
+"""Seconds that connections are given to end when the node does."""
 SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
 
 
@@ -64,24 +67,31 @@ class Receiver:
         self.port = int(self._server.server_address[1])
 
     def close(self) -> None:
-        """Stop to listen, and let objects that are on their way come in for a few seconds."""
+        """Stop to listen, let objects that are on their way come in for a few seconds, and hang up on the others."""
         self._server.shutdown()
-        end = time.monotonic() + 5
+        self._wait()
+        for association in self._entity.active_associations:
+            # what pynetdicom offers waits for a peer that has stalled, and fails for one that has not said who it is
+            with contextlib.suppress(OSError, AttributeError):
+                association.dul.socket.socket.shutdown(socket.SHUT_RDWR)
+        self._wait()
+
+    def _wait(self) -> None:
+        end = time.monotonic() + GRACE
         while self._entity.active_associations and time.monotonic() < end:
             time.sleep(0.1)
-        with contextlib.suppress(Exception):
-            self._entity.shutdown()
 
     def _store(self, event: Any) -> int:
         from pynetdicom.dsutils import encode_file_meta
 
         object_received(event)
         uid = str(event.request.AffectedSOPInstanceUID)
-        if not is_uid(uid) or event.request.DataSet is None:
+        content = event.request.DataSet
+        if not is_uid(uid) or content is None or not content.getbuffer():
             return CANNOT_UNDERSTAND
         head = b"\0" * 128 + b"DICM" + encode_file_meta(event.file_meta)
         try:
-            room = self._queue.put(uid, head, event.request.DataSet.getbuffer())
+            room = self._queue.put(uid, head, content.getbuffer())
         except OSError:
             room = False
         return SUCCESS if room else OUT_OF_RESOURCES

@@ -28,6 +28,7 @@ from afire_monai.hospital.node.queue import (
     SENT,
     UNSENT,
     Queue,
+    check_version,
     is_running,
     open_base,
 )
@@ -140,8 +141,11 @@ def _work(predictor: Predictor, queue: Queue, stop: threading.Event) -> None:
     while not stop.is_set():
         queue.changed.clear()
         try:
-            if predictor.work() == 0:
+            if predictor.work(stop) == 0:
                 queue.changed.wait(0.5)
+        except OSError as error:
+            logger.error("nothing can be written: %s; tried again in %g seconds", error.strerror, DISK_WAIT)
+            stop.wait(DISK_WAIT)
         except OutputError as error:
             logger.error("%s; tried again in %g seconds", error, DISK_WAIT)
             stop.wait(DISK_WAIT)
@@ -242,6 +246,7 @@ def node_status(state: str | Path) -> NodeStatus:
         raise AfireError("--state: no node has worked in this folder; name that of `afire node`")
     base = open_base(folder)
     try:
+        check_version(base)
         rows = base.execute("SELECT state, reason, COUNT(*) FROM objects GROUP BY state, reason").fetchall()
         facts = dict(base.execute("SELECT name, value FROM facts").fetchall())
     except sqlite3.DatabaseError as error:
