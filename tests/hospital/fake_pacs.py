@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ class FakePacs:
     """Answer to C-STORE."""
     drop_every: int = 0
     """End the association instead of answering every n-th object."""
+    asleep: threading.Event | None = None
+    """No C-STORE is answered before this is set."""
     twice: bool = False
     """Answer each C-STORE twice."""
     move_to: tuple[str, int] | None = None
@@ -93,6 +96,8 @@ class FakePacs:
 
     def store(self, event: Any) -> int:
         uid = str(event.request.AffectedSOPInstanceUID)
+        if self.asleep is not None:
+            self.asleep.wait(600)
         if self.drop_every and (self.stored.total() + 1) % self.drop_every == 0:
             self.stored["dropped"] += 1
             event.assoc.abort()

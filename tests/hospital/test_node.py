@@ -37,6 +37,7 @@ from afire_monai.cli.main import run
 from afire_monai.core.errors import AfireError
 from afire_monai.hospital.dicomweb.connection import ConnectionLostError
 from afire_monai.hospital.node import receiver as receiving
+from afire_monai.hospital.node import run as running
 from afire_monai.hospital.node import sender as sending
 from afire_monai.hospital.node.predictor import ENDED, MOST_TRIES, Predictor
 from afire_monai.hospital.node.queue import KEPT, PREDICTED, RECEIVED, REFUSED, SENT, UNSENT, Queue
@@ -77,7 +78,8 @@ def running_node(state: Path, model: Path, **options: object) -> Iterator[int]:
 
     def work() -> None:
         try:
-            run_node(state, [model], port=0, stop=stop, ready=ready, workers=0, timeout=20, **options)  # type: ignore[arg-type]
+            values = {"workers": 0, "timeout": 20, **options}
+            run_node(state, [model], port=0, stop=stop, ready=ready, **values)  # type: ignore[arg-type]
         except Exception as error:
             errors.append(error)
         finally:
@@ -198,6 +200,26 @@ def test_a_dead_archive_is_waited_for(model, tmp_path, monkeypatch):
         with fake_pacs(port=port_of_pacs) as pacs:
             status = wait_for(state, lambda status: status.counts[SENT] == 1 and not status.trouble)
     assert pacs.stored.total() == KINDS
+
+
+@pytest.mark.parametrize("silent", ["at once", "after the association"])
+def test_an_archive_that_falls_silent_does_not_hold_up_the_end(silent, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "SENDER_GRACE", 0.2)
+    state, asleep = tmp_path / "state", threading.Event()
+    with contextlib.ExitStack() as stack:
+        if silent == "at once":
+            archive = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            address = f"FAKEPACS@127.0.0.1:{archive.getsockname()[1]}"
+        else:
+            pacs = stack.enter_context(fake_pacs())
+            pacs.asleep = asleep
+            address = pacs.address
+        stack.callback(asleep.set)
+        with running_node(state, model, send_to=address, timeout=600) as port, client(port) as router:
+            router.store(radiograph(1))
+            wait_for(state, lambda status: status.counts[PREDICTED] == 1)
+            time.sleep(1.0)  # it waits for the archive; the end is waited for by `running_node`
+    assert node_status(state).counts[PREDICTED] == 1
 
 
 def test_what_was_kept_is_sent_once_there_is_an_archive(model, tmp_path):

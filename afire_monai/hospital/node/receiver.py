@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +10,7 @@ from afire_monai.core.errors import AfireError
 from afire_monai.hospital.dicomweb.client import is_uid
 from afire_monai.hospital.dicomweb.connection import is_loopback
 from afire_monai.hospital.node.queue import Queue
-from afire_monai.hospital.pacs.association import Tls, ae_title, application, object_received
+from afire_monai.hospital.pacs.association import Tls, ae_title, application, cut, object_received
 from afire_monai.hospital.pacs.client import VERIFY
 from afire_monai.hospital.pacs.listener import scp_contexts, start
 
@@ -71,9 +69,7 @@ class Receiver:
         self._server.shutdown()
         self._wait()
         for association in self._entity.active_associations:
-            # what pynetdicom offers waits for a peer that has stalled, and fails for one that has not said who it is
-            with contextlib.suppress(OSError, AttributeError):
-                association.dul.socket.socket.shutdown(socket.SHUT_RDWR)
+            cut(association)
         self._wait()
 
     def _wait(self) -> None:

@@ -41,6 +41,8 @@ from afire_monai.predictions.scoring import Scorer
 logger = logging.getLogger(__name__)
 DISK_WAIT = 30.0
 """Seconds to wait when results cannot be written."""
+SENDER_GRACE = 5.0
+"""Seconds that the archive is given for an answer when the node ends."""
 
 
 def run_node(
@@ -172,7 +174,10 @@ def _sending(queue: Queue, pacs: Pacs | None, stop: threading.Event) -> Iterator
         yield
     finally:
         stop.set()
-        thread.join()
+        thread.join(SENDER_GRACE)
+        while thread.is_alive():
+            pacs.interrupt()
+            thread.join(0.5)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from afire_monai.hospital.pacs.association import (
     Tls,
     ae_title,
     application,
+    cut,
     drop_unasked,
     leave_answers,
     limit_connection,
@@ -82,6 +83,7 @@ class Pacs:
         self._retries, self._first_wait = retries, first_wait
         self._entity = application(self._aet, timeout)
         self._open: dict[str, Any] = {}
+        self._connected: dict[str, Any] = {}
         self._stored: dict[tuple[str, str], None] = {}
         self._incoming: dict[str, bytes] = {}
         self._listener = MoveListener(move_to, self.address, tls or Tls(), timeout) if move_to else None
@@ -100,6 +102,11 @@ class Pacs:
             self._hang_up(purpose)
         if self._listener is not None:
             self._listener.close()
+
+    def interrupt(self) -> None:
+        """Let whatever waits for the archive fail now, as if the connection was lost; for other threads."""
+        for association in list(self._connected.values()):
+            cut(association)
 
     def find_series(self, query: Query) -> list[SeriesReference]:
         """Ask for studies by date and modality, then for the series of each.
@@ -273,7 +280,7 @@ class Pacs:
             role.sop_class_uid, role.scu_role, role.scp_role = kind, False, True
             roles.append(role)
         handlers: list[Any] = [
-            (evt.EVT_CONN_OPEN, limit_connection, [self._timeout]),
+            (evt.EVT_CONN_OPEN, self._opened, [purpose]),
             (evt.EVT_PDU_RECV, note_rejection),
             (evt.EVT_C_STORE, self._keep),
         ]
@@ -293,6 +300,10 @@ class Pacs:
         leave_answers(association)
         self._open[purpose] = association
         return association
+
+    def _opened(self, event: Any, purpose: str) -> None:
+        limit_connection(event, self._timeout)
+        self._connected[purpose] = event.assoc
 
     def _contexts(self, purpose: str) -> list[Any]:
         from pynetdicom.presentation import build_context
