@@ -31,6 +31,7 @@ from afire_monai.core.errors import AfireError
 from afire_monai.hospital.dicomweb.client import Query, SeriesReference
 from afire_monai.hospital.dicomweb.connection import AnswerError, ConnectionLostError
 from afire_monai.hospital.dicomweb.transfer import retrieve_series, send_folder
+from afire_monai.hospital.pacs import client as asking
 from afire_monai.hospital.pacs.association import PacsAddress, Tls
 from afire_monai.hospital.pacs.client import Pacs
 from afire_monai.hospital.pacs.sent import RememberingPacs
@@ -267,6 +268,18 @@ def test_a_move_to_a_destination_that_the_archive_does_not_know_is_said(tmp_path
     assert done.reasons() == [
         ("refused by the archive: it does not know the move destination; have it entered there (status A801)", 1)
     ]
+
+
+def test_objects_that_an_archive_moves_elsewhere_are_not_waited_for_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(asking, "MOVE_GRACE", 0.1)
+    elsewhere = free_port()
+    with fake_pacs(port=elsewhere), fake_pacs(move_to=(AET, elsewhere)) as pacs:
+        pacs.hold(small(1))
+        with client(pacs.address, move_to=f"{AET}:{free_port()}", timeout=600.0) as archive:
+            done = retrieve_series(archive, archive.find_series(Query()), tmp_path / "p" / "d")
+    ((reason, count),) = done.reasons()
+    assert "none came to --move-to; check the port" in reason
+    assert count == 1
 
 
 def test_listener_takes_only_what_was_asked_for(tmp_path):

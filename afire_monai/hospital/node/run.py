@@ -72,7 +72,7 @@ def run_node(
 
     What is answered with success is on the disk, and survives a kill at any moment. Each object (UID and content) is
     predicted once, and its results have the same UIDs however often they are sent. SIGTERM and SIGINT end the node
-    after the batch that is being computed.
+    after the radiograph that is being written.
 
     Args:
         state: folder of the queue (mode 0700); one node at a time.

@@ -46,6 +46,8 @@ OTHERS = tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("88.11", "88.22", "8
 MOST = 1_000_000
 """Answers to one query."""
 LONGEST_WAIT = 60.0
+MOVE_GRACE = 2.0
+"""Seconds to wait for an object that the archive says it has sent: it got the answer to it before it said so."""
 _PENDING = (0xFF00, 0xFF01)
 _MOST_CONTEXTS = 128
 
@@ -225,9 +227,12 @@ class Pacs:
         assert listener is not None
         with listener.expect(wanted.SOPInstanceUID) as arrived:
             final = self._exchange("move", lambda association: association.send_c_move(wanted, listener.aet, MOVE))
-            content = arrived(self._timeout if getattr(final, "Status", None) == 0 else 0.0)
+            content = arrived(min(self._timeout, MOVE_GRACE) if getattr(final, "Status", None) == 0 else 0.0)
         if content is None:
-            raise status_error(final, {0x0000: "it says that it sent the object, but none came to --move-to"})
+            words = (
+                "it says that it sent the object, but none came to --move-to; check the port it has for it"
+            )
+            raise status_error(final, {0x0000: words})
         return content
 
     def _matches(self, identifier: Any) -> list[Any]:
