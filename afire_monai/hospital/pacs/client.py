@@ -229,9 +229,7 @@ class Pacs:
             final = self._exchange("move", lambda association: association.send_c_move(wanted, listener.aet, MOVE))
             content = arrived(min(self._timeout, MOVE_GRACE) if getattr(final, "Status", None) == 0 else 0.0)
         if content is None:
-            words = (
-                "it says that it sent the object, but none came to --move-to; check the port it has for it"
-            )
+            words = "it says that it sent the object, but none came to --move-to; check the port it has for it"
             raise status_error(final, {0x0000: words})
         return content
 
