@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pydicom
@@ -53,14 +54,14 @@ def resident(process: int) -> float:
     return int(found[1]) / 1024 if found else 0.0
 
 
-def throwing_away(port: int) -> tuple[AE, list[int]]:
-    """An archive that counts what it gets and keeps nothing."""
-    archive, count = AE("SINK"), [0]
+def throwing_away(port: int) -> tuple[AE, Counter[str]]:
+    """An archive that counts how often it gets each UID and keeps nothing else."""
+    archive, count = AE("SINK"), Counter[str]()
     for context in AllStoragePresentationContexts:
         archive.add_supported_context(context.abstract_syntax)
 
-    def store(_: object) -> int:
-        count[0] += 1
+    def store(event: evt.Event) -> int:
+        count[str(event.request.AffectedSOPInstanceUID)] += 1
         return 0x0000
 
     archive.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, store)])
@@ -99,7 +100,7 @@ def node(files: Path, work: Path, options: list[str], kinds: list[str], count: i
         sending.join()
         counts = node_status(state).counts
         print(f"node:    {count / seconds:.1f} images/s; sent {counts[SENT]}, refused {counts[REFUSED]}, ", end="")
-        print(f"objects at the archive {received[0]}")
+        print(f"objects at the archive {len(received)}, sent to it again {received.total() - len(received)}")
     finally:
         process.terminate()
         process.wait()

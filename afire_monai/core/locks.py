@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import IO
+from typing import IO, Any
 
 if sys.platform == "win32":
     import msvcrt
@@ -12,7 +12,7 @@ else:
     import fcntl
 
 
-def lock_file(file: int | IO[str], wait: bool = True) -> None:
+def lock_file(file: int | IO[Any], wait: bool = True) -> None:
     """Lock an open file for this process alone, until it is closed.
 
     Args:

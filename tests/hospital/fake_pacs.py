@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from hospital.orthanc import free_port
 from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless
 from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import (
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
@@ -36,6 +38,10 @@ class FakePacs:
     """Answer to C-STORE."""
     drop_every: int = 0
     """End the association instead of answering every n-th object."""
+    asleep: threading.Event | None = None
+    """No C-STORE is answered before this is set."""
+    twice: bool = False
+    """Answer each C-STORE twice."""
     move_to: tuple[str, int] | None = None
     sub_failure: bool = False
 
@@ -90,6 +96,8 @@ class FakePacs:
 
     def store(self, event: Any) -> int:
         uid = str(event.request.AffectedSOPInstanceUID)
+        if self.asleep is not None:
+            self.asleep.wait(600)
         if self.drop_every and (self.stored.total() + 1) % self.drop_every == 0:
             self.stored["dropped"] += 1
             event.assoc.abort()
@@ -99,6 +107,12 @@ class FakePacs:
             dataset = event.dataset
             dataset.file_meta = event.file_meta
             self.held[uid] = dataset
+        if self.twice:
+            answer = C_STORE()
+            answer.MessageIDBeingRespondedTo, answer.Status = event.request.MessageID, self.status
+            answer.AffectedSOPClassUID = event.request.AffectedSOPClassUID
+            answer.AffectedSOPInstanceUID = event.request.AffectedSOPInstanceUID
+            event.assoc.dimse.send_msg(answer, event.context.context_id)
         return self.status
 
 

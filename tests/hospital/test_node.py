@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -29,13 +31,17 @@ from hospital import planted
 from hospital.fake_pacs import fake_pacs
 from hospital.orthanc import free_port, running_orthanc
 from hospital_files import PLANTED, radiograph, write
+from pynetdicom.dimse_primitives import C_STORE
 
 from afire_monai.cli.main import run
 from afire_monai.core.errors import AfireError
 from afire_monai.hospital.dicomweb.connection import ConnectionLostError
+from afire_monai.hospital.node import receiver as receiving
+from afire_monai.hospital.node import run as running
 from afire_monai.hospital.node import sender as sending
 from afire_monai.hospital.node.predictor import ENDED, MOST_TRIES, Predictor
 from afire_monai.hospital.node.queue import KEPT, PREDICTED, RECEIVED, REFUSED, SENT, UNSENT, Queue
+from afire_monai.hospital.node.receiver import Receiver
 from afire_monai.hospital.node.run import NodeStatus, node_status, run_node
 from afire_monai.hospital.node.sender import Sender
 from afire_monai.hospital.pacs.association import StatusError, Tls
@@ -72,7 +78,8 @@ def running_node(state: Path, model: Path, **options: object) -> Iterator[int]:
 
     def work() -> None:
         try:
-            run_node(state, [model], port=0, stop=stop, ready=ready, workers=0, timeout=20, **options)  # type: ignore[arg-type]
+            values = {"workers": 0, "timeout": 20, **options}
+            run_node(state, [model], port=0, stop=stop, ready=ready, **values)  # type: ignore[arg-type]
         except Exception as error:
             errors.append(error)
         finally:
@@ -195,6 +202,26 @@ def test_a_dead_archive_is_waited_for(model, tmp_path, monkeypatch):
     assert pacs.stored.total() == KINDS
 
 
+@pytest.mark.parametrize("silent", ["at once", "after the association"])
+def test_an_archive_that_falls_silent_does_not_hold_up_the_end(silent, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "SENDER_GRACE", 0.2)
+    state, asleep = tmp_path / "state", threading.Event()
+    with contextlib.ExitStack() as stack:
+        if silent == "at once":
+            archive = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            address = f"FAKEPACS@127.0.0.1:{archive.getsockname()[1]}"
+        else:
+            pacs = stack.enter_context(fake_pacs())
+            pacs.asleep = asleep
+            address = pacs.address
+        stack.callback(asleep.set)
+        with running_node(state, model, send_to=address, timeout=600) as port, client(port) as router:
+            router.store(radiograph(1))
+            wait_for(state, lambda status: status.counts[PREDICTED] == 1)
+            time.sleep(1.0)  # it waits for the archive; the end is waited for by `running_node`
+    assert node_status(state).counts[PREDICTED] == 1
+
+
 def test_what_was_kept_is_sent_once_there_is_an_archive(model, tmp_path):
     state = tmp_path / "state"
     with running_node(state, model) as port, client(port) as router:
@@ -266,6 +293,123 @@ def test_a_disk_that_cannot_be_written_to_is_no_success(model, tmp_path, monkeyp
         monkeypatch.setattr(Queue, "put", full)
         with pytest.raises(StatusError, match="A700"):
             router.store(radiograph(1))
+
+
+def test_a_data_base_that_finds_no_room_is_no_success_and_leaves_nothing(model, tmp_path):
+    queue = Queue(tmp_path / "s")
+    (pages,) = queue._base.execute("PRAGMA page_count").fetchone()
+    queue._base.execute(f"PRAGMA max_page_count={pages}")  # what SQLite says then is what it says of a full disk
+    receiver = Receiver(queue, "AFIRE", "127.0.0.1", 0, [], Tls(), 20, 2**28)
+    with client(receiver.port) as router, pytest.raises(StatusError, match="A700"):
+        all(router.store(radiograph(number, np.zeros((8, 8), np.uint16))) for number in range(200))
+    receiver.close()
+    with pytest.raises(OSError, match=r"node\.sqlite: .* full"):
+        queue.note("trouble", "x" * 10_000)
+    assert len(list((tmp_path / "s" / "incoming").iterdir())) == len(queue.take(RECEIVED, 500)) > 0
+    queue.close()
+
+
+def test_a_store_without_a_data_set_is_not_understood(model, tmp_path):
+    with running_node(tmp_path / "s", model) as port, client(port) as router:
+        router.store(radiograph(1))
+        association = router._open["store"]
+        request = C_STORE()
+        request.MessageID, request.Priority, request.AffectedSOPInstanceUID = 1, 2, "1.2.3"
+        request.AffectedSOPClassUID = radiograph(1).SOPClassUID
+        association.dimse.send_msg(request, association.accepted_contexts[0].context_id)
+        assert association.dimse.get_msg(block=True)[1].Status == 0xC000
+    assert node_status(tmp_path / "s").counts.total() == 1
+
+
+def test_stalled_and_silent_connections_do_not_hold_up_the_end(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(receiving, "GRACE", 0.5)
+    queue = Queue(tmp_path / "s")
+    receiver = Receiver(queue, "AFIRE", "127.0.0.1", 0, [], Tls(), 600, 2**28)
+    with client(receiver.port) as router, socket.create_connection(("127.0.0.1", receiver.port)) as silent:
+        router.store(radiograph(1))
+        stalled = router._open["store"].dul.socket.socket
+        stalled.sendall(struct.pack(">BBL", 4, 0, 60_000) + b"\0" * 1000)
+        time.sleep(0.5)
+        assert len(receiver._entity.active_associations) == 2
+        receiver.close()
+        silent.settimeout(20)
+        assert silent.recv(1) == b""
+        end = time.monotonic() + 20
+        while receiver._entity.active_associations:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+    queue.close()
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_connections_that_were_closed_without_a_word_take_no_place(tmp_path):
+    queue = Queue(tmp_path / "s")
+    receiver = Receiver(queue, "AFIRE", "127.0.0.1", 0, [], Tls(), 600, 2**28)
+    for _ in range(receiving.ASSOCIATIONS + 2):
+        socket.create_connection(("127.0.0.1", receiver.port)).close()
+    end = time.monotonic() + 30
+    while receiver._entity.active_associations:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    with client(receiver.port) as router:
+        router.echo()
+    receiver.close()
+    queue.close()
+
+
+def test_the_end_does_not_wait_for_a_whole_batch(model, tmp_path, monkeypatch):
+    queue, stop, files = Queue(tmp_path / "s"), threading.Event(), Path(tmp_path)
+    for number in range(3):
+        content = write(files / f"{number}.dcm", number).read_bytes()
+        queue.put(f"1.{number}", content[:132], content[132:])
+    end = queue.end
+
+    def noted(*words: str) -> None:
+        end(*words)
+        stop.set()
+
+    monkeypatch.setattr(queue, "end", noted)
+    predictor = Predictor(queue, Scorer([model]), ["sr"], 3, 0, KEPT)
+    assert predictor.work(stop) == 3
+    assert node_status(tmp_path / "s").counts == {KEPT: 1, RECEIVED: 2}
+    assert [held.tries for held in queue.take(RECEIVED, 3)] == [0, 0]
+    queue.close()
+
+
+def test_results_that_are_gone_do_not_hold_up_the_others(model, tmp_path):
+    state = tmp_path / "s"
+    with running_node(state, model, kinds=("sr",)) as port, client(port) as router:
+        for number in range(2):
+            router.store(radiograph(number))
+        wait_for(state, lambda status: status.counts[KEPT] == 2)
+    queue = Queue(state)
+    queue.send_what_was_kept()
+    _, first, _ = next(queue.waiting(PREDICTED))
+    shutil.rmtree(queue.results(first))
+    with fake_pacs() as pacs, Pacs(pacs.address, retries=0) as archive:
+        assert "No such file" in Sender(queue, archive).send_all(threading.Event())
+    assert node_status(state).counts == {SENT: 1, PREDICTED: 1}
+    queue.close()
+
+
+def test_a_folder_of_another_version_is_refused(tmp_path):
+    queue = Queue(tmp_path / "s")
+    queue._base.execute("PRAGMA user_version=7")
+    queue.close()
+    for use in (Queue, node_status):
+        with pytest.raises(AfireError, match="another version"):
+            use(tmp_path / "s")
+
+
+def test_asking_for_the_status_stops_no_node_and_no_other_question(tmp_path):
+    Queue(tmp_path / "s").close()
+    with (tmp_path / "s" / "lock").open("rb") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)  # as another `--status` does for a moment
+        assert not node_status(tmp_path / "s").running
+        threading.Timer(0.2, fcntl.flock, [asking, fcntl.LOCK_UN]).start()
+        queue = Queue(tmp_path / "s")
+        assert node_status(tmp_path / "s").running
+        queue.close()
 
 
 def test_an_object_beyond_the_limit_ends_the_connection(model, tmp_path):
@@ -404,7 +548,7 @@ def kill_in_the_middle(model: Path, tmp_path: Path, pacs: str, count: int, sent:
     try:
         while waiting:
             try:
-                with client(port, timeout=5) as router:
+                with client(port, timeout=60) as router:
                     while waiting:
                         router.store(waiting[0])
                         waiting.pop(0)
@@ -413,7 +557,7 @@ def kill_in_the_middle(model: Path, tmp_path: Path, pacs: str, count: int, sent:
                             os.kill(process.pid, signal.SIGKILL)
                             kills += 1
             except AfireError:
-                process.wait(30)
+                process.wait(60)
                 process = start_node(state, model, port, pacs)
         wait_for(state, finished(count), 120)
         assert kills == 2

@@ -12,6 +12,8 @@ import stat
 import struct
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from afire_monai.core.errors import AfireError
 from afire_monai.hospital.dicomweb.client import Query, SeriesReference
 from afire_monai.hospital.dicomweb.connection import AnswerError, ConnectionLostError
 from afire_monai.hospital.dicomweb.transfer import retrieve_series, send_folder
+from afire_monai.hospital.pacs import client as asking
 from afire_monai.hospital.pacs.association import PacsAddress, Tls
 from afire_monai.hospital.pacs.client import Pacs
 from afire_monai.hospital.pacs.sent import RememberingPacs
@@ -132,6 +135,39 @@ def test_connections_that_end_in_the_middle_lose_nothing(tmp_path):
         assert set(pacs.stored) == {str(d.SOPInstanceUID) for d in held}
 
 
+class LateAfterWait(threading.Event):
+    """Its waiter loses the processor just after it was let through."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        done = super().wait(timeout)
+        time.sleep(0.2)
+        return done
+
+
+def test_an_answer_reaches_its_request_when_threads_lose_the_processor():
+    with fake_pacs() as pacs, client(pacs.address, timeout=2.0, retries=0) as archive:
+        assert archive.store(small(0))
+        association = archive._open["store"]
+        checkpoint, send = LateAfterWait(), association.dimse.send_msg
+        checkpoint.set()
+        association._reactor_checkpoint = checkpoint  # pynetdicom's own, at which its thread pauses during requests
+        association.dimse.send_msg = lambda *words: (send(*words), time.sleep(0.3))  # and the asking thread
+        time.sleep(0.1)
+        for number in range(1, 5):
+            assert archive.store(small(number))
+    assert set(pacs.stored.values()) == {1}
+    assert pacs.associations == 1
+
+
+def test_a_second_answer_is_not_taken_for_that_of_the_next_object():
+    with fake_pacs(twice=True) as pacs, client(pacs.address) as archive:
+        assert archive.store(small(0))
+        time.sleep(0.5)  # the second answer is there
+        pacs.status = 0xC000
+        with pytest.raises(AnswerError, match="cannot understand"):
+            archive.store(small(1))
+
+
 @pytest.mark.parametrize(
     ("status", "words"),
     [(0xA700, "out of resources"), (0x0122, "does not take this kind"), (0x0124, "not authorised"), (0xC123, "cannot")],
@@ -232,6 +268,18 @@ def test_a_move_to_a_destination_that_the_archive_does_not_know_is_said(tmp_path
     assert done.reasons() == [
         ("refused by the archive: it does not know the move destination; have it entered there (status A801)", 1)
     ]
+
+
+def test_objects_that_an_archive_moves_elsewhere_are_not_waited_for_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(asking, "MOVE_GRACE", 0.1)
+    elsewhere = free_port()
+    with fake_pacs(port=elsewhere), fake_pacs(move_to=(AET, elsewhere)) as pacs:
+        pacs.hold(small(1))
+        with client(pacs.address, move_to=f"{AET}:{free_port()}", timeout=600.0) as archive:
+            done = retrieve_series(archive, archive.find_series(Query()), tmp_path / "p" / "d")
+    ((reason, count),) = done.reasons()
+    assert "none came to --move-to; check the port" in reason
+    assert count == 1
 
 
 def test_listener_takes_only_what_was_asked_for(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,15 +50,20 @@ class Predictor:
         self._queue, self._scorer, self._kinds, self._state = queue, scorer, kinds, state
         self._batch_size, self._workers = batch_size, workers
 
-    def work(self) -> int:
+    def work(self, stop: threading.Event | None = None) -> int:
         """Take a batch and finish it.
+
+        Args:
+            stop: ends the work after the radiograph that is being written; the others wait for another time.
 
         Returns:
             How many objects were taken; 0 if none waits.
 
         Raises:
             OutputError: if results cannot be written (a full disk); the objects wait for another try.
+            OSError: if the queue cannot be.
         """
+        stop = stop or threading.Event()
         held = self._queue.take(RECEIVED, self._batch_size)
         usable = []
         for one in held:
@@ -66,13 +72,15 @@ class Predictor:
             else:
                 usable.append(one)
         try:
-            self._predict(usable)
-        except OutputError:
+            self._predict(usable, stop)
+        except (OutputError, OSError):
             self._queue.give_back(usable)
             raise
+        if stop.is_set():
+            self._queue.give_back(usable)
         return len(held)
 
-    def _predict(self, held: Sequence[Held]) -> None:
+    def _predict(self, held: Sequence[Held], stop: threading.Event) -> None:
         radiographs: list[Radiograph] = []
         for place, result in enumerate(ahead(self._reading(held), range(len(held)), self._workers, self._batch_size)):
             if isinstance(result, LeftOut):
@@ -80,6 +88,8 @@ class Predictor:
             else:
                 radiographs.append(result)
         for radiograph, answer in self._scored(radiographs):
+            if stop.is_set():
+                return
             key = held[radiograph.index].key
             if answer is None:
                 self._queue.end(key, REFUSED, "the model gives no result for it")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import hmac
 import os
@@ -9,6 +11,7 @@ import secrets
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +23,17 @@ from afire_monai.core.locks import lock_file
 RECEIVED, REFUSED, PREDICTED, KEPT, SENT, UNSENT = "received", "refused", "predicted", "kept", "sent", "unsent"
 """States: to be predicted; left out; results to be sent; results with nobody to send to; done; given up."""
 INCOMING, RESULTS, BASE, KEY, LOCK = "incoming", "results", "node.sqlite", "key", "lock"
-_TABLES = """
+_VERSION = 1
+"""Of the tables."""
+_TABLES = f"""
+BEGIN;
 CREATE TABLE IF NOT EXISTS objects (
   number INTEGER PRIMARY KEY, key TEXT UNIQUE, state TEXT, reason TEXT DEFAULT '', size INTEGER,
   tries INTEGER DEFAULT 0);
 CREATE INDEX IF NOT EXISTS waiting ON objects (state, number, size) WHERE state IN ('received', 'predicted');
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT);
+PRAGMA user_version={_VERSION};
+COMMIT;
 """
 
 
@@ -66,6 +74,7 @@ class Queue:
             self._held = _take(self.folder / LOCK)
             self._secret = _secret(self.folder / KEY)
             self._base = open_base(self.folder)
+            check_version(self._base)
             self._base.execute("PRAGMA journal_mode=WAL")
             self._base.execute("PRAGMA synchronous=FULL")
             self._base.executescript(_TABLES)
@@ -73,7 +82,7 @@ class Queue:
         except OSError as error:
             raise AfireError(f"--state: {error.strerror}; give a folder that can be written") from None
         except sqlite3.DatabaseError as error:
-            raise AfireError(f"--state: {BASE} is damaged ({error}); give another folder") from None
+            raise AfireError(f"--state: {BASE} cannot be used ({error}); make room, or give another folder") from None
 
     def _make_folder(self) -> None:
         if self.folder.exists() and any(self.folder.iterdir()) and not (self.folder / LOCK).exists():
@@ -141,7 +150,7 @@ class Queue:
             OSError: if it cannot be written.
         """
         key = self.key_of(uid, [content])
-        with self._lock:
+        with self._using():
             if self._base.execute("SELECT 1 FROM objects WHERE key=?", (key,)).fetchone():
                 self._count("repeated")
                 return True
@@ -154,8 +163,13 @@ class Queue:
             with whole_file(self.file(key), private=True, sync=True) as part, part.open("wb") as file:
                 file.write(head)
                 file.write(content)
-            sync_folder(self.folder / INCOMING)
-            self._base.execute("INSERT INTO objects (key, state, size) VALUES (?, ?, ?)", (key, RECEIVED, len(content)))
+            try:
+                sync_folder(self.folder / INCOMING)
+                new = (key, RECEIVED, len(content))
+                self._base.execute("INSERT INTO objects (key, state, size) VALUES (?, ?, ?)", new)
+            except (OSError, sqlite3.Error):
+                self.file(key).unlink(missing_ok=True)
+                raise
         self.changed.set()
         return True
 
@@ -164,7 +178,7 @@ class Queue:
 
         One that had a try is given alone, so that it harms no others.
         """
-        with self._lock:
+        with self._using():
             rows = self._base.execute(
                 "SELECT key, tries FROM objects WHERE state=? ORDER BY number LIMIT ?", (state, count)
             ).fetchall()
@@ -177,7 +191,7 @@ class Queue:
     def waiting(self, state: str, after: int = 0) -> Iterator[tuple[int, str, int]]:
         """Return number, key and tries of the objects of a state, oldest first, one page at a time."""
         while True:
-            with self._lock:
+            with self._using():
                 rows = self._base.execute(
                     "SELECT number, key, tries FROM objects WHERE state=? AND number>? ORDER BY number LIMIT 100",
                     (state, after),
@@ -189,17 +203,17 @@ class Queue:
 
     def give_back(self, held: Sequence[Held]) -> None:
         """Forget that work on these objects began: what stopped it was not their fault."""
-        with self._lock:
+        with self._using():
             self._many("UPDATE objects SET tries=0 WHERE key=?", [(one.key,) for one in held])
 
     def tried(self, key: str) -> None:
         """Note a try that failed."""
-        with self._lock:
+        with self._using():
             self._base.execute("UPDATE objects SET tries=tries+1 WHERE key=?", (key,))
 
     def end(self, key: str, state: str, reason: str = "") -> None:
         """Note what has become of an object, then remove the files that this state has no use for."""
-        with self._lock:
+        with self._using():
             self._base.execute("UPDATE objects SET state=?, reason=?, tries=0 WHERE key=?", (state, reason, key))
             self.file(key).unlink(missing_ok=True)
             if state in (REFUSED, SENT):
@@ -208,18 +222,29 @@ class Queue:
 
     def send_what_was_kept(self) -> None:
         """Have results sent that there was nobody to send to before."""
-        with self._lock:
+        with self._using():
             self._base.execute("UPDATE objects SET state=? WHERE state=?", (PREDICTED, KEPT))
 
     def note(self, name: str, text: str) -> None:
         """Keep a text for the status."""
-        with self._lock:
+        with self._using():
             self._base.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, text))
 
     def _count(self, name: str) -> None:
-        self._base.execute(
-            "INSERT INTO facts VALUES (?, '1') ON CONFLICT (name) DO UPDATE SET value=CAST(value AS INTEGER)+1", (name,)
-        )
+        with contextlib.suppress(sqlite3.OperationalError):  # a count is worth no failure
+            self._base.execute(
+                "INSERT INTO facts VALUES (?, '1') ON CONFLICT (name) DO UPDATE SET value=CAST(value AS INTEGER)+1",
+                (name,),
+            )
+
+    @contextlib.contextmanager
+    def _using(self) -> Iterator[None]:
+        """Keep the data base for this thread; a full or broken disk is an OSError there, too."""
+        with self._lock:
+            try:
+                yield
+            except sqlite3.OperationalError as error:
+                raise OSError(errno.EIO, f"{BASE}: {error}") from error
 
     def _many(self, statement: str, rows: list[tuple[str]]) -> None:
         with self._base:
@@ -235,23 +260,40 @@ def open_base(folder: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
 
 
+def check_version(base: sqlite3.Connection) -> None:
+    """Refuse the data base of another version, which means something else by its tables.
+
+    Raises:
+        AfireError: if it is one.
+    """
+    (version,) = base.execute("PRAGMA user_version").fetchone()
+    (tables,) = base.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+    if version != _VERSION and (version or tables):
+        raise AfireError(
+            f"--state: the folder is of another version of this program (tables {version}, {_VERSION} expected); let "
+            "that one finish it, or give a new folder"
+        )
+
+
 def is_running(folder: Path) -> bool:
     """Whether a node works in a folder now."""
-    try:
-        os.close(_take(folder / LOCK))
-    except AfireError:
-        return True
+    with (folder / LOCK).open("r+b") as file:
+        try:
+            lock_file(file, wait=False)
+        except OSError:
+            return True
     return False
 
 
 def _take(path: Path) -> int:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-    try:
-        lock_file(handle, wait=False)
-    except OSError:
-        os.close(handle)
-        raise AfireError("--state: another node works in this folder; stop it, or give another folder") from None
-    return handle
+    for _ in range(20):  # `is_running` holds it for a moment
+        with contextlib.suppress(OSError):
+            lock_file(handle, wait=False)
+            return handle
+        time.sleep(0.05)
+    os.close(handle)
+    raise AfireError("--state: another node works in this folder; stop it, or give another folder")
 
 
 def _secret(path: Path) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +10,14 @@ from afire_monai.core.errors import AfireError
 from afire_monai.hospital.dicomweb.client import is_uid
 from afire_monai.hospital.dicomweb.connection import is_loopback
 from afire_monai.hospital.node.queue import Queue
-from afire_monai.hospital.pacs.association import Tls, ae_title, application, object_received
+from afire_monai.hospital.pacs.association import Tls, ae_title, application, cut, object_received
 from afire_monai.hospital.pacs.client import VERIFY
 from afire_monai.hospital.pacs.listener import scp_contexts, start
 
 ASSOCIATIONS = 8
 """At the same time; further ones are told to come again."""
+GRACE = 5.0
+"""Seconds that connections are given to end when the node does."""
 SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
 
 
@@ -64,24 +65,29 @@ class Receiver:
         self.port = int(self._server.server_address[1])
 
     def close(self) -> None:
-        """Stop to listen, and let objects that are on their way come in for a few seconds."""
+        """Stop to listen, let objects that are on their way come in for a few seconds, and hang up on the others."""
         self._server.shutdown()
-        end = time.monotonic() + 5
+        self._wait()
+        for association in self._entity.active_associations:
+            cut(association)
+        self._wait()
+
+    def _wait(self) -> None:
+        end = time.monotonic() + GRACE
         while self._entity.active_associations and time.monotonic() < end:
             time.sleep(0.1)
-        with contextlib.suppress(Exception):
-            self._entity.shutdown()
 
     def _store(self, event: Any) -> int:
         from pynetdicom.dsutils import encode_file_meta
 
         object_received(event)
         uid = str(event.request.AffectedSOPInstanceUID)
-        if not is_uid(uid) or event.request.DataSet is None:
+        content = event.request.DataSet
+        if not is_uid(uid) or content is None or not content.getbuffer():
             return CANNOT_UNDERSTAND
         head = b"\0" * 128 + b"DICM" + encode_file_meta(event.file_meta)
         try:
-            room = self._queue.put(uid, head, event.request.DataSet.getbuffer())
+            room = self._queue.put(uid, head, content.getbuffer())
         except OSError:
             room = False
         return SUCCESS if room else OUT_OF_RESOURCES

@@ -28,6 +28,7 @@ from afire_monai.hospital.node.queue import (
     SENT,
     UNSENT,
     Queue,
+    check_version,
     is_running,
     open_base,
 )
@@ -40,6 +41,8 @@ from afire_monai.predictions.scoring import Scorer
 logger = logging.getLogger(__name__)
 DISK_WAIT = 30.0
 """Seconds to wait when results cannot be written."""
+SENDER_GRACE = 5.0
+"""Seconds that the archive is given for an answer when the node ends."""
 
 
 def run_node(
@@ -69,7 +72,7 @@ def run_node(
 
     What is answered with success is on the disk, and survives a kill at any moment. Each object (UID and content) is
     predicted once, and its results have the same UIDs however often they are sent. SIGTERM and SIGINT end the node
-    after the batch that is being computed.
+    after the radiograph that is being written.
 
     Args:
         state: folder of the queue (mode 0700); one node at a time.
@@ -140,8 +143,11 @@ def _work(predictor: Predictor, queue: Queue, stop: threading.Event) -> None:
     while not stop.is_set():
         queue.changed.clear()
         try:
-            if predictor.work() == 0:
+            if predictor.work(stop) == 0:
                 queue.changed.wait(0.5)
+        except OSError as error:
+            logger.error("nothing can be written: %s; tried again in %g seconds", error.strerror, DISK_WAIT)
+            stop.wait(DISK_WAIT)
         except OutputError as error:
             logger.error("%s; tried again in %g seconds", error, DISK_WAIT)
             stop.wait(DISK_WAIT)
@@ -168,7 +174,10 @@ def _sending(queue: Queue, pacs: Pacs | None, stop: threading.Event) -> Iterator
         yield
     finally:
         stop.set()
-        thread.join()
+        thread.join(SENDER_GRACE)
+        while thread.is_alive():
+            pacs.interrupt()
+            thread.join(0.5)
 
 
 @contextmanager
@@ -242,6 +251,7 @@ def node_status(state: str | Path) -> NodeStatus:
         raise AfireError("--state: no node has worked in this folder; name that of `afire node`")
     base = open_base(folder)
     try:
+        check_version(base)
         rows = base.execute("SELECT state, reason, COUNT(*) FROM objects GROUP BY state, reason").fetchall()
         facts = dict(base.execute("SELECT name, value FROM facts").fetchall())
     except sqlite3.DatabaseError as error:

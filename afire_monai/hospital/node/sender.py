@@ -76,7 +76,8 @@ class Sender:
             except AfireError as error:
                 return str(error)
             except OSError as error:
-                return f"results cannot be read: {error.strerror}"
+                trouble = f"results cannot be read: {error.strerror}"
+                self._refused(key, tries, trouble)
             except Exception as error:  # pydicom raises many types on damaged files; what it says may quote a header
                 trouble = f"unexpected error: {type(error).__name__}"
                 self._refused(key, tries, trouble)

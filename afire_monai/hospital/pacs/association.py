@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
+import socket
 import ssl
 import time
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ PDU = 2**17
 """Bytes of the largest PDU that is taken, as announced to the other side."""
 LARGEST_OBJECT = 2**28
 """Bytes of the largest object that is taken."""
+CONNECTION_SECONDS = 10.0
+"""To wait for a TCP connection at most: unlike an answer, that takes no work of the other side."""
 UNCOMPRESSED = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
 """Explicit and Implicit VR Little Endian."""
 COMPRESSED = tuple(
@@ -165,7 +169,8 @@ def application(aet: str, timeout: float) -> ApplicationEntity:
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
     entity = ApplicationEntity(aet)
     entity.maximum_pdu_size = PDU
-    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = timeout
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = timeout
+    entity.connection_timeout = min(timeout, CONNECTION_SECONDS)
     return entity
 
 
@@ -203,10 +208,44 @@ def limit_connection(event: Any, timeout: float, largest: int = LARGEST_OBJECT) 
     plain.recv = receive
 
 
+def cut(association: Any) -> None:
+    """Close the connection under an association, from any thread.
+
+    What pynetdicom offers waits for a peer that has stalled, and fails for one that has not said yet who it is.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # it is closed already
+        association.dul.socket.socket.shutdown(socket.SHUT_RDWR)
+
+
 def note_rejection(event: Any) -> None:
     """Keep why an association was rejected (EVT_PDU_RECV), which pynetdicom only logs."""
     if type(event.pdu).__name__ == "A_ASSOCIATE_RJ":
         event.assoc.afire_rejection = (event.pdu.source, event.pdu.reason_diagnostic)
+
+
+def leave_answers(association: Any) -> None:
+    """Have each answer reach the request that waits for it.
+
+    The thread of an association takes messages while nobody asks, and pauses while somebody does. If it loses the
+    processor on its way past that check, it takes one more message afterwards: the answer, and the request waits for
+    it in vain. Of an association that was asked for, nobody needs what this thread takes.
+
+    Args:
+        association: that was established from here.
+    """
+    take = association.dimse.get_msg
+    association.dimse.get_msg = lambda block=False: take(block) if block else (None, None)
+
+
+def drop_unasked(association: Any) -> None:
+    """Drop messages that no request waits for, such as a second answer, before the next request takes one for its own.
+
+    Args:
+        association: with :func:`leave_answers`.
+    """
+    dimse = association.dimse
+    while dimse.peek_msg()[1] is not None:  # the mark of a closed connection stays
+        dimse.msg_queue.get(block=False)
 
 
 def object_received(event: Any) -> None:

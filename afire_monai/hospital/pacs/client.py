@@ -21,6 +21,9 @@ from afire_monai.hospital.pacs.association import (
     Tls,
     ae_title,
     application,
+    cut,
+    drop_unasked,
+    leave_answers,
     limit_connection,
     note_rejection,
     object_received,
@@ -43,6 +46,8 @@ OTHERS = tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("88.11", "88.22", "8
 MOST = 1_000_000
 """Answers to one query."""
 LONGEST_WAIT = 60.0
+MOVE_GRACE = 2.0
+"""Seconds to wait for an object that the archive says it has sent: it got the answer to it before it said so."""
 _PENDING = (0xFF00, 0xFF01)
 _MOST_CONTEXTS = 128
 
@@ -81,6 +86,7 @@ class Pacs:
         self._retries, self._first_wait = retries, first_wait
         self._entity = application(self._aet, timeout)
         self._open: dict[str, Any] = {}
+        self._connected: dict[str, Any] = {}
         self._stored: dict[tuple[str, str], None] = {}
         self._incoming: dict[str, bytes] = {}
         self._listener = MoveListener(move_to, self.address, tls or Tls(), timeout) if move_to else None
@@ -99,6 +105,11 @@ class Pacs:
             self._hang_up(purpose)
         if self._listener is not None:
             self._listener.close()
+
+    def interrupt(self) -> None:
+        """Let whatever waits for the archive fail now, as if the connection was lost; for other threads."""
+        for association in list(self._connected.values()):
+            cut(association)
 
     def find_series(self, query: Query) -> list[SeriesReference]:
         """Ask for studies by date and modality, then for the series of each.
@@ -217,9 +228,10 @@ class Pacs:
         assert listener is not None
         with listener.expect(wanted.SOPInstanceUID) as arrived:
             final = self._exchange("move", lambda association: association.send_c_move(wanted, listener.aet, MOVE))
-            content = arrived(self._timeout if getattr(final, "Status", None) == 0 else 0.0)
+            content = arrived(min(self._timeout, MOVE_GRACE) if getattr(final, "Status", None) == 0 else 0.0)
         if content is None:
-            raise status_error(final, {0x0000: "it says that it sent the object, but none came to --move-to"})
+            words = "it says that it sent the object, but none came to --move-to; check the port it has for it"
+            raise status_error(final, {0x0000: words})
         return content
 
     def _matches(self, identifier: Any) -> list[Any]:
@@ -263,6 +275,7 @@ class Pacs:
 
         current = self._open.get(purpose)
         if current is not None and current.is_established:
+            drop_unasked(current)
             return current
         contexts = self._contexts(purpose)
         roles: list[Any] = []
@@ -271,7 +284,7 @@ class Pacs:
             role.sop_class_uid, role.scu_role, role.scp_role = kind, False, True
             roles.append(role)
         handlers: list[Any] = [
-            (evt.EVT_CONN_OPEN, limit_connection, [self._timeout]),
+            (evt.EVT_CONN_OPEN, self._opened, [purpose]),
             (evt.EVT_PDU_RECV, note_rejection),
             (evt.EVT_C_STORE, self._keep),
         ]
@@ -288,8 +301,13 @@ class Pacs:
             )
         if not association.is_established:
             raise why_not(association, self._aet, self.address.aet)
+        leave_answers(association)
         self._open[purpose] = association
         return association
+
+    def _opened(self, event: Any, purpose: str) -> None:
+        limit_connection(event, self._timeout)
+        self._connected[purpose] = event.assoc
 
     def _contexts(self, purpose: str) -> list[Any]:
         from pynetdicom.presentation import build_context

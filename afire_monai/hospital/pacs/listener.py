@@ -115,12 +115,26 @@ def start(
     from pynetdicom import evt
 
     limits = [timeout] if largest is None else [timeout, largest]
-    handlers = [(evt.EVT_CONN_OPEN, limit_connection, limits), (evt.EVT_C_STORE, store)]
+    handlers = [
+        (evt.EVT_CONN_OPEN, limit_connection, limits),
+        (evt.EVT_CONN_CLOSE, _let_go),
+        (evt.EVT_C_STORE, store),
+    ]
     try:
         return entity.start_server((host, port), block=False, ssl_context=tls, evt_handlers=handlers)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or "no such address or port"
         raise AfireError(f"port {port} of {host} cannot be listened on: {reason}; give another") from None
+
+
+def _let_go(event: Any) -> None:
+    """End the thread of a connection that was closed before it asked for an association, as port checks do.
+
+    It would wait for the request, and count among the associations, until the time for that is over.
+    """
+    association = event.assoc
+    if association.requestor.primitive is None:
+        association.dul.to_user_queue.put(None)
 
 
 def scp_contexts() -> list[Any]:
