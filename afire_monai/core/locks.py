@@ -12,12 +12,13 @@ else:
     import fcntl
 
 
-def lock_file(file: int | IO[Any], wait: bool = True) -> None:
-    """Lock an open file for this process alone, until it is closed.
+def lock_file(file: int | IO[Any], wait: bool = True, shared: bool = False) -> None:
+    """Lock an open file for this process alone, or with others who share it, until it is closed.
 
     Args:
         file: handle, or open file.
         wait: for whoever holds it; on Windows ten seconds at most.
+        shared: others may hold it in the same way; Windows knows no such lock and takes it alone.
 
     Raises:
         BlockingIOError: if another process holds it and ``wait`` is false.
@@ -31,4 +32,4 @@ def lock_file(file: int | IO[Any], wait: bool = True) -> None:
         except OSError as error:
             raise BlockingIOError(*error.args) from error
     else:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))

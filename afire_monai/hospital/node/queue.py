@@ -277,9 +277,9 @@ def check_version(base: sqlite3.Connection) -> None:
 
 def is_running(folder: Path) -> bool:
     """Whether a node works in a folder now."""
-    with (folder / LOCK).open("r+b") as file:
+    with (folder / LOCK).open("rb") as file:
         try:
-            lock_file(file, wait=False)
+            lock_file(file, wait=False, shared=True)
         except OSError:
             return True
     return False
