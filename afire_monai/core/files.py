@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +18,8 @@ def close_to_others() -> None:
     """Keep what this process writes from other users of the machine; for commands, not for a library's caller.
 
     The permissions of the owner and the group stay those of the umask. ``AFIRE_UMASK`` (octal, as 022) overrides it:
-    077 keeps files from the group as well, 002 lets a group write and everybody read.
+    077 keeps files from the group as well, 002 lets a group write and everybody read. A crash leaves no core dump,
+    which would hold pictures and headers; with ``AFIRE_TRACEBACK`` set the limit stays as it is.
 
     Raises:
         AfireError: if ``AFIRE_UMASK`` is not an octal number from 000 to 777.
@@ -28,6 +29,11 @@ def close_to_others() -> None:
         raise AfireError(f"AFIRE_UMASK is {wanted!r}; an octal number from 000 to 777 is expected, such as 077 or 022")
     before = os.umask(0o077)
     os.umask(int(wanted, 8) if wanted else before | 0o007)
+    if not os.environ.get("AFIRE_TRACEBACK"):
+        with suppress(ImportError, OSError, ValueError):  # Windows has no such limits
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 def usual_mode() -> int:

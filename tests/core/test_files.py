@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -76,6 +79,31 @@ def test_files_are_closed_to_others_unless_it_is_asked_for(umask_before, wanted,
     close_to_others()
     (tmp_path / "a").write_text("x")
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
+
+
+CRASH = """
+import os, resource, signal, sys
+hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+from afire_monai.core.files import close_to_others
+if sys.argv[1] == "closed":
+    close_to_others()
+os.kill(os.getpid(), signal.SIGSEGV)
+"""
+
+
+def test_a_crash_leaves_no_core_dump_with_pictures_and_names(tmp_path, monkeypatch):
+    monkeypatch.delenv("AFIRE_TRACEBACK", raising=False)
+    dumped = {}
+    for how in ("open", "closed"):
+        done = subprocess.Popen([sys.executable, "-c", CRASH, how], cwd=tmp_path)
+        _, status = os.waitpid(done.pid, 0)
+        done.returncode = 0
+        assert os.WTERMSIG(status) == signal.SIGSEGV
+        dumped[how] = os.WCOREDUMP(status)
+    if not dumped["open"]:
+        pytest.skip("this system writes no core dumps at all")
+    assert not dumped["closed"]
 
 
 @pytest.mark.parametrize("wanted", ["rw", "8", "0o77", "01777", "-1"])
