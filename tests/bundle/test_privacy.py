@@ -27,6 +27,7 @@ def write_radiograph(path: Path, seed: int) -> None:
     item.SOPClassUID, item.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     item.PatientName, item.PatientID, item.PatientBirthDate = f"{PLANTED[0]}^Anna", PLANTED[1], PLANTED[2]
     item.Modality, item.PhotometricInterpretation = "DX", "MONOCHROME2"
+    item.BodyPartExamined, item.ViewPosition, item.PresentationIntentType = "CHEST", "PA", "FOR PRESENTATION"
     item.Rows = item.Columns = 64
     item.SamplesPerPixel, item.BitsAllocated, item.BitsStored, item.HighBit = 1, 16, 12, 11
     item.PixelRepresentation = 0
