@@ -67,7 +67,7 @@ def write_worth(run_dir: str | Path, datalist: str | Path, dataset_dir: str, ima
     from afire_monai.training import worth
 
     try:
-        if isinstance(worth.labelled_images(datalist, dataset_dir), str):
+        if isinstance(worth.labelled_images(datalist, dataset_dir, most=images), str):
             return
         logger.info("comparing the encoder with others on the labels of validation patients")
         done = worth.compare_encoders(datalist, Path(run_dir) / "models", dataset_dir=dataset_dir, images=images)

@@ -75,7 +75,8 @@ def labelled_images(
         datalist: the data list; uncertain labels count as not known.
         dataset_dir: base of relative paths; empty for the list's own folder.
         section: whose patients judge.
-        most: images; of more, whole patients are drawn until there are so many.
+        most: images; of more, patients are drawn one after the other until there are so many (of the last one perhaps
+            not all).
         seed: of that draw.
 
     Returns:
@@ -267,7 +268,7 @@ def compare_encoders(
         model: folder with the encoder to judge; the one that comes with the package unless given.
         section: whose patients judge: validation, test, or training (whose normal images pre-training may have seen).
         dataset_dir: base of relative paths; empty for the list's own folder.
-        images: at most so many, of whole patients.
+        images: at most so many, patient by patient.
         seed: of the fresh weights, the choice of patients and the folds.
         batch_size: radiographs computed at once.
         workers: threads that read.
