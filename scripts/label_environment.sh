@@ -27,4 +27,13 @@ mkdir -p "$(dirname "$AFIRE_VENV")"
         touch "$("$python" -c 'import site; print(site.getsitepackages()[0])')/pydicom_seg.py"
     fi
 ) 9>"$AFIRE_VENV.lock"
+
+# environments of other versions, 4 GB each, that nobody is making or running
+if [[ -z "${AFIRE_LABEL_VENV:-}" ]]; then
+    for lock in "$(dirname "$AFIRE_VENV")"/label-*.lock; do
+        other="${lock%.lock}"
+        [[ "$other" == "$AFIRE_VENV" ]] || grep -qsF "$other/" /proc/[0-9]*/cmdline ||
+            (flock -n 9 && rm -rf "$other" "$lock") 9<"$lock" || true
+    done
+fi
 echo "$AFIRE_VENV"
