@@ -60,7 +60,7 @@ def test_the_bundle_metadata_is_verified_offline(verify, metadata):
 
 
 @pytest.mark.parametrize(
-    "key", ["schema", "version", "monai_version", "required_packages_version", "task", "network_data_format"]
+    "key", ["version", "monai_version", "required_packages_version", "task", "network_data_format"]
 )
 def test_metadata_without_a_required_key_is_refused(verify, metadata, key):
     del metadata[key]
