@@ -83,9 +83,6 @@ def run_demo(
         resume: go on with what is in the folder.
         overwrite: delete what an earlier demo left in the folder.
 
-    Returns:
-        The report's path.
-
     Raises:
         AfireError: if the folder is in use and neither ``resume`` nor ``overwrite`` says what to do with it.
     """

@@ -69,12 +69,7 @@ class FileFacts:
 
 @dataclass
 class CheckReport:
-    """Result of `check_path`.
-
-    Attributes:
-        readable: facts about each file that was read.
-        refused: files that cannot be used, with reasons.
-    """
+    """Result of `check_path`."""
 
     readable: list[FileFacts] = field(default_factory=list)
     refused: list[RefusedFile] = field(default_factory=list)

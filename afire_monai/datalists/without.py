@@ -16,12 +16,6 @@ MASK_KINDS = frozenset(("mask not readable", "colour mask", "lossy mask", "multi
 def write_without(opened: OpenedDataList, report: CheckReport, path: StrPath, reader: Mapping[str, Any]) -> str:
     """Write a list without the images that were refused or blank, those listed twice, and masks that cannot be used.
 
-    Args:
-        opened: the list.
-        report: on its images.
-        path: file to write.
-        reader: reader options to keep in it.
-
     Returns:
         What was left out, in words.
     """

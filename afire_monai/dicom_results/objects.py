@@ -61,15 +61,7 @@ def building(what: str) -> Iterator[None]:
 
 
 def common(kind: str, source: SourceImage, prediction: ImagePrediction, uids: NewUids, title: str) -> dict[str, Any]:
-    """Return the arguments that the constructors of all objects share.
-
-    Args:
-        kind: ``sr``, ``seg`` or ``sc``.
-        source: that the object is derived from.
-        prediction: that it shows.
-        uids: makes the UIDs of the new series and object.
-        title: of the series.
-    """
+    """Return the arguments that the constructors of all objects share."""
     origin = str(source.header.SOPInstanceUID)
     return {
         "series_instance_uid": uids.new(origin, kind, "series"),
@@ -129,9 +121,6 @@ def write_new(dataset: Any, characters: Any, folder: str | os.PathLike[str]) -> 
         dataset: of highdicom.
         characters: its character set; None for ASCII.
         folder: made if need be.
-
-    Returns:
-        The file.
 
     Raises:
         AfireError: if there is such a file.

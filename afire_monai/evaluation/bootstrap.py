@@ -92,12 +92,7 @@ def mean_interval(values: NDArray, groups: NDArray, repeats: int = 2000, seed: i
 def bootstrap_auroc(labels: NDArray, scores: NDArray, groups: NDArray, repeats: int = 2000, seed: int = 0) -> Interval:
     """Return the AUROC with a percentile bootstrap 95 % interval over patients.
 
-    Args:
-        labels: (n,) 0 or 1.
-        scores: (n,), higher means positive.
-        groups: (n,) patient of each case.
-        repeats: bootstrap draws; those that miss a class are left out.
-        seed: of the draws.
+    Labels (n,) are 0 or 1, and higher scores (n,) mean positive; draws that miss a class are left out.
 
     Raises:
         AfireError: if a class is missing or lengths differ.
@@ -108,11 +103,7 @@ def bootstrap_auroc(labels: NDArray, scores: NDArray, groups: NDArray, repeats: 
 def bootstrap_auroc_difference(labels: NDArray, scores: NDArray, baseline: NDArray, groups: NDArray) -> Interval:
     """Return AUROC(scores) − AUROC(baseline) on the same cases, with a paired bootstrap 95 % interval over patients.
 
-    Args:
-        labels: (n,) 0 or 1.
-        scores: (n,) of the one model.
-        baseline: (n,) of the other.
-        groups: (n,) patient of each case.
+    Arguments are as for `bootstrap_auroc`.
 
     Raises:
         AfireError: if a class is missing or lengths differ.
@@ -198,10 +189,7 @@ def calibration_bins(truth: NDArray[np.bool_], scores: Floats, bins: int = ECE_B
 
     Bins have equal width, [k / bins, (k + 1) / bins), the last with 1.
 
-    Args:
-        truth: (n,).
-        scores: (n,) in 0…1.
-        bins: how many.
+    Truth is (n,), scores (n,) in 0…1.
     """
     place = _bin(scores, bins)
     count = np.bincount(place, minlength=bins)

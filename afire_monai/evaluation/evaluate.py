@@ -55,9 +55,6 @@ def run_evaluation(
         seed: of the draws.
         base_dir: folder that the list's relative paths start from; the list's own folder unless given.
 
-    Returns:
-        The results, as in the JSON file.
-
     Raises:
         AfireError: if predictions and list do not belong together, nothing can be judged, or a file cannot be used.
     """

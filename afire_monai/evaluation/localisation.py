@@ -102,12 +102,6 @@ def summarise(
 ) -> Localisation:
     """Turn the figures of pictures into means with 95 % intervals over patients.
 
-    Args:
-        figures: of each picture.
-        cases: the pictures.
-        repeats: bootstrap draws.
-        seed: of the draws.
-
     Raises:
         AfireError: if there is no picture.
     """
@@ -324,10 +318,6 @@ def found_boxes(heatmap: NDArray, cut: int) -> Floats:
 
     Wang et al. 2017 say that intensities are normalised to 0…255, cut at 60 and at 180, and isolated regions are boxed;
     that it is done for each picture by itself, and that diagonal neighbours are connected, is this project's reading.
-
-    Args:
-        heatmap: (H, W).
-        cut: level of 255 from which a pixel belongs to a region.
 
     Returns:
         (d, 4) left, top, width, height; none for a constant heatmap.

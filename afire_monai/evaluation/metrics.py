@@ -146,16 +146,7 @@ def compare_labels(
 ) -> Comparison:
     """Return the differences of two models' figures with paired bootstrap 95 % intervals over patients.
 
-    Args:
-        targets: (n, C), 1 present, 0 absent, NaN unknown.
-        scores: (n, C) of the one model.
-        baseline: (n, C) of the other.
-        groups: (n,) patient of each case.
-        names: of the C labels.
-        macro_over: labels that may count in the macro mean; None for all.
-        figures: of `FIGURES`, those to compute.
-        repeats: bootstrap draws.
-        seed: of the draws.
+    Arguments are as for `evaluate_labels`; ``baseline`` are the other model's scores.
 
     Raises:
         AfireError: if shapes do not fit, or targets or scores are out of range.
@@ -271,15 +262,7 @@ def evaluate_subgroups(
     A kind that no item states, or of which all items are alike, gives no groups. Items that do not state it are a group
     of their own.
 
-    Args:
-        items: of the data list.
-        targets: (n, C), 1, 0, NaN unknown.
-        scores: (n, C), NaN unknown.
-        groups: (n,) patient of each.
-        names: of the C labels.
-        thresholds: for each label; 0.5 where not given.
-        repeats: bootstrap draws.
-        seed: of the draws.
+    Arguments are as for `evaluate_labels`; targets, scores and groups are those of ``items``.
     """
     levels = np.array([(thresholds or {}).get(name, 0.5) for name in names])
     subgroups: list[Subgroup] = []

@@ -41,15 +41,7 @@ OPEN_LABELS = 3
 def page_text(
     results: dict[str, Any], cases: Cases, predictions: Predictions, other: Predictions | None, pictures: bool = True
 ) -> str:
-    """Put the page together.
-
-    Args:
-        results: as `evaluate_cases` gives them.
-        cases: the images.
-        predictions: of the model.
-        other: of the model it is compared with.
-        pictures: whether to show the worst cases.
-    """
+    """Put the page together."""
     named = results["datalist"]
     parts = [
         paragraph(f"afire-monai {__version__}. {RESEARCH_ONLY}", "small"),
@@ -270,12 +262,6 @@ def draw_percentiles(normal: Floats, abnormal: Floats) -> bytes:
 
 def draw_worst(cases: Cases, predictions: Predictions, label: int, threshold: float) -> bytes | None:
     """Draw the negatives with the highest scores and the positives with the lowest, with heatmaps and boxes over them.
-
-    Args:
-        cases: the images.
-        predictions: for the heatmaps.
-        label: column.
-        threshold: only cases on its wrong side are shown.
 
     Returns:
         The JPEG; None if no case is on the wrong side of the threshold.

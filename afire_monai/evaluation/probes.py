@@ -93,12 +93,7 @@ def knn_probe(train: NDArray, labels: NDArray, test: NDArray, k: int = 20) -> ND
 def linear_probe(train: NDArray, labels: NDArray, test: NDArray, groups: NDArray, seed: int = 0) -> NDArray[np.float64]:
     """Fit a logistic regression on frozen features; its strength is chosen inside the training set, by patient.
 
-    Args:
-        train: (n, d).
-        labels: (n,) 0 or 1.
-        test: (m, d).
-        groups: (n,) patient of each training case.
-        seed: of the folds.
+    Arguments are as for `knn_probe`; ``groups`` (n,) are the patients of the training cases.
 
     Returns:
         (m,) decision values, higher means positive.

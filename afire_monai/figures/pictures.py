@@ -99,13 +99,7 @@ class Correspondence:
 def draw_correspondence(
     first: NDArray[np.float32], others: NDArray[np.float32], rows: Sequence[Correspondence]
 ) -> bytes:
-    """Draw the first patient with the asked cell, and the others with likeness in colour and the best match boxed.
-
-    Args:
-        first: (H, W) crop of the first patient.
-        others: (m, H, W) crops of the others.
-        rows: one asked cell each.
-    """
+    """Draw the first patient with the asked cell, and the others with likeness in colour and the best match boxed."""
     side = 1.75
     figure = new_figure(side * (1 + len(others)) + 0.3, (side + 0.05) * len(rows) + 0.35)
     axes = figure.subplots(len(rows), 1 + len(others), squeeze=False)

@@ -122,9 +122,7 @@ def distance_ratio(features: ArrayLike, labels: ArrayLike) -> float | None:
 
     All pairs count, and none is listed: sums of vectors give the sums of their products.
 
-    Args:
-        features: (n, D).
-        labels: (n,) group of each.
+    Features are (n, D), labels (n,).
 
     Returns:
         The ratio; None with one group, or where no group has two members.
@@ -146,10 +144,7 @@ def distance_ratio(features: ArrayLike, labels: ArrayLike) -> float | None:
 def silhouette(features: ArrayLike, labels: ArrayLike, seed: int = 0) -> float | None:
     """Mean silhouette (Rousseeuw 1987) with cosine distance after centring: -1…1, above 0 where groups hold together.
 
-    Args:
-        features: (n, D).
-        labels: (n,) group of each.
-        seed: of the draw.
+    Features are (n, D), labels (n,).
 
     Returns:
         The mean; None where there are not 2 to n - 1 groups.

@@ -77,18 +77,7 @@ class Settings:
 
 @dataclass
 class Study:
-    """What the parts work on, and what came out.
-
-    Attributes:
-        sample: the images.
-        views: ways to see them, that of the encoder first.
-        shift: of the canvas.
-        settings: what was chosen.
-        content: the data list.
-        numbers: for the JSON.
-        drawn: PNGs by name.
-        notes: remarks on what is missing.
-    """
+    """What the parts work on, and what came out."""
 
     sample: Sample
     views: Sequence[View]

@@ -111,14 +111,7 @@ def read_sample(
 
 
 def views_of(sample: Sample, encoder: Encoder, shift: GridShift, seed: int) -> list[View]:
-    """See the sample through the encoder, through one of the same architecture with random weights, and as pixels.
-
-    Args:
-        sample: what was read.
-        encoder: the one to judge.
-        shift: crops of the canvas.
-        seed: of the random weights.
-    """
+    """See the sample through the encoder, through one of the same architecture with random weights, and as pixels."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         untrained = encoder_from_config(encoder.config).eval()

@@ -97,17 +97,7 @@ _BLOCK = 0xFFFF  # largest stored block of a zlib stream
 
 @dataclass(frozen=True)
 class Job:
-    """A file to convert.
-
-    Attributes:
-        number: of the file.
-        source: path of the DICOM file.
-        target: path of the PNG.
-        max_side: longest side of the PNG in pixels.
-        check_text: look for text near the borders.
-        look: see whether it looks like a frontal chest radiograph.
-        window_index: which window or VOI LUT to use where the file has several.
-    """
+    """A file to convert."""
 
     number: int
     source: str
@@ -293,9 +283,6 @@ def encode_png(values: NDArray[np.uint16]) -> list[bytes | memoryview]:
 
     The pixels are not deflated (the low bytes of 16 bits are noise: that would save a fifth of the space at the cost of
     as much time as decoding), so they are handed on without being copied.
-
-    Returns:
-        The file in parts.
     """
     height, width = values.shape
     lines = np.zeros((height, 1 + 2 * width), dtype=np.uint8)  # each line starts with 0: no filter

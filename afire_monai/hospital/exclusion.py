@@ -71,11 +71,6 @@ class Excluded:
     def add(self, wanted: dict[str, int], known: Collection[str], source: Path) -> None:
         """Exclude further images.
 
-        Args:
-            wanted: of `read_exclusions`.
-            known: hashes of all images that were read.
-            source: of the list, for the message.
-
         Raises:
             AfireError: if one is not known; none is excluded then.
         """

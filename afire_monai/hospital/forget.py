@@ -21,13 +21,7 @@ StrPath = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class ForgetSummary:
-    """What was erased; nothing in it identifies anybody.
-
-    Attributes:
-        erased: what was.
-        models: what the model folders that were named have seen.
-        already: the patient was erased before.
-    """
+    """What was erased; nothing in it identifies anybody."""
 
     erased: Erased = field(default_factory=Erased)
     models: tuple[Sight, ...] = ()

@@ -45,9 +45,6 @@ class IdentityKey:
     The same patient has the same hash under the same key, in every folder made with it. Without the key no hash can
     be computed, so a list of all patient numbers does not help anybody to find a patient.
 
-    Args:
-        key: 32 bytes.
-
     Raises:
         AfireError: for another length.
     """

@@ -23,9 +23,6 @@ class Issuers:
     PatientID of two issuers is two patients; case and blanks do not count, and an image without issuer belongs to the
     only issuer of its PatientID, if there is one.
 
-    Args:
-        rule: ``one`` or ``separate``.
-
     Raises:
         AfireError: for another rule.
     """

@@ -37,10 +37,6 @@ class Found:
 def scan(inputs: Collection[Path], without: Collection[Path] = ()) -> Iterator[Found]:
     """Go through folders, DICOMDIR files and single files; each file once, whatever names lead to it.
 
-    Args:
-        inputs: what was named on the command line.
-        without: folders to leave alone.
-
     Raises:
         AfireError: there is nothing at one of the paths, or a DICOMDIR cannot be read.
     """
@@ -63,10 +59,6 @@ def scan_folder(folder: Path, without: Collection[Path] = ()) -> Iterator[Found]
 
     Links are followed, but no folder is entered twice, so circles end. Folders that cannot be entered, broken links
     and what is no file (pipes, devices) come with a problem.
-
-    Args:
-        folder: to search.
-        without: folders to leave alone.
     """
     entered = {_identity(os.stat(path)) for path in without if path.exists()}
     waiting = [str(folder.absolute())]

@@ -76,12 +76,7 @@ def assign_sections(
     - site: the site with most images is for training and validation (by their shares), all others are the test set. A
       patient seen at both kinds is in the test set, so nothing of another site is trained on.
 
-    Args:
-        rule: how.
-        groups: patient of each image.
-        strata: what the shares are kept in, of each image.
-        days: YYYYMMDD of each image.
-        sites: hash of the site of each image.
+    Patients, strata, days (YYYYMMDD) and hashes of sites are those of each image.
 
     Raises:
         DataListError: nothing is left for training, or there is one site only.

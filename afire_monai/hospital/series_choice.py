@@ -57,15 +57,7 @@ class Chosen:
 
 
 class Chooser:
-    """Chooses among the files of a run, converting those that are to be kept and are not converted yet.
-
-    Args:
-        state: what is known of the files.
-        identity: names the images.
-        options: of the ingest.
-        out: folder to write.
-        forgotten: patients of whom nothing is read.
-    """
+    """Chooses among the files of a run, converting those that are to be kept and are not converted yet."""
 
     def __init__(
         self,
@@ -87,12 +79,6 @@ class Chooser:
 
     def read(self, runner: Runner) -> int:
         """Read the files that are not known yet, and convert those whose headers do not speak against it.
-
-        Args:
-            runner: does the work, as `pool.run_tasks`.
-
-        Returns:
-            How many were read.
 
         Raises:
             AfireError: if pictures cannot be written.

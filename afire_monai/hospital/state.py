@@ -195,10 +195,7 @@ class State:
     def result(self, number: int, setting: str, passing: bool = False) -> Converted | Failure | None:
         """What converting a file under this setting gave; None where that is not known.
 
-        Args:
-            number: of the file.
-            setting: of the conversion.
-            passing: also give failures that may be otherwise the next time.
+        With ``passing`` failures are given, too, that may be otherwise the next time.
         """
         row = self._base.execute("SELECT result FROM files WHERE number=? AND setting=?", (number, setting)).fetchone()
         result = None if row is None else self._result(row[0])
@@ -294,11 +291,7 @@ def _text(result: Converted | Failure) -> str:
 
 
 def _result(values: dict[str, Any]) -> Converted | Failure:
-    """Return what `_text` was given.
-
-    Raises:
-        TypeError: if something is missing or of another type.
-    """
+    """Return what `_text` was given."""
     if "kind" in values:
         return Failure(**_of_types(values, {"kind": str, "detail": str}))
     plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
@@ -323,11 +316,7 @@ _CONVERTED = {
 
 
 def _of_types(values: dict[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values as they are.
-
-    Raises:
-        TypeError: if one is of another type.
-    """
+    """Return values as they are."""
     if wrong := [name for name, value in values.items() if not isinstance(value, types.get(name, ()))]:
         raise TypeError(f"{wrong[0]} is {values[wrong[0]]!r}")
     return values

@@ -248,10 +248,6 @@ def _new_batch(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 def image_statistics(dataset: RadiographDataset, samples: int = 256) -> tuple[float, float]:
     """Measure the grey-level mean and standard deviation of a data set.
 
-    Args:
-        dataset: the training images.
-        samples: number of images, evenly spaced over the list.
-
     Returns:
         Mean and standard deviation in 0…1 units, rounded to four digits so that they can be written down.
     """

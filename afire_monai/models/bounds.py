@@ -19,10 +19,6 @@ LONGEST_SIDE, MOST_CELLS = 8192, 2**18
 def refuse_not_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Refuse weights by name of which a number is not finite.
 
-    Args:
-        tensors: by name.
-        path: of the weights, for messages.
-
     Raises:
         CheckpointError: naming the tensor.
     """
@@ -36,11 +32,6 @@ def refuse_not_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 def refuse_sizes(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> None:
     """Refuse sizes of a network that its weights cannot have, before memory is asked for.
-
-    Args:
-        config: what the network is to be built from.
-        tensors: all its weights, by name.
-        path: of the weights, for messages.
 
     Raises:
         CheckpointError: naming the size.

@@ -49,13 +49,7 @@ class Exportable:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how near it comes to PyTorch.
-
-    Attributes:
-        path: the file or folder.
-        images: number of images that were compared.
-        differences: largest absolute difference to PyTorch, by output.
-    """
+    """What was written, and how near it comes to PyTorch."""
 
     path: Path
     images: int
@@ -110,10 +104,6 @@ def export_graph(exportable: Exportable, images: Tensor, path: Path, form: str) 
 def open_graph(path: str | Path, form: str) -> Run:
     """Open an exported graph on the CPU.
 
-    Args:
-        path: the file.
-        form: onnx, torchscript or torch_export.
-
     Returns:
         A function from images (B, C, H, W) in 0…1 to the outputs in order.
     """
@@ -137,11 +127,6 @@ def open_graph(path: str | Path, form: str) -> Run:
 
 def compare(exportable: Exportable, images: Tensor, run: Run) -> dict[str, float]:
     """Return the largest absolute difference of each output to PyTorch, for one image alone and the others together.
-
-    Args:
-        exportable: with the network to compare with.
-        images: (n, C, H, W) in 0…1.
-        run: the exported network.
 
     Raises:
         AfireError: if a difference is above 1e-4, or above 1e-4 of the largest value where that is above 1.

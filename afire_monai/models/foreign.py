@@ -265,11 +265,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _refuse_odd_setting(name: str, value: Any) -> None:
-    """Refuse what a JSON file beside the weights cannot mean.
-
-    Raises:
-        CheckpointError: naming the setting.
-    """
+    """Refuse what a JSON file beside the weights cannot mean."""
     numbers = value if isinstance(value, list) and name in ("mean", "std") else [value]
     fine = all(isinstance(n, int | float) and not isinstance(n, bool) and -1e9 < n < 1e9 for n in numbers)
     if name == "num_attention_heads":

@@ -46,10 +46,6 @@ class FoundParts:
 def find_parts(state: dict[str, Tensor], decoder_heads: int) -> FoundParts:
     """Make encoder, head and decoder from a released state dictionary.
 
-    Args:
-        state: tensors by released name, without the prefix `module.`.
-        decoder_heads: attention heads of the decoder, which no tensor's shape tells.
-
     Returns:
         The networks (head and decoder None where there is nothing of them) and what did not fit.
 
@@ -308,9 +304,6 @@ def import_released(
         part: encoder and head to export: "teacher" (the paper fine-tunes it) or "student".
         strict: fail if a name has no place or is missing. Otherwise both are listed in the report and the JSON files.
         decoder_heads: attention heads of the restoration decoder; None for the checkpoint's own.
-
-    Returns:
-        Written files, names that were not placed or are missing, and what was assumed.
 
     Raises:
         CheckpointError: if the file cannot be read, holds other types, lacks the part, names impossible decoder heads,

@@ -19,9 +19,6 @@ def shipped_names() -> list[str]:
 def shipped_folder(name: str = DEFAULT) -> Path:
     """Return the model folder of a model that comes with the package.
 
-    Args:
-        name: with its version at the end; an older version keeps its name.
-
     Raises:
         CheckpointError: if there is no such model.
     """

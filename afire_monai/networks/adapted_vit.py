@@ -24,9 +24,6 @@ def resample_positions(table: Tensor, grid: tuple[int, int], target: tuple[int, 
         table: (h·w, D), row by row.
         grid: its rows and columns (h, w).
         target: the rows and columns wanted.
-
-    Returns:
-        (h'·w', D).
     """
     if grid == target:
         return table

@@ -36,9 +36,6 @@ class FusedSelfAttention(SABlock):
         Args:
             x: (B, T, D).
             attn_mask: as for ``torch.nn.functional.scaled_dot_product_attention``.
-
-        Returns:
-            (B, T, D).
         """
         batch, tokens, _ = x.shape
         query, key, value = self.heads(x)

@@ -97,10 +97,6 @@ class Encoder(nn.Module, ABC):
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
         """Return the token grid (h, w) of an image size.
 
-        Args:
-            height: pixels.
-            width: pixels.
-
         Raises:
             AfireError: if the patch size does not divide both sides.
         """
@@ -122,9 +118,6 @@ class Encoder(nn.Module, ABC):
 
     def checked(self, images: Tensor) -> tuple[int, int]:
         """Refuse images of a wrong shape or range; give their token grid.
-
-        Args:
-            images: (B, C, H, W) in 0…1.
 
         Raises:
             AfireError: for a wrong shape or, with ``check_range``, values outside 0…1.
@@ -159,19 +152,11 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def pyramid(self, images: Tensor, residual_scale: Tensor | None = None) -> list[Tensor]:
-        """Return the maps that :attr:`feature_maps` names, each (B, channels, H / stride, W / stride).
-
-        Args:
-            images: as for :meth:`forward`.
-            residual_scale: as for :meth:`forward`.
-        """
+        """Return the maps that :attr:`feature_maps` names, each (B, channels, H / stride, W / stride)."""
 
     @abstractmethod
     def block_of(self, parameter: str) -> int:
         """Say how deep a parameter lies, for learning rates that fall towards the input.
-
-        Args:
-            parameter: its name in the encoder.
 
         Returns:
             0 before the first block, l + 1 in block l, depth + 1 after the last.

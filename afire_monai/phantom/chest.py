@@ -239,9 +239,6 @@ class ChestPhantom:
             seed: decides anatomy, exposure and noise; with and without a finding they are the same.
             finding: one of `findings`, or None for a normal picture.
 
-        Returns:
-            The picture with its masks, label and boxes.
-
         Raises:
             AfireError: the finding is not one of this phantom's.
         """

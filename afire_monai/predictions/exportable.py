@@ -59,10 +59,6 @@ class SegmenterGraph(nn.Module):
 class DetectorGraph(nn.Module):
     """An anomaly detector with its normal reference, or a restorer alone, for canvases (B, C, Hc, Wc) in 0…1.
 
-    Args:
-        detector: looks at the images.
-        reference: ranks them; without it the restored picture and the difference are returned.
-
     Raises:
         AfireError: if there is neither reference nor restorer.
     """

@@ -55,13 +55,6 @@ class Embedding:
 class FeatureReader:
     """Reads images once and gives the features that each embedding makes of them; remembers what cannot be used.
 
-    Args:
-        embeddings: by name.
-        batch_size: images computed at once.
-        workers: threads that read.
-        progress: show a bar with the time left.
-        options: of the reader, as a data list keeps them.
-
     Attributes:
         left_out: reasons by place, for each section with files that cannot be used.
 

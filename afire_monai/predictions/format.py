@@ -332,9 +332,6 @@ def save_predictions(
         heatmaps: (H, W) in 0…1 for each image in the order of ``predictions.index``; None where there is none.
         masks: (H, W) label values, likewise.
 
-    Returns:
-        The folder.
-
     Raises:
         AfireError: as `PredictionsWriter`, or if there are fewer or more pictures than images.
     """

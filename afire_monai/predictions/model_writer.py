@@ -27,11 +27,6 @@ class ModelWriter:
     ``NAME_NUMBER_CLASS.png`` (white is 1; the class with _ for all but letters, digits and -), an encoder's tokens to
     ``NAME_tokens.npy`` (1 + L, D). NAME is as in
     `afire_monai.predictions.bundle_writer.ResultWriter`.
-
-    Args:
-        output_dir: folder to write into.
-        items: data-list items in the order of the loader.
-        network: whose answers they are.
     """
 
     def __init__(self, output_dir: str | Path, items: Sequence[Mapping[str, Any]], network: nn.Module) -> None:

@@ -66,11 +66,7 @@ def _fit(
 
 
 class ResultFolder:
-    """Write results image by image; an image counts as done when its record, written last, is whole.
-
-    Args:
-        folder: made if need be.
-    """
+    """Write results image by image; an image counts as done when its record, written last, is whole."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -166,15 +162,7 @@ class ResultFolder:
         labels: list[str],
         normal: Collection[int] = (),
     ) -> Gathered:
-        """Gather the records into ``predictions.csv`` and ``.json``, and the reasons into ``left_out.csv``.
-
-        Args:
-            count: number of files, left out ones included.
-            left_out: reasons by index.
-            facts: for `Predictions`.
-            labels: columns of probabilities.
-            normal: indices of images that are known to be normal.
-        """
+        """Gather the records into ``predictions.csv`` and ``.json``, and the reasons into ``left_out.csv``."""
         for part in self.folder.glob("*/.[0-9]*.part"):
             part.unlink()  # of a process that was killed
         found = {i: r for i in range(count) if (r := self.record(i)) is not None}
@@ -250,12 +238,6 @@ def pictures_of(
 ) -> dict[str, NDArray]:
     """Make what is to be written of one image, in the radiograph's aspect.
 
-    Args:
-        radiograph: with ``display`` if ``overlays``.
-        answer: what the models said.
-        mask_values: value of each class in the mask.
-        overlays: also the heatmap over the radiograph.
-
     Returns:
         By folder: ``heatmaps`` uint16 and ``restored`` uint8, at most `MAP_SIDE` pixels a side; ``masks`` uint8 at the
         radiograph's own size; ``overlays`` (h, w, 3) uint8 at the size of ``display``.
@@ -283,9 +265,7 @@ def enlarge(maps: Tensor, size: Size) -> Tensor:
 def overlay(picture: Tensor, heat: Tensor) -> NDArray[np.uint8]:
     """Blend a heatmap in red over a grey picture, more strongly where it is higher.
 
-    Args:
-        picture: (h, w) in 0…1.
-        heat: (h, w) in 0…1.
+    Both are (h, w) in 0…1.
 
     Returns:
         (h, w, 3) uint8.

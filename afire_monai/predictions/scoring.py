@@ -161,11 +161,7 @@ class Scorer:
         return {"version": __version__, **{f"{kind}_sha256": value for kind, value in hashes.items()}}
 
     def score(self, radiographs: Sequence[Radiograph]) -> list[Answer]:
-        """Ask all models about a batch.
-
-        Args:
-            radiographs: at least one, each with the pictures of :attr:`sizes`.
-        """
+        """Ask all models about a batch."""
         images = {
             size: torch.stack([r.images[size] for r in radiographs]).to(self.device, non_blocking=True)
             for size in self.sizes
@@ -279,9 +275,6 @@ def _distinct(classes: Sequence[str], values: dict[str, int]) -> dict[str, int]:
 
 def reader_of(files: Iterable[Path]) -> dict[str, Any]:
     """Return the reader options that the list of the first model with some had; none if no model has.
-
-    Args:
-        files: weights files, with their descriptions beside them.
 
     Raises:
         RadiographError: an option that the reader does not have.

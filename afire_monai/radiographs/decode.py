@@ -44,9 +44,6 @@ def read_picture(
         window_index: which DICOM window to use where there are several.
         png16_max: white level of 16-bit PNG. See `read_raster`.
 
-    Returns:
-        The picture, (H, W) in 0…1, bright = dense.
-
     Raises:
         RadiographError: missing, empty, not an image, or refused by the decoder of its format.
     """
@@ -144,11 +141,7 @@ def _is_candidate(path: Path) -> bool:
 
 
 def _first_bytes(path: Path) -> bytes:
-    """The first 352 bytes, which hold every magic word.
-
-    Raises:
-        RadiographError: missing, a folder, unreadable or empty.
-    """
+    """The first 352 bytes, which hold every magic word."""
     try:
         with path.open("rb") as file:
             head = file.read(352)

@@ -168,10 +168,6 @@ def read_header(path: Path) -> Header:
 def header_of(path: Path, dataset: Any) -> Header:
     """Take the facts from a data set that has been read; elements that are damaged count as absent.
 
-    Args:
-        path: where it is from, for messages.
-        dataset: the pydicom data set.
-
     Raises:
         RadiographError: nothing in it says that it is an image.
     """
@@ -208,10 +204,6 @@ def _check_first_bytes(path: Path) -> None:
 
 def check_start(path: Path, head: bytes) -> None:
     """Refuse a file that does not start as DICOM does.
-
-    Args:
-        path: the file, for messages.
-        head: its first 132 bytes.
 
     Raises:
         RadiographError: for that, or if it is empty.

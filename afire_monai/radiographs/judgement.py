@@ -106,10 +106,6 @@ def judge(
 def judge_file(path: Path, modalities: Collection[str] | None = RADIOGRAPHY_MODALITIES) -> Verdict:
     """Judge the header of one DICOM file, with no series to choose from: a raw image is left out.
 
-    Args:
-        path: the file.
-        modalities: of radiographs; None for any.
-
     Raises:
         RadiographError: as `read_header`.
     """

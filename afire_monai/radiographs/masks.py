@@ -101,11 +101,7 @@ class MaskReading:
         self.classes = {name: list(values) for name, values in classes.items()}
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the item with ``image`` and ``mask`` read.
-
-        Raises:
-            RadiographError: as `read_mask`.
-        """
+        """Return the item with ``image`` and ``mask`` read."""
         return {**self.reading(item), "mask": self.read_mask(item.get("mask"))}
 
     def read_mask(self, path: str | None) -> Tensor:

@@ -48,9 +48,6 @@ def refusal(path: str | PathLike[str], kind: str, detail: str) -> RadiographErro
         path: the file.
         kind: short constant reason ("colour image"), by which refusals are counted.
         detail: what was seen, what was expected, the way out. Never values that identify a patient.
-
-    Returns:
-        An error to raise, with the attributes ``path``, ``kind`` and ``detail``.
     """
     error = RadiographError(f"{fspath(path)}: {kind}: {detail}")
     vars(error).update(path=fspath(path), kind=kind, detail=detail)

@@ -157,13 +157,7 @@ def _decide(trainer: PretrainTrainer, minutes: float, folder: Path, compare: Cal
 
 
 def measure(trainer: PretrainTrainer, minutes: float, compare: Callable[[Path], None] | None = None) -> Costs:
-    """Time what a run consists of, by doing it once; the trainer is left as it was, and its folder untouched.
-
-    Args:
-        trainer: before its first step.
-        minutes: the time budget, which bounds the time that is spent on this.
-        compare: see `fit`.
-    """
+    """Time what a run consists of, by doing it once; the trainer is left as it was, and its folder untouched."""
     from afire_monai.training import finish
     from afire_monai.training.report import page  # noqa: F401  # drawing libraries are loaded before the clock starts
 

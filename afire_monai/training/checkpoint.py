@@ -33,10 +33,6 @@ _NAME = re.compile(r"checkpoint_(\d+)\.pt")
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Write a checkpoint so that a reader sees the old file or the whole new one, never half of it.
 
-    Args:
-        state: tensors, numbers, strings, lists and dictionaries only.
-        path: where to.
-
     Raises:
         CheckpointError: if there is no room, or no right to write; older files are left as they are.
     """

@@ -170,15 +170,7 @@ def test_dataset(data: TaskData, transform: Callable[[Any], Any], extra: str) ->
 
 
 def facts(init: str, fraction: float, folds: int, fold: int, seed: int) -> dict[str, Any]:
-    """Say where a model comes from, in plain values: the encoder's own description, the data used, the seed.
-
-    Args:
-        init: what the encoder was before, see `origin_of`.
-        fraction: share of the labels.
-        folds: of a cross-validation, or 0.
-        fold: which one validated.
-        seed: of the run.
-    """
+    """Say where a model comes from, in plain values: the encoder's own description, the data used, the seed."""
     cross = {"folds": folds, "fold": fold} if folds else {}
     return {"encoder": origin_of(init), "version": __version__, "fraction": fraction, "seed": seed, **cross}
 

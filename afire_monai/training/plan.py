@@ -40,11 +40,7 @@ class TrainingPlan:
     freeze_last_layer_epochs: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot be meant.
-
-        Raises:
-            AfireError: naming the value.
-        """
+        """Refuse values that cannot be meant."""
         if not 0 <= self.warmup < 1:
             raise AfireError(
                 f"warmup is a fraction of training in 0…1, got {self.warmup}; for epochs write epochs/total"
@@ -84,9 +80,6 @@ def parameter_groups(method: Method) -> list[dict[str, Any]]:
     """Sort the student's parameters into those with and those without weight decay.
 
     Biases, layer norms and other one-dimensional tensors get none (DINO's rule, which the release follows).
-
-    Args:
-        method: the method to train.
 
     Returns:
         Two groups for an optimiser; ``decay`` in each says which it is.
@@ -141,9 +134,6 @@ class LARS(Optimizer):
 
         Args:
             closure: computes the loss again, with gradient; usually None.
-
-        Returns:
-            What ``closure`` gives.
         """
         loss = None
         if closure is not None:

@@ -63,10 +63,6 @@ def matrix_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> flo
 def build_training(configs: Sequence[str | Path], settings: dict[str, Any]) -> tuple[Any, torch.optim.Optimizer]:
     """Build method and optimiser from the bundle's configs, without data.
 
-    Args:
-        configs: config files, later ones override earlier ones.
-        settings: overrides, as on the bundle's command line.
-
     Raises:
         AfireError: for a setting that does not exist.
     """
@@ -91,13 +87,7 @@ def settings_of(configs: Sequence[str | Path], keys: Sequence[str]) -> dict[str,
 
 
 def count_step(method: Any, device: torch.device, precision: str = "float32") -> StepCost:
-    """Count one step's arithmetic and memory by doing it with a few random images.
-
-    Args:
-        method: a `Method` on ``device``.
-        device: where to do it.
-        precision: ``float32``, ``tf32`` or ``bfloat16``.
-    """
+    """Count one step's arithmetic and memory by doing it with a few random images."""
     from torch.utils.flop_counter import FlopCounterMode
 
     method.network_dtype = set_precision(precision)

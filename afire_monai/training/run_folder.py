@@ -36,9 +36,6 @@ def claim(folder: Path) -> None:
     another machine counts as gone if it gives no sign of life for :data:`SILENT` seconds of the file server's clock, or
     if ``torchrun``, which ends all processes first, has restarted the same job.
 
-    Args:
-        folder: it exists.
-
     Raises:
         AfireError: if another run writes into it.
     """
@@ -162,13 +159,7 @@ def _beat(path: Path, ended: threading.Event) -> None:
 
 
 def offer_settings(folder: Path, text: str, going_on: bool) -> None:
-    """Write ``settings.yaml``, or keep it back until :func:`settings_hold` where a run may yet be refused.
-
-    Args:
-        folder: the run's.
-        text: what to write.
-        going_on: whether the folder holds an earlier run.
-    """
+    """Write ``settings.yaml``, or keep it back until :func:`settings_hold` where a run may yet be refused."""
     if going_on:
         _waiting[folder] = text
     else:

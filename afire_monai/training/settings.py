@@ -66,9 +66,6 @@ _MOST: dict[str, float] = dict.fromkeys(
 def command_line(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Split the command line of ``python -m monai.bundle run`` into config files and overrides.
 
-    Args:
-        arguments: as ``sys.argv``.
-
     Returns:
         The config files, and every other ``--key value`` or ``--key=value``.
     """
@@ -111,11 +108,7 @@ def refuse_unknown_keys(config: dict[str, Any], overrides: Sequence[str]) -> Non
 
 
 def parse_value(text: str) -> Any:
-    """Read a value as the bundle's command line does: a Python literal, else YAML (so ``true`` is True), else a word.
-
-    Args:
-        text: what stands behind ``--key``.
-    """
+    """Read a value as the bundle does: a Python literal, else YAML (so ``true`` is True), else a word."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -155,9 +148,6 @@ def refuse_wrong_values(config: Mapping[str, Any], overrides: Mapping[str, str])
 
 def refuse_changed_names(overrides: Mapping[str, str]) -> None:
     """Refuse names and paths that the bundle's command line does not hand on as they were typed (``a,b``, ``a#b``, 12).
-
-    Args:
-        overrides: keys and values as on the command line.
 
     Raises:
         AfireError: naming key and value, and how to write it.

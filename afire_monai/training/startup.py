@@ -184,11 +184,6 @@ def _refuse_wrong_list(path: Path, dataset_dir: str) -> None:
 def normal_items(datalist: Path, section: str, dataset_dir: str = "") -> ImagePaths:
     """Return a section's normal images; for validation, the last training images if the list has no such section.
 
-    Args:
-        datalist: the data list.
-        section: ``training`` or ``validation``.
-        dataset_dir: base of relative image paths; empty for the data list's own folder.
-
     Raises:
         DataListError: if there is no such section, or no normal image in it.
     """

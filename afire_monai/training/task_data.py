@@ -50,11 +50,7 @@ class TaskData:
 
 
 def advise_on_few_labels(data: TaskData) -> str:
-    """Log and return what is better than fine-tuning for labels with few positive images; empty if it is not so.
-
-    Args:
-        data: what the classifier is to be trained on.
-    """
+    """Log and return what is better than fine-tuning for labels with few positive images; empty if it is not so."""
     counts = (_targets(data.training) == 1).sum(0)
     few = [f"{name} {count}" for name, count in zip(data.labels, counts, strict=True) if count < FEW_POSITIVES]
     if not few:

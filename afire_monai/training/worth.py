@@ -126,11 +126,7 @@ class Told:
 def out_of_fold(features: NDArray, images: Labelled, predict: Predict, seed: int = 0) -> Told:
     """Score each image by what was fitted to other patients.
 
-    Args:
-        features: (n, D).
-        images: whose targets are to be told.
-        predict: training features, their labels and test features to scores.
-        seed: of the folds.
+    Features are (n, D).
     """
     told = Told(np.full(images.targets.shape, np.nan), np.zeros(images.targets.shape, dtype=np.intp))
     for number, column in enumerate(images.targets.T):

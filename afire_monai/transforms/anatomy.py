@@ -37,9 +37,6 @@ class Anatomy:
     def __call__(self, picture: np.ndarray) -> np.ndarray:
         """Look at one radiograph.
 
-        Args:
-            picture: (H, W) float32 in 0…1.
-
         Returns:
             (1026,) float32: row and column of the texture's centre as fractions of the picture's height and width,
             then the lung map (32, 32) in 0…1, row by row.
@@ -89,9 +86,6 @@ def texture_center(picture: np.ndarray) -> Point:
     Bright is what lies above Otsu's threshold; the region with the largest outline counts, holes included. This
     project's reading: it is searched in the picture reduced by area averages to 56 pixels on the longer side, since
     the place of a patch of a quarter of the image does not need single pixels.
-
-    Args:
-        picture: (H, W) float32 in 0…1.
 
     Returns:
         Row and column in pixels; the picture's centre if it is constant.

@@ -114,9 +114,6 @@ class ExposureChange(nn.Module):
         Args:
             images: (B, C, H, W) in 0…1.
             uniforms: (B, 3) in 0…1; 0.5 changes nothing.
-
-        Returns:
-            (B, C, H, W) in 0…1.
         """
         gamma, contrast, brightness = (uniforms * 2 - 1)[:, :, None, None, None].unbind(1)
         images = images.clamp(min=1e-4) ** torch.exp(gamma * math.log1p(self.gamma))

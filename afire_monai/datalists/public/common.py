@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from afire_monai.core.errors import DataListError
 from afire_monai.datalists.cells import facts_of
 from afire_monai.datalists.file import DEFAULT_NORMAL, SECTIONS, DataList, StrPath, save_datalist
-from afire_monai.datalists.patients import patient_of
+from afire_monai.datalists.patients import patient_of, shared_patients
 from afire_monai.datalists.splits import split_by_group
 
 Item = dict[str, Any]
@@ -115,14 +115,6 @@ def finish(
     return datalist
 
 
-def shared_patients(sections: Mapping[str, Sequence[Item]]) -> dict[tuple[str, str], set[str]]:
-    """Patients who are in two sections, for each pair of sections that shares any."""
-    groups = {section: {patient_of(item) for item in items} for section, items in sections.items()}
-    names = list(groups)
-    pairs = [(one, other) for i, one in enumerate(names) for other in names[i + 1 :]]
-    return {(one, other): groups[one] & groups[other] for one, other in pairs if groups[one] & groups[other]}
-
-
 def first_file(folder: Path, *patterns: str) -> Path:
     """Return a file in a folder that fits a pattern; the first pattern that any file fits decides.
 
@@ -192,9 +184,7 @@ def find_files(
     """
     if not folder.is_dir():
         raise DataListError(f"{folder}: no such folder. Give the folder that the data set was unpacked into")
-    places = [
-        path for name in published for path in (folder / name, *sorted(folder.glob(f"*/{name}"))) if path.is_dir()
-    ]
+    places = [p for name in published for p in (folder / name, *sorted(folder.glob(f"*/{name}"))) if p.is_dir()]
     endings = tuple(suffixes)
     found = Files()
     seen: set[str] = set()

@@ -113,11 +113,7 @@ def _places(root: Path) -> list[Path]:
 
 
 def _image(places: list[Path], row: Row) -> Path | None:
-    """Find an image in the folder that the table names, or without it.
-
-    Raises:
-        DataListError: two different files could be meant.
-    """
+    """Find an image in the folder that the table names, or without it."""
     directory = row["ImageDir"].removesuffix(".0")
     choices = [path for place in places for path in (place / directory / row["ImageID"], place / row["ImageID"])]
     found = list({os.path.realpath(path): path for path in choices if path.is_file()}.values())

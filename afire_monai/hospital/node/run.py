@@ -240,9 +240,6 @@ class NodeStatus:
 def node_status(state: str | Path) -> NodeStatus:
     """Read what became of what a node received, while it runs or afterwards.
 
-    Args:
-        state: its folder.
-
     Raises:
         AfireError: if no node has worked there.
     """

@@ -23,13 +23,7 @@ TROUBLE = "trouble"
 
 
 class Sender:
-    """Take results of the queue to an archive; a dead archive is waited for.
-
-    Args:
-        queue: with results.
-        pacs: the archive, without repetitions of its own.
-        first_wait: seconds after a first failure.
-    """
+    """Take results of the queue to an archive; a dead archive is waited for."""
 
     def __init__(self, queue: Queue, pacs: Pacs, first_wait: float = FIRST_WAIT) -> None:
         self._queue, self._pacs, self._first_wait = queue, pacs, first_wait

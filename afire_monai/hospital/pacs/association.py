@@ -39,13 +39,7 @@ IMAGES = tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("1", "1.1", "1.1.1",
 
 @dataclass(frozen=True)
 class PacsAddress:
-    """Where an archive listens.
-
-    Attributes:
-        aet: its AE title.
-        host: name or IP address.
-        port: TCP port.
-    """
+    """Where an archive listens."""
 
     aet: str
     host: str
@@ -80,10 +74,7 @@ def ae_title(text: str, option: str) -> str:
 class Tls:
     """Files of a TLS connection; none of them for a plain one.
 
-    Attributes:
-        ca: PEM file of the authorities to trust.
-        cert: PEM file of the own certificate.
-        key: PEM file of its private key.
+    PEM files: authorities to trust, own certificate, its private key.
     """
 
     ca: str | None = None
@@ -229,20 +220,13 @@ def leave_answers(association: Any) -> None:
     The thread of an association takes messages while nobody asks, and pauses while somebody does. If it loses the
     processor on its way past that check, it takes one more message afterwards: the answer, and the request waits for
     it in vain. Of an association that was asked for, nobody needs what this thread takes.
-
-    Args:
-        association: that was established from here.
     """
     take = association.dimse.get_msg
     association.dimse.get_msg = lambda block=False: take(block) if block else (None, None)
 
 
 def drop_unasked(association: Any) -> None:
-    """Drop messages that no request waits for, such as a second answer, before the next request takes one for its own.
-
-    Args:
-        association: with :func:`leave_answers`.
-    """
+    """Drop messages that no request waits for, such as a second answer, before the next request takes one."""
     dimse = association.dimse
     while dimse.peek_msg()[1] is not None:  # the mark of a closed connection stays
         dimse.msg_queue.get(block=False)

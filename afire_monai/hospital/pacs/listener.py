@@ -56,9 +56,6 @@ class MoveListener:
     def expect(self, instance: str) -> Iterator[Callable[[float], bytes | None]]:
         """Take one object while the block runs.
 
-        Args:
-            instance: its SOPInstanceUID.
-
         Yields:
             A function that waits so many seconds for the object and returns it as a file's bytes, or None.
         """

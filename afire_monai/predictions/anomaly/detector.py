@@ -256,9 +256,6 @@ def load_detector(path: str | Path | Mapping[str, Path]) -> AnomalyDetector:
     student's token head with the prototypes (``detector.safetensors``) if they are there. A restorer that an earlier
     version wrote does not say its shift; it is then taken to be 0.
 
-    Args:
-        path: the folder, or paths of the files by kind.
-
     Raises:
         CheckpointError: if there is neither encoder nor restorer, or a file is damaged.
     """

@@ -221,10 +221,6 @@ class CellNeighbours(nn.Module):
 def _moved(canvas: tuple[int, int], window: int) -> tuple[Tensor, Tensor]:
     """Return for each step within the window the cell that lies there from each cell, and whether there is one.
 
-    Args:
-        canvas: rows and columns of the cells.
-        window: largest step, in cells.
-
     Returns:
         (W, N) int64, kept within the canvas, and (W, N) bool. Step W - 1 - k is the reverse of step k.
     """

@@ -71,24 +71,14 @@ class Measure:
         return tokens[:, None] if self.part == "class_density" else tokens
 
     def values(self, features: AnomalyFeatures, models: Mapping[str, Fitted]) -> Tensor:
-        """Return what is measured before it is standardised, (B, N), or (B, 1) for an image.
-
-        Args:
-            features: of the detector.
-            models: what was fitted to normal radiographs, by the measures' names.
-        """
+        """Return what is measured before it is standardised, (B, N), or (B, 1) for an image."""
         if not self.fitted:
             return features.cells[self.part]
         return models[self.name].distance(self.vectors(features))
 
 
 def measures_of(parts: Sequence[str], layers: Sequence[int]) -> tuple[list[Measure], list[Measure]]:
-    """List what is measured of cells and of whole images.
-
-    Args:
-        parts: of the detector.
-        layers: blocks that are judged besides the encoder's output.
-    """
+    """List what is measured of cells and of whole images."""
     blocks = [None, *layers]
     found = [
         Measure(part, block, 1 / (len(blocks) if part in LAYER_PARTS else 1))
@@ -186,12 +176,7 @@ class Combination(nn.Module):
     ) -> tuple[Combination, Tensor]:
         """Standardise by these normal radiographs.
 
-        Args:
-            cell_weights: see :class:`Combination`.
-            image_weights: see :class:`Combination`.
-            pooling: see :class:`Combination`.
-            cells: (n, R, N) measures of cells.
-            images: (n, I) measures of images.
+        Arguments are as for :class:`Combination`; measures are (n, R, N) of cells and (n, I) of images.
 
         Returns:
             The combination, and the normal radiographs' scores (n,).
@@ -209,9 +194,7 @@ class Combination(nn.Module):
     def combine(self, cells: Tensor, images: Tensor) -> Combined:
         """Standardise and add up.
 
-        Args:
-            cells: (B, R, N) measures of cells.
-            images: (B, I) measures of images.
+        Measures are (B, R, N) of cells and (B, I) of images.
         """
         standard = (cells - self.mean) / self.std
         heat = torch.einsum("brn,r->bn", standard, self.cell_weights) / self.combined_std if cells.shape[1] else None
@@ -319,12 +302,7 @@ class NormalReference(nn.Module):
 
     @torch.no_grad()
     def judge(self, features: AnomalyFeatures, size: tuple[int, int]) -> Judgement:
-        """Rank radiographs among the normal ones.
-
-        Args:
-            features: of the detector that the reference was made with.
-            size: height and width of the heatmap.
-        """
+        """Rank radiographs among the normal ones."""
         models: Any = self.models
         cells, images = ([m.values(features, models) for m in some] for some in (self.of_cells, self.of_images))
         none = features.tokens.new_zeros(features.tokens.shape[0], 0)
@@ -403,10 +381,6 @@ class NormalReference(nn.Module):
     def check(self, detector: AnomalyDetector, hashes: Mapping[str, str]) -> None:
         """See that a detector is the one that this reference was made with.
 
-        Args:
-            detector: to be judged by it.
-            hashes: SHA-256 of its weights files by kind.
-
         Raises:
             CheckpointError: if it is another.
         """
@@ -419,11 +393,7 @@ class NormalReference(nn.Module):
 
 
 def _built(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> NormalReference:
-    """Build a reference from its files.
-
-    Raises:
-        ValueError: if values are missing or do not fit.
-    """
+    """Build a reference from its files."""
     parts, layers, pooling = (description[key] for key in ("parts", "layers", "pooling"))
     canvas = (int(description["canvas"][0]), int(description["canvas"][1]))
     if pooling not in get_args(Pooling):

@@ -127,9 +127,6 @@ def write_report(run_dir: str | Path) -> Path:
     Args:
         run_dir: output_dir of a pre-training run; what it lacks is left out of the page.
 
-    Returns:
-        The page.
-
     Raises:
         AfireError: if there is no log of a run in the folder.
         CheckpointError: if no checkpoint can be read though there are some.
@@ -142,13 +139,7 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def write_mean_image(dataset: RadiographDataset, run_dir: str | Path, count: int) -> Path:
-    """Write the mean picture of a data set, for the prototype map, as ``pictures/mean_image.png`` of a run.
-
-    Args:
-        dataset: images (C, H, W) in 0…1.
-        run_dir: the run's folder.
-        count: how many images, evenly spaced over the data set.
-    """
+    """Write the mean picture of a data set, for the prototype map, as ``pictures/mean_image.png`` of a run."""
     path = Path(run_dir) / "pictures" / "mean_image.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     mean = fixed_batch(dataset, count).mean((0, 1))
