@@ -64,9 +64,7 @@ class Pool:
     def run(self, work: Callable[[T], R], tasks: Iterable[T]) -> Iterator[tuple[T, R | Failure]]:
         """Do work for each task.
 
-        Args:
-            work: a function that can be pickled.
-            tasks: taken as they are needed.
+        ``work`` is a function that can be pickled.
 
         Yields:
             Tasks with their results, in no order.

@@ -124,9 +124,7 @@ def look_alikes(names: Iterable[str], preferred: Sequence[str] = ()) -> dict[str
 def padding_hint(wanted: Iterable[str], there: Iterable[str]) -> str:
     """Say how identifiers that were not found would be, if spreadsheets had not dropped their leading zeros.
 
-    Args:
-        wanted: identifiers of a table that were not found.
-        there: those that there are.
+    ``wanted`` was not found among what is ``there``.
 
     Returns:
         A sentence, or "" if padding zeros would not help.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -234,7 +234,4 @@ def _facts(path: str, picture: Picture) -> FileFacts:
 
 
 def _counted(values: Iterable[str]) -> str:
-    counts: dict[str, int] = defaultdict(int)
-    for value in values:
-        counts[value] += 1
-    return ", ".join(f"{name} {n}" for name, n in sorted(counts.items()))
+    return ", ".join(f"{name} {n}" for name, n in sorted(Counter(values).items()))

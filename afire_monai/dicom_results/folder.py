@@ -88,12 +88,7 @@ OBJECTS = "objects.csv"
 class DicomSummary:
     """What writing a folder of predictions came to.
 
-    Attributes:
-        total: predicted images.
-        done: images whose objects are all written.
-        objects: files written, by kind.
-        left_out: reasons by index, without names of files or patients.
-        unfit: with ``any``, how many images with objects are no frontal chest radiographs, by reason.
+    ``unfit`` counts, by reason, images with objects that are no frontal chest radiographs.
     """
 
     total: int

@@ -117,11 +117,6 @@ def write_new(dataset: Any, characters: Any, folder: str | os.PathLike[str]) -> 
 
     The file is there whole or not at all, and an existing one is never written over.
 
-    Args:
-        dataset: of highdicom.
-        characters: its character set; None for ASCII.
-        folder: made if need be.
-
     Raises:
         AfireError: if there is such a file.
         OutputError: if the folder cannot be written.

@@ -60,10 +60,6 @@ class ImagePrediction:
     ) -> ImagePrediction:
         """Take the record of one image as ``afire predict`` writes it (``json/NNNNN.json``).
 
-        Args:
-            record: with ``labels``, and perhaps ``anomaly``, ``heatmap`` and ``model``.
-            heatmap: (h, w) in 0…1.
-
         Raises:
             AfireError: if something is missing or out of its range.
         """
@@ -88,10 +84,6 @@ class ImagePrediction:
     @classmethod
     def from_predictions(cls, predictions: Predictions, index: int) -> ImagePrediction:
         """Take what a folder of predictions holds of one image.
-
-        Args:
-            predictions: as `load_predictions` reads them.
-            index: of the image, as in the column ``index``.
 
         Raises:
             AfireError: if the image is not there, or its heatmap cannot be read.
@@ -132,9 +124,6 @@ class ImagePrediction:
 
     def fitted(self, shape: tuple[int, int]) -> NDArray[np.float32]:
         """Stretch the heatmap to a picture's rows and columns.
-
-        Args:
-            shape: rows and columns.
 
         Returns:
             (rows, columns) in 0…1; as it is where the heatmap already has this size.

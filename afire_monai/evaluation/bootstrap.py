@@ -149,14 +149,7 @@ def figure_draws(
 ) -> dict[str, Floats]:
     """Compute figures of the sample and of each bootstrap draw, the same draws for all labels.
 
-    Args:
-        targets: (n, C), 1, 0 or NaN.
-        scores: (n, C), NaN where unknown.
-        groups: (n,) patient of each case.
-        thresholds: (C,).
-        figures: of `FIGURES` and `RATES`.
-        repeats: bootstrap draws.
-        seed: of the draws.
+    Targets (n, C) are 1, 0 or NaN, scores (n, C) NaN where unknown, groups (n,), thresholds (C,).
 
     Returns:
         For each figure (C, 1 + repeats), the sample's own first; NaN where it is not defined.
@@ -275,10 +268,7 @@ class Curve(NamedTuple):
 def weighted_curve(scores: Floats, truth: NDArray[np.bool_], weights: Floats) -> Curve:
     """Count positives and negatives from the highest score down.
 
-    Args:
-        scores: (n,) without NaN, n at least 1.
-        truth: (n,).
-        weights: (R, n), not negative.
+    Scores (n,) hold no NaN, n is at least 1; truth is (n,), weights (R, n) are not negative.
     """
     order = np.argsort(-scores, kind="stable")
     ranked, positive = scores[order], truth[order]

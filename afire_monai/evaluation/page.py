@@ -291,11 +291,7 @@ def worst_cases(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Find the negatives with the highest scores and the positives with the lowest, worst first.
 
-    Args:
-        targets: (n,) 1, 0, NaN.
-        scores: (n,) NaN where unknown.
-        threshold: negatives below it and positives from it on are right and not in the result.
-        most: of each.
+    Targets and scores are (n,), NaN where unknown; there are at most ``most`` of each.
     """
     wrong = ((targets == 0) & (scores >= threshold), (targets == 1) & (scores < threshold))
     order = np.argsort(scores, kind="stable")

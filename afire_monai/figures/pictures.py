@@ -160,11 +160,7 @@ def draw_atlas(
 ) -> bytes:
     """Draw what the prototypes stand for.
 
-    Args:
-        mean: (H, W) mean picture of the canvas.
-        strongest: (rows, columns) prototype dimension that each cell uses most.
-        mosaic: (H, W) mean patch of the tokens that chose each cell's prototype, NaN where none did.
-        share: (rows, columns) share of tokens of each cell that chose their own cell's prototype.
+    ``mean`` (H, W) is the mean picture of the canvas; see `Atlas` for the rest.
     """
     figure = new_figure(12.4, 3.3)
     axes = figure.subplots(1, 4)

@@ -14,7 +14,6 @@ from afire_monai.core.pool import Pool
 from afire_monai.datalists.file import present_sections, read_raw
 from afire_monai.hospital import outputs
 from afire_monai.hospital.audit import AUDIT, audited
-from afire_monai.hospital.candidates import NO_DATE, NO_SITE
 from afire_monai.hospital.erase import drop_forgotten
 from afire_monai.hospital.exclusion import Excluded, read_exclusions
 from afire_monai.hospital.forget import refuse_unfinished
@@ -25,7 +24,7 @@ from afire_monai.hospital.labels import LabelTable
 from afire_monai.hospital.outputs import ALLOWED, Options
 from afire_monai.hospital.scan import scan
 from afire_monai.hospital.sections import SplitRule
-from afire_monai.hospital.series_choice import Chooser, Runner
+from afire_monai.hospital.series_choice import NO_DATE, NO_SITE, Chooser, Runner
 from afire_monai.hospital.state import STATE, State
 
 StrPath = str | os.PathLike[str]
@@ -35,17 +34,7 @@ StrPath = str | os.PathLike[str]
 class IngestSummary:
     """What an ingest came to; nothing in it identifies anybody.
 
-    Attributes:
-        out: folder that was written.
-        seen: files (and folders that could not be entered).
-        kept: images in the data list.
-        patients: of these images.
-        left_out: files left out, by reason; with ``kept`` they add up to ``seen``.
-        sections: images in each section.
-        labels: figures of the join; empty without labels.
-        remarks: what the user should know, in words.
-        headers_read: headers that were read in this run.
-        images_read: images that were decoded in this run, those included that turned out to be copies of others.
+    ``left_out`` (by reason) and ``kept`` add up to ``seen``; pictures that were copies count as read.
     """
 
     out: Path

@@ -123,17 +123,7 @@ def join_labels(
 class LabelTable:
     """A CSV of labels, by what joins it to images.
 
-    Args:
-        path: the CSV, with a header line.
-        join: "accession", "patient", "study" or "file".
-        join_column: column of it; None looks for a usual name (see `JOINS`).
-        label_columns: columns of one finding each, with 1, 0, -1 (uncertain) or nothing (not known).
-        labels_column: instead: one column of names of findings; what is not named is absent, an empty cell says
-            nothing.
-        separator: between names.
-        normal: the finding that means "no finding"; it comes first.
-        delimiter: between cells; None to find out.
-        encoding: of the text; None to find out.
+    Arguments are as for `ingest.ingest`.
 
     Raises:
         DataListError: not a table, a missing column, a value that is no label, or so many labels that the column cannot

@@ -21,11 +21,7 @@ _MOST_RECORDS = 5_000_000
 class Found:
     """One thing that a scan came upon.
 
-    Attributes:
-        path: absolute.
-        size: bytes.
-        mtime_ns: when it was last changed.
-        problem: why it cannot be opened at all; "" for an ordinary file.
+    ``problem`` says why it cannot be opened at all; "" for an ordinary file.
     """
 
     path: str

@@ -35,12 +35,7 @@ KEPT = "kept"
 class Entry:
     """One file of this run.
 
-    Attributes:
-        number: of the file in the state.
-        path: of the file.
-        reason: why it was left out, or `KEPT`.
-        header: as it was read; None where it could not be.
-        result: of the conversion, if there was one.
+    ``reason`` says why it was left out, or is `KEPT`.
     """
 
     number: int

@@ -103,14 +103,7 @@ NOTE = "Research software, not a medical device: no diagnosis. Read with the rad
 class PredictionSummary:
     """What a prediction came to.
 
-    Attributes:
-        total: files named.
-        scored: files with a prediction, those of earlier runs included.
-        left_out: reasons by index.
-        earlier: files that an earlier run had finished.
-        rank: number of this process, 0 for the one that gathers the results.
-        unfit: with ``any``, how many were predicted although they are no frontal chest radiograph, by reason.
-        fit: how anomaly percentiles are spread, and whether the reference fits; None if too few have one.
+    ``scored`` includes files of earlier runs; process 0 gathers the results.
     """
 
     total: int

@@ -44,13 +44,7 @@ RUN, KEY, LEFT_OUT = "run.json", "index.csv", "left_out.csv"
 
 @dataclass(frozen=True)
 class Gathered:
-    """What a finished folder holds.
-
-    Attributes:
-        count: images with a prediction.
-        unfit: of how many of their DICOM files each reason says that they are no frontal chest radiograph.
-        fit: how their anomaly percentiles are spread; None if too few have one.
-    """
+    """What a finished folder holds."""
 
     count: int
     unfit: Counter[str]

@@ -60,12 +60,6 @@ def picture_of(
 ) -> Picture:
     """Decode a data set that has been read already; as :func:`read_dicom`.
 
-    Args:
-        path: where it is from, for messages.
-        dataset: the pydicom data set, with its pixels.
-        modalities: as for :func:`read_dicom`.
-        window_index: as for :func:`read_dicom`.
-
     Raises:
         RadiographError: as :func:`read_dicom`.
     """

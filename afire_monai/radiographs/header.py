@@ -59,39 +59,9 @@ _LONGEST = 256
 class Header:
     r"""Facts of one file's header; texts are "" and numbers 0 where the file is silent. It identifies a patient.
 
-    Attributes:
-        modality: in capitals, as all defined terms here.
-        image_type: values of ImageType with backslashes between them, as ``DERIVED\SECONDARY\SCREEN SAVE``.
-        sop_class: SOP class UID.
-        sop_uid: SOPInstanceUID.
-        series_uid: SeriesInstanceUID.
-        study_uid: StudyInstanceUID.
-        patient_id: PatientID.
-        issuer: who issued it.
-        accession: AccessionNumber.
-        body_part: BodyPartExamined.
-        view: ViewPosition.
-        intent: PresentationIntentType.
-        conversion: ConversionType.
-        burned_in: BurnedInAnnotation.
-        photometric: PhotometricInterpretation.
-        species: PatientSpeciesDescription.
-        maker: Manufacturer.
-        model: ManufacturerModelName.
-        institution: InstitutionName.
-        station: StationName.
-        series_texts: descriptions that the device gives.
-        study_texts: descriptions of the order.
-        region_codes: codes of AnatomicRegionSequence, and their meanings.
-        view_codes: codes of ViewCodeSequence, and their meanings.
-        orientation: PatientOrientation, as ``L\F``.
-        rows: of the picture.
-        columns: of the picture.
-        samples: values a pixel.
-        frames: pictures in the file.
-        sex: F or M.
-        age: years, -1 where not known.
-        date: YYYYMMDD.
+    Defined terms are in capitals; several values have backslashes between them, as ``DERIVED\SECONDARY``. Texts of the
+    series are the device's descriptions, those of the study the order's; codes come with their meanings. The age is
+    in years, -1 where not known, the date YYYYMMDD.
     """
 
     modality: str = ""

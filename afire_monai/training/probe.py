@@ -44,12 +44,7 @@ TRUST = 10.0
 class Probe:
     """A classifier that was fitted.
 
-    Attributes:
-        labelled: number of training images whose labels were used.
-        normals: number of normal radiographs that the distance is measured from; 0 if it was left out.
-        figures: of the validation section.
-        left_out: reasons by place, for each section with files that cannot be used.
-        scores: a line for each section and label.
+    ``left_out`` holds reasons by place for each section, ``scores`` a line for each section and label.
     """
 
     labelled: int

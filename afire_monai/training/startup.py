@@ -39,13 +39,14 @@ from afire_monai.radiographs.reader import RadiographReader, Unfit
 from afire_monai.training import budget, run_folder
 from afire_monai.training.checkpoint import list_checkpoints
 from afire_monai.training.settings import (
+    checked_settings,
     command_line,
     parse_value,
     refuse_changed_names,
     refuse_unknown_keys,
     refuse_wrong_values,
+    running_workflow,
 )
-from afire_monai.training.workflow_settings import checked_settings, running_workflow
 
 logger = logging.getLogger(__name__)
 

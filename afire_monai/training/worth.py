@@ -175,14 +175,7 @@ def _linear(train: NDArray, truth: NDArray, test: NDArray) -> Floats:
 class Comparison:
     """What encoders told of the labels.
 
-    Attributes:
-        section: of the data list.
-        images: judged.
-        patients: that they are of.
-        labels: names with the number of positives.
-        figures: mean AUROC by encoder, the judged one first, with 95 % intervals over patients.
-        gains: of the judged encoder over each of the others, paired on the same patients.
-        left_out: number of files that could not be used.
+    ``gains`` are of the judged encoder, the first, over each of the others, paired on the same patients.
     """
 
     section: str

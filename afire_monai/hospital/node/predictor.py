@@ -29,13 +29,7 @@ ENDED = f"the program ended {MOST_TRIES} times while it was predicted"
 class Predictor:
     """Work on the queue, as `afire predict` and `afire dicom-results` do on files.
 
-    Args:
-        queue: of received objects.
-        scorer: the models.
-        kinds: of results to write; None for all that there is something for.
-        batch_size: radiographs computed at once.
-        workers: threads that read; 0 reads without threads.
-        state: in which an object is left when its results are written.
+    ``state`` is that in which an object is left when its results are written.
     """
 
     def __init__(

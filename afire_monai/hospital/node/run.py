@@ -198,14 +198,7 @@ def _until_signal(stop: threading.Event) -> Iterator[None]:
 class NodeStatus:
     """What became of what a node received; nothing in it identifies anybody.
 
-    Attributes:
-        running: a node works there now.
-        counts: objects by state.
-        refused: objects left out, by reason.
-        unsent: objects whose results the archive does not take, by reason.
-        repeated: objects that came again.
-        turned_away: answers that there is no room.
-        trouble: the last trouble with the archive; "" if there is none now.
+    Counts are by state, ``refused`` and ``unsent`` by reason; ``trouble`` is the last one with the archive.
     """
 
     running: bool

@@ -94,14 +94,7 @@ def start(
 ) -> Any:
     """Start to listen in threads of their own.
 
-    Args:
-        entity: with its contexts.
-        host: address to listen on.
-        port: TCP port.
-        tls: SSL context; None for plain connections.
-        timeout: seconds of quiet after which a connection is closed.
-        store: is called for each object and returns the status.
-        largest: bytes of an object; that of `limit_connection` unless given.
+    ``store`` is called for each object and returns the status; ``timeout`` is seconds of quiet.
 
     Returns:
         pynetdicom's server, with `shutdown` and `server_address`.

@@ -58,15 +58,7 @@ def build_reference(
 ) -> NormalReference:
     """Gather the statistics of normal radiographs.
 
-    Args:
-        detector: what looks at them.
-        batches: their pictures (B, 1, Hc, Wc) in 0…1.
-        groups: the patient of each, in the same order; patients are kept whole when cross-fitting.
-        parts: which parts to use; None for `DEFAULT_PARTS`.
-        pooling: of cells into a number for the image (see `Combination`).
-        facts: plain values to keep: data list, section, model.
-        layers: blocks whose tokens are judged besides the encoder's output; 0 is the first, -1 the last.
-        window: for ``neighbours``, cells that a normal token may be away from the place of the one it is compared to.
+    Pictures (B, 1, Hc, Wc) come in batches, with the patient of each; the rest is as for `make_reference`.
 
     Raises:
         AfireError: for fewer than 20 radiographs or 2 patients, unknown parts, blocks or pooling.

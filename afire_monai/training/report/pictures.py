@@ -68,11 +68,7 @@ def prototype_colours(prototypes: Tensor) -> NDArray[np.float64]:
 def draw_prototypes(prototypes: Tensor, grid: tuple[int, int], mean_image: Path | None, path: Path) -> Path:
     """Draw the prototypes' colours on the grid of cells, beside and over the mean picture if there is one.
 
-    Args:
-        prototypes: (N, K).
-        grid: rows and columns of cells, N = rows · columns.
-        mean_image: grey PNG of the whole canvas.
-        path: the PNG to write.
+    The grid has as many cells as there are prototypes (N, K).
     """
     colours = prototype_colours(prototypes).reshape(*grid, 3)
     mean = None if mean_image is None else np.asarray(Image.open(mean_image).convert("L")) / 255
