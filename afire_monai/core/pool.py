@@ -37,6 +37,11 @@ class Failure:
     detail: str = ""
 
 
+def threads(wanted: int | None = None) -> int:
+    """Return how many workers to use: the number of cores, at most 8, unless given."""
+    return min(os.cpu_count() or 1, 8) if wanted is None else wanted
+
+
 class Pool:
     """Processes for tasks of any kind; to be used in a `with` statement, which ends them.
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from afire_monai.core.console import hidden
 from afire_monai.core.errors import DataListError, RadiographError
+from afire_monai.core.pool import threads
 from afire_monai.datalists.file import load_datalist, present_sections, reader_options
 from afire_monai.radiographs.decode import list_images, read_picture
 from afire_monai.radiographs.picture import Picture
@@ -193,7 +194,7 @@ def check_files(
 ) -> CheckReport:
     """As `check_path`, for the given image files. Threads suffice: decoding leaves the interpreter lock alone."""
     report = CheckReport()
-    with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8)) as pool:
+    with ThreadPoolExecutor(workers or threads()) as pool:
         results: Iterable[FileFacts | RefusedFile] = pool.map(_examiner(reader), files)
         if progress:
             from tqdm import tqdm

@@ -103,6 +103,16 @@ class State:
         """Return what to say where reading the data base, or what it holds, came to an error."""
         return AfireError(f"{self.path}: damaged ({error}). Remove it: the files are then read again")
 
+    def __enter__(self) -> State:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if isinstance(error, sqlite3.DatabaseError):
+                raise self.damaged(error) from error
+        finally:
+            self.close()
+
     def close(self, save: bool = True) -> None:
         """Let go of the file; what is waiting is written, or given up without ``save``."""
         try:

@@ -16,11 +16,6 @@ from afire_monai.networks import Encoder
 from afire_monai.predictions.reading import LeftOut, Size, ahead, read_radiograph
 
 
-def best_device() -> torch.device:
-    """Return the GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 @dataclass(frozen=True)
 class Embedding:
     """What turns pictures into features.
@@ -46,9 +41,9 @@ class Embedding:
         return cls(encoder.image_size, embed)
 
     @classmethod
-    def of_pixels(cls, side: int = 32) -> Embedding:
-        """Return the picture itself, reduced to ``side`` x ``side`` pixels: the floor for any encoder."""
-        return cls((side, side), lambda images: images.flatten(1))
+    def of_pixels(cls) -> Embedding:
+        """Return the picture itself, reduced to 32 x 32 pixels: the floor for any encoder."""
+        return cls((32, 32), lambda images: images.flatten(1))
 
 
 @dataclass

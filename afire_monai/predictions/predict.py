@@ -19,6 +19,7 @@ from tqdm import tqdm
 from afire_monai.core.console import hidden
 from afire_monai.core.distributed import join_group
 from afire_monai.core.errors import AfireError, DataListError
+from afire_monai.core.pool import threads
 from afire_monai.datalists.file import datalist_hash, is_normal, load_datalist, normal_label, read_raw, reader_options
 from afire_monai.predictions.anomaly.fit import ReferenceFit
 from afire_monai.predictions.format import JUDGEMENT
@@ -181,7 +182,7 @@ def predict(
     _wait(world)
     share = range(rank, len(source.files), world)
     todo = [index for index in share if not folder.finished(index)]
-    job = _Job(source, scorer, folder, overlays, batch_size, _threads(workers), "note" if any else "refuse")
+    job = _Job(source, scorer, folder, overlays, batch_size, threads(workers), "note" if any else "refuse")
     left_out, earlier = _gathered(job.run(todo, progress and rank == 0), len(share) - len(todo), world)
     facts = {**run, "thresholds": scorer.thresholds, "mask_values": scorer.mask_values, "note": NOTE}
     facts |= {"rests_on": scorer.rests_on} if scorer.rests_on else {}
@@ -295,10 +296,6 @@ def _gathered(left_out: dict[int, str], earlier: int, world: int) -> tuple[dict[
 def _own_device() -> torch.device:
     gpu = torch.cuda.is_available()
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
-
-
-def _threads(workers: int | None) -> int:
-    return min(os.cpu_count() or 1, 8) if workers is None else workers
 
 
 def join_processes() -> tuple[int, int]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError
-from afire_monai.core.precision import set_precision
+from afire_monai.core.precision import best_device, set_precision
 from afire_monai.models.folder import KINDS, names, used_model_files, weights_hashes
 from afire_monai.predictions.anomaly.detector import AnomalyDetector, load_detector
 from afire_monai.predictions.anomaly.reference import NormalReference
@@ -83,7 +83,7 @@ class Scorer:
         kinds: Collection[str] = KINDS,
     ) -> None:
         set_precision("float32")
-        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or best_device()
         self.files = used_model_files(folders, kinds)
         self.classifier: Any = None
         self.segmenter: Any = None

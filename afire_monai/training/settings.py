@@ -6,7 +6,7 @@ import ast
 import difflib
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,23 @@ def parse_value(text: str) -> Any:
         except yaml.YAMLError:
             return text
     return list(value) if isinstance(value, tuple) else value
+
+
+def read_settings(words: Iterable[str], taken: Collection[str]) -> dict[str, Any]:
+    """Read settings of a command line.
+
+    Raises:
+        AfireError: one is not written key=value, or is among those that the command sets itself.
+    """
+    values = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key.isidentifier():
+            raise AfireError(f"{word}: settings are written key=value, for example epochs=20")
+        if key in taken:
+            raise AfireError(f"{word}: set by the command itself; use its own option")
+        values[key] = parse_value(value)
+    return values
 
 
 def refuse_wrong_values(config: Mapping[str, Any], overrides: Mapping[str, str]) -> None:

@@ -23,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 
 from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.core.files import write_text
+from afire_monai.core.precision import best_device
 from afire_monai.datalists.file import load_datalist, reader_options
 from afire_monai.datalists.patients import patient_of
 from afire_monai.datalists.targets import target_matrix
@@ -30,7 +31,7 @@ from afire_monai.evaluation.bootstrap import Interval, auroc, patient_weights, p
 from afire_monai.models.folder import load_encoder
 from afire_monai.models.shipped import DEFAULT, shipped_folder
 from afire_monai.networks import encoder_from_config
-from afire_monai.predictions.features import Embedding, FeatureReader, best_device
+from afire_monai.predictions.features import Embedding, FeatureReader
 from afire_monai.training.task_data import label_names
 
 WORTH_FILE = "worth.json"
@@ -40,7 +41,7 @@ MIN_EACH = 10
 FOLDS = 5
 SECTIONS = ("validation", "test", "training")
 STRENGTH = 0.01
-"""C of the logistic regression on standardised features, that of ``afire probe``."""
+"""C of the logistic regression, as in ``afire probe``, on features of deviation 1."""
 OWN, FRESH, PIXELS = "this encoder", "fresh weights", "raw pixels"
 
 Floats = NDArray[np.float64]

@@ -48,22 +48,16 @@ class Anatomy:
 
 
 class Anatomyd(MapTransform):
-    """Dictionary form of `Anatomy`: adds what was found, as a tensor (1026,).
+    """Dictionary form of `Anatomy`: adds what was found in an image (1, H, W) as ``anatomy``, a tensor (1026,)."""
 
-    Args:
-        keys: key of the image (1, H, W).
-        anatomy_key: key to write.
-    """
-
-    def __init__(self, keys: KeysCollection = "image", anatomy_key: str = "anatomy") -> None:
+    def __init__(self, keys: KeysCollection = "image") -> None:
         super().__init__(keys)
-        self.anatomy_key = anatomy_key
         self.anatomy = Anatomy()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Look at the image of a dictionary."""
         picture = np.asarray(data[self.keys[0]][0], dtype=np.float32)
-        return {**data, self.anatomy_key: torch.from_numpy(self.anatomy(picture))}
+        return {**data, "anatomy": torch.from_numpy(self.anatomy(picture))}
 
 
 def anatomy_of(images: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ TROUBLE = "trouble"
 class Sender:
     """Take results of the queue to an archive; a dead archive is waited for."""
 
-    def __init__(self, queue: Queue, pacs: Pacs, first_wait: float = FIRST_WAIT) -> None:
-        self._queue, self._pacs, self._first_wait = queue, pacs, first_wait
+    def __init__(self, queue: Queue, pacs: Pacs) -> None:
+        self._queue, self._pacs = queue, pacs
         self._failures = 0
 
     def run(self, stop: threading.Event) -> None:
@@ -40,10 +40,10 @@ class Sender:
             self._pacs.close()
             if trouble:
                 logger.warning("results wait: %s", trouble)
-                wait = min(self._first_wait * 2**self._failures, LONGEST_WAIT)
+                wait = min(FIRST_WAIT * 2**self._failures, LONGEST_WAIT)
                 self._failures = min(self._failures + 1, 20)
             else:
-                wait, self._failures = min(self._first_wait, 1.0), 0
+                wait, self._failures = min(FIRST_WAIT, 1.0), 0
             stop.wait(wait)
 
     def send_all(self, stop: threading.Event) -> str:

@@ -15,6 +15,7 @@ from afire_monai.hospital.dicomweb.client import Query, SeriesReference, is_uid
 from afire_monai.hospital.dicomweb.connection import AnswerError, ConnectionLostError, is_loopback
 from afire_monai.hospital.pacs.association import (
     IMAGES,
+    LARGEST_OBJECT,
     PDU,
     UNCOMPRESSED,
     PacsAddress,
@@ -305,7 +306,7 @@ class Pacs:
         return association
 
     def _opened(self, event: Any, purpose: str) -> None:
-        limit_connection(event, self._timeout)
+        limit_connection(event, self._timeout, LARGEST_OBJECT)
         self._connected[purpose] = event.assoc
 
     def _contexts(self, purpose: str) -> list[Any]:

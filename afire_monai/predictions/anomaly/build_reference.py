@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from afire_monai.core.console import hidden
 from afire_monai.core.errors import AfireError, CheckpointError
-from afire_monai.core.precision import set_precision
+from afire_monai.core.precision import best_device, set_precision
 from afire_monai.datalists.file import datalist_hash, read_raw, reader_options, training_items
 from afire_monai.datalists.patients import patient_of
 from afire_monai.models.folder import load_module_files, model_files, weights_hashes
@@ -221,7 +221,7 @@ def make_reference(
         )
     files = {k: p for k, p in model_files([model]).items() if k in ("restorer", "encoder", "detector")}
     set_precision("float32")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     detector = load_detector(files).to(device)
     false_alarms, misses = marked_items(normal), marked_items(not_normal)
     raw = read_raw(Path(datalist))
