@@ -117,11 +117,7 @@ def _run(folder: Path, settings: dict[str, Any], phantoms: dict[str, int], resum
 
 
 def make_way(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Refuse to touch a folder that is in use, unless told what to do with an earlier demo in it.
-
-    Raises:
-        AfireError: naming the options that there are.
-    """
+    """Refuse to touch a folder that is in use, unless told what to do with an earlier demo in it."""
     from afire_monai.core.errors import AfireError
 
     if resume and overwrite:

@@ -152,11 +152,7 @@ def _match_groups(names: list[str], pattern: str) -> list[str]:
 
 
 def refuse_pictures_of_masks(paths: Sequence[Path], root: Path) -> None:
-    """Refuse a folder whose pictures have two values each: they are masks, and would be taken for radiographs.
-
-    Raises:
-        DataListError: the folder is named.
-    """
+    """Refuse a folder whose pictures have two values each: they are masks, and would be taken for radiographs."""
     folders: dict[Path, list[Path]] = defaultdict(list)
     for path in paths:
         if path.suffix.lower() in (".png", ".jpg", ".jpeg") and len(folders[path.parent]) < 4:
@@ -176,8 +172,7 @@ def refuse_pictures_of_masks(paths: Sequence[Path], root: Path) -> None:
 def add_masks(items: Sequence[dict[str, Any]], root: Path, masks: Path) -> int:
     """Return items the masks of their names, and return how many masks have no image.
 
-    Raises:
-        DataListError: no folder, two masks or two images of one name, or no mask of any image.
+    Raises DataListError: no folder, two masks or two images of one name, or no mask of any image.
     """
     if not masks.is_dir():
         raise DataListError(f"{masks}: no such folder. Give the folder of the masks")

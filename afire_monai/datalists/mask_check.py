@@ -54,11 +54,7 @@ def mask_problems(
 def refuse_wrong_masks(
     items: Sequence[Mapping[str, Any]], classes: Mapping[str, Sequence[int]], ignore: int | None = None
 ) -> None:
-    """Refuse items whose masks would spoil a training, before it starts.
-
-    Raises:
-        DataListError: for each error of `mask_problems`; the first few are named.
-    """
+    """Refuse items whose masks would spoil a training, before it starts."""
     entries: list[Entry] = [("", str(place), dict(item)) for place, item in enumerate(items)]
     errors = [p for p in mask_problems(entries, classes, ignore) if p.severity == "error"]
     if errors:

@@ -115,11 +115,8 @@ def model_parameters(model: Mapping[str, Any]) -> dict[str, str]:
 def write_new(dataset: Any, characters: Any, folder: str | os.PathLike[str]) -> Path:
     """Write a DICOM object under the name of its UID, for its owner's eyes only (file 0600, a new folder 0700).
 
-    The file is there whole or not at all, and an existing one is never written over.
-
-    Raises:
-        AfireError: if there is such a file.
-        OutputError: if the folder cannot be written.
+    The file is there whole or not at all, and an existing one is never written over. Raises AfireError if there is such
+    a file; OutputError if the folder cannot be written.
     """
     uid = str(dataset.SOPInstanceUID)
     if not re.fullmatch(r"2\.25\.(0|[1-9][0-9]{0,38})", uid):

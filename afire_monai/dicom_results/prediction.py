@@ -60,8 +60,7 @@ class ImagePrediction:
     ) -> ImagePrediction:
         """Take the record of one image as ``afire predict`` writes it (``json/NNNNN.json``).
 
-        Raises:
-            AfireError: if something is missing or out of its range.
+        Raises AfireError if something is missing or out of its range.
         """
         try:
             labels = {name: entry for name, entry in record["labels"].items() if entry is not None}
@@ -85,8 +84,7 @@ class ImagePrediction:
     def from_predictions(cls, predictions: Predictions, index: int) -> ImagePrediction:
         """Take what a folder of predictions holds of one image.
 
-        Raises:
-            AfireError: if the image is not there, or its heatmap cannot be read.
+        Raises AfireError if the image is not there, or its heatmap cannot be read.
         """
         rows = np.flatnonzero(predictions.index == index)
         if len(rows) != 1:
@@ -114,11 +112,7 @@ class ImagePrediction:
         return "" if self.judgement == FIT else self.judgement
 
     def check_any(self) -> None:
-        """Refuse a prediction that says nothing.
-
-        Raises:
-            AfireError: if there is neither a probability, nor a percentile, nor a heatmap.
-        """
+        """Refuse a prediction that says nothing."""
         if not self.probabilities and self.anomaly_percentile is None and self.heatmap is None:
             raise AfireError("nothing to show: no probability, no anomaly percentile and no heatmap")
 

@@ -58,10 +58,8 @@ def write_report(
 
     For each label a measurement group (TID 1501) of the whole image: the finding, its probability, and with a threshold
     the threshold and whether the probability reaches it. One more group holds the percentile among normal radiographs.
-
-    Raises:
-        RadiographError: if the source cannot carry results.
-        AfireError: if there is nothing to report, or the file cannot be written.
+    Raises RadiographError if the source cannot carry results; AfireError if there is nothing to report, or the file
+    cannot be written.
     """
     source = source if isinstance(source, SourceImage) else open_source(source)
     if not prediction.probabilities and prediction.anomaly_percentile is None:

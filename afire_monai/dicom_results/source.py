@@ -72,10 +72,8 @@ def open_source(path: str | os.PathLike[str]) -> SourceImage:
 
     Identity (patient name and ID with issuer, accession number, study ID, UIDs) is taken over letter by letter, valid
     or not: a PACS files by it. Other attributes whose values their type forbids are left out, or emptied where the
-    standard demands them.
-
-    Raises:
-        RadiographError: not DICOM, broken, not one grey radiograph, or without a UID that the new objects must name.
+    standard demands them. Raises RadiographError: not DICOM, broken, not one grey radiograph, or without a UID that the
+    new objects must name.
     """
     path = Path(path)
     with quiet():

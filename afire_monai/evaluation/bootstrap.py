@@ -92,10 +92,8 @@ def mean_interval(values: NDArray, groups: NDArray, repeats: int = 2000, seed: i
 def bootstrap_auroc(labels: NDArray, scores: NDArray, groups: NDArray, repeats: int = 2000, seed: int = 0) -> Interval:
     """Return the AUROC with a percentile bootstrap 95 % interval over patients.
 
-    Labels (n,) are 0 or 1, and higher scores (n,) mean positive; draws that miss a class are left out.
-
-    Raises:
-        AfireError: if a class is missing or lengths differ.
+    Labels (n,) are 0 or 1, and higher scores (n,) mean positive; draws that miss a class are left out. Raises
+    AfireError if a class is missing or lengths differ.
     """
     return _interval(labels, [np.asarray(scores, dtype=np.float64)], groups, repeats, seed)
 
@@ -103,10 +101,7 @@ def bootstrap_auroc(labels: NDArray, scores: NDArray, groups: NDArray, repeats: 
 def bootstrap_auroc_difference(labels: NDArray, scores: NDArray, baseline: NDArray, groups: NDArray) -> Interval:
     """Return AUROC(scores) − AUROC(baseline) on the same cases, with a paired bootstrap 95 % interval over patients.
 
-    Arguments are as for `bootstrap_auroc`.
-
-    Raises:
-        AfireError: if a class is missing or lengths differ.
+    Arguments are as for `bootstrap_auroc`. Raises AfireError if a class is missing or lengths differ.
     """
     both = [np.asarray(scores, dtype=np.float64), np.asarray(baseline, dtype=np.float64)]
     return _interval(labels, both, groups, repeats=2000, seed=0)
@@ -197,11 +192,7 @@ def calibration_bins(truth: NDArray[np.bool_], scores: Floats, bins: int = ECE_B
 def check_arrays(
     targets: Floats, scores: Floats, groups: NDArray, names: Sequence[str], probabilities: bool = True
 ) -> None:
-    """Refuse arrays that do not fit together or hold values out of range.
-
-    Raises:
-        AfireError: with what was seen.
-    """
+    """Refuse arrays that do not fit together or hold values out of range."""
     expected = (len(groups), len(names))
     if targets.shape != expected or scores.shape != expected:
         raise AfireError(f"targets {targets.shape} and scores {scores.shape} must both be (cases, labels) = {expected}")

@@ -129,8 +129,7 @@ def read_cases(
 def scores_of_other(cases: Cases, other: Predictions) -> NDArray[np.float64]:
     """Return the scores (n, C) of another model for the same images and labels, NaN where it has none.
 
-    Raises:
-        AfireError: if it was run on another list or section, or shares no image or no label.
+    Raises AfireError if it was run on another list or section, or shares no image or no label.
     """
     if other.datalist_sha256 != cases.sha256 or other.section != cases.section:
         raise AfireError(

@@ -182,8 +182,7 @@ def without_folders(value: Any) -> Any:
 def write_results(results: dict[str, Any], page: str, folder: Path) -> None:
     """Write ``evaluation.csv``, ``evaluation.html`` and, last, ``evaluation.json``, each in one piece.
 
-    Raises:
-        AfireError: if the folder cannot be written.
+    Raises AfireError if the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

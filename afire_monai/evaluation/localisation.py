@@ -100,11 +100,7 @@ class Localisation:
 def summarise(
     figures: Sequence[ImageFigures], cases: Sequence[LesionCase], repeats: int = 2000, seed: int = 0
 ) -> Localisation:
-    """Turn the figures of pictures into means with 95 % intervals over patients.
-
-    Raises:
-        AfireError: if there is no picture.
-    """
+    """Turn the figures of pictures into means with 95 % intervals over patients; AfireError if there is no picture."""
     if not cases or len(figures) != len(cases):
         raise AfireError(f"{len(figures)} heatmaps for {len(cases)} pictures with lesions; at least one each is needed")
     groups = np.array([case.group for case in cases])
@@ -138,8 +134,7 @@ def centre_figures(cases: Sequence[LesionCase]) -> list[ImageFigures]:
 def prior_figures(cases: Sequence[LesionCase]) -> list[ImageFigures]:
     """Figures of the mean lesion of all other patients, as heatmap of each picture: chance, second form.
 
-    Raises:
-        AfireError: if there is only one patient.
+    Raises AfireError if there is only one patient.
     """
     groups = np.array([case.group for case in cases])
     names, which = np.unique(groups, return_inverse=True)
@@ -282,8 +277,7 @@ def _near_lesion(peaks: NDArray[np.bool_], lesion: NDArray[np.bool_]) -> NDArray
 def resize_heatmap(heatmap: NDArray, shape: Sequence[int]) -> NDArray[np.float32]:
     """Bring a heatmap to the size (H, W) of its picture, bilinear, averaging where it gets smaller.
 
-    Raises:
-        AfireError: if it is not (h, w) of finite numbers.
+    Raises AfireError if it is not (h, w) of finite numbers.
     """
     heatmap = np.asarray(heatmap, dtype=np.float32)
     if heatmap.ndim != 2 or not heatmap.size or not np.isfinite(heatmap).all():

@@ -128,10 +128,8 @@ def compare_labels(
 ) -> Comparison:
     """Return the differences of two models' figures with paired bootstrap 95 % intervals over patients.
 
-    Arguments are as for `evaluate_labels`; ``baseline`` are the other model's scores.
-
-    Raises:
-        AfireError: if shapes do not fit, or targets or scores are out of range.
+    Arguments are as for `evaluate_labels`; ``baseline`` are the other model's scores. Raises AfireError if shapes do
+    not fit, or targets or scores are out of range.
     """
     groups = np.asarray(groups)
     probabilities = any(f in CALIBRATION for f in figures)

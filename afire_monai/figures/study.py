@@ -46,10 +46,7 @@ SHOWN = 7
 class Settings:
     """What can be chosen.
 
-    They are the options of ``afire figures``.
-
-    Raises:
-        AfireError: fewer than two images, or clusters that cannot be.
+    They are the options of ``afire figures``. Raises AfireError: fewer than two images, or clusters that cannot be.
     """
 
     section: str = "test"

@@ -63,8 +63,7 @@ class Sample:
 def choose_items(items: Sequence[Mapping[str, Any]], most: int, seed: int) -> list[dict[str, Any]]:
     """Draw images at random, at most one a patient and at most ``most``; those with a mask come first for each patient.
 
-    Raises:
-        DataListError: fewer than two patients.
+    Raises DataListError: fewer than two patients.
     """
     order = np.random.default_rng(seed).permutation(len(items))
     chosen: dict[str, dict[str, Any]] = {}
@@ -83,8 +82,7 @@ def read_sample(
 ) -> Sample:
     """Read images at the encoder's size and at the canvas' size, with the reader options that their list keeps.
 
-    Raises:
-        DataListError: fewer than two can be used (the reasons are given without names).
+    Raises DataListError: fewer than two can be used (the reasons are given without names).
     """
     sizes = (encoder.image_size, shift.canvas_size)
 

@@ -85,8 +85,7 @@ def describe(
 def write_datacard(card: Mapping[str, Any], folder: Path) -> None:
     """Write ``datacard.json`` and ``datacard.html``, which needs no other file.
 
-    Raises:
-        AfireError: if they cannot be written.
+    Raises AfireError if they cannot be written.
     """
     with open_whole(folder / "datacard.json") as file:
         json.dump(card, file, indent=1, ensure_ascii=False)

@@ -86,8 +86,7 @@ def find_traces(
 ) -> Traces:
     """Find what is known of a patient, by PatientID or by hash.
 
-    Raises:
-        AfireError: for a PatientID that several patients of different issuers have.
+    Raises AfireError for a PatientID that several patients of different issuers have.
     """
     issuers, found = Issuers(forgotten.rule), Traces()
     for entry in state.entries(kept_only=True):
@@ -124,8 +123,7 @@ def find_traces(
 def erase(state: State, identity: IdentityKey, forgotten: Forgotten, found: Traces, out: Path) -> Erased:
     """Note that a patient is forgotten, then take them out of all files.
 
-    Raises:
-        AfireError: before anything is changed, if the folder is not that of a finished ingest.
+    Raises AfireError: before anything is changed, if the folder is not that of a finished ingest.
     """
     private, facts, options = out / PRIVATE, *_ingested(out)
     datalist = read_raw(out / outputs.DATALIST) if (out / outputs.DATALIST).exists() else {}

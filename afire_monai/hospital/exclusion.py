@@ -69,11 +69,7 @@ class Excluded:
         self.images: set[str] = set(read_exclusions(self.path)) if self.path.exists() else set()
 
     def add(self, wanted: dict[str, int], known: Collection[str], source: Path) -> None:
-        """Exclude further images.
-
-        Raises:
-            AfireError: if one is not known; none is excluded then.
-        """
+        """Exclude further images; AfireError if one is not known, and none is excluded then."""
         unknown = {image: line for image, line in wanted.items() if image not in known and image not in self.images}
         if unknown:
             shown = ", ".join(list(unknown)[:_MOST_NAMED]) + (", …" if len(unknown) > _MOST_NAMED else "")

@@ -104,11 +104,7 @@ def forget(
 
 
 def refuse_unfinished(state: State, forgotten: Forgotten) -> None:
-    """Refuse to go on with a folder from which a patient was not wholly erased.
-
-    Raises:
-        AfireError: if it holds something of a forgotten patient.
-    """
+    """Refuse to go on with a folder from which a patient was not wholly erased."""
     entries = state.entries(any_run=True) if forgotten.hashes else iter(())
     if any(entry.header is not None and forgotten.holds(entry.header, entry.path) for entry in entries):
         raise AfireError("`afire forget` was interrupted in this folder: give the same command again, then this one")
@@ -171,11 +167,7 @@ def models_that_saw(folders: Sequence[str | os.PathLike[str]], lists: Mapping[st
 
 
 def check_folders(folders: Sequence[str | os.PathLike[str]]) -> None:
-    """Refuse what is no folder.
-
-    Raises:
-        AfireError: naming the first.
-    """
+    """Refuse what is no folder."""
     for folder in folders:
         if not Path(folder).is_dir():
             raise AfireError(f"--model {folder}: no such folder; give those of trainings or models")

@@ -37,11 +37,7 @@ class Forgotten:
 
     @classmethod
     def load(cls, private: Path, identity: IdentityKey, rule: str) -> Forgotten:
-        """Read the list of a private folder; empty where there is none.
-
-        Raises:
-            AfireError: if it cannot be read.
-        """
+        """Read the list of a private folder, empty where there is none; AfireError if it cannot be read."""
         path = private / FORGOTTEN_LIST
         if not path.exists():
             return cls(identity, rule)

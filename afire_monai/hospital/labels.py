@@ -123,11 +123,8 @@ def join_labels(
 class LabelTable:
     """A CSV of labels, by what joins it to images.
 
-    Arguments are as for `ingest.ingest`.
-
-    Raises:
-        DataListError: not a table, a missing column, a value that is no label, or so many labels that the column cannot
-            be one of findings. No cell is quoted: it could be a patient's.
+    Arguments are as for `ingest.ingest`. Raises DataListError: not a table, a missing column, a value that is no label,
+    or so many labels that the column cannot be one of findings. No cell is quoted: it could be a patient's.
     """
 
     def __init__(

@@ -89,8 +89,7 @@ def write(
 ) -> dict[str, Any]:
     """Write all files of a finished ingest, the summary last.
 
-    Raises:
-        AfireError: no image is kept, or a file cannot be written.
+    Raises AfireError: no image is kept, or a file cannot be written.
     """
     left_out, seen = write_left_out(state, out)
     kept = collect(state, identity, options)

@@ -33,8 +33,7 @@ class Found:
 def scan(inputs: Collection[Path], without: Collection[Path] = ()) -> Iterator[Found]:
     """Go through folders, DICOMDIR files and single files; each file once, whatever names lead to it.
 
-    Raises:
-        AfireError: there is nothing at one of the paths, or a DICOMDIR cannot be read.
+    Raises AfireError: there is nothing at one of the paths, or a DICOMDIR cannot be read.
     """
     seen: set[str] = set()
     for path in inputs:
@@ -82,8 +81,7 @@ def scan_folder(folder: Path, without: Collection[Path] = ()) -> Iterator[Found]
 def scan_dicomdir(path: Path) -> Iterator[Found]:
     """List the files that a DICOMDIR refers to; names that lead out of its folder come with a problem.
 
-    Raises:
-        AfireError: the DICOMDIR cannot be read.
+    Raises AfireError: the DICOMDIR cannot be read.
     """
     import pydicom
 

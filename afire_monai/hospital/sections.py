@@ -33,8 +33,7 @@ class SplitRule:
     def parse(cls, split_by: str | None, shares: Sequence[float], seed: int) -> SplitRule:
         """Build a rule from the words of a command line: None, ``date:YYYY-MM-DD[,YYYY-MM-DD]`` or ``site``.
 
-        Raises:
-            DataListError: for anything else, or shares that are not three that sum to 1.
+        Raises DataListError for anything else, or shares that are not three that sum to 1.
         """
         if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
             raise DataListError(
@@ -76,10 +75,8 @@ def assign_sections(
     - site: the site with most images is for training and validation (by their shares), all others are the test set. A
       patient seen at both kinds is in the test set, so nothing of another site is trained on.
 
-    Patients, strata, days (YYYYMMDD) and hashes of sites are those of each image.
-
-    Raises:
-        DataListError: nothing is left for training, or there is one site only.
+    Patients, strata, days (YYYYMMDD) and hashes of sites are those of each image. Raises DataListError: nothing is left
+    for training, or there is one site only.
     """
     if rule.by == "shares":
         return [int(part) for part in split_by_group(groups, strata, rule.shares, rule.seed)]

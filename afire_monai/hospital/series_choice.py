@@ -72,8 +72,7 @@ class Chooser:
     def read(self, runner: Runner) -> int:
         """Read the files that are not known yet, and convert those whose headers do not speak against it.
 
-        Raises:
-            AfireError: if pictures cannot be written.
+        Raises AfireError if pictures cannot be written.
         """
         o = self.options
         tasks = [

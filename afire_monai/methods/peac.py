@@ -365,11 +365,7 @@ class OverlappingViews(nn.Module):
         return coins
 
     def forward(self, images: Tensor, uniforms: Tensor) -> PEACViews:
-        """Make the views.
-
-        Raises:
-            AfireError: if the images have another size than the canvas.
-        """
+        """Make the views; AfireError if the images have another size than the canvas."""
         if tuple(images.shape[2:]) != self.canvas_size:
             raise AfireError(
                 f"images must be {self.canvas_size[0]} x {self.canvas_size[1]} pixels (view, shift and one cell), "

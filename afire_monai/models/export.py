@@ -128,8 +128,7 @@ def open_graph(path: str | Path, form: str) -> Run:
 def compare(exportable: Exportable, images: Tensor, run: Run) -> dict[str, float]:
     """Return the largest absolute difference of each output to PyTorch, for one image alone and the others together.
 
-    Raises:
-        AfireError: if a difference is above 1e-4, or above 1e-4 of the largest value where that is above 1.
+    Raises AfireError if a difference is above 1e-4, or above 1e-4 of the largest value where that is above 1.
     """
     differences = dict.fromkeys(exportable.outputs, 0.0)
     for some in (images[:1], images[1:]):
@@ -155,11 +154,7 @@ def listed(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
 
 
 def require(*modules: str) -> None:
-    """Refuse to go on without some libraries.
-
-    Raises:
-        AfireError: naming those that are missing.
-    """
+    """Refuse to go on without some libraries."""
     from importlib.util import find_spec
 
     if missing := [name for name in modules if find_spec(name) is None]:

@@ -59,10 +59,8 @@ def model_files(folders: Sequence[str | Path]) -> dict[str, Path]:
 def used_model_files(folders: Sequence[str | Path], kinds: Collection[str] = KINDS) -> dict[str, Path]:
     """As `model_files`, without those that take no part in predictions.
 
-    An encoder takes none where a restorer has its own, and neither encoder nor detector without a reference.
-
-    Raises:
-        CheckpointError: also if nothing there predicts.
+    An encoder takes none where a restorer has its own, and neither encoder nor detector without a reference. Raises
+    CheckpointError: also if nothing there predicts.
     """
     found = {kind: path for kind, path in model_files(folders).items() if kind in kinds}
     unused = {"encoder", "detector"}
@@ -129,8 +127,7 @@ def save_module_files(tensors: dict[str, Any], description: dict[str, Any], path
 def weights_that_fit(path: Path) -> Iterator[None]:
     """Turn whatever goes wrong when a network is built from a description and weights into words.
 
-    Raises:
-        CheckpointError: naming the file; errors of this kind pass as they are.
+    Raises CheckpointError: naming the file; errors of this kind pass as they are.
     """
     try:
         yield

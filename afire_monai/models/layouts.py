@@ -47,10 +47,8 @@ def export_layout(exportable: Exportable, images: Tensor, folder: Path, form: st
     want images that are normalised outside, by the mean and standard deviation in the JSON. The weights are read back
     and run by a plain transformer of the other layout's names.
 
-    Arguments are as for `export_graph`; ``form`` is timm or hf.
-
-    Raises:
-        AfireError: if the layout has no such network, or the weights give something else; then nothing is written.
+    Arguments are as for `export_graph`; ``form`` is timm or hf. Raises AfireError if the layout has no such network, or
+    the weights give something else; then nothing is written.
     """
     if form not in LAYOUTS:
         raise AfireError(f"the format is {form!r}; {', '.join(LAYOUTS)} are folders")

@@ -59,8 +59,7 @@ class SegmenterGraph(nn.Module):
 class DetectorGraph(nn.Module):
     """An anomaly detector with its normal reference, or a restorer alone, for canvases (B, C, Hc, Wc) in 0…1.
 
-    Raises:
-        AfireError: if there is neither reference nor restorer.
+    Raises AfireError if there is neither reference nor restorer.
     """
 
     def __init__(self, detector: AnomalyDetector, reference: NormalReference | None) -> None:

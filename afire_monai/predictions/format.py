@@ -28,11 +28,7 @@ AGAIN = "Write the predictions again with `afire predict`"
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """Read and check ``predictions.json``.
-
-    Raises:
-        AfireError: if it is missing, damaged or of another format.
-    """
+    """Read and check ``predictions.json``; AfireError if it is missing, damaged or of another format."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -62,8 +58,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 def read_table(path: Path, columns: Sequence[str]) -> dict[str, NDArray[np.float64]]:
     """Read ``predictions.csv``: (n,) numbers for each column but the words of judgement, NaN where a cell is empty.
 
-    Raises:
-        AfireError: if it is missing or damaged, or its columns are not those expected.
+    Raises AfireError if it is missing or damaged, or its columns are not those expected.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -80,11 +75,7 @@ def read_table(path: Path, columns: Sequence[str]) -> dict[str, NDArray[np.float
 
 
 def check_names(labels: Sequence[str]) -> None:
-    """Refuse label names that cannot be columns.
-
-    Raises:
-        AfireError: for a name that is empty, doubled, or that of another column.
-    """
+    """Refuse label names that cannot be columns."""
     bad = [name for name in labels if not isinstance(name, str) or not name or name in _OWN]
     if bad or len(set(labels)) != len(labels):
         raise AfireError(f"label names must be different and not {', '.join(map(repr, _OWN))}, got {list(labels)!r}")
@@ -269,8 +260,7 @@ class Predictions:
     def heatmap(self, index: int) -> NDArray[np.float32] | None:
         """Read the heatmap of one image: (H, W) in 0…1, or None if there is none.
 
-        Raises:
-            AfireError: if the file cannot be read or is not a grey picture.
+        Raises AfireError if the file cannot be read or is not a grey picture.
         """
         pixels = self._picture(HEATMAPS, index)
         if pixels is None:
@@ -280,8 +270,7 @@ class Predictions:
     def mask(self, index: int) -> NDArray[np.uint8] | None:
         """Read the predicted mask of one image: (H, W) label values, or None if there is none.
 
-        Raises:
-            AfireError: if the file cannot be read or is not an 8-bit grey picture.
+        Raises AfireError if the file cannot be read or is not an 8-bit grey picture.
         """
         pixels = self._picture(MASKS, index)
         if pixels is not None and pixels.dtype != np.uint8:
@@ -353,8 +342,7 @@ def save_predictions(
 def load_predictions(folder: str | Path) -> Predictions:
     """Read the table and the facts of a folder of predictions; heatmaps and masks are read when asked for.
 
-    Raises:
-        AfireError: what is missing or wrong, with file, column and value.
+    Raises AfireError: what is missing or wrong, with file, column and value.
     """
     folder = Path(folder)
     facts = read_facts(folder / FACTS)

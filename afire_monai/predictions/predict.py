@@ -301,8 +301,7 @@ def _own_device() -> torch.device:
 def join_processes() -> tuple[int, int]:
     """Join the processes that ``torchrun`` started, if it did; give this one's number and how many there are.
 
-    Raises:
-        AfireError: if WORLD_SIZE is set, but nothing says where the other processes are.
+    Raises AfireError if WORLD_SIZE is set, but nothing says where the other processes are.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return 0, 1

@@ -276,8 +276,7 @@ def _distinct(classes: Sequence[str], values: dict[str, int]) -> dict[str, int]:
 def reader_of(files: Iterable[Path]) -> dict[str, Any]:
     """Return the reader options that the list of the first model with some had; none if no model has.
 
-    Raises:
-        RadiographError: an option that the reader does not have.
+    Raises RadiographError: an option that the reader does not have.
     """
     for path in files:
         description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))

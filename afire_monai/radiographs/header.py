@@ -106,8 +106,7 @@ class Header:
     def from_values(cls, values: dict[str, Any]) -> Header:
         """Build a header from what `as_values` gave, also after a passage through JSON.
 
-        Raises:
-            TypeError: for a fact that there is not, or of another type.
+        Raises TypeError for a fact that there is not, or of another type.
         """
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         for name, value in plain.items():
@@ -128,8 +127,7 @@ _CAPITALS = (
 def read_header(path: Path) -> Header:
     """Read the header of a DICOM file; elements that are damaged count as absent.
 
-    Raises:
-        RadiographError: not DICOM, not readable, or broken before the first element that is needed.
+    Raises RadiographError: not DICOM, not readable, or broken before the first element that is needed.
     """
     _check_first_bytes(path)
     return header_of(path, open_dataset(path, header_only=True, tags=_TAGS))
@@ -138,8 +136,7 @@ def read_header(path: Path) -> Header:
 def header_of(path: Path, dataset: Any) -> Header:
     """Take the facts from a data set that has been read; elements that are damaged count as absent.
 
-    Raises:
-        RadiographError: nothing in it says that it is an image.
+    Raises RadiographError: nothing in it says that it is an image.
     """
     texts = {name: _text(dataset, keyword) for name, keyword in _TEXTS.items()}
     for name in _CAPITALS:
@@ -173,11 +170,7 @@ def _check_first_bytes(path: Path) -> None:
 
 
 def check_start(path: Path, head: bytes) -> None:
-    """Refuse a file that does not start as DICOM does.
-
-    Raises:
-        RadiographError: for that, or if it is empty.
-    """
+    """Refuse a file that does not start as DICOM does."""
     if not head:
         raise refusal(path, "empty file", "it has 0 bytes. Copy it again from its source")
     if not looks_like_dicom(head):

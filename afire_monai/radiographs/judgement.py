@@ -106,8 +106,7 @@ def judge(
 def judge_file(path: Path, modalities: Collection[str] | None = RADIOGRAPHY_MODALITIES) -> Verdict:
     """Judge the header of one DICOM file, with no series to choose from: a raw image is left out.
 
-    Raises:
-        RadiographError: as `read_header`.
+    Raises RadiographError as `read_header`.
     """
     verdict = judge(read_header(path), modalities=modalities)
     return replace(verdict, reason=verdict.reason or (RAW_ALONE if verdict.raw else ""))
@@ -127,8 +126,7 @@ def reason_with_look(verdict: Verdict, picture: NDArray[np.float32]) -> str:
 def reason_of_file(path: str | PathLike[str]) -> str:
     """Return why a DICOM file is left out, "" for a frontal chest radiograph; of other formats nothing is known.
 
-    Raises:
-        RadiographError: as `read_header`.
+    Raises RadiographError as `read_header`.
     """
     path = Path(path)
     verdict = judge_file(path) if is_dicom(path) else Verdict(stated=True)

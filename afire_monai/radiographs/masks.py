@@ -105,11 +105,7 @@ class MaskReading:
         return {**self.reading(item), "mask": self.read_mask(item.get("mask"))}
 
     def read_mask(self, path: str | None) -> Tensor:
-        """Read a mask (classes, H, W); an empty path is an empty mask.
-
-        Raises:
-            RadiographError: as `read_mask`.
-        """
+        """Read a mask (classes, H, W); an empty path is an empty mask."""
         if not path:
             return torch.zeros(len(self.classes), *self.size)
         values = read_mask(path)

@@ -55,11 +55,7 @@ def refusal(path: str | PathLike[str], kind: str, detail: str) -> RadiographErro
 
 
 def check_size(path: str | PathLike[str], height: int, width: int) -> None:
-    """Refuse a size that cannot be a radiograph, before memory is asked for.
-
-    Raises:
-        RadiographError: a side below 1 or above `MAX_SIDE`, or more than `MAX_PIXELS` in all.
-    """
+    """Refuse a size that cannot be a radiograph, before memory is asked for."""
     if min(height, width) < 1:
         raise refusal(path, "empty image", f"it has {height} rows and {width} columns; both must be at least 1")
     if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:

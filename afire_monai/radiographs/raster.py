@@ -58,11 +58,7 @@ def read_raster(path: Path, png16_max: WhiteLevel = "dtype") -> Picture:
 
 
 def raster_size(path: Path) -> tuple[int, int]:
-    """Return rows and columns of a PNG or JPEG file, from its header.
-
-    Raises:
-        RadiographError: broken or too large.
-    """
+    """Return rows and columns of a PNG or JPEG file, from its header; RadiographError: broken or too large."""
     with _opened(path) as image:
         return image.height, image.width
 
@@ -199,11 +195,7 @@ def _to_grey(path: Path, image: Image.Image) -> Image.Image:
 
 
 def refuse_colour(path: Path, channels: NDArray[np.uint8]) -> None:
-    """Refuse (H, W, 3) whose channels differ.
-
-    Raises:
-        RadiographError: more than `COLOUR_SHARE` of the pixels differ by more than `COLOUR_DIFFERENCE`.
-    """
+    """Refuse (H, W, 3) whose channels differ."""
     spread = channels.max(axis=2) - channels.min(axis=2)
     share = float((spread > COLOUR_DIFFERENCE).mean())
     if share > COLOUR_SHARE:

@@ -63,8 +63,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> flo
 def build_training(configs: Sequence[str | Path], settings: dict[str, Any]) -> tuple[Any, torch.optim.Optimizer]:
     """Build method and optimiser from the bundle's configs, without data.
 
-    Raises:
-        AfireError: for a setting that does not exist.
+    Raises AfireError for a setting that does not exist.
     """
     from monai.bundle import ConfigParser
 
@@ -134,8 +133,7 @@ def time_steps(
 def speed_of_run(folder: str | Path) -> float:
     """Return the median images a second of the epochs of a finished or running pre-training.
 
-    Raises:
-        AfireError: if there is no log with speeds.
+    Raises AfireError if there is no log with speeds.
     """
     from afire_monai.training.handlers import read_csv_log
 

@@ -34,10 +34,8 @@ def claim(folder: Path) -> None:
 
     An owner on the same machine is asked for by its number and start; what a killed one left is taken over. One on
     another machine counts as gone if it gives no sign of life for :data:`SILENT` seconds of the file server's clock, or
-    if ``torchrun``, which ends all processes first, has restarted the same job.
-
-    Raises:
-        AfireError: if another run writes into it.
+    if ``torchrun``, which ends all processes first, has restarted the same job. Raises AfireError if another run writes
+    into it.
     """
     path = folder.resolve() / LOCK
     if path in _held:

@@ -126,8 +126,7 @@ def parse_value(text: str) -> Any:
 def read_settings(words: Iterable[str], taken: Collection[str]) -> dict[str, Any]:
     """Read settings of a command line.
 
-    Raises:
-        AfireError: one is not written key=value, or is among those that the command sets itself.
+    Raises AfireError: one is not written key=value, or is among those that the command sets itself.
     """
     values = {}
     for word in words:
@@ -170,8 +169,7 @@ def refuse_wrong_values(config: Mapping[str, Any], overrides: Mapping[str, str])
 def refuse_changed_names(overrides: Mapping[str, str]) -> None:
     """Refuse names and paths that the bundle's command line does not hand on as they were typed (``a,b``, ``a#b``, 12).
 
-    Raises:
-        AfireError: naming key and value, and how to write it.
+    Raises AfireError: naming key and value, and how to write it.
     """
     import fire.parser
 
@@ -217,10 +215,7 @@ def checked_settings(workflow: ConfigWorkflow) -> dict[str, Any]:
 
     A workflow does not keep the names of its files. They are those of its config folder whose keys it has all of; a key
     that none of them has counts as misspelt unless something in the config refers to it, as a config of the caller's
-    own may.
-
-    Raises:
-        AfireError: for a setting that does not exist, or a value that it cannot have.
+    own may. Raises AfireError for a setting that does not exist, or a value that it cannot have.
     """
     config = {key: value for key, value in workflow.parser.get().items() if key != "_meta_"}
     files = list(_own_files(Path(workflow.config_root_path), config))

@@ -185,8 +185,7 @@ def _refuse_wrong_list(path: Path, dataset_dir: str) -> None:
 def normal_items(datalist: Path, section: str, dataset_dir: str = "") -> ImagePaths:
     """Return a section's normal images; for validation, the last training images if the list has no such section.
 
-    Raises:
-        DataListError: if there is no such section, or no normal image in it.
+    Raises DataListError if there is no such section, or no normal image in it.
     """
     read = _read_list(datalist, dataset_dir)
     if section == "validation" and not read.counts.get("validation"):
@@ -235,8 +234,7 @@ def _stamp(path: Path) -> tuple[str, int, int]:
 def folder_items(folder: str | Path) -> list[dict[str, Any]]:
     """Return a data-list item for each radiograph in a folder and its subfolders, sorted by path.
 
-    Raises:
-        DataListError: if the folder is not there or holds none.
+    Raises DataListError if the folder is not there or holds none.
     """
     if not Path(folder).is_dir():
         raise DataListError(f"no folder {str(folder)!r}: give --dataset_dir a folder of radiographs")

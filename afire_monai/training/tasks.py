@@ -102,11 +102,7 @@ class Task(Method):
         return images, mask, (uniforms[:, split:] >= rates) / (1 - rates)
 
     def losses(self, images: Tensor, uniforms: Tensor, first_epoch: bool) -> dict[str, Tensor]:
-        """Refuse: a task cannot be trained on images alone.
-
-        Raises:
-            AfireError: always.
-        """
+        """Refuse: a task cannot be trained on images alone."""
         raise AfireError(f"{type(self).__name__} needs targets: give the data set extras=('target',) or ('mask',)")
 
     def health(self, images: Tensor, uniforms: Tensor) -> dict[str, float]:

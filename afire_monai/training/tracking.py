@@ -283,17 +283,17 @@ def _follow_artifacts(base: Path) -> None:
                     store.execute(change, (here + rest, place))
 
 
-def _refuse_silent_server(uri: str) -> None:
+def _refuse_silent_server(uri: str, seconds: float = 5.0) -> None:
     """Refuse a tracking server that says nothing; MLflow itself would try for minutes."""
     if not uri.startswith(("http://", "https://")):
         return
     import requests  # comes with MLflow, which is not everywhere
 
     try:
-        requests.get(uri.rstrip("/") + "/health", timeout=5, stream=True).close()  # any answer will do
+        requests.get(uri.rstrip("/") + "/health", timeout=seconds, stream=True).close()  # any answer will do
     except requests.RequestException as error:
         raise AfireError(
-            f"the MLflow server {urlsplit(uri).hostname} does not answer within 5 seconds "
+            f"the MLflow server {urlsplit(uri).hostname} does not answer within {seconds:g} seconds "
             f"({type(error).__name__}). Start it, correct or unset MLFLOW_TRACKING_URI, or train without it: "
             "--use_mlflow False"
         ) from None

@@ -43,8 +43,7 @@ class LesionRecord:
     def from_dict(cls, values: Mapping[str, Any]) -> LesionRecord:
         """Return the record that `to_dict` described, also after a round trip through JSON.
 
-        Raises:
-            AfireError: a key is missing or a value has the wrong form.
+        Raises AfireError: a key is missing or a value has the wrong form.
         """
         try:
             height, width = values["image_size"]
@@ -136,8 +135,7 @@ class SyntheticLesionMask(Randomizable, Transform):
     def replay(self, img: NdarrayOrTensor, record: LesionRecord) -> tuple[NdarrayOrTensor, NdarrayOrTensor]:
         """Make the twin that a record describes; arguments and result as in `__call__`.
 
-        Raises:
-            RadiographError: also if the record was made for another image size.
+        Raises RadiographError: also if the record was made for another image size.
         """
         if tuple(img.shape[1:]) != tuple(record.image_size):
             raise RadiographError(f"'image' is {tuple(img.shape[1:])}; the lesion record is for {record.image_size}.")

@@ -41,8 +41,7 @@ class Gathered:
     def hold_out(self, fraction: float, seed: int) -> None:
         """Move a share of the training patients, stratified by their labels, to validation.
 
-        Raises:
-            DataListError: not a share from 0 to below 1.
+        Raises DataListError: not a share from 0 to below 1.
         """
         if not 0 <= fraction < 1:
             raise DataListError(
@@ -52,11 +51,7 @@ class Gathered:
         self.facts |= {"split": "official test images", "validation_fraction": fraction, "seed": seed}
 
     def divide(self, fractions: Sequence[float], seed: int) -> None:
-        """Divide all items by patient into training, validation and test.
-
-        Raises:
-            DataListError: wrong fractions.
-        """
+        """Divide all items by patient into training, validation and test; DataListError: wrong fractions."""
         if len(fractions) != len(SECTIONS):
             raise DataListError(f"fractions are {tuple(fractions)}; three, for {', '.join(SECTIONS)}, are expected")
         self._deal(fractions, SECTIONS, seed)
@@ -118,8 +113,7 @@ def finish(
 def first_file(folder: Path, *patterns: str) -> Path:
     """Return a file in a folder that fits a pattern; the first pattern that any file fits decides.
 
-    Raises:
-        DataListError: there is none.
+    Raises DataListError: there is none.
     """
     for pattern in patterns:
         found = sorted(path for path in folder.glob(pattern) if path.is_file())
@@ -214,22 +208,14 @@ def by_stem(files: Files) -> Files:
 
 
 def check_unmentioned(value: str) -> int | None:
-    """What a blank label cell means.
-
-    Raises:
-        DataListError: neither "negative" nor "missing".
-    """
+    """What a blank label cell means; DataListError: neither "negative" nor "missing"."""
     if value not in ("negative", "missing"):
         raise DataListError(f"unmentioned is {value!r}; negative (a blank cell is 0) or missing (null) is expected")
     return 0 if value == "negative" else None
 
 
 def read_names(folder: Path, name: str) -> set[str]:
-    """Names listed in a text file, one a line.
-
-    Raises:
-        DataListError: the file is missing or empty.
-    """
+    """Names listed in a text file, one a line; DataListError: the file is missing or empty."""
     path = Path(name) if Path(name).is_absolute() else optional_file(folder, name) or folder / name
     try:
         names = {line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()}

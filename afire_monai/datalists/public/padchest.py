@@ -41,17 +41,11 @@ def datalist_from_padchest(
 
     Args:
         folder: that holds the table and the unpacked images.
-        out: JSON file to write.
         at_least: a finding becomes a label if so many of the images that were found have it.
         physicians_only: leave out labels that a network read from the reports.
         views: values of ``Projection`` to take.
-        fractions: shares of training, validation and test.
-        seed: of the split.
         reader: how the images are to be read (see `reader_options`), such as ``{"png16_max": 4095}``; kept in
             ``meta.reader``.
-
-    Raises:
-        DataListError: a file or column is missing, a value in it is not as published, no image.
     """
     root = Path(folder)
     table = first_file(root, "PADCHEST*160K*.csv", "PADCHEST*160K*.csv.gz", "*/PADCHEST*160K*.csv*")

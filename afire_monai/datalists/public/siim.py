@@ -47,14 +47,6 @@ def datalist_from_siim(
 
     Args:
         folder: that holds train-rle.csv and the DICOM files.
-        out: JSON file to write.
-        masks: folder to write masks into; ``<list>_masks`` beside ``out`` unless given.
-        fractions: shares of training, validation and test.
-        seed: of the split.
-        read_headers: take sex, age and view from the DICOM headers (reads every file once).
-
-    Raises:
-        DataListError: a file or column is missing, run lengths that cannot be, no image.
     """
     root = Path(folder)
     target = output_folder(masks, out)
@@ -95,9 +87,6 @@ def decode_relative_rle(text: str, height: int, width: int, where: str) -> NDArr
 
     Returns:
         (H, W) bool.
-
-    Raises:
-        DataListError: not pairs of whole numbers, or they reach beyond the picture.
     """
     mask = np.zeros(height * width, dtype=bool)
     if text.strip() == EMPTY:

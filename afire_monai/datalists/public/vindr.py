@@ -40,13 +40,8 @@ def datalist_from_vindr(
     Args:
         folder: that holds ``annotations`` (or its tables), ``train`` and ``test`` (``.dicom``, ``.dcm`` or pictures of
             the original size).
-        out: JSON file to write.
         validation: share of the training images that goes to validation, stratified.
         seed: of that choice.
-        read_headers: take sex, age and view from the DICOM headers (reads every file once).
-
-    Raises:
-        DataListError: a file or column is missing, a value in it is not as published, no image.
     """
     root = Path(folder)
     tables = root / "annotations" if (root / "annotations").is_dir() else root

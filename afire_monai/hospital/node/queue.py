@@ -261,11 +261,7 @@ def open_base(folder: Path) -> sqlite3.Connection:
 
 
 def check_version(base: sqlite3.Connection) -> None:
-    """Refuse the data base of another version, which means something else by its tables.
-
-    Raises:
-        AfireError: if it is one.
-    """
+    """Refuse the data base of another version, which means something else by its tables."""
     (version,) = base.execute("PRAGMA user_version").fetchone()
     (tables,) = base.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
     if version != _VERSION and (version or tables):

@@ -24,10 +24,8 @@ SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
 class Receiver:
     """Listen until `close`; what is answered with success lies on the disk.
 
-    Arguments are as for `run_node`; port 0 is any that is free.
-
-    Raises:
-        AfireError: for wrong values, or an address that cannot be listened on.
+    Arguments are as for `run_node`; port 0 is any that is free. Raises AfireError for wrong values, or an address that
+    cannot be listened on.
     """
 
     def __init__(

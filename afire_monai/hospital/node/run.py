@@ -230,11 +230,7 @@ class NodeStatus:
 
 
 def node_status(state: str | Path) -> NodeStatus:
-    """Read what became of what a node received, while it runs or afterwards.
-
-    Raises:
-        AfireError: if no node has worked there.
-    """
+    """Read what became of what a node received, while it runs or afterwards; AfireError if no node has worked there."""
     folder = Path(state)
     if not (folder / BASE).is_file():
         raise AfireError("--state: no node has worked in this folder; name that of `afire node`")

@@ -47,11 +47,7 @@ class PacsAddress:
 
     @classmethod
     def parse(cls, text: str, option: str = "--pacs") -> PacsAddress:
-        """Read ``AET@HOST:PORT``; an IPv6 address stands in brackets.
-
-        Raises:
-            AfireError: for anything else.
-        """
+        """Read ``AET@HOST:PORT``, an IPv6 address in brackets; AfireError for anything else."""
         found = re.fullmatch(r"([^@]+)@(\[[0-9A-Fa-f:.]+\]|[^@:\s/]+):([0-9]{1,5})", text.strip())
         if found is None or not 0 < int(found[3]) < 65536:
             raise AfireError(f"{option} takes AET@HOST:PORT, for example ARCHIVE@pacs.example:104")
@@ -61,8 +57,7 @@ class PacsAddress:
 def ae_title(text: str, option: str) -> str:
     """Return an AE title without blanks around it.
 
-    Raises:
-        AfireError: if it is not 1 to 16 printable ASCII characters without a backslash.
+    Raises AfireError if it is not 1 to 16 printable ASCII characters without a backslash.
     """
     title = text.strip()
     if not re.fullmatch(r"[ -\[\]-~]{1,16}", title):
@@ -84,8 +79,7 @@ class Tls:
     def client(self) -> ssl.SSLContext | None:
         """Return what a connection to an archive is made with; certificate and host name are checked.
 
-        Raises:
-            AfireError: for a file that is missing or not what it should be.
+        Raises AfireError for a file that is missing or not what it should be.
         """
         if not (self.ca or self.cert or self.key):
             return None
@@ -94,8 +88,7 @@ class Tls:
     def server(self) -> ssl.SSLContext | None:
         """Return what a listener uses; with `ca`, only clients with a certificate of theirs are let in.
 
-        Raises:
-            AfireError: as `client`; also without a certificate of its own.
+        Raises AfireError as `client`; also without a certificate of its own.
         """
         if not (self.ca or self.cert or self.key):
             return None
@@ -149,8 +142,7 @@ class _LazyHandshake(ssl.SSLContext):
 def application(aet: str, timeout: float) -> ApplicationEntity:
     """Make an application entity with limits of time and PDU size; what pynetdicom logs is silenced.
 
-    Raises:
-        AfireError: if pynetdicom is not installed.
+    Raises AfireError if pynetdicom is not installed.
     """
     try:
         from pynetdicom.ae import ApplicationEntity

@@ -133,11 +133,7 @@ class Pacs:
         return list(found)
 
     def find_instances(self, series: SeriesReference) -> list[str]:
-        """Ask for the SOPInstanceUIDs of a series.
-
-        Raises:
-            AfireError: as :meth:`find_series`; also for a UID that is none.
-        """
+        """Ask for the SOPInstanceUIDs of a series; AfireError as :meth:`find_series`; also for a UID that is none."""
         uids = [text_of(entry, "SOPInstanceUID") for entry in self._matches(level_query("IMAGE", series, ""))]
         if not all(map(is_uid, uids)):
             raise AnswerError("the archive names an instance by something that is not a UID")
@@ -180,11 +176,7 @@ class Pacs:
         return self._repeated(lambda: self._store(dataset))
 
     def echo(self) -> None:
-        """See that the archive answers.
-
-        Raises:
-            AfireError: if it does not.
-        """
+        """See that the archive answers; AfireError if it does not."""
         status = self._association("echo").send_c_echo()
         if getattr(status, "Status", None) != 0:
             raise status_error(status, {})

@@ -58,10 +58,8 @@ def build_reference(
 ) -> NormalReference:
     """Gather the statistics of normal radiographs.
 
-    Pictures (B, 1, Hc, Wc) come in batches, with the patient of each; the rest is as for `make_reference`.
-
-    Raises:
-        AfireError: for fewer than 20 radiographs or 2 patients, unknown parts, blocks or pooling.
+    Pictures (B, 1, Hc, Wc) come in batches, with the patient of each; the rest is as for `make_reference`. Raises
+    AfireError for fewer than 20 radiographs or 2 patients, unknown parts, blocks or pooling.
     """
     parts = DEFAULT_PARTS if parts is None else tuple(parts)
     if pooling not in get_args(Pooling) or not parts:

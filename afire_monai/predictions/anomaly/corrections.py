@@ -72,10 +72,8 @@ def corrections_of(false_alarms: Sequence[Tensor], misses: Sequence[Tensor]) -> 
 def marked_items(datalist: str | Path | None) -> list[dict[str, Any]]:
     """Return all images of a data list with their reader's options (``reader``); none without a list.
 
-    What labels the list may have is not looked at: who gives it says what its images are.
-
-    Raises:
-        DataListError: if it cannot be read, or has no image.
+    What labels the list may have is not looked at: who gives it says what its images are. Raises DataListError if it
+    cannot be read, or has no image.
     """
     if datalist is None:
         return []

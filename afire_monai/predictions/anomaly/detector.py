@@ -254,10 +254,8 @@ def load_detector(path: str | Path | Mapping[str, Path]) -> AnomalyDetector:
 
     Taken are the restorer (``restorer.safetensors``) or, without one, the encoder (``encoder.safetensors``); and the
     student's token head with the prototypes (``detector.safetensors``) if they are there. A restorer that an earlier
-    version wrote does not say its shift; it is then taken to be 0.
-
-    Raises:
-        CheckpointError: if there is neither encoder nor restorer, or a file is damaged.
+    version wrote does not say its shift; it is then taken to be 0. Raises CheckpointError if there is neither encoder
+    nor restorer, or a file is damaged.
     """
     files = dict(path) if isinstance(path, Mapping) else _files_of(Path(path))
     if "restorer" not in files:

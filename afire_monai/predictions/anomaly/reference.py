@@ -56,11 +56,7 @@ class Measure:
         return self.of_image or self.part in LAYER_PARTS
 
     def vectors(self, features: AnomalyFeatures) -> Tensor:
-        """Return what is compared, (B, N, D), or (B, 1, D) for an image.
-
-        Raises:
-            AfireError: if the features lack it.
-        """
+        """Return what is compared, (B, N, D), or (B, 1, D) for an image; AfireError if the features lack it."""
         tokens = features.class_token if self.part == "class_density" else features.tokens
         if self.block is not None:
             tokens = features.layers.get(self.block)
@@ -379,11 +375,7 @@ class NormalReference(nn.Module):
             return _built(tensors, description).eval()
 
     def check(self, detector: AnomalyDetector, hashes: Mapping[str, str]) -> None:
-        """See that a detector is the one that this reference was made with.
-
-        Raises:
-            CheckpointError: if it is another.
-        """
+        """See that a detector is the one that this reference was made with; CheckpointError if it is another."""
         made_with = self.facts.get("model_sha256") or {}
         differing = [kind for kind, value in made_with.items() if hashes.get(kind) != value]
         missing = [part for part in self.parts if part not in detector.parts]

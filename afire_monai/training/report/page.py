@@ -42,11 +42,7 @@ class RunFiles:
 
     @classmethod
     def read(cls, folder: Path) -> RunFiles:
-        """Collect them.
-
-        Raises:
-            AfireError: if the folder has no log, so is no pre-training run.
-        """
+        """Collect them; AfireError if the folder has no log, so is of no pre-training."""
         log = read_csv_log(folder / "log.csv")
         if not log:
             raise AfireError(f"{folder} has no log.csv with epochs in it: give the output_dir of a pre-training run")
