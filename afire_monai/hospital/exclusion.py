@@ -19,14 +19,11 @@ _MOST_NAMED = 5
 
 
 def read_exclusions(path: Path) -> dict[str, int]:
-    """Read which images to leave out.
+    """Read which images to leave out; return hash and number of the line.
 
     Args:
         path: a hash (of the column ``image`` of private/index.csv) or name of a picture in each line, or a CSV with a
             column ``image`` of these. Empty lines do not count.
-
-    Returns:
-        Hash and number of the line.
 
     Raises:
         AfireError: if it cannot be read, or a line holds something else, which is not quoted: it could name a patient.

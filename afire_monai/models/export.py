@@ -102,11 +102,7 @@ def export_graph(exportable: Exportable, images: Tensor, path: Path, form: str) 
 
 
 def open_graph(path: str | Path, form: str) -> Run:
-    """Open an exported graph on the CPU.
-
-    Returns:
-        A function from images (B, C, H, W) in 0…1 to the outputs in order.
-    """
+    """Open an exported graph on the CPU; return a function from images (B, C, H, W) in 0…1 to the outputs in order."""
     if form == "onnx":
         require("onnxruntime")
         import onnxruntime

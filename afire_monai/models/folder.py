@@ -34,13 +34,10 @@ def weights_in(folder: Path, kind: str) -> Path:
 
 
 def model_files(folders: Sequence[str | Path]) -> dict[str, Path]:
-    """Find the weights files in model folders.
+    """Find the weights files in model folders; return paths by kind (`KINDS`).
 
     Args:
         folders: searched in this order; a file that is in several is taken from the first.
-
-    Returns:
-        Paths by kind (`KINDS`).
 
     Raises:
         CheckpointError: if a folder is not there.

@@ -173,15 +173,12 @@ class AnomalyInferer(Inferer):
     """Return the model's whole answer, tokens included, where a plain call gives pictures only."""
 
     def __call__(self, inputs: Tensor, network: AnomalyNetwork, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Run the network.
+        """Run the network; return ``restored``, ``anomaly`` and ``tokens`` (see :class:`AnomalyOutput`).
 
         Args:
             inputs: (B, C, H, W) in 0…1.
             network: the model.
             args: unused.
             kwargs: unused.
-
-        Returns:
-            ``restored``, ``anomaly`` and ``tokens`` (see :class:`AnomalyOutput`).
         """
         return network.analyse(inputs)._asdict()

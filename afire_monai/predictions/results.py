@@ -257,12 +257,9 @@ def enlarge(maps: Tensor, size: Size) -> Tensor:
 
 
 def overlay(picture: Tensor, heat: Tensor) -> NDArray[np.uint8]:
-    """Blend a heatmap in red over a grey picture, more strongly where it is higher.
+    """Blend a heatmap in red over a grey picture, more strongly where it is higher; return (h, w, 3) uint8.
 
     Both are (h, w) in 0…1.
-
-    Returns:
-        (h, w, 3) uint8.
     """
     share = 0.7 * heat
     red = picture * (1 - share) + share

@@ -70,7 +70,7 @@ class Labelled:
 def labelled_images(
     datalist: str | Path, dataset_dir: str = "", section: str = "validation", most: int = 400, seed: int = 0
 ) -> Labelled | str:
-    """Choose images of a section that encoders can be compared on.
+    """Choose images of a section that encoders can be compared on; return the images, or why there are none, in words.
 
     Args:
         datalist: the data list; uncertain labels count as not known.
@@ -79,9 +79,6 @@ def labelled_images(
         most: images; of more, patients are drawn one after the other until there are so many (of the last one perhaps
             not all).
         seed: of that draw.
-
-    Returns:
-        The images, or why there are none, in words.
     """
     content = load_datalist(datalist, dataset_dir or None)
     items = content.get(section) or []

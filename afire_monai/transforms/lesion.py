@@ -240,16 +240,13 @@ def lungs_of(anatomy: Tensor) -> Tensor:
 
 
 def crop_lungs(lungs: Tensor, offsets: Tensor, canvas_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Cut the part of a lung map that a crop at whole cells shows.
+    """Cut the part of a lung map that a crop at whole cells shows; return (B, 1, 4 h, 4 w), four samples a cell.
 
     Args:
         lungs: (B, 1, 32, 32) over the whole canvas.
         offsets: (B, 2) row and column of the crop in cells.
         canvas_grid: rows and columns of cells of the canvas.
         grid: of the crop.
-
-    Returns:
-        (B, 1, 4 h, 4 w), four samples a cell.
     """
     fine = F.interpolate(lungs, [4 * side for side in canvas_grid], mode="bilinear", align_corners=False)
     rows = offsets[:, :1] * 4 + torch.arange(4 * grid[0], device=lungs.device)

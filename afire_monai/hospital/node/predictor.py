@@ -45,13 +45,10 @@ class Predictor:
         self._batch_size, self._workers = batch_size, workers
 
     def work(self, stop: threading.Event | None = None) -> int:
-        """Take a batch and finish it.
+        """Take a batch and finish it; return how many objects were taken; 0 if none waits.
 
         Args:
             stop: ends the work after the radiograph that is being written; the others wait for another time.
-
-        Returns:
-            How many objects were taken; 0 if none waits.
 
         Raises:
             OutputError: if results cannot be written (a full disk); the objects wait for another try.

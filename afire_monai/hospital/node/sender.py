@@ -47,11 +47,7 @@ class Sender:
             stop.wait(wait)
 
     def send_all(self, stop: threading.Event) -> str:
-        """Send everything that waits, once.
-
-        Returns:
-            What went wrong last; "" if all was sent.
-        """
+        """Send everything that waits, once; return what went wrong last; "" if all was sent."""
         trouble = ""
         for _, key, tries in self._queue.waiting(PREDICTED):
             if stop.is_set():

@@ -164,10 +164,7 @@ class Pacs:
         return dataset
 
     def store(self, dataset: Any) -> bool:
-        """Send one instance.
-
-        Returns:
-            Whether it was new; False if the archive says that it has it already.
+        """Send one instance; return whether it was new; False if the archive says that it has it already.
 
         Raises:
             AnswerError: the archive does not take it.

@@ -92,12 +92,9 @@ def start(
     store: Callable[[Any], int],
     largest: int | None = None,
 ) -> Any:
-    """Start to listen in threads of their own.
+    """Start to listen in threads of their own; return pynetdicom's server, with `shutdown` and `server_address`.
 
     ``store`` is called for each object and returns the status; ``timeout`` is seconds of quiet.
-
-    Returns:
-        pynetdicom's server, with `shutdown` and `server_address`.
 
     Raises:
         AfireError: if the address or port cannot be used.

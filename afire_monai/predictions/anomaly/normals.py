@@ -90,14 +90,11 @@ class Moments:
 
 
 def fit_tokens(tokens: Tensor, fold: Tensor) -> tuple[CellGaussian, Tensor]:
-    """Fit a Gaussian to the tokens of each cell.
+    """Fit a Gaussian to the tokens of each cell; return the Gaussian of all, and cross-fitted distances (n, N).
 
     Args:
         tokens: (n, N, D).
         fold: (n,) int64; radiographs of a fold are judged by the fit to the others.
-
-    Returns:
-        The Gaussian of all, and cross-fitted distances (n, N).
     """
     parts = [Moments.of(tokens[fold == number]) for number in range(int(fold.max()) + 1)]
     total = Moments.sum(parts)

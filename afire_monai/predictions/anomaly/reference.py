@@ -170,12 +170,9 @@ class Combination(nn.Module):
         cells: Tensor,
         images: Tensor,
     ) -> tuple[Combination, Tensor]:
-        """Standardise by these normal radiographs.
+        """Standardise by these normal radiographs; return the combination, and the normal radiographs' scores (n,).
 
         Arguments are as for :class:`Combination`; measures are (n, R, N) of cells and (n, I) of images.
-
-        Returns:
-            The combination, and the normal radiographs' scores (n,).
         """
         none = torch.zeros(images.shape[1] + bool(cells.shape[1]))
         ones = torch.ones(cells.shape[2])
