@@ -26,15 +26,10 @@ _START_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Failure:
-    """A task that gave no result.
+    """A task that gave no result."""
 
-    Attributes:
-        kind: short constant reason.
-        detail: more, for the owner of the files only.
-    """
-
-    kind: str
-    detail: str = ""
+    kind: str  #: short constant reason
+    detail: str = ""  #: more, for the owner of the files only
 
 
 def threads(wanted: int | None = None) -> int:

@@ -87,17 +87,11 @@ def validate_datalist(
 
 @dataclass(frozen=True)
 class OpenedDataList:
-    """A data list that has been read once, for all that a run wants of it.
+    """A data list that has been read once, for all that a run wants of it."""
 
-    Attributes:
-        datalist: with absolute paths.
-        sha256: its `datalist_hash`, with paths as they stand in the file.
-        report: of `validate_datalist`.
-    """
-
-    datalist: DataList
-    sha256: str
-    report: DataListReport
+    datalist: DataList  #: with absolute paths
+    sha256: str  #: its `datalist_hash`, with paths as they stand in the file
+    report: DataListReport  #: of `validate_datalist`
 
 
 def open_datalist(

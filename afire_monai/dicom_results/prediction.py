@@ -19,28 +19,22 @@ from afire_monai.radiographs.judgement import FIT
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """What a model says of one radiograph.
+    """What a model says of one radiograph."""
 
-    Attributes:
-        probabilities: label to probability in 0…1; labels without one are left out.
-        thresholds: label to the probability in 0…1 from which it counts as present; need not hold every label.
-        anomaly_percentile: 0…100, place among normal radiographs; None without an anomaly model.
-        heatmap: (h, w) in 0…1, of the radiograph's aspect, row 0 at the top; None if there is none.
-        heatmap_kind: ``anomaly``, ``gradcam``, ``rollout``, or another word for what it shows.
-        heatmap_label: the label that a Grad-CAM is for; "" for others.
-        model: what identifies the model (version, SHA-256 of weights); plain values without names of files or patients.
-        judgement: of the source: `judgement.FIT`, why it is no frontal chest radiograph, or "" where nobody judged.
-        rests_on: label to what its probability rests on, in words; labels of which that is not known are left out.
-    """
-
+    #: label to probability in 0…1; labels without one are left out
     probabilities: Mapping[str, float] = field(default_factory=dict)
+    #: label to the probability in 0…1 from which it counts as present; need not hold every label
     thresholds: Mapping[str, float] = field(default_factory=dict)
-    anomaly_percentile: float | None = None
+    anomaly_percentile: float | None = None  #: 0…100, place among normal radiographs; None without an anomaly model
+    #: (h, w) in 0…1, of the radiograph's aspect, row 0 at the top; None if there is none
     heatmap: NDArray[np.floating[Any]] | None = None
-    heatmap_kind: str = "anomaly"
-    heatmap_label: str = ""
+    heatmap_kind: str = "anomaly"  #: ``anomaly``, ``gradcam``, ``rollout``, or another word for what it shows
+    heatmap_label: str = ""  #: the label that a Grad-CAM is for; "" for others
+    #: what identifies the model (version, SHA-256 of weights); plain values without names of files or patients
     model: Mapping[str, Any] = field(default_factory=dict)
+    #: of the source: `judgement.FIT`, why it is no frontal chest radiograph, or "" where nobody judged
     judgement: str = ""
+    #: label to what its probability rests on, in words; labels of which that is not known are left out
     rests_on: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -243,17 +243,11 @@ def _share(above: Floats, below: Floats) -> Floats:
 
 
 class Curve(NamedTuple):
-    """Cases at or above each distinct score, scores falling.
+    """Cases at or above each distinct score, scores falling."""
 
-    Attributes:
-        true: (R, G) weight of positives.
-        false: (R, G) weight of negatives.
-        scores: (G,) the distinct scores.
-    """
-
-    true: Floats
-    false: Floats
-    scores: Floats
+    true: Floats  #: (R, G) weight of positives
+    false: Floats  #: (R, G) weight of negatives
+    scores: Floats  #: (G,) the distinct scores
 
 
 def weighted_curve(scores: Floats, truth: NDArray[np.bool_], weights: Floats) -> Curve:

@@ -79,21 +79,13 @@ def draw_landmarks(maps: Mapping[str, Points], landmarks: NDArray[np.int64], nam
 
 @dataclass(frozen=True)
 class Correspondence:
-    """One asked cell and its answers.
+    """One asked cell and its answers."""
 
-    Attributes:
-        asked: box (left, top, side) in the first picture.
-        found: boxes of the best match in the others.
-        right: boxes of the same anatomy in the others.
-        similarity: (others, rows, columns) cosine to the asked cell.
-        distance: mean distance of found from right in cells.
-    """
-
-    asked: tuple[float, float, float]
-    found: list[tuple[float, float, float]]
-    right: list[tuple[float, float, float]]
-    similarity: NDArray[np.float32]
-    distance: float
+    asked: tuple[float, float, float]  #: box (left, top, side) in the first picture
+    found: list[tuple[float, float, float]]  #: boxes of the best match in the others
+    right: list[tuple[float, float, float]]  #: boxes of the same anatomy in the others
+    similarity: NDArray[np.float32]  #: (others, rows, columns) cosine to the asked cell
+    distance: float  #: mean distance of found from right in cells
 
 
 def draw_correspondence(
@@ -203,19 +195,13 @@ def _box(axis: Any, box: tuple[float, float, float], colour: str, style: Any) ->
 
 @dataclass(frozen=True)
 class Atlas:
-    """The prototypes of a canvas of rows · columns cells.
+    """The prototypes of a canvas of rows · columns cells."""
 
-    Attributes:
-        strongest: (rows, columns) dimension with the largest share of each cell's assignment.
-        mosaic: (H, W) mean patch of the tokens that chose each cell's prototype; NaN where none did.
-        share: (rows, columns) share of the tokens of each cell that chose its own prototype; NaN where none was seen.
-        found: share over all tokens.
-    """
-
-    strongest: NDArray[np.int64]
-    mosaic: NDArray[np.float32]
+    strongest: NDArray[np.int64]  #: (rows, columns) dimension with the largest share of each cell's assignment
+    mosaic: NDArray[np.float32]  #: (H, W) mean patch of the tokens that chose each cell's prototype; NaN where none did
+    #: (rows, columns) share of the tokens of each cell that chose its own prototype; NaN where none was seen
     share: NDArray[np.float64]
-    found: float
+    found: float  #: share over all tokens
 
 
 @torch.no_grad()

@@ -23,25 +23,16 @@ MOST_POINTS = 3000
 
 @dataclass(frozen=True)
 class CellRetrieval:
-    """What `cell_retrieval` finds, for each of n images; L' of its L tokens are asked for.
+    """What `cell_retrieval` finds, for each of n images; L' of its L tokens are asked for."""
 
-    Attributes:
-        found: (n,) share of tokens whose nearest token in another patient shows the same cell.
-        nearby: (n,) share whose nearest token shows the same cell or one that touches it.
-        same_place: (n,) share whose nearest token is at the same place of the picture.
-        distance: (n,) mean distance, in cells, of the nearest token of each other patient from the right cell.
-        chance_found: share that random answers would get right.
-        chance_nearby: share that would be nearby.
-        chance_distance: mean distance of random answers.
-    """
-
-    found: NDArray[np.float64]
-    nearby: NDArray[np.float64]
-    same_place: NDArray[np.float64]
+    found: NDArray[np.float64]  #: (n,) share of tokens whose nearest token in another patient shows the same cell
+    nearby: NDArray[np.float64]  #: (n,) share whose nearest token shows the same cell or one that touches it
+    same_place: NDArray[np.float64]  #: (n,) share whose nearest token is at the same place of the picture
+    #: (n,) mean distance, in cells, of the nearest token of each other patient from the right cell
     distance: NDArray[np.float64]
-    chance_found: float
-    chance_nearby: float
-    chance_distance: float
+    chance_found: float  #: share that random answers would get right
+    chance_nearby: float  #: share that would be nearby
+    chance_distance: float  #: mean distance of random answers
 
 
 def centred_unit(features: Tensor) -> Tensor:

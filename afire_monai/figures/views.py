@@ -26,38 +26,23 @@ OURS, RANDOM, PIXELS = "your encoder", "random encoder", "raw pixels"
 
 @dataclass(frozen=True)
 class View:
-    """One way to see the images.
+    """One way to see the images."""
 
-    Attributes:
-        name: in words.
-        images: (n, F) features of whole images.
-        tokens: (n, L, D) of whole images at the encoder's size.
-        first: (n, L, D) tokens of the canvas' top left crop.
-        second: (n, L, D) tokens of its bottom right crop.
-    """
-
-    name: str
-    images: NDArray[np.float32]
-    tokens: Tensor
-    first: Tensor
-    second: Tensor
+    name: str  #: in words
+    images: NDArray[np.float32]  #: (n, F) features of whole images
+    tokens: Tensor  #: (n, L, D) of whole images at the encoder's size
+    first: Tensor  #: (n, L, D) tokens of the canvas' top left crop
+    second: Tensor  #: (n, L, D) tokens of its bottom right crop
 
 
 @dataclass
 class Sample:
-    """Images that were read, one a patient.
+    """Images that were read, one a patient."""
 
-    Attributes:
-        items: of the data list.
-        images: (n, C, H, W) in 0…1 at the encoder's size.
-        canvas: (n, C, Hc, Wc) in 0…1, larger by some cells each way.
-        left_out: why files could not be used, in words without names.
-    """
-
-    items: list[dict[str, Any]]
-    images: Tensor
-    canvas: Tensor
-    left_out: list[str] = field(default_factory=list)
+    items: list[dict[str, Any]]  #: of the data list
+    images: Tensor  #: (n, C, H, W) in 0…1 at the encoder's size
+    canvas: Tensor  #: (n, C, Hc, Wc) in 0…1, larger by some cells each way
+    left_out: list[str] = field(default_factory=list)  #: why files could not be used, in words without names
 
 
 def choose_items(items: Sequence[Mapping[str, Any]], most: int, seed: int) -> list[dict[str, Any]]:

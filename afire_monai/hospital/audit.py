@@ -28,15 +28,10 @@ _A_LINE = 1000
 
 @dataclass
 class AuditEntry:
-    """What a command notes while it works.
+    """What a command notes while it works."""
 
-    Attributes:
-        what: counts in words; no name, number, UID or address.
-        pseudonyms: hashes of the patients or images concerned.
-    """
-
-    what: str = ""
-    pseudonyms: Sequence[str] = field(default_factory=tuple)
+    what: str = ""  #: counts in words; no name, number, UID or address
+    pseudonyms: Sequence[str] = field(default_factory=tuple)  #: hashes of the patients or images concerned
 
 
 @contextmanager

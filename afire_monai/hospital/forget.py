@@ -122,17 +122,12 @@ _KEYS = ("data_sha256", "datalist_sha256")
 
 @dataclass(frozen=True)
 class Sight:
-    """What the files of a model folder say of the data lists that it was made from.
+    """What the files of a model folder say of the data lists that it was made from."""
 
-    Attributes:
-        folder: as it was named.
-        held: section of each list that held the patient; "" for an earlier list, of which that is not known.
-        lists: how many lists it names.
-    """
-
-    folder: str
+    folder: str  #: as it was named
+    #: section of each list that held the patient; "" for an earlier list, of which that is not known
     held: tuple[str, ...]
-    lists: int
+    lists: int  #: how many lists it names
 
     def words(self) -> str:
         """Say it in a sentence."""

@@ -15,19 +15,12 @@ TRAINING, VALIDATION, TEST = range(3)
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How to split.
+    """How to split."""
 
-    Attributes:
-        by: "shares", "date" or "site".
-        shares: of training, validation and test.
-        cuts: with "date": YYYYMMDD of the first day of validation (if there are two) and of test.
-        seed: of what is drawn.
-    """
-
-    by: str = "shares"
-    shares: tuple[float, ...] = (0.7, 0.1, 0.2)
-    cuts: tuple[str, ...] = ()
-    seed: int = 0
+    by: str = "shares"  #: "shares", "date" or "site"
+    shares: tuple[float, ...] = (0.7, 0.1, 0.2)  #: of training, validation and test
+    cuts: tuple[str, ...] = ()  #: with "date": YYYYMMDD of the first day of validation (if there are two) and of test
+    seed: int = 0  #: of what is drawn
 
     @classmethod
     def parse(cls, split_by: str | None, shares: Sequence[float], seed: int) -> SplitRule:

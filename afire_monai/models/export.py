@@ -28,22 +28,15 @@ Run = Callable[[Tensor], list[Tensor]]
 
 @dataclass(frozen=True)
 class Exportable:
-    """A network and what has to be known about it outside of this package.
+    """A network and what has to be known about it outside of this package."""
 
-    Attributes:
-        kind: encoder, detector, classifier or segmenter.
-        network: maps images (B, C, H, W) in 0…1 to one tensor or a tuple of tensors, each with B first.
-        size: (C, H, W) of the images.
-        outputs: names of what the network returns.
-        description: plain values that are written beside the graph: labels, thresholds, hashes of the weights.
-        steps: for outputs that move in steps, the height of one step, which is added to the tolerance.
-    """
-
-    kind: str
-    network: nn.Module
-    size: tuple[int, int, int]
-    outputs: tuple[str, ...]
+    kind: str  #: encoder, detector, classifier or segmenter
+    network: nn.Module  #: maps images (B, C, H, W) in 0…1 to one tensor or a tuple of tensors, each with B first
+    size: tuple[int, int, int]  #: (C, H, W) of the images
+    outputs: tuple[str, ...]  #: names of what the network returns
+    #: plain values that are written beside the graph: labels, thresholds, hashes of the weights
     description: dict[str, Any] = field(default_factory=dict)
+    #: for outputs that move in steps, the height of one step, which is added to the tolerance
     steps: dict[str, float] = field(default_factory=dict)
 
 

@@ -31,19 +31,13 @@ _DINOV3_BASE, _EVA_BASE = 100.0, 10000.0
 
 @dataclass
 class ForeignEncoder:
-    """An encoder from elsewhere.
+    """An encoder from elsewhere."""
 
-    Attributes:
-        encoder: with one input channel.
-        placed: names in the file that went into it.
-        left_out: names in the file that are no part of an encoder: heads, decoders, mask tokens, optimizers.
-        assumed: what neither the file nor a JSON beside it says.
-    """
-
-    encoder: ViTEncoder
-    placed: list[str] = field(default_factory=list)
+    encoder: ViTEncoder  #: with one input channel
+    placed: list[str] = field(default_factory=list)  #: names in the file that went into it
+    #: names in the file that are no part of an encoder: heads, decoders, mask tokens, optimizers
     left_out: list[str] = field(default_factory=list)
-    assumed: list[str] = field(default_factory=list)
+    assumed: list[str] = field(default_factory=list)  #: what neither the file nor a JSON beside it says
 
 
 def is_foreign(path: str | Path) -> bool:

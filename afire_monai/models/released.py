@@ -265,18 +265,13 @@ _RELEASED_HEADS = 16
 
 @dataclass
 class ImportReport:
-    """What an import did.
+    """What an import did."""
 
-    Attributes:
-        files: the weights files written, each with a JSON beside it.
-        unplaced: names in the source that have no place here.
-        missing: names that a network here needs and the source lacks; they kept their random start values.
-        assumed: what neither the source nor the caller says and was taken for granted, in words.
-    """
-
-    files: list[Path] = field(default_factory=list)
-    unplaced: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)  #: the weights files written, each with a JSON beside it
+    unplaced: list[str] = field(default_factory=list)  #: names in the source that have no place here
+    #: names that a network here needs and the source lacks; they kept their random start values
     missing: list[str] = field(default_factory=list)
+    #: what neither the source nor the caller says and was taken for granted, in words
     assumed: list[str] = field(default_factory=list)
 
 

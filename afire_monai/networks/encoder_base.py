@@ -17,15 +17,10 @@ from afire_monai.core.errors import AfireError
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """A map that an encoder offers to dense tasks.
+    """A map that an encoder offers to dense tasks."""
 
-    Attributes:
-        channels: of the map.
-        stride: pixels of the picture for each of its cells, along a side.
-    """
-
-    channels: int
-    stride: int
+    channels: int  #: of the map
+    stride: int  #: pixels of the picture for each of its cells, along a side
 
 
 class Encoder(nn.Module, ABC):

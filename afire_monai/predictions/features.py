@@ -18,15 +18,10 @@ from afire_monai.predictions.reading import LeftOut, Size, ahead, read_radiograp
 
 @dataclass(frozen=True)
 class Embedding:
-    """What turns pictures into features.
+    """What turns pictures into features."""
 
-    Attributes:
-        size: height and width in pixels of the pictures that it takes.
-        embed: images (B, 1, H, W) float32 in 0…1 to features (B, D) on the CPU.
-    """
-
-    size: Size
-    embed: Callable[[Tensor], Tensor]
+    size: Size  #: height and width in pixels of the pictures that it takes
+    embed: Callable[[Tensor], Tensor]  #: images (B, 1, H, W) float32 in 0…1 to features (B, D) on the CPU
 
     @classmethod
     def of_encoder(cls, encoder: Encoder) -> Embedding:
@@ -50,9 +45,6 @@ class Embedding:
 class FeatureReader:
     """Reads images once and gives the features that each embedding makes of them; remembers what cannot be used.
 
-    Attributes:
-        left_out: reasons by place, for each section with files that cannot be used.
-
     Raises:
         AfireError: for a batch or a number of workers that cannot be.
     """
@@ -62,6 +54,7 @@ class FeatureReader:
     workers: int = 2
     progress: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    #: reasons by place, for each section with files that cannot be used
     left_out: dict[str, dict[int, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

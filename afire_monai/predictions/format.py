@@ -213,23 +213,17 @@ def _picture_values(values: NDArray, most: int, where: str) -> NDArray:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model said about the images of one section of a data list, or of a folder.
+    """What a model said about the images of one section of a data list, or of a folder."""
 
-    Attributes:
-        index: (n,) int64, place of each image in the section or in the sorted folder, without repetition.
-        scores: for each label (n,) float64 probability in 0…1, NaN where there is none.
-        anomaly_percentile: (n,) float64 in 0…100, NaN where there is none; None without an anomaly model.
-        facts: ``section``, ``datalist_sha256`` (both "" for a folder), ``model`` (dictionary), ``thresholds`` (label
-            to probability), and what else the writer wants to pass on; JSON values only, never names of files or
-            patients.
-        folder: where heatmaps and masks lie; None if there are none.
-    """
-
+    #: (n,) int64, place of each image in the section or in the sorted folder, without repetition
     index: NDArray[np.int64]
-    scores: dict[str, NDArray[np.float64]]
+    scores: dict[str, NDArray[np.float64]]  #: for each label (n,) float64 probability in 0…1, NaN where there is none
+    #: (n,) float64 in 0…100, NaN where there is none; None without an anomaly model
     anomaly_percentile: NDArray[np.float64] | None = None
+    #: ``section``, ``datalist_sha256`` (both "" for a folder), ``model`` (dictionary), ``thresholds`` (label to
+    #: probability), and what else the writer wants to pass on; JSON values only, never names of files or patients
     facts: dict[str, Any] = field(default_factory=dict)
-    folder: Path | None = None
+    folder: Path | None = None  #: where heatmaps and masks lie; None if there are none
 
     def __post_init__(self) -> None:
         _check(self)

@@ -32,21 +32,14 @@ from afire_monai.radiographs.reader import Unfit
 
 @dataclass(frozen=True)
 class Source:
-    """Files in order; the place of a file is its index in everything that is written.
+    """Files in order; the place of a file is its index in everything that is written."""
 
-    Attributes:
-        files: absolute paths.
-        section: of the data list; "" for folders and files.
-        datalist_sha256: of the data list; "" for folders and files.
-        reader: reader options that the data list keeps or, for folders and files, those of the model's training.
-        normal: indices of the images that the data list calls normal.
-    """
-
-    files: tuple[str, ...]
-    section: str = ""
-    datalist_sha256: str = ""
+    files: tuple[str, ...]  #: absolute paths
+    section: str = ""  #: of the data list; "" for folders and files
+    datalist_sha256: str = ""  #: of the data list; "" for folders and files
+    #: reader options that the data list keeps or, for folders and files, those of the model's training
     reader: Mapping[str, Any] = field(default_factory=dict)
-    normal: frozenset[int] = frozenset()
+    normal: frozenset[int] = frozenset()  #: indices of the images that the data list calls normal
 
     def key(self) -> str:
         """Return the table that tells which index is which file. It can identify patients: it stays with its owner."""

@@ -27,19 +27,12 @@ HEATMAP_KINDS: tuple[str, ...] = get_args(Heatmap)
 
 @dataclass
 class Answer:
-    """What is said of one radiograph.
+    """What is said of one radiograph."""
 
-    Attributes:
-        record: plain values, as written to its JSON.
-        heatmap: (h, w) in 0…1, or None.
-        restored: (h, w) in 0…1, or None.
-        masks: (classes, h, w) probabilities of the segmenter, or None.
-    """
-
-    record: dict[str, Any]
-    heatmap: Tensor | None = None
-    restored: Tensor | None = None
-    masks: Tensor | None = None
+    record: dict[str, Any]  #: plain values, as written to its JSON
+    heatmap: Tensor | None = None  #: (h, w) in 0…1, or None
+    restored: Tensor | None = None  #: (h, w) in 0…1, or None
+    masks: Tensor | None = None  #: (classes, h, w) probabilities of the segmenter, or None
 
 
 @dataclass

@@ -54,21 +54,13 @@ _LATERAL_POSITIONS = ("LL", "RL", "LAT", "LATERAL", "LLAT", "RLAT", "L LAT", "R 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a header says of an image.
+    """What a header says of an image."""
 
-    Attributes:
-        reason: why it is left out; "" if nothing in the header speaks against it.
-        lateral: it is a lateral view that was asked for.
-        view: ``PA``, ``AP``, ``LATERAL`` or "".
-        stated: the tags name the chest and a view; where they do not, the picture has to show it.
-        raw: for processing, not for presentation.
-    """
-
-    reason: str = ""
-    lateral: bool = False
-    view: str = ""
-    stated: bool = False
-    raw: bool = False
+    reason: str = ""  #: why it is left out; "" if nothing in the header speaks against it
+    lateral: bool = False  #: it is a lateral view that was asked for
+    view: str = ""  #: ``PA``, ``AP``, ``LATERAL`` or ""
+    stated: bool = False  #: the tags name the chest and a view; where they do not, the picture has to show it
+    raw: bool = False  #: for processing, not for presentation
 
     @property
     def needs_look(self) -> bool:

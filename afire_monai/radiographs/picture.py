@@ -16,29 +16,18 @@ MAX_PIXELS = 150_000_000
 
 @dataclass(frozen=True)
 class Picture:
-    """One decoded radiograph.
+    """One decoded radiograph."""
 
-    Attributes:
-        pixels: (H, W) float32 in 0…1, bright = dense, row 0 at the top.
-        format: "PNG", "JPEG", "NIfTI" or "DICOM".
-        intensity: how the stored values became 0…1, in words.
-        spacing: millimetres per (row, column) step; NaN where the file does not say.
-        spacing_source: "PixelSpacing", "ImagerPixelSpacing", "NIfTI" or "none".
-        polarity_inverted: whether stored values were bright = lucent and were turned round.
-        bits: bits that the file stores per pixel.
-        modality: DICOM modality, "" for other formats.
-        odd: optional DICOM elements that cannot be used and count as absent.
-    """
-
-    pixels: NDArray[np.float32]
-    format: str
-    intensity: str
-    bits: int
+    pixels: NDArray[np.float32]  #: (H, W) float32 in 0…1, bright = dense, row 0 at the top
+    format: str  #: "PNG", "JPEG", "NIfTI" or "DICOM"
+    intensity: str  #: how the stored values became 0…1, in words
+    bits: int  #: bits that the file stores per pixel
+    #: millimetres per (row, column) step; NaN where the file does not say
     spacing: tuple[float, float] = (float("nan"), float("nan"))
-    spacing_source: str = "none"
-    polarity_inverted: bool = False
-    modality: str = ""
-    odd: tuple[str, ...] = ()
+    spacing_source: str = "none"  #: "PixelSpacing", "ImagerPixelSpacing", "NIfTI" or "none"
+    polarity_inverted: bool = False  #: whether stored values were bright = lucent and were turned round
+    modality: str = ""  #: DICOM modality, "" for other formats
+    odd: tuple[str, ...] = ()  #: optional DICOM elements that cannot be used and count as absent
 
 
 def refusal(path: str | PathLike[str], kind: str, detail: str) -> RadiographError:

@@ -37,19 +37,12 @@ _began: list[float] = []
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds that a command has taken, and what is still to come takes.
+    """Seconds that a command has taken, and what is still to come takes."""
 
-    Attributes:
-        before: from the command's start until training begins.
-        step: an iteration, with reading its images.
-        epoch_end: what follows an epoch, on average: health, log, checkpoints, pictures.
-        after: what follows training: the last pictures, export and report.
-    """
-
-    before: float
-    step: float
-    epoch_end: float
-    after: float
+    before: float  #: from the command's start until training begins
+    step: float  #: an iteration, with reading its images
+    epoch_end: float  #: what follows an epoch, on average: health, log, checkpoints, pictures
+    after: float  #: what follows training: the last pictures, export and report
 
     def epochs(self, minutes: float, steps: int) -> int:
         """Return how many epochs of so many iterations fit into the minutes; 0 or less if not even one does."""

@@ -237,19 +237,12 @@ def finish_classification(
 
 @dataclass(frozen=True)
 class Answers:
-    """What a classifier says of a section of a data list.
+    """What a classifier says of a section of a data list."""
 
-    Attributes:
-        places: (n,) of the images in the section.
-        logits: (n, labels).
-        target: (n, labels), NaN where not known.
-        patients: (n,) of the images.
-    """
-
-    places: np.ndarray
-    logits: Tensor
-    target: Tensor
-    patients: Sequence[str] = ()
+    places: np.ndarray  #: (n,) of the images in the section
+    logits: Tensor  #: (n, labels)
+    target: Tensor  #: (n, labels), NaN where not known
+    patients: Sequence[str] = ()  #: (n,) of the images
 
 
 def score_lines(task: Classification, answers: dict[str, Answers]) -> list[str]:

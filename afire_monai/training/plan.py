@@ -17,27 +17,16 @@ from afire_monai.methods.base import Method
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Schedules in fractions of training (DINO's shapes, as AFiRe uses them), so that changing epochs keeps the shape.
+    """Schedules in fractions of training, so that changing epochs keeps the shape (DINO's, as AFiRe uses them)."""
 
-    Attributes:
-        lr: peak learning rate for a global batch of 256; scaled linearly with the batch.
-        final_lr: learning rate at the end.
-        warmup: fraction of training with a linearly rising learning rate, in 0…1.
-        weight_decay: at the start.
-        final_weight_decay: at the end; a cosine leads there.
-        momentum: of the teacher at the start; a cosine leads to 1.
-        clip: largest gradient norm, applied to each parameter tensor by itself; 0 switches it off.
-        freeze_last_layer_epochs: epochs during which the head's last layer is not updated.
-    """
-
-    lr: float = 5e-4
-    final_lr: float = 1e-6
-    warmup: float = 0.1
-    weight_decay: float = 0.04
-    final_weight_decay: float = 0.4
-    momentum: float = 0.996
-    clip: float = 3.0
-    freeze_last_layer_epochs: int = 1
+    lr: float = 5e-4  #: peak learning rate for a global batch of 256; scaled linearly with the batch
+    final_lr: float = 1e-6  #: learning rate at the end
+    warmup: float = 0.1  #: fraction of training with a linearly rising learning rate, in 0…1
+    weight_decay: float = 0.04  #: at the start
+    final_weight_decay: float = 0.4  #: at the end; a cosine leads there
+    momentum: float = 0.996  #: of the teacher at the start; a cosine leads to 1
+    clip: float = 3.0  #: largest gradient norm, applied to each parameter tensor by itself; 0 switches it off
+    freeze_last_layer_epochs: int = 1  #: epochs during which the head's last layer is not updated
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be meant."""

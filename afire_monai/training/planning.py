@@ -22,26 +22,17 @@ COUNTED_BATCHES = (2, 4)
 
 @dataclass(frozen=True)
 class StepCost:
-    """What one training step takes.
+    """What one training step takes."""
 
-    Attributes:
-        flops_per_image: floating-point operations of forward and backward passes and of the teacher; a multiplication
-            and an addition are two.
-        trained: parameters that the optimiser changes.
-        state_bytes: weights, teacher, gradients and optimiser's moments, whatever the batch.
-        activation_bytes: what is kept for the backward pass, per image.
-        fixed_activation_bytes: the same, whatever the batch.
-        seconds_per_image: measured here, at ``measured_batch``; None if it was not.
-        measured_batch: images in the steps that were timed.
-    """
-
+    #: floating-point operations of forward and backward passes and of the teacher; a multiplication and an addition are
+    #: two
     flops_per_image: float
-    trained: int
-    state_bytes: int
-    activation_bytes: float
-    fixed_activation_bytes: float
-    seconds_per_image: float | None = None
-    measured_batch: int = 0
+    trained: int  #: parameters that the optimiser changes
+    state_bytes: int  #: weights, teacher, gradients and optimiser's moments, whatever the batch
+    activation_bytes: float  #: what is kept for the backward pass, per image
+    fixed_activation_bytes: float  #: the same, whatever the batch
+    seconds_per_image: float | None = None  #: measured here, at ``measured_batch``; None if it was not
+    measured_batch: int = 0  #: images in the steps that were timed
 
     def memory(self, batch: int) -> float:
         """Estimate bytes on one device for ``batch`` images: state and activations, without a framework's own share."""

@@ -29,20 +29,14 @@ FEW_POSITIVES = 15
 
 @dataclass(frozen=True)
 class TaskData:
-    """Items of a task, section by section.
+    """Items of a task, section by section."""
 
-    Attributes:
-        labels: names of labels or classes.
-        training: items to train on, each with ``place`` (its place in the section; with folds, in the training section
-            followed by the validation section) and, for labels, ``target``.
-        validation: items to stop early, calibrate and choose thresholds on.
-        test: items to judge on; may be empty.
-    """
-
-    labels: list[str]
+    labels: list[str]  #: names of labels or classes
+    #: items to train on, each with ``place`` (its place in the section; with folds, in the training section followed by
+    #: the validation section) and, for labels, ``target``
     training: Items
-    validation: Items
-    test: Items
+    validation: Items  #: items to stop early, calibrate and choose thresholds on
+    test: Items  #: items to judge on; may be empty
 
     def positive_weights(self) -> list[float]:
         """Negatives over positives of each label among the training items (see :func:`positive_weights`)."""

@@ -50,21 +50,13 @@ Predict = Callable[[NDArray, NDArray, NDArray], Floats]
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images of a section with labels by which encoders can be compared.
+    """Images of a section with labels by which encoders can be compared."""
 
-    Attributes:
-        items: of the data list.
-        labels: names.
-        targets: (n, labels) 1, 0 or NaN where it is not known.
-        patients: (n,) of each image.
-        reader: options of the reader.
-    """
-
-    items: list[dict[str, Any]]
-    labels: list[str]
-    targets: NDArray[np.float32]
-    patients: NDArray[np.str_]
-    reader: dict[str, Any]
+    items: list[dict[str, Any]]  #: of the data list
+    labels: list[str]  #: names
+    targets: NDArray[np.float32]  #: (n, labels) 1, 0 or NaN where it is not known
+    patients: NDArray[np.str_]  #: (n,) of each image
+    reader: dict[str, Any]  #: options of the reader
 
 
 def labelled_images(
@@ -110,15 +102,10 @@ def labelled_images(
 
 @dataclass(frozen=True)
 class Told:
-    """What was told of images by what was fitted to other patients.
+    """What was told of images by what was fitted to other patients."""
 
-    Attributes:
-        scores: (n, labels); NaN where the label is not known, or could not be learned.
-        folds: (n, labels) that each image was judged in.
-    """
-
-    scores: Floats
-    folds: NDArray[np.intp]
+    scores: Floats  #: (n, labels); NaN where the label is not known, or could not be learned
+    folds: NDArray[np.intp]  #: (n, labels) that each image was judged in
 
 
 def out_of_fold(features: NDArray, images: Labelled, predict: Predict, seed: int = 0) -> Told:

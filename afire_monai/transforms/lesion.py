@@ -23,17 +23,11 @@ from afire_monai.transforms.lesion_settings import LesionSettings, check_size
 
 @dataclass(frozen=True)
 class LesionRecord:
-    """What was drawn for one image: enough to make the same twin again, and plain enough for JSON.
+    """What was drawn for one image: enough to make the same twin again, and plain enough for JSON."""
 
-    Attributes:
-        image_size: (height, width) in pixels.
-        uniforms: the numbers in [0, 1) that decide everything.
-        center: row and column in pixels that the texture comes from.
-    """
-
-    image_size: tuple[int, int]
-    uniforms: tuple[float, ...]
-    center: tuple[float, float]
+    image_size: tuple[int, int]  #: (height, width) in pixels
+    uniforms: tuple[float, ...]  #: the numbers in [0, 1) that decide everything
+    center: tuple[float, float]  #: row and column in pixels that the texture comes from
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain dictionary that `json.dumps` takes."""

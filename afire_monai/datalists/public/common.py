@@ -24,19 +24,14 @@ RANDOM_FRACTIONS = (0.7, 0.1, 0.2)
 
 @dataclass
 class Gathered:
-    """What an adapter has found so far.
+    """What an adapter has found so far."""
 
-    Attributes:
-        labels: names of the labels.
-        sections: items by section; what is in "training" alone is divided by `hold_out` or `divide`.
-        skipped: number of images left out, by reason.
-        facts: further values for ``meta``.
-    """
-
-    labels: list[str]
+    labels: list[str]  #: names of the labels
+    #: items by section; what is in "training" alone is divided by `hold_out` or `divide`
     sections: dict[str, list[Item]] = field(default_factory=lambda: {section: [] for section in SECTIONS})
+    #: number of images left out, by reason
     skipped: Counter[str] = field(default_factory=lambda: Counter(missing_image=0))
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)  #: further values for ``meta``
 
     def hold_out(self, fraction: float, seed: int) -> None:
         """Move a share of the training patients, stratified by their labels, to validation.

@@ -39,15 +39,10 @@ COMMIT;
 
 @dataclass(frozen=True)
 class Held:
-    """An object of the queue.
+    """An object of the queue."""
 
-    Attributes:
-        key: keyed hash of its UID and content, which also names its files.
-        tries: how often work on it has begun without an end.
-    """
-
-    key: str
-    tries: int
+    key: str  #: keyed hash of its UID and content, which also names its files
+    tries: int  #: how often work on it has begun without an end
 
 
 class Queue:

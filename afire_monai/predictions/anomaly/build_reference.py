@@ -156,22 +156,15 @@ def _patients(groups: Sequence[str], count: int) -> Tensor:
 
 @dataclass
 class MadeReference:
-    """A reference that was written.
+    """A reference that was written."""
 
-    Attributes:
-        reference: what was written.
-        path: where.
-        left_out: how many normal radiographs could not be used.
-        seen: whether the model was pre-trained on these radiographs; None where the model does not say: a list that was
-            merged into the training's has another hash, so a difference tells nothing.
-        corrections: what marked radiographs changed, if there are any.
-    """
-
-    reference: NormalReference
-    path: Path
-    left_out: int
+    reference: NormalReference  #: what was written
+    path: Path  #: where
+    left_out: int  #: how many normal radiographs could not be used
+    #: whether the model was pre-trained on these radiographs; None where the model does not say: a list that was merged
+    #: into the training's has another hash, so a difference tells nothing
     seen: bool | None
-    corrections: Corrections | None = None
+    corrections: Corrections | None = None  #: what marked radiographs changed, if there are any
 
 
 def make_reference(

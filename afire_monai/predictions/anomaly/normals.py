@@ -46,17 +46,11 @@ class CellGaussian(nn.Module):
 
 @dataclass
 class Moments:
-    """Sums over radiographs, from which Gaussians with and without some of them are fitted.
+    """Sums over radiographs, from which Gaussians with and without some of them are fitted."""
 
-    Attributes:
-        count: number of radiographs.
-        first: (N, D) float64, sum of tokens.
-        second: (D, D) float64, sum of outer products over radiographs and cells.
-    """
-
-    count: int
-    first: Tensor
-    second: Tensor
+    count: int  #: number of radiographs
+    first: Tensor  #: (N, D) float64, sum of tokens
+    second: Tensor  #: (D, D) float64, sum of outer products over radiographs and cells
 
     @classmethod
     def of(cls, tokens: Tensor) -> Moments:

@@ -28,17 +28,12 @@ Fitted: TypeAlias = CellGaussian | CellNeighbours
 
 @dataclass(frozen=True)
 class Measure:
-    """One way of measuring.
+    """One way of measuring."""
 
-    Attributes:
-        part: of the detector.
-        block: of the encoder whose tokens are judged; None for the encoder's output, or where tokens play no role.
-        weight: of its standardised value among the measures of its kind; those of a part add up to 1.
-    """
-
-    part: str
+    part: str  #: of the detector
+    #: of the encoder whose tokens are judged; None for the encoder's output, or where tokens play no role
     block: int | None = None
-    weight: float = 1.0
+    weight: float = 1.0  #: of its standardised value among the measures of its kind; those of a part add up to 1
 
     @property
     def name(self) -> str:
@@ -221,22 +216,16 @@ FORMAT = "afire-monai reference 2"
 
 @dataclass
 class Judgement:
-    """What the reference says of a batch.
+    """What the reference says of a batch."""
 
-    Attributes:
-        score: (B,) combined standard deviations above the normal mean.
-        percentile: (B,) in 0…100, how many of the normal radiographs score lower.
-        heat: (B, Hc, Wc) in 0…1, `heat_of` the combined cells; None if no part judges cells.
-        cells: for each measure of cells (B, N) standard deviations above the normal mean of that cell; ``combined`` as
-            well, if there is one.
-        parts: for each part (B,) its share of the score by itself: standard deviations above the normal mean, pooled
-            over cells and averaged over layers.
-    """
-
-    score: Tensor
-    percentile: Tensor
-    heat: Tensor | None
+    score: Tensor  #: (B,) combined standard deviations above the normal mean
+    percentile: Tensor  #: (B,) in 0…100, how many of the normal radiographs score lower
+    heat: Tensor | None  #: (B, Hc, Wc) in 0…1, `heat_of` the combined cells; None if no part judges cells
+    #: for each measure of cells (B, N) standard deviations above the normal mean of that cell; ``combined`` as well, if
+    #: there is one
     cells: dict[str, Tensor]
+    #: for each part (B,) its share of the score by itself: standard deviations above the normal mean, pooled over cells
+    #: and averaged over layers
     parts: dict[str, Tensor]
 
 
