@@ -10,7 +10,7 @@ from starlette.responses import FileResponse, Response
 
 from afire_monai.core.errors import AfireError
 from afire_monai.label.images import open_image
-from afire_monai.label.label_files import label_file, read_findings, read_mask
+from afire_monai.label.label_files import has_label, label_file, read_findings, read_mask
 from afire_monai.label.messages import NotFoundError
 from afire_monai.label.versions import use_version, versions
 
@@ -46,9 +46,16 @@ class WorkPage:
         return FileResponse(PAGE / name, media_type=_KINDS[Path(name).suffix], headers=headers)
 
     def setup(self) -> dict[str, Any]:
-        """Return ``findings`` and ``classes`` that can be labelled, and the ``versions`` of each trainable model."""
-        trainable = self.app.trainable
+        """Return what can be done here.
+
+        ``findings`` and ``classes`` that can be labelled, the numbers of ``images`` and of ``labelled`` ones, and the
+        ``versions`` of each trainable model.
+        """
+        trainable, store = self.app.trainable, self.app.datastore()
+        images = store.list_images()
         return {
+            "images": len(images),
+            "labelled": sum(has_label(store, image) for image in images),
             "findings": list(trainable["classification"].names) if "classification" in trainable else [],
             "classes": trainable["segmentation"].classes if "segmentation" in trainable else {},
             "versions": {task: versions(self.app.workshop, task) for task in trainable},

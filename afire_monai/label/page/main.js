@@ -56,7 +56,7 @@ async function open(id) {
   say(hasLabel ? "This image has labels; you can change them." : "");
   if (!kept.mask && tools.draws) tools.choose(tools.tool);
   render();
-  await showModels();
+  showModels(); // the image can be judged before they have answered
 }
 
 async function next() {
@@ -68,9 +68,10 @@ async function next() {
 
 /** Do something that ends with another image, one at a time. */
 async function move(action) {
+  const lock = (on) => { moving = tools.locked = on; $("stage").setAttribute("aria-busy", String(on)); };
   if (moving) return;
-  moving = tools.locked = true;
-  try { await action(); } finally { moving = tools.locked = false; }
+  lock(true);
+  try { await action(); } finally { lock(false); }
 }
 
 async function saveAndNext() {
@@ -159,9 +160,8 @@ async function showModels() {
       const { values, facts } = await api.map(heat, asked, heat === "classification" ? { heatmap: true } : {});
       if (!current()) return;
       viewer.setHeat(values);
-      const unusual = facts.anomaly?.percentile, of = facts.heatmap?.label;
-      $("heat-note").textContent = heat === "classification" ? `for ${of ?? "the likeliest finding"}`
-        : typeof unusual === "number" ? `more unusual than ${Math.floor(unusual)} % of normal radiographs` : "";
+      $("heat-note").textContent = heat === "classification" ? `for ${facts.heatmap?.label ?? "the likeliest finding"}`
+        : facts.anomaly?.meaning ?? "";
     } else if (current()) { viewer.setHeat(null); $("heat-note").textContent = ""; }
     modelOutline = null;
     if ($("outline").checked && shape) {
@@ -194,8 +194,7 @@ async function takeOutline() {
 
 async function readInfo() {
   [info, known] = await Promise.all([api.info(), api.setup()]);
-  const { total = 0, completed = 0 } = info.datastore ?? {};
-  $("count").textContent = `${completed} of ${total} images labelled`;
+  $("count").textContent = `${known.labelled} of ${known.images} images labelled`;
   const choose = (select, entries) => {
     const before = select.value;
     select.replaceChildren(...entries.map(([value, text]) => el("option", { value }, text)));
@@ -300,9 +299,9 @@ for (const id of ["heat", "heat-kind", "outline", "outline-kind", "opinion"]) $(
 $("mine").addEventListener("change", () => { viewer.showsFill = $("mine").checked; if (viewer.image) outlines(); });
 window.addEventListener("beforeunload", (event) => { if (unsaved()) event.preventDefault(); });
 
-await attempt(async () => {
+await attempt(() => move(async () => {
   await readInfo();
   const before = sessionStorage.getItem(LAST);
   if (before === null) await next();
   else await open(before).catch(next);
-});
+}));

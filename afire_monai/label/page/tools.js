@@ -123,17 +123,18 @@ export class Tools {
   /** By keyboard: arrows change the window, move the picture or a crosshair; Enter or Space begins and ends drawing. */
   #key(event) {
     if (event.ctrlKey || event.altKey || event.metaKey || !this.viewer.image) return;
-    const way = ARROWS[event.key], far = event.shiftKey ? 10 : 1;
+    const { rows, columns } = this.viewer.image, way = ARROWS[event.key], far = event.shiftKey ? 10 : 1;
+    const at = this.viewer.cursor ?? { x: columns / 2, y: rows / 2 };
     if (way && this.tool === "window") this.#adjust(8 * far * way[0], 8 * far * way[1]);
     else if (way && this.tool === "move") this.viewer.pan(-20 * far * way[0], -20 * far * way[1]);
     else if (way) {
-      const { rows, columns } = this.viewer.image, at = this.viewer.cursor ?? { x: columns / 2, y: rows / 2 };
-      const point = { x: Math.min(columns, Math.max(0, at.x + far * way[0])), y: Math.min(rows, Math.max(0, at.y + far * way[1])) };
+      const within = (value, count) => Math.min(count, Math.max(0, value));
+      const point = { x: within(at.x + far * way[0], columns), y: within(at.y + far * way[1], rows) };
       this.#point(point);
       if (this.#gesture) this.#draw(point);
     } else if ((event.key === "Enter" || event.key === " ") && this.draws) {
       if (this.#gesture) this.#up();
-      else if (this.viewer.cursor) this.#begin(this.tool, this.viewer.cursor, event.shiftKey);
+      else this.#begin(this.tool, at, event.shiftKey);
     } else return;
     event.preventDefault();
     event.stopPropagation();

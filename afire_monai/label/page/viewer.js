@@ -74,8 +74,8 @@ export class Viewer {
 
   /** Where a point of the page is, in pixels of the image. */
   point(event) {
-    const edge = this.canvas.getBoundingClientRect();
-    return { x: (event.clientX - edge.left - this.x) / this.scale, y: (event.clientY - edge.top - this.y) / this.scale };
+    const { left, top } = this.canvas.getBoundingClientRect();
+    return { x: (event.clientX - left - this.x) / this.scale, y: (event.clientY - top - this.y) / this.scale };
   }
 
   setWindow(centre, width) {
