@@ -145,6 +145,26 @@ def test_nrrd_for_slicer_and_ohif_lies_like_nifti(server, tmp_path):
     assert wanted.any()
 
 
+def test_the_page_gets_radiographs_upright_at_their_own_size_and_masks_of_any_format(server, tmp_path):
+    for name in ("chest00", "chest01"):  # MONOCHROME1 and MONOCHROME2 where they are DICOM
+        answer = server.get("work/api/pixels", image=server.ids[name])
+        assert (answer.headers["X-Rows"], answer.headers["X-Columns"]) == tuple(map(str, SHAPE))
+        assert answer.headers["Cache-Control"] == "no-store"
+        seen = np.frombuffer(answer.content, "<u2").reshape(SHAPE) / 65535
+        truth = pictures(1 + int(name[-2:]))[name].astype(float)
+        # without a window the values of a DICOM file fill 0…1
+        low, high = (0, 255) if server.work.parent.name.startswith("pngs") else (truth.min(), truth.max())
+        assert np.abs(seen - (truth - low) / (high - low)).max() < 1e-4
+    image, mask = server.ids["chest19"], phantom(19)[1]
+    assert server.get("work/api/mask", image=image).status_code == 404
+    for suffix in FORMATS:
+        path = tmp_path / f"label{suffix}"
+        mask.tofile(path) if suffix == ".bin" else write_map(path, mask, Grid(SHAPE, (0.4, 0.5)))
+        assert server.save(image, path).status_code == 200
+        assert (np.frombuffer(server.get("work/api/mask", image=image).content, np.uint8).reshape(SHAPE) == mask).all()
+    assert server.get("work/api/case", image=image).json() == {"findings": None, "mask": True}
+
+
 def test_every_strategy_gives_an_image_without_label(server):
     scores = {i: server.infer("anomaly_heatmap", i).json()["anomaly"]["score"] for i in server.ids.values()}
     found = {}

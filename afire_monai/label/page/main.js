@@ -2,7 +2,9 @@
 
 import * as api from "./api.js";
 import { $, attempt, confirmed, el, say } from "./dom.js";
-import { History, Mask, outline } from "./mask.js";
+import { listen } from "./keys.js";
+import { History, Mask } from "./mask.js";
+import { Opinions, choose } from "./opinions.js";
 import { TOOLS, Tools } from "./tools.js";
 import { Training } from "./training.js";
 import { Viewer, colourOf, css } from "./viewer.js";
@@ -12,9 +14,12 @@ const CYCLE = { null: 1, 1: 0, 0: null, "-1": null };
 const LAST = "afire-image"; // in this tab only, so that reloading shows the same image and nothing is left behind
 
 const viewer = new Viewer($("canvas"));
-const board = { mask: null, history: new History(), showMask: (area) => viewer.setFill(board.mask, area), maskDrawn };
+const board = {
+  mask: null, classes: {}, history: new History(), showMask: (area) => viewer.setFill(board.mask, area), maskDrawn,
+};
 const tools = new Tools(viewer, board);
-const training = new Training(async () => { await readInfo(); await showModels(); });
+const opinions = new Opinions(viewer, board, render);
+const training = new Training(async () => { await readInfo(); await opinions.ask(); });
 let known = { findings: [], classes: {}, versions: {} }; // what can be labelled
 let info = { models: {}, strategies: {} };
 let image = null; // id
@@ -22,7 +27,6 @@ let findings = {}; // null, 1, 0 or -1 by name
 let saved = ""; // findings as they were saved
 let maskChanged = false;
 let hasLabel = false; // whether something is saved of this image
-let opinion = {}; // of the classifier, by finding
 const visited = [];
 let moving = false; // to another image: what is entered meanwhile would be lost, so nothing can be
 let turn = 0; // answers for an image that is no longer shown are dropped
@@ -43,6 +47,7 @@ async function open(id) {
   if (!visited.includes(id)) visited.push(id);
   tools.forget();
   viewer.show(picture);
+  tools.size ??= Math.max(2, Math.round(picture.rows / 40));
   board.history.clear();
   const masks = Object.keys(known.classes).length > 0 || kept.mask;
   board.mask = masks ? new Mask(picture.rows, picture.columns, values) : null;
@@ -51,15 +56,14 @@ async function open(id) {
   saved = order();
   maskChanged = false;
   hasLabel = kept.mask || kept.findings !== null;
-  opinion = {};
   $("image").textContent = id;
   say(hasLabel ? "This image has labels; you can change them." : "");
-  if (!kept.mask && tools.draws) tools.choose(tools.tool);
   render();
-  showModels(); // the image can be judged before they have answered
+  opinions.turnTo(id);
 }
 
 async function next() {
+  say("Choosing the next image …");
   const found = await api.nextSample($("strategy").value);
   if (found.id) return open(found.id);
   say("There is no image without a label left. Train, or go back with P.", "good");
@@ -133,94 +137,38 @@ const setAll = (which) => {
 
 function maskDrawn() {
   maskChanged = true;
-  outlines();
+  opinions.draw();
   render();
 }
 
 /** Put other values into the mask, as a step that can be taken back. */
 function fillMask(values) {
-  if (!image || moving || !board.mask) return;
+  if (!image || moving || !board.mask || !values) return;
   const put = (content) => () => { board.mask.values.set(content); board.showMask(board.mask.everything); maskDrawn(); };
   board.history.add({ undo: put(board.mask.values.slice()), redo: put(values) });
   put(values)();
-}
-
-// what models say
-
-let modelOutline = null; // {values, names, task}
-
-async function showModels() {
-  const mine = turn, asked = image, current = () => mine === turn && asked === image;
-  if (!asked) return;
-  const heat = $("heat-kind").value, shape = $("outline-kind").value;
-  await attempt(async () => {
-    const answer = $("opinion").checked && info.models.classification ? await api.opinion("classification", asked) : {};
-    if (current()) { opinion = answer.labels ?? {}; render(); }
-    if ($("heat").checked && heat) {
-      const { values, facts } = await api.map(heat, asked, heat === "classification" ? { heatmap: true } : {});
-      if (!current()) return;
-      viewer.setHeat(values);
-      $("heat-note").textContent = heat === "classification" ? `for ${facts.heatmap?.label ?? "the likeliest finding"}`
-        : facts.anomaly?.meaning ?? "";
-    } else if (current()) { viewer.setHeat(null); $("heat-note").textContent = ""; }
-    modelOutline = null;
-    if ($("outline").checked && shape) {
-      const { values, facts } = await api.map(shape, asked);
-      if (!current()) return;
-      modelOutline = { values, names: facts.label_names, task: shape };
-    }
-    if (current()) { outlines(); render(); }
-  });
-}
-
-function outlines() {
-  const { columns } = viewer.image, paths = [];
-  const add = (values, classes, dashed) => classes.forEach((value) => {
-    paths.push({ path: outline(values, columns, value), colour: colourOf(value), dashed });
-  });
-  if (modelOutline) add(modelOutline.values, Object.values(modelOutline.names ?? {}), true);
-  if (board.mask && $("mine").checked) add(board.mask.values, Object.values(known.classes), false);
-  viewer.outlines = paths;
-  viewer.draw();
-}
-
-async function takeOutline() {
-  if (!board.mask || !info.models.segmentation || !image) return;
-  const asked = turn, { values } = await api.map("segmentation", image);
-  if (asked === turn) fillMask(values);
 }
 
 // the page
 
 async function readInfo() {
   [info, known] = await Promise.all([api.info(), api.setup()]);
+  board.classes = known.classes;
   $("count").textContent = `${known.labelled} of ${known.images} images labelled`;
-  const choose = (select, entries) => {
-    const before = select.value;
-    select.replaceChildren(...entries.map(([value, text]) => el("option", { value }, text)));
-    if (entries.some(([value]) => value === before)) select.value = before;
-  };
-  const able = (names) => Object.entries(names).filter(([task]) => info.models[task]);
   choose($("strategy"), Object.entries(info.strategies).map(([name, { description }]) => [name, description ?? name]));
-  choose($("heat-kind"), able({ anomaly_heatmap: "unlike normal", classification: "finding (Grad-CAM)" }));
-  choose($("outline-kind"), able({ segmentation: "segmentation", anomaly_regions: "unlike normal" }));
-  const warnings = Object.entries(info.models).flatMap(([task, { warnings: texts = [], not_calibrated: bare = [] }]) =>
-    [...texts, ...(bare.length && !texts.some((text) => text.startsWith("not calibrated"))
-      ? [`not calibrated: ${bare.join(", ")}`] : [])].map((text) => `${task}: ${text}`));
-  $("warnings").replaceChildren(...warnings.map((text) => el("li", {}, text)));
-  $("warnings-box").hidden = !warnings.length;
+  opinions.offer(info.models);
   render();
 }
 
 function render() {
   const bare = info.models.classification?.not_calibrated ?? [], focused = document.activeElement?.id;
   $("findings").replaceChildren(...known.findings.map((name, place) => {
-    const [look, words] = STATES[findings[name] ?? null], says = opinion[name];
+    const [look, words] = STATES[findings[name] ?? null], says = opinions.labels[name];
     const probability = says ? `model ${says.probability.toFixed(2)}${says.above_threshold ? " ▲" : ""}` : "";
     return el("li", {}, el("button", {
       type: "button", id: `finding-${place}`, class: look, disabled: !image,
       onclick: (event) => pressFinding(place, event.shiftKey),
-    }, el("kbd", {}, place < 9 ? String(place + 1) : ""), el("span", { class: "name" }, name),
+    }, place < 9 ? el("kbd", {}, String(place + 1)) : el("span"), el("span", { class: "name" }, name),
     el("span", { class: "state" }, words),
     probability ? el("small", {}, probability, bare.includes(name) ? " (not calibrated)" : "") : null));
   }));
@@ -258,7 +206,7 @@ const KEYS = [ // key, what the help says, what is done, button
   [",", "Smaller brush", () => tools.resize(1 / 1.3), "smaller"],
   [".", "Larger brush", () => tools.resize(1.3), "larger"],
   ["Q", "Next class to draw", nextClass, null],
-  ["T", "Take over the outline of the model", takeOutline, "take"],
+  ["T", "Take over the outline of the model", async () => fillMask(await opinions.mask()), "take"],
   ["D", "Empty mask: there is nothing to outline", () => fillMask(new Uint8Array(board.mask?.values.length ?? 0)), "empty"],
   ["H", "Heatmap on and off", toggle("heat"), null],
   ["O", "Outline of the model on and off", toggle("outline"), null],
@@ -274,33 +222,13 @@ const KEYS = [ // key, what the help says, what is done, button
   ["?", "These keys", () => $("help").showModal(), "open-help"],
 ];
 
-function pressed(event) {
-  if (document.querySelector("dialog[open]")) return;
-  const { key, code, target } = event, control = event.ctrlKey || event.metaKey;
-  if (event.altKey || event.isComposing || target.matches("input[type=number], select, textarea")) return;
-  const digit = /^(?:Digit|Numpad)([1-9])$/.exec(code)?.[1];
-  let action = null;
-  if (control) {
-    const ways = { z: event.shiftKey ? "redo" : "undo", y: "redo" };
-    action = key.toLowerCase() === "s" ? save : ways[key.toLowerCase()] && step(ways[key.toLowerCase()]);
-  } else if (digit) action = () => pressFinding(digit - 1, event.shiftKey);
-  else action = KEYS.find(([name]) => name === key.toUpperCase())?.[2];
-  if (!action) return;
-  event.preventDefault();
-  attempt(action);
-}
-
-for (const [key, help, action, button] of KEYS) {
-  $("keys").append(el("div", {}, el("dt", {}, el("kbd", {}, key)), el("dd", {}, help)));
-  if (button) $(button).addEventListener("click", () => attempt(action));
-}
-document.addEventListener("keydown", pressed);
-for (const id of ["heat", "heat-kind", "outline", "outline-kind", "opinion"]) $(id).addEventListener("change", showModels);
-$("mine").addEventListener("change", () => { viewer.showsFill = $("mine").checked; if (viewer.image) outlines(); });
+listen(KEYS, { s: save, z: step("undo"), "shift+z": step("redo"), y: step("redo") },
+  (number, shift) => pressFinding(number - 1, shift));
 window.addEventListener("beforeunload", (event) => { if (unsaved()) event.preventDefault(); });
 
 await attempt(() => move(async () => {
   await readInfo();
+  attempt(() => training.refresh()); // one may be under way
   const before = sessionStorage.getItem(LAST);
   if (before === null) await next();
   else await open(before).catch(next);

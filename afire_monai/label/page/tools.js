@@ -14,7 +14,7 @@ const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], Arrow
 
 export class Tools {
   tool = "window";
-  size = 20; // of the brush: its diameter in pixels of the image
+  size = null; // of the brush: its diameter in pixels of the image
   locked = false; // while another image comes, nothing is drawn
   value = 1; // class that is drawn
   #gesture = null; // {kind, before, from, last, value}

@@ -12,6 +12,7 @@ const number = (value) => (typeof value === "number" ? value.toFixed(3) : "–")
 
 export class Training {
   #busy = false;
+  #timer = 0;
   #last = null; // task that was started last from here
 
   /** `changed` is called when another model may be in use. */
@@ -35,12 +36,19 @@ export class Training {
       "with --findings or --classes, and a model folder that has an encoder.")]));
     if (focused) $(focused)?.focus();
     this.#headline(info.train_stats);
-    if (this.#busy) setTimeout(() => attempt(() => this.#watch()), 1000);
+    if (this.#busy) this.#watchSoon(1000);
+  }
+
+  #watchSoon(milliseconds) {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => attempt(() => this.#watch()), milliseconds);
   }
 
   async #watch() {
+    this.#watchSoon(5000); // if the server does not answer this time
     await this.refresh();
     if (this.#busy) return;
+    clearTimeout(this.#timer);
     const { train_stats: stats } = await api.info();
     const result = stats[this.#last] ?? {};
     say(result.failed ? `Training failed: ${result.failed}` : `Training ended: ${OUTCOMES[result.model] ?? "stopped"}`,
@@ -50,7 +58,8 @@ export class Training {
 
   #headline(stats) {
     const { epoch = 0, total_epochs: total } = stats[this.#last] ?? {};
-    $("open-training").firstChild.textContent = this.#busy ? `Training: epoch ${epoch} of ${total ?? "…"} ` : "Train ";
+    $("open-training").firstChild.textContent = !this.#busy ? "Train "
+      : total ? `Training: epoch ${epoch} of ${total} ` : "Training starts … ";
   }
 
   #part(task, info, versions, running) {
@@ -67,7 +76,8 @@ export class Training {
     return el("section", { "aria-label": NAMES[task] },
       el("h3", {}, `${NAMES[task]} `, el("small", {}, info.trainers[task].description ?? "")),
       el("p", { class: "row" }, el("label", {}, "Epochs ", field), start, stop),
-      mine ? el("progress", { max: stats.total_epochs || 1, value: stats.epoch || 0, "aria-label": "epochs" }) : null,
+      mine ? el("progress", { max: stats.total_epochs || 1, value: stats.total_epochs ? stats.epoch || 0 : null,
+        "aria-label": "epochs" }) : null,
       this.#result(stats, mine), this.#versions(task, versions));
   }
 
@@ -77,7 +87,8 @@ export class Training {
 
   #result(stats, mine) {
     if (stats.failed) return el("p", { class: "bad" }, `The last training failed: ${stats.failed}`);
-    if (mine) return el("p", {}, `Epoch ${stats.epoch ?? 0} of ${stats.total_epochs ?? "…"}. You can go on labelling.`);
+    if (mine) return el("p", {}, (stats.total_epochs ? `Epoch ${stats.epoch ?? 0} of ${stats.total_epochs}. `
+      : "It starts. ") + "You can go on labelling.");
     if (!stats.model) return el("p", {}, "Not trained yet. At least 4 labelled images of 2 patients are needed.");
     const judged = Object.entries(stats.judged ?? {}).map(([name, { verdict, with: present, without, difference }]) =>
       el("tr", {}, ...[name, verdict, present, without, difference

@@ -6,6 +6,8 @@ const HEAT = [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255,
 const LEVELS = 65535;
 
 export const colourOf = (value) => COLOURS[(value - 1) % COLOURS.length];
+/** The same for what a model drew: paler. */
+export const paleOf = (value) => colourOf(value).map((part) => Math.round(0.35 * part + 0.65 * 255));
 export const css = (colour) => `rgb(${colour.join(" ")})`;
 
 export class Viewer {
@@ -19,7 +21,7 @@ export class Viewer {
   heat = null; // canvases of the image's size, or null
   fill = null;
   showsFill = true;
-  outlines = []; // {path, colour, dashed}
+  outlines = []; // {path, colour}
   cursor = null; // {x, y, radius} in pixels of the image
   frame = null; // {from, to}: a box that is being drawn
   #pending = false;
@@ -92,7 +94,7 @@ export class Viewer {
     this.heat = values && this.#coloured(values, (value) => {
       const place = (value / 255) * (HEAT.length - 1), low = Math.min(HEAT.length - 2, Math.floor(place));
       const mixed = HEAT[low].map((part, band) => part + (place - low) * (HEAT[low + 1][band] - part));
-      return [...mixed, Math.min(190, 1.2 * value)];
+      return [...mixed, Math.max(0, 0.75 * (value - 30))]; // what is hardly unusual leaves the radiograph clear
     });
     this.draw();
   }
@@ -106,7 +108,7 @@ export class Viewer {
     for (let row = 0; row < high; row++) {
       for (let column = 0; column < wide; column++) {
         const value = mask.values[(top + row) * mask.columns + left + column];
-        if (value) part.data.set([...colourOf(value), 90], 4 * (row * wide + column));
+        if (value) part.data.set([...colourOf(value), 60], 4 * (row * wide + column));
       }
     }
     this.fill.getContext("2d").putImageData(part, left, top);
@@ -162,28 +164,28 @@ export class Viewer {
     if (this.heat) context.drawImage(this.heat, 0, 0);
     context.imageSmoothingEnabled = false;
     if (this.fill && this.showsFill) context.drawImage(this.fill, 0, 0);
-    for (const { path, colour, dashed } of this.outlines) {
-      this.#stroke(path, "rgb(0 0 0 / 60%)", 4, []);
-      this.#stroke(path, css(colour), 2, dashed ? [6, 4] : []);
+    for (const { path, colour } of this.outlines) {
+      this.#stroke(path, "rgb(0 0 0 / 60%)", 4);
+      this.#stroke(path, css(colour), 2);
     }
     if (this.frame) {
       const { from, to } = this.frame, path = new Path2D();
       path.rect(from.x, from.y, to.x - from.x, to.y - from.y);
-      this.#stroke(path, "white", 1.5, [5, 3]);
+      this.#stroke(path, "black", 3);
+      this.#stroke(path, "white", 1.5);
     }
     if (this.cursor) {
       const { x, y, radius } = this.cursor, path = new Path2D(), arm = radius ? 0 : 8 / scale;
       if (radius) path.arc(x, y, radius, 0, 2 * Math.PI);
       path.moveTo(x - arm, y); path.lineTo(x + arm, y);
       path.moveTo(x, y - arm); path.lineTo(x, y + arm);
-      this.#stroke(path, "black", 3, []);
-      this.#stroke(path, "white", 1.2, []);
+      this.#stroke(path, "black", 3);
+      this.#stroke(path, "white", 1.2);
     }
   }
 
-  #stroke(path, colour, width, dashes) {
+  #stroke(path, colour, width) {
     Object.assign(this.context, { strokeStyle: colour, lineWidth: width / this.scale });
-    this.context.setLineDash(dashes.map((length) => length / this.scale));
     this.context.stroke(path);
   }
 }
