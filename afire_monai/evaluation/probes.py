@@ -65,7 +65,7 @@ def raw_pixels(images: Tensor, side: int = 32) -> NDArray[np.float32]:
 
 
 def knn_probe(train: NDArray, labels: NDArray, test: NDArray, k: int = 20) -> NDArray[np.float64]:
-    """Score test features by their nearest training features.
+    """Score test features by their nearest training features; return (m,) share of positive votes in 0…1.
 
     Features are standardised with the training set's mean and deviation, then compared by cosine; the k nearest vote
     with weight exp(similarity / 0.07), as is usual for self-supervised encoders (Wu et al., CVPR 2018).
@@ -75,9 +75,6 @@ def knn_probe(train: NDArray, labels: NDArray, test: NDArray, k: int = 20) -> ND
         labels: (n,) 0 or 1.
         test: (m, d).
         k: neighbours, at most n.
-
-    Returns:
-        (m,) share of positive votes in 0…1.
     """
     scaler = StandardScaler().fit(train)
     a, b = scaler.transform(train), scaler.transform(test)
@@ -93,12 +90,7 @@ def knn_probe(train: NDArray, labels: NDArray, test: NDArray, k: int = 20) -> ND
 def linear_probe(train: NDArray, labels: NDArray, test: NDArray, groups: NDArray, seed: int = 0) -> NDArray[np.float64]:
     """Fit a logistic regression on frozen features; its strength is chosen inside the training set, by patient.
 
-    Args:
-        train: (n, d).
-        labels: (n,) 0 or 1.
-        test: (m, d).
-        groups: (n,) patient of each training case.
-        seed: of the folds.
+    Arguments are as for `knn_probe`; ``groups`` (n,) are the patients of the training cases.
 
     Returns:
         (m,) decision values, higher means positive.

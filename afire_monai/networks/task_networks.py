@@ -173,12 +173,7 @@ class ViTSegmenter(nn.Module):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], **encoder_overrides: Any) -> ViTSegmenter:
-        """Build an untrained segmenter from :attr:`config`.
-
-        Args:
-            config: as :attr:`config` gives it.
-            encoder_overrides: arguments of the encoder's class to change.
-        """
+        """Build an untrained segmenter from :attr:`config`."""
         encoder = encoder_from_config(config["encoder"], **encoder_overrides)
         return cls(encoder, config["classes"], config["width"])
 

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from afire_monai.core.errors import DataListError
-from afire_monai.core.precision import set_precision
+from afire_monai.core.precision import best_device, set_precision
 from afire_monai.datalists.file import datalist_hash, is_normal, load_datalist, read_raw, reader_options
 from afire_monai.datalists.patients import patient_of
 from afire_monai.datalists.targets import UncertainPolicy
@@ -22,7 +22,7 @@ from afire_monai.models.shipped import shipped_folder
 from afire_monai.networks.task_networks import NormalDistance, ViTClassifier
 from afire_monai.predictions.anomaly.build_reference import MIN_NORMALS
 from afire_monai.predictions.anomaly.normals import fit_images
-from afire_monai.predictions.features import Embedding, FeatureReader, best_device
+from afire_monai.predictions.features import Embedding, FeatureReader
 from afire_monai.training.finetuning import (
     Answers,
     CalibrationMethod,
@@ -33,9 +33,8 @@ from afire_monai.training.finetuning import (
 )
 from afire_monai.training.task_data import classification_data
 from afire_monai.training.tasks import Classification
+from afire_monai.training.worth import STRENGTH
 
-STRENGTH = 0.01
-"""C of the logistic regression: features of deviation 1, a penalty of 1 / (2 C) on the squared weights."""
 TRUST = 10.0
 """Factor of the distance from normal radiographs among those features: its weight is penalised a hundredth as much."""
 
@@ -44,12 +43,7 @@ TRUST = 10.0
 class Probe:
     """A classifier that was fitted.
 
-    Attributes:
-        labelled: number of training images whose labels were used.
-        normals: number of normal radiographs that the distance is measured from; 0 if it was left out.
-        figures: of the validation section.
-        left_out: reasons by place, for each section with files that cannot be used.
-        scores: a line for each section and label.
+    ``left_out`` holds reasons by place for each section, ``scores`` a line for each section and label.
     """
 
     labelled: int

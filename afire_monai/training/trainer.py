@@ -237,8 +237,7 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
     def check_finite(self) -> None:
         """Stop if a loss since the last look is not finite.
 
-        Raises:
-            TrainingHaltedError: naming the batch's files, and where the last good checkpoint is.
+        Raises TrainingHaltedError: naming the batch's files, and where the last good checkpoint is.
         """
         recent, self._recent = self._recent, []
         if not recent or torch.stack([loss for loss, _ in recent]).isfinite().all():
@@ -260,8 +259,7 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
     def run(self) -> None:
         """Train until ``max_epochs``; a run that has already got there is left as it is.
 
-        Raises:
-            SystemExit: with status 75 if a scheduler asked for an end and a checkpoint was written.
+        Raises SystemExit: with status 75 if a scheduler asked for an end and a checkpoint was written.
         """
         if self.state.epoch >= self.state.max_epochs:
             logger.warning("already trained for %d epochs: ask for more with --epochs", self.state.epoch)
