@@ -101,10 +101,10 @@ def modality_names(modalities: Collection[str] | str | None) -> tuple[str, ...] 
 
 
 def integer(dataset: Any, keyword: str, default: int) -> int:
-    """Value of an element as an integer; the default where it is absent or not a number."""
+    """Value of an element as an integer; the default where it is absent, damaged or not a number."""
     try:
         return int(dataset.get(keyword, default))
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # pydicom raises many unrelated types on damaged elements
         return default
 
 

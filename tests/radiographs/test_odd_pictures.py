@@ -264,3 +264,13 @@ def test_picture_that_asks_for_all_memory_is_a_refusal(tmp_path: Path, monkeypat
         read_picture(tmp_path / "a.png")
     with pytest.raises(RadiographError, match=r"a.png: mask not readable"):
         read_mask(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("kind", [b"U3", b"US"])
+def test_sizes_that_are_damaged_elements_are_not_known(tmp_path, kind):
+    path = dicom(tmp_path / "a.dcm")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\x28\x00\x11\x00US")
+    data[at + 4 : at + 10] = kind + b"\x01\x00" + data[at + 8 : at + 9]  # of no kind that is known, or one byte long
+    path.write_bytes(data)
+    assert picture_size(path) == (5, 0)
