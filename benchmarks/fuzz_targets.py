@@ -196,8 +196,10 @@ NAMES = ("cls_token", "pos_embed", "register_tokens", "rope_embed.periods", "rop
          "blocks.0.mlp.up_proj.weight", "blocks.0.mlp.gate_proj.weight", "blocks.0.mlp.fc1.weight",
          "blocks.0.attn.q_proj.weight", "blocks.0.attn.q_proj.bias", "blocks.0.attention.attention.key.weight",
          "blocks.0.ls1.gamma", "head.weight", "positions", "teacher.backbone.patch_embed.proj.weight")  # fmt: skip
-SHAPES: tuple[list[int], ...] = ([], [0], [1], [8], [24], [8, 8], [1, 8], [1, 4, 8], [1, 10, 8], [3, 8], [1, 1, 8], [1, 1, 4], [2, 5, 8],
-          [8, 1, 2, 2], [8, 3, 2, 3], [0, 3, 2, 2], [16, 8], [8, 16], [1, 0, 8])  # fmt: skip
+SHAPES: tuple[list[int], ...] = (
+    *([], [0], [1], [8], [24], [8, 8], [1, 8], [3, 8], [16, 8], [8, 16]),
+    *([1, 4, 8], [1, 10, 8], [1, 1, 8], [1, 1, 4], [2, 5, 8], [1, 0, 8], [8, 1, 2, 2], [8, 3, 2, 3], [0, 3, 2, 2]),
+)
 BYTES = {"F16": 2, "F32": 4, "F64": 8, "BF16": 2, "I64": 8, "U8": 1, "BOOL": 1}
 
 

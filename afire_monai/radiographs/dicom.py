@@ -115,10 +115,14 @@ def looks_like_dicom(head: bytes) -> bool:
 
 def _convert_elements(path: Path, dataset: Any) -> list[str]:
     """Convert what is used, which shows damage; return what is optional, cannot be used, and was taken out."""
+    from pydicom import Sequence
+
     odd = []
     for keyword in _USED_ELEMENTS:
         try:
             value = dataset.get(keyword)  # elements are converted when first asked for
+            if value is not None and isinstance(value, Sequence) != keyword.endswith("Sequence"):
+                raise TypeError
             if keyword in _NUMBERS and value is not None and value != "":
                 several = value if hasattr(value, "__len__") and not isinstance(value, str) else [value]
                 if not all(math.isfinite(float(number)) for number in several):
