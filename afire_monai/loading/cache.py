@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from afire_monai.core.console import hidden
 from afire_monai.core.errors import DataListError, RadiographError
-from afire_monai.core.files import whole_file
+from afire_monai.core.files import change_time, whole_file
 from afire_monai.core.pool import Failure
 from afire_monai.datalists.paths import ImagePaths
 from afire_monai.radiographs.decode import read_picture
@@ -163,7 +163,7 @@ def file_facts(paths: ImagePaths) -> tuple[NDArray[np.int64], NDArray[np.int64]]
             except OSError:
                 facts += (-1, -1)
             else:
-                facts += (found.st_size, found.st_mtime_ns)
+                facts += (found.st_size, change_time(found))
         return facts
 
     raw = paths.raw_paths()

@@ -493,3 +493,16 @@ def test_image_paths_are_items_that_are_made_when_asked_for():
     assert len(ImagePaths([])) == 0
     with pytest.raises(IndexError):
         paths[4]
+
+
+@pytest.mark.parametrize("seconds", [2**33, 15_000_000_000, -(2**31)])
+def test_files_from_another_century_are_read_once(tmp_path, seconds, monkeypatch):
+    paths = pictures(tmp_path / "in", 2)
+    file = tmp_path / "in" / "p0.png"
+    os.utime(file, (seconds, seconds))
+    assert build(paths, tmp_path / "c") == 2
+    assert build(paths, tmp_path / "c") == 0
+    Image.fromarray(pixels(7)).save(file)
+    os.utime(file, (seconds + 1, seconds + 1))
+    assert build(paths, tmp_path / "c") == 1
+    assert np.array_equal(DiskCache(tmp_path / "c", paths).stored([0])[0], pixels(7))
