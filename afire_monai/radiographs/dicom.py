@@ -304,15 +304,17 @@ def _with_sign(stored: NDArray[np.integer[Any]], dataset: Any) -> NDArray[np.int
 def _transfer_syntax(path: Path, dataset: Any) -> Any:
     """The file's transfer syntax; without file meta information, the one that the bare data set was found to be in."""
     from pydicom.dataset import FileMetaDataset
-    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+    from pydicom.multival import MultiValue
+    from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     meta = getattr(dataset, "file_meta", None)
     if meta is not None and "TransferSyntaxUID" in meta:
         uid = meta.TransferSyntaxUID
-        if hasattr(uid, "name"):
-            return uid
-        meta.TransferSyntaxUID = uid[0]  # several are written by mistake; the first is the file's
-        return meta.TransferSyntaxUID
+        if isinstance(uid, MultiValue) and uid:
+            uid = meta.TransferSyntaxUID = uid[0]  # several are written by mistake; the first is the file's
+        if not isinstance(uid, UID):
+            raise refusal(path, "broken or truncated", "its transfer syntax is no UID. Copy it again from its source")
+        return uid
     if dataset["PixelData"].is_undefined_length:
         raise refusal(
             path,

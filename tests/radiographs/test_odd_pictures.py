@@ -301,3 +301,13 @@ def test_a_look_up_table_that_is_no_sequence_counts_as_absent(tmp_path):
     dataset.save_as(path, enforce_file_format=True)
     found = read_picture(path, modalities=None)
     assert np.array_equal(found.pixels, expected.pixels)
+
+
+def test_a_transfer_syntax_of_numbers_is_a_refusal(tmp_path):
+    path = dicom(tmp_path / "a.dcm")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\x02\x00\x10\x00UI")
+    data[at + 4 : at + 6] = b"SL"
+    path.write_bytes(data)
+    with pytest.raises(RadiographError, match="transfer syntax is no UID"):
+        read_picture(path, modalities=None)
