@@ -18,8 +18,7 @@ CONFIGS = ("pretrain.yaml", "method_afire.yaml")
 def bundle_root() -> Path:
     """Find the bundle's folder: in the installed package, or beside it in a source checkout.
 
-    Raises:
-        AfireError: if it is in neither place.
+    Raises AfireError if it is in neither place.
     """
     package = Path(afire_monai.__file__).parent
     for folder in (package / "bundle", package.parent / "bundle"):

@@ -41,8 +41,7 @@ def check(
     from afire_monai.core.errors import DataListError
     from afire_monai.datalists.check import check_path
     from afire_monai.datalists.normal import normal_in_words
-    from afire_monai.datalists.validate import open_datalist
-    from afire_monai.datalists.without import write_without
+    from afire_monai.datalists.validate import open_datalist, write_without
 
     silence()
     is_list = path.lower().endswith(".json") and not Path(path).is_dir()

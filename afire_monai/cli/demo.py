@@ -83,9 +83,6 @@ def run_demo(
         resume: go on with what is in the folder.
         overwrite: delete what an earlier demo left in the folder.
 
-    Returns:
-        The report's path.
-
     Raises:
         AfireError: if the folder is in use and neither ``resume`` nor ``overwrite`` says what to do with it.
     """
@@ -120,11 +117,7 @@ def _run(folder: Path, settings: dict[str, Any], phantoms: dict[str, int], resum
 
 
 def make_way(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Refuse to touch a folder that is in use, unless told what to do with an earlier demo in it.
-
-    Raises:
-        AfireError: naming the options that there are.
-    """
+    """Refuse to touch a folder that is in use, unless told what to do with an earlier demo in it."""
     from afire_monai.core.errors import AfireError
 
     if resume and overwrite:

@@ -48,6 +48,14 @@ EXPANDED: dict[str, dict[str, tuple[str, Any, str]]] = {
     "dimse": DIMSE,
 }
 """Parameters of functions, and the options that a command has in their place."""
+USUAL = {
+    "out": "JSON file to write.",
+    "masks": "folder to write masks into; <list>_masks beside out unless given.",
+    "fractions": "shares of training, validation and test.",
+    "seed": "of the split.",
+    "read_headers": "take sex, age and view from the DICOM headers (reads every file once).",
+}
+"""What options mean to a function that builds a data list and says nothing else."""
 
 
 class Command:
@@ -102,7 +110,7 @@ class Command:
         head, lines = _sections(inspect.getdoc(self.run) or "")
         if self.work:
             other, documented = _sections(_source(self.work)[1])
-            head, lines = head or f"{other}\n\nExample: {self.example}", {**documented, **lines}
+            head, lines = head or f"{other}\n\nExample: {self.example}", {**USUAL, **documented, **lines}
         for options in EXPANDED.values():
             lines = {**{name: line for name, (_, _, line) in options.items()}, **lines}
         entries = [f"    {name}: {lines[name]}" for name in self.signature.parameters if name in lines]
@@ -130,8 +138,7 @@ def reader_arguments(
 ) -> dict[str, Any]:
     """Return the arguments of the reader that were given on a command line.
 
-    Raises:
-        RadiographError: one has a value that it cannot have.
+    Raises RadiographError: one has a value that it cannot have.
     """
     from afire_monai.radiographs.decode import checked_options
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from afire_monai.cli.fronts import front
@@ -213,4 +214,58 @@ def figures(
     for _, words in verdicts(numbers):
         print(words)
     print(f"written: {page}")
+    return 0
+
+
+def export(
+    model: tuple[str, ...],
+    *,
+    format: str,
+    out: str,
+    kind: str | None = None,
+    images: tuple[str, ...] = (),
+    section: str = "test",
+    compared: int = 8,
+) -> int:
+    """Export a model to ONNX, TorchScript, an exported program of PyTorch, timm or Hugging Face.
+
+    What is written is compared with PyTorch, and kept only if nothing differs by more than 1e-4. Nothing is uploaded.
+
+    Example: afire export runs/mine/models --format onnx --out encoder.onnx
+
+    Example: afire export runs/tuned/models --format onnx --kind classifier --images radiographs --out exports
+
+    Args:
+        model: model folder of a run, or several with commas between them; or the name of a model that comes with the
+            package, whose detector has the reference of adults.
+        format: onnx, torchscript, torch_export (files, for batches of any size), timm or hf (folders).
+        out: file or folder to write; a file has the format's suffix (.onnx, .pt, .pt2).
+        kind: classifier, segmenter, encoder or detector; the first of them that the folder holds unless given.
+        images: folders, files or one data list to compare on, with commas between them; phantoms unless given.
+        section: of the data list.
+        compared: number of images to compare on, at least 3.
+    """
+    silence()
+    from afire_monai.core.errors import AfireError
+    from afire_monai.models.export import OPSET, SUFFIXES, export_graph
+    from afire_monai.models.layouts import LAYOUTS, export_layout
+    from afire_monai.models.shipped import shipped_models, shipped_names
+    from afire_monai.predictions.exportable import comparison_images, load_exportable
+
+    if format not in (*SUFFIXES, *LAYOUTS):
+        raise AfireError(f"--format must be one of {', '.join((*SUFFIXES, *LAYOUTS))}, got {format!r}")
+    exportable = load_exportable(shipped_models(name=model[0]) if model[0] in shipped_names() else model, kind)
+    pictures = comparison_images(exportable.size, images, section, compared)
+    if format in LAYOUTS:
+        report = export_layout(exportable, pictures, Path(out), format)
+    else:
+        path = Path(out)
+        path = path if path.suffix == SUFFIXES[format] else path / f"{exportable.kind}{SUFFIXES[format]}"
+        report = export_graph(exportable, pictures, path, format)
+    opset = f", opset {OPSET}" if format == "onnx" else ""
+    print(f"written:  {report.path} ({exportable.kind}, {format}{opset})")
+    print(f"compared: {report.images} images with PyTorch, one alone and the others as a batch")
+    for name, difference in report.differences.items():
+        print(f"          {name}: largest difference {difference:.2g}")
+    print("note:     research software, not a medical device")
     return 0

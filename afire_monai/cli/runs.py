@@ -183,16 +183,9 @@ def _run(configs: list[str], settings: tuple[str, ...], given: dict[str, Any], r
     """Run configs of the bundle with these settings; say which line of MONAI's does the same."""
     _require_inputs(given, settings)
     from afire_monai.cli.bundle import bundle_root, run_configs
-    from afire_monai.training.settings import parse_value
+    from afire_monai.training.settings import read_settings
 
-    values = dict(given)
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or not key.isidentifier():
-            raise AfireError(f"{setting}: settings are written key=value, for example epochs=20")
-        if key in given:
-            raise AfireError(f"{setting}: set by the command itself; use its own option")
-        values[key] = parse_value(value)
+    values = {**given, **read_settings(settings, given)}
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         configs = [*configs, "multi_gpu.yaml"]
     for name in configs:

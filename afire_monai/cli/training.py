@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,10 +66,6 @@ def plan(
         from_run: output_dir of a short run on one such device; its settings.yaml has whatever is not given.
         memory: GiB of one device, to say which batch fits.
     """
-    import torch
-
-    from afire_monai.core.errors import AfireError
-    from afire_monai.core.precision import set_precision
     from afire_monai.networks.build import ENCODER_PRESETS
     from afire_monai.training import planning
 
@@ -82,13 +78,18 @@ def plan(
     # encoders with a stride of their own take no other
     given = {**given, "precision": precision, "patch_size": ENCODER_PRESETS.get(preset or "", {}).get("patch_size")}
     settings = planning.settings_of(configs, list(given)) | {k: v for k, v in given.items() if v is not None}
+    _check_plan(count, settings, gpus=gpus, share=share, tflops=tflops, memory=memory)
+    _print_plan(count, settings, configs, gpus, memory, from_run, tflops, SHARES if share is None else (share,))
+    return 0
+
+
+def _check_plan(count: int, settings: dict[str, Any], gpus: int, share: float | None, **above: float | None) -> None:
     for name, value in (("epochs", settings["epochs"]), ("batch-size", settings["batch_size"]), ("gpus", gpus)):
         if value < 1:
             raise AfireError(f"--{name} is {value}; at least 1 is expected")
-    dtype = set_precision(settings["precision"])
     if share is not None and not 0 < share <= 1:
         raise AfireError(f"--share is a part of the matrix rate, above 0 and at most 1; got {share}")
-    for name, number in (("tflops", tflops), ("memory", memory)):
+    for name, number in above.items():
         if number is not None and not 0 < number < math.inf:
             raise AfireError(f"--{name} is {number}; a number above 0 is expected")
     if count < settings["batch_size"] * gpus:
@@ -96,7 +97,24 @@ def plan(
             f"{count} images are fewer than one step takes ({gpus} process(es) of batch {settings['batch_size']}); "
             "give a smaller --batch-size"
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _print_plan(
+    count: int,
+    settings: dict[str, Any],
+    configs: Sequence[Any],
+    gpus: int,
+    memory: float | None,
+    from_run: str | None,
+    tflops: float | None,
+    shares: tuple[float, ...],
+) -> None:
+    import torch
+
+    from afire_monai.core.precision import best_device, set_precision
+    from afire_monai.training import planning
+
+    device, dtype = best_device(), set_precision(settings["precision"])
     torch.manual_seed(0)
     built, optimizer = planning.build_training(configs, {**settings, "device": str(device)})
     cost = planning.count_step(built, device, settings["precision"])
@@ -106,18 +124,13 @@ def plan(
     if from_run is not None:
         speeds, source = [planning.speed_of_run(from_run) * gpus], "the run's median speed, times the processes"
     elif tflops is not None:
-        speeds, source = _speed_on(tflops, SHARES if share is None else (share,), cost, gpus)
+        speeds = [tflops * 1e12 * part / cost.flops_per_image * gpus for part in shares]
+        source = f"{tflops:g} TFLOP/s, of which {' to '.join(f'{part:.0%}' for part in shares)} are reached"
     else:
         speeds, source = _speed_here(built, optimizer, cost, device, settings, dtype, gpus)
     times = sorted(planning.hours(count, settings["epochs"], speed) for speed in speeds)
     print(f"speed:       {' to '.join(f'{speed:.4g}' for speed in speeds)} images/s ({source})")
     print(f"time:        {' to '.join(_in_words(value) for value in times)}, without reading of images")
-    return 0
-
-
-def _speed_on(tflops: float, shares: tuple[float, ...], cost: StepCost, gpus: int) -> tuple[list[float], str]:
-    speeds = [tflops * 1e12 * part / cost.flops_per_image * gpus for part in shares]
-    return speeds, f"{tflops:g} TFLOP/s, of which {' to '.join(f'{part:.0%}' for part in shares)} are reached"
 
 
 def _speed_here(
@@ -134,8 +147,6 @@ def _speed_here(
 
 
 def _images(images: int | None, datalist: str | None) -> int:
-    from afire_monai.core.errors import AfireError
-
     if (images is None) == (datalist is None):
         raise AfireError("give either --images N or --datalist FILE, to say how many images there are")
     if datalist is not None:
@@ -149,7 +160,6 @@ def _images(images: int | None, datalist: str | None) -> int:
 
 def _configs(method: str, config: str | None) -> list[Path]:
     from afire_monai.cli.bundle import bundle_root
-    from afire_monai.core.errors import AfireError
 
     folder = bundle_root() / "configs"
     chosen = folder / f"method_{method}.yaml"
@@ -210,8 +220,7 @@ def probe(work: Callable[..., Any], *, datalist: str, out: str, model: str | Non
     """
     silence()
     require_path("data list", datalist, "make one with `afire datalist`")
-    if model is not None:
-        require_path("--model", model, "give a model folder (models/ of a run)")
+    require_path("--model", model, "give a model folder (models/ of a run)")
     done = work(datalist, out, model, **options)
     print(f"labels of: {done.labelled} training images")
     print(
@@ -234,8 +243,7 @@ def worth(work: Callable[..., Any], *, datalist: str, model: str | None = None, 
     """
     silence()
     require_path("data list", datalist, "make one with `afire datalist`")
-    if model is not None:
-        require_path("--model", model, "give a model folder (models/ of a run)")
+    require_path("--model", model, "give a model folder (models/ of a run)")
     from afire_monai.training.worth import worth_lines
 
     print(worth_lines(work(datalist, model, **options)))
@@ -270,10 +278,12 @@ def crossvalidate(
     from afire_monai.cli.bundle import run_configs
     from afire_monai.datalists.file import datalist_hash, read_raw
     from afire_monai.training.finetuning import facts
+    from afire_monai.training.settings import read_settings
 
     if folds < 2:
         raise AfireError(f"--folds {folds}: at least 2 are expected")
-    extra = _parse(settings)
+    taken = ("datalist", "init", "output_dir", "folds", "fold", "seed", "resume")
+    extra = read_settings(settings, taken)
     if not Path(datalist).is_file():
         raise DataListError(f"no data list at {datalist!r}; make one with `afire datalist`")
     sha256 = datalist_hash(read_raw(Path(datalist)))
@@ -341,21 +351,6 @@ def summarise(results: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
     return summary
 
 
-def _parse(settings: tuple[str, ...]) -> dict[str, Any]:
-    from afire_monai.training.settings import parse_value
-
-    parsed = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or not key:
-            raise AfireError(f"--settings {setting}: key=value is expected, for example epochs=20")
-        parsed[key] = parse_value(value)
-    taken = {"datalist", "init", "output_dir", "folds", "fold", "seed", "resume"} & set(parsed)
-    if taken:
-        raise AfireError(f"--settings {', '.join(sorted(taken))}: set by the command itself; use its options")
-    return parsed
-
-
 def _write(out: Path, summary: dict[str, dict[str, Any]], folds: int, seed: int) -> None:
     text = json.dumps({"folds": folds, "seed": seed, "figures": summary}, indent=1) + "\n"
     try:
@@ -373,6 +368,21 @@ def _write(out: Path, summary: dict[str, dict[str, Any]], folds: int, seed: int)
     if not summary:
         print("no fold has a label with both classes among its validation images: use fewer folds or more images")
     print(f"written: {out / 'crossvalidation.json'}")
+
+
+def ui(runs: str, *more: str, port: int = 5000) -> int:
+    """Open MLflow's pages in one view over all runs below some folders, on this machine only, until interrupted.
+
+    Example: afire ui runs
+
+    Args:
+        runs: folder of a run, or one that holds runs.
+        more: further folders.
+        port: of the pages, on 127.0.0.1.
+    """
+    from afire_monai.training.run_stores import show_runs
+
+    return show_runs((runs, *more), port)
 
 
 def report(run_dir: str) -> int:

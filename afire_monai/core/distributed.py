@@ -79,11 +79,7 @@ def wait_for_all() -> None:
 
 
 def from_first(value: T) -> T:
-    """Return process 0's value in every process, however long they have to wait for it.
-
-    Args:
-        value: a plain value; only process 0's counts.
-    """
+    """Return process 0's value in every process, however long they have to wait for it."""
     if world_size() == 1:
         return value
     values = [value]

@@ -49,13 +49,9 @@ class TrainingHaltedError(AfireError):
     """Training stopped itself because going on would waste the run (a loss that is not finite)."""
 
 
-def require_path(option: str, path: str | os.PathLike[str], remedy: str) -> None:
-    """Refuse a path of the command line that is not there, before anything heavy is loaded.
-
-    Raises:
-        AfireError: naming option and path, and the remedy.
-    """
-    if not os.path.exists(path):
+def require_path(option: str, path: str | os.PathLike[str] | None, remedy: str) -> None:
+    """Refuse a path of the command line that was given but is not there, before anything heavy is loaded."""
+    if path is not None and not os.path.exists(path):
         raise AfireError(f"{option} {path}: no such file or folder; {remedy}")
 
 

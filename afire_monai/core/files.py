@@ -19,10 +19,8 @@ def close_to_others() -> None:
 
     The permissions of the owner and the group stay those of the umask. ``AFIRE_UMASK`` (octal, as 022) overrides it:
     077 keeps files from the group as well, 002 lets a group write and everybody read. A crash leaves no core dump,
-    which would hold pictures and headers; with ``AFIRE_TRACEBACK`` set the limit stays as it is.
-
-    Raises:
-        AfireError: if ``AFIRE_UMASK`` is not an octal number from 000 to 777.
+    which would hold pictures and headers; with ``AFIRE_TRACEBACK`` set the limit stays as it is. Raises AfireError if
+    ``AFIRE_UMASK`` is not an octal number from 000 to 777.
     """
     wanted = os.environ.get("AFIRE_UMASK", "")
     if wanted and not (len(wanted) <= 4 and set(wanted) <= set("01234567") and int(wanted, 8) <= 0o777):
@@ -136,11 +134,7 @@ def write_rows(path: Path, rows: Iterable[Sequence[Any]], private: bool = False)
 
 
 def refuse_wide(path: Path) -> None:
-    """Refuse a file that others than its owner may use.
-
-    Raises:
-        AfireError: if the mode gives group or others any right.
-    """
+    """Refuse a file that others than its owner may use."""
     mode = stat.S_IMODE(path.stat().st_mode)
     if os.name == "posix" and mode & 0o077:
         raise AfireError(

@@ -26,15 +26,15 @@ _START_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Failure:
-    """A task that gave no result.
+    """A task that gave no result."""
 
-    Attributes:
-        kind: short constant reason.
-        detail: more, for the owner of the files only.
-    """
+    kind: str  #: short constant reason
+    detail: str = ""  #: more, for the owner of the files only
 
-    kind: str
-    detail: str = ""
+
+def threads(wanted: int | None = None) -> int:
+    """Return how many workers to use: the number of cores, at most 8, unless given."""
+    return min(os.cpu_count() or 1, 8) if wanted is None else wanted
 
 
 class Pool:
@@ -64,9 +64,7 @@ class Pool:
     def run(self, work: Callable[[T], R], tasks: Iterable[T]) -> Iterator[tuple[T, R | Failure]]:
         """Do work for each task.
 
-        Args:
-            work: a function that can be pickled.
-            tasks: taken as they are needed.
+        ``work`` is a function that can be pickled.
 
         Yields:
             Tasks with their results, in no order.

@@ -1,4 +1,4 @@
-"""How numbers are rounded on a GPU: one place that says what ``float32`` means there."""
+"""Where is computed, and how numbers are rounded there: one place that says what ``float32`` means on a GPU."""
 
 from __future__ import annotations
 
@@ -32,3 +32,8 @@ def set_precision(precision: str) -> torch.dtype:
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def best_device() -> torch.device:
+    """Return the GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -36,8 +36,7 @@ def is_not_known(text: str) -> bool:
 def parse_label(row: Row, column: str, blank: int | None = None) -> int | None:
     """Return a label value: 1, 0 or -1 (also as 1.0, TRUE, yes, ja), ``blank`` for an empty cell, None for `nan`.
 
-    Raises:
-        DataListError: anything else, with file, line and column.
+    Raises DataListError: anything else, with file, line and column.
     """
     text = row[column]
     if text == "":
@@ -55,8 +54,7 @@ def parse_label(row: Row, column: str, blank: int | None = None) -> int | None:
 def parse_numbers(row: Row, columns: Sequence[str], what: str) -> list[float]:
     """Return finite numbers from cells of a row.
 
-    Raises:
-        DataListError: a cell is no number; file, line and column are named, and ``what`` it is for.
+    Raises DataListError: a cell is no number; file, line and column are named, and ``what`` it is for.
     """
     numbers = [_number(row[column], row.decimal_comma) for column in columns]
     for column, number in zip(columns, numbers, strict=True):
@@ -124,9 +122,7 @@ def look_alikes(names: Iterable[str], preferred: Sequence[str] = ()) -> dict[str
 def padding_hint(wanted: Iterable[str], there: Iterable[str]) -> str:
     """Say how identifiers that were not found would be, if spreadsheets had not dropped their leading zeros.
 
-    Args:
-        wanted: identifiers of a table that were not found.
-        there: those that there are.
+    ``wanted`` was not found among what is ``there``.
 
     Returns:
         A sentence, or "" if padding zeros would not help.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ import numpy as np
 
 from afire_monai.core.console import hidden
 from afire_monai.core.errors import DataListError, RadiographError
+from afire_monai.core.pool import threads
 from afire_monai.datalists.file import load_datalist, present_sections, reader_options
 from afire_monai.radiographs.decode import list_images, read_picture
 from afire_monai.radiographs.picture import Picture
@@ -69,12 +70,7 @@ class FileFacts:
 
 @dataclass
 class CheckReport:
-    """Result of `check_path`.
-
-    Attributes:
-        readable: facts about each file that was read.
-        refused: files that cannot be used, with reasons.
-    """
+    """Result of `check_path`."""
 
     readable: list[FileFacts] = field(default_factory=list)
     refused: list[RefusedFile] = field(default_factory=list)
@@ -198,7 +194,7 @@ def check_files(
 ) -> CheckReport:
     """As `check_path`, for the given image files. Threads suffice: decoding leaves the interpreter lock alone."""
     report = CheckReport()
-    with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8)) as pool:
+    with ThreadPoolExecutor(workers or threads()) as pool:
         results: Iterable[FileFacts | RefusedFile] = pool.map(_examiner(reader), files)
         if progress:
             from tqdm import tqdm
@@ -239,7 +235,4 @@ def _facts(path: str, picture: Picture) -> FileFacts:
 
 
 def _counted(values: Iterable[str]) -> str:
-    counts: dict[str, int] = defaultdict(int)
-    for value in values:
-        counts[value] += 1
-    return ", ".join(f"{name} {n}" for name, n in sorted(counts.items()))
+    return ", ".join(f"{name} {n}" for name, n in sorted(Counter(values).items()))

@@ -101,11 +101,7 @@ def _row(path: Path, line: int, cells: list[str], names: list[str], separator: s
 
 
 def _rows(text: str, separator: str, first: int) -> Iterator[tuple[int, list[str]]]:
-    """Yield each row that is not blank with the line it begins on.
-
-    Raises:
-        csv.Error: naming the line, for a quote that is never closed and the like.
-    """
+    """Yield each row that is not blank with the line it begins on."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     while True:
         line = first + reader.line_num

@@ -213,8 +213,7 @@ def normal_label(datalist: DataList) -> str:
 def reader_options(datalist: DataList) -> dict[str, Any]:
     """Return how the images of a list are to be read (``meta.reader``): arguments of `read_picture` by name.
 
-    Raises:
-        DataListError: another name or value.
+    Raises DataListError: another name or value.
     """
     options = datalist.get("meta", {}).get("reader", {})
     return checked_options(options, "meta.reader")
@@ -258,8 +257,7 @@ def resolve_paths(datalist: DataList, base: Path, where: str = "data list", in_p
 def read_raw(path: Path) -> DataList:
     """Content of a data list file as it stands, with its paths as they are.
 
-    Raises:
-        DataListError: no such file, not JSON, or not an object.
+    Raises DataListError: no such file, not JSON, or not an object.
     """
     try:
         with _no_collection():

@@ -22,12 +22,7 @@ Entry = tuple[str, str, dict[str, Any]]
 class Problem:
     """One thing that is wrong.
 
-    Attributes:
-        kind: short constant name of the problem, by which problems are counted.
-        where: section and index, or key.
-        seen: file or value.
-        advice: what to do.
-        severity: "error", or "warning" where training can go on.
+    ``severity`` is "error", or "warning" where training can go on.
     """
 
     kind: str

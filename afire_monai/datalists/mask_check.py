@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from afire_monai.core.errors import DataListError, RadiographError
+from afire_monai.core.pool import threads
 from afire_monai.datalists.items import Entry, Problem
 from afire_monai.radiographs.decode import picture_size
 from afire_monai.radiographs.masks import read_mask
@@ -34,7 +35,7 @@ def mask_problems(
         Warnings: an empty mask, values that no class names, masks of one value that is not the others'.
     """
     masked = [(f"{where}.mask", i) for _, where, i in entries if i.get("mask") and os.path.isfile(i["mask"])]
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+    with ThreadPoolExecutor(threads()) as pool:
         found = list(pool.map(_examine, masked))
     values: dict[tuple[int, ...], list[Found]] = defaultdict(list)
     for one in found:
@@ -53,11 +54,7 @@ def mask_problems(
 def refuse_wrong_masks(
     items: Sequence[Mapping[str, Any]], classes: Mapping[str, Sequence[int]], ignore: int | None = None
 ) -> None:
-    """Refuse items whose masks would spoil a training, before it starts.
-
-    Raises:
-        DataListError: for each error of `mask_problems`; the first few are named.
-    """
+    """Refuse items whose masks would spoil a training, before it starts."""
     entries: list[Entry] = [("", str(place), dict(item)) for place, item in enumerate(items)]
     errors = [p for p in mask_problems(entries, classes, ignore) if p.severity == "error"]
     if errors:

@@ -13,9 +13,7 @@ from afire_monai.datalists.file import DEFAULT_NORMAL, DataList, normal_label, n
 def find_normal(labels: Sequence[str], given: str | None = None) -> str:
     """Return the label that means "no finding".
 
-    Args:
-        labels: of a list.
-        given: the name that the user gave; None to look for Normal or No Finding.
+    ``given`` is the name that the user gave; without it Normal or No Finding is looked for.
 
     Returns:
         Its name; "Normal" if there is none among the labels.

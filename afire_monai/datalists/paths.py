@@ -16,9 +16,6 @@ class ImagePaths(Sequence[dict[str, Any]]):
 
     An item is made when it is asked for: ``paths[3]`` is ``{"image": "/data/3.png"}``. A million items take some 100 MB
     less than as dictionaries, and loader processes share them: nothing is counted, so no page is ever written.
-
-    Args:
-        paths: of the images.
     """
 
     def __init__(self, paths: Iterable[str]) -> None:

@@ -58,11 +58,7 @@ def patient_folds(
     patients left is dealt out first, each patient to the fold that lacks it most. A fold that has its share of images
     gets no more, so a fold is above its share by less than the images of one patient.
 
-    Args:
-        items: of a data list; ``group`` is the patient, an item without it is a patient of its own.
-        targets: (n, C) of 1, 0 and NaN.
-        folds: number of folds, from 2 to the number of patients.
-        seed: decides ties and order.
+    Arguments are as for `label_fraction`; there are from 2 folds to as many as patients.
 
     Returns:
         (training, validation) indices for each fold, ascending; each item is in one validation part.

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from afire_monai.datalists.file import (
     DEFAULT_NORMAL,
@@ -19,12 +20,17 @@ from afire_monai.datalists.file import (
     read_raw,
     reader_options,
     resolve_paths,
+    save_datalist,
 )
 from afire_monai.datalists.items import Entry, Problem, fact_problems, label_problems
 from afire_monai.datalists.mask_check import mask_problems
 
+if TYPE_CHECKING:
+    from afire_monai.datalists.check import CheckReport
+
 ITEM_KEYS = ("image", "label", "group", "mask", "boxes", "sex", "age", "view", "source", "manufacturer_model")
 _KNOWN_KEYS = frozenset(ITEM_KEYS)
+MASK_KINDS = frozenset(("mask not readable", "colour mask", "lossy mask", "multi-frame mask", "mask of another size"))
 TOP_KEYS = ("name", "labels", "meta", "training", "validation", "test")
 
 
@@ -32,11 +38,7 @@ TOP_KEYS = ("name", "labels", "meta", "training", "validation", "test")
 class DataListReport:
     """Result of `validate_datalist`.
 
-    Attributes:
-        counts: images in each section.
-        groups: patients in each section (items without group count as one each).
-        labels: images with each label, over all sections.
-        problems: what is wrong, errors before warnings.
+    Items without group count as a patient each; errors come before warnings.
     """
 
     counts: dict[str, int]
@@ -85,17 +87,11 @@ def validate_datalist(
 
 @dataclass(frozen=True)
 class OpenedDataList:
-    """A data list that has been read once, for all that a run wants of it.
+    """A data list that has been read once, for all that a run wants of it."""
 
-    Attributes:
-        datalist: with absolute paths.
-        sha256: its `datalist_hash`, with paths as they stand in the file.
-        report: of `validate_datalist`.
-    """
-
-    datalist: DataList
-    sha256: str
-    report: DataListReport
+    datalist: DataList  #: with absolute paths
+    sha256: str  #: its `datalist_hash`, with paths as they stand in the file
+    report: DataListReport  #: of `validate_datalist`
 
 
 def open_datalist(
@@ -256,3 +252,38 @@ def _decode_problems(datalist: DataList, entries: Iterable[Entry]) -> Iterator[P
     where = {item["image"]: place for _, place, item in entries if os.path.isfile(item["image"])}
     for refused in check_files(list(where), **reader_options(datalist)).refused:
         yield Problem("not readable", where[refused.path], refused.path, f"{refused.kind}: {refused.detail}")
+
+
+def write_without(opened: OpenedDataList, report: CheckReport, path: StrPath, reader: Mapping[str, Any]) -> str:
+    """Write a list without the images that were refused or blank, those listed twice, and masks that cannot be used.
+
+    Returns:
+        What was left out, in words.
+    """
+    bad = {refused.path for refused in report.refused} | set(report.blank)
+    bad_masks = {problem.where for problem in opened.report.problems if _is_about_a_mask(problem.kind, problem.where)}
+    datalist = dict(opened.datalist)
+    seen: set[str] = set()
+    images = masks = 0
+    for section in present_sections(datalist):
+        kept: list[dict[str, Any]] = []
+        for place, item in enumerate(datalist[section]):
+            name = os.path.normcase(item["image"])
+            if item["image"] in bad or name in seen:
+                images += 1
+                continue
+            seen.add(name)
+            if f"{section}[{place}].mask" in bad_masks:
+                masks += 1
+                item = {key: value for key, value in item.items() if key != "mask"}
+            kept.append(item)
+        datalist[section] = kept
+    if reader:
+        meta = datalist.get("meta", {})
+        datalist["meta"] = {**meta, "reader": {**meta.get("reader", {}), **reader}}
+    save_datalist(datalist, path)
+    return f"written: {os.fspath(path)}, without {images} images and {masks} masks"
+
+
+def _is_about_a_mask(kind: str, where: str) -> bool:
+    return kind in MASK_KINDS or (kind == "missing file" and where.endswith(".mask"))

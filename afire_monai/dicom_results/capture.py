@@ -166,20 +166,9 @@ def write_capture(
 ) -> Path:
     """Write the radiograph beside itself with the heatmap in red, banner, scale bar and scores: an RGB capture.
 
-    The radiograph is shown as a viewer shows it, with its window, MONOCHROME1 the right way round.
-
-    Args:
-        source: the radiograph.
-        prediction: with whatever there is to show.
-        out_dir: folder for the file, which is named after its UID.
-        seed: see `NewUids`; None outside tests.
-
-    Returns:
-        The file.
-
-    Raises:
-        RadiographError: if the source cannot carry results, or its pixels cannot be decoded.
-        AfireError: if there is nothing to show, the heatmap does not fit, or the file cannot be written.
+    The radiograph is shown as a viewer shows it, with its window, MONOCHROME1 the right way round. Raises
+    RadiographError if the source cannot carry results, or its pixels cannot be decoded; AfireError if there is nothing
+    to show, the heatmap does not fit, or the file cannot be written.
     """
     source = source if isinstance(source, SourceImage) else open_source(source)
     prediction.check_any()

@@ -71,11 +71,7 @@ def finding_code(label: str) -> CodedConcept:
 
 
 def segment_code(name: str) -> CodedConcept:
-    """Return the code of what a segment shows: of an organ or a lesion where it surely means that, else of the finding.
-
-    Args:
-        name: of the class.
-    """
+    """Return the code of what a segment shows: of an organ or a lesion where it surely means that, else the finding."""
     organs = {"lung": LUNG, "lungs": LUNG, "heart": HEART, "lesion": LESION}
     return organs.get(name.strip().lower()) or finding_code(name)
 
@@ -125,11 +121,7 @@ class NewUids:
         self.seed = seed
 
     def new(self, *purpose: str) -> str:
-        """Make one.
-
-        Args:
-            purpose: what it is for; only counts with a seed.
-        """
+        """Make one."""
         return random_uid() if self.seed is None else named_uid(self.seed, *purpose)
 
 

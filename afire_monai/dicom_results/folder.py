@@ -72,11 +72,7 @@ def write_results(
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
-    """Refuse kinds that are not known, repeated, or none.
-
-    Raises:
-        AfireError: naming what is wrong.
-    """
+    """Refuse kinds that are not known, repeated, or none."""
     if not kinds or isinstance(kinds, str) or len(set(kinds)) != len(kinds) or not set(kinds) <= set(KINDS):
         raise AfireError(f"kinds {kinds!r}: some of {', '.join(KINDS)}, each once, are expected")
 
@@ -88,12 +84,7 @@ OBJECTS = "objects.csv"
 class DicomSummary:
     """What writing a folder of predictions came to.
 
-    Attributes:
-        total: predicted images.
-        done: images whose objects are all written.
-        objects: files written, by kind.
-        left_out: reasons by index, without names of files or patients.
-        unfit: with ``any``, how many images with objects are no frontal chest radiographs, by reason.
+    ``unfit`` counts, by reason, images with objects that are no frontal chest radiographs.
     """
 
     total: int
@@ -186,11 +177,7 @@ def _write_one(
 
 
 def possible_kinds(prediction: ImagePrediction) -> list[str]:
-    """Return the kinds of objects that a prediction has something for.
-
-    Raises:
-        AfireError: if there is none.
-    """
+    """Return the kinds of objects that a prediction has something for; AfireError if there is none."""
     prediction.check_any()
     scores = bool(prediction.probabilities) or prediction.anomaly_percentile is not None
     possible = {"sr": scores, "seg": prediction.heatmap is not None, "sc": True}

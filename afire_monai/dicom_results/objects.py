@@ -61,15 +61,7 @@ def building(what: str) -> Iterator[None]:
 
 
 def common(kind: str, source: SourceImage, prediction: ImagePrediction, uids: NewUids, title: str) -> dict[str, Any]:
-    """Return the arguments that the constructors of all objects share.
-
-    Args:
-        kind: ``sr``, ``seg`` or ``sc``.
-        source: that the object is derived from.
-        prediction: that it shows.
-        uids: makes the UIDs of the new series and object.
-        title: of the series.
-    """
+    """Return the arguments that the constructors of all objects share."""
     origin = str(source.header.SOPInstanceUID)
     return {
         "series_instance_uid": uids.new(origin, kind, "series"),
@@ -123,19 +115,8 @@ def model_parameters(model: Mapping[str, Any]) -> dict[str, str]:
 def write_new(dataset: Any, characters: Any, folder: str | os.PathLike[str]) -> Path:
     """Write a DICOM object under the name of its UID, for its owner's eyes only (file 0600, a new folder 0700).
 
-    The file is there whole or not at all, and an existing one is never written over.
-
-    Args:
-        dataset: of highdicom.
-        characters: its character set; None for ASCII.
-        folder: made if need be.
-
-    Returns:
-        The file.
-
-    Raises:
-        AfireError: if there is such a file.
-        OutputError: if the folder cannot be written.
+    The file is there whole or not at all, and an existing one is never written over. Raises AfireError if there is such
+    a file; OutputError if the folder cannot be written.
     """
     uid = str(dataset.SOPInstanceUID)
     if not re.fullmatch(r"2\.25\.(0|[1-9][0-9]{0,38})", uid):

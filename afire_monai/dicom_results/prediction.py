@@ -19,28 +19,22 @@ from afire_monai.radiographs.judgement import FIT
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """What a model says of one radiograph.
+    """What a model says of one radiograph."""
 
-    Attributes:
-        probabilities: label to probability in 0…1; labels without one are left out.
-        thresholds: label to the probability in 0…1 from which it counts as present; need not hold every label.
-        anomaly_percentile: 0…100, place among normal radiographs; None without an anomaly model.
-        heatmap: (h, w) in 0…1, of the radiograph's aspect, row 0 at the top; None if there is none.
-        heatmap_kind: ``anomaly``, ``gradcam``, ``rollout``, or another word for what it shows.
-        heatmap_label: the label that a Grad-CAM is for; "" for others.
-        model: what identifies the model (version, SHA-256 of weights); plain values without names of files or patients.
-        judgement: of the source: `judgement.FIT`, why it is no frontal chest radiograph, or "" where nobody judged.
-        rests_on: label to what its probability rests on, in words; labels of which that is not known are left out.
-    """
-
+    #: label to probability in 0…1; labels without one are left out
     probabilities: Mapping[str, float] = field(default_factory=dict)
+    #: label to the probability in 0…1 from which it counts as present; need not hold every label
     thresholds: Mapping[str, float] = field(default_factory=dict)
-    anomaly_percentile: float | None = None
+    anomaly_percentile: float | None = None  #: 0…100, place among normal radiographs; None without an anomaly model
+    #: (h, w) in 0…1, of the radiograph's aspect, row 0 at the top; None if there is none
     heatmap: NDArray[np.floating[Any]] | None = None
-    heatmap_kind: str = "anomaly"
-    heatmap_label: str = ""
+    heatmap_kind: str = "anomaly"  #: ``anomaly``, ``gradcam``, ``rollout``, or another word for what it shows
+    heatmap_label: str = ""  #: the label that a Grad-CAM is for; "" for others
+    #: what identifies the model (version, SHA-256 of weights); plain values without names of files or patients
     model: Mapping[str, Any] = field(default_factory=dict)
+    #: of the source: `judgement.FIT`, why it is no frontal chest radiograph, or "" where nobody judged
     judgement: str = ""
+    #: label to what its probability rests on, in words; labels of which that is not known are left out
     rests_on: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -60,12 +54,7 @@ class ImagePrediction:
     ) -> ImagePrediction:
         """Take the record of one image as ``afire predict`` writes it (``json/NNNNN.json``).
 
-        Args:
-            record: with ``labels``, and perhaps ``anomaly``, ``heatmap`` and ``model``.
-            heatmap: (h, w) in 0…1.
-
-        Raises:
-            AfireError: if something is missing or out of its range.
+        Raises AfireError if something is missing or out of its range.
         """
         try:
             labels = {name: entry for name, entry in record["labels"].items() if entry is not None}
@@ -89,12 +78,7 @@ class ImagePrediction:
     def from_predictions(cls, predictions: Predictions, index: int) -> ImagePrediction:
         """Take what a folder of predictions holds of one image.
 
-        Args:
-            predictions: as `load_predictions` reads them.
-            index: of the image, as in the column ``index``.
-
-        Raises:
-            AfireError: if the image is not there, or its heatmap cannot be read.
+        Raises AfireError if the image is not there, or its heatmap cannot be read.
         """
         rows = np.flatnonzero(predictions.index == index)
         if len(rows) != 1:
@@ -122,19 +106,12 @@ class ImagePrediction:
         return "" if self.judgement == FIT else self.judgement
 
     def check_any(self) -> None:
-        """Refuse a prediction that says nothing.
-
-        Raises:
-            AfireError: if there is neither a probability, nor a percentile, nor a heatmap.
-        """
+        """Refuse a prediction that says nothing."""
         if not self.probabilities and self.anomaly_percentile is None and self.heatmap is None:
             raise AfireError("nothing to show: no probability, no anomaly percentile and no heatmap")
 
     def fitted(self, shape: tuple[int, int]) -> NDArray[np.float32]:
         """Stretch the heatmap to a picture's rows and columns.
-
-        Args:
-            shape: rows and columns.
 
         Returns:
             (rows, columns) in 0…1; as it is where the heatmap already has this size.

@@ -58,19 +58,8 @@ def write_report(
 
     For each label a measurement group (TID 1501) of the whole image: the finding, its probability, and with a threshold
     the threshold and whether the probability reaches it. One more group holds the percentile among normal radiographs.
-
-    Args:
-        source: the radiograph.
-        prediction: with probabilities or a percentile.
-        out_dir: folder for the file, which is named after its UID.
-        seed: see `NewUids`; None outside tests.
-
-    Returns:
-        The file.
-
-    Raises:
-        RadiographError: if the source cannot carry results.
-        AfireError: if there is nothing to report, or the file cannot be written.
+    Raises RadiographError if the source cannot carry results; AfireError if there is nothing to report, or the file
+    cannot be written.
     """
     source = source if isinstance(source, SourceImage) else open_source(source)
     if not prediction.probabilities and prediction.anomaly_percentile is None:

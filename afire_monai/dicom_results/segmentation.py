@@ -39,19 +39,8 @@ def write_heatmap(
 
     Pixel (row, column) lies on the source's pixel (row, column); 255 stands for 1. DICOM knows fractions only as
     probability or occupancy; the description says that these are a scale of their own and no calibrated probability.
-
-    Args:
-        source: the radiograph.
-        prediction: with a heatmap.
-        out_dir: folder for the file, which is named after its UID.
-        seed: see `NewUids`; None outside tests.
-
-    Returns:
-        The file.
-
-    Raises:
-        RadiographError: if the source cannot carry results.
-        AfireError: if there is no heatmap or it does not fit the source, or the file cannot be written.
+    Raises RadiographError if the source cannot carry results; AfireError if there is no heatmap or it does not fit the
+    source, or the file cannot be written.
     """
     source = source if isinstance(source, SourceImage) else open_source(source)
     heat = prediction.fitted(source.shape)
@@ -110,9 +99,6 @@ def write_masks(
         out_dir: folder for the file, which is named after its UID.
         model: what identifies the model that drew it; None for a map that a person saved.
         seed: see `NewUids`; None outside tests.
-
-    Returns:
-        The file.
 
     Raises:
         RadiographError: if the source cannot carry results.

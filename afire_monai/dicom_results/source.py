@@ -50,20 +50,15 @@ _ORIENTATIONS = frozenset("APRLHF")
 
 @dataclass(frozen=True)
 class SourceImage:
-    """A radiograph's header, cleaned.
+    """A radiograph's header, cleaned."""
 
-    Attributes:
-        path: the file; only ever opened for reading.
-        header: pydicom data set of what new objects may take over: the identity of patient and study as they are, other
-            attributes where valid, those that must be there but are missing empty. No pixels.
-        shape: rows and columns.
-        spacing: millimetres from column to column, and whether that is in the patient (PixelSpacing) rather than at the
-            detector (ImagerPixelSpacing), where everything is larger; None if neither is told.
-    """
-
-    path: Path
+    path: Path  #: the file; only ever opened for reading
+    #: pydicom data set of what new objects may take over: the identity of patient and study as they are, other
+    #: attributes where valid, those that must be there but are missing empty. No pixels
     header: Any
-    shape: tuple[int, int]
+    shape: tuple[int, int]  #: rows and columns
+    #: millimetres from column to column, and whether that is in the patient (PixelSpacing) rather than at the detector
+    #: (ImagerPixelSpacing), where everything is larger; None if neither is told
     spacing: tuple[float, bool] | None = None
 
 
@@ -72,10 +67,8 @@ def open_source(path: str | os.PathLike[str]) -> SourceImage:
 
     Identity (patient name and ID with issuer, accession number, study ID, UIDs) is taken over letter by letter, valid
     or not: a PACS files by it. Other attributes whose values their type forbids are left out, or emptied where the
-    standard demands them.
-
-    Raises:
-        RadiographError: not DICOM, broken, not one grey radiograph, or without a UID that the new objects must name.
+    standard demands them. Raises RadiographError: not DICOM, broken, not one grey radiograph, or without a UID that the
+    new objects must name.
     """
     path = Path(path)
     with quiet():
@@ -248,17 +241,11 @@ _INDEX, _FILE, _IMAGE, _UID = "index", "file", "image", "sop_uid"
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A source file and how to know that it is still the same.
+    """A source file and how to know that it is still the same."""
 
-    Attributes:
-        file: path.
-        sop_instance_uid: that it must have; "" where the table does not say.
-        ingested: the table is that of an ingest, which judged the file.
-    """
-
-    file: str
-    sop_instance_uid: str = ""
-    ingested: bool = False
+    file: str  #: path
+    sop_instance_uid: str = ""  #: that it must have; "" where the table does not say
+    ingested: bool = False  #: the table is that of an ingest, which judged the file
 
 
 def source_files(

@@ -92,15 +92,8 @@ def mean_interval(values: NDArray, groups: NDArray, repeats: int = 2000, seed: i
 def bootstrap_auroc(labels: NDArray, scores: NDArray, groups: NDArray, repeats: int = 2000, seed: int = 0) -> Interval:
     """Return the AUROC with a percentile bootstrap 95 % interval over patients.
 
-    Args:
-        labels: (n,) 0 or 1.
-        scores: (n,), higher means positive.
-        groups: (n,) patient of each case.
-        repeats: bootstrap draws; those that miss a class are left out.
-        seed: of the draws.
-
-    Raises:
-        AfireError: if a class is missing or lengths differ.
+    Labels (n,) are 0 or 1, and higher scores (n,) mean positive; draws that miss a class are left out. Raises
+    AfireError if a class is missing or lengths differ.
     """
     return _interval(labels, [np.asarray(scores, dtype=np.float64)], groups, repeats, seed)
 
@@ -108,14 +101,7 @@ def bootstrap_auroc(labels: NDArray, scores: NDArray, groups: NDArray, repeats: 
 def bootstrap_auroc_difference(labels: NDArray, scores: NDArray, baseline: NDArray, groups: NDArray) -> Interval:
     """Return AUROC(scores) − AUROC(baseline) on the same cases, with a paired bootstrap 95 % interval over patients.
 
-    Args:
-        labels: (n,) 0 or 1.
-        scores: (n,) of the one model.
-        baseline: (n,) of the other.
-        groups: (n,) patient of each case.
-
-    Raises:
-        AfireError: if a class is missing or lengths differ.
+    Arguments are as for `bootstrap_auroc`. Raises AfireError if a class is missing or lengths differ.
     """
     both = [np.asarray(scores, dtype=np.float64), np.asarray(baseline, dtype=np.float64)]
     return _interval(labels, both, groups, repeats=2000, seed=0)
@@ -158,14 +144,7 @@ def figure_draws(
 ) -> dict[str, Floats]:
     """Compute figures of the sample and of each bootstrap draw, the same draws for all labels.
 
-    Args:
-        targets: (n, C), 1, 0 or NaN.
-        scores: (n, C), NaN where unknown.
-        groups: (n,) patient of each case.
-        thresholds: (C,).
-        figures: of `FIGURES` and `RATES`.
-        repeats: bootstrap draws.
-        seed: of the draws.
+    Targets (n, C) are 1, 0 or NaN, scores (n, C) NaN where unknown, groups (n,), thresholds (C,).
 
     Returns:
         For each figure (C, 1 + repeats), the sample's own first; NaN where it is not defined.
@@ -198,10 +177,7 @@ def calibration_bins(truth: NDArray[np.bool_], scores: Floats, bins: int = ECE_B
 
     Bins have equal width, [k / bins, (k + 1) / bins), the last with 1.
 
-    Args:
-        truth: (n,).
-        scores: (n,) in 0…1.
-        bins: how many.
+    Truth is (n,), scores (n,) in 0…1.
     """
     place = _bin(scores, bins)
     count = np.bincount(place, minlength=bins)
@@ -216,11 +192,7 @@ def calibration_bins(truth: NDArray[np.bool_], scores: Floats, bins: int = ECE_B
 def check_arrays(
     targets: Floats, scores: Floats, groups: NDArray, names: Sequence[str], probabilities: bool = True
 ) -> None:
-    """Refuse arrays that do not fit together or hold values out of range.
-
-    Raises:
-        AfireError: with what was seen.
-    """
+    """Refuse arrays that do not fit together or hold values out of range."""
     expected = (len(groups), len(names))
     if targets.shape != expected or scores.shape != expected:
         raise AfireError(f"targets {targets.shape} and scores {scores.shape} must both be (cases, labels) = {expected}")
@@ -271,26 +243,17 @@ def _share(above: Floats, below: Floats) -> Floats:
 
 
 class Curve(NamedTuple):
-    """Cases at or above each distinct score, scores falling.
+    """Cases at or above each distinct score, scores falling."""
 
-    Attributes:
-        true: (R, G) weight of positives.
-        false: (R, G) weight of negatives.
-        scores: (G,) the distinct scores.
-    """
-
-    true: Floats
-    false: Floats
-    scores: Floats
+    true: Floats  #: (R, G) weight of positives
+    false: Floats  #: (R, G) weight of negatives
+    scores: Floats  #: (G,) the distinct scores
 
 
 def weighted_curve(scores: Floats, truth: NDArray[np.bool_], weights: Floats) -> Curve:
     """Count positives and negatives from the highest score down.
 
-    Args:
-        scores: (n,) without NaN, n at least 1.
-        truth: (n,).
-        weights: (R, n), not negative.
+    Scores (n,) hold no NaN, n is at least 1; truth is (n,), weights (R, n) are not negative.
     """
     order = np.argsort(-scores, kind="stable")
     ranked, positive = scores[order], truth[order]

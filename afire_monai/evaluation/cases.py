@@ -34,36 +34,21 @@ AGAIN = "Predict again with `afire predict DATALIST --section SECTION`, and eval
 
 @dataclass(frozen=True)
 class Cases:
-    """The images that were predicted, with targets.
+    """The images that were predicted, with targets."""
 
-    Attributes:
-        items: of the data list, with absolute paths.
-        index: (n,) their places in the section.
-        groups: (n,) patient of each, as numbers without meaning.
-        names: labels that both the list and the predictions have.
-        targets: (n, C), 1, 0, NaN unknown.
-        scores: (n, C), NaN where there is none.
-        findings: those of ``names`` that are not the list's name for normal.
-        abnormal: (n,) 1 with any finding, 0 known to be normal, NaN otherwise.
-        section: of the list.
-        datalist: name of the list.
-        sha256: of the list.
-        notes: what a reader of the figures must know, in words.
-        reader: how the list says that its images are to be read (see `reader_options`).
-    """
-
-    items: list[dict[str, Any]]
-    index: NDArray[np.int64]
-    groups: NDArray[np.int64]
-    names: list[str]
-    targets: NDArray[np.float64]
-    scores: NDArray[np.float64]
-    findings: list[str]
-    abnormal: NDArray[np.float64]
-    section: str
-    datalist: str
-    sha256: str
-    notes: list[str] = field(default_factory=list)
+    items: list[dict[str, Any]]  #: of the data list, with absolute paths
+    index: NDArray[np.int64]  #: (n,) their places in the section
+    groups: NDArray[np.int64]  #: (n,) patient of each, as numbers without meaning
+    names: list[str]  #: labels that both the list and the predictions have
+    targets: NDArray[np.float64]  #: (n, C), 1, 0, NaN unknown
+    scores: NDArray[np.float64]  #: (n, C), NaN where there is none
+    findings: list[str]  #: those of ``names`` that are not the list's name for normal
+    abnormal: NDArray[np.float64]  #: (n,) 1 with any finding, 0 known to be normal, NaN otherwise
+    section: str  #: of the list
+    datalist: str  #: name of the list
+    sha256: str  #: of the list
+    notes: list[str] = field(default_factory=list)  #: what a reader of the figures must know, in words
+    #: how the list says that its images are to be read (see `reader_options`)
     reader: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -129,8 +114,7 @@ def read_cases(
 def scores_of_other(cases: Cases, other: Predictions) -> NDArray[np.float64]:
     """Return the scores (n, C) of another model for the same images and labels, NaN where it has none.
 
-    Raises:
-        AfireError: if it was run on another list or section, or shares no image or no label.
+    Raises AfireError if it was run on another list or section, or shares no image or no label.
     """
     if other.datalist_sha256 != cases.sha256 or other.section != cases.section:
         raise AfireError(

@@ -55,9 +55,6 @@ def run_evaluation(
         seed: of the draws.
         base_dir: folder that the list's relative paths start from; the list's own folder unless given.
 
-    Returns:
-        The results, as in the JSON file.
-
     Raises:
         AfireError: if predictions and list do not belong together, nothing can be judged, or a file cannot be used.
     """
@@ -185,8 +182,7 @@ def without_folders(value: Any) -> Any:
 def write_results(results: dict[str, Any], page: str, folder: Path) -> None:
     """Write ``evaluation.csv``, ``evaluation.html`` and, last, ``evaluation.json``, each in one piece.
 
-    Raises:
-        AfireError: if the folder cannot be written.
+    Raises AfireError if the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

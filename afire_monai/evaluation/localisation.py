@@ -28,18 +28,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LesionCase:
-    """One picture with lesions whose place is known.
+    """One picture with lesions whose place is known."""
 
-    Attributes:
-        shape: height and width of the picture.
-        boxes: (m, 4) left, top, width, height in pixels of the picture.
-        group: patient.
-        mask: (H, W), True on lesions, if they are drawn as a mask; else the boxes are the lesions.
-    """
-
-    shape: tuple[int, int]
-    boxes: Floats
-    group: str
+    shape: tuple[int, int]  #: height and width of the picture
+    boxes: Floats  #: (m, 4) left, top, width, height in pixels of the picture
+    group: str  #: patient
+    #: (H, W), True on lesions, if they are drawn as a mask; else the boxes are the lesions
     mask: NDArray[np.bool_] | None = None
 
     def lesion(self) -> NDArray[np.bool_]:
@@ -49,68 +43,37 @@ class LesionCase:
 
 @dataclass(frozen=True)
 class BoxRow:
-    """Localisation by boxes at one threshold.
+    """Localisation by boxes at one threshold."""
 
-    Attributes:
-        cut: level of 255 at which the heatmap was cut.
-        ratio: "IoU" or "IoBB".
-        threshold: ratio above which a drawn box counts as found.
-        accuracy: share of drawn boxes that were found.
-        false_positives: found boxes that lie on no drawn one by this ratio, for each image.
-    """
-
-    cut: int
-    ratio: str
-    threshold: float
-    accuracy: Interval
-    false_positives: Interval
+    cut: int  #: level of 255 at which the heatmap was cut
+    ratio: str  #: "IoU" or "IoBB"
+    threshold: float  #: ratio above which a drawn box counts as found
+    accuracy: Interval  #: share of drawn boxes that were found
+    false_positives: Interval  #: found boxes that lie on no drawn one by this ratio, for each image
 
 
 @dataclass(frozen=True)
 class Localisation:
-    """Figures of the heatmaps of a set of pictures with lesions.
+    """Figures of the heatmaps of a set of pictures with lesions."""
 
-    Attributes:
-        cases: pictures.
-        boxes: drawn boxes.
-        pointing: share of pictures whose maximum lies on a lesion.
-        pointing_tolerant: the same within 15 pixels.
-        pixel_auroc: mean over pictures of the area under the ROC curve of their pixels.
-        pixel_average_precision: mean over pictures.
-        pooled_auroc: of all pixels of all pictures together.
-        pooled_average_precision: likewise.
-        lesion_share: mean share of a picture that is lesion: the average precision that chance gives.
-        rows: localisation by boxes.
-        per_case: ``pointing``, ``pointing_tolerant``, ``pixel_auroc`` and ``pixel_average_precision`` of each picture.
-    """
-
-    cases: int
-    boxes: int
-    pointing: Interval
-    pointing_tolerant: Interval
-    pixel_auroc: Interval
-    pixel_average_precision: Interval
-    pooled_auroc: Interval
-    pooled_average_precision: Interval
-    lesion_share: float
-    rows: list[BoxRow]
+    cases: int  #: pictures
+    boxes: int  #: drawn boxes
+    pointing: Interval  #: share of pictures whose maximum lies on a lesion
+    pointing_tolerant: Interval  #: the same within 15 pixels
+    pixel_auroc: Interval  #: mean over pictures of the area under the ROC curve of their pixels
+    pixel_average_precision: Interval  #: mean over pictures
+    pooled_auroc: Interval  #: of all pixels of all pictures together
+    pooled_average_precision: Interval  #: likewise
+    lesion_share: float  #: mean share of a picture that is lesion: the average precision that chance gives
+    rows: list[BoxRow]  #: localisation by boxes
+    #: ``pointing``, ``pointing_tolerant``, ``pixel_auroc`` and ``pixel_average_precision`` of each picture
     per_case: dict[str, Floats]
 
 
 def summarise(
     figures: Sequence[ImageFigures], cases: Sequence[LesionCase], repeats: int = 2000, seed: int = 0
 ) -> Localisation:
-    """Turn the figures of pictures into means with 95 % intervals over patients.
-
-    Args:
-        figures: of each picture.
-        cases: the pictures.
-        repeats: bootstrap draws.
-        seed: of the draws.
-
-    Raises:
-        AfireError: if there is no picture.
-    """
+    """Turn the figures of pictures into means with 95 % intervals over patients; AfireError if there is no picture."""
     if not cases or len(figures) != len(cases):
         raise AfireError(f"{len(figures)} heatmaps for {len(cases)} pictures with lesions; at least one each is needed")
     groups = np.array([case.group for case in cases])
@@ -144,8 +107,7 @@ def centre_figures(cases: Sequence[LesionCase]) -> list[ImageFigures]:
 def prior_figures(cases: Sequence[LesionCase]) -> list[ImageFigures]:
     """Figures of the mean lesion of all other patients, as heatmap of each picture: chance, second form.
 
-    Raises:
-        AfireError: if there is only one patient.
+    Raises AfireError if there is only one patient.
     """
     groups = np.array([case.group for case in cases])
     names, which = np.unique(groups, return_inverse=True)
@@ -218,38 +180,25 @@ LEVELS = 2048
 
 @dataclass(frozen=True)
 class ImageFigures:
-    """Figures of one heatmap.
+    """Figures of one heatmap."""
 
-    Attributes:
-        pointing: 1 if the maximum lies on a lesion; where several pixels are the maximum, the share of them that does.
-        pointing_tolerant: the same within 15 pixels of a lesion.
-        inside: (LEVELS,) lesion pixels at each level of the heatmap, from faint to bright.
-        outside: (LEVELS,) other pixels.
-        overlaps: for each of `CUTS` the best ratios of boxes.
-    """
-
+    #: 1 if the maximum lies on a lesion; where several pixels are the maximum, the share of them that does
     pointing: float
-    pointing_tolerant: float
-    inside: Floats
-    outside: Floats
-    overlaps: dict[int, BoxOverlaps]
+    pointing_tolerant: float  #: the same within 15 pixels of a lesion
+    inside: Floats  #: (LEVELS,) lesion pixels at each level of the heatmap, from faint to bright
+    outside: Floats  #: (LEVELS,) other pixels
+    overlaps: dict[int, BoxOverlaps]  #: for each of `CUTS` the best ratios of boxes
 
 
 @dataclass(frozen=True)
 class BoxOverlaps:
-    """Ratios of areas between the boxes found in a heatmap and those drawn.
+    """Ratios of areas between the boxes found in a heatmap and those drawn."""
 
-    Attributes:
-        iou_drawn: (m,) for each drawn box the largest intersection over union with a found one; 0 if none was found.
-        iobb_drawn: (m,) likewise intersection over the area of the found box.
-        iou_found: (d,) for each found box the largest intersection over union with a drawn one.
-        iobb_found: (d,) likewise intersection over the area of the found box.
-    """
-
+    #: (m,) for each drawn box the largest intersection over union with a found one; 0 if none was found
     iou_drawn: Floats
-    iobb_drawn: Floats
-    iou_found: Floats
-    iobb_found: Floats
+    iobb_drawn: Floats  #: (m,) likewise intersection over the area of the found box
+    iou_found: Floats  #: (d,) for each found box the largest intersection over union with a drawn one
+    iobb_found: Floats  #: (d,) likewise intersection over the area of the found box
 
 
 def image_figures(heatmap: NDArray, lesion: NDArray[np.bool_], boxes: Floats) -> ImageFigures:
@@ -288,8 +237,7 @@ def _near_lesion(peaks: NDArray[np.bool_], lesion: NDArray[np.bool_]) -> NDArray
 def resize_heatmap(heatmap: NDArray, shape: Sequence[int]) -> NDArray[np.float32]:
     """Bring a heatmap to the size (H, W) of its picture, bilinear, averaging where it gets smaller.
 
-    Raises:
-        AfireError: if it is not (h, w) of finite numbers.
+    Raises AfireError if it is not (h, w) of finite numbers.
     """
     heatmap = np.asarray(heatmap, dtype=np.float32)
     if heatmap.ndim != 2 or not heatmap.size or not np.isfinite(heatmap).all():
@@ -324,10 +272,6 @@ def found_boxes(heatmap: NDArray, cut: int) -> Floats:
 
     Wang et al. 2017 say that intensities are normalised to 0…255, cut at 60 and at 180, and isolated regions are boxed;
     that it is done for each picture by itself, and that diagonal neighbours are connected, is this project's reading.
-
-    Args:
-        heatmap: (H, W).
-        cut: level of 255 from which a pixel belongs to a region.
 
     Returns:
         (d, 4) left, top, width, height; none for a constant heatmap.

@@ -28,15 +28,7 @@ Floats = NDArray[np.float64]
 class LabelResult:
     """Figures of one label.
 
-    Attributes:
-        name: of the label.
-        positives: cases with the finding.
-        negatives: cases without.
-        unknown: cases left out because target or score is not known.
-        status: "" if the label can be judged, else why not.
-        figures: by name; empty if ``status`` is not "".
-        threshold: probability from which a case counts as positive.
-        confusion: ``tp``, ``fp``, ``tn``, ``fn`` at the threshold.
+    ``status`` says why the label cannot be judged, and there are then no figures; else it is "".
     """
 
     name: str
@@ -53,12 +45,7 @@ class LabelResult:
 class Metrics:
     """Figures of all labels.
 
-    Attributes:
-        labels: one result each.
-        macro: mean over ``macro_over`` of each figure that is not a rate at a threshold.
-        macro_over: labels that count in the mean: those with both classes.
-        patients: different groups among the cases.
-        cases: number of images.
+    ``macro`` is over ``macro_over``, the labels with both classes, without rates at a threshold.
     """
 
     labels: list[LabelResult]
@@ -119,12 +106,7 @@ def evaluate_labels(
 class Comparison:
     """Differences of figures between two models on the cases that both judged.
 
-    Attributes:
-        labels: for each label the differences (first minus second) by figure; labels that cannot be judged are not
-            in it.
-        macro: differences of the macro means.
-        macro_over: labels that count in it.
-        cases: images with at least one label that both judged.
+    Differences are the first minus the second; labels that cannot be judged are not in it.
     """
 
     labels: dict[str, dict[str, Interval]]
@@ -146,19 +128,8 @@ def compare_labels(
 ) -> Comparison:
     """Return the differences of two models' figures with paired bootstrap 95 % intervals over patients.
 
-    Args:
-        targets: (n, C), 1 present, 0 absent, NaN unknown.
-        scores: (n, C) of the one model.
-        baseline: (n, C) of the other.
-        groups: (n,) patient of each case.
-        names: of the C labels.
-        macro_over: labels that may count in the macro mean; None for all.
-        figures: of `FIGURES`, those to compute.
-        repeats: bootstrap draws.
-        seed: of the draws.
-
-    Raises:
-        AfireError: if shapes do not fit, or targets or scores are out of range.
+    Arguments are as for `evaluate_labels`; ``baseline`` are the other model's scores. Raises AfireError if shapes do
+    not fit, or targets or scores are out of range.
     """
     groups = np.asarray(groups)
     probabilities = any(f in CALIBRATION for f in figures)
@@ -204,11 +175,7 @@ UNKNOWN = "not stated"
 class SubgroupLabel:
     """One label in one group.
 
-    Attributes:
-        positives: cases with the finding.
-        negatives: cases without.
-        status: "" or why there are no figures.
-        figures: ``auroc``, and ``sensitivity`` and ``specificity`` at the label's threshold.
+    ``status`` says why there are no figures; else it is "".
     """
 
     positives: int
@@ -221,15 +188,7 @@ class SubgroupLabel:
 class Subgroup:
     """One group of images.
 
-    Attributes:
-        by: ``sex``, ``age``, ``view`` or ``source``.
-        name: of the group.
-        cases: images.
-        patients: patients.
-        labels: of each finding.
-        macro: mean AUROC over ``macro_over``; None if that is empty.
-        macro_over: findings that can be judged in every group of this kind that has any, so that the means of groups
-            can be compared.
+    ``macro_over`` are the findings that can be judged in every group of this kind that has any.
     """
 
     by: str
@@ -271,15 +230,7 @@ def evaluate_subgroups(
     A kind that no item states, or of which all items are alike, gives no groups. Items that do not state it are a group
     of their own.
 
-    Args:
-        items: of the data list.
-        targets: (n, C), 1, 0, NaN unknown.
-        scores: (n, C), NaN unknown.
-        groups: (n,) patient of each.
-        names: of the C labels.
-        thresholds: for each label; 0.5 where not given.
-        repeats: bootstrap draws.
-        seed: of the draws.
+    Arguments are as for `evaluate_labels`; targets, scores and groups are those of ``items``.
     """
     levels = np.array([(thresholds or {}).get(name, 0.5) for name in names])
     subgroups: list[Subgroup] = []

@@ -21,29 +21,17 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class OverlapResult:
-    """Agreement over a set of images, for one class of the masks.
+    """Agreement over a set of images, for one class of the masks."""
 
-    Attributes:
-        cases: images.
-        positives: images whose drawn mask is not empty.
-        dice: mean over all images; an image where both masks are empty counts 1, where only one is, 0.
-        dice_positives: mean over images whose drawn mask is not empty.
-        hd95: mean over images where neither mask is empty, in pixels.
-        both_empty: images without the class in either mask.
-        missed: images with the class drawn and none predicted.
-        invented: images with the class predicted and none drawn.
-        values: Dice of each image (n,).
-    """
-
-    cases: int
-    positives: int
-    dice: Interval
-    dice_positives: Interval
-    hd95: Interval
-    both_empty: int
-    missed: int
-    invented: int
-    values: NDArray[np.float64]
+    cases: int  #: images
+    positives: int  #: images whose drawn mask is not empty
+    dice: Interval  #: mean over all images; an image where both masks are empty counts 1, where only one is, 0
+    dice_positives: Interval  #: mean over images whose drawn mask is not empty
+    hd95: Interval  #: mean over images where neither mask is empty, in pixels
+    both_empty: int  #: images without the class in either mask
+    missed: int  #: images with the class drawn and none predicted
+    invented: int  #: images with the class predicted and none drawn
+    values: NDArray[np.float64]  #: Dice of each image (n,)
 
 
 def evaluate_overlap(

@@ -41,15 +41,7 @@ OPEN_LABELS = 3
 def page_text(
     results: dict[str, Any], cases: Cases, predictions: Predictions, other: Predictions | None, pictures: bool = True
 ) -> str:
-    """Put the page together.
-
-    Args:
-        results: as `evaluate_cases` gives them.
-        cases: the images.
-        predictions: of the model.
-        other: of the model it is compared with.
-        pictures: whether to show the worst cases.
-    """
+    """Put the page together."""
     named = results["datalist"]
     parts = [
         paragraph(f"afire-monai {__version__}. {RESEARCH_ONLY}", "small"),
@@ -271,12 +263,6 @@ def draw_percentiles(normal: Floats, abnormal: Floats) -> bytes:
 def draw_worst(cases: Cases, predictions: Predictions, label: int, threshold: float) -> bytes | None:
     """Draw the negatives with the highest scores and the positives with the lowest, with heatmaps and boxes over them.
 
-    Args:
-        cases: the images.
-        predictions: for the heatmaps.
-        label: column.
-        threshold: only cases on its wrong side are shown.
-
     Returns:
         The JPEG; None if no case is on the wrong side of the threshold.
     """
@@ -305,11 +291,7 @@ def worst_cases(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Find the negatives with the highest scores and the positives with the lowest, worst first.
 
-    Args:
-        targets: (n,) 1, 0, NaN.
-        scores: (n,) NaN where unknown.
-        threshold: negatives below it and positives from it on are right and not in the result.
-        most: of each.
+    Targets and scores are (n,), NaN where unknown; there are at most ``most`` of each.
     """
     wrong = ((targets == 0) & (scores >= threshold), (targets == 1) & (scores < threshold))
     order = np.argsort(scores, kind="stable")

@@ -64,19 +64,12 @@ def _of_lung(region: object, outwards: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class LandmarkTokens:
-    """Tokens that show landmarks.
+    """Tokens that show landmarks."""
 
-    Attributes:
-        tokens: (m, D).
-        landmark: (m,) index into `NAMES`.
-        image: (m,) which image.
-        crop: (m,) which of the two crops of the canvas the image was shown as.
-    """
-
-    tokens: Tensor
-    landmark: NDArray[np.int64]
-    image: NDArray[np.int64]
-    crop: NDArray[np.int64]
+    tokens: Tensor  #: (m, D)
+    landmark: NDArray[np.int64]  #: (m,) index into `NAMES`
+    image: NDArray[np.int64]  #: (m,) which image
+    crop: NDArray[np.int64]  #: (m,) which of the two crops of the canvas the image was shown as
 
 
 def landmark_tokens(

@@ -49,13 +49,7 @@ CAPTIONS = {
 
 
 def page_text(numbers: Mapping[str, Any], drawn: Mapping[str, bytes], notes: Sequence[str]) -> str:
-    """Put the page together.
-
-    Args:
-        numbers: as written to ``figures.json``.
-        drawn: PNGs by name.
-        notes: remarks on what is missing.
-    """
+    """Put the page together."""
     named = numbers["datalist"]
     parts = [
         paragraph(f"afire-monai {__version__}. {RESEARCH_ONLY}", "small"),

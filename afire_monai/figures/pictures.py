@@ -79,33 +79,19 @@ def draw_landmarks(maps: Mapping[str, Points], landmarks: NDArray[np.int64], nam
 
 @dataclass(frozen=True)
 class Correspondence:
-    """One asked cell and its answers.
+    """One asked cell and its answers."""
 
-    Attributes:
-        asked: box (left, top, side) in the first picture.
-        found: boxes of the best match in the others.
-        right: boxes of the same anatomy in the others.
-        similarity: (others, rows, columns) cosine to the asked cell.
-        distance: mean distance of found from right in cells.
-    """
-
-    asked: tuple[float, float, float]
-    found: list[tuple[float, float, float]]
-    right: list[tuple[float, float, float]]
-    similarity: NDArray[np.float32]
-    distance: float
+    asked: tuple[float, float, float]  #: box (left, top, side) in the first picture
+    found: list[tuple[float, float, float]]  #: boxes of the best match in the others
+    right: list[tuple[float, float, float]]  #: boxes of the same anatomy in the others
+    similarity: NDArray[np.float32]  #: (others, rows, columns) cosine to the asked cell
+    distance: float  #: mean distance of found from right in cells
 
 
 def draw_correspondence(
     first: NDArray[np.float32], others: NDArray[np.float32], rows: Sequence[Correspondence]
 ) -> bytes:
-    """Draw the first patient with the asked cell, and the others with likeness in colour and the best match boxed.
-
-    Args:
-        first: (H, W) crop of the first patient.
-        others: (m, H, W) crops of the others.
-        rows: one asked cell each.
-    """
+    """Draw the first patient with the asked cell, and the others with likeness in colour and the best match boxed."""
     side = 1.75
     figure = new_figure(side * (1 + len(others)) + 0.3, (side + 0.05) * len(rows) + 0.35)
     axes = figure.subplots(len(rows), 1 + len(others), squeeze=False)
@@ -166,11 +152,7 @@ def draw_atlas(
 ) -> bytes:
     """Draw what the prototypes stand for.
 
-    Args:
-        mean: (H, W) mean picture of the canvas.
-        strongest: (rows, columns) prototype dimension that each cell uses most.
-        mosaic: (H, W) mean patch of the tokens that chose each cell's prototype, NaN where none did.
-        share: (rows, columns) share of tokens of each cell that chose their own cell's prototype.
+    ``mean`` (H, W) is the mean picture of the canvas; see `Atlas` for the rest.
     """
     figure = new_figure(12.4, 3.3)
     axes = figure.subplots(1, 4)
@@ -213,19 +195,13 @@ def _box(axis: Any, box: tuple[float, float, float], colour: str, style: Any) ->
 
 @dataclass(frozen=True)
 class Atlas:
-    """The prototypes of a canvas of rows · columns cells.
+    """The prototypes of a canvas of rows · columns cells."""
 
-    Attributes:
-        strongest: (rows, columns) dimension with the largest share of each cell's assignment.
-        mosaic: (H, W) mean patch of the tokens that chose each cell's prototype; NaN where none did.
-        share: (rows, columns) share of the tokens of each cell that chose its own prototype; NaN where none was seen.
-        found: share over all tokens.
-    """
-
-    strongest: NDArray[np.int64]
-    mosaic: NDArray[np.float32]
+    strongest: NDArray[np.int64]  #: (rows, columns) dimension with the largest share of each cell's assignment
+    mosaic: NDArray[np.float32]  #: (H, W) mean patch of the tokens that chose each cell's prototype; NaN where none did
+    #: (rows, columns) share of the tokens of each cell that chose its own prototype; NaN where none was seen
     share: NDArray[np.float64]
-    found: float
+    found: float  #: share over all tokens
 
 
 @torch.no_grad()

@@ -23,25 +23,16 @@ MOST_POINTS = 3000
 
 @dataclass(frozen=True)
 class CellRetrieval:
-    """What `cell_retrieval` finds, for each of n images; L' of its L tokens are asked for.
+    """What `cell_retrieval` finds, for each of n images; L' of its L tokens are asked for."""
 
-    Attributes:
-        found: (n,) share of tokens whose nearest token in another patient shows the same cell.
-        nearby: (n,) share whose nearest token shows the same cell or one that touches it.
-        same_place: (n,) share whose nearest token is at the same place of the picture.
-        distance: (n,) mean distance, in cells, of the nearest token of each other patient from the right cell.
-        chance_found: share that random answers would get right.
-        chance_nearby: share that would be nearby.
-        chance_distance: mean distance of random answers.
-    """
-
-    found: NDArray[np.float64]
-    nearby: NDArray[np.float64]
-    same_place: NDArray[np.float64]
+    found: NDArray[np.float64]  #: (n,) share of tokens whose nearest token in another patient shows the same cell
+    nearby: NDArray[np.float64]  #: (n,) share whose nearest token shows the same cell or one that touches it
+    same_place: NDArray[np.float64]  #: (n,) share whose nearest token is at the same place of the picture
+    #: (n,) mean distance, in cells, of the nearest token of each other patient from the right cell
     distance: NDArray[np.float64]
-    chance_found: float
-    chance_nearby: float
-    chance_distance: float
+    chance_found: float  #: share that random answers would get right
+    chance_nearby: float  #: share that would be nearby
+    chance_distance: float  #: mean distance of random answers
 
 
 def centred_unit(features: Tensor) -> Tensor:
@@ -122,9 +113,7 @@ def distance_ratio(features: ArrayLike, labels: ArrayLike) -> float | None:
 
     All pairs count, and none is listed: sums of vectors give the sums of their products.
 
-    Args:
-        features: (n, D).
-        labels: (n,) group of each.
+    Features are (n, D), labels (n,).
 
     Returns:
         The ratio; None with one group, or where no group has two members.
@@ -146,10 +135,7 @@ def distance_ratio(features: ArrayLike, labels: ArrayLike) -> float | None:
 def silhouette(features: ArrayLike, labels: ArrayLike, seed: int = 0) -> float | None:
     """Mean silhouette (Rousseeuw 1987) with cosine distance after centring: -1…1, above 0 where groups hold together.
 
-    Args:
-        features: (n, D).
-        labels: (n,) group of each.
-        seed: of the draw.
+    Features are (n, D), labels (n,).
 
     Returns:
         The mean; None where there are not 2 to n - 1 groups.

@@ -34,9 +34,6 @@ def draw_figures(
         out: folder to write into.
         settings: see `Settings`.
 
-    Returns:
-        The page, and the numbers of ``figures.json``.
-
     Raises:
         AfireError: settings that cannot be, no such label, or no images of two patients.
     """

@@ -46,17 +46,7 @@ SHOWN = 7
 class Settings:
     """What can be chosen.
 
-    Attributes:
-        section: of the list.
-        label: to colour images by; None for the one that divides them most evenly.
-        images: at most, one a patient.
-        clusters: of the co-segmentation.
-        shift: cells that the canvas is larger by; None for what the model was trained with, else a quarter of the grid.
-        mask_ignore: mask value of pixels to leave out; None for none.
-        seed: of everything random.
-
-    Raises:
-        AfireError: fewer than two images, or clusters that cannot be.
+    They are the options of ``afire figures``. Raises AfireError: fewer than two images, or clusters that cannot be.
     """
 
     section: str = "test"
@@ -77,18 +67,7 @@ class Settings:
 
 @dataclass
 class Study:
-    """What the parts work on, and what came out.
-
-    Attributes:
-        sample: the images.
-        views: ways to see them, that of the encoder first.
-        shift: of the canvas.
-        settings: what was chosen.
-        content: the data list.
-        numbers: for the JSON.
-        drawn: PNGs by name.
-        notes: remarks on what is missing.
-    """
+    """What the parts work on, and what came out."""
 
     sample: Sample
     views: Sequence[View]

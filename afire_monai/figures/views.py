@@ -26,45 +26,29 @@ OURS, RANDOM, PIXELS = "your encoder", "random encoder", "raw pixels"
 
 @dataclass(frozen=True)
 class View:
-    """One way to see the images.
+    """One way to see the images."""
 
-    Attributes:
-        name: in words.
-        images: (n, F) features of whole images.
-        tokens: (n, L, D) of whole images at the encoder's size.
-        first: (n, L, D) tokens of the canvas' top left crop.
-        second: (n, L, D) tokens of its bottom right crop.
-    """
-
-    name: str
-    images: NDArray[np.float32]
-    tokens: Tensor
-    first: Tensor
-    second: Tensor
+    name: str  #: in words
+    images: NDArray[np.float32]  #: (n, F) features of whole images
+    tokens: Tensor  #: (n, L, D) of whole images at the encoder's size
+    first: Tensor  #: (n, L, D) tokens of the canvas' top left crop
+    second: Tensor  #: (n, L, D) tokens of its bottom right crop
 
 
 @dataclass
 class Sample:
-    """Images that were read, one a patient.
+    """Images that were read, one a patient."""
 
-    Attributes:
-        items: of the data list.
-        images: (n, C, H, W) in 0…1 at the encoder's size.
-        canvas: (n, C, Hc, Wc) in 0…1, larger by some cells each way.
-        left_out: why files could not be used, in words without names.
-    """
-
-    items: list[dict[str, Any]]
-    images: Tensor
-    canvas: Tensor
-    left_out: list[str] = field(default_factory=list)
+    items: list[dict[str, Any]]  #: of the data list
+    images: Tensor  #: (n, C, H, W) in 0…1 at the encoder's size
+    canvas: Tensor  #: (n, C, Hc, Wc) in 0…1, larger by some cells each way
+    left_out: list[str] = field(default_factory=list)  #: why files could not be used, in words without names
 
 
 def choose_items(items: Sequence[Mapping[str, Any]], most: int, seed: int) -> list[dict[str, Any]]:
     """Draw images at random, at most one a patient and at most ``most``; those with a mask come first for each patient.
 
-    Raises:
-        DataListError: fewer than two patients.
+    Raises DataListError: fewer than two patients.
     """
     order = np.random.default_rng(seed).permutation(len(items))
     chosen: dict[str, dict[str, Any]] = {}
@@ -83,8 +67,7 @@ def read_sample(
 ) -> Sample:
     """Read images at the encoder's size and at the canvas' size, with the reader options that their list keeps.
 
-    Raises:
-        DataListError: fewer than two can be used (the reasons are given without names).
+    Raises DataListError: fewer than two can be used (the reasons are given without names).
     """
     sizes = (encoder.image_size, shift.canvas_size)
 
@@ -111,14 +94,7 @@ def read_sample(
 
 
 def views_of(sample: Sample, encoder: Encoder, shift: GridShift, seed: int) -> list[View]:
-    """See the sample through the encoder, through one of the same architecture with random weights, and as pixels.
-
-    Args:
-        sample: what was read.
-        encoder: the one to judge.
-        shift: crops of the canvas.
-        seed: of the random weights.
-    """
+    """See the sample through the encoder, through one of the same architecture with random weights, and as pixels."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         untrained = encoder_from_config(encoder.config).eval()

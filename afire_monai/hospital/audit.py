@@ -28,15 +28,10 @@ _A_LINE = 1000
 
 @dataclass
 class AuditEntry:
-    """What a command notes while it works.
+    """What a command notes while it works."""
 
-    Attributes:
-        what: counts in words; no name, number, UID or address.
-        pseudonyms: hashes of the patients or images concerned.
-    """
-
-    what: str = ""
-    pseudonyms: Sequence[str] = field(default_factory=tuple)
+    what: str = ""  #: counts in words; no name, number, UID or address
+    pseudonyms: Sequence[str] = field(default_factory=tuple)  #: hashes of the patients or images concerned
 
 
 @contextmanager
@@ -90,12 +85,7 @@ def audit_of_index(index: str | os.PathLike[str] | None) -> Path | None:
 
 
 def images_of_results(predictions: Path, objects: Path) -> dict[str, str]:
-    """Return of which image (hash) each file of a folder of DICOM results is, as its table of objects says.
-
-    Args:
-        predictions: folder of predictions, whose ``index.csv`` names pictures by number.
-        objects: ``objects.csv`` of the results.
-    """
+    """Return of which image (hash) each file of a folder of DICOM results is, as its table of objects says."""
     try:
         with (predictions / INDEX).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             pictures = {row["index"]: PurePath(row["file"]).stem for row in csv.DictReader(file)}

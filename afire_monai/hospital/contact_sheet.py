@@ -32,11 +32,6 @@ def write_contact_sheet(private: Path, images: Path, hashes: Sequence[str]) -> i
 
     A page has up to 200 pictures and needs no other file; there are 25 pages at most.
 
-    Args:
-        private: the private folder.
-        images: that of the pictures.
-        hashes: of the pictures, the doubtful ones first.
-
     Returns:
         How many pictures are shown.
 

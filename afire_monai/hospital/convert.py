@@ -97,17 +97,7 @@ _BLOCK = 0xFFFF  # largest stored block of a zlib stream
 
 @dataclass(frozen=True)
 class Job:
-    """A file to convert.
-
-    Attributes:
-        number: of the file.
-        source: path of the DICOM file.
-        target: path of the PNG.
-        max_side: longest side of the PNG in pixels.
-        check_text: look for text near the borders.
-        look: see whether it looks like a frontal chest radiograph.
-        window_index: which window or VOI LUT to use where the file has several.
-    """
+    """A file to convert."""
 
     number: int
     source: str
@@ -125,63 +115,38 @@ class Job:
 
 @dataclass(frozen=True)
 class Converted:
-    """What is known of a picture that was written.
+    """What is known of a picture that was written."""
 
-    Attributes:
-        size: bytes of the PNG.
-        pixels: SHA-256 of the picture that was written: equal decoded pixels have equal hashes.
-        shape: rows and columns of the PNG.
-        look: see `frontal_look`; 1 if it was not looked at.
-        letters: see `burned_in_text`; -1 if it was not looked for.
-        histogram: share of the pixels (of large pictures, of every few) in each of `BINS` equal parts of 0…1.
-    """
-
-    size: int
-    pixels: str
-    shape: tuple[int, int]
-    look: float
-    letters: int
+    size: int  #: bytes of the PNG
+    pixels: str  #: SHA-256 of the picture that was written: equal decoded pixels have equal hashes
+    shape: tuple[int, int]  #: rows and columns of the PNG
+    look: float  #: see `frontal_look`; 1 if it was not looked at
+    letters: int  #: see `burned_in_text`; -1 if it was not looked for
+    #: share of the pixels (of large pictures, of every few) in each of `BINS` equal parts of 0…1
     histogram: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A file to read for the first time.
+    """A file to read for the first time."""
 
-    Attributes:
-        number: of the file.
-        source: its path.
-        folder: where its picture goes for the time being, see `provisional`.
-        max_side: longest side of the PNG in pixels.
-        check_text: look for text near the borders.
-        include_laterals: convert lateral views as well.
-        window_index: as of `Job`.
-        forgotten: patients of whom nothing is read but the header.
-    """
-
-    number: int
-    source: str
-    folder: str
-    max_side: int
-    check_text: bool
-    include_laterals: bool
-    window_index: int = 0
-    forgotten: Forgotten | None = None
+    number: int  #: of the file
+    source: str  #: its path
+    folder: str  #: where its picture goes for the time being, see `provisional`
+    max_side: int  #: longest side of the PNG in pixels
+    check_text: bool  #: look for text near the borders
+    include_laterals: bool  #: convert lateral views as well
+    window_index: int = 0  #: as of `Job`
+    forgotten: Forgotten | None = None  #: patients of whom nothing is read but the header
 
 
 @dataclass(frozen=True)
 class Read:
-    """What the first reading of a file gave.
+    """What the first reading of a file gave."""
 
-    Attributes:
-        header: its facts.
-        setting: of the conversion (`Job.setting`), "" if the header speaks against one.
-        result: of the conversion.
-    """
-
-    header: Header
-    setting: str = ""
-    result: Converted | Failure | None = None
+    header: Header  #: its facts
+    setting: str = ""  #: of the conversion (`Job.setting`), "" if the header speaks against one
+    result: Converted | Failure | None = None  #: of the conversion
 
 
 def provisional(number: int) -> str:
@@ -293,9 +258,6 @@ def encode_png(values: NDArray[np.uint16]) -> list[bytes | memoryview]:
 
     The pixels are not deflated (the low bytes of 16 bits are noise: that would save a fifth of the space at the cost of
     as much time as decoding), so they are handed on without being copied.
-
-    Returns:
-        The file in parts.
     """
     height, width = values.shape
     lines = np.zeros((height, 1 + 2 * width), dtype=np.uint8)  # each line starts with 0: no filter

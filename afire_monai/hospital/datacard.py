@@ -37,9 +37,6 @@ def count_groups(values: Iterable[tuple[str, str]]) -> dict[str, dict[str, Shown
 
     A group of fewer than five patients is shown as "<5", its images not at all. Where it is the only one, its size
     could be told from the total, so the next smallest is withheld as well.
-
-    Args:
-        values: value and patient of each image.
     """
     patients: dict[str, set[str]] = defaultdict(set)
     images: dict[str, int] = defaultdict(int)
@@ -88,8 +85,7 @@ def describe(
 def write_datacard(card: Mapping[str, Any], folder: Path) -> None:
     """Write ``datacard.json`` and ``datacard.html``, which needs no other file.
 
-    Raises:
-        AfireError: if they cannot be written.
+    Raises AfireError if they cannot be written.
     """
     with open_whole(folder / "datacard.json") as file:
         json.dump(card, file, indent=1, ensure_ascii=False)

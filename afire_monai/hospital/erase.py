@@ -27,46 +27,27 @@ from afire_monai.radiographs.header import read_header
 
 @dataclass
 class Traces:
-    """What is known of a patient.
+    """What is known of a patient."""
 
-    Attributes:
-        numbers: of files in the state.
-        images: hashes of images.
-        groups: hashes of the patient; one.
-        others: images kept of other patients.
-        paths: all files known, of whomever.
-        values: that join labels to images.
-        uids: of studies, series and instances.
-        hashes: under which the patient is known again, see `Forgotten`.
-    """
-
-    numbers: list[int] = field(default_factory=list)
-    images: set[str] = field(default_factory=set)
-    groups: set[str] = field(default_factory=set)
-    others: set[str] = field(default_factory=set)
-    paths: set[str] = field(default_factory=set)
-    values: set[str] = field(default_factory=set)
-    uids: set[str] = field(default_factory=set)
-    hashes: set[str] = field(default_factory=set)
+    numbers: list[int] = field(default_factory=list)  #: of files in the state
+    images: set[str] = field(default_factory=set)  #: hashes of images
+    groups: set[str] = field(default_factory=set)  #: hashes of the patient; one
+    others: set[str] = field(default_factory=set)  #: images kept of other patients
+    paths: set[str] = field(default_factory=set)  #: all files known, of whomever
+    values: set[str] = field(default_factory=set)  #: that join labels to images
+    uids: set[str] = field(default_factory=set)  #: of studies, series and instances
+    hashes: set[str] = field(default_factory=set)  #: under which the patient is known again, see `Forgotten`
 
 
 @dataclass(frozen=True)
 class Erased:
-    """What was erased.
+    """What was erased."""
 
-    Attributes:
-        files: of the patient that were known.
-        counts: by kind.
-        sections: in which the patient's images were.
-        before: SHA-256 of the data list that held the patient; "" if none did.
-        after: SHA-256 of the data list now; "" if no image is left.
-    """
-
-    files: int = 0
-    counts: dict[str, int] = field(default_factory=dict)
-    sections: tuple[str, ...] = ()
-    before: str = ""
-    after: str = ""
+    files: int = 0  #: of the patient that were known
+    counts: dict[str, int] = field(default_factory=dict)  #: by kind
+    sections: tuple[str, ...] = ()  #: in which the patient's images were
+    before: str = ""  #: SHA-256 of the data list that held the patient; "" if none did
+    after: str = ""  #: SHA-256 of the data list now; "" if no image is left
 
 
 def drop_forgotten(state: State, private: Path) -> int:
@@ -86,8 +67,7 @@ def find_traces(
 ) -> Traces:
     """Find what is known of a patient, by PatientID or by hash.
 
-    Raises:
-        AfireError: for a PatientID that several patients of different issuers have.
+    Raises AfireError for a PatientID that several patients of different issuers have.
     """
     issuers, found = Issuers(forgotten.rule), Traces()
     for entry in state.entries(kept_only=True):
@@ -124,8 +104,7 @@ def find_traces(
 def erase(state: State, identity: IdentityKey, forgotten: Forgotten, found: Traces, out: Path) -> Erased:
     """Note that a patient is forgotten, then take them out of all files.
 
-    Raises:
-        AfireError: before anything is changed, if the folder is not that of a finished ingest.
+    Raises AfireError: before anything is changed, if the folder is not that of a finished ingest.
     """
     private, facts, options = out / PRIVATE, *_ingested(out)
     datalist = read_raw(out / outputs.DATALIST) if (out / outputs.DATALIST).exists() else {}

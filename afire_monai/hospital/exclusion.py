@@ -19,14 +19,11 @@ _MOST_NAMED = 5
 
 
 def read_exclusions(path: Path) -> dict[str, int]:
-    """Read which images to leave out.
+    """Read which images to leave out; return hash and number of the line.
 
     Args:
         path: a hash (of the column ``image`` of private/index.csv) or name of a picture in each line, or a CSV with a
             column ``image`` of these. Empty lines do not count.
-
-    Returns:
-        Hash and number of the line.
 
     Raises:
         AfireError: if it cannot be read, or a line holds something else, which is not quoted: it could name a patient.
@@ -69,16 +66,7 @@ class Excluded:
         self.images: set[str] = set(read_exclusions(self.path)) if self.path.exists() else set()
 
     def add(self, wanted: dict[str, int], known: Collection[str], source: Path) -> None:
-        """Exclude further images.
-
-        Args:
-            wanted: of `read_exclusions`.
-            known: hashes of all images that were read.
-            source: of the list, for the message.
-
-        Raises:
-            AfireError: if one is not known; none is excluded then.
-        """
+        """Exclude further images; AfireError if one is not known, and none is excluded then."""
         unknown = {image: line for image, line in wanted.items() if image not in known and image not in self.images}
         if unknown:
             shown = ", ".join(list(unknown)[:_MOST_NAMED]) + (", …" if len(unknown) > _MOST_NAMED else "")

@@ -20,28 +20,18 @@ _COLUMNS = ("hash", "datalist_sha256", "section")
 
 @dataclass
 class Forgotten:
-    """Keyed hashes of what was erased; it can be handed to other processes.
+    """Keyed hashes of what was erased; it can be handed to other processes."""
 
-    Attributes:
-        identity: key of the hashes.
-        rule: which issuers count, as `Issuers`.
-        hashes: of patients, and of values of theirs in tables of labels.
-        lists: data lists that held (``section``) or may have held ("") a patient: hash of the patient, SHA-256 of the
-            list, section.
-    """
-
-    identity: IdentityKey
-    rule: str
-    hashes: set[str] = field(default_factory=set)
+    identity: IdentityKey  #: key of the hashes
+    rule: str  #: which issuers count, as `Issuers`
+    hashes: set[str] = field(default_factory=set)  #: of patients, and of values of theirs in tables of labels
+    #: data lists that held (``section``) or may have held ("") a patient: hash of the patient, SHA-256 of the list,
+    #: section
     lists: list[tuple[str, str, str]] = field(default_factory=list)
 
     @classmethod
     def load(cls, private: Path, identity: IdentityKey, rule: str) -> Forgotten:
-        """Read the list of a private folder; empty where there is none.
-
-        Raises:
-            AfireError: if it cannot be read.
-        """
+        """Read the list of a private folder, empty where there is none; AfireError if it cannot be read."""
         path = private / FORGOTTEN_LIST
         if not path.exists():
             return cls(identity, rule)

@@ -24,8 +24,7 @@ RETRIEVED, NOT_RETRIEVED = "dicom", "not_retrieved.csv"
 def make_private_folder(out: Path) -> Path:
     """Make ``out`` and ``out/private`` (mode 0700); a wider mode that is there already is narrowed.
 
-    Raises:
-        AfireError: if it cannot be made, or is a link to somewhere else.
+    Raises AfireError if it cannot be made, or is a link to somewhere else.
     """
     folder = out / PRIVATE
     try:
@@ -42,14 +41,9 @@ def make_private_folder(out: Path) -> Path:
 class IdentityKey:
     """HMAC-SHA256 under a key that stays with the hospital, shortened to 80 bits.
 
-    The same patient has the same hash under the same key, in every folder made with it. Without the key no hash can
-    be computed, so a list of all patient numbers does not help anybody to find a patient.
-
-    Args:
-        key: 32 bytes.
-
-    Raises:
-        AfireError: for another length.
+    The same patient has the same hash under the same key, in every folder made with it. Without the key no hash can be
+    computed, so a list of all patient numbers does not help anybody to find a patient. Raises AfireError for another
+    length.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -64,8 +58,7 @@ class IdentityKey:
     def make(cls, path: Path) -> IdentityKey:
         """Make a random key and write it (mode 0600); a key that is there is never overwritten.
 
-        Raises:
-            AfireError: if there is something at the path, or it cannot be written.
+        Raises AfireError if there is something at the path, or it cannot be written.
         """
         key = secrets.token_bytes(KEY_BYTES)
         try:
@@ -79,11 +72,7 @@ class IdentityKey:
 
     @classmethod
     def load(cls, path: Path) -> IdentityKey:
-        """Read a key that `make` wrote.
-
-        Raises:
-            AfireError: if it is not there, others may read it, or it is no key.
-        """
+        """Read a key that `make` wrote; AfireError if it is not there, others may read it, or it is no key."""
         try:
             refuse_wide(path)
             key = path.read_bytes()

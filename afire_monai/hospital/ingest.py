@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from afire_monai.core.console import hidden
 from afire_monai.core.errors import AfireError
-from afire_monai.core.pool import Pool
+from afire_monai.core.pool import Pool, threads
 from afire_monai.datalists.file import present_sections, read_raw
 from afire_monai.hospital import outputs
 from afire_monai.hospital.audit import AUDIT, audited
-from afire_monai.hospital.candidates import NO_DATE, NO_SITE
 from afire_monai.hospital.erase import drop_forgotten
 from afire_monai.hospital.exclusion import Excluded, read_exclusions
 from afire_monai.hospital.forget import refuse_unfinished
@@ -25,7 +23,7 @@ from afire_monai.hospital.labels import LabelTable
 from afire_monai.hospital.outputs import ALLOWED, Options
 from afire_monai.hospital.scan import scan
 from afire_monai.hospital.sections import SplitRule
-from afire_monai.hospital.series_choice import Chooser, Runner
+from afire_monai.hospital.series_choice import NO_DATE, NO_SITE, Chooser, Runner
 from afire_monai.hospital.state import STATE, State
 
 StrPath = str | os.PathLike[str]
@@ -35,17 +33,7 @@ StrPath = str | os.PathLike[str]
 class IngestSummary:
     """What an ingest came to; nothing in it identifies anybody.
 
-    Attributes:
-        out: folder that was written.
-        seen: files (and folders that could not be entered).
-        kept: images in the data list.
-        patients: of these images.
-        left_out: files left out, by reason; with ``kept`` they add up to ``seen``.
-        sections: images in each section.
-        labels: figures of the join; empty without labels.
-        remarks: what the user should know, in words.
-        headers_read: headers that were read in this run.
-        images_read: images that were decoded in this run, those included that turned out to be copies of others.
+    ``left_out`` (by reason) and ``kept`` add up to ``seen``; pictures that were copies count as read.
     """
 
     out: Path
@@ -146,7 +134,7 @@ def ingest(
         tuple(allow), SplitRule.parse(split_by, split, seed), include_laterals, max_side, check_text, accept_text,
         name, normal_label, Issuers(issuers).rule, window_index,
     )  # fmt: skip
-    processes = min(os.cpu_count() or 1, 8) if workers is None else workers
+    processes = threads(workers)
     _check(roots, options, Path(out), processes, key)
     table = None
     if labels is not None:
@@ -156,35 +144,29 @@ def ingest(
         )  # fmt: skip
     excluding = (Path(exclude), read_exclusions(Path(exclude))) if exclude is not None else None
     private = make_private_folder(Path(out))
-    with audited(private / AUDIT, "ingest") as entry:
-        state = State(private)
-        try:
-            identity = _identity(private, key, state)
-            _same_roots(state, roots)
-            _same_issuers(state, options.issuers)
-            forgotten = Forgotten.load(private, identity, options.issuers)
-            refuse_unfinished(state, forgotten)
-            (Path(out) / outputs.SUMMARY).unlink(missing_ok=True)  # without it a folder is not taken for a finished one
-            before = _groups(Path(out) / outputs.DATALIST)
-            with Pool(processes, seconds_per_file) as pool:
-                reader = _Reader(state, pool, progress)
-                reader.find(roots, Path(out))
-                chooser = Chooser(state, identity, options, Path(out), forgotten)
-                reader.headers_read = chooser.read(reader.runner("reading"))
-                excluded = _excluded(state, identity, private, excluding)
-                chosen = chooser.run(reader.runner("converting"), excluded)
-            state.note_verdicts(chosen.verdicts.items())
-            state.note_verdicts(_without_split(state, options.split))
-            state.save()
-            done = outputs.write(state, identity, options, Path(out), table, [str(root) for root in roots], forgotten)
-            drop_forgotten(state, private)
-            entry.what = f"{done['seen']} files seen, {done['kept']} images of {done['patients']} patients kept"
-            entry.pseudonyms = sorted(_groups(Path(out) / outputs.DATALIST) - before)
-            return IngestSummary(Path(out), **done, headers_read=reader.headers_read, images_read=chosen.converted)
-        except sqlite3.DatabaseError as error:
-            raise state.damaged(error) from error
-        finally:
-            state.close()
+    with audited(private / AUDIT, "ingest") as entry, State(private) as state:
+        identity = _identity(private, key, state)
+        _same_roots(state, roots)
+        _same_issuers(state, options.issuers)
+        forgotten = Forgotten.load(private, identity, options.issuers)
+        refuse_unfinished(state, forgotten)
+        (Path(out) / outputs.SUMMARY).unlink(missing_ok=True)  # without it a folder is not taken for a finished one
+        before = _groups(Path(out) / outputs.DATALIST)
+        with Pool(processes, seconds_per_file) as pool:
+            reader = _Reader(state, pool, progress)
+            reader.find(roots, Path(out))
+            chooser = Chooser(state, identity, options, Path(out), forgotten)
+            headers = chooser.read(reader.runner("reading"))
+            excluded = _excluded(state, identity, private, excluding)
+            chosen = chooser.run(reader.runner("converting"), excluded)
+        state.note_verdicts(chosen.verdicts.items())
+        state.note_verdicts(_without_split(state, options.split))
+        state.save()
+        done = outputs.write(state, identity, options, Path(out), table, [str(root) for root in roots], forgotten)
+        drop_forgotten(state, private)
+        entry.what = f"{done['seen']} files seen, {done['kept']} images of {done['patients']} patients kept"
+        entry.pseudonyms = sorted(_groups(Path(out) / outputs.DATALIST) - before)
+        return IngestSummary(Path(out), **done, headers_read=headers, images_read=chosen.converted)
 
 
 class _Reader:
@@ -192,7 +174,6 @@ class _Reader:
 
     def __init__(self, state: State, pool: Pool, progress: bool) -> None:
         self.state, self.pool, self.progress = state, pool, progress
-        self.headers_read = 0
 
     def find(self, roots: Sequence[Path], out: Path) -> None:
         """Note all files that are there."""

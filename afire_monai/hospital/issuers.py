@@ -21,13 +21,7 @@ class Issuers:
 
     ``one``: none does; a PatientID is one patient, so no patient can be in two sections. ``separate``: the same
     PatientID of two issuers is two patients; case and blanks do not count, and an image without issuer belongs to the
-    only issuer of its PatientID, if there is one.
-
-    Args:
-        rule: ``one`` or ``separate``.
-
-    Raises:
-        AfireError: for another rule.
+    only issuer of its PatientID, if there is one. Raises AfireError for another rule.
     """
 
     def __init__(self, rule: str = ONE) -> None:

@@ -31,29 +31,19 @@ _SUFFIXES = (".dcm", ".dicom", ".ima")
 
 @dataclass
 class JoinedLabels:
-    """Labels of images, and what could not be joined.
+    """Labels of images, and what could not be joined."""
 
-    Attributes:
-        names: of the labels.
-        rows: lines of the table that hold labels.
-        by_image: values of each image that has some.
-        matched: lines (numbered as in an editor) with at least one image that is kept.
-        left_out: lines that only belong to images that were left out.
-        unmatched: lines that belong to no file.
-        contradicting: lines that say different things of the same thing; none of them is used.
-        ambiguous: lines whose file name several files have; not used.
-        without: images that have no label.
-    """
-
-    names: tuple[str, ...]
-    rows: int = 0
-    by_image: dict[str, Values] = field(default_factory=dict)
+    names: tuple[str, ...]  #: of the labels
+    rows: int = 0  #: lines of the table that hold labels
+    by_image: dict[str, Values] = field(default_factory=dict)  #: values of each image that has some
+    #: lines (numbered as in an editor) with at least one image that is kept
     matched: list[int] = field(default_factory=list)
-    left_out: list[int] = field(default_factory=list)
-    unmatched: list[int] = field(default_factory=list)
+    left_out: list[int] = field(default_factory=list)  #: lines that only belong to images that were left out
+    unmatched: list[int] = field(default_factory=list)  #: lines that belong to no file
+    #: lines that say different things of the same thing; none of them is used
     contradicting: list[int] = field(default_factory=list)
-    ambiguous: list[int] = field(default_factory=list)
-    without: int = 0
+    ambiguous: list[int] = field(default_factory=list)  #: lines whose file name several files have; not used
+    without: int = 0  #: images that have no label
 
 
 @dataclass(frozen=True)
@@ -123,21 +113,8 @@ def join_labels(
 class LabelTable:
     """A CSV of labels, by what joins it to images.
 
-    Args:
-        path: the CSV, with a header line.
-        join: "accession", "patient", "study" or "file".
-        join_column: column of it; None looks for a usual name (see `JOINS`).
-        label_columns: columns of one finding each, with 1, 0, -1 (uncertain) or nothing (not known).
-        labels_column: instead: one column of names of findings; what is not named is absent, an empty cell says
-            nothing.
-        separator: between names.
-        normal: the finding that means "no finding"; it comes first.
-        delimiter: between cells; None to find out.
-        encoding: of the text; None to find out.
-
-    Raises:
-        DataListError: not a table, a missing column, a value that is no label, or so many labels that the column cannot
-            be one of findings. No cell is quoted: it could be a patient's.
+    Arguments are as for `ingest.ingest`. Raises DataListError: not a table, a missing column, a value that is no label,
+    or so many labels that the column cannot be one of findings. No cell is quoted: it could be a patient's.
     """
 
     def __init__(

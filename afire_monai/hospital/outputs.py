@@ -89,20 +89,7 @@ def write(
 ) -> dict[str, Any]:
     """Write all files of a finished ingest, the summary last.
 
-    Args:
-        state: files with their verdicts.
-        identity: names patients and images.
-        options: of the ingest.
-        out: folder.
-        table: of labels; None without.
-        roots: folders that were named.
-        forgotten: patients whose values no table repeats.
-
-    Returns:
-        The fields of an `IngestSummary` that this knows.
-
-    Raises:
-        AfireError: no image is kept, or a file cannot be written.
+    Raises AfireError: no image is kept, or a file cannot be written.
     """
     left_out, seen = write_left_out(state, out)
     kept = collect(state, identity, options)

@@ -22,11 +22,7 @@ _MOST_RECORDS = 5_000_000
 class Found:
     """One thing that a scan came upon.
 
-    Attributes:
-        path: absolute.
-        size: bytes.
-        mtime_ns: when it was last changed.
-        problem: why it cannot be opened at all; "" for an ordinary file.
+    ``problem`` says why it cannot be opened at all; "" for an ordinary file.
     """
 
     path: str
@@ -38,12 +34,7 @@ class Found:
 def scan(inputs: Collection[Path], without: Collection[Path] = ()) -> Iterator[Found]:
     """Go through folders, DICOMDIR files and single files; each file once, whatever names lead to it.
 
-    Args:
-        inputs: what was named on the command line.
-        without: folders to leave alone.
-
-    Raises:
-        AfireError: there is nothing at one of the paths, or a DICOMDIR cannot be read.
+    Raises AfireError: there is nothing at one of the paths, or a DICOMDIR cannot be read.
     """
     seen: set[str] = set()
     for path in inputs:
@@ -64,10 +55,6 @@ def scan_folder(folder: Path, without: Collection[Path] = ()) -> Iterator[Found]
 
     Links are followed, but no folder is entered twice, so circles end. Folders that cannot be entered, broken links
     and what is no file (pipes, devices) come with a problem.
-
-    Args:
-        folder: to search.
-        without: folders to leave alone.
     """
     entered = {_identity(os.stat(path)) for path in without if path.exists()}
     waiting = [str(folder.absolute())]
@@ -95,8 +82,7 @@ def scan_folder(folder: Path, without: Collection[Path] = ()) -> Iterator[Found]
 def scan_dicomdir(path: Path) -> Iterator[Found]:
     """List the files that a DICOMDIR refers to; names that lead out of its folder come with a problem.
 
-    Raises:
-        AfireError: the DICOMDIR cannot be read.
+    Raises AfireError: the DICOMDIR cannot be read.
     """
     import pydicom
 

@@ -15,26 +15,18 @@ TRAINING, VALIDATION, TEST = range(3)
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How to split.
+    """How to split."""
 
-    Attributes:
-        by: "shares", "date" or "site".
-        shares: of training, validation and test.
-        cuts: with "date": YYYYMMDD of the first day of validation (if there are two) and of test.
-        seed: of what is drawn.
-    """
-
-    by: str = "shares"
-    shares: tuple[float, ...] = (0.7, 0.1, 0.2)
-    cuts: tuple[str, ...] = ()
-    seed: int = 0
+    by: str = "shares"  #: "shares", "date" or "site"
+    shares: tuple[float, ...] = (0.7, 0.1, 0.2)  #: of training, validation and test
+    cuts: tuple[str, ...] = ()  #: with "date": YYYYMMDD of the first day of validation (if there are two) and of test
+    seed: int = 0  #: of what is drawn
 
     @classmethod
     def parse(cls, split_by: str | None, shares: Sequence[float], seed: int) -> SplitRule:
         """Build a rule from the words of a command line: None, ``date:YYYY-MM-DD[,YYYY-MM-DD]`` or ``site``.
 
-        Raises:
-            DataListError: for anything else, or shares that are not three that sum to 1.
+        Raises DataListError for anything else, or shares that are not three that sum to 1.
         """
         if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
             raise DataListError(
@@ -76,15 +68,8 @@ def assign_sections(
     - site: the site with most images is for training and validation (by their shares), all others are the test set. A
       patient seen at both kinds is in the test set, so nothing of another site is trained on.
 
-    Args:
-        rule: how.
-        groups: patient of each image.
-        strata: what the shares are kept in, of each image.
-        days: YYYYMMDD of each image.
-        sites: hash of the site of each image.
-
-    Raises:
-        DataListError: nothing is left for training, or there is one site only.
+    Patients, strata, days (YYYYMMDD) and hashes of sites are those of each image. Raises DataListError: nothing is left
+    for training, or there is one site only.
     """
     if rule.by == "shares":
         return [int(part) for part in split_by_group(groups, strata, rule.shares, rule.seed)]

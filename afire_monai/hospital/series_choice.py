@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from afire_monai.core.errors import AfireError
 from afire_monai.core.pool import MEMORY, STOPPED, TOO_SLOW, UNEXPECTED, Failure
-from afire_monai.hospital.candidates import (
-    ANOTHER,
-    DUPLICATE,
-    EXCLUDED,
-    RAW,
-    TEXT_SEEN,
-    Candidate,
-    choose_per_series,
-)
 from afire_monai.hospital.convert import (
     DISK,
     Converted,
@@ -57,15 +49,7 @@ class Chosen:
 
 
 class Chooser:
-    """Chooses among the files of a run, converting those that are to be kept and are not converted yet.
-
-    Args:
-        state: what is known of the files.
-        identity: names the images.
-        options: of the ingest.
-        out: folder to write.
-        forgotten: patients of whom nothing is read.
-    """
+    """Chooses among the files of a run, converting those that are to be kept and are not converted yet."""
 
     def __init__(
         self,
@@ -88,14 +72,7 @@ class Chooser:
     def read(self, runner: Runner) -> int:
         """Read the files that are not known yet, and convert those whose headers do not speak against it.
 
-        Args:
-            runner: does the work, as `pool.run_tasks`.
-
-        Returns:
-            How many were read.
-
-        Raises:
-            AfireError: if pictures cannot be written.
+        Raises AfireError if pictures cannot be written.
         """
         o = self.options
         tasks = [
@@ -289,3 +266,49 @@ class Chooser:
         for name in self.written:
             if name not in kept and _OWN_FILE.fullmatch(name):
                 (self.folder / name).unlink(missing_ok=True)
+
+
+RAW = "raw, and there is a processed image"
+ANOTHER = "another image of the series"
+DUPLICATE = "duplicate"
+TEXT_SEEN = "text seen near the border"
+NO_DATE = "no date to split by"
+NO_SITE = "no site to split by"
+EXCLUDED = "excluded by hand"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file that may be kept, as far as choosing among the images of a series needs it.
+
+    Files without series or study have what stands for it; ``place`` is that in the order of paths.
+    """
+
+    number: int
+    image: str
+    series: str
+    study: str
+    lateral: bool
+    raw: bool
+    pixels: int
+    place: int
+
+
+def choose_per_series(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
+    """Put candidates in the order in which they are to be tried, one list for each image that is to be kept.
+
+    A list holds the images of one series (frontal and lateral ones apart): for presentation before raw, large before
+    small, and all copies of one SOP instance one after the other, in the order of their paths. Lists that hold
+    nothing but raw images come last. The first of a list that can be used is kept.
+    """
+    copies: dict[str, list[Candidate]] = defaultdict(list)
+    for candidate in sorted(candidates, key=lambda c: c.place):
+        copies[candidate.image].append(candidate)
+    slots: dict[tuple[str, bool], list[list[Candidate]]] = defaultdict(list)
+    for group in copies.values():
+        slots[group[0].series, group[0].lateral].append(group)
+    ordered = []
+    for groups in slots.values():
+        groups.sort(key=lambda group: (group[0].raw, -group[0].pixels, group[0].place))
+        ordered.append([candidate for group in groups for candidate in group])
+    return sorted(ordered, key=lambda slot: slot[0].raw)

@@ -35,12 +35,7 @@ KEPT = "kept"
 class Entry:
     """One file of this run.
 
-    Attributes:
-        number: of the file in the state.
-        path: of the file.
-        reason: why it was left out, or `KEPT`.
-        header: as it was read; None where it could not be.
-        result: of the conversion, if there was one.
+    ``reason`` says why it was left out, or is `KEPT`.
     """
 
     number: int
@@ -107,6 +102,16 @@ class State:
     def damaged(self, error: Exception) -> AfireError:
         """Return what to say where reading the data base, or what it holds, came to an error."""
         return AfireError(f"{self.path}: damaged ({error}). Remove it: the files are then read again")
+
+    def __enter__(self) -> State:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if isinstance(error, sqlite3.DatabaseError):
+                raise self.damaged(error) from error
+        finally:
+            self.close()
 
     def close(self, save: bool = True) -> None:
         """Let go of the file; what is waiting is written, or given up without ``save``."""
@@ -195,10 +200,7 @@ class State:
     def result(self, number: int, setting: str, passing: bool = False) -> Converted | Failure | None:
         """What converting a file under this setting gave; None where that is not known.
 
-        Args:
-            number: of the file.
-            setting: of the conversion.
-            passing: also give failures that may be otherwise the next time.
+        With ``passing`` failures are given, too, that may be otherwise the next time.
         """
         row = self._base.execute("SELECT result FROM files WHERE number=? AND setting=?", (number, setting)).fetchone()
         result = None if row is None else self._result(row[0])
@@ -294,11 +296,7 @@ def _text(result: Converted | Failure) -> str:
 
 
 def _result(values: dict[str, Any]) -> Converted | Failure:
-    """Return what `_text` was given.
-
-    Raises:
-        TypeError: if something is missing or of another type.
-    """
+    """Return what `_text` was given."""
     if "kind" in values:
         return Failure(**_of_types(values, {"kind": str, "detail": str}))
     plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
@@ -323,11 +321,7 @@ _CONVERTED = {
 
 
 def _of_types(values: dict[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values as they are.
-
-    Raises:
-        TypeError: if one is of another type.
-    """
+    """Return values as they are."""
     if wrong := [name for name, value in values.items() if not isinstance(value, types.get(name, ()))]:
         raise TypeError(f"{wrong[0]} is {values[wrong[0]]!r}")
     return values

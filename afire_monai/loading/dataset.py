@@ -38,7 +38,6 @@ class RadiographDataset(Dataset[dict[str, Any]]):
             of a loader share it. ``"disk"``: keep it in ``cache_dir``, where later runs and other processes find it
             (`open_cache`). With False each file is read when asked for, and the next usable one takes the place of one
             that cannot be used.
-        threads: readers while the cache fills.
         skip: try all files first and leave out those that cannot be used, so that each usable image comes exactly once
             (for inference); costs a second reading unless ``cache`` is on, which does the same.
         extras: further keys of the transform's result to give as tensors of one shape each, such as ``target`` or
@@ -56,7 +55,6 @@ class RadiographDataset(Dataset[dict[str, Any]]):
         data: Sequence[Mapping[str, Any]],
         transform: Callable[[Mapping[str, Any]], Any],
         cache: bool | str = False,
-        threads: int = 2,
         skip: bool = False,
         extras: Sequence[str] = (),
         cache_dir: str | Path = "",
@@ -79,7 +77,7 @@ class RadiographDataset(Dataset[dict[str, Any]]):
         if cache == "disk":
             self.disk = self._open_disk(cache_dir, cache_dtype)
         elif cache or skip:
-            self._read_all(threads, keep=bool(cache))
+            self._read_all(bool(cache))
 
     def _open_disk(self, folder: str | Path, dtype: str) -> DiskCache:
         size = getattr(self.transform, "size", None)
@@ -102,12 +100,12 @@ class RadiographDataset(Dataset[dict[str, Any]]):
         self.items = paths.take(disk.usable) if self.items is paths else [self.items[i] for i in places]
         return disk
 
-    def _read_all(self, threads: int, keep: bool) -> None:
+    def _read_all(self, keep: bool) -> None:
         def read(index: int) -> dict[str, Tensor] | None:
             tensors = self._try(index)
             return tensors if tensors is None or keep else {}
 
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(2) as pool:
             results = list(
                 tqdm(
                     pool.map(read, range(len(self.items))),
@@ -247,10 +245,6 @@ def _new_batch(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 def image_statistics(dataset: RadiographDataset, samples: int = 256) -> tuple[float, float]:
     """Measure the grey-level mean and standard deviation of a data set.
-
-    Args:
-        dataset: the training images.
-        samples: number of images, evenly spaced over the list.
 
     Returns:
         Mean and standard deviation in 0…1 units, rounded to four digits so that they can be written down.

@@ -56,12 +56,7 @@ class MaskedBCELoss(nn.Module):
         return total * world_size() / sum_over_processes(count).clamp(min=1)
 
     def sums(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sum and number of the known labels' losses in this process alone, on the device of ``logits``.
-
-        Args:
-            logits: (B, C).
-            target: (B, C), 1, 0, or NaN where not known.
-        """
+        """Return sum and number of the known labels' losses in this process alone, on the device of ``logits``."""
         known = ~target.isnan()
         value = target.nan_to_num() * (1 - self.smoothing) + self.smoothing / 2
         weight = None if self.weight is None else self.weight.to(logits.device)

@@ -44,15 +44,12 @@ class MaskedPatchLoss(nn.Module):
         return normalise_patches(images.float(), self.patch_size) if self.normalise else images.float()
 
     def forward(self, reconstructed: Tensor, images: Tensor, masked: Tensor) -> Tensor:
-        """Compute the loss.
+        """Compute the loss; return scalar; averaged over processes it is the loss of the global batch.
 
         Args:
             reconstructed: (B, C, H, W) of the decoder.
             images: (B, C, H, W) in the encoder's normalised units.
             masked: (B, L) bool, row by row; at least one of the global batch.
-
-        Returns:
-            Scalar; averaged over processes it is the loss of the global batch.
 
         Raises:
             AfireError: for shapes that do not fit one another.

@@ -29,16 +29,13 @@ class RestorationLoss(nn.Module):
         self.abnormal_weight = abnormal_weight
 
     def forward(self, restored: Tensor, target: Tensor, abnormal: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Compute the loss.
+        """Compute the loss; return scalar; averaged over processes it is the loss of the global batch.
 
         Args:
             restored: (B, C, H, W) in the encoder's normalised units.
             target: (B, C, H, W), the clean image in the same units.
             abnormal: (B, L) bool.
             grid: rows and columns (h, w) of cells, L = h·w.
-
-        Returns:
-            Scalar; averaged over processes it is the loss of the global batch.
 
         Raises:
             AfireError: for shapes that do not fit one another.

@@ -118,7 +118,7 @@ class TokenContrastiveLoss(nn.Module):
         cells: Tensor | None = None,
         ignored: Tensor | None = None,
     ) -> TokenContrastiveTerms:
-        """Compute both terms.
+        """Compute both terms, unweighted; multiply ``category`` by :attr:`category_weight`.
 
         Args:
             student_logits: (B, L, K) cosines of the student for the lesioned twin.
@@ -127,9 +127,6 @@ class TokenContrastiveLoss(nn.Module):
             cells: (B, L) int64, the canvas cell that each token shows, none twice in an image; None when token l shows
                 cell l (then N = L).
             ignored: (B, L) bool, tokens that count neither as normal nor as abnormal; None for none.
-
-        Returns:
-            Both terms, unweighted; multiply ``category`` by :attr:`category_weight`.
 
         Raises:
             AfireError: for shapes that do not fit one another.

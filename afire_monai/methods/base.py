@@ -59,10 +59,7 @@ class Method(nn.Module, ABC):
     def batch_losses(self, batch: dict[str, Tensor], uniforms: Tensor, first_epoch: bool) -> dict[str, Tensor]:
         """Compute the losses of one step from the loader's batch; the trainer calls this.
 
-        Args:
-            batch: ``image`` (B, C, Hc, Wc), and what else the data set gives, on the device.
-            uniforms: (B, draws), as for :meth:`losses`.
-            first_epoch: as for :meth:`losses`.
+        ``batch`` holds ``image`` (B, C, Hc, Wc) and what else the data set gives; the rest is as for :meth:`losses`.
 
         Returns:
             As :meth:`losses`, which is what this calls unless a method needs more than images.
@@ -84,12 +81,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def health(self, images: Tensor, uniforms: Tensor) -> dict[str, float]:
-        """Measure, without gradient, whether training is sound on normal images that it does not see.
-
-        Args:
-            images: as for :meth:`losses`.
-            uniforms: as for :meth:`losses`.
-        """
+        """Measure, without gradient, whether training is sound on normal images that it does not see."""
 
     @abstractmethod
     def panels(self, images: Tensor, uniforms: Tensor) -> dict[str, Tensor]:

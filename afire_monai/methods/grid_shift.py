@@ -70,9 +70,6 @@ class GridShift(nn.Module):
         Args:
             canvas: (B, C, Hc, Wc).
             offsets: (B, 2) row and column in cells.
-
-        Returns:
-            (B, C, H, W).
         """
         h, w, p = *self.grid, self.patch_size
         rows = offsets[:, :1] * p + torch.arange(h * p, device=canvas.device)

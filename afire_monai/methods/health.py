@@ -125,10 +125,7 @@ def content_free_inputs(images: Tensor, patch_size: int) -> dict[str, Tensor]:
 def measure_health(method: AFiRe, images: Tensor, uniforms: Tensor) -> dict[str, float]:
     """Measure collapse and the position shortcut on normal images that training does not see.
 
-    Args:
-        method: the method in training.
-        images: (B, C, Hc, Wc) in 0…1.
-        uniforms: (B, draws) in 0…1.
+    Images and uniform numbers are as for :meth:`Method.losses`.
 
     Returns:
         ``feature_std_ratio``, ``effective_rank`` (teacher, pooled tokens), ``prototype_entropy`` (mean row entropy of

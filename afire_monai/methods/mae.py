@@ -124,12 +124,7 @@ class MAE(Method):
     def views(self, images: Tensor, uniforms: Tensor) -> MAEViews:
         """Augment images and choose what is hidden.
 
-        Args:
-            images: (B, C, Hc, Wc) in 0…1.
-            uniforms: (B, draws) in 0…1.
-
-        Raises:
-            AfireError: if there is no view and the images have another size than the encoder's.
+        Raises AfireError if there is no view and the images have another size than the encoder's.
         """
         if self.view is not None:
             images = self.view(images, uniforms[:, self.cells :])

@@ -111,8 +111,7 @@ class MLVICX(Method):
     def losses(self, images: Tensor, uniforms: Tensor, first_epoch: bool) -> dict[str, Tensor]:
         """Compute VICReg's terms of both branches in one step (see :class:`Method`).
 
-        Raises:
-            AfireError: for a single image over all processes.
+        Raises AfireError for a single image over all processes.
         """
         if len(images) * world_size() < 2:
             raise AfireError("MLVICX compares images with each other: set batch_size to 2 or more, better 32")

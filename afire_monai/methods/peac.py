@@ -281,9 +281,6 @@ def permute_patches(images: Tensor, order: Tensor, grid: tuple[int, int]) -> Ten
         images: (B, C, H, W).
         order: (B, L) int64; place k of the result shows patch ``order[k]``; ``order.argsort(1)`` undoes it.
         grid: rows and columns (h, w) of patches, which divide the image's sides.
-
-    Returns:
-        (B, C, H, W).
     """
     batch, channels, height, width = images.shape
     h, w = grid
@@ -368,15 +365,7 @@ class OverlappingViews(nn.Module):
         return coins
 
     def forward(self, images: Tensor, uniforms: Tensor) -> PEACViews:
-        """Make the views.
-
-        Args:
-            images: (B, C, Hc, Wc) in 0…1.
-            uniforms: (B, draws) in 0…1.
-
-        Raises:
-            AfireError: if the images have another size than the canvas.
-        """
+        """Make the views; AfireError if the images have another size than the canvas."""
         if tuple(images.shape[2:]) != self.canvas_size:
             raise AfireError(
                 f"images must be {self.canvas_size[0]} x {self.canvas_size[1]} pixels (view, shift and one cell), "

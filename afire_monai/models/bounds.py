@@ -17,15 +17,7 @@ LONGEST_SIDE, MOST_CELLS = 8192, 2**18
 
 
 def refuse_not_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse weights by name of which a number is not finite.
-
-    Args:
-        tensors: by name.
-        path: of the weights, for messages.
-
-    Raises:
-        CheckpointError: naming the tensor.
-    """
+    """Refuse weights by name of which a number is not finite."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise CheckpointError(
@@ -35,16 +27,7 @@ def refuse_not_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def refuse_sizes(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse sizes of a network that its weights cannot have, before memory is asked for.
-
-    Args:
-        config: what the network is to be built from.
-        tensors: all its weights, by name.
-        path: of the weights, for messages.
-
-    Raises:
-        CheckpointError: naming the size.
-    """
+    """Refuse sizes of a network that its weights cannot have, before memory is asked for."""
     most = max([64, len(tensors), *(side for tensor in tensors.values() for side in tensor.shape)])
     total = sum(tensor.numel() for tensor in tensors.values())
     for key, seen, limit in _sizes("", config, most, total):

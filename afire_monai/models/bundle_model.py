@@ -51,11 +51,7 @@ def load_for_bundle(folders: Sequence[str | Path], kind: str | None = None) -> n
 def network_config(network: nn.Module) -> dict[str, Any]:
     """Return what MONAI's ``ConfigParser`` builds this network of, with fresh weights; plain values.
 
-    Args:
-        network: classifier, segmenter, restorer or encoder.
-
-    Raises:
-        AfireError: for any other network.
+    Raises AfireError for any other network.
     """
     if isinstance(network, Encoder):
         return {"_target_": "afire_monai.networks.encoder_from_config", "config": dict(network.config)}
@@ -75,12 +71,7 @@ def network_config(network: nn.Module) -> dict[str, Any]:
 def with_weights(network: nn.Module, path: str | Path) -> nn.Module:
     """Return the network with the weights of a ``model.pt``, in evaluation mode.
 
-    Args:
-        network: as the bundle's configuration builds it.
-        path: a state dictionary; nothing but tensors is read.
-
-    Raises:
-        CheckpointError: if the file is missing, or belongs to another network.
+    Raises CheckpointError if the file is missing, or belongs to another network.
     """
     if not Path(path).is_file():
         raise CheckpointError(
@@ -98,15 +89,8 @@ def fill_bundle(bundle: str | Path, network: nn.Module, reader: Mapping[str, Any
     """Put a trained network into a bundle's folder, so that ``monai.bundle.load`` and MONAI's exports find it.
 
     Written are ``models/model.pt``, ``configs/inference.json``, for a classifier or segmenter ``configs/train.json``
-    (which goes on from these weights with the same labels), and input and output in ``configs/metadata.json``.
-
-    Args:
-        bundle: a copy of this project's bundle.
-        network: classifier, segmenter, restorer or encoder.
-        reader: reader options of its training.
-
-    Raises:
-        AfireError: for any other network.
+    (which goes on from these weights with the same labels), and input and output in ``configs/metadata.json``. Raises
+    AfireError for any other network.
     """
     bundle, config = Path(bundle), network_config(network)
     (bundle / "models").mkdir(exist_ok=True)
@@ -124,11 +108,7 @@ def fill_bundle(bundle: str | Path, network: nn.Module, reader: Mapping[str, Any
 
 
 def data_format(network: nn.Module) -> dict[str, Any]:
-    """Return ``network_data_format`` of the metadata: what goes in and what comes out.
-
-    Args:
-        network: classifier, segmenter, restorer or encoder.
-    """
+    """Return ``network_data_format`` of the metadata: what goes in and what comes out."""
     encoder = network if isinstance(network, Encoder) else network.encoder
     assert isinstance(encoder, Encoder)
     size = list(encoder.image_size)

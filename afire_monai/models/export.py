@@ -28,34 +28,21 @@ Run = Callable[[Tensor], list[Tensor]]
 
 @dataclass(frozen=True)
 class Exportable:
-    """A network and what has to be known about it outside of this package.
+    """A network and what has to be known about it outside of this package."""
 
-    Attributes:
-        kind: encoder, detector, classifier or segmenter.
-        network: maps images (B, C, H, W) in 0…1 to one tensor or a tuple of tensors, each with B first.
-        size: (C, H, W) of the images.
-        outputs: names of what the network returns.
-        description: plain values that are written beside the graph: labels, thresholds, hashes of the weights.
-        steps: for outputs that move in steps, the height of one step, which is added to the tolerance.
-    """
-
-    kind: str
-    network: nn.Module
-    size: tuple[int, int, int]
-    outputs: tuple[str, ...]
+    kind: str  #: encoder, detector, classifier or segmenter
+    network: nn.Module  #: maps images (B, C, H, W) in 0…1 to one tensor or a tuple of tensors, each with B first
+    size: tuple[int, int, int]  #: (C, H, W) of the images
+    outputs: tuple[str, ...]  #: names of what the network returns
+    #: plain values that are written beside the graph: labels, thresholds, hashes of the weights
     description: dict[str, Any] = field(default_factory=dict)
+    #: for outputs that move in steps, the height of one step, which is added to the tolerance
     steps: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how near it comes to PyTorch.
-
-    Attributes:
-        path: the file or folder.
-        images: number of images that were compared.
-        differences: largest absolute difference to PyTorch, by output.
-    """
+    """What was written, and how near it comes to PyTorch."""
 
     path: Path
     images: int
@@ -108,15 +95,7 @@ def export_graph(exportable: Exportable, images: Tensor, path: Path, form: str) 
 
 
 def open_graph(path: str | Path, form: str) -> Run:
-    """Open an exported graph on the CPU.
-
-    Args:
-        path: the file.
-        form: onnx, torchscript or torch_export.
-
-    Returns:
-        A function from images (B, C, H, W) in 0…1 to the outputs in order.
-    """
+    """Open an exported graph on the CPU; return a function from images (B, C, H, W) in 0…1 to the outputs in order."""
     if form == "onnx":
         require("onnxruntime")
         import onnxruntime
@@ -138,13 +117,7 @@ def open_graph(path: str | Path, form: str) -> Run:
 def compare(exportable: Exportable, images: Tensor, run: Run) -> dict[str, float]:
     """Return the largest absolute difference of each output to PyTorch, for one image alone and the others together.
 
-    Args:
-        exportable: with the network to compare with.
-        images: (n, C, H, W) in 0…1.
-        run: the exported network.
-
-    Raises:
-        AfireError: if a difference is above 1e-4, or above 1e-4 of the largest value where that is above 1.
+    Raises AfireError if a difference is above 1e-4, or above 1e-4 of the largest value where that is above 1.
     """
     differences = dict.fromkeys(exportable.outputs, 0.0)
     for some in (images[:1], images[1:]):
@@ -170,11 +143,7 @@ def listed(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
 
 
 def require(*modules: str) -> None:
-    """Refuse to go on without some libraries.
-
-    Raises:
-        AfireError: naming those that are missing.
-    """
+    """Refuse to go on without some libraries."""
     from importlib.util import find_spec
 
     if missing := [name for name in modules if find_spec(name) is None]:

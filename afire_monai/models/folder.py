@@ -34,13 +34,10 @@ def weights_in(folder: Path, kind: str) -> Path:
 
 
 def model_files(folders: Sequence[str | Path]) -> dict[str, Path]:
-    """Find the weights files in model folders.
+    """Find the weights files in model folders; return paths by kind (`KINDS`).
 
     Args:
         folders: searched in this order; a file that is in several is taken from the first.
-
-    Returns:
-        Paths by kind (`KINDS`).
 
     Raises:
         CheckpointError: if a folder is not there.
@@ -59,14 +56,8 @@ def model_files(folders: Sequence[str | Path]) -> dict[str, Path]:
 def used_model_files(folders: Sequence[str | Path], kinds: Collection[str] = KINDS) -> dict[str, Path]:
     """As `model_files`, without those that take no part in predictions.
 
-    An encoder takes none where a restorer has its own, and neither encoder nor detector without a reference.
-
-    Args:
-        folders: searched in this order.
-        kinds: the others are passed over.
-
-    Raises:
-        CheckpointError: also if nothing there predicts.
+    An encoder takes none where a restorer has its own, and neither encoder nor detector without a reference. Raises
+    CheckpointError: also if nothing there predicts.
     """
     found = {kind: path for kind, path in model_files(folders).items() if kind in kinds}
     unused = {"encoder", "detector"}
@@ -133,11 +124,7 @@ def save_module_files(tensors: dict[str, Any], description: dict[str, Any], path
 def weights_that_fit(path: Path) -> Iterator[None]:
     """Turn whatever goes wrong when a network is built from a description and weights into words.
 
-    Args:
-        path: the weights file.
-
-    Raises:
-        CheckpointError: naming the file; errors of this kind pass as they are.
+    Raises CheckpointError: naming the file; errors of this kind pass as they are.
     """
     try:
         yield
@@ -161,9 +148,6 @@ def load_module_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]
 
     Args:
         path: the ``.safetensors`` file, or a folder with ``encoder.safetensors``, itself or in its ``models/``.
-
-    Returns:
-        Tensors by name, and the description.
 
     Raises:
         CheckpointError: if one of the two files is missing or damaged, a weight is not finite, or the description says
@@ -202,9 +186,6 @@ def export_encoder(encoder: Encoder, path: str | Path, int8: bool = False, **fac
         path: a ``.safetensors`` file, or a folder to write ``encoder.safetensors`` into.
         int8: keep matrices in 8 bits (see `save_module_files`).
         facts: plain values to keep in the JSON: method, training-data hash, epochs.
-
-    Returns:
-        The weights file.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -265,9 +246,6 @@ def export_task(
         frozen: a file with the network's encoder, where training left that as it was: it is copied into the folder
             with its JSON, and the network's file holds the rest alone.
         facts: plain values to keep in the JSON: ``thresholds`` (label to probability), validation figures, data hash.
-
-    Returns:
-        The weights file.
     """
     kind = "classifier" if isinstance(network, ViTClassifier) else "segmenter"
     description = {

@@ -31,19 +31,13 @@ _DINOV3_BASE, _EVA_BASE = 100.0, 10000.0
 
 @dataclass
 class ForeignEncoder:
-    """An encoder from elsewhere.
+    """An encoder from elsewhere."""
 
-    Attributes:
-        encoder: with one input channel.
-        placed: names in the file that went into it.
-        left_out: names in the file that are no part of an encoder: heads, decoders, mask tokens, optimizers.
-        assumed: what neither the file nor a JSON beside it says.
-    """
-
-    encoder: ViTEncoder
-    placed: list[str] = field(default_factory=list)
+    encoder: ViTEncoder  #: with one input channel
+    placed: list[str] = field(default_factory=list)  #: names in the file that went into it
+    #: names in the file that are no part of an encoder: heads, decoders, mask tokens, optimizers
     left_out: list[str] = field(default_factory=list)
-    assumed: list[str] = field(default_factory=list)
+    assumed: list[str] = field(default_factory=list)  #: what neither the file nor a JSON beside it says
 
 
 def is_foreign(path: str | Path) -> bool:
@@ -288,11 +282,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _refuse_odd_setting(name: str, value: Any) -> None:
-    """Refuse what a JSON file beside the weights cannot mean.
-
-    Raises:
-        CheckpointError: naming the setting.
-    """
+    """Refuse what a JSON file beside the weights cannot mean."""
     numbers = value if isinstance(value, list) and name in ("mean", "std") else [value]
     fine = all(isinstance(n, int | float) and not isinstance(n, bool) and -1e9 < n < 1e9 for n in numbers)
     if name == "num_attention_heads":

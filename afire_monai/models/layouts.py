@@ -47,14 +47,8 @@ def export_layout(exportable: Exportable, images: Tensor, folder: Path, form: st
     want images that are normalised outside, by the mean and standard deviation in the JSON. The weights are read back
     and run by a plain transformer of the other layout's names.
 
-    Args:
-        exportable: an encoder, or a classifier.
-        images: (n, C, H, W) in 0…1, n at least 3.
-        folder: where to write; made if absent.
-        form: timm or hf.
-
-    Raises:
-        AfireError: if the layout has no such network, or the weights give something else; then nothing is written.
+    Arguments are as for `export_graph`; ``form`` is timm or hf. Raises AfireError if the layout has no such network, or
+    the weights give something else; then nothing is written.
     """
     if form not in LAYOUTS:
         raise AfireError(f"the format is {form!r}; {', '.join(LAYOUTS)} are folders")
@@ -90,12 +84,7 @@ def export_layout(exportable: Exportable, images: Tensor, folder: Path, form: st
 
 
 def to_timm(encoder: ViTEncoder, head: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return an encoder's weights under timm's names: four renames, and the sine positions as a table.
-
-    Args:
-        encoder: a plain vision transformer.
-        head: further tensors, kept as they are.
-    """
+    """Return an encoder's weights under timm's names: four renames, and the sine positions as a table."""
     state = {}
     for name, value in {**encoder.state_dict(), **head}.items():
         for pattern, replacement in _TO_TIMM:
@@ -166,9 +155,6 @@ def plain_vit(state: dict[str, Tensor], images: Tensor, heads: int, eps: float) 
         images: (B, C, H, W), normalised.
         heads: of the attention.
         eps: of the layer norms.
-
-    Returns:
-        (B, 1 + L, D).
     """
 
     def norm(x: Tensor, name: str) -> Tensor:

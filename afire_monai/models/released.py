@@ -46,10 +46,6 @@ class FoundParts:
 def find_parts(state: dict[str, Tensor], decoder_heads: int) -> FoundParts:
     """Make encoder, head and decoder from a released state dictionary.
 
-    Args:
-        state: tensors by released name, without the prefix `module.`.
-        decoder_heads: attention heads of the decoder, which no tensor's shape tells.
-
     Returns:
         The networks (head and decoder None where there is nothing of them) and what did not fit.
 
@@ -269,18 +265,13 @@ _RELEASED_HEADS = 16
 
 @dataclass
 class ImportReport:
-    """What an import did.
+    """What an import did."""
 
-    Attributes:
-        files: the weights files written, each with a JSON beside it.
-        unplaced: names in the source that have no place here.
-        missing: names that a network here needs and the source lacks; they kept their random start values.
-        assumed: what neither the source nor the caller says and was taken for granted, in words.
-    """
-
-    files: list[Path] = field(default_factory=list)
-    unplaced: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)  #: the weights files written, each with a JSON beside it
+    unplaced: list[str] = field(default_factory=list)  #: names in the source that have no place here
+    #: names that a network here needs and the source lacks; they kept their random start values
     missing: list[str] = field(default_factory=list)
+    #: what neither the source nor the caller says and was taken for granted, in words
     assumed: list[str] = field(default_factory=list)
 
 
@@ -308,9 +299,6 @@ def import_released(
         part: encoder and head to export: "teacher" (the paper fine-tunes it) or "student".
         strict: fail if a name has no place or is missing. Otherwise both are listed in the report and the JSON files.
         decoder_heads: attention heads of the restoration decoder; None for the checkpoint's own.
-
-    Returns:
-        Written files, names that were not placed or are missing, and what was assumed.
 
     Raises:
         CheckpointError: if the file cannot be read, holds other types, lacks the part, names impossible decoder heads,

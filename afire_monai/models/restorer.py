@@ -59,9 +59,6 @@ def hide_cells(images: Tensor, hidden: Tensor, patch_size: int) -> Tensor:
         images: (B, C, H, W).
         hidden: (h, w) bool.
         patch_size: side P of a cell in pixels; the mean is taken over 2 P + 1 pixels each way.
-
-    Returns:
-        (B, C, H, W).
     """
     pixels = _pixels(hidden, patch_size)
     seen = (~pixels).to(images.dtype)
@@ -120,9 +117,6 @@ class AnomalyNetwork(nn.Module):
         Args:
             images: (B, C, H, W) in 0…1, at the size that the model was trained on.
             tokens: (B, 1 + L, D), the encoder's output if it is at hand.
-
-        Returns:
-            (B, C, H, W) in 0…1.
         """
         p, (h, w) = self.decoder.patch_size, self.decoder.grid
         group = cell_groups((h, w), self.groups, images.device)
@@ -139,11 +133,7 @@ class AnomalyNetwork(nn.Module):
         return restored
 
     def analyse(self, images: Tensor) -> AnomalyOutput:
-        """Restore and compare.
-
-        Args:
-            images: (B, C, H, W) in 0…1, at the size that the model was trained on.
-        """
+        """Restore and compare."""
         tokens = self.encoder(images)
         restored = self.restore(images, tokens)
         difference = (images - restored).abs().mean(1, keepdim=True)
@@ -183,15 +173,12 @@ class AnomalyInferer(Inferer):
     """Return the model's whole answer, tokens included, where a plain call gives pictures only."""
 
     def __call__(self, inputs: Tensor, network: AnomalyNetwork, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Run the network.
+        """Run the network; return ``restored``, ``anomaly`` and ``tokens`` (see :class:`AnomalyOutput`).
 
         Args:
             inputs: (B, C, H, W) in 0…1.
             network: the model.
             args: unused.
             kwargs: unused.
-
-        Returns:
-            ``restored``, ``anomaly`` and ``tokens`` (see :class:`AnomalyOutput`).
         """
         return network.analyse(inputs)._asdict()

@@ -17,14 +17,7 @@ def shipped_names() -> list[str]:
 
 
 def shipped_folder(name: str = DEFAULT) -> Path:
-    """Return the model folder of a model that comes with the package.
-
-    Args:
-        name: with its version at the end; an older version keeps its name.
-
-    Raises:
-        CheckpointError: if there is no such model.
-    """
+    """Return the model folder of a model that comes with the package; CheckpointError if there is no such model."""
     if name not in shipped_names():
         raise CheckpointError(
             f"no model {name!r} comes with this package; it has {', '.join(shipped_names()) or 'none'}. Give the path "

@@ -24,9 +24,6 @@ def resample_positions(table: Tensor, grid: tuple[int, int], target: tuple[int, 
         table: (h·w, D), row by row.
         grid: its rows and columns (h, w).
         target: the rows and columns wanted.
-
-    Returns:
-        (h'·w', D).
     """
     if grid == target:
         return table
@@ -206,26 +203,13 @@ class AdaptedViTEncoder(ViTEncoder):
         if learned_positions:
             self.positions = nn.Parameter(0.02 * torch.randn(cells, dim))
 
-    def hidden_states(
-        self, images: Tensor, residual_scale: Tensor | None = None, visible: Tensor | None = None
-    ) -> list[Tensor]:
-        """Return the tokens (B, 1 + L, D) before the first block and after each; see :class:`ViTEncoder`."""
-        grid = self.checked(images)
-        tokens = self.patch_embed(self.normalise(images)).flatten(2).transpose(1, 2) + self.positions_of(grid)
-        if visible is not None:
-            tokens = tokens.gather(1, visible[..., None].expand(-1, -1, self.embed_dim))
-        batch, patches = tokens.shape[:2]
-        before = [] if self.registers is None else [self.registers.expand(batch, -1, -1)]
-        tokens = torch.cat([*before, self.cls_token.expand(batch, -1, -1), tokens], dim=1)
-        rotation = self._rotation(grid, visible)
-        states = [tokens]
-        for place, block in enumerate(self.blocks):
-            changed = self.call_block(block, tokens, rotation)
-            if residual_scale is not None:
-                changed = torch.lerp(tokens, changed, residual_scale[:, place, None, None].to(changed.dtype))
-            tokens = changed
-            states.append(tokens)
-        return [state[:, -patches - 1 :] for state in states]
+    def first_tokens(self) -> list[Tensor]:
+        """Return registers and class token."""
+        return [*([] if self.registers is None else [self.registers]), self.cls_token]
+
+    def block_arguments(self, grid: tuple[int, int], visible: Tensor | None) -> tuple[Any, ...]:
+        """Return the rotation."""
+        return (self._rotation(grid, visible),)
 
     def positions_of(self, grid: tuple[int, int]) -> Tensor:
         """Return the learned positions (h·w, D) stretched to a grid; (1, D) zeros where there are none."""

@@ -36,9 +36,6 @@ class FusedSelfAttention(SABlock):
         Args:
             x: (B, T, D).
             attn_mask: as for ``torch.nn.functional.scaled_dot_product_attention``.
-
-        Returns:
-            (B, T, D).
         """
         batch, tokens, _ = x.shape
         query, key, value = self.heads(x)
@@ -80,13 +77,10 @@ def transformer_block(dim: int, num_heads: int, mlp_ratio: float, layer_norm_eps
 
 
 class RecomputedBlock:
-    """A mixin for networks of blocks that can forget activations in between and compute them again when needed.
+    """A mixin for networks of blocks that can forget activations in between and compute them again when needed."""
 
-    Attributes:
-        recompute: keep the blocks' inputs only and repeat each block in the backward pass: a fraction of the memory,
-            for a third more arithmetic, and the same values.
-    """
-
+    #: keep the blocks' inputs only and repeat each block in the backward pass: a fraction of the memory, for a third
+    #: more arithmetic, and the same values
     recompute: bool = False
 
     def call_block(self, block: nn.Module, tokens: Tensor, *more: object) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from afire_monai.core.errors import AfireError
 from afire_monai.networks.blocks import RecomputedBlock, init_transformer, transformer_block
-from afire_monai.networks.encoder_base import Encoder, FeatureMap
+from afire_monai.networks.encoder_base import Encoder, FeatureMap, summary_of
 
 
 def sincos_positions(grid: tuple[int, int], dim: int, reference: tuple[int, int] | None = None) -> Tensor:
@@ -50,23 +51,19 @@ def sincos_positions(grid: tuple[int, int], dim: int, reference: tuple[int, int]
 class ViTEncoder(RecomputedBlock, Encoder):
     """Vision transformer with a class token and fixed sine-cosine positions (AFiRe, arXiv 2504.10972, §Implementation).
 
-    Normalisation to the data set's grey-level mean and standard deviation is part of the encoder, so callers always
-    give images in 0…1. Built on MONAI's ``TransformerBlock``.
+    Built on MONAI's ``TransformerBlock``.
 
     Args:
         image_size: side in pixels, or (height, width); each must be a multiple of ``patch_size``.
         patch_size: side P of a patch in pixels.
-        in_channels: 1 for radiographs; 3 for released weights that were trained on grey images repeated thrice.
         embed_dim: token width D.
         depth: number of transformer blocks.
         num_heads: attention heads.
         mlp_ratio: hidden width of each MLP as a multiple of D.
-        mean: grey-level mean of the training data in 0…1, one value or one per channel.
-        std: grey-level standard deviation in 0…1, one value or one per channel.
         layer_norm_eps: ε of the layer norms.
         position_grid: rows and columns of the token grid whose cells positions count; None for the grid of
             ``image_size``. An encoder that goes on at another size keeps the grid that it was trained on.
-        check_range: refuse images outside 0…1 (costs a host synchronisation on a GPU; on for exported encoders).
+        options: as for :class:`Encoder`.
 
     Raises:
         AfireError: if the image size is not a multiple of the patch size, or a value is out of range.
@@ -78,18 +75,15 @@ class ViTEncoder(RecomputedBlock, Encoder):
         self,
         image_size: int | Sequence[int] = 224,
         patch_size: int = 16,
-        in_channels: int = 1,
         embed_dim: int = 768,
         depth: int = 12,
         num_heads: int = 12,
         mlp_ratio: float = 4.0,
-        mean: float | Sequence[float] = 0.5,
-        std: float | Sequence[float] = 0.25,
         layer_norm_eps: float = 1e-6,
         position_grid: Sequence[int] | None = None,
-        check_range: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(image_size, patch_size, in_channels, embed_dim, depth, mean, std, check_range)
+        super().__init__(image_size, patch_size, embed_dim, depth, **options)
         rows, columns = position_grid or self.grid
         self.position_grid = (int(rows), int(columns))
         self.config |= {
@@ -106,7 +100,7 @@ class ViTEncoder(RecomputedBlock, Encoder):
         self.taps = [max(1, round(depth * level / levels)) for level in range(1, levels)]
         self.register_buffer("positions", sincos_positions(self.grid, embed_dim, self.position_grid), persistent=False)
 
-        self.patch_embed = nn.Conv2d(in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.patch_embed = nn.Conv2d(self.in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.blocks = nn.ModuleList(
             transformer_block(embed_dim, num_heads, mlp_ratio, layer_norm_eps) for _ in range(depth)
@@ -118,18 +112,9 @@ class ViTEncoder(RecomputedBlock, Encoder):
         nn.init.normal_(self.cls_token, std=0.02)
 
     def forward(self, images: Tensor, residual_scale: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
-        """Encode images.
+        """Return (B, 1 + L, D): the class token, then the patch tokens row by row, or those of ``visible``.
 
-        Args:
-            images: (B, C, H, W) in 0…1; H and W multiples of the patch size, not necessarily the trained size.
-            residual_scale: see :meth:`hidden_states`.
-            visible: see :meth:`hidden_states`.
-
-        Returns:
-            (B, 1 + L, D): the class token, then the L patch tokens in row-major order (or those of ``visible``).
-
-        Raises:
-            AfireError: for a wrong shape or, with ``check_range``, values outside 0…1.
+        Arguments are those of :meth:`hidden_states`.
         """
         return self.norm(self.hidden_states(images, residual_scale, visible)[-1])
 
@@ -153,15 +138,25 @@ class ViTEncoder(RecomputedBlock, Encoder):
         tokens = tokens + self.positions_of(grid)
         if visible is not None:
             tokens = tokens.gather(1, visible[..., None].expand(-1, -1, self.embed_dim))
-        tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        batch, patches = tokens.shape[:2]
+        tokens = torch.cat([*(token.expand(batch, -1, -1) for token in self.first_tokens()), tokens], dim=1)
+        rest = self.block_arguments(grid, visible)
         states = [tokens]
         for place, block in enumerate(self.blocks):
-            after = self.call_block(block, tokens)
+            after = self.call_block(block, tokens, *rest)
             if residual_scale is not None:
                 after = torch.lerp(tokens, after, residual_scale[:, place, None, None].to(after.dtype))
             tokens = after
             states.append(tokens)
-        return states
+        return [state[:, -patches - 1 :] for state in states] if len(self.first_tokens()) > 1 else states
+
+    def first_tokens(self) -> list[Tensor]:
+        """Return what stands before the patch tokens, (1, n, D) each; the class token is the last of them."""
+        return [self.cls_token]
+
+    def block_arguments(self, grid: tuple[int, int], visible: Tensor | None) -> tuple[Any, ...]:
+        """Return what a block takes besides tokens."""
+        return ()
 
     def positions_of(self, grid: tuple[int, int]) -> Tensor:
         """Return the positions (h·w, D) of a grid, computed once and kept on the encoder's device.
@@ -188,6 +183,20 @@ class ViTEncoder(RecomputedBlock, Encoder):
         tokens = [*(states[tap] for tap in self.taps), self.norm(states[-1])]
         return [t[:, 1:].transpose(1, 2).unflatten(2, grid).contiguous() for t in tokens]
 
+    @property
+    def summary_dim(self) -> int:
+        """Width of :meth:`summary`."""
+        return 4 * self.embed_dim
+
+    def summary(self, images: Tensor, residual_scale: Tensor | None = None) -> Tensor:
+        """Return class and mean patch token after half of the blocks and after all, (B, 4 D), normalised.
+
+        The last blocks give up some of what those in the middle know for the pre-training's own task; a classifier on
+        frozen features gains by both (docs/finetune.md; this project's reading).
+        """
+        states = self.hidden_states(images, residual_scale)
+        return summary_of([self.norm(states[self.depth // 2]), self.norm(states[-1])])
+
     def block_of(self, parameter: str) -> int:
         """Say how deep a parameter lies (see :meth:`Encoder.block_of`)."""
         if parameter.startswith("blocks."):
@@ -197,8 +206,7 @@ class ViTEncoder(RecomputedBlock, Encoder):
     def attribution_layer(self, block: int | None, class_token: bool) -> nn.Module:
         """Return a block, or the last layer norm; where only the class token goes on, what enters the last block.
 
-        Raises:
-            AfireError: for a block that does not exist, or a class token of a single block.
+        Raises AfireError for a block that does not exist, or a class token of a single block.
         """
         if block is not None:
             return self.blocks[self._number_of(block)]

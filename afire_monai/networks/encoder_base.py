@@ -17,15 +17,10 @@ from afire_monai.core.errors import AfireError
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """A map that an encoder offers to dense tasks.
+    """A map that an encoder offers to dense tasks."""
 
-    Attributes:
-        channels: of the map.
-        stride: pixels of the picture for each of its cells, along a side.
-    """
-
-    channels: int
-    stride: int
+    channels: int  #: of the map
+    stride: int  #: pixels of the picture for each of its cells, along a side
 
 
 class Encoder(nn.Module, ABC):
@@ -37,9 +32,9 @@ class Encoder(nn.Module, ABC):
     Args:
         image_size: side in pixels, or (height, width); each must be a multiple of ``patch_size``.
         patch_size: side P in pixels of a cell.
-        in_channels: 1 for radiographs.
         embed_dim: token width D.
         depth: number of residual blocks.
+        in_channels: 1 for radiographs; 3 for released weights that were trained on grey images repeated thrice.
         mean: grey-level mean of the training data in 0…1, one value or one per channel.
         std: grey-level standard deviation in 0…1, one value or one per channel.
         check_range: refuse images outside 0…1 (costs a host synchronisation on a GPU; on for exported encoders).
@@ -59,12 +54,12 @@ class Encoder(nn.Module, ABC):
         self,
         image_size: int | Sequence[int],
         patch_size: int,
-        in_channels: int,
         embed_dim: int,
         depth: int,
-        mean: float | Sequence[float],
-        std: float | Sequence[float],
-        check_range: bool,
+        in_channels: int = 1,
+        mean: float | Sequence[float] = 0.5,
+        std: float | Sequence[float] = 0.25,
+        check_range: bool = False,
     ) -> None:
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
@@ -95,15 +90,7 @@ class Encoder(nn.Module, ABC):
         return values
 
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
-        """Return the token grid (h, w) of an image size.
-
-        Args:
-            height: pixels.
-            width: pixels.
-
-        Raises:
-            AfireError: if the patch size does not divide both sides.
-        """
+        """Return the token grid (h, w) of an image size; AfireError if the patch size does not divide both sides."""
         p = self.patch_size
         if height < p or width < p or height % p or width % p:
             raise AfireError(
@@ -121,14 +108,7 @@ class Encoder(nn.Module, ABC):
         return images * self.std + self.mean
 
     def checked(self, images: Tensor) -> tuple[int, int]:
-        """Refuse images of a wrong shape or range; give their token grid.
-
-        Args:
-            images: (B, C, H, W) in 0…1.
-
-        Raises:
-            AfireError: for a wrong shape or, with ``check_range``, values outside 0…1.
-        """
+        """Refuse images of a wrong shape or range; give their token grid."""
         if images.ndim != 4 or images.shape[1] != self.in_channels:
             raise AfireError(f"images must be (B, {self.in_channels}, H, W), got {tuple(images.shape)}")
         grid = self.grid_of(images.shape[2], images.shape[3])
@@ -141,9 +121,8 @@ class Encoder(nn.Module, ABC):
                 )
         return grid
 
-    @abstractmethod
     def forward(self, images: Tensor, residual_scale: Tensor | None = None) -> Tensor:
-        """Encode images.
+        """Encode images; where a class says nothing else, the token for the whole is the mean of the last map's cells.
 
         Args:
             images: (B, C, H, W) in 0…1; H and W multiples of the patch size, not necessarily the trained size.
@@ -156,22 +135,33 @@ class Encoder(nn.Module, ABC):
         Raises:
             AfireError: for a wrong shape or, with ``check_range``, values outside 0…1.
         """
+        cells = self.pyramid(images, residual_scale)[-1].flatten(2).transpose(1, 2)
+        return torch.cat([cells.mean(1, keepdim=True), cells], dim=1)
 
-    @abstractmethod
-    def pyramid(self, images: Tensor, residual_scale: Tensor | None = None) -> list[Tensor]:
-        """Return the maps that :attr:`feature_maps` names, each (B, channels, H / stride, W / stride).
+    @property
+    def summary_dim(self) -> int:
+        """Width of :meth:`summary`."""
+        return 2 * self.embed_dim
+
+    def summary(self, images: Tensor, residual_scale: Tensor | None = None) -> Tensor:
+        """Return one vector an image for frozen use, (B, summary_dim); its last D columns are the mean patch token.
+
+        Here class token and mean patch token side by side; encoders whose blocks have one width put those of half their
+        depth before them.
 
         Args:
             images: as for :meth:`forward`.
             residual_scale: as for :meth:`forward`.
         """
+        return summary_of([self(images, residual_scale)])
+
+    @abstractmethod
+    def pyramid(self, images: Tensor, residual_scale: Tensor | None = None) -> list[Tensor]:
+        """Return the maps that :attr:`feature_maps` names, each (B, channels, H / stride, W / stride)."""
 
     @abstractmethod
     def block_of(self, parameter: str) -> int:
         """Say how deep a parameter lies, for learning rates that fall towards the input.
-
-        Args:
-            parameter: its name in the encoder.
 
         Returns:
             0 before the first block, l + 1 in block l, depth + 1 after the last.
@@ -193,3 +183,8 @@ class Encoder(nn.Module, ABC):
         if not -self.depth <= block < self.depth:
             raise AfireError(f"block must be in {-self.depth}…{self.depth - 1}, got {block}")
         return block % self.depth
+
+
+def summary_of(states: Sequence[Tensor]) -> Tensor:
+    """Return class token and mean patch token of each of some tokens (B, 1 + L, D), all side by side."""
+    return torch.cat([part for tokens in states for part in (tokens[:, 0], tokens[:, 1:].mean(1))], 1)

@@ -56,13 +56,10 @@ class TokenHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(cells or 1, out_dim, bottleneck_dim).uniform_(-bound, bound))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Project patch tokens.
+        """Project patch tokens; return (B, L, K) float32 cosines in -1…1.
 
         Args:
             tokens: (B, L, D) patch tokens without the class token.
-
-        Returns:
-            (B, L, K) float32 cosines in -1…1.
 
         Raises:
             AfireError: if L is not the number of cells that the head has layers for.

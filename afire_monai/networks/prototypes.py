@@ -40,7 +40,7 @@ def sinkhorn(scores: Tensor, temperature: float = 0.05, iterations: int = 3) -> 
 
 
 def token_places(cells: Tensor, count: int) -> Tensor:
-    """Return which token of an image shows each cell of the canvas.
+    """Return which token of an image shows each cell of the canvas, (B, N) int64, -1 where no token shows the cell.
 
     Sums over the tokens of a cell then are sums over images of what is gathered by this: in a fixed order, and without
     many threads of a GPU adding to one place.
@@ -48,9 +48,6 @@ def token_places(cells: Tensor, count: int) -> Tensor:
     Args:
         cells: (B, L) int64, the cell that each token shows; no cell twice in an image.
         count: N, number of cells.
-
-    Returns:
-        (B, N) int64, -1 where no token shows the cell.
     """
     tokens = torch.arange(cells.shape[1], device=cells.device).expand_as(cells)
     return cells.new_full((len(cells), count), -1).scatter_(1, cells, tokens)

@@ -58,12 +58,9 @@ class ResNetEncoder(Encoder):
     Args:
         image_size: side in pixels, or (height, width); multiples of 32.
         patch_size: the total stride, 32.
-        in_channels: 1 for radiographs.
         blocks: number of basic blocks of each of the four stages; (2, 2, 2, 2) is ResNet-18.
         context: with context bottlenecks (MLVICX); false for a plain ResNet.
-        mean: grey-level mean of the training data in 0…1, one value or one per channel.
-        std: grey-level standard deviation in 0…1, one value or one per channel.
-        check_range: refuse images outside 0…1 (costs a host synchronisation on a GPU; on for exported encoders).
+        options: as for :class:`Encoder`.
 
     Raises:
         AfireError: for another patch size, an image size that is no multiple of it, or numbers of blocks that are not
@@ -74,18 +71,15 @@ class ResNetEncoder(Encoder):
         self,
         image_size: int | Sequence[int] = 224,
         patch_size: int = STRIDE,
-        in_channels: int = 1,
         blocks: Sequence[int] = (2, 2, 2, 2),
         context: bool = True,
-        mean: float | Sequence[float] = 0.5,
-        std: float | Sequence[float] = 0.25,
-        check_range: bool = False,
+        **options: Any,
     ) -> None:
         if patch_size != STRIDE:
             raise AfireError(f"a ResNet sees cells of {STRIDE} pixels: set patch_size to {STRIDE}, not {patch_size}")
         if len(blocks) != 4 or min(blocks) < 1:
             raise AfireError(f"blocks must name a number for each of four stages, got {list(blocks)}")
-        super().__init__(image_size, patch_size, in_channels, WIDTHS[-1], sum(blocks), mean, std, check_range)
+        super().__init__(image_size, patch_size, WIDTHS[-1], sum(blocks), **options)
         self.config |= {"kind": "resnet", "blocks": list(blocks), "context": context}
         channels = (WIDTHS[0], *WIDTHS)
         self.feature_maps = tuple(FeatureMap(c, 2 << place) for place, c in enumerate(channels))
@@ -94,7 +88,7 @@ class ResNetEncoder(Encoder):
             layers=list(blocks),
             block_inplanes=list(WIDTHS),
             spatial_dims=2,
-            n_input_channels=in_channels,
+            n_input_channels=self.in_channels,
             conv1_t_stride=2,
             shortcut_type="B",
             bias_downsample=False,
@@ -124,11 +118,6 @@ class ResNetEncoder(Encoder):
             maps.append(x)
         return maps
 
-    def forward(self, images: Tensor, residual_scale: Tensor | None = None) -> Tensor:
-        """Return (B, 1 + L, 512): the mean of the last map, then its cells row by row (see :meth:`Encoder.forward`)."""
-        cells = self.pyramid(images, residual_scale)[-1].flatten(2).transpose(1, 2)
-        return torch.cat([cells.mean(1, keepdim=True), cells], dim=1)
-
     def block_of(self, parameter: str) -> int:
         """Say how deep a parameter lies (:meth:`Encoder.block_of`); a bottleneck counts with the block before it."""
         part, *rest = parameter.split(".")
@@ -139,8 +128,7 @@ class ResNetEncoder(Encoder):
     def attribution_layer(self, block: int | None, class_token: bool) -> nn.Module:
         """Return a basic block, or what gives the last map, which both kinds of token are made of.
 
-        Raises:
-            AfireError: for a block that does not exist.
+        Raises AfireError for a block that does not exist.
         """
         if block is None:
             return self.contexts[-1]

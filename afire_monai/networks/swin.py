@@ -29,14 +29,11 @@ class SwinEncoder(Encoder):
     Args:
         image_size: side in pixels, or (height, width); multiples of 32.
         patch_size: the total stride, 32.
-        in_channels: 1 for radiographs.
         embed_dim: width of the first stage; each further one has twice as many, so tokens are 8 times as wide.
         depths: number of blocks of each of the four stages.
         heads: attention heads of each stage.
         window: side of a window in patches. A window that does not divide the maps' sides is padded, which costs time.
-        mean: grey-level mean of the training data in 0…1, one value or one per channel.
-        std: grey-level standard deviation in 0…1, one value or one per channel.
-        check_range: refuse images outside 0…1 (costs a host synchronisation on a GPU; on for exported encoders).
+        options: as for :class:`Encoder`.
 
     Raises:
         AfireError: for another patch size, numbers that are not four, or a window larger than the last map.
@@ -46,14 +43,11 @@ class SwinEncoder(Encoder):
         self,
         image_size: int | Sequence[int] = 448,
         patch_size: int = STRIDE,
-        in_channels: int = 1,
         embed_dim: int = 128,
         depths: Sequence[int] = (2, 2, 18, 2),
         heads: Sequence[int] = (4, 8, 16, 32),
         window: int = 7,
-        mean: float | Sequence[float] = 0.5,
-        std: float | Sequence[float] = 0.25,
-        check_range: bool = False,
+        **options: Any,
     ) -> None:
         if patch_size != STRIDE:
             raise AfireError(f"a Swin transformer sees cells of {STRIDE} pixels: set patch_size to {STRIDE}")
@@ -63,7 +57,7 @@ class SwinEncoder(Encoder):
                 f"{list(depths)}, {list(heads)} and {window}"
             )
         self.window = window
-        super().__init__(image_size, patch_size, in_channels, embed_dim * 8, sum(depths), mean, std, check_range)
+        super().__init__(image_size, patch_size, embed_dim * 8, sum(depths), **options)
         self.config |= {
             "kind": "swin", "embed_dim": embed_dim, "depths": list(depths), "heads": list(heads), "window": window,
         }  # fmt: skip
@@ -73,7 +67,7 @@ class SwinEncoder(Encoder):
             *(FeatureMap(c, _FIRST << stage) for stage, c in enumerate(widths)),
         )
         swin = SwinTransformer(
-            in_chans=in_channels,
+            in_chans=self.in_channels,
             embed_dim=embed_dim,
             window_size=(window, window),
             patch_size=(_FIRST, _FIRST),
@@ -94,8 +88,7 @@ class SwinEncoder(Encoder):
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
         """Return the token grid (h, w) of an image size (see :meth:`Encoder.grid_of`).
 
-        Raises:
-            AfireError: for a size that is no multiple of 32, or whose last map is smaller than a window.
+        Raises AfireError for a size that is no multiple of 32, or whose last map is smaller than a window.
         """
         grid = super().grid_of(height, width)
         if min(grid) < self.window:
@@ -135,11 +128,6 @@ class SwinEncoder(Encoder):
         mask: Tensor = compute_mask(padded, window, shift, x.device)
         return mask
 
-    def forward(self, images: Tensor, residual_scale: Tensor | None = None) -> Tensor:
-        """Return (B, 1 + L, D): the mean of the last map, then its cells row by row (see :meth:`Encoder.forward`)."""
-        cells = self.pyramid(images, residual_scale)[-1].flatten(2).transpose(1, 2)
-        return torch.cat([cells.mean(1, keepdim=True), cells], dim=1)
-
     def block_of(self, parameter: str) -> int:
         """Say how deep a parameter lies (:meth:`Encoder.block_of`); merging counts with the block before it."""
         part, *rest = parameter.split(".")
@@ -152,8 +140,7 @@ class SwinEncoder(Encoder):
     def attribution_layer(self, block: int | None, class_token: bool) -> nn.Module:
         """Return what gives the last map, which both kinds of token are made of.
 
-        Raises:
-            AfireError: for any block but the last: the others give maps with channels last.
+        Raises AfireError for any block but the last: the others give maps with channels last.
         """
         if block is not None and self._number_of(block) != self.depth - 1:
             raise AfireError(f"only the last map of a Swin transformer can be asked for, not block {block}")

@@ -23,12 +23,7 @@ tr+tr td{border-top:1px solid #e4e4e4} pre{background:#f3f3f1;padding:.8rem;over
 
 
 def page(title: str, parts: Sequence[str]) -> str:
-    """Put a page together: head, title, and the parts that are not empty.
-
-    Args:
-        title: plain text.
-        parts: HTML.
-    """
+    """Put a page together: head, title, and the parts that are not empty."""
     head = (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width,initial-scale=1'>"

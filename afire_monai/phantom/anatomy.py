@@ -28,9 +28,6 @@ def look_up(table: Array, coordinate: Array) -> Array:
     Args:
         table: (4096,) values over `TABLE_AXIS`.
         coordinate: any shape, values outside the axis take its end values.
-
-    Returns:
-        The function's values, shape of `coordinate`.
     """
     index = ((coordinate + _SPAN) * ((_TABLE - 1) / (2 * _SPAN)) + 0.5).astype(np.int32)
     return table[np.clip(index, 0, _TABLE - 1)]
@@ -291,15 +288,7 @@ def patient_frame(size: int, rng: Rng) -> tuple[Array, Array]:
 
 
 def build_scene(size: int, rng: Rng) -> Scene:
-    """Draw a patient and integrate its tissues along the beam.
-
-    Args:
-        size: side of the square picture in pixels.
-        rng: generator that decides everything about the patient and its position.
-
-    Returns:
-        The scene, with maps of (size, size).
-    """
+    """Draw a patient and integrate its tissues along the beam."""
     u, v = patient_frame(size, rng)
     build = Build.draw(rng)
     side = np.abs(u)

@@ -187,24 +187,16 @@ Mask = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class PhantomSample:
-    """One picture and what is known of it.
+    """One picture and what is known of it."""
 
-    Attributes:
-        image: (1, H, W) float32 in 0…1, bright = dense, row 0 at the top, the patient's left on the right.
-        mask: (1, H, W) uint8, 1 where the finding changes the picture, all 0 if normal.
-        lungs: (1, H, W) uint8, 1 right lung (left half of the picture), 2 left lung, 0 elsewhere; the same with and
-            without a finding.
-        label: 0 or 1 for each of `PHANTOM_LABELS`.
-        boxes: (x, y, width, height, name) in pixels for each connected part of the mask, top left corner.
-        seed: the seed that gives this anatomy.
-    """
-
-    image: Array
-    mask: Mask
+    image: Array  #: (1, H, W) float32 in 0…1, bright = dense, row 0 at the top, the patient's left on the right
+    mask: Mask  #: (1, H, W) uint8, 1 where the finding changes the picture, all 0 if normal
+    #: (1, H, W) uint8, 1 right lung (left half of the picture), 2 left lung, 0 elsewhere; the same with and without a
+    #: finding
     lungs: Mask
-    label: dict[str, int]
-    boxes: list[Box]
-    seed: int
+    label: dict[str, int]  #: 0 or 1 for each of `PHANTOM_LABELS`
+    boxes: list[Box]  #: (x, y, width, height, name) in pixels for each connected part of the mask, top left corner
+    seed: int  #: the seed that gives this anatomy
 
 
 class ChestPhantom:
@@ -238,9 +230,6 @@ class ChestPhantom:
         Args:
             seed: decides anatomy, exposure and noise; with and without a finding they are the same.
             finding: one of `findings`, or None for a normal picture.
-
-        Returns:
-            The picture with its masks, label and boxes.
 
         Raises:
             AfireError: the finding is not one of this phantom's.

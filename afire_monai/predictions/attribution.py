@@ -106,10 +106,6 @@ def attention_maps(encoder: Any, images: Tensor) -> list[Tensor]:
     """Return each block's attention, averaged over heads: (B, 1 + L, 1 + L) float32; rows sum to 1, registers first.
 
     The fused attention of the blocks does not keep its weights; they are computed again from what enters it.
-
-    Args:
-        encoder: `ViTEncoder`.
-        images: (B, C, H, W) in 0…1.
     """
     maps: list[Tensor] = []
 

@@ -59,12 +59,7 @@ class SegmenterGraph(nn.Module):
 class DetectorGraph(nn.Module):
     """An anomaly detector with its normal reference, or a restorer alone, for canvases (B, C, Hc, Wc) in 0…1.
 
-    Args:
-        detector: looks at the images.
-        reference: ranks them; without it the restored picture and the difference are returned.
-
-    Raises:
-        AfireError: if there is neither reference nor restorer.
+    Raises AfireError if there is neither reference nor restorer.
     """
 
     def __init__(self, detector: AnomalyDetector, reference: NormalReference | None) -> None:

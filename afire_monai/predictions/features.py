@@ -16,54 +16,33 @@ from afire_monai.networks import Encoder
 from afire_monai.predictions.reading import LeftOut, Size, ahead, read_radiograph
 
 
-def best_device() -> torch.device:
-    """Return the GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 @dataclass(frozen=True)
 class Embedding:
-    """What turns pictures into features.
+    """What turns pictures into features."""
 
-    Attributes:
-        size: height and width in pixels of the pictures that it takes.
-        embed: images (B, 1, H, W) float32 in 0…1 to features (B, D) on the CPU.
-    """
-
-    size: Size
-    embed: Callable[[Tensor], Tensor]
+    size: Size  #: height and width in pixels of the pictures that it takes
+    embed: Callable[[Tensor], Tensor]  #: images (B, 1, H, W) float32 in 0…1 to features (B, D) on the CPU
 
     @classmethod
     def of_encoder(cls, encoder: Encoder) -> Embedding:
-        """Return class token and mean patch token side by side, (B, 2 D), on the encoder's device."""
+        """Return the encoder's summary (B, summary_dim), computed on the encoder's device."""
         encoder.eval()
 
         def embed(images: Tensor) -> Tensor:
             images = images.to(encoder.mean.device).expand(-1, encoder.in_channels, -1, -1)
-            tokens = encoder(images).float().cpu()
-            return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1)
+            return encoder.summary(images).float().cpu()
 
         return cls(encoder.image_size, embed)
 
     @classmethod
-    def of_pixels(cls, side: int = 32) -> Embedding:
-        """Return the picture itself, reduced to ``side`` x ``side`` pixels: the floor for any encoder."""
-        return cls((side, side), lambda images: images.flatten(1))
+    def of_pixels(cls) -> Embedding:
+        """Return the picture itself, reduced to 32 x 32 pixels: the floor for any encoder."""
+        return cls((32, 32), lambda images: images.flatten(1))
 
 
 @dataclass
 class FeatureReader:
     """Reads images once and gives the features that each embedding makes of them; remembers what cannot be used.
-
-    Args:
-        embeddings: by name.
-        batch_size: images computed at once.
-        workers: threads that read.
-        progress: show a bar with the time left.
-        options: of the reader, as a data list keeps them.
-
-    Attributes:
-        left_out: reasons by place, for each section with files that cannot be used.
 
     Raises:
         AfireError: for a batch or a number of workers that cannot be.
@@ -74,6 +53,7 @@ class FeatureReader:
     workers: int = 2
     progress: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    #: reasons by place, for each section with files that cannot be used
     left_out: dict[str, dict[int, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

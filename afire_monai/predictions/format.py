@@ -28,11 +28,7 @@ AGAIN = "Write the predictions again with `afire predict`"
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """Read and check ``predictions.json``.
-
-    Raises:
-        AfireError: if it is missing, damaged or of another format.
-    """
+    """Read and check ``predictions.json``; AfireError if it is missing, damaged or of another format."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -62,8 +58,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 def read_table(path: Path, columns: Sequence[str]) -> dict[str, NDArray[np.float64]]:
     """Read ``predictions.csv``: (n,) numbers for each column but the words of judgement, NaN where a cell is empty.
 
-    Raises:
-        AfireError: if it is missing or damaged, or its columns are not those expected.
+    Raises AfireError if it is missing or damaged, or its columns are not those expected.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -80,11 +75,7 @@ def read_table(path: Path, columns: Sequence[str]) -> dict[str, NDArray[np.float
 
 
 def check_names(labels: Sequence[str]) -> None:
-    """Refuse label names that cannot be columns.
-
-    Raises:
-        AfireError: for a name that is empty, doubled, or that of another column.
-    """
+    """Refuse label names that cannot be columns."""
     bad = [name for name in labels if not isinstance(name, str) or not name or name in _OWN]
     if bad or len(set(labels)) != len(labels):
         raise AfireError(f"label names must be different and not {', '.join(map(repr, _OWN))}, got {list(labels)!r}")
@@ -222,23 +213,17 @@ def _picture_values(values: NDArray, most: int, where: str) -> NDArray:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model said about the images of one section of a data list, or of a folder.
+    """What a model said about the images of one section of a data list, or of a folder."""
 
-    Attributes:
-        index: (n,) int64, place of each image in the section or in the sorted folder, without repetition.
-        scores: for each label (n,) float64 probability in 0…1, NaN where there is none.
-        anomaly_percentile: (n,) float64 in 0…100, NaN where there is none; None without an anomaly model.
-        facts: ``section``, ``datalist_sha256`` (both "" for a folder), ``model`` (dictionary), ``thresholds`` (label
-            to probability), and what else the writer wants to pass on; JSON values only, never names of files or
-            patients.
-        folder: where heatmaps and masks lie; None if there are none.
-    """
-
+    #: (n,) int64, place of each image in the section or in the sorted folder, without repetition
     index: NDArray[np.int64]
-    scores: dict[str, NDArray[np.float64]]
+    scores: dict[str, NDArray[np.float64]]  #: for each label (n,) float64 probability in 0…1, NaN where there is none
+    #: (n,) float64 in 0…100, NaN where there is none; None without an anomaly model
     anomaly_percentile: NDArray[np.float64] | None = None
+    #: ``section``, ``datalist_sha256`` (both "" for a folder), ``model`` (dictionary), ``thresholds`` (label to
+    #: probability), and what else the writer wants to pass on; JSON values only, never names of files or patients
     facts: dict[str, Any] = field(default_factory=dict)
-    folder: Path | None = None
+    folder: Path | None = None  #: where heatmaps and masks lie; None if there are none
 
     def __post_init__(self) -> None:
         _check(self)
@@ -269,8 +254,7 @@ class Predictions:
     def heatmap(self, index: int) -> NDArray[np.float32] | None:
         """Read the heatmap of one image: (H, W) in 0…1, or None if there is none.
 
-        Raises:
-            AfireError: if the file cannot be read or is not a grey picture.
+        Raises AfireError if the file cannot be read or is not a grey picture.
         """
         pixels = self._picture(HEATMAPS, index)
         if pixels is None:
@@ -280,8 +264,7 @@ class Predictions:
     def mask(self, index: int) -> NDArray[np.uint8] | None:
         """Read the predicted mask of one image: (H, W) label values, or None if there is none.
 
-        Raises:
-            AfireError: if the file cannot be read or is not an 8-bit grey picture.
+        Raises AfireError if the file cannot be read or is not an 8-bit grey picture.
         """
         pixels = self._picture(MASKS, index)
         if pixels is not None and pixels.dtype != np.uint8:
@@ -332,9 +315,6 @@ def save_predictions(
         heatmaps: (H, W) in 0…1 for each image in the order of ``predictions.index``; None where there is none.
         masks: (H, W) label values, likewise.
 
-    Returns:
-        The folder.
-
     Raises:
         AfireError: as `PredictionsWriter`, or if there are fewer or more pictures than images.
     """
@@ -356,8 +336,7 @@ def save_predictions(
 def load_predictions(folder: str | Path) -> Predictions:
     """Read the table and the facts of a folder of predictions; heatmaps and masks are read when asked for.
 
-    Raises:
-        AfireError: what is missing or wrong, with file, column and value.
+    Raises AfireError: what is missing or wrong, with file, column and value.
     """
     folder = Path(folder)
     facts = read_facts(folder / FACTS)

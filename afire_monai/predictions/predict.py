@@ -19,6 +19,7 @@ from tqdm import tqdm
 from afire_monai.core.console import hidden
 from afire_monai.core.distributed import join_group
 from afire_monai.core.errors import AfireError, DataListError
+from afire_monai.core.pool import threads
 from afire_monai.datalists.file import datalist_hash, is_normal, load_datalist, normal_label, read_raw, reader_options
 from afire_monai.predictions.anomaly.fit import ReferenceFit
 from afire_monai.predictions.format import JUDGEMENT
@@ -31,21 +32,14 @@ from afire_monai.radiographs.reader import Unfit
 
 @dataclass(frozen=True)
 class Source:
-    """Files in order; the place of a file is its index in everything that is written.
+    """Files in order; the place of a file is its index in everything that is written."""
 
-    Attributes:
-        files: absolute paths.
-        section: of the data list; "" for folders and files.
-        datalist_sha256: of the data list; "" for folders and files.
-        reader: reader options that the data list keeps or, for folders and files, those of the model's training.
-        normal: indices of the images that the data list calls normal.
-    """
-
-    files: tuple[str, ...]
-    section: str = ""
-    datalist_sha256: str = ""
+    files: tuple[str, ...]  #: absolute paths
+    section: str = ""  #: of the data list; "" for folders and files
+    datalist_sha256: str = ""  #: of the data list; "" for folders and files
+    #: reader options that the data list keeps or, for folders and files, those of the model's training
     reader: Mapping[str, Any] = field(default_factory=dict)
-    normal: frozenset[int] = frozenset()
+    normal: frozenset[int] = frozenset()  #: indices of the images that the data list calls normal
 
     def key(self) -> str:
         """Return the table that tells which index is which file. It can identify patients: it stays with its owner."""
@@ -103,14 +97,7 @@ NOTE = "Research software, not a medical device: no diagnosis. Read with the rad
 class PredictionSummary:
     """What a prediction came to.
 
-    Attributes:
-        total: files named.
-        scored: files with a prediction, those of earlier runs included.
-        left_out: reasons by index.
-        earlier: files that an earlier run had finished.
-        rank: number of this process, 0 for the one that gathers the results.
-        unfit: with ``any``, how many were predicted although they are no frontal chest radiograph, by reason.
-        fit: how anomaly percentiles are spread, and whether the reference fits; None if too few have one.
+    ``scored`` includes files of earlier runs; process 0 gathers the results.
     """
 
     total: int
@@ -188,7 +175,7 @@ def predict(
     _wait(world)
     share = range(rank, len(source.files), world)
     todo = [index for index in share if not folder.finished(index)]
-    job = _Job(source, scorer, folder, overlays, batch_size, _threads(workers), "note" if any else "refuse")
+    job = _Job(source, scorer, folder, overlays, batch_size, threads(workers), "note" if any else "refuse")
     left_out, earlier = _gathered(job.run(todo, progress and rank == 0), len(share) - len(todo), world)
     facts = {**run, "thresholds": scorer.thresholds, "mask_values": scorer.mask_values, "note": NOTE}
     facts |= {"rests_on": scorer.rests_on} if scorer.rests_on else {}
@@ -304,15 +291,10 @@ def _own_device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
 
 
-def _threads(workers: int | None) -> int:
-    return min(os.cpu_count() or 1, 8) if workers is None else workers
-
-
 def join_processes() -> tuple[int, int]:
     """Join the processes that ``torchrun`` started, if it did; give this one's number and how many there are.
 
-    Raises:
-        AfireError: if WORLD_SIZE is set, but nothing says where the other processes are.
+    Raises AfireError if WORLD_SIZE is set, but nothing says where the other processes are.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return 0, 1

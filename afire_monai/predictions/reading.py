@@ -26,21 +26,13 @@ DISPLAY_SIDE = 512
 
 @dataclass(frozen=True)
 class Radiograph:
-    """One radiograph at the sizes that the networks want.
+    """One radiograph at the sizes that the networks want."""
 
-    Attributes:
-        index: place in the source.
-        images: for each size (height, width) the picture (1, height, width) float32 in 0…1.
-        shape: rows and columns of the file.
-        display: (1, h, w) for people, of the file's aspect; None unless asked for.
-        judgement: of a DICOM file that was judged: `FIT`, or why it is no frontal chest radiograph; else "".
-    """
-
-    index: int
-    images: dict[Size, Tensor]
-    shape: Size
-    display: Tensor | None = None
-    judgement: str = ""
+    index: int  #: place in the source
+    images: dict[Size, Tensor]  #: for each size (height, width) the picture (1, height, width) float32 in 0…1
+    shape: Size  #: rows and columns of the file
+    display: Tensor | None = None  #: (1, h, w) for people, of the file's aspect; None unless asked for
+    judgement: str = ""  #: of a DICOM file that was judged: `FIT`, or why it is no frontal chest radiograph; else ""
 
 
 @dataclass(frozen=True)

@@ -44,13 +44,7 @@ RUN, KEY, LEFT_OUT = "run.json", "index.csv", "left_out.csv"
 
 @dataclass(frozen=True)
 class Gathered:
-    """What a finished folder holds.
-
-    Attributes:
-        count: images with a prediction.
-        unfit: of how many of their DICOM files each reason says that they are no frontal chest radiograph.
-        fit: how their anomaly percentiles are spread; None if too few have one.
-    """
+    """What a finished folder holds."""
 
     count: int
     unfit: Counter[str]
@@ -66,11 +60,7 @@ def _fit(
 
 
 class ResultFolder:
-    """Write results image by image; an image counts as done when its record, written last, is whole.
-
-    Args:
-        folder: made if need be.
-    """
+    """Write results image by image; an image counts as done when its record, written last, is whole."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -166,15 +156,7 @@ class ResultFolder:
         labels: list[str],
         normal: Collection[int] = (),
     ) -> Gathered:
-        """Gather the records into ``predictions.csv`` and ``.json``, and the reasons into ``left_out.csv``.
-
-        Args:
-            count: number of files, left out ones included.
-            left_out: reasons by index.
-            facts: for `Predictions`.
-            labels: columns of probabilities.
-            normal: indices of images that are known to be normal.
-        """
+        """Gather the records into ``predictions.csv`` and ``.json``, and the reasons into ``left_out.csv``."""
         for part in self.folder.glob("*/.[0-9]*.part"):
             part.unlink()  # of a process that was killed
         found = {i: r for i in range(count) if (r := self.record(i)) is not None}
@@ -250,12 +232,6 @@ def pictures_of(
 ) -> dict[str, NDArray]:
     """Make what is to be written of one image, in the radiograph's aspect.
 
-    Args:
-        radiograph: with ``display`` if ``overlays``.
-        answer: what the models said.
-        mask_values: value of each class in the mask.
-        overlays: also the heatmap over the radiograph.
-
     Returns:
         By folder: ``heatmaps`` uint16 and ``restored`` uint8, at most `MAP_SIDE` pixels a side; ``masks`` uint8 at the
         radiograph's own size; ``overlays`` (h, w, 3) uint8 at the size of ``display``.
@@ -281,14 +257,9 @@ def enlarge(maps: Tensor, size: Size) -> Tensor:
 
 
 def overlay(picture: Tensor, heat: Tensor) -> NDArray[np.uint8]:
-    """Blend a heatmap in red over a grey picture, more strongly where it is higher.
+    """Blend a heatmap in red over a grey picture, more strongly where it is higher; return (h, w, 3) uint8.
 
-    Args:
-        picture: (h, w) in 0…1.
-        heat: (h, w) in 0…1.
-
-    Returns:
-        (h, w, 3) uint8.
+    Both are (h, w) in 0…1.
     """
     share = 0.7 * heat
     red = picture * (1 - share) + share

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError
-from afire_monai.core.precision import set_precision
+from afire_monai.core.precision import best_device, set_precision
 from afire_monai.models.folder import KINDS, names, used_model_files, weights_hashes
 from afire_monai.predictions.anomaly.detector import AnomalyDetector, load_detector
 from afire_monai.predictions.anomaly.reference import NormalReference
@@ -27,19 +27,12 @@ HEATMAP_KINDS: tuple[str, ...] = get_args(Heatmap)
 
 @dataclass
 class Answer:
-    """What is said of one radiograph.
+    """What is said of one radiograph."""
 
-    Attributes:
-        record: plain values, as written to its JSON.
-        heatmap: (h, w) in 0…1, or None.
-        restored: (h, w) in 0…1, or None.
-        masks: (classes, h, w) probabilities of the segmenter, or None.
-    """
-
-    record: dict[str, Any]
-    heatmap: Tensor | None = None
-    restored: Tensor | None = None
-    masks: Tensor | None = None
+    record: dict[str, Any]  #: plain values, as written to its JSON
+    heatmap: Tensor | None = None  #: (h, w) in 0…1, or None
+    restored: Tensor | None = None  #: (h, w) in 0…1, or None
+    masks: Tensor | None = None  #: (classes, h, w) probabilities of the segmenter, or None
 
 
 @dataclass
@@ -83,7 +76,7 @@ class Scorer:
         kinds: Collection[str] = KINDS,
     ) -> None:
         set_precision("float32")
-        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or best_device()
         self.files = used_model_files(folders, kinds)
         self.classifier: Any = None
         self.segmenter: Any = None
@@ -161,11 +154,7 @@ class Scorer:
         return {"version": __version__, **{f"{kind}_sha256": value for kind, value in hashes.items()}}
 
     def score(self, radiographs: Sequence[Radiograph]) -> list[Answer]:
-        """Ask all models about a batch.
-
-        Args:
-            radiographs: at least one, each with the pictures of :attr:`sizes`.
-        """
+        """Ask all models about a batch."""
         images = {
             size: torch.stack([r.images[size] for r in radiographs]).to(self.device, non_blocking=True)
             for size in self.sizes
@@ -280,11 +269,7 @@ def _distinct(classes: Sequence[str], values: dict[str, int]) -> dict[str, int]:
 def reader_of(files: Iterable[Path]) -> dict[str, Any]:
     """Return the reader options that the list of the first model with some had; none if no model has.
 
-    Args:
-        files: weights files, with their descriptions beside them.
-
-    Raises:
-        RadiographError: an option that the reader does not have.
+    Raises RadiographError: an option that the reader does not have.
     """
     for path in files:
         description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))

@@ -44,9 +44,6 @@ def read_picture(
         window_index: which DICOM window to use where there are several.
         png16_max: white level of 16-bit PNG. See `read_raster`.
 
-    Returns:
-        The picture, (H, W) in 0…1, bright = dense.
-
     Raises:
         RadiographError: missing, empty, not an image, or refused by the decoder of its format.
     """
@@ -67,11 +64,7 @@ def read_picture(
 
 
 def is_dicom(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is read as DICOM.
-
-    Raises:
-        RadiographError: missing, unreadable or empty.
-    """
+    """Whether a file is read as DICOM; RadiographError: missing, unreadable or empty."""
     path = Path(path)
     head = _first_bytes(path)
     return not head.startswith(_RASTER) and not _looks_like_nifti(path, head) and looks_like_dicom(head)
@@ -112,11 +105,8 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     """All files below a folder that look like radiographs, sorted by path.
 
     Taken are known suffixes in any case (PNG, JPEG, NIfTI, DICOM), and files without one of these that carry the DICOM
-    magic word (archives name files by UID, without suffix). Hidden files and folders and DICOMDIR are left out;
-    links to folders are not followed.
-
-    Raises:
-        RadiographError: there is no such folder.
+    magic word (archives name files by UID, without suffix). Hidden files and folders and DICOMDIR are left out; links
+    to folders are not followed. Raises RadiographError: there is no such folder.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -144,11 +134,7 @@ def _is_candidate(path: Path) -> bool:
 
 
 def _first_bytes(path: Path) -> bytes:
-    """The first 352 bytes, which hold every magic word.
-
-    Raises:
-        RadiographError: missing, a folder, unreadable or empty.
-    """
+    """The first 352 bytes, which hold every magic word."""
     try:
         with path.open("rb") as file:
             head = file.read(352)
@@ -170,8 +156,7 @@ def _looks_like_nifti(path: Path, head: bytes) -> bool:
 def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Return rows and columns of a radiograph, from its header where that says so.
 
-    Raises:
-        RadiographError: as `read_picture`.
+    Raises RadiographError as `read_picture`.
     """
     path = Path(path)
     head = _first_bytes(path)

@@ -58,17 +58,7 @@ def read_dicom(
 def picture_of(
     path: Path, dataset: Any, modalities: Collection[str] | str | None = RADIOGRAPHY_MODALITIES, window_index: int = 0
 ) -> Picture:
-    """Decode a data set that has been read already; as :func:`read_dicom`.
-
-    Args:
-        path: where it is from, for messages.
-        dataset: the pydicom data set, with its pixels.
-        modalities: as for :func:`read_dicom`.
-        window_index: as for :func:`read_dicom`.
-
-    Raises:
-        RadiographError: as :func:`read_dicom`.
-    """
+    """Decode a data set that has been read already; as :func:`read_dicom`."""
     odd = _convert_elements(path, dataset)
     modality = str(dataset.get("Modality") or "").strip().upper()
     if not modality:

@@ -28,19 +28,12 @@ def lung_fields(picture: NDArray[np.float32]) -> float:
 
     Columns of the middle part of the picture are averaged; the score is how much brighter a middle is than the darkest
     column on its left and on its right, whichever differs less, for the best middle (this project's reading).
-
-    Args:
-        picture: (H, W) in 0…1, bright = dense.
     """
     return _lung_fields(_spread(picture))
 
 
 def chest_grid(picture: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return 8 × 8 grey levels of mean 0 and deviation 1, the right half mirrored and added to the left: (8, 4).
-
-    Args:
-        picture: (H, W) in 0…1, bright = dense.
-    """
+    """Return 8 × 8 grey levels of mean 0 and deviation 1, the right half mirrored and added to the left: (8, 4)."""
     return _grid(_spread(picture))
 
 

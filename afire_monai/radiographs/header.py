@@ -59,39 +59,9 @@ _LONGEST = 256
 class Header:
     r"""Facts of one file's header; texts are "" and numbers 0 where the file is silent. It identifies a patient.
 
-    Attributes:
-        modality: in capitals, as all defined terms here.
-        image_type: values of ImageType with backslashes between them, as ``DERIVED\SECONDARY\SCREEN SAVE``.
-        sop_class: SOP class UID.
-        sop_uid: SOPInstanceUID.
-        series_uid: SeriesInstanceUID.
-        study_uid: StudyInstanceUID.
-        patient_id: PatientID.
-        issuer: who issued it.
-        accession: AccessionNumber.
-        body_part: BodyPartExamined.
-        view: ViewPosition.
-        intent: PresentationIntentType.
-        conversion: ConversionType.
-        burned_in: BurnedInAnnotation.
-        photometric: PhotometricInterpretation.
-        species: PatientSpeciesDescription.
-        maker: Manufacturer.
-        model: ManufacturerModelName.
-        institution: InstitutionName.
-        station: StationName.
-        series_texts: descriptions that the device gives.
-        study_texts: descriptions of the order.
-        region_codes: codes of AnatomicRegionSequence, and their meanings.
-        view_codes: codes of ViewCodeSequence, and their meanings.
-        orientation: PatientOrientation, as ``L\F``.
-        rows: of the picture.
-        columns: of the picture.
-        samples: values a pixel.
-        frames: pictures in the file.
-        sex: F or M.
-        age: years, -1 where not known.
-        date: YYYYMMDD.
+    Defined terms are in capitals; several values have backslashes between them, as ``DERIVED\SECONDARY``. Texts of the
+    series are the device's descriptions, those of the study the order's; codes come with their meanings. The age is
+    in years, -1 where not known, the date YYYYMMDD.
     """
 
     modality: str = ""
@@ -136,8 +106,7 @@ class Header:
     def from_values(cls, values: dict[str, Any]) -> Header:
         """Build a header from what `as_values` gave, also after a passage through JSON.
 
-        Raises:
-            TypeError: for a fact that there is not, or of another type.
+        Raises TypeError for a fact that there is not, or of another type.
         """
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         for name, value in plain.items():
@@ -158,8 +127,7 @@ _CAPITALS = (
 def read_header(path: Path) -> Header:
     """Read the header of a DICOM file; elements that are damaged count as absent.
 
-    Raises:
-        RadiographError: not DICOM, not readable, or broken before the first element that is needed.
+    Raises RadiographError: not DICOM, not readable, or broken before the first element that is needed.
     """
     _check_first_bytes(path)
     return header_of(path, open_dataset(path, header_only=True, tags=_TAGS))
@@ -168,12 +136,7 @@ def read_header(path: Path) -> Header:
 def header_of(path: Path, dataset: Any) -> Header:
     """Take the facts from a data set that has been read; elements that are damaged count as absent.
 
-    Args:
-        path: where it is from, for messages.
-        dataset: the pydicom data set.
-
-    Raises:
-        RadiographError: nothing in it says that it is an image.
+    Raises RadiographError: nothing in it says that it is an image.
     """
     texts = {name: _text(dataset, keyword) for name, keyword in _TEXTS.items()}
     for name in _CAPITALS:
@@ -207,15 +170,7 @@ def _check_first_bytes(path: Path) -> None:
 
 
 def check_start(path: Path, head: bytes) -> None:
-    """Refuse a file that does not start as DICOM does.
-
-    Args:
-        path: the file, for messages.
-        head: its first 132 bytes.
-
-    Raises:
-        RadiographError: for that, or if it is empty.
-    """
+    """Refuse a file that does not start as DICOM does."""
     if not head:
         raise refusal(path, "empty file", "it has 0 bytes. Copy it again from its source")
     if not looks_like_dicom(head):

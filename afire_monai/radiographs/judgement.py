@@ -54,21 +54,13 @@ _LATERAL_POSITIONS = ("LL", "RL", "LAT", "LATERAL", "LLAT", "RLAT", "L LAT", "R 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a header says of an image.
+    """What a header says of an image."""
 
-    Attributes:
-        reason: why it is left out; "" if nothing in the header speaks against it.
-        lateral: it is a lateral view that was asked for.
-        view: ``PA``, ``AP``, ``LATERAL`` or "".
-        stated: the tags name the chest and a view; where they do not, the picture has to show it.
-        raw: for processing, not for presentation.
-    """
-
-    reason: str = ""
-    lateral: bool = False
-    view: str = ""
-    stated: bool = False
-    raw: bool = False
+    reason: str = ""  #: why it is left out; "" if nothing in the header speaks against it
+    lateral: bool = False  #: it is a lateral view that was asked for
+    view: str = ""  #: ``PA``, ``AP``, ``LATERAL`` or ""
+    stated: bool = False  #: the tags name the chest and a view; where they do not, the picture has to show it
+    raw: bool = False  #: for processing, not for presentation
 
     @property
     def needs_look(self) -> bool:
@@ -106,12 +98,7 @@ def judge(
 def judge_file(path: Path, modalities: Collection[str] | None = RADIOGRAPHY_MODALITIES) -> Verdict:
     """Judge the header of one DICOM file, with no series to choose from: a raw image is left out.
 
-    Args:
-        path: the file.
-        modalities: of radiographs; None for any.
-
-    Raises:
-        RadiographError: as `read_header`.
+    Raises RadiographError as `read_header`.
     """
     verdict = judge(read_header(path), modalities=modalities)
     return replace(verdict, reason=verdict.reason or (RAW_ALONE if verdict.raw else ""))
@@ -131,8 +118,7 @@ def reason_with_look(verdict: Verdict, picture: NDArray[np.float32]) -> str:
 def reason_of_file(path: str | PathLike[str]) -> str:
     """Return why a DICOM file is left out, "" for a frontal chest radiograph; of other formats nothing is known.
 
-    Raises:
-        RadiographError: as `read_header`.
+    Raises RadiographError as `read_header`.
     """
     path = Path(path)
     verdict = judge_file(path) if is_dicom(path) else Verdict(stated=True)

@@ -101,19 +101,11 @@ class MaskReading:
         self.classes = {name: list(values) for name, values in classes.items()}
 
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the item with ``image`` and ``mask`` read.
-
-        Raises:
-            RadiographError: as `read_mask`.
-        """
+        """Return the item with ``image`` and ``mask`` read."""
         return {**self.reading(item), "mask": self.read_mask(item.get("mask"))}
 
     def read_mask(self, path: str | None) -> Tensor:
-        """Read a mask (classes, H, W); an empty path is an empty mask.
-
-        Raises:
-            RadiographError: as `read_mask`.
-        """
+        """Read a mask (classes, H, W); an empty path is an empty mask."""
         if not path:
             return torch.zeros(len(self.classes), *self.size)
         values = read_mask(path)

@@ -26,11 +26,9 @@ def read_nifti(path: Path) -> Picture:
     qform and sform code, comes from a writer that knew no orientation:
     its first axis is columns from left to right, its second rows from top to bottom.
 
-    Intensity. 8-bit unsigned values are divided by 255; values that already lie in 0…1 stay; anything else is
-    mapped from minimum…maximum of the image.
-
-    Raises:
-        RadiographError: broken, several slices or channels, complex, NaN or infinite values, too large.
+    Intensity. 8-bit unsigned values are divided by 255; values that already lie in 0…1 stay; anything else is mapped
+    from minimum…maximum of the image. Raises RadiographError: broken, several slices or channels, complex, NaN or
+    infinite values, too large.
     """
     with _opened(path) as image:
         return _decoded(path, image)

@@ -16,29 +16,18 @@ MAX_PIXELS = 150_000_000
 
 @dataclass(frozen=True)
 class Picture:
-    """One decoded radiograph.
+    """One decoded radiograph."""
 
-    Attributes:
-        pixels: (H, W) float32 in 0…1, bright = dense, row 0 at the top.
-        format: "PNG", "JPEG", "NIfTI" or "DICOM".
-        intensity: how the stored values became 0…1, in words.
-        spacing: millimetres per (row, column) step; NaN where the file does not say.
-        spacing_source: "PixelSpacing", "ImagerPixelSpacing", "NIfTI" or "none".
-        polarity_inverted: whether stored values were bright = lucent and were turned round.
-        bits: bits that the file stores per pixel.
-        modality: DICOM modality, "" for other formats.
-        odd: optional DICOM elements that cannot be used and count as absent.
-    """
-
-    pixels: NDArray[np.float32]
-    format: str
-    intensity: str
-    bits: int
+    pixels: NDArray[np.float32]  #: (H, W) float32 in 0…1, bright = dense, row 0 at the top
+    format: str  #: "PNG", "JPEG", "NIfTI" or "DICOM"
+    intensity: str  #: how the stored values became 0…1, in words
+    bits: int  #: bits that the file stores per pixel
+    #: millimetres per (row, column) step; NaN where the file does not say
     spacing: tuple[float, float] = (float("nan"), float("nan"))
-    spacing_source: str = "none"
-    polarity_inverted: bool = False
-    modality: str = ""
-    odd: tuple[str, ...] = ()
+    spacing_source: str = "none"  #: "PixelSpacing", "ImagerPixelSpacing", "NIfTI" or "none"
+    polarity_inverted: bool = False  #: whether stored values were bright = lucent and were turned round
+    modality: str = ""  #: DICOM modality, "" for other formats
+    odd: tuple[str, ...] = ()  #: optional DICOM elements that cannot be used and count as absent
 
 
 def refusal(path: str | PathLike[str], kind: str, detail: str) -> RadiographError:
@@ -48,9 +37,6 @@ def refusal(path: str | PathLike[str], kind: str, detail: str) -> RadiographErro
         path: the file.
         kind: short constant reason ("colour image"), by which refusals are counted.
         detail: what was seen, what was expected, the way out. Never values that identify a patient.
-
-    Returns:
-        An error to raise, with the attributes ``path``, ``kind`` and ``detail``.
     """
     error = RadiographError(f"{fspath(path)}: {kind}: {detail}")
     vars(error).update(path=fspath(path), kind=kind, detail=detail)
@@ -58,11 +44,7 @@ def refusal(path: str | PathLike[str], kind: str, detail: str) -> RadiographErro
 
 
 def check_size(path: str | PathLike[str], height: int, width: int) -> None:
-    """Refuse a size that cannot be a radiograph, before memory is asked for.
-
-    Raises:
-        RadiographError: a side below 1 or above `MAX_SIDE`, or more than `MAX_PIXELS` in all.
-    """
+    """Refuse a size that cannot be a radiograph, before memory is asked for."""
     if min(height, width) < 1:
         raise refusal(path, "empty image", f"it has {height} rows and {width} columns; both must be at least 1")
     if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:

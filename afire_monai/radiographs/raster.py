@@ -26,7 +26,7 @@ WhiteLevel = int | Literal["dtype", "image"]
 
 
 def read_raster(path: Path, png16_max: WhiteLevel = "dtype") -> Picture:
-    """Decode a PNG or JPEG file.
+    """Decode a PNG or JPEG file; return the picture; PNG and JPEG carry no spacing that can be trusted, so it is NaN.
 
     8-bit values are divided by 255 and 1-bit values by 1. Three equal channels are one channel (the luma of the
     three). Transparent pixels are black. Rows are the stored rows: an EXIF orientation is not applied.
@@ -36,9 +36,6 @@ def read_raster(path: Path, png16_max: WhiteLevel = "dtype") -> Picture:
         png16_max: what is white in a 16-bit PNG: "dtype" 65535; "image" the largest value of the image (12-bit pictures
             in 16-bit files would be nearly black otherwise, but each image then has its own scale); or a number such
             as 4095 for all images, which is best where the depth is known.
-
-    Returns:
-        The picture; PNG and JPEG carry no spacing that can be trusted, so it is NaN.
 
     Raises:
         RadiographError: broken, truncated, colour, animated or too large.
@@ -58,11 +55,7 @@ def read_raster(path: Path, png16_max: WhiteLevel = "dtype") -> Picture:
 
 
 def raster_size(path: Path) -> tuple[int, int]:
-    """Return rows and columns of a PNG or JPEG file, from its header.
-
-    Raises:
-        RadiographError: broken or too large.
-    """
+    """Return rows and columns of a PNG or JPEG file, from its header; RadiographError: broken or too large."""
     with _opened(path) as image:
         return image.height, image.width
 
@@ -199,11 +192,7 @@ def _to_grey(path: Path, image: Image.Image) -> Image.Image:
 
 
 def refuse_colour(path: Path, channels: NDArray[np.uint8]) -> None:
-    """Refuse (H, W, 3) whose channels differ.
-
-    Raises:
-        RadiographError: more than `COLOUR_SHARE` of the pixels differ by more than `COLOUR_DIFFERENCE`.
-    """
+    """Refuse (H, W, 3) whose channels differ."""
     spread = channels.max(axis=2) - channels.min(axis=2)
     share = float((spread > COLOUR_DIFFERENCE).mean())
     if share > COLOUR_SHARE:

@@ -89,10 +89,7 @@ class RadiographReader(ImageReader):
         return RadiographFile(tuple(Path(name) for name in ensure_tuple(data)))
 
     def get_data(self, img: RadiographFile) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Decode.
-
-        Returns:
-            Array (1, H, W) float32 in 0…1, and the metadata described at the class.
+        """Decode; return array (1, H, W) float32 in 0…1, and the metadata described at the class.
 
         Raises:
             RadiographError: the file is not a radiograph that can be used.

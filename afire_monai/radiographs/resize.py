@@ -16,9 +16,6 @@ def area_average(pixels: NDArray[np.float32], size: Sequence[int]) -> NDArray[np
     Args:
         pixels: (H, W).
         size: height and width of the result, h and w.
-
-    Returns:
-        (h, w).
     """
     rows = _average_rows(pixels, size[0])
     return np.ascontiguousarray(_average_rows(np.ascontiguousarray(rows.T), size[1]).T)

@@ -37,19 +37,12 @@ _began: list[float] = []
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds that a command has taken, and what is still to come takes.
+    """Seconds that a command has taken, and what is still to come takes."""
 
-    Attributes:
-        before: from the command's start until training begins.
-        step: an iteration, with reading its images.
-        epoch_end: what follows an epoch, on average: health, log, checkpoints, pictures.
-        after: what follows training: the last pictures, export and report.
-    """
-
-    before: float
-    step: float
-    epoch_end: float
-    after: float
+    before: float  #: from the command's start until training begins
+    step: float  #: an iteration, with reading its images
+    epoch_end: float  #: what follows an epoch, on average: health, log, checkpoints, pictures
+    after: float  #: what follows training: the last pictures, export and report
 
     def epochs(self, minutes: float, steps: int) -> int:
         """Return how many epochs of so many iterations fit into the minutes; 0 or less if not even one does."""
@@ -157,13 +150,7 @@ def _decide(trainer: PretrainTrainer, minutes: float, folder: Path, compare: Cal
 
 
 def measure(trainer: PretrainTrainer, minutes: float, compare: Callable[[Path], None] | None = None) -> Costs:
-    """Time what a run consists of, by doing it once; the trainer is left as it was, and its folder untouched.
-
-    Args:
-        trainer: before its first step.
-        minutes: the time budget, which bounds the time that is spent on this.
-        compare: see `fit`.
-    """
+    """Time what a run consists of, by doing it once; the trainer is left as it was, and its folder untouched."""
     from afire_monai.training import finish
     from afire_monai.training.report import page  # noqa: F401  # drawing libraries are loaded before the clock starts
 

@@ -33,12 +33,7 @@ _NAME = re.compile(r"checkpoint_(\d+)\.pt")
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Write a checkpoint so that a reader sees the old file or the whole new one, never half of it.
 
-    Args:
-        state: tensors, numbers, strings, lists and dictionaries only.
-        path: where to.
-
-    Raises:
-        CheckpointError: if there is no room, or no right to write; older files are left as they are.
+    Raises CheckpointError if there is no room, or no right to write; older files are left as they are.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,10 +53,8 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint with ``weights_only=True``, to the CPU, once its checksums have been found right.
 
-    The file is a ZIP archive with a CRC-32 of each tensor, which PyTorch writes but does not look at.
-
-    Raises:
-        CheckpointError: if the file cannot be read, is damaged, or is none of ours.
+    The file is a ZIP archive with a CRC-32 of each tensor, which PyTorch writes but does not look at. Raises
+    CheckpointError if the file cannot be read, is damaged, or is none of ours.
     """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint {path}: --resume true finds the newest of output_dir")

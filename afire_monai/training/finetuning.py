@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 from torch import Tensor
 
@@ -21,14 +22,13 @@ from afire_monai.core.distributed import rank, world_size
 from afire_monai.core.errors import AfireError
 from afire_monai.core.files import write_text
 from afire_monai.datalists.patients import patient_of
-from afire_monai.evaluation.bootstrap import mean_interval
+from afire_monai.evaluation.bootstrap import bootstrap_auroc, mean_interval
 from afire_monai.loading.dataset import RadiographDataset, image_statistics, reader_facts
 from afire_monai.models.folder import export_task
 from afire_monai.models.initial import origin_of
 from afire_monai.networks.task_networks import ViTClassifier
 from afire_monai.predictions.format import Predictions, save_predictions
 from afire_monai.training.checkpoint import load_checkpoint
-from afire_monai.training.evidence import calibration_words, own_test_words
 from afire_monai.training.handlers import predict_dataset
 from afire_monai.training.startup import reading
 from afire_monai.training.task_data import TaskData
@@ -170,15 +170,7 @@ def test_dataset(data: TaskData, transform: Callable[[Any], Any], extra: str) ->
 
 
 def facts(init: str, fraction: float, folds: int, fold: int, seed: int) -> dict[str, Any]:
-    """Say where a model comes from, in plain values: the encoder's own description, the data used, the seed.
-
-    Args:
-        init: what the encoder was before, see `origin_of`.
-        fraction: share of the labels.
-        folds: of a cross-validation, or 0.
-        fold: which one validated.
-        seed: of the run.
-    """
+    """Say where a model comes from, in plain values: the encoder's own description, the data used, the seed."""
     cross = {"folds": folds, "fold": fold} if folds else {}
     return {"encoder": origin_of(init), "version": __version__, "fraction": fraction, "seed": seed, **cross}
 
@@ -245,19 +237,12 @@ def finish_classification(
 
 @dataclass(frozen=True)
 class Answers:
-    """What a classifier says of a section of a data list.
+    """What a classifier says of a section of a data list."""
 
-    Attributes:
-        places: (n,) of the images in the section.
-        logits: (n, labels).
-        target: (n, labels), NaN where not known.
-        patients: (n,) of the images.
-    """
-
-    places: np.ndarray
-    logits: Tensor
-    target: Tensor
-    patients: Sequence[str] = ()
+    places: np.ndarray  #: (n,) of the images in the section
+    logits: Tensor  #: (n, labels)
+    target: Tensor  #: (n, labels), NaN where not known
+    patients: Sequence[str] = ()  #: (n,) of the images
 
 
 def score_lines(task: Classification, answers: dict[str, Answers]) -> list[str]:
@@ -300,15 +285,7 @@ def leave_classifier(
 ) -> dict[str, float]:
     """Calibrate a classifier, export it and write its predictions.
 
-    Args:
-        task: on the CPU.
-        answers: of ``validation``, which decides calibration and thresholds, and of the sections to predict.
-        output_dir: gets ``models/classifier.safetensors`` and ``predictions/SECTION``.
-        data_hash: SHA-256 of the data list.
-        calibration: how probabilities are calibrated.
-        threshold_rule: how thresholds are chosen.
-        about: plain values to keep with the model.
-        frozen: see `export_task`.
+    ``answers`` of ``validation`` decide calibration and thresholds; ``frozen`` is that of `export_task`.
 
     Returns:
         Figures of the validation section (see `Classification.figures`).
@@ -416,3 +393,45 @@ def finish_segmentation(
     log_results(trainer, named, [output / "segmentation.json", *models])
     logger.info("segmenter written")
     logger.info(_NEXT, shlex.quote(str(output / "models")))
+
+
+DRAWN = 2_000_000
+"""Images drawn in all for one interval, so that a large test section costs seconds; at least 200 draws."""
+
+
+def calibration_words(target: NDArray[np.floating], method: str) -> list[str]:
+    """Return for each label on how many images its probability was calibrated (see `finetuning.fit_calibration`).
+
+    Args:
+        target: (n, labels) of the validation set: 1, 0, or NaN where not known.
+        method: temperature, platt or none.
+    """
+    counts = []
+    for place in range(target.shape[1]):
+        known = target if method == "temperature" else target[:, place : place + 1]
+        images = known[~np.isnan(known).all(1)]
+        both = bool((images == 1).any() and (images == 0).any())
+        counts.append(len(images) if both and method != "none" else 0)
+    return [f"calibrated on {count} images" if count else "not calibrated" for count in counts]
+
+
+def own_test_words(target: NDArray[np.floating], scores: NDArray[np.floating], patients: Sequence[str]) -> list[str]:
+    """Return for each label its AUROC in the test section with a 95 % interval over patients.
+
+    Args:
+        target: (n, labels) of the test section: 1, 0, or NaN where not known.
+        scores: (n, labels), higher means present.
+        patients: (n,) of the images.
+    """
+    words = []
+    for place in range(target.shape[1]):
+        known = ~np.isnan(target[:, place])
+        truth = target[known, place]
+        if not len(truth) or truth.min() == truth.max():
+            words.append("not tested")
+            continue
+        repeats = int(np.clip(DRAWN // len(truth), 200, 2000))
+        found = bootstrap_auroc(truth, scores[known, place], np.asarray(patients)[known], repeats)
+        interval = "" if np.isnan(found.low) else f" ({found.low:.2f} to {found.high:.2f})"
+        words.append(f"AUROC {found.value:.2f}{interval} in its own test of {len(truth)} images")
+    return words

@@ -128,10 +128,8 @@ def log_run(trainer: PretrainTrainer, run_dir: str | Path) -> None:
 def export_restorer(method: Method, folder: Path, **facts: Any) -> Path:
     """Write the student's encoder and decoder, which restore pictures, as ``restorer.safetensors``.
 
-    ``shift`` in its JSON says by how many cells the radiograph that it is to see is larger than its grid.
-
-    Raises:
-        AfireError: if the method has no such decoder.
+    ``shift`` in its JSON says by how many cells the radiograph that it is to see is larger than its grid. Raises
+    AfireError if the method has no such decoder.
     """
     decoder = method.export_decoder
     if decoder is None:

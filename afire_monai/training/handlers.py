@@ -273,12 +273,6 @@ def predict_dataset(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Run a task's network over a data set, in its order.
 
-    Args:
-        task: what predicts.
-        dataset: images with their targets.
-        batch_size: images at a time.
-        device: where the network is.
-
     Returns:
         Logits (n, …) and the data set's further tensors (n, …), all on the CPU.
     """

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from afire_monai.training.trainer import PretrainTrainer
 
 logger = logging.getLogger(__name__)
+MOST = 256  # images that are judged
 
 
 def knn_auroc(features: NDArray, images: Labelled) -> float:
@@ -36,11 +37,10 @@ class LabelProbe:
         datalist: the data list.
         dataset_dir: base of relative paths; empty for the list's own folder.
         every_epochs: epochs between measurements, the last one included; 0: never.
-        most: images that are judged.
     """
 
-    def __init__(self, datalist: str | Path, dataset_dir: str = "", every_epochs: int = 5, most: int = 256) -> None:
-        self.datalist, self.dataset_dir, self.every_epochs, self.most = datalist, dataset_dir, every_epochs, most
+    def __init__(self, datalist: str | Path, dataset_dir: str = "", every_epochs: int = 5) -> None:
+        self.datalist, self.dataset_dir, self.every_epochs = datalist, dataset_dir, every_epochs
         self.images: Labelled | None = None
         self.pictures = torch.empty(0)
 
@@ -48,7 +48,7 @@ class LabelProbe:
         """Read the images, and register with the trainer."""
         if rank() or not self.every_epochs:
             return
-        chosen = labelled_images(self.datalist, self.dataset_dir, most=self.most)
+        chosen = labelled_images(self.datalist, self.dataset_dir, most=MOST)
         if isinstance(chosen, str):
             logger.info("label_auroc is not measured: %s", chosen)
             return

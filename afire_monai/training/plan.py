@@ -17,34 +17,19 @@ from afire_monai.methods.base import Method
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Schedules in fractions of training (DINO's shapes, as AFiRe uses them), so that changing epochs keeps the shape.
+    """Schedules in fractions of training, so that changing epochs keeps the shape (DINO's, as AFiRe uses them)."""
 
-    Attributes:
-        lr: peak learning rate for a global batch of 256; scaled linearly with the batch.
-        final_lr: learning rate at the end.
-        warmup: fraction of training with a linearly rising learning rate, in 0…1.
-        weight_decay: at the start.
-        final_weight_decay: at the end; a cosine leads there.
-        momentum: of the teacher at the start; a cosine leads to 1.
-        clip: largest gradient norm, applied to each parameter tensor by itself; 0 switches it off.
-        freeze_last_layer_epochs: epochs during which the head's last layer is not updated.
-    """
-
-    lr: float = 5e-4
-    final_lr: float = 1e-6
-    warmup: float = 0.1
-    weight_decay: float = 0.04
-    final_weight_decay: float = 0.4
-    momentum: float = 0.996
-    clip: float = 3.0
-    freeze_last_layer_epochs: int = 1
+    lr: float = 5e-4  #: peak learning rate for a global batch of 256; scaled linearly with the batch
+    final_lr: float = 1e-6  #: learning rate at the end
+    warmup: float = 0.1  #: fraction of training with a linearly rising learning rate, in 0…1
+    weight_decay: float = 0.04  #: at the start
+    final_weight_decay: float = 0.4  #: at the end; a cosine leads there
+    momentum: float = 0.996  #: of the teacher at the start; a cosine leads to 1
+    clip: float = 3.0  #: largest gradient norm, applied to each parameter tensor by itself; 0 switches it off
+    freeze_last_layer_epochs: int = 1  #: epochs during which the head's last layer is not updated
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot be meant.
-
-        Raises:
-            AfireError: naming the value.
-        """
+        """Refuse values that cannot be meant."""
         if not 0 <= self.warmup < 1:
             raise AfireError(
                 f"warmup is a fraction of training in 0…1, got {self.warmup}; for epochs write epochs/total"
@@ -84,9 +69,6 @@ def parameter_groups(method: Method) -> list[dict[str, Any]]:
     """Sort the student's parameters into those with and those without weight decay.
 
     Biases, layer norms and other one-dimensional tensors get none (DINO's rule, which the release follows).
-
-    Args:
-        method: the method to train.
 
     Returns:
         Two groups for an optimiser; ``decay`` in each says which it is.
@@ -141,9 +123,6 @@ class LARS(Optimizer):
 
         Args:
             closure: computes the loss again, with gradient; usually None.
-
-        Returns:
-            What ``closure`` gives.
         """
         loss = None
         if closure is not None:

@@ -22,26 +22,17 @@ COUNTED_BATCHES = (2, 4)
 
 @dataclass(frozen=True)
 class StepCost:
-    """What one training step takes.
+    """What one training step takes."""
 
-    Attributes:
-        flops_per_image: floating-point operations of forward and backward passes and of the teacher; a multiplication
-            and an addition are two.
-        trained: parameters that the optimiser changes.
-        state_bytes: weights, teacher, gradients and optimiser's moments, whatever the batch.
-        activation_bytes: what is kept for the backward pass, per image.
-        fixed_activation_bytes: the same, whatever the batch.
-        seconds_per_image: measured here, at ``measured_batch``; None if it was not.
-        measured_batch: images in the steps that were timed.
-    """
-
+    #: floating-point operations of forward and backward passes and of the teacher; a multiplication and an addition are
+    #: two
     flops_per_image: float
-    trained: int
-    state_bytes: int
-    activation_bytes: float
-    fixed_activation_bytes: float
-    seconds_per_image: float | None = None
-    measured_batch: int = 0
+    trained: int  #: parameters that the optimiser changes
+    state_bytes: int  #: weights, teacher, gradients and optimiser's moments, whatever the batch
+    activation_bytes: float  #: what is kept for the backward pass, per image
+    fixed_activation_bytes: float  #: the same, whatever the batch
+    seconds_per_image: float | None = None  #: measured here, at ``measured_batch``; None if it was not
+    measured_batch: int = 0  #: images in the steps that were timed
 
     def memory(self, batch: int) -> float:
         """Estimate bytes on one device for ``batch`` images: state and activations, without a framework's own share."""
@@ -63,12 +54,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> flo
 def build_training(configs: Sequence[str | Path], settings: dict[str, Any]) -> tuple[Any, torch.optim.Optimizer]:
     """Build method and optimiser from the bundle's configs, without data.
 
-    Args:
-        configs: config files, later ones override earlier ones.
-        settings: overrides, as on the bundle's command line.
-
-    Raises:
-        AfireError: for a setting that does not exist.
+    Raises AfireError for a setting that does not exist.
     """
     from monai.bundle import ConfigParser
 
@@ -91,13 +77,7 @@ def settings_of(configs: Sequence[str | Path], keys: Sequence[str]) -> dict[str,
 
 
 def count_step(method: Any, device: torch.device, precision: str = "float32") -> StepCost:
-    """Count one step's arithmetic and memory by doing it with a few random images.
-
-    Args:
-        method: a `Method` on ``device``.
-        device: where to do it.
-        precision: ``float32``, ``tf32`` or ``bfloat16``.
-    """
+    """Count one step's arithmetic and memory by doing it with a few random images."""
     from torch.utils.flop_counter import FlopCounterMode
 
     method.network_dtype = set_precision(precision)
@@ -144,8 +124,7 @@ def time_steps(
 def speed_of_run(folder: str | Path) -> float:
     """Return the median images a second of the epochs of a finished or running pre-training.
 
-    Raises:
-        AfireError: if there is no log with speeds.
+    Raises AfireError if there is no log with speeds.
     """
     from afire_monai.training.handlers import read_csv_log
 

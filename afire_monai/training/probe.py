@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from afire_monai.core.errors import DataListError
-from afire_monai.core.precision import set_precision
+from afire_monai.core.precision import best_device, set_precision
 from afire_monai.datalists.file import datalist_hash, is_normal, load_datalist, read_raw, reader_options
 from afire_monai.datalists.patients import patient_of
 from afire_monai.datalists.targets import UncertainPolicy
@@ -22,7 +22,7 @@ from afire_monai.models.shipped import shipped_folder
 from afire_monai.networks.task_networks import NormalDistance, ViTClassifier
 from afire_monai.predictions.anomaly.build_reference import MIN_NORMALS
 from afire_monai.predictions.anomaly.normals import fit_images
-from afire_monai.predictions.features import Embedding, FeatureReader, best_device
+from afire_monai.predictions.features import Embedding, FeatureReader
 from afire_monai.training.finetuning import (
     Answers,
     CalibrationMethod,
@@ -33,9 +33,8 @@ from afire_monai.training.finetuning import (
 )
 from afire_monai.training.task_data import classification_data
 from afire_monai.training.tasks import Classification
+from afire_monai.training.worth import STRENGTH
 
-STRENGTH = 0.01
-"""C of the logistic regression: features of deviation 1, a penalty of 1 / (2 C) on the squared weights."""
 TRUST = 10.0
 """Factor of the distance from normal radiographs among those features: its weight is penalised a hundredth as much."""
 
@@ -44,12 +43,7 @@ TRUST = 10.0
 class Probe:
     """A classifier that was fitted.
 
-    Attributes:
-        labelled: number of training images whose labels were used.
-        normals: number of normal radiographs that the distance is measured from; 0 if it was left out.
-        figures: of the validation section.
-        left_out: reasons by place, for each section with files that cannot be used.
-        scores: a line for each section and label.
+    ``left_out`` holds reasons by place for each section, ``scores`` a line for each section and label.
     """
 
     labelled: int
@@ -75,10 +69,10 @@ def fit_probe(
 ) -> Probe:
     """Fit a classifier to the labels of a data list without training the encoder.
 
-    Features are the class token and the mean patch token, standardised over the training section (labels are not needed
-    for that), and the logarithm of the mean token's Mahalanobis distance to normal radiographs, which is what the
-    encoder was pre-trained to tell and stands in for labels where there are few. Normal are the images of the training
-    section that are known to be so, each judged without its own patient; with fewer than 20 the distance is left out.
+    Features are the encoder's summary, standardised over the training section (labels are not needed for that), and the
+    logarithm of the mean token's Mahalanobis distance to normal radiographs, which is what the encoder was pre-trained
+    to tell and stands in for labels where there are few. Normal are the images of the training section that are known
+    to be so, each judged without its own patient; with fewer than 20 the distance is left out.
     Strength and trust are fixed (chosen on validation images, docs/finetune.md), so that five labelled images suffice.
 
     Args:
@@ -106,7 +100,7 @@ def fit_probe(
     data = classification_data(datalist, labels=labels, uncertain=uncertain, fraction=fraction, seed=seed)
     content = load_datalist(datalist)
     encoder = load_encoder(folder)
-    task = Classification(ViTClassifier(encoder, data.labels, "class_mean", normality=True).eval())
+    task = Classification(ViTClassifier(encoder, data.labels, "summary", normality=True).eval())
     network = task.network
     options = reader_options(content)
     reader = FeatureReader(
@@ -147,13 +141,13 @@ def fit_distance(
         return dict.fromkeys(features, 0.0)
     dim = len(normality.center)
     numbers = {patient: number for number, patient in enumerate(dict.fromkeys(patients))}
-    means = torch.stack([features[place][dim:] for place in known])
+    means = torch.stack([features[place][-dim:] for place in known])
     gaussian, crossed = fit_images(means[:, None], torch.tensor([numbers[patient] for patient in patients]))
     logs = crossed[:, 0].log()
     normality.center.copy_(gaussian.mean[0])
     normality.whitening.copy_(gaussian.whitening)
     normality.scale.copy_(torch.stack([logs.mean(), logs.std().clamp_min(1e-6)]))
-    every = normality(torch.stack([some[dim:] for some in features.values()]))[:, 0].tolist()
+    every = normality(torch.stack([some[-dim:] for some in features.values()]))[:, 0].tolist()
     own = ((logs - normality.scale[0]) / normality.scale[1]).tolist()
     return {**dict(zip(features, every, strict=True)), **dict(zip(known, own, strict=True))}
 
@@ -190,8 +184,8 @@ def fit_head(
 
 @torch.no_grad()
 def logits_of(network: Any, features: Tensor) -> Tensor:
-    """Return the classifier's logits (n, labels) for features (n, 2 D) that were computed already."""
-    logits: Tensor = network.head(torch.cat([features, network.normality(features[:, features.shape[1] // 2 :])], 1))
+    """Return the classifier's logits (n, labels) for features (n, width) that were computed already."""
+    logits: Tensor = network.head(network.with_normality(features))
     return logits
 
 

@@ -102,13 +102,8 @@ class Resumable:
     def restore(self, state: dict[str, Any], source: str) -> None:
         """Go on from a checkpoint.
 
-        Args:
-            state: from :func:`load_checkpoint`.
-            source: its name, for messages.
-
-        Raises:
-            CheckpointError: if network, data or batch differ from those that the checkpoint was written with, or
-                something in it is missing or of another kind.
+        Raises CheckpointError if network, data or batch differ from those that the checkpoint was written with, or
+        something in it is missing or of another kind.
         """
         try:
             self._restore(state, source)

@@ -36,14 +36,8 @@ def claim(folder: Path) -> None:
 
     An owner on the same machine is asked for by its number and start; what a killed one left is taken over. One on
     another machine counts as gone if it gave no sign of life for :data:`SILENT` seconds of the file server's clock, nor
-    while this process watches for three beats, as that clock may have been set; or
-    if ``torchrun``, which ends all processes first, has restarted the same job.
-
-    Args:
-        folder: it exists.
-
-    Raises:
-        AfireError: if another run writes into it.
+    while this process watches for three beats, as that clock may have been set; or if ``torchrun``, which ends all
+    processes first, has restarted the same job. Raises AfireError if another run writes into it.
     """
     path = folder.resolve() / LOCK
     if path in _held:
@@ -179,13 +173,7 @@ def _beat(path: Path, ended: threading.Event) -> None:
 
 
 def offer_settings(folder: Path, text: str, going_on: bool) -> None:
-    """Write ``settings.yaml``, or keep it back until :func:`settings_hold` where a run may yet be refused.
-
-    Args:
-        folder: the run's.
-        text: what to write.
-        going_on: whether the folder holds an earlier run.
-    """
+    """Write ``settings.yaml``, or keep it back until :func:`settings_hold` where a run may yet be refused."""
     if going_on:
         _waiting[folder] = text
     else:

@@ -39,13 +39,14 @@ from afire_monai.radiographs.reader import RadiographReader, Unfit
 from afire_monai.training import budget, run_folder
 from afire_monai.training.checkpoint import list_checkpoints
 from afire_monai.training.settings import (
+    checked_settings,
     command_line,
     parse_value,
     refuse_changed_names,
     refuse_unknown_keys,
     refuse_wrong_values,
+    running_workflow,
 )
-from afire_monai.training.workflow_settings import checked_settings, running_workflow
 
 logger = logging.getLogger(__name__)
 
@@ -184,13 +185,7 @@ def _refuse_wrong_list(path: Path, dataset_dir: str) -> None:
 def normal_items(datalist: Path, section: str, dataset_dir: str = "") -> ImagePaths:
     """Return a section's normal images; for validation, the last training images if the list has no such section.
 
-    Args:
-        datalist: the data list.
-        section: ``training`` or ``validation``.
-        dataset_dir: base of relative image paths; empty for the data list's own folder.
-
-    Raises:
-        DataListError: if there is no such section, or no normal image in it.
+    Raises DataListError if there is no such section, or no normal image in it.
     """
     read = _read_list(datalist, dataset_dir)
     if section == "validation" and not read.counts.get("validation"):
@@ -239,8 +234,7 @@ def _stamp(path: Path) -> tuple[str, int, int]:
 def folder_items(folder: str | Path) -> list[dict[str, Any]]:
     """Return a data-list item for each radiograph in a folder and its subfolders, sorted by path.
 
-    Raises:
-        DataListError: if the folder is not there or holds none.
+    Raises DataListError if the folder is not there or holds none.
     """
     if not Path(folder).is_dir():
         raise DataListError(f"no folder {str(folder)!r}: give --dataset_dir a folder of radiographs")

@@ -29,20 +29,14 @@ FEW_POSITIVES = 15
 
 @dataclass(frozen=True)
 class TaskData:
-    """Items of a task, section by section.
+    """Items of a task, section by section."""
 
-    Attributes:
-        labels: names of labels or classes.
-        training: items to train on, each with ``place`` (its place in the section; with folds, in the training section
-            followed by the validation section) and, for labels, ``target``.
-        validation: items to stop early, calibrate and choose thresholds on.
-        test: items to judge on; may be empty.
-    """
-
-    labels: list[str]
+    labels: list[str]  #: names of labels or classes
+    #: items to train on, each with ``place`` (its place in the section; with folds, in the training section followed by
+    #: the validation section) and, for labels, ``target``
     training: Items
-    validation: Items
-    test: Items
+    validation: Items  #: items to stop early, calibrate and choose thresholds on
+    test: Items  #: items to judge on; may be empty
 
     def positive_weights(self) -> list[float]:
         """Negatives over positives of each label among the training items (see :func:`positive_weights`)."""
@@ -50,11 +44,7 @@ class TaskData:
 
 
 def advise_on_few_labels(data: TaskData) -> str:
-    """Log and return what is better than fine-tuning for labels with few positive images; empty if it is not so.
-
-    Args:
-        data: what the classifier is to be trained on.
-    """
+    """Log and return what is better than fine-tuning for labels with few positive images; empty if it is not so."""
     counts = (_targets(data.training) == 1).sum(0)
     few = [f"{name} {count}" for name, count in zip(data.labels, counts, strict=True) if count < FEW_POSITIVES]
     if not few:

@@ -102,16 +102,7 @@ class Task(Method):
         return images, mask, (uniforms[:, split:] >= rates) / (1 - rates)
 
     def losses(self, images: Tensor, uniforms: Tensor, first_epoch: bool) -> dict[str, Tensor]:
-        """Refuse: a task cannot be trained on images alone.
-
-        Args:
-            images: unused.
-            uniforms: unused.
-            first_epoch: unused.
-
-        Raises:
-            AfireError: always.
-        """
+        """Refuse: a task cannot be trained on images alone."""
         raise AfireError(f"{type(self).__name__} needs targets: give the data set extras=('target',) or ('mask',)")
 
     def health(self, images: Tensor, uniforms: Tensor) -> dict[str, float]:
@@ -142,12 +133,7 @@ class Task(Method):
 
     @abstractmethod
     def figures(self, logits: Tensor, batch: dict[str, Tensor]) -> dict[str, float]:
-        """Score validation logits; ``validation_score`` among the figures decides which weights are kept.
-
-        Args:
-            logits: of the whole validation set.
-            batch: the data set's tensors, stacked.
-        """
+        """Score validation logits; ``validation_score`` among the figures decides which weights are kept."""
 
 
 def task_parameter_groups(task: Task, layer_decay: float = 1.0) -> list[dict[str, Any]]:
@@ -185,13 +171,7 @@ def task_parameter_groups(task: Task, layer_decay: float = 1.0) -> list[dict[str
 
 
 class Classification(Task):
-    """Fine-tune or probe a classifier.
-
-    Args:
-        network: the classifier.
-        loss: over the labels that are known.
-        options: see :class:`Task`.
-    """
+    """Fine-tune or probe a classifier."""
 
     def __init__(self, network: ViTClassifier, loss: MaskedBCELoss | None = None, **options: Any) -> None:
         super().__init__(network, **options)
@@ -201,10 +181,7 @@ class Classification(Task):
     def batch_losses(self, batch: dict[str, Tensor], uniforms: Tensor, first_epoch: bool) -> dict[str, Tensor]:
         """Compute the cross-entropy of one step.
 
-        Args:
-            batch: ``image`` (B, C, H, W) in 0…1 and ``target`` (B, labels), NaN where not known.
-            uniforms: (B, draws).
-            first_epoch: unused.
+        ``image`` is (B, C, H, W) in 0…1, ``target`` (B, labels), NaN where not known.
         """
         images, _, scale = self.prepare(batch["image"], uniforms, None)
         logits: Any = self.student_forward(*((images,) if scale is None else (images, scale)))
@@ -222,9 +199,7 @@ class Classification(Task):
 
         Where no label has both classes, minus the loss is the score.
 
-        Args:
-            logits: (n, labels).
-            batch: ``target`` (n, labels).
+        Logits and ``target`` are (n, labels).
         """
         total, known = self.loss.sums(logits, batch["target"])  # process 0 alone comes here
         loss = (total / known.clamp(min=1)).item()
@@ -258,13 +233,7 @@ def image_dice(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Segmentation(Task):
-    """Fine-tune a segmenter.
-
-    Args:
-        network: the segmenter.
-        loss: Dice and cross-entropy over the pixels that are known.
-        options: see :class:`Task`.
-    """
+    """Fine-tune a segmenter."""
 
     def __init__(self, network: ViTSegmenter, loss: MaskedDiceCELoss | None = None, **options: Any) -> None:
         super().__init__(network, **options)
@@ -275,10 +244,7 @@ class Segmentation(Task):
     def batch_losses(self, batch: dict[str, Tensor], uniforms: Tensor, first_epoch: bool) -> dict[str, Tensor]:
         """Compute both terms of one step.
 
-        Args:
-            batch: ``image`` (B, C, H, W) in 0…1 and ``mask`` (B, classes, H, W), NaN for pixels to ignore.
-            uniforms: (B, draws).
-            first_epoch: unused.
+        ``image`` is (B, C, H, W) in 0…1, ``mask`` (B, classes, H, W), NaN for pixels to ignore.
         """
         images, mask, scale = self.prepare(batch["image"], uniforms, batch["mask"])
         logits: Any = self.student_forward(*((images,) if scale is None else (images, scale)))
@@ -307,9 +273,7 @@ class Segmentation(Task):
 
         The score is the mean over classes of the Dice over positive images; over all images if none is positive.
 
-        Args:
-            logits: (n, classes, H, W).
-            batch: ``mask`` (n, classes, H, W), NaN for pixels to ignore.
+        Logits and ``mask`` are (n, classes, H, W), NaN for pixels to ignore.
         """
         dice, positive = image_dice(logits, batch["mask"])
         self._warn_of_empty_classes(positive)

@@ -41,7 +41,6 @@ class RunTracker(MLFlowHandler):
     counts what is still missing; the figures of all epochs are in the run's log.csv in any case.
 
     Args:
-        retry_seconds: least time between two attempts while the store fails.
         settings: ``settings.yaml`` of the run; its values are logged as parameters, paths by their last part.
         tags: plain values to find runs by.
         options: those of :class:`monai.handlers.MLFlowHandler`.
@@ -51,7 +50,6 @@ class RunTracker(MLFlowHandler):
 
     def __init__(
         self,
-        retry_seconds: float = 60.0,
         settings: Path | None = None,
         tags: Mapping[str, str] | None = None,
         **options: Any,
@@ -60,7 +58,7 @@ class RunTracker(MLFlowHandler):
         self.settings = settings
         self.tags = dict(tags or {})
         self.run_id = ""
-        self.retry_seconds = retry_seconds
+        self.retry_seconds = 60.0  # least time between two attempts while the store fails
         self.figures: list[Metric] = []
         self.files: list[tuple[Path, str | None]] = []
         self.retry_at = -math.inf
@@ -195,7 +193,6 @@ def mlflow_handler(
     output_dir: str | Path,
     run_name: str,
     experiment: str = "afire-pretraining",
-    tracking_uri: str = "",
     every: int = 10,
     seconds: float = 5.0,
     tags: Mapping[str, str] | None = None,
@@ -204,10 +201,9 @@ def mlflow_handler(
     """Return a handler that logs losses each few iterations and all epoch figures to MLflow, under one run name.
 
     Args:
-        output_dir: the run's folder; the default store is an SQLite file in it.
+        output_dir: the run's folder; the store is an SQLite file in it, unless ``MLFLOW_TRACKING_URI`` names another.
         run_name: of this run; one that was killed is taken up again under the same name, an ended one is not.
         experiment: MLflow experiment.
-        tracking_uri: another store (``MLFLOW_TRACKING_URI`` wins over both).
         every: iterations between logged losses.
         seconds: least time between them. Each costs a tenth of a second, in which a GPU would have nothing to do.
         tags: plain values to find runs by; the package's version and the method are among them in any case.
@@ -217,7 +213,8 @@ def mlflow_handler(
         AfireError: for a folder that MLflow would take for another one, or if a server is asked for and does not
             answer within seconds.
     """
-    _refuse_silent_server(os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri)
+    tracking_uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    _refuse_silent_server(tracking_uri)
     # MLflow's own would stop the training for up to 2 minutes, 8 times, whenever a server does not answer
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -225,17 +222,8 @@ def mlflow_handler(
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     folder = Path(output_dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    logged = -math.inf
-
-    def due(_: Any, iteration: int) -> bool:
-        nonlocal logged
-        if iteration % every or time.monotonic() - logged < seconds:
-            return False
-        logged = time.monotonic()
-        return True
-
     base = folder / "mlflow.db"
-    if not tracking_uri and not os.environ.get("MLFLOW_TRACKING_URI"):
+    if not tracking_uri:
         if unquote(str(base)) != str(base) or "?" in str(base):
             raise AfireError(
                 f"output_dir {folder}: MLflow reads ? and %20 in the path of its store as something else; give a "
@@ -247,7 +235,7 @@ def mlflow_handler(
             _make_store(base)
     return RunTracker(
         tracking_uri=tracking_uri or f"sqlite:///{base}",
-        iteration_log=due,
+        iteration_log=_due(every, seconds),
         output_transform=lambda output: {f"step/{name}": value.item() for name, value in output.items()},
         experiment_name=experiment,
         run_name=str(run_name),
@@ -256,6 +244,19 @@ def mlflow_handler(
         artifacts=[str(a) for a in artifacts],
         close_on_complete=True,
     )
+
+
+def _due(every: int, seconds: float) -> Callable[[Any, int], bool]:
+    logged = -math.inf
+
+    def due(_: Any, iteration: int) -> bool:
+        nonlocal logged
+        if iteration % every or time.monotonic() - logged < seconds:
+            return False
+        logged = time.monotonic()
+        return True
+
+    return due
 
 
 def _make_store(base: Path) -> None:

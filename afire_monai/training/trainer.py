@@ -238,8 +238,7 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
     def check_finite(self) -> None:
         """Stop if a loss since the last look is not finite.
 
-        Raises:
-            TrainingHaltedError: naming the batch's files, and where the last good checkpoint is.
+        Raises TrainingHaltedError: naming the batch's files, and where the last good checkpoint is.
         """
         recent, self._recent = self._recent, []
         if not recent or torch.stack([loss for loss, _ in recent]).isfinite().all():
@@ -261,9 +260,8 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
     def run(self) -> None:
         """Train until ``max_epochs``; a run that has already got there is left as it is.
 
-        Raises:
-            SystemExit: with status 75 if a scheduler asked for an end and a checkpoint was written, or if a loader's
-                process was lost.
+        Raises SystemExit: with status 75 if a scheduler asked for an end and a checkpoint was written, or if a loader's
+        process was lost.
         """
         if self.state.epoch >= self.state.max_epochs:
             logger.warning("already trained for %d epochs: ask for more with --epochs", self.state.epoch)

@@ -23,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 
 from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.core.files import write_text
+from afire_monai.core.precision import best_device
 from afire_monai.datalists.file import load_datalist, reader_options
 from afire_monai.datalists.patients import patient_of
 from afire_monai.datalists.targets import target_matrix
@@ -30,7 +31,7 @@ from afire_monai.evaluation.bootstrap import Interval, auroc, patient_weights, p
 from afire_monai.models.folder import load_encoder
 from afire_monai.models.shipped import DEFAULT, shipped_folder
 from afire_monai.networks import encoder_from_config
-from afire_monai.predictions.features import Embedding, FeatureReader, best_device
+from afire_monai.predictions.features import Embedding, FeatureReader
 from afire_monai.training.task_data import label_names
 
 WORTH_FILE = "worth.json"
@@ -39,8 +40,8 @@ MIN_EACH = 10
 """Images with and without a label, and half as many patients, from which on encoders are compared by it."""
 FOLDS = 5
 SECTIONS = ("validation", "test", "training")
-STRENGTH = 0.01
-"""C of the logistic regression on standardised features, that of ``afire probe``."""
+STRENGTH = 0.003
+"""C of the logistic regression, as in ``afire probe``, on features of deviation 1."""
 OWN, FRESH, PIXELS = "this encoder", "fresh weights", "raw pixels"
 
 Floats = NDArray[np.float64]
@@ -49,27 +50,19 @@ Predict = Callable[[NDArray, NDArray, NDArray], Floats]
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images of a section with labels by which encoders can be compared.
+    """Images of a section with labels by which encoders can be compared."""
 
-    Attributes:
-        items: of the data list.
-        labels: names.
-        targets: (n, labels) 1, 0 or NaN where it is not known.
-        patients: (n,) of each image.
-        reader: options of the reader.
-    """
-
-    items: list[dict[str, Any]]
-    labels: list[str]
-    targets: NDArray[np.float32]
-    patients: NDArray[np.str_]
-    reader: dict[str, Any]
+    items: list[dict[str, Any]]  #: of the data list
+    labels: list[str]  #: names
+    targets: NDArray[np.float32]  #: (n, labels) 1, 0 or NaN where it is not known
+    patients: NDArray[np.str_]  #: (n,) of each image
+    reader: dict[str, Any]  #: options of the reader
 
 
 def labelled_images(
     datalist: str | Path, dataset_dir: str = "", section: str = "validation", most: int = 400, seed: int = 0
 ) -> Labelled | str:
-    """Choose images of a section that encoders can be compared on.
+    """Choose images of a section that encoders can be compared on; return the images, or why there are none, in words.
 
     Args:
         datalist: the data list; uncertain labels count as not known.
@@ -78,9 +71,6 @@ def labelled_images(
         most: images; of more, patients are drawn one after the other until there are so many (of the last one perhaps
             not all).
         seed: of that draw.
-
-    Returns:
-        The images, or why there are none, in words.
     """
     content = load_datalist(datalist, dataset_dir or None)
     items = content.get(section) or []
@@ -112,25 +102,16 @@ def labelled_images(
 
 @dataclass(frozen=True)
 class Told:
-    """What was told of images by what was fitted to other patients.
+    """What was told of images by what was fitted to other patients."""
 
-    Attributes:
-        scores: (n, labels); NaN where the label is not known, or could not be learned.
-        folds: (n, labels) that each image was judged in.
-    """
-
-    scores: Floats
-    folds: NDArray[np.intp]
+    scores: Floats  #: (n, labels); NaN where the label is not known, or could not be learned
+    folds: NDArray[np.intp]  #: (n, labels) that each image was judged in
 
 
 def out_of_fold(features: NDArray, images: Labelled, predict: Predict, seed: int = 0) -> Told:
     """Score each image by what was fitted to other patients.
 
-    Args:
-        features: (n, D).
-        images: whose targets are to be told.
-        predict: training features, their labels and test features to scores.
-        seed: of the folds.
+    Features are (n, D).
     """
     told = Told(np.full(images.targets.shape, np.nan), np.zeros(images.targets.shape, dtype=np.intp))
     for number, column in enumerate(images.targets.T):
@@ -179,14 +160,7 @@ def _linear(train: NDArray, truth: NDArray, test: NDArray) -> Floats:
 class Comparison:
     """What encoders told of the labels.
 
-    Attributes:
-        section: of the data list.
-        images: judged.
-        patients: that they are of.
-        labels: names with the number of positives.
-        figures: mean AUROC by encoder, the judged one first, with 95 % intervals over patients.
-        gains: of the judged encoder over each of the others, paired on the same patients.
-        left_out: number of files that could not be used.
+    ``gains`` are of the judged encoder, the first, over each of the others, paired on the same patients.
     """
 
     section: str

@@ -37,9 +37,6 @@ class Anatomy:
     def __call__(self, picture: np.ndarray) -> np.ndarray:
         """Look at one radiograph.
 
-        Args:
-            picture: (H, W) float32 in 0…1.
-
         Returns:
             (1026,) float32: row and column of the texture's centre as fractions of the picture's height and width,
             then the lung map (32, 32) in 0…1, row by row.
@@ -51,22 +48,16 @@ class Anatomy:
 
 
 class Anatomyd(MapTransform):
-    """Dictionary form of `Anatomy`: adds what was found, as a tensor (1026,).
+    """Dictionary form of `Anatomy`: adds what was found in an image (1, H, W) as ``anatomy``, a tensor (1026,)."""
 
-    Args:
-        keys: key of the image (1, H, W).
-        anatomy_key: key to write.
-    """
-
-    def __init__(self, keys: KeysCollection = "image", anatomy_key: str = "anatomy") -> None:
+    def __init__(self, keys: KeysCollection = "image") -> None:
         super().__init__(keys)
-        self.anatomy_key = anatomy_key
         self.anatomy = Anatomy()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Look at the image of a dictionary."""
         picture = np.asarray(data[self.keys[0]][0], dtype=np.float32)
-        return {**data, self.anatomy_key: torch.from_numpy(self.anatomy(picture))}
+        return {**data, "anatomy": torch.from_numpy(self.anatomy(picture))}
 
 
 def anatomy_of(images: Tensor) -> Tensor:
@@ -89,9 +80,6 @@ def texture_center(picture: np.ndarray) -> Point:
     Bright is what lies above Otsu's threshold; the region with the largest outline counts, holes included. This
     project's reading: it is searched in the picture reduced by area averages to 56 pixels on the longer side, since
     the place of a patch of a quarter of the image does not need single pixels.
-
-    Args:
-        picture: (H, W) float32 in 0…1.
 
     Returns:
         Row and column in pixels; the picture's centre if it is constant.

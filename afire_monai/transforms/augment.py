@@ -55,15 +55,12 @@ class RadiographAugment(nn.Module):
         self.exposure = ExposureChange(gamma, contrast, brightness)
 
     def forward(self, images: Tensor, uniforms: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Change images, and masks in the same way.
+        """Change images, and masks in the same way; return images in 0…1 and the mask (None if there was none).
 
         Args:
             images: (B, C, H, W) in 0…1.
             uniforms: (B, 8) in 0…1.
             mask: (B, K, H, W) of any values, NaN included; moved with nearest-neighbour sampling. New pixels are 0.
-
-        Returns:
-            Images in 0…1 and the mask (None if there was none).
         """
         grid = F.affine_grid(self._matrices(uniforms, images), list(images.shape), align_corners=False)
         moved = F.grid_sample(images, grid, align_corners=False).clamp(0, 1)
@@ -114,9 +111,6 @@ class ExposureChange(nn.Module):
         Args:
             images: (B, C, H, W) in 0…1.
             uniforms: (B, 3) in 0…1; 0.5 changes nothing.
-
-        Returns:
-            (B, C, H, W) in 0…1.
         """
         gamma, contrast, brightness = (uniforms * 2 - 1)[:, :, None, None, None].unbind(1)
         images = images.clamp(min=1e-4) ** torch.exp(gamma * math.log1p(self.gamma))

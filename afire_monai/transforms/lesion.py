@@ -23,17 +23,11 @@ from afire_monai.transforms.lesion_settings import LesionSettings, check_size
 
 @dataclass(frozen=True)
 class LesionRecord:
-    """What was drawn for one image: enough to make the same twin again, and plain enough for JSON.
+    """What was drawn for one image: enough to make the same twin again, and plain enough for JSON."""
 
-    Attributes:
-        image_size: (height, width) in pixels.
-        uniforms: the numbers in [0, 1) that decide everything.
-        center: row and column in pixels that the texture comes from.
-    """
-
-    image_size: tuple[int, int]
-    uniforms: tuple[float, ...]
-    center: tuple[float, float]
+    image_size: tuple[int, int]  #: (height, width) in pixels
+    uniforms: tuple[float, ...]  #: the numbers in [0, 1) that decide everything
+    center: tuple[float, float]  #: row and column in pixels that the texture comes from
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain dictionary that `json.dumps` takes."""
@@ -43,8 +37,7 @@ class LesionRecord:
     def from_dict(cls, values: Mapping[str, Any]) -> LesionRecord:
         """Return the record that `to_dict` described, also after a round trip through JSON.
 
-        Raises:
-            AfireError: a key is missing or a value has the wrong form.
+        Raises AfireError: a key is missing or a value has the wrong form.
         """
         try:
             height, width = values["image_size"]
@@ -133,17 +126,14 @@ class SyntheticLesionMask(Randomizable, Transform):
             return twin[0].numpy().astype(img.dtype, copy=False), mask[0].numpy()
         return convert_to_dst_type(twin[0], img)[0], convert_to_dst_type(mask[0], img, dtype=torch.float32)[0]
 
-    def replay(
-        self, img: NdarrayOrTensor, record: LesionRecord, name: str = "image"
-    ) -> tuple[NdarrayOrTensor, NdarrayOrTensor]:
+    def replay(self, img: NdarrayOrTensor, record: LesionRecord) -> tuple[NdarrayOrTensor, NdarrayOrTensor]:
         """Make the twin that a record describes; arguments and result as in `__call__`.
 
-        Raises:
-            RadiographError: also if the record was made for another image size.
+        Raises RadiographError: also if the record was made for another image size.
         """
         if tuple(img.shape[1:]) != tuple(record.image_size):
-            raise RadiographError(f"'{name}' is {tuple(img.shape[1:])}; the lesion record is for {record.image_size}.")
-        return self(img, torch.tensor([record.uniforms]), torch.tensor([record.center]), name=name)
+            raise RadiographError(f"'image' is {tuple(img.shape[1:])}; the lesion record is for {record.image_size}.")
+        return self(img, torch.tensor([record.uniforms]), torch.tensor([record.center]))
 
     def _anatomy(self, images: Tensor, centers: Tensor | None, lungs: Tensor | None) -> tuple[Tensor, Tensor | None]:
         needs_lungs = self.settings.lung_probability > 0
@@ -168,15 +158,13 @@ class SyntheticLesionMaskd(MapTransform, Randomizable):
     """Dictionary form of `SyntheticLesionMask`: adds the twin and its mask, and leaves the image as it is.
 
     A single image (C, H, W), as in a `Compose` behind `LoadImaged`, and a batch (B, C, H, W) on the device, as in the
-    training step, go through the same code.
+    training step, go through the same code. ``uniforms``, ``centers`` and ``lungs`` are taken from the dictionary where
+    they are there.
 
     Args:
         keys: key of the image (one key).
         twin_key: key of the twin to write.
         mask_key: key of the mask to write.
-        uniforms_key: key of the numbers that decide everything, (B, draws); drawn if it is absent.
-        centers_key: key of the texture's centres, (B, 2) in pixels; searched if it is absent.
-        lungs_key: key of the lung map, (B, 1, h, w); estimated if it is absent and needed.
         record_key: key of the record of a single image (a plain dictionary) to write; not written if None.
         settings: sizes and options; the published ones by default.
         allow_missing_keys: do nothing where the image is missing.
@@ -192,9 +180,6 @@ class SyntheticLesionMaskd(MapTransform, Randomizable):
         keys: KeysCollection = "image",
         twin_key: str = "twin",
         mask_key: str = "mask",
-        uniforms_key: str = "uniforms",
-        centers_key: str = "centers",
-        lungs_key: str = "lungs",
         record_key: str | None = None,
         settings: LesionSettings | None = None,
         allow_missing_keys: bool = False,
@@ -206,7 +191,6 @@ class SyntheticLesionMaskd(MapTransform, Randomizable):
                 "expected one image key that differs from the keys it writes."
             )
         self.twin_key, self.mask_key, self.record_key = twin_key, mask_key, record_key
-        self.given_keys = {"uniforms": uniforms_key, "centers": centers_key, "lungs": lungs_key}
         self.mask = SyntheticLesionMask(settings)
 
     @property
@@ -231,7 +215,7 @@ class SyntheticLesionMaskd(MapTransform, Randomizable):
         """Add twin and mask (and record) to a dictionary that holds an image in 0…1."""
         result = dict(data)
         for key in self.key_iterator(result):
-            given = {argument: result.get(name) for argument, name in self.given_keys.items()}
+            given = {name: result.get(name) for name in ("uniforms", "centers", "lungs")}
             result[self.twin_key], result[self.mask_key] = self.mask(result[key], **given, name=str(key))
             if self.record_key is not None and self.mask.record is not None:
                 result[self.record_key] = self.mask.record.to_dict()
@@ -250,16 +234,13 @@ def lungs_of(anatomy: Tensor) -> Tensor:
 
 
 def crop_lungs(lungs: Tensor, offsets: Tensor, canvas_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Cut the part of a lung map that a crop at whole cells shows.
+    """Cut the part of a lung map that a crop at whole cells shows; return (B, 1, 4 h, 4 w), four samples a cell.
 
     Args:
         lungs: (B, 1, 32, 32) over the whole canvas.
         offsets: (B, 2) row and column of the crop in cells.
         canvas_grid: rows and columns of cells of the canvas.
         grid: of the crop.
-
-    Returns:
-        (B, 1, 4 h, 4 w), four samples a cell.
     """
     fine = F.interpolate(lungs, [4 * side for side in canvas_grid], mode="bilinear", align_corners=False)
     rows = offsets[:, :1] * 4 + torch.arange(4 * grid[0], device=lungs.device)

@@ -231,9 +231,6 @@ def _opacities(settings: LesionSettings, numbers: Tensor, lungs: Tensor) -> Tens
         settings: for the strength.
         numbers: (B, 311) uniform: share of lungs, kind, strength, extent, side, one unused, 49 knots, 256 knots.
         lungs: (B, 64, 64) in 0…1.
-
-    Returns:
-        (B, 64, 64).
     """
     batch, side = len(lungs), lungs.shape[1:]
     kind, strength, extent, which = numbers[:, 1:5].T

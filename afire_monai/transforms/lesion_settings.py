@@ -106,11 +106,7 @@ def side_range(sides: tuple[float, float], height: int, width: int) -> tuple[int
 
 
 def check_size(height: int, width: int, name: str = "image") -> None:
-    """Refuse an image too small to hold a lesion.
-
-    Raises:
-        AfireError: a side is below 8 pixels.
-    """
+    """Refuse an image too small to hold a lesion."""
     if min(height, width) < _MINIMUM_SIDE:
         raise AfireError(f"'{name}' is {height} × {width} pixels; synthetic lesions need at least 8 a side.")
 

@@ -95,9 +95,6 @@ def bend_intensities(images: Tensor, uniforms: Tensor, falling: float) -> Tensor
         images: (B, C, H, W) in 0…1.
         uniforms: (B, 5) in 0…1: both inner control points, and whether the curve falls.
         falling: probability of a falling curve, which inverts the picture.
-
-    Returns:
-        (B, C, H, W) in 0…1.
     """
     t = torch.linspace(0, 1, CURVE_POINTS, device=images.device)
     early, late = 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2
@@ -188,15 +185,7 @@ class AppearancePerturbation(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, uniforms: Tensor) -> Tensor:
-        """Perturb images.
-
-        Args:
-            images: (B, C, H, W) in 0…1.
-            uniforms: (B, draws) float32 in 0…1.
-
-        Returns:
-            (B, C, H, W) float32 in 0…1.
-        """
+        """Perturb images."""
         with torch.autocast(images.device.type, enabled=False):
             window, curve, points, paint, blocks = uniforms.float().split(self.sizes, dim=1)
             images = images.float()

@@ -130,14 +130,11 @@ class ViewAugment(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, uniforms: Tensor) -> Tensor:
-        """Make the views.
+        """Make the views; return (B, C, height, width) float32 in 0…1.
 
         Args:
             images: (B, C, H, W) in 0…1.
             uniforms: (B, 11) in 0…1; a row decides all of its image's view.
-
-        Returns:
-            (B, C, height, width) float32 in 0…1.
 
         Raises:
             AfireError: for a wrong shape of either.

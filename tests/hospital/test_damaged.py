@@ -18,8 +18,8 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 from afire_monai.core.errors import AfireError, RadiographError
 from afire_monai.core.pool import UNEXPECTED
 from afire_monai.datalists.file import load_datalist
-from afire_monai.hospital.candidates import DUPLICATE
 from afire_monai.hospital.ingest import ingest
+from afire_monai.hospital.series_choice import DUPLICATE
 from afire_monai.radiographs import dicom_open
 from afire_monai.radiographs.decode import read_picture
 

@@ -17,9 +17,9 @@ from PIL import Image
 from afire_monai.cli.main import run as afire
 from afire_monai.core.errors import AfireError
 from afire_monai.hospital import contact_sheet
-from afire_monai.hospital.candidates import DUPLICATE, EXCLUDED
 from afire_monai.hospital.contact_sheet import write_contact_sheet
 from afire_monai.hospital.ingest import IngestSummary, ingest
+from afire_monai.hospital.series_choice import DUPLICATE, EXCLUDED
 
 SILENT = {"BodyPartExamined": "", "ViewPosition": ""}
 

@@ -22,15 +22,15 @@ from afire_monai.core.errors import AfireError
 from afire_monai.datalists.file import load_datalist
 from afire_monai.datalists.validate import validate_datalist
 from afire_monai.hospital import convert
-from afire_monai.hospital.candidates import (
+from afire_monai.hospital.identity import IdentityKey
+from afire_monai.hospital.ingest import IngestSummary, ingest
+from afire_monai.hospital.series_choice import (
     ANOTHER,
     DUPLICATE,
     NO_DATE,
     RAW,
     TEXT_SEEN,
 )
-from afire_monai.hospital.identity import IdentityKey
-from afire_monai.hospital.ingest import IngestSummary, ingest
 from afire_monai.radiographs import header
 from afire_monai.radiographs.decode import read_picture
 from afire_monai.radiographs.judgement import (

@@ -7,7 +7,7 @@ import pytest
 from hospital_files import CR, DX_RAW, SC, coded, write
 
 from afire_monai.core.errors import RadiographError
-from afire_monai.hospital.candidates import (
+from afire_monai.hospital.series_choice import (
     Candidate,
     choose_per_series,
 )

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from afire_monai.networks import ViTSegmenter, encoder_from_config
-from afire_monai.predictions.model_writer import ModelWriter
+from afire_monai.predictions.bundle_writer import ModelWriter
 
 SMALL = {"image_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
 

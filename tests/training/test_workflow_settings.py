@@ -9,7 +9,7 @@ import yaml
 from monai.bundle import ConfigWorkflow, create_workflow, run_workflow
 
 from afire_monai.core.errors import AfireError, user_error
-from afire_monai.training import workflow_settings
+from afire_monai.training import settings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundle" / "configs"
 FILES = [str(CONFIGS / name) for name in ("pretrain.yaml", "method_afire.yaml")]
@@ -93,4 +93,4 @@ def test_a_scripts_own_option_of_the_same_name_is_not_taken_for_the_runners(tmp_
 def test_names_in_a_setting_are_the_users_own():
     known = {"classes": {"lesion": [1]}, "train": {"sampler": {"_target_": "a.B"}}}
     config = {"classes": {"right_lung": [1]}, "train": {"sampler": {"_target_": "a.B"}, "smapler": 1}}
-    assert list(workflow_settings._new_paths(config, known)) == ["train#smapler"]
+    assert list(settings._new_paths(config, known)) == ["train#smapler"]

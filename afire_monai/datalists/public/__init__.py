@@ -2,7 +2,10 @@
 
 One function a data set; without ``out`` the list is only returned. None of them changes or copies images. SIIM, JSRT
 and Montgomery write mask pictures, and MedMNIST all its pictures, into a folder of your choice: theirs are not stored
-as one picture each.
+as one picture each. ``out`` is the JSON file to write, ``fractions`` are shares of training, validation and test, and
+``seed`` is that of the split.
+
+Each raises DataListError where a file or column is missing, a value is not as published, or there is no image.
 """
 
 from __future__ import annotations

@@ -23,10 +23,6 @@ def datalist_from_bmad(folder: StrPath, out: StrPath | None = None) -> DataList:
 
     Args:
         folder: that holds ``train`` and ``test``; or the one above, where a single folder named after the chest does.
-        out: JSON file to write.
-
-    Raises:
-        DataListError: no such folders, or no picture.
     """
     root = _root(Path(folder))
     gathered = Gathered(list(LABELS))

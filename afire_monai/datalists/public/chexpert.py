@@ -42,15 +42,11 @@ def datalist_from_chexpert(
     Args:
         folder: that holds ``train.csv``, ``valid.csv`` and the folders ``train`` and ``valid``; or the folders of the
             full set's batches, or one level above.
-        out: JSON file to write.
         labels: ``chexpert14`` or ``chexpert5``.
         unmentioned: a blank cell is ``negative`` (0, as most work does) or ``missing`` (null).
         lateral: take lateral views too.
         validation: share of the training images that goes to validation, by patient, stratified.
         seed: of that choice.
-
-    Raises:
-        DataListError: a file or column is missing, a value in it is not as published, no image.
     """
     root = Path(folder)
     roots = _roots(root)
@@ -76,11 +72,7 @@ def datalist_from_chexpert(
 
 
 def label_set(name: str) -> tuple[str, ...]:
-    """Names of the labels in a set.
-
-    Raises:
-        DataListError: no such set.
-    """
+    """Names of the labels in a set; DataListError: no such set."""
     if name not in LABEL_SETS:
         raise DataListError(f"labels are {name!r}; one of {', '.join(LABEL_SETS)} is expected")
     return LABEL_SETS[name]

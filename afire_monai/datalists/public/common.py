@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from afire_monai.core.errors import DataListError
 from afire_monai.datalists.cells import facts_of
 from afire_monai.datalists.file import DEFAULT_NORMAL, SECTIONS, DataList, StrPath, save_datalist
-from afire_monai.datalists.patients import patient_of
+from afire_monai.datalists.patients import patient_of, shared_patients
 from afire_monai.datalists.splits import split_by_group
 
 Item = dict[str, Any]
@@ -24,25 +24,19 @@ RANDOM_FRACTIONS = (0.7, 0.1, 0.2)
 
 @dataclass
 class Gathered:
-    """What an adapter has found so far.
+    """What an adapter has found so far."""
 
-    Attributes:
-        labels: names of the labels.
-        sections: items by section; what is in "training" alone is divided by `hold_out` or `divide`.
-        skipped: number of images left out, by reason.
-        facts: further values for ``meta``.
-    """
-
-    labels: list[str]
+    labels: list[str]  #: names of the labels
+    #: items by section; what is in "training" alone is divided by `hold_out` or `divide`
     sections: dict[str, list[Item]] = field(default_factory=lambda: {section: [] for section in SECTIONS})
+    #: number of images left out, by reason
     skipped: Counter[str] = field(default_factory=lambda: Counter(missing_image=0))
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)  #: further values for ``meta``
 
     def hold_out(self, fraction: float, seed: int) -> None:
         """Move a share of the training patients, stratified by their labels, to validation.
 
-        Raises:
-            DataListError: not a share from 0 to below 1.
+        Raises DataListError: not a share from 0 to below 1.
         """
         if not 0 <= fraction < 1:
             raise DataListError(
@@ -52,11 +46,7 @@ class Gathered:
         self.facts |= {"split": "official test images", "validation_fraction": fraction, "seed": seed}
 
     def divide(self, fractions: Sequence[float], seed: int) -> None:
-        """Divide all items by patient into training, validation and test.
-
-        Raises:
-            DataListError: wrong fractions.
-        """
+        """Divide all items by patient into training, validation and test; DataListError: wrong fractions."""
         if len(fractions) != len(SECTIONS):
             raise DataListError(f"fractions are {tuple(fractions)}; three, for {', '.join(SECTIONS)}, are expected")
         self._deal(fractions, SECTIONS, seed)
@@ -115,19 +105,10 @@ def finish(
     return datalist
 
 
-def shared_patients(sections: Mapping[str, Sequence[Item]]) -> dict[tuple[str, str], set[str]]:
-    """Patients who are in two sections, for each pair of sections that shares any."""
-    groups = {section: {patient_of(item) for item in items} for section, items in sections.items()}
-    names = list(groups)
-    pairs = [(one, other) for i, one in enumerate(names) for other in names[i + 1 :]]
-    return {(one, other): groups[one] & groups[other] for one, other in pairs if groups[one] & groups[other]}
-
-
 def first_file(folder: Path, *patterns: str) -> Path:
     """Return a file in a folder that fits a pattern; the first pattern that any file fits decides.
 
-    Raises:
-        DataListError: there is none.
+    Raises DataListError: there is none.
     """
     for pattern in patterns:
         found = sorted(path for path in folder.glob(pattern) if path.is_file())
@@ -192,9 +173,7 @@ def find_files(
     """
     if not folder.is_dir():
         raise DataListError(f"{folder}: no such folder. Give the folder that the data set was unpacked into")
-    places = [
-        path for name in published for path in (folder / name, *sorted(folder.glob(f"*/{name}"))) if path.is_dir()
-    ]
+    places = [p for name in published for p in (folder / name, *sorted(folder.glob(f"*/{name}"))) if p.is_dir()]
     endings = tuple(suffixes)
     found = Files()
     seen: set[str] = set()
@@ -224,22 +203,14 @@ def by_stem(files: Files) -> Files:
 
 
 def check_unmentioned(value: str) -> int | None:
-    """What a blank label cell means.
-
-    Raises:
-        DataListError: neither "negative" nor "missing".
-    """
+    """What a blank label cell means; DataListError: neither "negative" nor "missing"."""
     if value not in ("negative", "missing"):
         raise DataListError(f"unmentioned is {value!r}; negative (a blank cell is 0) or missing (null) is expected")
     return 0 if value == "negative" else None
 
 
 def read_names(folder: Path, name: str) -> set[str]:
-    """Names listed in a text file, one a line.
-
-    Raises:
-        DataListError: the file is missing or empty.
-    """
+    """Names listed in a text file, one a line; DataListError: the file is missing or empty."""
     path = Path(name) if Path(name).is_absolute() else optional_file(folder, name) or folder / name
     try:
         names = {line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()}

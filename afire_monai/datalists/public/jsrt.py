@@ -33,7 +33,7 @@ def datalist_from_jsrt(
     fractions: Sequence[float] = RANDOM_FRACTIONS,
     seed: int = 0,
 ) -> DataList:
-    """Build the list of JSRT with SCR outlines: nodule boxes, lung masks, random split.
+    """Build the list of JSRT with SCR outlines: nodule boxes, lung masks, random split, each picture a patient.
 
     Read are pictures named ``JPCLNnnn`` (nodule) and ``JPCNNnnn`` (none) as PNG or JPEG of any size, anywhere below the
     folder; ``CLNDAT_EN.txt`` and ``CNNDAT_EN.txt`` (age, sex, centre and diameter of the nodule: boxes are squares of
@@ -42,13 +42,6 @@ def datalist_from_jsrt(
 
     Args:
         folder: that holds the pictures as PNG, CLNDAT_EN.txt, CNNDAT_EN.txt and the SCR masks.
-        out: JSON file to write.
-        masks: folder to write masks into; ``<list>_masks`` beside ``out`` unless given.
-        fractions: shares of training, validation and test.
-        seed: of the split; each picture is a patient.
-
-    Raises:
-        DataListError: no picture, or a table that cannot be read.
     """
     root = Path(folder)
     target = output_folder(masks, out)

@@ -32,12 +32,8 @@ def datalist_from_kermany(
 
     Args:
         folder: that holds ``train`` and ``test`` (or ``chest_xray/train`` …), each with ``NORMAL`` and ``PNEUMONIA``.
-        out: JSON file to write.
         validation: share of the training images that goes to validation, by patient, stratified.
         seed: of that choice.
-
-    Raises:
-        DataListError: no such folders, or a file name without patient.
     """
     root = _root(Path(folder))
     gathered = Gathered(list(LABELS))

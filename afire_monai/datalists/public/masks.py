@@ -37,8 +37,7 @@ def write_picture(pixels: NDArray[np.uint8], path: Path) -> str:
 def union_of_pictures(paths: Sequence[Path], size: tuple[int, int]) -> NDArray[np.bool_]:
     """Union (H, W) of mask pictures that are not black, brought to a size (width, height) by nearest neighbours.
 
-    Raises:
-        DataListError: a file is no picture.
+    Raises DataListError: a file is no picture.
     """
     mask = np.zeros((size[1], size[0]), dtype=bool)
     for path in paths:
@@ -51,11 +50,7 @@ def union_of_pictures(paths: Sequence[Path], size: tuple[int, int]) -> NDArray[n
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height of a picture.
-
-    Raises:
-        DataListError: it is none.
-    """
+    """Width and height of a picture; DataListError: it is none."""
     try:
         with Image.open(path) as picture:
             return picture.size

@@ -34,11 +34,7 @@ def datalist_from_medmnist(file: StrPath, out: StrPath | None = None, images: St
 
     Args:
         file: ``pneumoniamnist.npz``, ``chestmnist_224.npz`` and so on.
-        out: JSON file to write.
         images: folder to write the pictures into; ``<list>_images`` beside ``out`` unless given.
-
-    Raises:
-        DataListError: another file, or one that is broken; no folder for the pictures.
     """
     path = Path(file)
     name = next((name for name in SETS if path.name.lower().startswith(name) and path.suffix.lower() == ".npz"), None)

@@ -31,13 +31,9 @@ def datalist_from_mimic(
 
     Args:
         folder: that holds mimic-cxr-2.0.0-chexpert.csv.gz, -metadata, -split and files.
-        out: JSON file to write.
         labels: ``chexpert14`` or ``chexpert5``.
         unmentioned: a blank cell is ``negative`` (0) or ``missing`` (null).
         views: values of ``ViewPosition`` to take.
-
-    Raises:
-        DataListError: a file or column is missing, a value in it is not as published, no image.
     """
     root = Path(folder)
     blank, wanted = check_unmentioned(unmentioned), label_set(labels)

@@ -35,15 +35,11 @@ def datalist_from_nih(
 
     Args:
         folder: that holds Data_Entry_2017*.csv, the two lists and the images.
-        out: JSON file to write.
         validation: share of the images of ``train_list`` that goes to validation, by patient, stratified.
         seed: of that choice.
         train_list: names of training and validation images, one a line.
         test_list: names of test images. The official lists share no patient and give 25,596 test images; lists of other
             names are refused if they share patients.
-
-    Raises:
-        DataListError: a file or column is missing, a value in it is not as published, no image, shared patients.
     """
     root = Path(folder)
     table = first_file(root, "Data_Entry_2017*.csv")

@@ -41,17 +41,11 @@ def datalist_from_padchest(
 
     Args:
         folder: that holds the table and the unpacked images.
-        out: JSON file to write.
         at_least: a finding becomes a label if so many of the images that were found have it.
         physicians_only: leave out labels that a network read from the reports.
         views: values of ``Projection`` to take.
-        fractions: shares of training, validation and test.
-        seed: of the split.
         reader: how the images are to be read (see `reader_options`), such as ``{"png16_max": 4095}``; kept in
             ``meta.reader``.
-
-    Raises:
-        DataListError: a file or column is missing, a value in it is not as published, no image.
     """
     root = Path(folder)
     table = first_file(root, "PADCHEST*160K*.csv", "PADCHEST*160K*.csv.gz", "*/PADCHEST*160K*.csv*")
@@ -113,11 +107,7 @@ def _places(root: Path) -> list[Path]:
 
 
 def _image(places: list[Path], row: Row) -> Path | None:
-    """Find an image in the folder that the table names, or without it.
-
-    Raises:
-        DataListError: two different files could be meant.
-    """
+    """Find an image in the folder that the table names, or without it."""
     directory = row["ImageDir"].removesuffix(".0")
     choices = [path for place in places for path in (place / directory / row["ImageID"], place / row["ImageID"])]
     found = list({os.path.realpath(path): path for path in choices if path.is_file()}.values())

@@ -40,13 +40,6 @@ def datalist_from_rsna(
 
     Args:
         folder: that holds stage_2_train_labels.csv, stage_2_detailed_class_info.csv and stage_2_train_images.
-        out: JSON file to write.
-        fractions: shares of training, validation and test.
-        seed: of the split.
-        read_headers: take sex, age and view from the DICOM headers (reads every file once).
-
-    Raises:
-        DataListError: a file or column is missing, a value in it is not as published, no image.
     """
     root = Path(folder)
     boxes = _boxes(first_file(root, "stage_2_train_labels.csv"))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from afire_monai.core.errors import DataListError
 from afire_monai.datalists.csv_table import read_table
@@ -19,7 +22,9 @@ from afire_monai.datalists.public.common import (
     header_facts,
 )
 from afire_monai.datalists.public.masks import output_folder, write_mask
-from afire_monai.datalists.public.rle import EMPTY, union_of_runs
+
+EMPTY = "-1"
+"""Run lengths of an empty mask."""
 
 SIDE = 1024
 PUBLISHED = ("dicom-images-train", "stage_2_images", "png_images")
@@ -42,14 +47,6 @@ def datalist_from_siim(
 
     Args:
         folder: that holds train-rle.csv and the DICOM files.
-        out: JSON file to write.
-        masks: folder to write masks into; ``<list>_masks`` beside ``out`` unless given.
-        fractions: shares of training, validation and test.
-        seed: of the split.
-        read_headers: take sex, age and view from the DICOM headers (reads every file once).
-
-    Raises:
-        DataListError: a file or column is missing, run lengths that cannot be, no image.
     """
     root = Path(folder)
     target = output_folder(masks, out)
@@ -74,3 +71,45 @@ def datalist_from_siim(
         gathered.sections["training"].append(item | (header_facts(files[image]) if read_headers else {}))
     gathered.divide(fractions, seed)
     return finish("siim-acr", gathered, root, out)
+
+
+def decode_relative_rle(text: str, height: int, width: int, where: str) -> NDArray[np.bool_]:
+    """Decode pairs "gap length gap length …", where a gap counts pixels since the end of the run before.
+
+    Pixels are counted from 0, down the first column, then down the second. (Other challenges give starts from the
+    beginning of the picture, counted from 1.)
+
+    Args:
+        text: the pairs; "-1" for an empty mask.
+        height: rows.
+        width: columns.
+        where: for messages.
+
+    Returns:
+        (H, W) bool.
+    """
+    mask = np.zeros(height * width, dtype=bool)
+    if text.strip() == EMPTY:
+        return mask.reshape(height, width)
+    try:
+        numbers = np.array(text.split(), dtype=np.int64)
+    except (ValueError, OverflowError):
+        numbers = np.zeros(0, dtype=np.int64)
+    if len(numbers) == 0 or len(numbers) % 2 or (numbers < 0).any():
+        raise DataListError(f"{where}: {text[:40]!r}; pairs of gap and length, or -1, are expected")
+    ends = np.cumsum(numbers[0::2] + numbers[1::2])
+    if ends[-1] > mask.size:
+        raise DataListError(
+            f"{where}: the runs end at pixel {ends[-1]} of {mask.size}; gaps counted from the run before are expected"
+        )
+    for end, length in zip(ends, numbers[1::2], strict=True):
+        mask[end - length : end] = True
+    return mask.reshape(width, height).T
+
+
+def union_of_runs(texts: Iterable[str], height: int, width: int, where: str) -> NDArray[np.bool_]:
+    """Union of several run-length masks of one picture; see `decode_relative_rle`."""
+    mask = np.zeros((height, width), dtype=bool)
+    for text in texts:
+        mask |= decode_relative_rle(text, height, width, where)
+    return mask

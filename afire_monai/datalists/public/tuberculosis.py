@@ -21,19 +21,13 @@ AGE = re.compile(r"(\d+)\s*(y|m|w|d)", re.IGNORECASE)
 def datalist_from_shenzhen(
     folder: StrPath, out: StrPath | None = None, fractions: Sequence[float] = RANDOM_FRACTIONS, seed: int = 0
 ) -> DataList:
-    """Build the list of the Shenzhen set: tuberculosis or normal, lung masks, random split.
+    """Build the list of the Shenzhen set: tuberculosis or normal, lung masks, random split, each picture a patient.
 
     Read are ``CXR_png/CHNCXR_nnnn_0.png`` (normal) and ``…_1.png`` (tuberculosis), ``ClinicalReadings/*.txt`` (sex and
     age), and lung masks in a folder named ``mask`` or ``masks`` as ``CHNCXR_nnnn_0_mask.png``, where they are there.
 
     Args:
         folder: that holds CXR_png, ClinicalReadings and perhaps mask.
-        out: JSON file to write.
-        fractions: shares of training, validation and test; the set has no official split.
-        seed: of the split; each picture is a patient.
-
-    Raises:
-        DataListError: no picture.
     """
     root = Path(folder)
     masks = {
@@ -55,20 +49,13 @@ def datalist_from_montgomery(
     fractions: Sequence[float] = RANDOM_FRACTIONS,
     seed: int = 0,
 ) -> DataList:
-    """Build the list of the Montgomery set: tuberculosis or normal, lung masks, random split.
+    """Build the list of the Montgomery set: tuberculosis or normal, lung masks, random split, each picture a patient.
 
     Read are ``CXR_png/MCUCXR_nnnn_0.png`` (normal) and ``…_1.png`` (tuberculosis), ``ClinicalReadings/*.txt`` (sex and
     age) and ``ManualMask/leftMask`` and ``rightMask``.
 
     Args:
         folder: that holds CXR_png, ClinicalReadings and ManualMask.
-        out: JSON file to write.
-        masks: folder to write masks into; ``<list>_masks`` beside ``out`` unless given.
-        fractions: shares of training, validation and test; the set has no official split.
-        seed: of the split; each picture is a patient.
-
-    Raises:
-        DataListError: no picture.
     """
     root = Path(folder)
     target = output_folder(masks, out)

@@ -40,16 +40,12 @@ def datalist_from_vindr(
     Args:
         folder: that holds ``annotations`` (or its tables), ``train`` and ``test`` (``.dicom``, ``.dcm`` or pictures of
             the original size).
-        out: JSON file to write.
         validation: share of the training images that goes to validation, stratified.
         seed: of that choice.
-        read_headers: take sex, age and view from the DICOM headers (reads every file once).
-
-    Raises:
-        DataListError: a file or column is missing, a value in it is not as published, no image.
     """
     root = Path(folder)
-    votes = {part: _votes(_table(root, f"image_labels_{part}.csv")) for part in ("train", "test")}
+    tables = root / "annotations" if (root / "annotations").is_dir() else root
+    votes = {part: _votes(first_file(tables, f"image_labels_{part}.csv")) for part in ("train", "test")}
     names = list(votes["train"][0])
     if set(names) != set(votes["test"][0]):
         odd = sorted(set(names) ^ set(votes["test"][0]))
@@ -73,10 +69,6 @@ def datalist_from_vindr(
             gathered.sections[section].append(item | (header_facts(files[image]) if read_headers else {}))
     gathered.hold_out(validation, seed)
     return finish("vindr-cxr", gathered, root, out, official=("test",))
-
-
-def _table(root: Path, name: str) -> Path:
-    return first_file(root / "annotations" if (root / "annotations").is_dir() else root, name)
 
 
 def _votes(path: Path) -> tuple[list[str], dict[str, list[list[int]]]]:

@@ -29,13 +29,7 @@ ENDED = f"the program ended {MOST_TRIES} times while it was predicted"
 class Predictor:
     """Work on the queue, as `afire predict` and `afire dicom-results` do on files.
 
-    Args:
-        queue: of received objects.
-        scorer: the models.
-        kinds: of results to write; None for all that there is something for.
-        batch_size: radiographs computed at once.
-        workers: threads that read; 0 reads without threads.
-        state: in which an object is left when its results are written.
+    ``state`` is that in which an object is left when its results are written.
     """
 
     def __init__(
@@ -51,13 +45,10 @@ class Predictor:
         self._batch_size, self._workers = batch_size, workers
 
     def work(self, stop: threading.Event | None = None) -> int:
-        """Take a batch and finish it.
+        """Take a batch and finish it; return how many objects were taken; 0 if none waits.
 
         Args:
             stop: ends the work after the radiograph that is being written; the others wait for another time.
-
-        Returns:
-            How many objects were taken; 0 if none waits.
 
         Raises:
             OutputError: if results cannot be written (a full disk); the objects wait for another try.

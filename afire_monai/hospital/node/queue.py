@@ -39,15 +39,10 @@ COMMIT;
 
 @dataclass(frozen=True)
 class Held:
-    """An object of the queue.
+    """An object of the queue."""
 
-    Attributes:
-        key: keyed hash of its UID and content, which also names its files.
-        tries: how often work on it has begun without an end.
-    """
-
-    key: str
-    tries: int
+    key: str  #: keyed hash of its UID and content, which also names its files
+    tries: int  #: how often work on it has begun without an end
 
 
 class Queue:
@@ -261,11 +256,7 @@ def open_base(folder: Path) -> sqlite3.Connection:
 
 
 def check_version(base: sqlite3.Connection) -> None:
-    """Refuse the data base of another version, which means something else by its tables.
-
-    Raises:
-        AfireError: if it is one.
-    """
+    """Refuse the data base of another version, which means something else by its tables."""
     (version,) = base.execute("PRAGMA user_version").fetchone()
     (tables,) = base.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
     if version != _VERSION and (version or tables):

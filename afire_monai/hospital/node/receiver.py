@@ -24,18 +24,8 @@ SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
 class Receiver:
     """Listen until `close`; what is answered with success lies on the disk.
 
-    Args:
-        queue: takes what comes.
-        aet: own AE title; callers must name it.
-        host: address to listen on.
-        port: TCP port; 0 for any that is free.
-        allow: AE titles that may call; all unless given, which only goes with a loopback address.
-        tls: of the listener.
-        timeout: seconds of quiet after which a connection is closed.
-        largest: bytes of an object.
-
-    Raises:
-        AfireError: for wrong values, or an address that cannot be listened on.
+    Arguments are as for `run_node`; port 0 is any that is free. Raises AfireError for wrong values, or an address that
+    cannot be listened on.
     """
 
     def __init__(

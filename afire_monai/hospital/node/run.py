@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sqlite3
 import threading
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from afire_monai.core.errors import AfireError
+from afire_monai.core.pool import threads
 from afire_monai.core.quiet import silence
 from afire_monai.dicom_results.folder import check_kinds
 from afire_monai.dicom_results.objects import OutputError
@@ -110,11 +110,10 @@ def run_node(
     if not is_loopback(host) and not tls_cert:
         logger.warning("no TLS: pictures of patients cross the network unencrypted; --tls-cert turns it on")
     held = Queue(state, queue, int(queue_gib * 2**30))
-    threads = min(os.cpu_count() or 1, 8) if workers is None else workers
     try:
         if pacs is not None:
             held.send_what_was_kept()
-        predictor = Predictor(held, scorer, kinds, batch_size, threads, PREDICTED if pacs else KEPT)
+        predictor = Predictor(held, scorer, kinds, batch_size, threads(workers), PREDICTED if pacs else KEPT)
         receiver = Receiver(held, aet, host, port, allow, tls, timeout, object_mib << 20)
         with _receiving(receiver, ready), _sending(held, pacs, stop), _until_signal(stop):
             _work(predictor, held, stop)
@@ -198,14 +197,7 @@ def _until_signal(stop: threading.Event) -> Iterator[None]:
 class NodeStatus:
     """What became of what a node received; nothing in it identifies anybody.
 
-    Attributes:
-        running: a node works there now.
-        counts: objects by state.
-        refused: objects left out, by reason.
-        unsent: objects whose results the archive does not take, by reason.
-        repeated: objects that came again.
-        turned_away: answers that there is no room.
-        trouble: the last trouble with the archive; "" if there is none now.
+    Counts are by state, ``refused`` and ``unsent`` by reason; ``trouble`` is the last one with the archive.
     """
 
     running: bool
@@ -238,14 +230,7 @@ class NodeStatus:
 
 
 def node_status(state: str | Path) -> NodeStatus:
-    """Read what became of what a node received, while it runs or afterwards.
-
-    Args:
-        state: its folder.
-
-    Raises:
-        AfireError: if no node has worked there.
-    """
+    """Read what became of what a node received, while it runs or afterwards; AfireError if no node has worked there."""
     folder = Path(state)
     if not (folder / BASE).is_file():
         raise AfireError("--state: no node has worked in this folder; name that of `afire node`")

@@ -23,16 +23,10 @@ TROUBLE = "trouble"
 
 
 class Sender:
-    """Take results of the queue to an archive; a dead archive is waited for.
+    """Take results of the queue to an archive; a dead archive is waited for."""
 
-    Args:
-        queue: with results.
-        pacs: the archive, without repetitions of its own.
-        first_wait: seconds after a first failure.
-    """
-
-    def __init__(self, queue: Queue, pacs: Pacs, first_wait: float = FIRST_WAIT) -> None:
-        self._queue, self._pacs, self._first_wait = queue, pacs, first_wait
+    def __init__(self, queue: Queue, pacs: Pacs) -> None:
+        self._queue, self._pacs = queue, pacs
         self._failures = 0
 
     def run(self, stop: threading.Event) -> None:
@@ -46,18 +40,14 @@ class Sender:
             self._pacs.close()
             if trouble:
                 logger.warning("results wait: %s", trouble)
-                wait = min(self._first_wait * 2**self._failures, LONGEST_WAIT)
+                wait = min(FIRST_WAIT * 2**self._failures, LONGEST_WAIT)
                 self._failures = min(self._failures + 1, 20)
             else:
-                wait, self._failures = min(self._first_wait, 1.0), 0
+                wait, self._failures = min(FIRST_WAIT, 1.0), 0
             stop.wait(wait)
 
     def send_all(self, stop: threading.Event) -> str:
-        """Send everything that waits, once.
-
-        Returns:
-            What went wrong last; "" if all was sent.
-        """
+        """Send everything that waits, once; return what went wrong last; "" if all was sent."""
         trouble = ""
         for _, key, tries in self._queue.waiting(PREDICTED):
             if stop.is_set():

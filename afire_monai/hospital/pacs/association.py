@@ -39,13 +39,7 @@ IMAGES = tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("1", "1.1", "1.1.1",
 
 @dataclass(frozen=True)
 class PacsAddress:
-    """Where an archive listens.
-
-    Attributes:
-        aet: its AE title.
-        host: name or IP address.
-        port: TCP port.
-    """
+    """Where an archive listens."""
 
     aet: str
     host: str
@@ -53,11 +47,7 @@ class PacsAddress:
 
     @classmethod
     def parse(cls, text: str, option: str = "--pacs") -> PacsAddress:
-        """Read ``AET@HOST:PORT``; an IPv6 address stands in brackets.
-
-        Raises:
-            AfireError: for anything else.
-        """
+        """Read ``AET@HOST:PORT``, an IPv6 address in brackets; AfireError for anything else."""
         found = re.fullmatch(r"([^@]+)@(\[[0-9A-Fa-f:.]+\]|[^@:\s/]+):([0-9]{1,5})", text.strip())
         if found is None or not 0 < int(found[3]) < 65536:
             raise AfireError(f"{option} takes AET@HOST:PORT, for example ARCHIVE@pacs.example:104")
@@ -67,8 +57,7 @@ class PacsAddress:
 def ae_title(text: str, option: str) -> str:
     """Return an AE title without blanks around it.
 
-    Raises:
-        AfireError: if it is not 1 to 16 printable ASCII characters without a backslash.
+    Raises AfireError if it is not 1 to 16 printable ASCII characters without a backslash.
     """
     title = text.strip()
     if not re.fullmatch(r"[ -\[\]-~]{1,16}", title):
@@ -80,10 +69,7 @@ def ae_title(text: str, option: str) -> str:
 class Tls:
     """Files of a TLS connection; none of them for a plain one.
 
-    Attributes:
-        ca: PEM file of the authorities to trust.
-        cert: PEM file of the own certificate.
-        key: PEM file of its private key.
+    PEM files: authorities to trust, own certificate, its private key.
     """
 
     ca: str | None = None
@@ -93,8 +79,7 @@ class Tls:
     def client(self) -> ssl.SSLContext | None:
         """Return what a connection to an archive is made with; certificate and host name are checked.
 
-        Raises:
-            AfireError: for a file that is missing or not what it should be.
+        Raises AfireError for a file that is missing or not what it should be.
         """
         if not (self.ca or self.cert or self.key):
             return None
@@ -103,8 +88,7 @@ class Tls:
     def server(self) -> ssl.SSLContext | None:
         """Return what a listener uses; with `ca`, only clients with a certificate of theirs are let in.
 
-        Raises:
-            AfireError: as `client`; also without a certificate of its own.
+        Raises AfireError as `client`; also without a certificate of its own.
         """
         if not (self.ca or self.cert or self.key):
             return None
@@ -158,8 +142,7 @@ class _LazyHandshake(ssl.SSLContext):
 def application(aet: str, timeout: float) -> ApplicationEntity:
     """Make an application entity with limits of time and PDU size; what pynetdicom logs is silenced.
 
-    Raises:
-        AfireError: if pynetdicom is not installed.
+    Raises AfireError if pynetdicom is not installed.
     """
     try:
         from pynetdicom.ae import ApplicationEntity
@@ -174,7 +157,7 @@ def application(aet: str, timeout: float) -> ApplicationEntity:
     return entity
 
 
-def limit_connection(event: Any, timeout: float, largest: int = LARGEST_OBJECT) -> None:
+def limit_connection(event: Any, timeout: float, largest: int) -> None:
     """Bound what a connection that was just opened may send: time for each PDU, its size, and bytes of an object.
 
     pynetdicom itself would read a PDU of any length into memory. Beyond the limits the connection is closed.
@@ -229,20 +212,13 @@ def leave_answers(association: Any) -> None:
     The thread of an association takes messages while nobody asks, and pauses while somebody does. If it loses the
     processor on its way past that check, it takes one more message afterwards: the answer, and the request waits for
     it in vain. Of an association that was asked for, nobody needs what this thread takes.
-
-    Args:
-        association: that was established from here.
     """
     take = association.dimse.get_msg
     association.dimse.get_msg = lambda block=False: take(block) if block else (None, None)
 
 
 def drop_unasked(association: Any) -> None:
-    """Drop messages that no request waits for, such as a second answer, before the next request takes one for its own.
-
-    Args:
-        association: with :func:`leave_answers`.
-    """
+    """Drop messages that no request waits for, such as a second answer, before the next request takes one."""
     dimse = association.dimse
     while dimse.peek_msg()[1] is not None:  # the mark of a closed connection stays
         dimse.msg_queue.get(block=False)

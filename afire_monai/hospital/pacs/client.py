@@ -16,6 +16,7 @@ from afire_monai.hospital.dicomweb.client import Query, SeriesReference, is_uid
 from afire_monai.hospital.dicomweb.connection import AnswerError, ConnectionLostError, is_loopback
 from afire_monai.hospital.pacs.association import (
     IMAGES,
+    LARGEST_OBJECT,
     PDU,
     UNCOMPRESSED,
     PacsAddress,
@@ -33,7 +34,6 @@ from afire_monai.hospital.pacs.association import (
     why_not,
 )
 from afire_monai.hospital.pacs.listener import MoveListener
-from afire_monai.hospital.pacs.query import as_json, level_query, series_query, study_query, text_of
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -134,11 +134,7 @@ class Pacs:
         return list(found)
 
     def find_instances(self, series: SeriesReference) -> list[str]:
-        """Ask for the SOPInstanceUIDs of a series.
-
-        Raises:
-            AfireError: as :meth:`find_series`; also for a UID that is none.
-        """
+        """Ask for the SOPInstanceUIDs of a series; AfireError as :meth:`find_series`; also for a UID that is none."""
         uids = [text_of(entry, "SOPInstanceUID") for entry in self._matches(level_query("IMAGE", series, ""))]
         if not all(map(is_uid, uids)):
             raise AnswerError("the archive names an instance by something that is not a UID")
@@ -167,10 +163,7 @@ class Pacs:
         path.write_bytes(content)
 
     def store(self, dataset: Any) -> bool:
-        """Send one instance.
-
-        Returns:
-            Whether it was new; False if the archive says that it has it already.
+        """Send one instance; return whether it was new; False if the archive says that it has it already.
 
         Raises:
             AnswerError: the archive does not take it.
@@ -179,11 +172,7 @@ class Pacs:
         return self._repeated(lambda: self._store(dataset))
 
     def echo(self) -> None:
-        """See that the archive answers.
-
-        Raises:
-            AfireError: if it does not.
-        """
+        """See that the archive answers; AfireError if it does not."""
         status = self._association("echo").send_c_echo()
         if getattr(status, "Status", None) != 0:
             raise status_error(status, {})
@@ -305,7 +294,7 @@ class Pacs:
         return association
 
     def _opened(self, event: Any, purpose: str) -> None:
-        limit_connection(event, self._timeout)
+        limit_connection(event, self._timeout, LARGEST_OBJECT)
         self._connected[purpose] = event.assoc
 
     def _contexts(self, purpose: str) -> list[Any]:
@@ -350,3 +339,47 @@ def _name(syntax: str) -> str:
     from pydicom.uid import UID
 
     return f"its transfer syntax ({UID(syntax).name})"
+
+
+def study_query(query: Query, modality: str) -> Any:
+    """Return the identifier that finds the studies of a query with a modality."""
+    dataset = _dataset("STUDY", StudyInstanceUID="", ModalitiesInStudy=modality, StudyDescription="", StudyDate="")
+    if query.first or query.last:
+        dataset.StudyDate = query.first if query.first == query.last else f"{query.first}-{query.last}"
+    return dataset
+
+
+def series_query(study: str, modality: str) -> Any:
+    """Return the identifier that finds the series of a modality in a study."""
+    return _dataset("SERIES", StudyInstanceUID=study, SeriesInstanceUID="", Modality=modality, SeriesDescription="")
+
+
+def level_query(level: str, series: SeriesReference, instance: str) -> Any:
+    """Return the identifier of objects of a series: one of them, or all with "" for the instance."""
+    return _dataset(level, StudyInstanceUID=series.study, SeriesInstanceUID=series.series, SOPInstanceUID=instance)
+
+
+def _dataset(level: str, **elements: str) -> Any:
+    from pydicom.dataset import Dataset
+
+    dataset = Dataset()
+    dataset.QueryRetrieveLevel = level
+    for keyword, value in elements.items():
+        setattr(dataset, keyword, value)
+    return dataset
+
+
+def text_of(entry: Any, keyword: str) -> str:
+    """Return an element of an answer as text, "" where there is none."""
+    return str(entry.get(keyword) or "").strip(" \0")
+
+
+def as_json(entry: Any) -> dict[str, Any]:
+    """Return what a query looks at as DICOM JSON."""
+    tags = {
+        "00080060": "Modality",
+        "00080020": "StudyDate",
+        "00081030": "StudyDescription",
+        "0008103E": "SeriesDescription",
+    }
+    return {tag: {"Value": [text]} for tag, keyword in tags.items() if (text := text_of(entry, keyword))}

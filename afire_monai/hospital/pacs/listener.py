@@ -56,9 +56,6 @@ class MoveListener:
     def expect(self, instance: str) -> Iterator[Callable[[float], bytes | None]]:
         """Take one object while the block runs.
 
-        Args:
-            instance: its SOPInstanceUID.
-
         Yields:
             A function that waits so many seconds for the object and returns it as a file's bytes, or None.
         """
@@ -95,19 +92,9 @@ def start(
     store: Callable[[Any], int],
     largest: int | None = None,
 ) -> Any:
-    """Start to listen in threads of their own.
+    """Start to listen in threads of their own; return pynetdicom's server, with `shutdown` and `server_address`.
 
-    Args:
-        entity: with its contexts.
-        host: address to listen on.
-        port: TCP port.
-        tls: SSL context; None for plain connections.
-        timeout: seconds of quiet after which a connection is closed.
-        store: is called for each object and returns the status.
-        largest: bytes of an object; that of `limit_connection` unless given.
-
-    Returns:
-        pynetdicom's server, with `shutdown` and `server_address`.
+    ``store`` is called for each object and returns the status; ``timeout`` is seconds of quiet.
 
     Raises:
         AfireError: if the address or port cannot be used.

@@ -40,11 +40,7 @@ class SentObjects:
         return self._line(dataset) in self._known
 
     def add(self, dataset: Any) -> None:
-        """Note that the archive took an object.
-
-        Raises:
-            AfireError: if that cannot be written.
-        """
+        """Note that the archive took an object; AfireError if that cannot be written."""
         line = self._line(dataset)
         try:
             handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)

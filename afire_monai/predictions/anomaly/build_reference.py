@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from afire_monai.core.console import hidden
 from afire_monai.core.errors import AfireError, CheckpointError
-from afire_monai.core.precision import set_precision
+from afire_monai.core.precision import best_device, set_precision
 from afire_monai.datalists.file import datalist_hash, read_raw, reader_options, training_items
 from afire_monai.datalists.patients import patient_of
 from afire_monai.models.folder import load_module_files, model_files, weights_hashes
@@ -58,18 +58,8 @@ def build_reference(
 ) -> NormalReference:
     """Gather the statistics of normal radiographs.
 
-    Args:
-        detector: what looks at them.
-        batches: their pictures (B, 1, Hc, Wc) in 0…1.
-        groups: the patient of each, in the same order; patients are kept whole when cross-fitting.
-        parts: which parts to use; None for `DEFAULT_PARTS`.
-        pooling: of cells into a number for the image (see `Combination`).
-        facts: plain values to keep: data list, section, model.
-        layers: blocks whose tokens are judged besides the encoder's output; 0 is the first, -1 the last.
-        window: for ``neighbours``, cells that a normal token may be away from the place of the one it is compared to.
-
-    Raises:
-        AfireError: for fewer than 20 radiographs or 2 patients, unknown parts, blocks or pooling.
+    Pictures (B, 1, Hc, Wc) come in batches, with the patient of each; the rest is as for `make_reference`. Raises
+    AfireError for fewer than 20 radiographs or 2 patients, unknown parts, blocks or pooling.
     """
     parts = DEFAULT_PARTS if parts is None else tuple(parts)
     if pooling not in get_args(Pooling) or not parts:
@@ -166,22 +156,15 @@ def _patients(groups: Sequence[str], count: int) -> Tensor:
 
 @dataclass
 class MadeReference:
-    """A reference that was written.
+    """A reference that was written."""
 
-    Attributes:
-        reference: what was written.
-        path: where.
-        left_out: how many normal radiographs could not be used.
-        seen: whether the model was pre-trained on these radiographs; None where the model does not say: a list that was
-            merged into the training's has another hash, so a difference tells nothing.
-        corrections: what marked radiographs changed, if there are any.
-    """
-
-    reference: NormalReference
-    path: Path
-    left_out: int
+    reference: NormalReference  #: what was written
+    path: Path  #: where
+    left_out: int  #: how many normal radiographs could not be used
+    #: whether the model was pre-trained on these radiographs; None where the model does not say: a list that was merged
+    #: into the training's has another hash, so a difference tells nothing
     seen: bool | None
-    corrections: Corrections | None = None
+    corrections: Corrections | None = None  #: what marked radiographs changed, if there are any
 
 
 def make_reference(
@@ -229,7 +212,7 @@ def make_reference(
         )
     files = {k: p for k, p in model_files([model]).items() if k in ("restorer", "encoder", "detector")}
     set_precision("float32")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     detector = load_detector(files).to(device)
     false_alarms, misses = marked_items(normal), marked_items(not_normal)
     raw = read_raw(Path(datalist))

@@ -21,22 +21,15 @@ MIN_MISSES = 5
 
 @dataclass(frozen=True)
 class Corrections:
-    """What marked radiographs changed.
+    """What marked radiographs changed."""
 
-    Attributes:
-        normal: number of false alarms that joined the normals.
-        not_normal: number of misses that were looked at.
-        alarm: percentile from which on a radiograph counts as unusual.
-        normal_alarms: how many false alarms are at or above it: by the reference before (None without one) and now,
-            each judged without its own patient now.
-        not_normal_alarms: the same for the misses.
-    """
-
-    normal: int
-    not_normal: int
-    alarm: float
+    normal: int  #: number of false alarms that joined the normals
+    not_normal: int  #: number of misses that were looked at
+    alarm: float  #: percentile from which on a radiograph counts as unusual
+    #: how many false alarms are at or above it: by the reference before (None without one) and now, each judged without
+    #: its own patient now
     normal_alarms: tuple[int | None, int]
-    not_normal_alarms: tuple[int | None, int]
+    not_normal_alarms: tuple[int | None, int]  #: the same for the misses
 
     def facts(self) -> dict[str, Any]:
         """Return what the reference's description keeps."""
@@ -72,10 +65,8 @@ def corrections_of(false_alarms: Sequence[Tensor], misses: Sequence[Tensor]) -> 
 def marked_items(datalist: str | Path | None) -> list[dict[str, Any]]:
     """Return all images of a data list with their reader's options (``reader``); none without a list.
 
-    What labels the list may have is not looked at: who gives it says what its images are.
-
-    Raises:
-        DataListError: if it cannot be read, or has no image.
+    What labels the list may have is not looked at: who gives it says what its images are. Raises DataListError if it
+    cannot be read, or has no image.
     """
     if datalist is None:
         return []

@@ -30,22 +30,16 @@ DEFAULT_PARTS = ("tokens", "density")
 
 @dataclass
 class AnomalyFeatures:
-    """What a detector sees in a batch, by cells of the canvas (N cells, row by row).
+    """What a detector sees in a batch, by cells of the canvas (N cells, row by row)."""
 
-    Attributes:
-        tokens: (B, N, D) of the encoder.
-        cells: for ``residual``, ``difference`` and ``prototypes`` a number a cell, (B, N).
-        restored: (B, C, Hc, Wc) in 0…1, or None.
-        difference: (B, Hc, Wc) absolute difference of picture and restoration, smoothed over a cell; or None.
-        class_token: (B, D) of the encoder, averaged over crops.
-        layers: for each block that was asked for its tokens (B, N, D'), each of zero mean and unit variance.
-    """
-
-    tokens: Tensor
+    tokens: Tensor  #: (B, N, D) of the encoder
+    #: for ``residual``, ``difference`` and ``prototypes`` a number a cell, (B, N)
     cells: dict[str, Tensor] = field(default_factory=dict)
-    restored: Tensor | None = None
+    restored: Tensor | None = None  #: (B, C, Hc, Wc) in 0…1, or None
+    #: (B, Hc, Wc) absolute difference of picture and restoration, smoothed over a cell; or None
     difference: Tensor | None = None
-    class_token: Tensor | None = None
+    class_token: Tensor | None = None  #: (B, D) of the encoder, averaged over crops
+    #: for each block that was asked for its tokens (B, N, D'), each of zero mean and unit variance
     layers: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -254,13 +248,8 @@ def load_detector(path: str | Path | Mapping[str, Path]) -> AnomalyDetector:
 
     Taken are the restorer (``restorer.safetensors``) or, without one, the encoder (``encoder.safetensors``); and the
     student's token head with the prototypes (``detector.safetensors``) if they are there. A restorer that an earlier
-    version wrote does not say its shift; it is then taken to be 0.
-
-    Args:
-        path: the folder, or paths of the files by kind.
-
-    Raises:
-        CheckpointError: if there is neither encoder nor restorer, or a file is damaged.
+    version wrote does not say its shift; it is then taken to be 0. Raises CheckpointError if there is neither encoder
+    nor restorer, or a file is damaged.
     """
     files = dict(path) if isinstance(path, Mapping) else _files_of(Path(path))
     if "restorer" not in files:

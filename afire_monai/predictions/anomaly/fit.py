@@ -20,13 +20,7 @@ HIGH_MEDIAN = 80.0
 class ReferenceFit:
     """How anomaly percentiles are spread.
 
-    Attributes:
-        count: number of percentiles.
-        known_normal: whether they are of radiographs that the data list calls normal.
-        median: of the percentiles, 0…100; 50 is expected of normal radiographs.
-        above_95: share of them above 95, 0…1; 0.05 is expected of normal radiographs.
-        p_value: of the two-sample Kolmogorov-Smirnov test against the reference's normals.
-        fits: False if the reference does not seem to fit.
+    Of normal radiographs a median of 50 is expected, and a share of 0.05 above 95.
     """
 
     count: int

@@ -46,17 +46,11 @@ class CellGaussian(nn.Module):
 
 @dataclass
 class Moments:
-    """Sums over radiographs, from which Gaussians with and without some of them are fitted.
+    """Sums over radiographs, from which Gaussians with and without some of them are fitted."""
 
-    Attributes:
-        count: number of radiographs.
-        first: (N, D) float64, sum of tokens.
-        second: (D, D) float64, sum of outer products over radiographs and cells.
-    """
-
-    count: int
-    first: Tensor
-    second: Tensor
+    count: int  #: number of radiographs
+    first: Tensor  #: (N, D) float64, sum of tokens
+    second: Tensor  #: (D, D) float64, sum of outer products over radiographs and cells
 
     @classmethod
     def of(cls, tokens: Tensor) -> Moments:
@@ -90,14 +84,11 @@ class Moments:
 
 
 def fit_tokens(tokens: Tensor, fold: Tensor) -> tuple[CellGaussian, Tensor]:
-    """Fit a Gaussian to the tokens of each cell.
+    """Fit a Gaussian to the tokens of each cell; return the Gaussian of all, and cross-fitted distances (n, N).
 
     Args:
         tokens: (n, N, D).
         fold: (n,) int64; radiographs of a fold are judged by the fit to the others.
-
-    Returns:
-        The Gaussian of all, and cross-fitted distances (n, N).
     """
     parts = [Moments.of(tokens[fold == number]) for number in range(int(fold.max()) + 1)]
     total = Moments.sum(parts)
@@ -220,10 +211,6 @@ class CellNeighbours(nn.Module):
 
 def _moved(canvas: tuple[int, int], window: int) -> tuple[Tensor, Tensor]:
     """Return for each step within the window the cell that lies there from each cell, and whether there is one.
-
-    Args:
-        canvas: rows and columns of the cells.
-        window: largest step, in cells.
 
     Returns:
         (W, N) int64, kept within the canvas, and (W, N) bool. Step W - 1 - k is the reverse of step k.

@@ -28,17 +28,12 @@ Fitted: TypeAlias = CellGaussian | CellNeighbours
 
 @dataclass(frozen=True)
 class Measure:
-    """One way of measuring.
+    """One way of measuring."""
 
-    Attributes:
-        part: of the detector.
-        block: of the encoder whose tokens are judged; None for the encoder's output, or where tokens play no role.
-        weight: of its standardised value among the measures of its kind; those of a part add up to 1.
-    """
-
-    part: str
+    part: str  #: of the detector
+    #: of the encoder whose tokens are judged; None for the encoder's output, or where tokens play no role
     block: int | None = None
-    weight: float = 1.0
+    weight: float = 1.0  #: of its standardised value among the measures of its kind; those of a part add up to 1
 
     @property
     def name(self) -> str:
@@ -56,11 +51,7 @@ class Measure:
         return self.of_image or self.part in LAYER_PARTS
 
     def vectors(self, features: AnomalyFeatures) -> Tensor:
-        """Return what is compared, (B, N, D), or (B, 1, D) for an image.
-
-        Raises:
-            AfireError: if the features lack it.
-        """
+        """Return what is compared, (B, N, D), or (B, 1, D) for an image; AfireError if the features lack it."""
         tokens = features.class_token if self.part == "class_density" else features.tokens
         if self.block is not None:
             tokens = features.layers.get(self.block)
@@ -71,24 +62,14 @@ class Measure:
         return tokens[:, None] if self.part == "class_density" else tokens
 
     def values(self, features: AnomalyFeatures, models: Mapping[str, Fitted]) -> Tensor:
-        """Return what is measured before it is standardised, (B, N), or (B, 1) for an image.
-
-        Args:
-            features: of the detector.
-            models: what was fitted to normal radiographs, by the measures' names.
-        """
+        """Return what is measured before it is standardised, (B, N), or (B, 1) for an image."""
         if not self.fitted:
             return features.cells[self.part]
         return models[self.name].distance(self.vectors(features))
 
 
 def measures_of(parts: Sequence[str], layers: Sequence[int]) -> tuple[list[Measure], list[Measure]]:
-    """List what is measured of cells and of whole images.
-
-    Args:
-        parts: of the detector.
-        layers: blocks that are judged besides the encoder's output.
-    """
+    """List what is measured of cells and of whole images."""
     blocks = [None, *layers]
     found = [
         Measure(part, block, 1 / (len(blocks) if part in LAYER_PARTS else 1))
@@ -184,17 +165,9 @@ class Combination(nn.Module):
         cells: Tensor,
         images: Tensor,
     ) -> tuple[Combination, Tensor]:
-        """Standardise by these normal radiographs.
+        """Standardise by these normal radiographs; return the combination, and the normal radiographs' scores (n,).
 
-        Args:
-            cell_weights: see :class:`Combination`.
-            image_weights: see :class:`Combination`.
-            pooling: see :class:`Combination`.
-            cells: (n, R, N) measures of cells.
-            images: (n, I) measures of images.
-
-        Returns:
-            The combination, and the normal radiographs' scores (n,).
+        Arguments are as for :class:`Combination`; measures are (n, R, N) of cells and (n, I) of images.
         """
         none = torch.zeros(images.shape[1] + bool(cells.shape[1]))
         ones = torch.ones(cells.shape[2])
@@ -209,9 +182,7 @@ class Combination(nn.Module):
     def combine(self, cells: Tensor, images: Tensor) -> Combined:
         """Standardise and add up.
 
-        Args:
-            cells: (B, R, N) measures of cells.
-            images: (B, I) measures of images.
+        Measures are (B, R, N) of cells and (B, I) of images.
         """
         standard = (cells - self.mean) / self.std
         heat = torch.einsum("brn,r->bn", standard, self.cell_weights) / self.combined_std if cells.shape[1] else None
@@ -245,22 +216,16 @@ FORMAT = "afire-monai reference 2"
 
 @dataclass
 class Judgement:
-    """What the reference says of a batch.
+    """What the reference says of a batch."""
 
-    Attributes:
-        score: (B,) combined standard deviations above the normal mean.
-        percentile: (B,) in 0…100, how many of the normal radiographs score lower.
-        heat: (B, Hc, Wc) in 0…1, `heat_of` the combined cells; None if no part judges cells.
-        cells: for each measure of cells (B, N) standard deviations above the normal mean of that cell; ``combined`` as
-            well, if there is one.
-        parts: for each part (B,) its share of the score by itself: standard deviations above the normal mean, pooled
-            over cells and averaged over layers.
-    """
-
-    score: Tensor
-    percentile: Tensor
-    heat: Tensor | None
+    score: Tensor  #: (B,) combined standard deviations above the normal mean
+    percentile: Tensor  #: (B,) in 0…100, how many of the normal radiographs score lower
+    heat: Tensor | None  #: (B, Hc, Wc) in 0…1, `heat_of` the combined cells; None if no part judges cells
+    #: for each measure of cells (B, N) standard deviations above the normal mean of that cell; ``combined`` as well, if
+    #: there is one
     cells: dict[str, Tensor]
+    #: for each part (B,) its share of the score by itself: standard deviations above the normal mean, pooled over cells
+    #: and averaged over layers
     parts: dict[str, Tensor]
 
 
@@ -319,12 +284,7 @@ class NormalReference(nn.Module):
 
     @torch.no_grad()
     def judge(self, features: AnomalyFeatures, size: tuple[int, int]) -> Judgement:
-        """Rank radiographs among the normal ones.
-
-        Args:
-            features: of the detector that the reference was made with.
-            size: height and width of the heatmap.
-        """
+        """Rank radiographs among the normal ones."""
         models: Any = self.models
         cells, images = ([m.values(features, models) for m in some] for some in (self.of_cells, self.of_images))
         none = features.tokens.new_zeros(features.tokens.shape[0], 0)
@@ -401,15 +361,7 @@ class NormalReference(nn.Module):
             return _built(tensors, description).eval()
 
     def check(self, detector: AnomalyDetector, hashes: Mapping[str, str]) -> None:
-        """See that a detector is the one that this reference was made with.
-
-        Args:
-            detector: to be judged by it.
-            hashes: SHA-256 of its weights files by kind.
-
-        Raises:
-            CheckpointError: if it is another.
-        """
+        """See that a detector is the one that this reference was made with; CheckpointError if it is another."""
         made_with = self.facts.get("model_sha256") or {}
         differing = [kind for kind, value in made_with.items() if hashes.get(kind) != value]
         missing = [part for part in self.parts if part not in detector.parts]
@@ -419,11 +371,7 @@ class NormalReference(nn.Module):
 
 
 def _built(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> NormalReference:
-    """Build a reference from its files.
-
-    Raises:
-        ValueError: if values are missing or do not fit.
-    """
+    """Build a reference from its files."""
     parts, layers, pooling = (description[key] for key in ("parts", "layers", "pooling"))
     canvas = (int(description["canvas"][0]), int(description["canvas"][1]))
     if pooling not in get_args(Pooling):

@@ -42,11 +42,7 @@ class RunFiles:
 
     @classmethod
     def read(cls, folder: Path) -> RunFiles:
-        """Collect them.
-
-        Raises:
-            AfireError: if the folder has no log, so is no pre-training run.
-        """
+        """Collect them; AfireError if the folder has no log, so is of no pre-training."""
         log = read_csv_log(folder / "log.csv")
         if not log:
             raise AfireError(f"{folder} has no log.csv with epochs in it: give the output_dir of a pre-training run")
@@ -127,9 +123,6 @@ def write_report(run_dir: str | Path) -> Path:
     Args:
         run_dir: output_dir of a pre-training run; what it lacks is left out of the page.
 
-    Returns:
-        The page.
-
     Raises:
         AfireError: if there is no log of a run in the folder.
         CheckpointError: if no checkpoint can be read though there are some.
@@ -142,13 +135,7 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def write_mean_image(dataset: RadiographDataset, run_dir: str | Path, count: int) -> Path:
-    """Write the mean picture of a data set, for the prototype map, as ``pictures/mean_image.png`` of a run.
-
-    Args:
-        dataset: images (C, H, W) in 0…1.
-        run_dir: the run's folder.
-        count: how many images, evenly spaced over the data set.
-    """
+    """Write the mean picture of a data set, for the prototype map, as ``pictures/mean_image.png`` of a run."""
     path = Path(run_dir) / "pictures" / "mean_image.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     mean = fixed_batch(dataset, count).mean((0, 1))

@@ -17,14 +17,7 @@ Log = Sequence[dict[str, float]]
 
 
 def draw_panel(panel: Path, path: Path, names: Sequence[str], cell: tuple[int, int]) -> Path:
-    """Draw a panel of `PanelWriter` larger, with the name of each row beside it.
-
-    Args:
-        panel: grey PNG of (rows · height) x (columns · width) pixels.
-        path: the PNG to write.
-        names: of the rows.
-        cell: height and width of one picture in pixels.
-    """
+    """Draw a panel of `PanelWriter` larger, with the name of each row beside it."""
     pixels = np.asarray(Image.open(panel).convert("L"))
     rows, count = len(names), pixels.shape[1] // cell[1]
     label, side, gap = 1.3, 1.35, 0.05
@@ -75,11 +68,7 @@ def prototype_colours(prototypes: Tensor) -> NDArray[np.float64]:
 def draw_prototypes(prototypes: Tensor, grid: tuple[int, int], mean_image: Path | None, path: Path) -> Path:
     """Draw the prototypes' colours on the grid of cells, beside and over the mean picture if there is one.
 
-    Args:
-        prototypes: (N, K).
-        grid: rows and columns of cells, N = rows · columns.
-        mean_image: grey PNG of the whole canvas.
-        path: the PNG to write.
+    The grid has as many cells as there are prototypes (N, K).
     """
     colours = prototype_colours(prototypes).reshape(*grid, 3)
     mean = None if mean_image is None else np.asarray(Image.open(mean_image).convert("L")) / 255
@@ -141,13 +130,7 @@ def draw_curves(log: Log, path: Path, curves: Sequence[tuple[str, Sequence[tuple
 
 
 def draw_intervals(figures: Mapping[str, tuple[float, float, float]], path: Path, name: str) -> Path:
-    """Draw figures with their intervals as points with bars, one row each, the first on top.
-
-    Args:
-        figures: value, lower and upper bound by name.
-        path: the PNG to write.
-        name: of the axis.
-    """
+    """Draw figures with their intervals as points with bars, one row each, the first on top."""
     figure = new_figure(6.5, 0.7 + 0.35 * len(figures))
     axis = figure.subplots()
     for row, (value, low, high) in enumerate(figures.values()):
