@@ -78,7 +78,7 @@ def make_archive(folder: Path, count: int) -> dict[str, list[str]]:
 @contextlib.contextmanager
 def running_archive(folder: Path) -> Iterator[str]:
     """Serve some radiographs of a folder over DIMSE in a process of its own; give its address."""
-    from hospital.fake_pacs import fake_pacs
+    from hospital.fake_pacs import fake_pacs  # type: ignore[import-not-found]
     from pydicom import dcmread
 
     ready, tell = os.pipe()
