@@ -25,7 +25,7 @@ from hospital.fake_dicomweb import fake_dicomweb
 from hospital.orthanc import running_orthanc
 from hospital_files import PLANTED, radiograph
 from label_phantoms import LABELS, SHAPE, SPOT, phantom, pictures, write_dicoms, write_models, write_pngs
-from label_server import Server, running
+from label_server import ROOT, Server, running
 from PIL import Image
 
 from afire_monai.hospital.dicomweb.client import DicomWeb, Query
