@@ -14,7 +14,9 @@
 # --also-show SEG,OT  modalities of DICOMweb that a viewer may see besides
 # --to-archive false  keep saved masks here; else they also go to the DICOMweb archive as DICOM segmentations
 # --candidates N      images without label that a strategy looks at in one call (default 48)
-# AFIRE_DICOMWEB_USER, AFIRE_DICOMWEB_PASSWORD: who you are to the archive
+# --ca FILE           authorities that the archive's certificate is checked with, instead of the built-in ones
+# --tls-cert FILE, --tls-key FILE   your certificate and its key, for an archive that asks for them
+# AFIRE_DICOMWEB_USER and AFIRE_DICOMWEB_PASSWORD, AFIRE_DICOMWEB_TOKEN or AFIRE_DICOMWEB_TOKEN_FILE: who you are to it
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -49,6 +51,11 @@ while [[ $# -gt 0 ]]; do
         --port) port="$2" ;;
         --model) conf+=(--conf models "$2") ;;
         --classes | --findings | --modalities | --candidates) conf+=(--conf "${1#--}" "$2") ;;
+        --ca | --tls-cert | --tls-key)
+            [[ -f "$2" ]] || fail "$1 $2: no such file"
+            name="${1#--}"
+            conf+=(--conf "${name//-/_}" "$(realpath "$2")")
+            ;;
         --png16-max) conf+=(--conf png16_max "$2") ;;
         --window-index) conf+=(--conf window_index "$2") ;;
         --also-show) conf+=(--conf also_show "$2") ;;
@@ -126,6 +133,7 @@ export MONAI_LABEL_SESSION_PATH="$work/sessions"
 unset MLFLOW_TRACKING_URI
 export NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}"
+[[ -z "${AFIRE_DICOMWEB_TOKEN_FILE:-}" ]] || AFIRE_DICOMWEB_TOKEN_FILE="$(realpath "$AFIRE_DICOMWEB_TOKEN_FILE")"
 umask 077
 unset AFIRE_LABEL_TOKEN AFIRE_LABEL_NO_TOKEN
 rm -f "$work/authorization"

@@ -38,7 +38,11 @@ DIMSE = {
     ),
     "aet": ("str", "AFIRE", "own AE title, as the archive knows it."),
     "tls_ca": ("str | None", None, "PEM file of the authorities to trust; connects with TLS."),
-    "tls_cert": ("str | None", None, "PEM file of the own certificate, for an archive that asks for one."),
+    "tls_cert": (
+        "str | None",
+        None,
+        "PEM file of the own certificate, for an archive (also DICOMweb) that asks for one.",
+    ),
     "tls_key": ("str | None", None, "PEM file of its private key."),
 }
 EXPANDED: dict[str, dict[str, tuple[str, Any, str]]] = {

@@ -46,7 +46,7 @@ def ingest(
 
     Args:
         dicomweb: address of a server to fetch radiographs from, into OUT/private/dicom. Credentials come from the
-            environment (AFIRE_DICOMWEB_USER and _PASSWORD, or AFIRE_DICOMWEB_TOKEN) or ~/.netrc.
+            environment (AFIRE_DICOMWEB_USER and _PASSWORD, AFIRE_DICOMWEB_TOKEN or _TOKEN_FILE) or ~/.netrc.
         move_to: AET:PORT of an own listener, which the archive knows, to fetch by C-MOVE; C-GET unless given.
         modality: of the series to fetch.
         date: of the studies to fetch, YYYYMMDD-YYYYMMDD; either end may be left out.
@@ -112,8 +112,9 @@ def send(
 ) -> int:
     """Store every DICOM file of a folder in an archive (DICOMweb STOW-RS or C-STORE), for example results in a PACS.
 
-    Credentials for DICOMweb come from the environment, AFIRE_DICOMWEB_USER and AFIRE_DICOMWEB_PASSWORD, or
-    AFIRE_DICOMWEB_TOKEN; else from ~/.netrc (mode 0600). What an archive took by C-STORE is not sent to it again.
+    Credentials for DICOMweb come from the environment, AFIRE_DICOMWEB_USER and AFIRE_DICOMWEB_PASSWORD,
+    AFIRE_DICOMWEB_TOKEN or AFIRE_DICOMWEB_TOKEN_FILE; else from ~/.netrc (mode 0600). What an archive took by C-STORE
+    is not sent to it again.
     Exit status: 0 all are there, 1 some failed, 2 none is there or a wrong command.
 
     Example: afire send results_dicom --dicomweb https://pacs.example/dicom-web
@@ -151,9 +152,9 @@ def _archive(
     if dicomweb is not None:
         from afire_monai.hospital.dicomweb.client import DicomWeb
 
-        if any(files.values()) or dimse.get("move_to"):
-            raise AfireError("--tls-ca, --tls-cert, --tls-key and --move-to go with --pacs; DICOMweb takes --ca")
-        return contextlib.nullcontext(DicomWeb(dicomweb, **server))
+        if files["ca"] or dimse.get("move_to"):
+            raise AfireError("--tls-ca and --move-to go with --pacs; DICOMweb takes --ca")
+        return contextlib.nullcontext(DicomWeb(dicomweb, cert=files["cert"], key=files["key"], **server))
     from afire_monai.hospital.pacs.association import Tls
     from afire_monai.hospital.pacs.client import Pacs
     from afire_monai.hospital.pacs.sent import RememberingPacs

@@ -46,6 +46,9 @@ SETTINGS = {
     "work": "folder for what is trained; by default work/ beside main.py",
     "classes": "names of the segmenter's classes with commas between them, where no segmenter is given",
     "findings": "names of the classifier's labels with commas between them, where no classifier is given",
+    "ca": "PEM file of the authorities that the archive's certificate is checked with, instead of the built-in ones",
+    "tls_cert": "PEM file of the own certificate, for an archive that asks for one",
+    "tls_key": "PEM file of its private key, without a password",
     "modalities": "of images, with commas between them; DICOMweb lists CR,DX unless given",
     "png16_max": "white level of 16-bit PNG, as for the commands; unless given, as in the models' training",
     "window_index": "which DICOM window to use where a file has several; likewise",
@@ -124,14 +127,18 @@ class RadiographLabelApp(MONAILabelApp):
         if not self.studies.startswith(("http://", "https://")):
             return None
         modalities = [*_names(self.given.get("modalities", "CR,DX")), *_names(self.given.get("also_show", ""))]
-        return ArchiveProxy(DicomWeb(self.studies.rstrip("/"), timeout=ARCHIVE_TIMEOUT, retries=0), modalities)
+        return ArchiveProxy(self._archive(ARCHIVE_TIMEOUT, 0), modalities)
+
+    def _archive(self, timeout: float, retries: int) -> DicomWeb:
+        ca, cert, key = (self.given.get(name) for name in ("ca", "tls_cert", "tls_key"))
+        return DicomWeb(self.studies.rstrip("/"), timeout, retries, ca, cert=cert, key=key)
 
     def init_datastore(self) -> CarefulStore:
         """Open the folder or the archive."""
         if not self.studies.startswith(("http://", "https://")):
             return CarefulStore(self.studies, self._classes(), self._findings(), self.shelf.reader())
         return ArchiveStore(
-            self.studies.rstrip("/"),
+            self._archive(20, 1),
             str(self.work / "cache"),
             self._classes(),
             self._findings(),

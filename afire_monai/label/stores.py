@@ -218,7 +218,7 @@ class ArchiveStore(CarefulStore):
     Labels are kept in the cache folder, and go to the archive as DICOM segmentations if that is wanted.
 
     Args:
-        url: root of its DICOMweb services. Credentials: see `DicomWeb`.
+        web: the archive; with a short timeout and few repetitions, as somebody waits for the answer.
         folder: cache; holds what identifies patients, so it gets mode 0700.
         classes: value of each class in masks.
         findings: labels of the classifier.
@@ -232,7 +232,7 @@ class ArchiveStore(CarefulStore):
 
     def __init__(
         self,
-        url: str,
+        web: DicomWeb,
         folder: str,
         classes: Mapping[str, int],
         findings: Sequence[str],
@@ -240,7 +240,7 @@ class ArchiveStore(CarefulStore):
         to_archive: bool = True,
         reader: Mapping[str, Any] | None = None,
     ) -> None:
-        self._web = DicomWeb(url, timeout=20, retries=1)  # somebody waits for the answer
+        self._web = web
         self._query = Query.of(modalities)
         self._to_archive = to_archive
         self._series: dict[str, SeriesReference] = {}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import ssl
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -121,6 +123,14 @@ class Handler(BaseHTTPRequestHandler):
         self.json(status, {"00081198": {"vr": "SQ", "Value": [item]}})
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        if not isinstance(sys.exception(), OSError):  # a client that hangs up is no fault
+            super().handle_error(*_)
+
+
 def only(dataset: Dataset, keywords: tuple[str, ...]) -> Dataset:
     part = Dataset()
     for keyword in keywords:
@@ -137,12 +147,13 @@ def multipart(dataset: Dataset, boundary: str = "a-b-c") -> tuple[bytes, str]:
 
 
 @contextlib.contextmanager
-def fake_dicomweb() -> Iterator[FakeServer]:
+def fake_dicomweb(tls: ssl.SSLContext | None = None) -> Iterator[FakeServer]:
     state = FakeServer()
     handler = type("OwnHandler", (Handler,), {"state": state})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    state.url = f"http://127.0.0.1:{server.server_address[1]}/dicom-web"
+    server = _Server(("127.0.0.1", 0), handler)
+    state.url = f"http{'s' if tls else ''}://127.0.0.1:{server.server_address[1]}/dicom-web"
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

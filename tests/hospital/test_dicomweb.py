@@ -11,7 +11,9 @@ import os
 import resource
 import signal
 import socket
+import ssl
 import stat
+import subprocess
 import time
 import tracemalloc
 import warnings
@@ -23,6 +25,7 @@ import pytest
 
 pytest.importorskip("dicomweb_client")
 
+from certificates import asking_for_a_certificate, make_certificates
 from hospital.fake_dicomweb import FakeServer, busy, cut, fake_dicomweb, hang_up, multipart, plain, says
 from hospital.planted import SECRETS, small, write
 
@@ -31,13 +34,22 @@ from afire_monai.core.errors import AfireError
 from afire_monai.hospital.dicomweb import client as client_module
 from afire_monai.hospital.dicomweb import connection
 from afire_monai.hospital.dicomweb.client import DicomWeb, Query, SeriesReference, is_uid
-from afire_monai.hospital.dicomweb.connection import AnswerError, ConnectionLostError, DicomWebError, find_credentials
+from afire_monai.hospital.dicomweb.connection import (
+    PASSWORD,
+    TOKEN,
+    TOKEN_FILE,
+    USER,
+    AnswerError,
+    ConnectionLostError,
+    DicomWebError,
+    find_credentials,
+)
 from afire_monai.hospital.dicomweb.transfer import GIVE_UP, forget, retrieve_series, send_folder
 
 
 @pytest.fixture(autouse=True)
 def _no_credentials(monkeypatch, tmp_path):
-    for name in ("AFIRE_DICOMWEB_USER", "AFIRE_DICOMWEB_PASSWORD", "AFIRE_DICOMWEB_TOKEN", "NETRC"):
+    for name in (USER, PASSWORD, TOKEN, TOKEN_FILE, "NETRC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
@@ -509,8 +521,6 @@ def test_proxies_of_the_environment_are_not_used(server, monkeypatch):
 
 
 def test_an_unknown_authority_is_named_with_the_way_out(tmp_path):
-    import ssl
-    import subprocess
     import threading
 
     key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
@@ -543,6 +553,84 @@ def test_an_unknown_authority_is_named_with_the_way_out(tmp_path):
         thread.join(10)
     with pytest.raises(DicomWebError, match="--ca names a file"):
         DicomWeb(url, ca=tmp_path / "absent.pem")
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory) -> Path:
+    return make_certificates(tmp_path_factory.mktemp("tls"))
+
+
+def test_a_certificate_and_its_authority_open_an_archive_that_asks_for_one(certificates, tmp_path):
+    ca, cert, key = (str(certificates / name) for name in ("ca.pem", "client.pem", "client.key"))
+    tls = asking_for_a_certificate(certificates)
+    tls.maximum_version = ssl.TLSVersion.TLSv1_2  # later ones may cut the connection before they say why
+    with fake_dicomweb(tls) as server:
+        server.hold(small(1))
+        strange = {"cert": certificates / "stranger.pem", "key": certificates / "stranger.key"}
+        for files, words in (({}, "--ca"), ({"ca": ca}, "--tls-cert"), ({"ca": ca, **strange}, "--tls-cert")):
+            with pytest.raises(DicomWebError, match=words):
+                client(server, **files).find_series(Query())
+        assert server.asked == []
+        assert len(client(server, ca=ca, cert=cert, key=key).find_series(Query())) == 1
+        words = ["--dicomweb", server.url, "--ca", ca, "--tls-cert", cert, "--tls-key", key]
+        assert run(["ingest", *words, "--out", str(tmp_path / "out"), "--quiet"]) in (0, 2)
+        assert server.paths(part="/instances/")
+        server.url = server.url.replace("127.0.0.1", "localhost")
+        with pytest.raises(DicomWebError, match="another name"):
+            client(server, ca=ca, cert=cert, key=key).find_series(Query())
+
+
+def test_files_of_certificates_that_will_not_do_are_refused_before_anything_is_asked(certificates, tmp_path):
+    ca, cert, key = (str(certificates / name) for name in ("ca.pem", "client.pem", "client.key"))
+    (tmp_path / "none.pem").write_text("nothing")
+    locked = tmp_path / "locked.key"
+    command = ["openssl", "rsa", "-in", key, "-aes256", "-passout", "pass:hunter2", "-out", str(locked)]
+    subprocess.run(command, check=True, capture_output=True)
+    for files, words in (
+        ({"cert": cert}, "go together"),
+        ({"ca": tmp_path / "none.pem"}, "must be PEM files"),
+        ({"cert": cert, "key": certificates / "server.key"}, "must be PEM files"),
+        ({"cert": cert, "key": locked}, "without a password"),
+        ({"cert": cert, "key": tmp_path / "absent.key"}, "must be PEM files"),
+    ):
+        with pytest.raises(DicomWebError, match=words):
+            DicomWeb("https://pacs.invalid/dicom-web", **files)
+    with pytest.raises(DicomWebError, match="begins with http"):
+        DicomWeb("http://localhost/dicom-web", ca=ca)
+
+
+def test_https_at_a_port_of_http_is_told_as_that(server):
+    server.url = server.url.replace("http:", "https:")
+    with pytest.raises(DicomWebError, match="speaks no https"):
+        client(server).find_series(Query())
+
+
+def test_a_token_in_a_file_is_read_for_each_request_if_others_cannot_read_it(server, monkeypatch, tmp_path):
+    file = tmp_path / "token"
+    file.write_text("abc.def\n")
+    file.chmod(0o644)
+    monkeypatch.setenv(TOKEN_FILE, str(file))
+    with pytest.raises(DicomWebError, match="mode 0644"):
+        client(server)
+    file.chmod(0o400)
+    web = client(server)
+    web.find_series(Query(("CR",)))
+    assert server.authorizations == ["Bearer abc.def"]
+    file.chmod(0o600)
+    file.write_text("new")
+    web.find_series(Query(("CR",)))
+    assert server.authorizations[-1] == "Bearer new"
+    file.unlink()
+    with pytest.raises(DicomWebError, match="cannot be read"):
+        web.find_series(Query(("CR",)))
+    for token in ("", "two words", "gehört"):
+        file.write_text(token)
+        file.chmod(0o600)
+        with pytest.raises(DicomWebError, match="the token alone"):
+            client(server)
+    monkeypatch.setenv(TOKEN, "abc")
+    with pytest.raises(DicomWebError, match="unset the ones"):
+        client(server)
 
 
 def test_nobody_reads_credentials_or_patients_in_logs_warnings_and_messages(

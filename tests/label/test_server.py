@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
@@ -21,6 +22,7 @@ import pydicom
 import pytest
 import requests
 from asked_hosts import asked_for, recording
+from certificates import asking_for_a_certificate, make_certificates
 from hospital.fake_dicomweb import fake_dicomweb
 from hospital.orthanc import running_orthanc
 from hospital_files import PLANTED, radiograph
@@ -384,6 +386,40 @@ def test_an_archive_that_hangs_is_a_502_and_others_are_answered_meanwhile(models
                         assert (done.result().status_code, "cannot be reached" in done.result().text) == (502, True)
                 finally:
                     awake.set()
+
+
+@pytest.mark.parametrize("way", ["password", "token file"])
+def test_an_archive_with_its_own_authority_certificates_and_credentials_is_reached_from_store_and_browser(
+    way, models, tmp_path, monkeypatch
+):
+    """The store lists and fetches, saves a mask into the archive, and OHIF's proxy reads, all as the same client."""
+    files = make_certificates(tmp_path / "tls")
+    if way == "password":
+        monkeypatch.setenv("AFIRE_DICOMWEB_USER", "anna")
+        monkeypatch.setenv("AFIRE_DICOMWEB_PASSWORD", "hünter:2 €")
+        expected = "Basic " + base64.b64encode("anna:hünter:2 €".encode()).decode()
+    else:
+        (tmp_path / "token").write_text("abc.def\n")
+        (tmp_path / "token").chmod(0o600)
+        monkeypatch.setenv("AFIRE_DICOMWEB_TOKEN_FILE", os.path.relpath(tmp_path / "token"))
+        expected = "Bearer abc.def"
+    source = radiograph(1)
+    options = {"ca": str(files / "ca.pem"), "tls_cert": str(files / "client.pem"), "tls_key": str(files / "client.key")}
+    with fake_dicomweb(asking_for_a_certificate(files)) as archive:
+        archive.hold(source)
+        with running(archive.url, tmp_path / "work", models, {}, **options) as server:
+            image = server.get("datastore/image", image=source.SeriesInstanceUID)
+            assert image.status_code == 200, image.text
+            archive.authorizations.clear()
+            frame = f"studies/{source.StudyInstanceUID}/series/{source.SeriesInstanceUID}/instances"
+            assert server.get(f"proxy/dicom/wado/{frame}/{source.SOPInstanceUID}").status_code == 200
+            assert archive.authorizations
+            Image.fromarray(np.ones(source.pixel_array.shape, np.uint8)).save(tmp_path / "mask.png")
+            saved = server.save(str(source.SeriesInstanceUID), tmp_path / "mask.png")
+            assert saved.status_code == 200, saved.text
+            assert [d.Modality for d in archive.held.values()].count("SEG") == 1
+            assert set(archive.authorizations) == {expected}
+            assert "hünter" not in server.log() + (tmp_path / "work" / "console.log").read_text(encoding="utf-8")
 
 
 def test_nothing_that_is_written_tells_who_the_patients_are(of_archive, of_dicoms):

@@ -147,10 +147,12 @@ class DicomWeb:
         ca: PEM file of the authorities to trust instead of the built-in ones.
         insecure: allow credentials over plain http to another machine.
         first_wait: seconds before the first repetition; doubled each time.
+        cert: PEM file of the own certificate, for a server that asks for one.
+        key: PEM file of its private key, without a password.
 
     Raises:
-        DicomWebError: for a wrong address, incomplete or unprotected credentials, numbers out of range, or if
-            dicomweb-client is not installed.
+        DicomWebError: for a wrong address, incomplete or unprotected credentials, files of certificates that are none,
+            numbers out of range, or if dicomweb-client is not installed.
     """
 
     def __init__(
@@ -161,12 +163,14 @@ class DicomWeb:
         ca: str | Path | None = None,
         insecure: bool = False,
         first_wait: float = 1.0,
+        cert: str | Path | None = None,
+        key: str | Path | None = None,
     ) -> None:
         if not timeout > 0 or retries < 0:
             raise DicomWebError(f"--timeout must be above 0 and --retries at least 0, got {timeout:g} and {retries}")
         parts = check_url(url)
         host = parts.hostname or ""
-        session = open_session(parts, find_credentials(host), ca, insecure)
+        session = open_session(parts, find_credentials(host), ca, insecure, cert, key)
         try:
             from dicomweb_client import DICOMwebClient
         except ImportError:

@@ -7,6 +7,7 @@ import ipaddress
 import math
 import netrc
 import os
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 
 USER, PASSWORD, TOKEN = "AFIRE_DICOMWEB_USER", "AFIRE_DICOMWEB_PASSWORD", "AFIRE_DICOMWEB_TOKEN"
+TOKEN_FILE = "AFIRE_DICOMWEB_TOKEN_FILE"
 
 
 class DicomWebError(AfireError):
@@ -38,19 +40,22 @@ class Credentials:
         user: with `password`, for HTTP Basic authentication; "" for none.
         password: see `user`.
         token: bearer token; "" for none.
+        token_file: file that holds the token, read for each request, as something else may renew it; "" for none.
     """
 
     user: str = field(default="", repr=False)
     password: str = field(default="", repr=False)
     token: str = field(default="", repr=False)
+    token_file: str = field(default="", repr=False)
 
     def __bool__(self) -> bool:
-        return bool(self.user or self.token)
+        return bool(self.user or self.token or self.token_file)
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """Put the credentials into a request, as `requests` asks of an authentication."""
-        if self.token:
-            request.headers["Authorization"] = f"Bearer {self.token}"
+        token = _read_token(self.token_file) if self.token_file else self.token
+        if token:
+            request.headers["Authorization"] = f"Bearer {token}"
         elif self.user:
             from requests.auth import HTTPBasicAuth
 
@@ -104,19 +109,36 @@ def find_credentials(host: str) -> Credentials:
     Raises:
         DicomWebError: half a pair, both kinds at once, or a netrc file that others can read or nobody can parse.
     """
-    user, password, token = (os.environ.get(name, "") for name in (USER, PASSWORD, TOKEN))
-    if token and (user or password):
-        raise DicomWebError(f"{TOKEN} and {USER} or {PASSWORD} are set; unset the ones that are not meant")
+    user, password, token, file = (os.environ.get(name, "") for name in (USER, PASSWORD, TOKEN, TOKEN_FILE))
+    if bool(token) + bool(file) + bool(user or password) > 1:
+        words = f"of {TOKEN}, {TOKEN_FILE}, and {USER} or {PASSWORD} more than one is set"
+        raise DicomWebError(f"{words}; unset the ones that are not meant")
     if bool(user) != bool(password):
         missing = PASSWORD if user else USER
         raise DicomWebError(f"{missing} is not set; {USER} and {PASSWORD} go together")
-    if ":" in user or any(c < " " for c in user + password + token):
-        raise DicomWebError(f"{USER} must have no colon, and no credential a control character such as a line end")
+    if ":" in user or any(c < " " for c in user + password + token) or not token.isascii():
+        words = "no credential a control character such as a line end, a token none but ASCII characters"
+        raise DicomWebError(f"{USER} must have no colon, {words}")
+    if file:
+        _read_token(file)
+        return Credentials(token_file=os.path.abspath(file))
     if user or token:
         return Credentials(user, password, token)
     named = os.environ.get("NETRC")
     path = Path(named) if named else Path.home() / ".netrc"
     return _from_netrc(path, host, bool(named))
+
+
+def _read_token(file: str) -> str:
+    try:
+        mode, token = os.stat(file).st_mode, Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        raise DicomWebError(f"{TOKEN_FILE} names a file that cannot be read; correct it or unset it") from None
+    if mode & 0o007:
+        raise DicomWebError(f"the file that {TOKEN_FILE} names has mode {mode & 0o777:04o}, so others can read it")
+    if not token or not all("!" <= c <= "~" for c in token):
+        raise DicomWebError(f"the file that {TOKEN_FILE} names must hold the token alone, in ASCII characters")
+    return token
 
 
 def _from_netrc(path: Path, host: str, must_exist: bool) -> Credentials:
@@ -145,7 +167,12 @@ def _from_netrc(path: Path, host: str, must_exist: bool) -> Credentials:
 
 
 def open_session(
-    parts: SplitResult, credentials: Credentials, ca: str | Path | None, insecure: bool
+    parts: SplitResult,
+    credentials: Credentials,
+    ca: str | Path | None,
+    insecure: bool,
+    cert: str | Path | None = None,
+    key: str | Path | None = None,
 ) -> requests.Session:
     """Make an HTTP session that checks certificates, follows no redirects and takes nothing from the environment.
 
@@ -156,9 +183,12 @@ def open_session(
         credentials: may be empty.
         ca: PEM file of the authorities to trust instead of the built-in ones.
         insecure: allow credentials over plain http to another machine. Certificates are checked even so.
+        cert: PEM file of the own certificate, for a server that asks for one.
+        key: PEM file of its private key, without a password.
 
     Raises:
-        DicomWebError: credentials over plain http without `insecure`, or no such file.
+        DicomWebError: credentials over plain http without `insecure`, certificates for plain http, or files that are
+            missing or none.
     """
     import requests
 
@@ -167,8 +197,7 @@ def open_session(
             "the credentials would cross the network unencrypted; use an https:// address, or --insecure if the "
             "network itself is protected"
         )
-    if ca is not None and not Path(ca).is_file():
-        raise DicomWebError("--ca names a file that is not there; give the PEM file of your hospital's authority")
+    _check_files(parts.scheme, ca, cert, key)
     session = requests.Session()
     session.trust_env = False
     session.max_redirects = 0
@@ -176,7 +205,27 @@ def open_session(
         session.mount(scheme, _bounded_adapter())
     session.auth = credentials
     session.verify = True if ca is None else str(ca)
+    session.cert = None if cert is None else (str(cert), str(key))
     return session
+
+
+def _check_files(scheme: str, ca: str | Path | None, cert: str | Path | None, key: str | Path | None) -> None:
+    if ca is not None and not Path(ca).is_file():
+        raise DicomWebError("--ca names a file that is not there; give the PEM file of your hospital's authority")
+    if (cert is None) != (key is None):
+        raise DicomWebError("--tls-cert and --tls-key go together; give both")
+    if scheme == "http" and not (ca is None and cert is None):
+        raise DicomWebError("--ca, --tls-cert and --tls-key are for https:// addresses, and this one begins with http")
+    try:
+        if ca is not None:
+            ssl.create_default_context(cafile=ca)
+        if cert is not None:
+            ssl.create_default_context().load_cert_chain(cert, key, password="")
+    except (ssl.SSLError, OSError, ValueError):
+        raise DicomWebError(
+            "--ca, --tls-cert and --tls-key must be PEM files, the key without a password and that of the "
+            "certificate; at least one is not"
+        ) from None
 
 
 def _bounded_adapter() -> HTTPAdapter:
@@ -270,11 +319,10 @@ def _judge(error: Exception) -> tuple[DicomWebError, float | None]:
     """Return what to say of an error, and the seconds to wait at least before trying again; None for never."""
     import requests
 
-    if isinstance(error, AnswerError):
+    if isinstance(error, DicomWebError):
         return error, None
     if isinstance(error, requests.exceptions.SSLError):
-        words = "the server's certificate is not trusted; give the PEM file of the authority that signed it as --ca"
-        return DicomWebError(words), None
+        return DicomWebError(_tls_problem(str(error).upper().replace("_", " "))), None
     if isinstance(error, requests.exceptions.TooManyRedirects):
         return DicomWebError("the server sends requests elsewhere; give the address that it really answers at"), None
     if isinstance(error, requests.HTTPError) and error.response is not None:
@@ -291,6 +339,17 @@ def _judge(error: Exception) -> tuple[DicomWebError, float | None]:
         return not_dicomweb(), None
     # pydicom raises many unrelated types on damaged data
     return AnswerError(f"the answer cannot be read ({type(error).__name__})"), None
+
+
+def _tls_problem(told: str) -> str:
+    """Return what to do about a failed handshake, from OpenSSL's words in capitals."""
+    if "MISMATCH" in told or "NOT VALID FOR" in told:
+        return "the server's certificate is for another name; use the name that it is for in the address"
+    if "WRONG VERSION NUMBER" in told or "RECORD LAYER FAILURE" in told:
+        return "the server speaks no https at this port; begin the address with http://, or give the port of its https"
+    if "VERIFY FAILED" in told:
+        return "the server's certificate is not trusted; give the PEM file of the authority that signed it as --ca"
+    return "the server refuses a secure connection; it may want a certificate of yours: --tls-cert and --tls-key"
 
 
 def _refusal(status: int) -> DicomWebError:
