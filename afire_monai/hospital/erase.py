@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from afire_monai.hospital.convert import provisional
 from afire_monai.hospital.datacard import write_datacard
 from afire_monai.hospital.exclusion import Excluded
 from afire_monai.hospital.forgotten import Forgotten
-from afire_monai.hospital.identity import NOT_RETRIEVED, PRIVATE, RETRIEVED, UNMATCHED, IdentityKey
+from afire_monai.hospital.identity import NOT_RETRIEVED, PRIVATE, RETRIEVED, UNMATCHED, UNPACKED, IdentityKey
 from afire_monai.hospital.issuers import Issuers
 from afire_monai.hospital.labels import file_keys
 from afire_monai.hospital.state import KEPT, State
@@ -51,12 +53,16 @@ class Erased:
 
 
 def drop_forgotten(state: State, private: Path) -> int:
-    """Delete retrieved files of forgotten patients and their lines in the state; return the number of files."""
-    here = os.path.abspath(private / RETRIEVED)
+    """Delete copies of files of forgotten patients and their lines in the state; return the number of files."""
     forgotten = state.forgotten_paths()
-    paths = [path for path in forgotten if os.path.dirname(path) == here]
+    folders = [os.path.abspath(private / name) for name in (RETRIEVED, UNPACKED)]
+    paths = [Path(path) for path in forgotten if any(path.startswith(folder + os.sep) for folder in folders)]
     for path in paths:
-        Path(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        depth = len(path.relative_to(os.path.abspath(private)).parts)
+        for folder in path.parents[: max(0, depth - 3)]:  # below private/unpacked/KEY; names may be the patient's
+            with contextlib.suppress(OSError):  # another file is in it
+                folder.rmdir()
     if forgotten:
         state.erase_forgotten()
     return len(paths)
@@ -126,7 +132,7 @@ def erase(state: State, identity: IdentityKey, forgotten: Forgotten, found: Trac
     forgotten.save(private)  # from here on an interruption is completed by the same command
     erased = {
         "pictures": _delete(_pictures(out, found)),
-        "retrieved DICOM files": _delete(_unread(forgotten, found, private)),
+        "copies of DICOM files": _delete(_unread(forgotten, found, private)),
     }
     state.forget(found.numbers)
     left_out, _ = outputs.write_left_out(state, out)
@@ -139,7 +145,7 @@ def erase(state: State, identity: IdentityKey, forgotten: Forgotten, found: Trac
         "entries of the data list": sum(held.values()),
     }
     after = _rewrite_list(state, datalist, found, kept, {**facts, "left_out": left_out}, out)
-    erased["retrieved DICOM files"] += drop_forgotten(state, private)
+    erased["copies of DICOM files"] += drop_forgotten(state, private)
     if not kept.items:
         (out / outputs.SUMMARY).unlink(missing_ok=True)
     counts = {name: count for name, count in erased.items() if count}
@@ -167,8 +173,10 @@ def _pictures(out: Path, found: Traces) -> Iterator[Path]:
 
 
 def _unread(forgotten: Forgotten, found: Traces, private: Path) -> Iterator[Path]:
-    """Retrieved files of the patient that no ingest has read yet."""
-    for path in Path(os.path.abspath(private / RETRIEVED)).glob("*.dcm"):
+    """Retrieved and unpacked files of the patient that no ingest has read yet."""
+    here = Path(os.path.abspath(private))
+    unpacked = (path for path in (here / UNPACKED).rglob("*") if path.is_file())
+    for path in itertools.chain((here / RETRIEVED).glob("*.dcm"), unpacked):
         if str(path) not in found.paths:
             try:
                 header = read_header(path)

@@ -18,6 +18,7 @@ HASH_CHARACTERS = 20
 PRIVATE = "private"
 INDEX, LEFT_OUT, UNMATCHED = "index.csv", "left_out.csv", "unmatched_labels.csv"
 RETRIEVED, NOT_RETRIEVED = "dicom", "not_retrieved.csv"
+UNPACKED = "unpacked"
 """Names in the private folder: of the retrieved files, and of the table of what could not be retrieved."""
 
 

@@ -25,6 +25,7 @@ from afire_monai.hospital.scan import scan
 from afire_monai.hospital.sections import SplitRule
 from afire_monai.hospital.series_choice import NO_DATE, NO_SITE, Chooser, Runner
 from afire_monai.hospital.state import STATE, State
+from afire_monai.hospital.unpack import unpacked
 
 StrPath = str | os.PathLike[str]
 
@@ -177,7 +178,7 @@ class _Reader:
 
     def find(self, roots: Sequence[Path], out: Path) -> None:
         """Note all files that are there."""
-        for found in self._bar(scan(roots, [out]), None, "scanning"):
+        for found in self._bar(unpacked(scan(roots, [out]), out / PRIVATE), None, "scanning"):
             self.state.note_found(found)
         self.state.save()
         if self.state.count() == 0:

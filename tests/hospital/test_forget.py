@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -284,11 +286,26 @@ def test_retrieved_files_are_deleted_and_those_fetched_again_too(tmp_path: Path)
     write(retrieved / "1.2.30.dcm", 103, PatientID=WHO)  # fetched, and not read in yet
     content = (retrieved / "1.2.3.dcm").read_bytes()
     (out / "private" / "not_retrieved.csv").write_text("what,reason\n1.2.9,lost\n")
-    assert forget(WHO, out).erased.counts["retrieved DICOM files"] == 2
+    assert forget(WHO, out).erased.counts["copies of DICOM files"] == 2
     assert sorted(path.name for path in retrieved.iterdir()) == ["1.2.0.dcm", "1.2.1.dcm", "1.2.2.dcm"]
     (retrieved / "1.2.3.dcm").write_bytes(content)
     assert ingest(retrieved, out, workers=0).left_out == {"forgotten": 1}
     assert not (retrieved / "1.2.3.dcm").exists()
+
+
+def test_what_was_unpacked_of_an_archive_is_deleted_with_its_folders(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        for seed in range(4):
+            archive.write(write(tmp_path / "out of the way" / f"{seed}", seed), f"disc/name {seed}/IM1")
+    out = tmp_path / "out"
+    ingest(tmp_path / "in.zip", out, workers=0)
+    assert forget(WHO, out).erased.counts["copies of DICOM files"] == 1
+    (unpacked,) = (out / "private" / "unpacked").iterdir()
+    assert sorted(path.name for path in (unpacked / "disc").iterdir()) == ["name 0", "name 1", "name 2"]
+    assert ingest(tmp_path / "in.zip", out, workers=0).left_out == {}  # not unpacked again
+    shutil.rmtree(unpacked)
+    assert ingest(tmp_path / "in.zip", out, workers=0).left_out == {"forgotten": 1}
+    assert not (unpacked / "disc" / "name 3").exists()
 
 
 def test_image_of_another_patient_with_the_same_uid_stays(tmp_path: Path) -> None:
