@@ -30,6 +30,8 @@ GAP = 8
 """Pixels between the two."""
 BARS = (200, 100, 50, 20, 10, 5)
 """Lengths of the scale bar in millimetres; the largest that is at most a third of the radiograph's width is drawn."""
+LONGEST_NAME = 24
+"""Letters of a finding in the description of its series: 64 are allowed, and the warnings must be in it."""
 BANNER, PAPER, INK, STRONG = (176, 0, 0), (16, 16, 16), (235, 235, 235), (255, 170, 60)
 
 
@@ -163,8 +165,11 @@ def write_capture(
     prediction: ImagePrediction,
     out_dir: str | os.PathLike[str],
     seed: str | None = None,
+    finding: str | None = None,
 ) -> Path:
     """Write the radiograph beside itself with the heatmap in red, banner, scale bar and scores: an RGB capture.
+
+    With a ``finding``, its label alone: the capture is named after it, and has the heatmap only if it is that label's.
 
     The radiograph is shown as a viewer shows it, with its window, MONOCHROME1 the right way round. Raises
     RadiographError if the source cannot carry results, or its pixels cannot be decoded; AfireError if there is nothing
@@ -172,6 +177,10 @@ def write_capture(
     """
     source = source if isinstance(source, SourceImage) else open_source(source)
     prediction.check_any()
+    kind, title, *of = ("sc", "AFiRe overlay")
+    if finding is not None:
+        prediction = prediction.only(finding)
+        kind, title, of = "finding", f"AFiRe {meaning(finding)[:LONGEST_NAME]}", [finding]
     with quiet():
         picture = read_dicom(source.path, MODALITIES)
     same = picture.pixels.shape == source.shape
@@ -185,7 +194,7 @@ def write_capture(
             coordinate_system="PATIENT",
             patient_orientation=("L", "F"),
             **{name: header.get(keyword) for name, keyword in _TAKEN_BY_CONSTRUCTOR.items()},
-            **common("sc", source, prediction, uids, "AFiRe overlay"),
+            **common(kind, source, prediction, uids, title, *of),
         )
         capture.copy_patient_and_study_information(header)
         # the constructor wants an orientation; a source without one has none to give

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from afire_monai.radiographs.picture import refusal
 
 _WRITERS = {"sr": write_report, "seg": write_heatmap, "sc": write_capture}
 KINDS = tuple(_WRITERS)
+FINDING = "finding"
+"""Kind of the captures of one finding each."""
 
 
 def write_results(
@@ -38,6 +41,7 @@ def write_results(
     kinds: Sequence[str] = KINDS,
     heatmap: NDArray[np.floating[Any]] | None = None,
     seed: str | None = None,
+    per_finding: bool = False,
 ) -> list[Path]:
     """Write what a model says of one radiograph as DICOM objects of the radiograph's study.
 
@@ -48,9 +52,11 @@ def write_results(
         kinds: ``sr`` (report), ``seg`` (heatmap), ``sc`` (picture).
         heatmap: (h, w) in 0…1, with a record.
         seed: see `NewUids`; None outside tests.
+        per_finding: also write a picture for each of `ImagePrediction.findings`.
 
     Returns:
-        The files, in the order of ``kinds``. If one cannot be written, those before it are taken away again.
+        The files, in the order of ``kinds``, then of the findings. If one cannot be written, those before it are taken
+        away again.
 
     Raises:
         RadiographError: if the source cannot carry results.
@@ -60,10 +66,13 @@ def write_results(
     if not isinstance(prediction, ImagePrediction):
         prediction = ImagePrediction.from_record(prediction, heatmap)
     source = source_file if isinstance(source_file, SourceImage) else open_source(source_file)
+    findings = prediction.findings if per_finding else []
+    writers: list[Callable[..., Path]] = [_WRITERS[kind] for kind in kinds]
+    writers += [partial(write_capture, finding=name) for name in findings]
     written: list[Path] = []
     try:
-        for kind in kinds:
-            written.append(_WRITERS[kind](source, prediction, out_dir, seed))
+        for write in writers:
+            written.append(write(source, prediction, out_dir, seed))
     except BaseException:
         for path in written:
             path.unlink(missing_ok=True)
@@ -105,6 +114,7 @@ def write_dicom_results(
     index: str | os.PathLike[str] | None = None,
     kinds: Sequence[str] | None = None,
     any: bool = False,
+    per_finding: bool = False,
     progress: bool = False,
 ) -> DicomSummary:
     """Write the predictions of a folder as DICOM objects of the studies that the radiographs belong to.
@@ -117,6 +127,8 @@ def write_dicom_results(
         out: folder to write into; new or empty, so that nothing can be sent twice by mistake.
         index: see `source_files`.
         kinds: ``sr``, ``seg``, ``sc``; None for those that there is something for, image by image.
+        per_finding: also write a picture (secondary capture) for each finding whose probability is at least its
+            threshold, named after it, with the heatmap if it is that finding's.
         any: also write for DICOM files that are no frontal chest radiograph, see `predict`; the objects say so.
         progress: show a bar with the time left.
 
@@ -132,7 +144,7 @@ def write_dicom_results(
     rows: list[tuple[int, str, str]] = []
     for number in tqdm(table.index.tolist(), desc="writing", unit="image", disable=hidden(progress)):
         try:
-            written, unfit = _write_one(table, number, sources.get(number), folder, kinds, any)
+            written, unfit = _write_one(table, number, sources.get(number), folder, kinds, any, per_finding)
         except OutputError as error:
             raise AfireError(f"{out}: {error}. {done.done} images are written whole; begin again elsewhere") from error
         except AfireError as error:
@@ -144,11 +156,12 @@ def write_dicom_results(
             # what it says is left out: other libraries quote the header
             done.left_out[number] = f"unexpected error: {type(error).__name__}; please report this file"
             continue
-        rows += [(number, kind, path.name) for kind, path in written.items()]
+        rows += [(number, kind, path.name) for kind, path in written]
         done.done += 1
         done.unfit.update([unfit] if unfit else [])
-        for kind in written:
-            done.objects[kind] = done.objects.get(kind, 0) + 1
+        for kind, _ in written:
+            name = kind.split(" ")[0]
+            done.objects[name] = done.objects.get(name, 0) + 1
     _write_tables(folder, rows, done.left_out)
     return done
 
@@ -160,7 +173,8 @@ def _write_one(
     folder: Path,
     kinds: Sequence[str] | None,
     any: bool,
-) -> tuple[dict[str, Path], str]:
+    per_finding: bool,
+) -> tuple[list[tuple[str, Path]], str]:
     if source is None:
         raise AfireError("no source file: the index does not hold this image")
     prediction = ImagePrediction.from_predictions(table, number)
@@ -173,7 +187,9 @@ def _write_one(
     if prediction.unfit and not any:
         detail = "not a frontal chest radiograph for presentation; --any writes its results all the same"
         raise refusal(source.file, prediction.unfit, detail)
-    return dict(zip(chosen, write_results(image, prediction, folder, chosen), strict=True)), prediction.unfit
+    files = write_results(image, prediction, folder, chosen, per_finding=per_finding)
+    names = [*chosen, *(f"{FINDING} {name}" for name in (prediction.findings if per_finding else []))]
+    return list(zip(names, files, strict=True)), prediction.unfit
 
 
 def possible_kinds(prediction: ImagePrediction) -> list[str]:

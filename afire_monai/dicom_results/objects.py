@@ -25,7 +25,7 @@ NOTE = (
     "Research use only. Made by software that is not a medical device; not a diagnosis. A finding that is named here "
     "is not said to be present: its probability is what the model says. Read with the radiograph, by someone who can."
 )
-SERIES_NUMBERS = {"sr": 9801, "seg": 9802, "sc": 9803}
+SERIES_NUMBERS = {"sr": 9801, "seg": 9802, "sc": 9803, "finding": 9804}
 """High, so that results are listed behind the images of a study."""
 
 
@@ -60,12 +60,14 @@ def building(what: str) -> Iterator[None]:
         ) from None
 
 
-def common(kind: str, source: SourceImage, prediction: ImagePrediction, uids: NewUids, title: str) -> dict[str, Any]:
-    """Return the arguments that the constructors of all objects share."""
+def common(
+    kind: str, source: SourceImage, prediction: ImagePrediction, uids: NewUids, title: str, *of: str
+) -> dict[str, Any]:
+    """Return the arguments that the constructors of all objects share; ``of`` tells apart those of one kind."""
     origin = str(source.header.SOPInstanceUID)
     return {
-        "series_instance_uid": uids.new(origin, kind, "series"),
-        "sop_instance_uid": uids.new(origin, kind, "object"),
+        "series_instance_uid": uids.new(origin, kind, "series", *of),
+        "sop_instance_uid": uids.new(origin, kind, "object", *of),
         "series_number": SERIES_NUMBERS[kind],
         "instance_number": 1,
         "manufacturer": MAKER,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from afire_monai.core.errors import AfireError
+from afire_monai.datalists.cells import means_normal
 from afire_monai.predictions.format import JUDGEMENT, Predictions
 from afire_monai.predictions.results import RECORDS
 from afire_monai.radiographs.judgement import FIT
@@ -104,6 +105,23 @@ class ImagePrediction:
     def unfit(self) -> str:
         """Why the source file is no frontal chest radiograph; "" if it is one, or nobody judged."""
         return "" if self.judgement == FIT else self.judgement
+
+    @property
+    def findings(self) -> list[str]:
+        """Labels whose probability is at least their threshold, the most probable first; normal is none."""
+        above = [name for name, value in self.thresholds.items() if self.probabilities.get(name, -1) >= value]
+        return sorted((name for name in above if not means_normal(name)), key=lambda name: -self.probabilities[name])
+
+    def only(self, label: str) -> ImagePrediction:
+        """Return what is said of one label: its probability, and the heatmap if it is that label's."""
+        its = self.heatmap is not None and self.heatmap_label == label
+        return replace(
+            self,
+            probabilities={label: self.probabilities[label]},
+            thresholds={name: value for name, value in self.thresholds.items() if name == label},
+            anomaly_percentile=None,
+            heatmap=self.heatmap if its else None,
+        )
 
     def check_any(self) -> None:
         """Refuse a prediction that says nothing."""

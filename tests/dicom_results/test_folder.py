@@ -80,6 +80,22 @@ def test_kinds_asked_for_are_written_or_the_image_is_left_out(predictions, tmp_p
     assert "no heatmap" in done.left_out[1]
 
 
+def test_a_picture_is_written_for_each_finding_above_its_threshold(tmp_path, write_source, capsys):
+    source, labels = write_source("a.dcm"), {"Edema": 0.75, "Mass": 0.9, "Normal": 0.9, "Hernia": 0.2, "Nodule": 0.9}
+    facts = {**FACTS, "thresholds": {"Edema": 0.5, "Mass": 0.9, "Normal": 0.1, "Hernia": 0.3}}
+    table = Predictions(np.arange(1), {name: np.array([value]) for name, value in labels.items()}, None, facts)
+    folder = save_predictions(table, tmp_path / "predictions", [HEAT])
+    write_table(folder / "index.csv", [["index", "file"], [0, source]])
+    out = tmp_path / "out"
+    assert run(["dicom-results", str(folder), "--out", str(out), "--kinds", "sc", "--per-finding", "--quiet"]) == 0
+    assert "1 of 1 images (sc 1, finding 2)" in capsys.readouterr().out
+    rows = read_table(out / "objects.csv")[1:]
+    assert [row[1] for row in rows] == ["sc", "finding Mass", "finding Edema"]
+    described = [pydicom.dcmread(out / row[2]).SeriesDescription for row in rows]
+    assert described == [f"AFiRe {name} - RESEARCH USE ONLY" for name in ("overlay", "Mass", "Edema")]
+    assert {row[2] for row in rows} == {path.name for path in out.glob("*.dcm")}
+
+
 def test_exit_status_is_0_for_all_and_2_for_none(predictions, tmp_path):
     write_table(predictions / "index.csv", [["index", "file"], *[[i, tmp_path / "a.dcm"] for i in range(3)]])
     assert run(["dicom-results", str(predictions), "--out", str(tmp_path / "all"), "--quiet"]) == 0

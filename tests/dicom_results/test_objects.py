@@ -4,6 +4,7 @@ import csv
 import shutil
 import stat
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom as hd
@@ -340,6 +341,37 @@ def test_capture_with_a_heatmap_shows_the_radiograph_beside_itself_and_a_scale_b
     line = next(found for found in lengths if len(found) > 100)
     run = line[: np.flatnonzero(np.diff(np.append(line, 10**6)) > 1)[0] + 1]
     assert 125 <= len(run) <= 127
+
+
+def test_the_picture_of_a_finding_has_its_line_and_its_own_heatmap_only_and_validates(write_source, tmp_path):
+    prediction = replace(PREDICTION, heatmap_kind="gradcam", heatmap_label="Effusion", thresholds={"Effusion": 0.5,
+                         "Pleural_Thickening": 0.7, "Edema": 0.3}, judgement="lateral")  # fmt: skip
+    assert prediction.findings == ["Pleural_Thickening", "Effusion"]
+    source = write_source()
+    files = write_results(source, prediction, tmp_path / "out", ("sc",), seed="s", per_finding=True)
+    whole, other, its = (pydicom.dcmread(path) for path in files)
+    assert other.SeriesDescription == "AFiRe Pleural_Thickening, UNFIT IMAGE - RESEARCH USE ONLY"
+    assert its.Columns == whole.Columns > 1.9 * other.Columns  # the radiograph beside itself, and alone
+    texts = [line for line, _ in score_lines(prediction.only("Effusion"))]
+    assert [line.split(":")[0] for line in texts[1:3]] == ["Effusion", "Right, in red"]
+    assert (
+        len({o.SOPInstanceUID for o in (whole, other, its)})
+        == len({o.SeriesInstanceUID for o in (whole, other, its)})
+        == 3
+    )
+    assert {o.StudyInstanceUID for o in (whole, other, its)} == {"1.2.3.4.2"}
+    again = write_results(source, prediction, tmp_path / "again", ("sc",), seed="s", per_finding=True)
+    assert [path.name for path in again] == [path.name for path in files]
+    assert [validator_errors(path) for path in files] == [[], [], []]
+
+
+def test_the_name_of_a_finding_never_pushes_the_warnings_out(write_source, tmp_path):
+    label = "Verdichtung, unscharf begrenzt, beidseits in den Unterfeldern " * 2
+    prediction = ImagePrediction({label: 0.9}, {label: 0.5}, judgement="lateral")
+    (_, path) = write_results(write_source(), prediction, tmp_path / "out", ("sr",), per_finding=True)
+    written = pydicom.dcmread(path).SeriesDescription
+    assert written == "AFiRe Verdichtung, unscharf be, UNFIT IMAGE - RESEARCH USE ONLY"
+    assert validator_errors(path) == []
 
 
 @pytest.mark.parametrize(
