@@ -16,6 +16,7 @@ key="$({
 export AFIRE_VENV="${AFIRE_LABEL_VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/afire-monai/label-$key}"
 mkdir -p "$(dirname "$AFIRE_VENV")"
 
+[[ -e "$AFIRE_VENV.lock" ]] || : >"$AFIRE_VENV.lock"
 (
     flock 9 # two that start at once would disturb each other
     bash "$root/scripts/environment.sh" label >&2
@@ -26,7 +27,7 @@ mkdir -p "$(dirname "$AFIRE_VENV")"
         # MONAI Label imports this package, which does not go with pydicom 3, and this app has no use for it
         touch "$("$python" -c 'import site; print(site.getsitepackages()[0])')/pydicom_seg.py"
     fi
-) 9>"$AFIRE_VENV.lock"
+) 9<"$AFIRE_VENV.lock" # only read: who uses an environment need not be who made it
 
 # environments of other versions, 4 GB each, that nobody is making or running
 if [[ -z "${AFIRE_LABEL_VENV:-}" ]]; then

@@ -7,6 +7,7 @@
 # --model FOLDER      model folders with commas between them, as for `afire predict`
 # --work FOLDER       where trained models, log and cache are kept; default ~/.local/share/afire-label (XDG_DATA_HOME)
 # --port N            default 8000
+# --foreground        stay, and end with the server: for a container
 # --no-token          let every user of this machine in; else only whoever has the address that is printed
 # --classes a,b       of a segmenter to be trained, where no model has one; --findings a,b of a classifier likewise
 # --modalities CR,DX  of images (default of DICOMweb)
@@ -32,7 +33,7 @@ command="${1:-}"
     exit 2
 }
 shift
-token="" studies="" work="${XDG_DATA_HOME:-$HOME/.local/share}/afire-label" port=8000
+token="" foreground="" studies="" work="${XDG_DATA_HOME:-$HOME/.local/share}/afire-label" port=8000
 conf=()
 if [[ "$command" == start ]]; then
     [[ $# -gt 0 && "$1" != --* ]] || fail "start: name a folder of radiographs or the root of DICOMweb services"
@@ -40,11 +41,13 @@ if [[ "$command" == start ]]; then
     shift
 fi
 while [[ $# -gt 0 ]]; do
-    if [[ "$1" == --no-token ]]; then
-        token=none
-        shift
-        continue
-    fi
+    case "$1" in
+        --no-token | --foreground)
+            [[ "$1" == --foreground ]] && foreground=yes || token=none
+            shift
+            continue
+            ;;
+    esac
     [[ $# -gt 1 ]] || fail "$1 needs a value"
     case "$1" in
         --work) work="$2" ;;
@@ -184,4 +187,8 @@ if [[ "$token" == none ]]; then
     echo "warning: --no-token: every user of this machine can see the pictures, and save labels" >&2
 else
     echo "Whoever has this address sees the patients' pictures. Scripts: curl -H @$work/authorization $page/info/"
+fi
+if [[ -n "$foreground" ]]; then
+    trap 'stop; exit 0' TERM INT
+    wait "$(cat "$pid_file")" || fail "the server ended by itself; all it said is in $work/console.log"
 fi

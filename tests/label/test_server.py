@@ -24,7 +24,7 @@ import requests
 from asked_hosts import asked_for, recording
 from certificates import asking_for_a_certificate, make_certificates
 from hospital.fake_dicomweb import fake_dicomweb
-from hospital.orthanc import running_orthanc
+from hospital.orthanc import free_port, running_orthanc
 from hospital_files import PLANTED, radiograph
 from label_phantoms import LABELS, SHAPE, SPOT, phantom, pictures, write_dicoms, write_models, write_pngs
 from label_server import ROOT, Server, running
@@ -420,6 +420,22 @@ def test_an_archive_with_its_own_authority_certificates_and_credentials_is_reach
             assert [d.Modality for d in archive.held.values()].count("SEG") == 1
             assert set(archive.authorizations) == {expected}
             assert "hünter" not in server.log() + (tmp_path / "work" / "console.log").read_text(encoding="utf-8")
+
+
+def test_in_the_foreground_the_script_stays_and_ends_with_its_server(models, tmp_path):
+    (tmp_path / "studies").mkdir()
+    Image.fromarray(phantom(0)[0]).save(tmp_path / "studies" / "a.png")
+    words = ["--model", str(models), "--work", str(tmp_path / "work"), "--port", str(free_port()), "--foreground"]
+    command = ["bash", str(ROOT / "scripts" / "label_server.sh"), "start", str(tmp_path / "studies"), *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as script:
+        address = script.stdout.readline().strip()
+        assert requests.get(address, timeout=60).status_code == 200
+        group = int((tmp_path / "work" / "server.pid").read_text())
+        assert script.poll() is None
+        script.terminate()
+        assert script.wait(30) == 0
+    with pytest.raises(ProcessLookupError):
+        os.killpg(group, 0)
 
 
 def test_nothing_that_is_written_tells_who_the_patients_are(of_archive, of_dicoms):
