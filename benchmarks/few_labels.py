@@ -27,9 +27,9 @@ from afire_monai.training.probe import fit_distance, fit_head, logits_of
 
 
 def stand_in(width: int) -> ViTClassifier:
-    """Return a classifier whose encoder is not used, for features (2 · width,)."""
+    """Return a classifier whose encoder is not used, for features (4 · width,)."""
     encoder = ViTEncoder(16, 16, embed_dim=width, depth=1, num_heads=1)
-    return ViTClassifier(encoder, ["abnormal"], "class_mean", normality=True)
+    return ViTClassifier(encoder, ["abnormal"], "summary", normality=True)
 
 
 def draws(truth: np.ndarray, count: int, number: int) -> list[np.ndarray]:
@@ -51,7 +51,7 @@ def scores(features: dict[str, Tensor], population: Population, section: str, co
         chosen = [{"place": int(k), "target": [float(train.abnormal[k])]} for k in places]
         row = []
         for some in ([], normal):
-            network: Any = stand_in(features["training"].shape[1] // 2)
+            network: Any = stand_in(features["training"].shape[1] // 4)
             distance = fit_distance(network.normality, known, some, [train.groups[k] for k in some])
             fit_head(network, known, distance, chosen, "training")
             row.append(roc_auc_score(scored.abnormal, logits_of(network, features[section])[:, 0]))
@@ -80,10 +80,10 @@ def main() -> None:
             for section, cases in sections.items():
                 if label == "pixels":
                     flat = torch.from_numpy(raw_pixels(cases.pictures[128, 128].float()))
-                    features[section] = torch.cat([flat, flat], 1)
+                    features[section] = flat.repeat(1, 4)
                 else:
                     pictures = cases.pictures[encoders[label].image_size]
-                    features[section] = torch.from_numpy(extract_features(encoders[label], pictures, "class_mean"))
+                    features[section] = torch.from_numpy(extract_features(encoders[label], pictures, "summary"))
             cells = []
             for count in counts:
                 values = scores(features, population, args.section, count, args.draws)

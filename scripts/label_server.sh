@@ -170,6 +170,7 @@ done
     fail "the server does not answer; all it said is in $work/console.log"
 }
 echo "$page/$query"
+echo "Page to work in: $page/work/$query"
 [[ ! "$studies" =~ ^https?:// ]] || echo "OHIF: $page/ohif/$query"
 if [[ "$token" == none ]]; then
     echo "warning: --no-token: every user of this machine can see the pictures, and save labels" >&2

@@ -15,7 +15,7 @@ from afire_monai.cli.demo import demo
 from afire_monai.cli.hospital import dicom_results, forget, ingest, node, send
 from afire_monai.cli.predictions import evaluate, export, figures, predict, reference
 from afire_monai.cli.runs import check_bundle, copy, finetune, path, pretrain, segment
-from afire_monai.cli.training import crossvalidate, import_release, plan, probe, report, worth
+from afire_monai.cli.training import crossvalidate, import_release, plan, probe, report, ui, worth
 from afire_monai.core.console import show_any_text
 from afire_monai.core.errors import user_error
 from afire_monai.core.files import close_to_others
@@ -51,6 +51,7 @@ COMMANDS: CommandTree = {
     "report": report,
     "segment": segment,
     "send": send,
+    "ui": ui,
     "worth": worth,
 }
 ABOUT = """

@@ -370,6 +370,21 @@ def _write(out: Path, summary: dict[str, dict[str, Any]], folds: int, seed: int)
     print(f"written: {out / 'crossvalidation.json'}")
 
 
+def ui(runs: str, *more: str, port: int = 5000) -> int:
+    """Open MLflow's pages in one view over all runs below some folders, on this machine only, until interrupted.
+
+    Example: afire ui runs
+
+    Args:
+        runs: folder of a run, or one that holds runs.
+        more: further folders.
+        port: of the pages, on 127.0.0.1.
+    """
+    from afire_monai.training.run_stores import show_runs
+
+    return show_runs((runs, *more), port)
+
+
 def report(run_dir: str) -> int:
     """Write report.html, and its pictures as PNG, into the folder of a pre-training run.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from afire_monai.core.errors import AfireError
 from afire_monai.networks import Encoder
 
-Pooling = Literal["mean", "class", "class_mean", "regions"]
+Pooling = Literal["mean", "class", "class_mean", "regions", "summary"]
 
 
 @torch.no_grad()
@@ -30,23 +30,25 @@ def extract_features(
         images: (n, C, H, W) in 0…1, or (n, 1, H, W) for an encoder of several channels.
         pooling: ``mean`` of the patch tokens; ``class`` token (AFiRe does not train it); ``class_mean``, the class
             and then the mean, side by side; ``regions``, the patch tokens averaged over a 4 x 4 partition of the
-            picture and put side by side.
+            picture and put side by side; ``summary``, what the encoder says of itself (`Encoder.summary`).
         batch_size: images at a time.
 
     Returns:
-        (n, D), (n, 2 D) for ``class_mean``, or (n, 16 D) for ``regions``.
+        (n, D), (n, 2 D) for ``class_mean``, (n, 16 D) for ``regions``, or (n, summary_dim).
 
     Raises:
         AfireError: for an unknown pooling.
     """
     encoder.eval()
     batches = (some.to(encoder.mean.device, torch.float32) for some in images.split(batch_size))
-    tokens = (encoder(some.expand(-1, encoder.in_channels, -1, -1)) for some in batches)
-    return np.concatenate([_pool(some, encoder, pooling).numpy() for some in tokens])
+    filled = (some.expand(-1, encoder.in_channels, -1, -1) for some in batches)
+    return np.concatenate([_pooled(encoder, some, pooling).numpy() for some in filled])
 
 
-def _pool(tokens: Tensor, encoder: Encoder, pooling: Pooling) -> Tensor:
-    tokens = tokens.float().cpu()
+def _pooled(encoder: Encoder, images: Tensor, pooling: Pooling) -> Tensor:
+    if pooling == "summary":
+        return encoder.summary(images).float().cpu()
+    tokens = encoder(images).float().cpu()
     if pooling == "mean":
         return tokens[:, 1:].mean(1)
     if pooling == "class":
@@ -56,7 +58,7 @@ def _pool(tokens: Tensor, encoder: Encoder, pooling: Pooling) -> Tensor:
     if pooling == "regions":
         grid = tokens[:, 1:].transpose(1, 2).unflatten(2, encoder.grid)
         return torch.nn.functional.adaptive_avg_pool2d(grid, 4).flatten(1)
-    raise AfireError(f"pooling must be mean, class, class_mean or regions, got {pooling!r}")
+    raise AfireError(f"pooling must be mean, class, class_mean, regions or summary, got {pooling!r}")
 
 
 def raw_pixels(images: Tensor, side: int = 32) -> NDArray[np.float32]:

@@ -69,13 +69,25 @@ def saved_labels(store: Store, findings: bool) -> list[SavedLabel]:
     """
     found = []
     for image_id in sorted(store.list_images()):
-        tags = store.get_labels_by_image_id(image_id)
-        for tag in (FINDINGS, FINAL) if findings else (FINAL,):
-            file = store.get_label_uri(tags[tag], tag) if tag in tags else ""
-            if file and Path(file).is_file() and is_findings(file) == findings:
-                found.append(SavedLabel(image_id, store.get_image_uri(image_id), file))
-                break
+        if file := label_file(store, image_id, findings):
+            found.append(SavedLabel(image_id, store.get_image_uri(image_id), file))
     return found
+
+
+def label_file(store: Store, image_id: str, findings: bool) -> str:
+    """Return the file of the label that a person saved for an image; "" if there is none.
+
+    Args:
+        store: of images and labels.
+        image_id: of an image in it.
+        findings: the label that holds findings; else the mask.
+    """
+    tags = store.get_labels_by_image_id(image_id)
+    for tag in (FINDINGS, FINAL) if findings else (FINAL,):
+        file = store.get_label_uri(tags[tag], tag) if tag in tags else ""
+        if file and Path(file).is_file() and is_findings(file) == findings:
+            return file
+    return ""
 
 
 def has_label(store: Store, image_id: str) -> bool:

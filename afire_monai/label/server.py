@@ -35,6 +35,7 @@ from afire_monai.core.errors import AfireError
 from afire_monai.label.access import TokenRequired, token_of_environment
 from afire_monai.label.inference_service import answer, class_values
 from afire_monai.label.messages import NotFoundError, problem
+from afire_monai.label.work_page import WorkPage
 
 logger = logging.getLogger(__name__)
 
@@ -235,6 +236,36 @@ def keep_model(model: str) -> None:
     raise AfireError("models are neither replaced nor deleted over the network; the model folders are only read")
 
 
+def show_page(name: str = "index.html") -> Response:
+    """Return a file of the page to work in."""
+    return WorkPage(app_instance()).file(name)
+
+
+def show_setup() -> dict[str, Any]:
+    """Say what can be labelled, and which models there are."""
+    return WorkPage(app_instance()).setup()
+
+
+def show_case(image: str) -> dict[str, Any]:
+    """Say what is saved of an image."""
+    return WorkPage(app_instance()).case(image)
+
+
+def show_pixels(image: str) -> Response:
+    """Return a radiograph as the models see it."""
+    return WorkPage(app_instance()).pixels(image)
+
+
+def show_mask(image: str) -> Response:
+    """Return a saved mask."""
+    return WorkPage(app_instance()).mask(image)
+
+
+def use_model(wanted: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
+    """Put an earlier model in use."""
+    return WorkPage(app_instance()).use(wanted)
+
+
 def _in_thread(endpoint: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
     """Return an answer of MONAI Label as a plain function, which FastAPI runs in a thread.
 
@@ -270,6 +301,13 @@ def _prepare(app: FastAPI) -> FastAPI:
         ("/datastore/label", "PUT", save_label, annotator),
         ("/proxy/dicom/{path:path}", "GET", show_archive, user),
         *(("/proxy/dicom/{path:path}", m, only_read, user) for m in ("POST", "PUT", "PATCH", "DELETE")),
+        ("/work/", "GET", show_page, user),
+        ("/work/{name}", "GET", show_page, user),
+        ("/work/api/setup", "GET", show_setup, user),
+        ("/work/api/case", "GET", show_case, user),
+        ("/work/api/pixels", "GET", show_pixels, user),
+        ("/work/api/mask", "GET", show_mask, user),
+        ("/work/api/version", "POST", use_model, admin),
         ("/model/{model}", "PUT", keep_model, annotator),
         ("/model/{model}", "DELETE", keep_model, annotator),
     ):

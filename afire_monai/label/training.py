@@ -47,6 +47,8 @@ class Trainable:
 logger = logging.getLogger(__name__)
 
 MIN_LABELS = 4
+RESULT = "result.json"
+"""In the folder of a run: what the training came to."""
 KIND = {"segmentation": "segmenter", "classification": "classifier"}
 DEFAULTS: dict[str, Any] = {
     "max_epochs": 30,
@@ -102,7 +104,7 @@ class Workshop:
         settings = _settings(request)
         labels = self.labels(what, store)
         started = time.time()
-        with self._alone():
+        with self.alone():
             run = self._new_run()
             self._tell(what.task, {"epoch": 0, "total_epochs": settings["epochs"], "run": run.name})
             try:
@@ -116,6 +118,7 @@ class Workshop:
                 raise
             _clear(run)
             told |= {**counts, "run": run.name, "total_epochs": settings["epochs"], "total_time": _clock(started)}
+            write_text(run / RESULT, json.dumps(told) + "\n")
             self._tell(what.task, told)
         score = f"{told['validation_before']} before, {told['best_metric']:.4f} now"
         logger.info("trained %s: validation score %s; %s", what.task, score, told["model"])
@@ -151,7 +154,12 @@ class Workshop:
         return IdentityKey.load(path) if path.exists() else IdentityKey.make(path)
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def alone(self) -> Iterator[None]:
+        """Keep other trainings, and changes of the model in use, away for as long as the context lasts.
+
+        Raises:
+            AfireError: if a training is under way.
+        """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (self.folder / "training.lock").open("w") as lock:
             try:
@@ -247,8 +255,9 @@ class Workshop:
         warnings = comparison.reasons(judged, what.task) if before is not None else [NOT_COMPARED]
         if what.task == "classification":
             warnings += keep_unlearned(trained, current, after)
+        self._describe(trained, current if start == "model" else None, warnings, run.name)
         if better:
-            self._publish(kind, trained, current if start == "model" else None, warnings)
+            self.publish(kind, trained)
         version = self.shelf.get(what.task).version
         scores = {"best_metric": after.score, "validation_before": before.score if before else None}
         found = {"judged": judged, "warnings": warnings}
@@ -261,15 +270,26 @@ class Workshop:
             raise AfireError("no encoder.safetensors in the model folders: training cannot start from an encoder")
         return str(encoder.parent)
 
-    def _publish(self, kind: str, trained: Path, origin: Path | None, warnings: Sequence[str]) -> None:
-        """Put a model in use, whole or not at all."""
+    def _describe(self, trained: Path, origin: Path | None, warnings: Sequence[str], run: str) -> None:
+        """Keep with a new model what is to be known of it, whether it is put in use now, later or never."""
         from afire_monai.models.folder import load_module_files, save_module_files
 
         tensors, description = load_module_files(trained)
-        description["warnings"] = list(warnings)
+        description |= {"warnings": list(warnings), "run": run}
         if origin is not None:  # what training called random is what the model before it came from
             description["encoder"] = load_module_files(origin)[1].get("encoder", "not known")
-        save_module_files(tensors, description, self.shelf.trained / f"{kind}.safetensors")
+        save_module_files(tensors, description, trained)
+
+    def publish(self, kind: str, trained: Path) -> None:
+        """Put a model in use, whole or not at all.
+
+        Args:
+            kind: ``segmenter`` or ``classifier``.
+            trained: its weights file in the folder of a run.
+        """
+        from afire_monai.models.folder import load_module_files, save_module_files
+
+        save_module_files(*load_module_files(trained), self.shelf.trained / f"{kind}.safetensors")
 
 
 NOT_COMPARED = "there was no model before, so this one was compared with none; how good it is is not known"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from afire_monai.core.errors import AfireError
 from afire_monai.networks.blocks import RecomputedBlock, init_transformer, transformer_block
-from afire_monai.networks.encoder_base import Encoder, FeatureMap
+from afire_monai.networks.encoder_base import Encoder, FeatureMap, summary_of
 
 
 def sincos_positions(grid: tuple[int, int], dim: int, reference: tuple[int, int] | None = None) -> Tensor:
@@ -182,6 +182,20 @@ class ViTEncoder(RecomputedBlock, Encoder):
         grid = self.grid_of(images.shape[2], images.shape[3])
         tokens = [*(states[tap] for tap in self.taps), self.norm(states[-1])]
         return [t[:, 1:].transpose(1, 2).unflatten(2, grid).contiguous() for t in tokens]
+
+    @property
+    def summary_dim(self) -> int:
+        """Width of :meth:`summary`."""
+        return 4 * self.embed_dim
+
+    def summary(self, images: Tensor, residual_scale: Tensor | None = None) -> Tensor:
+        """Return class and mean patch token after half of the blocks and after all, (B, 4 D), normalised.
+
+        The last blocks give up some of what those in the middle know for the pre-training's own task; a classifier on
+        frozen features gains by both (docs/finetune.md; this project's reading).
+        """
+        states = self.hidden_states(images, residual_scale)
+        return summary_of([self.norm(states[self.depth // 2]), self.norm(states[-1])])
 
     def block_of(self, parameter: str) -> int:
         """Say how deep a parameter lies (see :meth:`Encoder.block_of`)."""

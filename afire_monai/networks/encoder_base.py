@@ -138,6 +138,23 @@ class Encoder(nn.Module, ABC):
         cells = self.pyramid(images, residual_scale)[-1].flatten(2).transpose(1, 2)
         return torch.cat([cells.mean(1, keepdim=True), cells], dim=1)
 
+    @property
+    def summary_dim(self) -> int:
+        """Width of :meth:`summary`."""
+        return 2 * self.embed_dim
+
+    def summary(self, images: Tensor, residual_scale: Tensor | None = None) -> Tensor:
+        """Return one vector an image for frozen use, (B, summary_dim); its last D columns are the mean patch token.
+
+        Here class token and mean patch token side by side; encoders whose blocks have one width put those of half their
+        depth before them.
+
+        Args:
+            images: as for :meth:`forward`.
+            residual_scale: as for :meth:`forward`.
+        """
+        return summary_of([self(images, residual_scale)])
+
     @abstractmethod
     def pyramid(self, images: Tensor, residual_scale: Tensor | None = None) -> list[Tensor]:
         """Return the maps that :attr:`feature_maps` names, each (B, channels, H / stride, W / stride)."""
@@ -166,3 +183,8 @@ class Encoder(nn.Module, ABC):
         if not -self.depth <= block < self.depth:
             raise AfireError(f"block must be in {-self.depth}…{self.depth - 1}, got {block}")
         return block % self.depth
+
+
+def summary_of(states: Sequence[Tensor]) -> Tensor:
+    """Return class token and mean patch token of each of some tokens (B, 1 + L, D), all side by side."""
+    return torch.cat([part for tokens in states for part in (tokens[:, 0], tokens[:, 1:].mean(1))], 1)

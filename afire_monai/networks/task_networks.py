@@ -14,7 +14,7 @@ from afire_monai.core.errors import AfireError
 from afire_monai.networks.build import encoder_from_config
 from afire_monai.networks.encoder_base import Encoder, FeatureMap
 
-ClassifierPooling = Literal["mean", "class", "class_mean"]
+ClassifierPooling = Literal["mean", "class", "class_mean", "summary"]
 
 
 class NormalDistance(nn.Module):
@@ -47,7 +47,7 @@ class ViTClassifier(nn.Module):
         encoder: the encoder, pre-trained or not.
         labels: names of the C labels, each once.
         pooling: ``mean`` of the patch tokens (default: AFiRe does not train the class token), ``class``, or both side
-            by side, ``class_mean``.
+            by side, ``class_mean``; ``summary``, those of half the depth as well (`Encoder.summary`).
         normality: give the head also how unlike normal radiographs the mean patch token is (`NormalDistance`).
 
     Raises:
@@ -69,7 +69,8 @@ class ViTClassifier(nn.Module):
         self.labels = list(labels)
         self.pooling = pooling
         self.normality = NormalDistance(encoder.embed_dim) if normality else None
-        self.head = nn.Linear(encoder.embed_dim * (1 + (pooling == "class_mean")) + normality, len(labels))
+        widths = {"class_mean": 2 * encoder.embed_dim, "summary": encoder.summary_dim}
+        self.head = nn.Linear(widths.get(pooling, encoder.embed_dim) + normality, len(labels))
         nn.init.trunc_normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
         # probabilities are sigmoid(scale · logit + bias); set by calibrate, identity until then
@@ -98,14 +99,28 @@ class ViTClassifier(nn.Module):
         return cls(encoder, config["labels"], config["pooling"], config["normality"])
 
     def features(self, images: Tensor, residual_scale: Tensor | None = None) -> Tensor:
-        """Return what the head sees of images (B, C, H, W) in 0…1: pooled tokens (B, D), (B, 2 D) for ``class_mean``.
+        """Return what the head sees of images (B, C, H, W) in 0…1: pooled tokens, (B, D), for ``class_mean`` (B, 2 D).
 
         With ``normality`` there is one more column, the distance from normal radiographs.
         """
+        if self.pooling == "summary":
+            return self.with_normality(self.encoder.summary(images, residual_scale))
         tokens = self.encoder(images, residual_scale)
-        mean = tokens[:, 1:].mean(1)
-        pooled = {"mean": [mean], "class": [tokens[:, 0]], "class_mean": [tokens[:, 0], mean]}[self.pooling]
-        return torch.cat([*pooled, *([] if self.normality is None else [self.normality(mean)])], 1)
+        first, mean = tokens[:, 0], tokens[:, 1:].mean(1)
+        pooled = {"mean": mean, "class": first, "class_mean": torch.cat([first, mean], 1)}[self.pooling]
+        return self.with_normality(pooled, mean)
+
+    def with_normality(self, pooled: Tensor, mean: Tensor | None = None) -> Tensor:
+        """Return pooled tokens (B, …) and, with ``normality``, the distance from normal radiographs beside them.
+
+        Args:
+            pooled: as the pooling gives them.
+            mean: mean patch tokens (B, D); the last D columns of ``pooled`` unless given.
+        """
+        if self.normality is None:
+            return pooled
+        mean = pooled[:, -self.encoder.embed_dim :] if mean is None else mean
+        return torch.cat([pooled, self.normality(mean)], 1)
 
     def forward(self, images: Tensor, residual_scale: Tensor | None = None) -> Tensor:
         """Return logits (B, labels), not calibrated.

@@ -25,13 +25,12 @@ class Embedding:
 
     @classmethod
     def of_encoder(cls, encoder: Encoder) -> Embedding:
-        """Return class token and mean patch token side by side, (B, 2 D), on the encoder's device."""
+        """Return the encoder's summary (B, summary_dim), computed on the encoder's device."""
         encoder.eval()
 
         def embed(images: Tensor) -> Tensor:
             images = images.to(encoder.mean.device).expand(-1, encoder.in_channels, -1, -1)
-            tokens = encoder(images).float().cpu()
-            return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1)
+            return encoder.summary(images).float().cpu()
 
         return cls(encoder.image_size, embed)
 

@@ -69,10 +69,10 @@ def fit_probe(
 ) -> Probe:
     """Fit a classifier to the labels of a data list without training the encoder.
 
-    Features are the class token and the mean patch token, standardised over the training section (labels are not needed
-    for that), and the logarithm of the mean token's Mahalanobis distance to normal radiographs, which is what the
-    encoder was pre-trained to tell and stands in for labels where there are few. Normal are the images of the training
-    section that are known to be so, each judged without its own patient; with fewer than 20 the distance is left out.
+    Features are the encoder's summary, standardised over the training section (labels are not needed for that), and the
+    logarithm of the mean token's Mahalanobis distance to normal radiographs, which is what the encoder was pre-trained
+    to tell and stands in for labels where there are few. Normal are the images of the training section that are known
+    to be so, each judged without its own patient; with fewer than 20 the distance is left out.
     Strength and trust are fixed (chosen on validation images, docs/finetune.md), so that five labelled images suffice.
 
     Args:
@@ -100,7 +100,7 @@ def fit_probe(
     data = classification_data(datalist, labels=labels, uncertain=uncertain, fraction=fraction, seed=seed)
     content = load_datalist(datalist)
     encoder = load_encoder(folder)
-    task = Classification(ViTClassifier(encoder, data.labels, "class_mean", normality=True).eval())
+    task = Classification(ViTClassifier(encoder, data.labels, "summary", normality=True).eval())
     network = task.network
     options, embedding = reader_options(content), Embedding.of_encoder(encoder.to(best_device()))
     reader = FeatureReader({"": embedding}, batch_size, workers, progress, options)
@@ -134,13 +134,13 @@ def fit_distance(
         return dict.fromkeys(features, 0.0)
     dim = len(normality.center)
     numbers = {patient: number for number, patient in enumerate(dict.fromkeys(patients))}
-    means = torch.stack([features[place][dim:] for place in known])
+    means = torch.stack([features[place][-dim:] for place in known])
     gaussian, crossed = fit_images(means[:, None], torch.tensor([numbers[patient] for patient in patients]))
     logs = crossed[:, 0].log()
     normality.center.copy_(gaussian.mean[0])
     normality.whitening.copy_(gaussian.whitening)
     normality.scale.copy_(torch.stack([logs.mean(), logs.std().clamp_min(1e-6)]))
-    every = normality(torch.stack([some[dim:] for some in features.values()]))[:, 0].tolist()
+    every = normality(torch.stack([some[-dim:] for some in features.values()]))[:, 0].tolist()
     own = ((logs - normality.scale[0]) / normality.scale[1]).tolist()
     return {**dict(zip(features, every, strict=True)), **dict(zip(known, own, strict=True))}
 
@@ -177,8 +177,8 @@ def fit_head(
 
 @torch.no_grad()
 def logits_of(network: Any, features: Tensor) -> Tensor:
-    """Return the classifier's logits (n, labels) for features (n, 2 D) that were computed already."""
-    logits: Tensor = network.head(torch.cat([features, network.normality(features[:, features.shape[1] // 2 :])], 1))
+    """Return the classifier's logits (n, labels) for features (n, width) that were computed already."""
+    logits: Tensor = network.head(network.with_normality(features))
     return logits
 
 

@@ -40,7 +40,7 @@ MIN_EACH = 10
 """Images with and without a label, and half as many patients, from which on encoders are compared by it."""
 FOLDS = 5
 SECTIONS = ("validation", "test", "training")
-STRENGTH = 0.01
+STRENGTH = 0.003
 """C of the logistic regression, as in ``afire probe``, on features of deviation 1."""
 OWN, FRESH, PIXELS = "this encoder", "fresh weights", "raw pixels"
 

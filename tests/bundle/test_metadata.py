@@ -72,12 +72,12 @@ def test_metadata_without_a_required_key_is_refused(verify, metadata, key):
     ("key", "value"),
     [
         ("num_channels", "1"),
-        ("spatial_shape", ["height", "width"]),
-        ("spatial_shape", []),
-        ("value_range", [0]),
-        ("dtype", "float"),
+        ("spatial_shape", [12.5]),
+        ("spatial_shape", "128"),
+        ("value_range", ["0", "1"]),
+        ("dtype", 32),
         ("is_patch_data", "false"),
-        ("channel_def", {"red": "radiograph"}),
+        ("channel_def", ["radiograph"]),
     ],
 )
 def test_a_wrong_tensor_description_is_refused(verify, metadata, key, value):
@@ -118,6 +118,8 @@ def test_what_the_specification_leaves_open_is_not_refused(verify, metadata):
     image = metadata["network_data_format"]["inputs"]["image"]
     del image["modality"], metadata["intended_use"]
     image |= {"spatial_shape": ["2**n*m", "*"], "dtype": "bfloat16", "value_range": [], "note": "resampled"}
+    image |= {"channel_def": {"any": "radiograph"}, "type": "MetaTensor"}
+    metadata["network_data_format"]["inputs"]["temperature"] = 0.5
     metadata |= {"own_key": [1, 2], "pytorch_version": "2.1.0a0+fe05266"}
     verify(metadata)
 

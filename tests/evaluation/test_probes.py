@@ -36,6 +36,9 @@ def test_features_are_means_of_patch_tokens_the_class_token_or_regions(encoder):
     np.testing.assert_allclose(extract_features(encoder, images, "class"), tokens[:, 0], rtol=1e-5, atol=1e-6)
     both = extract_features(encoder, images, "class_mean")
     np.testing.assert_allclose(both, torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1), rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        summary = encoder.summary(images)
+    np.testing.assert_allclose(extract_features(encoder, images, "summary"), summary, rtol=1e-5, atol=1e-6)
     regions = extract_features(encoder, images, "regions").reshape(5, 16, 4, 4)
     grid = tokens[:, 1:].view(5, 8, 8, 16)
     for row in range(4):
@@ -52,7 +55,7 @@ def test_features_do_not_depend_on_how_many_images_go_at_a_time(encoder):
 
 
 def test_unknown_pooling_is_refused_with_the_known_ones(encoder):
-    with pytest.raises(AfireError, match="mean, class, class_mean or regions, got 'max'"):
+    with pytest.raises(AfireError, match="mean, class, class_mean, regions or summary, got 'max'"):
         extract_features(encoder, torch.rand(1, 1, 32, 32), "max")  # type: ignore[arg-type]
 
 

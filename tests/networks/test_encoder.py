@@ -252,3 +252,14 @@ def test_another_grid_compiles_and_exports_without_a_break(known):
     exported = torch.export.export(encoder, (images,)).module()
     torch.testing.assert_close(exported(images), expected)
     assert ("positions_4x4" in dict(encoder.named_buffers())) == known
+
+
+def test_summary_holds_class_and_mean_token_of_half_the_depth_and_of_the_end():
+    encoder = tiny(depth=4).eval()
+    images = torch.rand(3, 1, 16, 24)
+    tokens, end = encoder.patch_embed(encoder.normalise(images)).flatten(2).transpose(1, 2), encoder(images)
+    tokens = torch.cat([encoder.cls_token.expand(3, -1, -1), tokens + encoder.positions], 1)
+    middle = encoder.norm(encoder.blocks[1](encoder.blocks[0](tokens)))
+    expected = torch.cat([middle[:, 0], middle[:, 1:].mean(1), end[:, 0], end[:, 1:].mean(1)], 1)
+    torch.testing.assert_close(encoder.summary(images), expected)
+    assert expected.shape == (3, encoder.summary_dim)

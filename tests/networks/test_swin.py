@@ -42,6 +42,14 @@ def test_tokens_are_the_cells_of_monais_last_map_before_its_last_merging():
     torch.testing.assert_close(tokens[:, 0], expected.mean(1))
 
 
+def test_summary_is_that_of_the_end_as_widths_change_on_the_way():
+    encoder = tiny()
+    with torch.no_grad():
+        tokens, summary = encoder(images()), encoder.summary(images())
+    torch.testing.assert_close(summary, torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1))
+    assert summary.shape == (2, encoder.summary_dim)
+
+
 def test_pyramid_is_what_the_feature_maps_say():
     encoder = tiny()
     maps = encoder.pyramid(images())

@@ -34,12 +34,22 @@ def test_residual_scale_leaves_out_blocks_image_by_image():
     torch.testing.assert_close(doubled[1] - doubled[0], 2 * (plain[1] - plain[0]), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "class"])
-def test_classifier_pools_what_it_says(pooling):
-    net = ViTClassifier(encoder(), ["a", "b", "c"], pooling).eval()
+@pytest.mark.parametrize("pooling", ["mean", "class", "class_mean", "summary"])
+@pytest.mark.parametrize("normality", [False, True])
+def test_classifier_pools_what_it_says(pooling, normality):
+    net = ViTClassifier(encoder(), ["a", "b", "c"], pooling, normality).eval()
     images = smooth_images(2, (32, 32))
     tokens = net.encoder(images)
-    pooled = tokens[:, 1:].mean(1) if pooling == "mean" else tokens[:, 0]
+    first, mean = tokens[:, 0], tokens[:, 1:].mean(1)
+    ways = {
+        "mean": mean,
+        "class": first,
+        "class_mean": torch.cat([first, mean], 1),
+        "summary": net.encoder.summary(images),
+    }
+    pooled = ways[pooling]
+    if normality:
+        pooled = torch.cat([pooled, net.normality(mean)], 1)
     torch.testing.assert_close(net(images), net.head(pooled))
     assert net(images).shape == (2, 3)
 

@@ -52,14 +52,19 @@ def pictures(folder, items):
     ).float()
 
 
+def slow_summary(encoder, images):
+    middle, end = encoder.norm(encoder.hidden_states(images)[1]), encoder(images)
+    parts = (middle[:, 0], middle[:, 1:].mean(1), end[:, 0], end[:, 1:].mean(1))
+    return torch.cat(parts, 1).double().numpy()
+
+
 def slow_probe(folder, content, encoder):
     """Decision values of the test images: all by scikit-learn on the features."""
     with torch.no_grad():
-        tokens = {s: encoder(pictures(folder, content[s])) for s in ("training", "test")}
-    features = {s: torch.cat([t[:, 0], t[:, 1:].mean(1)], 1).double().numpy() for s, t in tokens.items()}
+        features = {s: slow_summary(encoder, pictures(folder, content[s])) for s in ("training", "test")}
     train, items = features["training"], content["training"]
     normal = [place for place, item in enumerate(items) if item["label"][1]]
-    means = train[:, 24:]
+    means = train[:, 72:]
     every = LedoitWolf().fit(means[normal])
 
     def distance(rows, center, covariance):
@@ -69,7 +74,7 @@ def slow_probe(folder, content, encoder):
     numbers = torch.tensor([int(items[place]["group"].split(":")[1]) for place in normal])
     own = fit_images(torch.from_numpy(means[normal])[:, None], numbers)[1][:, 0].numpy()  # has tests of its own
     logs = np.log(own)
-    unlike = {s: np.log(distance(f[:, 24:], every.location_, every.covariance_)) for s, f in features.items()}
+    unlike = {s: np.log(distance(f[:, 72:], every.location_, every.covariance_)) for s, f in features.items()}
     unlike["training"][normal] = logs
     center, scale = train.mean(0), train.std(0)
     columns = {

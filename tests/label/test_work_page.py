@@ -1,0 +1,372 @@
+"""The page to work in, in a real browser on a real server; run by scripts/label_test.sh."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import time
+from collections.abc import Iterator
+
+import nibabel
+import numpy as np
+import pytest
+import requests
+from chromium import CHROMIUM, Browser, browsing
+from label_phantoms import SHAPE, phantom, write_models, write_pngs
+from label_server import Server, running
+from PIL import Image
+
+pytestmark = [
+    pytest.mark.skipif(not os.environ.get("AFIRE_LABEL_TEST"), reason="scripts/label_test.sh runs these"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium"),
+    pytest.mark.slow,
+]
+ROWS, COLUMNS = SHAPE
+ODD = ["<img src=x onerror=alert(1)>", "a&b=c#?%41 \"é'+", "{{7*7}}${7*7}</script>".replace("/", "∕")]
+"""Ids of images that would do harm, or be cut, if they were not taken as text."""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return write_models(tmp_path_factory.mktemp("page") / "models")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, models) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("site")
+    write_pngs(folder / "studies", 6)
+    for number, name in enumerate(ODD):
+        Image.fromarray(phantom(20 + number)[0]).save(folder / "studies" / f"{name}.png")
+    with running(str(folder / "studies"), folder / "work", models, {}) as server:
+        yield server
+
+
+@pytest.fixture
+def page(site, tmp_path) -> Iterator[Browser]:
+    with browsing(tmp_path / "profile") as browser:
+        start(browser, site)
+        yield browser
+        assert_quiet(browser, site)
+
+
+def start(browser: Browser, server: Server) -> str:
+    browser.open(f"{server.url}work/?token={server.token}")
+    return settled(browser)
+
+
+def settled(browser: Browser, other_than: str = "No image") -> str:
+    """Wait for another image that can be worked on; gives its id."""
+    shown = "document.getElementById('image').textContent"
+    busy = "document.getElementById('stage').getAttribute('aria-busy')"
+    return browser.until(f"{shown} != {json.dumps(other_than)} && {busy} == 'false' && {shown}")
+
+
+def assert_quiet(browser: Browser, server: Server) -> None:
+    """Nothing was complained of but that there is no training yet, and nobody else was asked."""
+    assert [line for line in browser.problems if not line.endswith(f"(Not Found) {server.url}train/")] == []
+    assert [url for url in browser.requests if not url.startswith(server.url)] == []
+
+
+def show(browser: Browser, image: str) -> None:
+    """Open an image by its id, as a reload does."""
+    settled(browser)
+    browser.value(f"sessionStorage.setItem('afire-image', {json.dumps(image)}), window.before = true")
+    browser.call("Page.reload")
+    browser.until("!window.before")
+    assert settled(browser) == image
+
+
+def layout(browser: Browser) -> tuple[float, float, float]:
+    """Where the whole image lies in the window: left, top, and the size of its pixels."""
+    left, top, wide, high = browser.value(
+        "(({left, top, width, height}) => [left, top, width, height])(canvas.getBoundingClientRect())"
+    )
+    assert (wide, high) == tuple(browser.value("[canvas.clientWidth, canvas.clientHeight]"))
+    scale = min(wide / COLUMNS, high / ROWS)
+    return left + (wide - scale * COLUMNS) / 2, top + (high - scale * ROWS) / 2, scale
+
+
+def greys(browser: Browser) -> np.ndarray:
+    """(rows, columns, 3) colours that are on the screen in the middle of each pixel of the image."""
+    time.sleep(0.2)  # a frame or two
+    left, top, scale = layout(browser)
+    edge = browser.value("(({left, top}) => [left, top])(canvas.getBoundingClientRect())")
+    wide, high, data = browser.value(
+        "(d => [canvas.width, canvas.height, btoa(Array.from(d, (c) => String.fromCharCode(c)).join(''))])"
+        "(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data)"
+    )
+    seen = np.frombuffer(base64.b64decode(data), np.uint8).reshape(high, wide, 4)[..., :3].astype(int)
+    rows = (top - edge[1] + scale * (np.arange(ROWS) + 0.5)).astype(int)
+    columns = (left - edge[0] + scale * (np.arange(COLUMNS) + 0.5)).astype(int)
+    return seen[np.ix_(rows, columns)]
+
+
+def shown_mask(browser: Browser) -> np.ndarray:
+    """Pixels that are tinted by the first class's blue."""
+    colours = greys(browser)
+    return colours[..., 2] - colours[..., 0] > 12
+
+
+def disc_along(points: list[tuple[float, float]], diameter: float) -> np.ndarray:
+    """Pixels whose centre is no farther than half the diameter from a line through points (column, row)."""
+    columns, rows = np.meshgrid(np.arange(COLUMNS) + 0.5, np.arange(ROWS) + 0.5)
+    found = np.zeros(SHAPE, bool)
+    for start_, end in zip(points, points[1:] or points, strict=False):
+        for share in np.linspace(0, 1, 2001):
+            x, y = (a + share * (b - a) for a, b in zip(start_, end, strict=True))
+            found |= (columns - x) ** 2 + (rows - y) ** 2 <= (diameter / 2) ** 2
+    return found
+
+
+def brush(browser: Browser) -> None:
+    """Take the brush, and make it 20 pixels wide: at first it is 2, a fortieth of the rows."""
+    browser.press("b")
+    for _ in range(7):
+        browser.press(".")
+    browser.until("document.getElementById('message').textContent == 'Brush: 20 pixels'")
+
+
+def saved_mask(server: Server, image: str, folder) -> np.ndarray:
+    """What any client gets: the NIfTI file, read by nibabel alone."""
+    (folder / "saved.nii.gz").write_bytes(server.get("datastore/label", label=image, tag="final").content)
+    return np.asarray(nibabel.load(folder / "saved.nii.gz").dataobj)[:, :, 0].T
+
+
+def test_nothing_of_the_page_is_given_without_the_token(site):
+    with requests.Session() as stranger:
+        stranger.trust_env = False
+        for path in (
+            "",
+            "main.js",
+            "api/setup",
+            "api/case?image=chest00",
+            "api/pixels?image=chest00",
+            "api/mask?image=x",
+        ):
+            assert stranger.get(f"{site.url}work/{path}", timeout=60).status_code == 401, path
+        body = {"task": "classification", "run": ""}
+        assert stranger.post(f"{site.url}work/api/version", json=body, timeout=60).status_code == 401
+    for path in (
+        "../work_page.py",
+        "..%2Fwork_page.py",
+        "x.js",
+        "api/pixels?image=../../etc/passwd",
+        "api/mask?image=chest00",
+    ):
+        answer = site.get(f"work/{path}")
+        assert answer.status_code == 404, path
+        assert str(site.work.parent) not in answer.text
+    for body in ({}, {"task": "classification", "run": 1}, {"task": "classification", "run": "../x"}):
+        answer = site.http.post(f"{site.url}work/api/version", json=body, timeout=60)
+        assert answer.status_code in (400, 404)
+
+
+def test_the_page_may_load_nothing_but_its_own_files_and_read_no_markup(page):
+    policy = page.value("fetch('main.js').then((r) => r.headers.get('Content-Security-Policy'))")
+    assert "unsafe" not in policy
+    assert not {"http:", "https:", "*", "data:", "blob:"} & set(policy.replace(";", " ").split())
+    for harm in ("document.body.innerHTML = '<b>x</b>'", "document.createElement('script').text = '1'"):
+        with pytest.raises(RuntimeError, match="Trusted"):
+            page.value(harm)
+    page.problems.clear()  # which are these
+
+
+def test_a_box_and_a_stroke_are_saved_and_shown_again_pixel_by_pixel(page, site, tmp_path):
+    image = "chest01"
+    show(page, image)
+    left, top, scale = layout(page)
+
+    def place(x: int, y: int) -> tuple[float, float]:
+        return (x - left) / scale, (y - top) / scale
+
+    corner, other = (round(left + 10.2 * scale), round(top + 20.7 * scale)), (
+        round(left + 30.9 * scale), round(top + 41.3 * scale))  # fmt: skip
+    stroke = [(round(left + c * scale), round(top + r * scale)) for c, r in ((50.3, 15.2), (61.8, 40.1), (44.4, 70.6))]
+    page.press("x")
+    page.drag(corner, (corner[0] + 5, corner[1] + 40), other)
+    brush(page)
+    page.drag(*stroke)
+    (x0, y0), (x1, y1) = place(*corner), place(*other)
+    columns, rows = np.meshgrid(np.arange(COLUMNS) + 0.5, np.arange(ROWS) + 0.5)
+    box = (columns > x0) & (columns < x1) & (rows > y0) & (rows < y1)
+    drawn = box | disc_along([place(*point) for point in stroke], 20)
+    page.value("document.activeElement.blur()")
+    page.press("w")  # without the brush's ring
+    assert (shown_mask(page) == drawn).all()
+    page.press("u")
+    assert (shown_mask(page) == box).all()
+    page.press("z", control=True, shift=True)
+    assert (shown_mask(page) == drawn).all()
+    page.press("s")
+    page.until("document.getElementById('message').textContent == 'Saved.'")
+    assert (saved_mask(site, image, tmp_path) == drawn).all()
+    show(page, image)
+    assert (shown_mask(page) == drawn).all()
+    page.press("d")
+    assert not shown_mask(page).any()
+    page.press("u")
+    assert (shown_mask(page) == drawn).all()
+
+
+def test_masks_of_other_clients_are_shown_and_the_models_can_be_taken_over(page, site, tmp_path):
+    mask = phantom(2)[1]
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    assert site.save("chest02", tmp_path / "mask.png").status_code == 200
+    show(page, "chest02")
+    assert (shown_mask(page) == (mask == 1)).all()
+    page.press("t")
+    page.until("!document.getElementById('unsaved').hidden")
+    assert (shown_mask(page) == (site.map("segmentation", "chest02", tmp_path) == 1)).all()
+
+
+def test_everything_can_be_done_by_keyboard_alone(page, site, tmp_path):
+    show(page, "chest03")
+    for _ in range(60):
+        page.press("Tab")
+        assert page.value("getComputedStyle(document.activeElement).outlineStyle != 'none'")
+        if page.value("document.activeElement.id") == "canvas":
+            break
+    else:
+        raise AssertionError("the radiograph is not reached by Tab")
+    brush(page)
+    page.press("ArrowLeft", shift=True)
+    page.press("Enter")
+    page.press("ArrowDown", shift=True)
+    page.press("ArrowDown")
+    page.press("Enter")
+    page.press("s")
+    page.until("document.getElementById('message').textContent == 'Saved.'")
+    x, y = COLUMNS / 2 - 10, ROWS / 2
+    assert (saved_mask(site, "chest03", tmp_path) == disc_along([(x, y), (x, y + 11)], 20)).all()
+    page.press("?")
+    assert page.value("document.getElementById('help').open")
+    page.press("Escape")
+    before = page.value("document.getElementById('image').textContent")
+    page.press("1")
+    page.press("k")  # would lose what was entered
+    page.until("document.getElementById('ask').open")
+    page.press("Escape")
+    page.until("!document.getElementById('ask').open")
+    assert settled(page) == before
+    page.press("u")
+    page.press("k")
+    assert settled(page, before) != before
+    page.press("p")
+    page.until(f"document.getElementById('image').textContent == {json.dumps(before)}")
+
+
+def test_radiographs_are_upright_and_windowed_as_told(page):
+    show(page, "chest04")
+    truth = phantom(4)[0].astype(int)
+    page.press("l")
+    plain = greys(page)
+    assert np.abs(plain[..., 0] - truth).mean() < 3  # between pixels the browser interpolates
+    page.press("i")
+    assert np.abs(greys(page) - (255 - plain)).max() <= 1
+    page.press("c")
+    assert (greys(page) == plain).all()
+    left, top, scale = layout(page)
+    middle = (round(left + 39 * scale), round(top + 48 * scale))
+    page.drag(middle, (middle[0] - 200, middle[1]))  # half the width, so twice the contrast
+    wanted = np.clip(2 * (truth - 127.5) + 127.5, 0, 255)
+    assert np.abs(greys(page)[..., 0] - wanted).mean() < 6
+    assert (plain[..., 0] == plain[..., 2]).all()
+
+
+def test_the_heatmap_lies_on_the_radiograph_as_the_model_gave_it(page, site, tmp_path):
+    show(page, "spot")
+    grey = greys(page)
+    page.press("h")
+    page.until("document.getElementById('heat-note').textContent.startsWith('more unusual than')")
+    heat = site.map("anomaly_heatmap", "spot", tmp_path, ".png", result_dtype="uint8")
+    assert np.ptp(heat) > 100
+    stops = (
+        (0, 0, 4),
+        (87, 16, 110),
+        (188, 55, 84),
+        (249, 142, 9),
+        (252, 255, 164),
+    )  # black, purple, red, orange, yellow
+    colour = np.stack([np.interp(heat / 255 * 4, range(5), band) for band in zip(*stops, strict=True)], -1)
+    share = np.maximum(0, 0.75 * (heat.astype(float) - 30))[..., None] / 255
+    assert np.abs(greys(page) - (share * colour + (1 - share) * grey)).mean() < 3
+    page.press("h")
+    page.until("document.getElementById('heat-note').textContent == ''")
+    assert (greys(page) == grey).all()
+
+
+@pytest.mark.parametrize("image", ODD)
+def test_odd_ids_are_text_and_their_labels_their_own(page, site, image, tmp_path):
+    show(page, image)
+    assert page.value("document.querySelectorAll('img, b, aside script').length") == 0
+    page.press("1")
+    page.press("2", shift=True)
+    left, top, scale = layout(page)
+    page.press("x")
+    page.drag((round(left + 8 * scale), round(top + 8 * scale)), (round(left + 20 * scale), round(top + 20 * scale)))
+    page.press("s")
+    page.until("document.getElementById('message').textContent == 'Saved.'")
+    assert site.get("datastore/label", label=image, tag="findings").json() == {"Effusion": 1, "Nodule": -1}
+    assert saved_mask(site, image, tmp_path).sum() > 100
+    show(page, image)
+    states = page.value("[...document.querySelectorAll('#findings .state')].map((e) => e.textContent)")
+    assert states == ["✓ present", "? uncertain"]
+    assert shown_mask(page).sum() > 100
+
+
+def test_ten_images_from_the_first_to_a_trained_model_in_the_browser_alone(models, tmp_path):
+    write_pngs(tmp_path / "studies", 9)  # and the spotted picture
+    with (
+        running(str(tmp_path / "studies"), tmp_path / "work", models, {}) as server,
+        browsing(tmp_path / "profile") as browser,
+    ):
+        image, entered = start(browser, server), {}
+        for number in range(10):
+            present = image.startswith("chest") and int(image[5:]) % 3 == 0
+            browser.press("1" if present else "0")
+            browser.press("r")
+            entered[image] = {"Effusion": int(present), "Nodule": 0}
+            browser.press("n")
+            if number < 9:
+                image = settled(browser, image)
+        browser.until("document.getElementById('message').textContent.startsWith('There is no image without')")
+        assert browser.value("document.getElementById('count').textContent") == "10 of 10 images labelled"
+        saved = {i: server.get("datastore/label", label=i, tag="findings").json() for i in entered}
+        assert len(saved) == 10
+        assert saved == entered
+
+        browser.press("m")
+        browser.until("!!document.getElementById('epochs-classification')")
+        browser.value("document.getElementById('epochs-classification').focus()")
+        browser.value("document.getElementById('epochs-classification').select()")
+        browser.press("1")
+        assert browser.value("document.getElementById('epochs-classification').value") == "1"
+        browser.value("document.getElementById('train-classification').focus()")
+        browser.press("Enter")
+        browser.until("document.getElementById('open-training').textContent.startsWith('Training')")
+        browser.until("document.getElementById('message').textContent.startsWith('Training ended')", 120)
+        stats = server.info()["train_stats"]["classification"]
+        assert (stats["total_epochs"], stats["training"] + stats["validation"]) == (1, 10)
+        shown = browser.value("document.getElementById('trainers').textContent")
+        assert "too few" in shown
+        assert f"{stats['validation']} held back" in shown
+        assert stats["warnings"][0] in shown
+
+        def use(run: str) -> list[str]:
+            browser.value(f"document.getElementById('use-classification-{run}').focus()")
+            browser.press("Enter")
+            browser.until("document.getElementById('ask').open")
+            browser.value("document.getElementById('yes').focus()")
+            browser.press("Enter")
+            browser.until(f"!document.getElementById('use-classification-{run}')")
+            return [v["run"] for v in server.get("work/api/setup").json()["versions"]["classification"] if v["in_use"]]
+
+        assert use("0001") == ["0001"]
+        warnings = browser.until(
+            "document.getElementById('warnings').textContent.includes('not judged') && warnings.textContent"
+        )
+        assert "Effusion: not judged, 20 held-back patients" in warnings
+        assert "not calibrated: Effusion, Nodule" in warnings
+        assert use("") == [""]
+        assert_quiet(browser, server)
