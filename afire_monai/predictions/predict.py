@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -23,7 +23,7 @@ from afire_monai.core.pool import threads
 from afire_monai.datalists.file import datalist_hash, is_normal, load_datalist, normal_label, read_raw, reader_options
 from afire_monai.predictions.anomaly.fit import ReferenceFit
 from afire_monai.predictions.format import JUDGEMENT
-from afire_monai.predictions.reading import LeftOut, Radiograph, ahead, read_radiograph
+from afire_monai.predictions.reading import LeftOut, Radiograph, ahead, batches, read_radiograph
 from afire_monai.predictions.results import ResultFolder, csv_text, pictures_of
 from afire_monai.predictions.scoring import Answer, Scorer
 from afire_monai.radiographs.decode import list_images
@@ -225,7 +225,7 @@ class _Job:
         reading = ahead(self._read, todo, self.workers, max(2 * self.batch_size, 2 * self.workers))
         bar = tqdm(reading, total=len(todo), desc="predicting", unit="image", disable=hidden(progress))
         with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
-            for batch in _batches(bar, self.batch_size, left_out):
+            for batch in batches(_noted(bar, left_out), self.batch_size):
                 for radiograph, answer in zip(batch, self._score(batch), strict=True):
                     writing.append(writer.submit(self._write, radiograph, answer))
                 while len(writing) > 2 * self.batch_size:
@@ -259,22 +259,12 @@ class _Job:
             ) from error
 
 
-def _batches(
-    results: Iterator[Radiograph | LeftOut] | tqdm, size: int, left_out: dict[int, str]
-) -> Iterator[list[Radiograph]]:
-    """Gather radiographs into batches, and reasons into a dictionary."""
-    batch: list[Radiograph] = []
+def _noted(results: Iterable[Radiograph | LeftOut], left_out: dict[int, str]) -> Iterator[Radiograph | LeftOut]:
     for result in results:
         if isinstance(result, LeftOut):
             left_out[result.index] = result.reason
             logger.info("image %d is left out: %s", result.index, result.reason)
-            continue
-        batch.append(result)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+        yield result
 
 
 def _gathered(left_out: dict[int, str], earlier: int, world: int) -> tuple[dict[int, str], int]:
