@@ -163,13 +163,34 @@ def predict(
     """
     _check_counts(batch_size, workers)
     source = find_source(inputs, section)
-    joined_before, (rank, world) = dist.is_initialized(), join_processes()
+    joined_before, (_, world) = dist.is_initialized(), join_processes()
     scorer = Scorer(model, device or _own_device(), heatmap, label, restored)
+    done = predict_source(source, scorer, out, overlays, batch_size, workers, resume, any, reader, progress)
+    _leave(world, joined_before)
+    return done
+
+
+def predict_source(
+    source: Source,
+    scorer: Scorer,
+    out: str | Path,
+    overlays: bool = False,
+    batch_size: int = 16,
+    workers: int | None = None,
+    resume: bool = False,
+    any: bool = False,
+    reader: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> PredictionSummary:
+    """Predict files that were found with models that were loaded; arguments, files and errors as for `predict`."""
+    _check_counts(batch_size, workers)
+    joined = dist.is_initialized()
+    rank, world = (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
     # a list says by itself how its images are read; folders are read as in training
     usual = source.reader if source.section else scorer.reader
     source = replace(source, reader={**usual, **(reader or {})})
     folder = _result_folder(out, overlays, scorer)
-    run = _run_facts(source, scorer, label, restored=restored, overlays=overlays, any=any)
+    run = _run_facts(source, scorer, overlays=overlays, any=any)
     if rank == 0:
         folder.start(run, source.key(), resume)
     _wait(world)
@@ -184,13 +205,12 @@ def predict(
     if rank == 0:
         gathered = folder.finish(total, left_out, facts, scorer.labels, source.normal)
         scored, unfit, fit = gathered.count, gathered.unfit, gathered.fit
-    _leave(world, joined_before)
     return PredictionSummary(total, scored, left_out, earlier, rank, unfit, fit)
 
 
-def _run_facts(source: Source, scorer: Scorer, label: str | None, **written: bool) -> dict[str, Any]:
+def _run_facts(source: Source, scorer: Scorer, **written: bool) -> dict[str, Any]:
     """Return what the results depend on, as kept for resuming."""
-    options: dict[str, Any] = {"heatmap": scorer.heatmap, "label": label, **written}
+    options: dict[str, Any] = {"heatmap": scorer.heatmap, "label": scorer.label, "restored": scorer.restored, **written}
     options |= {"reader": dict(source.reader)} if source.reader else {}
     return {**options, "section": source.section, "datalist_sha256": source.datalist_sha256, "model": scorer.facts}
 
