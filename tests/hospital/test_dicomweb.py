@@ -25,7 +25,7 @@ import pytest
 
 pytest.importorskip("dicomweb_client")
 
-from certificates import asking_for_a_certificate, make_certificates
+from hospital.certificates import asking_for_a_certificate, make_certificates
 from hospital.fake_dicomweb import FakeServer, busy, cut, fake_dicomweb, hang_up, multipart, plain, says
 from hospital.planted import SECRETS, small, write
 
@@ -557,11 +557,11 @@ def test_an_unknown_authority_is_named_with_the_way_out(tmp_path):
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory) -> Path:
-    return make_certificates(tmp_path_factory.mktemp("tls"))
+    return make_certificates(tmp_path_factory.mktemp("tls"), "server", "client", "stranger")
 
 
 def test_a_certificate_and_its_authority_open_an_archive_that_asks_for_one(certificates, tmp_path):
-    ca, cert, key = (str(certificates / name) for name in ("ca.pem", "client.pem", "client.key"))
+    ca, cert, key = (str(certificates / name) for name in ("server.pem", "client.pem", "client.key"))
     tls = asking_for_a_certificate(certificates)
     tls.maximum_version = ssl.TLSVersion.TLSv1_2  # later ones may cut the connection before they say why
     with fake_dicomweb(tls) as server:
@@ -581,7 +581,7 @@ def test_a_certificate_and_its_authority_open_an_archive_that_asks_for_one(certi
 
 
 def test_files_of_certificates_that_will_not_do_are_refused_before_anything_is_asked(certificates, tmp_path):
-    ca, cert, key = (str(certificates / name) for name in ("ca.pem", "client.pem", "client.key"))
+    ca, cert, key = (str(certificates / name) for name in ("server.pem", "client.pem", "client.key"))
     (tmp_path / "none.pem").write_text("nothing")
     locked = tmp_path / "locked.key"
     command = ["openssl", "rsa", "-in", key, "-aes256", "-passout", "pass:hunter2", "-out", str(locked)]

@@ -22,7 +22,7 @@ import pydicom
 import pytest
 import requests
 from asked_hosts import asked_for, recording
-from certificates import asking_for_a_certificate, make_certificates
+from hospital.certificates import asking_for_a_certificate, make_certificates
 from hospital.fake_dicomweb import fake_dicomweb
 from hospital.orthanc import free_port, running_orthanc
 from hospital_files import PLANTED, radiograph
@@ -393,7 +393,7 @@ def test_an_archive_with_its_own_authority_certificates_and_credentials_is_reach
     way, models, tmp_path, monkeypatch
 ):
     """The store lists and fetches, saves a mask into the archive, and OHIF's proxy reads, all as the same client."""
-    files = make_certificates(tmp_path / "tls")
+    files = make_certificates(tmp_path, "server", "client")
     if way == "password":
         monkeypatch.setenv("AFIRE_DICOMWEB_USER", "anna")
         monkeypatch.setenv("AFIRE_DICOMWEB_PASSWORD", "hünter:2 €")
@@ -404,7 +404,11 @@ def test_an_archive_with_its_own_authority_certificates_and_credentials_is_reach
         monkeypatch.setenv("AFIRE_DICOMWEB_TOKEN_FILE", os.path.relpath(tmp_path / "token"))
         expected = "Bearer abc.def"
     source = radiograph(1)
-    options = {"ca": str(files / "ca.pem"), "tls_cert": str(files / "client.pem"), "tls_key": str(files / "client.key")}
+    options = {
+        "ca": str(files / "server.pem"),
+        "tls_cert": str(files / "client.pem"),
+        "tls_key": str(files / "client.key"),
+    }
     with fake_dicomweb(asking_for_a_certificate(files)) as archive:
         archive.hold(source)
         with running(archive.url, tmp_path / "work", models, {}, **options) as server:

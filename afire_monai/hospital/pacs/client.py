@@ -16,7 +16,6 @@ from afire_monai.hospital.dicomweb.client import Query, SeriesReference, is_uid
 from afire_monai.hospital.dicomweb.connection import AnswerError, ConnectionLostError, is_loopback
 from afire_monai.hospital.pacs.association import (
     IMAGES,
-    LARGEST_OBJECT,
     PDU,
     UNCOMPRESSED,
     PacsAddress,
@@ -294,7 +293,7 @@ class Pacs:
         return association
 
     def _opened(self, event: Any, purpose: str) -> None:
-        limit_connection(event, self._timeout, LARGEST_OBJECT)
+        limit_connection(event, self._timeout)
         self._connected[purpose] = event.assoc
 
     def _contexts(self, purpose: str) -> list[Any]:
