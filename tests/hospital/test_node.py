@@ -430,6 +430,28 @@ def test_two_nodes_do_not_share_a_folder(tmp_path):
         node_status(tmp_path / "x")
 
 
+def test_the_page_of_counts_is_on_loopback_and_for_its_own_address_alone(model, tmp_path):
+    page = free_port()
+    with running_node(tmp_path / "s", model, status_port=page) as port, client(port) as router:
+        assert router.store(radiograph(1))
+        wait_for(tmp_path / "s", lambda status: status.counts[KEPT] == 1)
+        with urllib.request.urlopen(f"http://127.0.0.1:{page}/", timeout=10) as answer:
+            text = answer.read().decode()
+            assert answer.headers["Refresh"] == "10"
+        assert "predicted: 1 (1 kept in results/" in text
+        assert not any(word in text for word in (*PLANTED, str(tmp_path)))
+        for request in (
+            urllib.request.Request(f"http://127.0.0.1:{page}/", headers={"Host": f"evil.example:{page}"}),
+            f"http://127.0.0.1:{page}/node.sqlite",
+        ):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(request, timeout=10)
+        with pytest.raises(AfireError, match="--status-port"), running_node(tmp_path / "t", model, status_port=page):
+            pass
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"http://127.0.0.1:{page}/", timeout=10)
+
+
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory) -> Path:
     return make_certificates(tmp_path_factory.mktemp("tls"), "node", "router", "stranger")

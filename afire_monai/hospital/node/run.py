@@ -34,6 +34,7 @@ from afire_monai.hospital.node.queue import (
 )
 from afire_monai.hospital.node.receiver import Receiver
 from afire_monai.hospital.node.sender import TROUBLE, Sender
+from afire_monai.hospital.node.status_page import status_page
 from afire_monai.hospital.pacs.association import Tls
 from afire_monai.hospital.pacs.client import Pacs
 from afire_monai.predictions.scoring import Scorer
@@ -65,6 +66,7 @@ def run_node(
     queue_gib: float = 20.0,
     object_mib: int = 256,
     timeout: float = 60.0,
+    status_port: int | None = None,
     stop: threading.Event | None = None,
     ready: Callable[[int], None] | None = None,
 ) -> None:
@@ -95,6 +97,7 @@ def run_node(
         queue_gib: GiB of objects that may wait.
         object_mib: MiB of the largest object; a connection that sends more is closed.
         timeout: seconds of quiet after which a connection is closed, and to wait for the archive's answers.
+        status_port: TCP port of loopback for a page with the counts of --status; none unless given.
         stop: ends the node when it is set.
         ready: is called with the port once the node listens.
 
@@ -115,7 +118,8 @@ def run_node(
             held.send_what_was_kept()
         predictor = Predictor(held, scorer, kinds, batch_size, threads(workers), PREDICTED if pacs else KEPT)
         receiver = Receiver(held, aet, host, port, allow, tls, timeout, object_mib << 20)
-        with _receiving(receiver, ready), _sending(held, pacs, stop), _until_signal(stop):
+        page = status_page(status_port, lambda: node_status(state).lines())
+        with page, _receiving(receiver, ready), _sending(held, pacs, stop), _until_signal(stop):
             _work(predictor, held, stop)
     finally:
         held.close()
