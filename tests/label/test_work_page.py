@@ -228,7 +228,7 @@ def test_the_heatmap_lies_on_the_radiograph_as_the_model_gave_it(page, site, tmp
     show(page, "spot")
     grey = greys(page)
     page.press("h")
-    page.until("document.getElementById('heat-note').textContent.startsWith('more unusual than')")
+    page.until("document.getElementById('heat-note').textContent.startsWith('Heatmap: more unusual than')")
     heat = site.map("anomaly_heatmap", "spot", tmp_path, ".png", result_dtype="uint8")
     assert np.ptp(heat) > 100
     stops = (

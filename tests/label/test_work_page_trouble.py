@@ -229,3 +229,27 @@ def test_outlines_are_the_borders_between_pixels(site, browser):
     wanted = {(c, r, 1) for r in range(13) for c in range(9) if inside[r, c + 1] != inside[r + 1, c + 1]}
     wanted |= {(c, r, 0) for r in range(12) for c in range(10) if inside[r + 1, c] != inside[r + 1, c + 1]}
     assert short == wanted
+
+
+def test_labels_saved_while_a_training_starts_are_kept_and_do_not_disturb_it(site, tmp_path):
+    for value in (0, 1):
+        (tmp_path / f"{value}.json").write_text(f'{{"Effusion": {value}, "Nodule": {1 - value}}}')
+    images = [f"chest{number:02d}" for number in range(6)]
+
+    def save_all(turn: int) -> set[int]:
+        answers = [
+            site.save(image, tmp_path / f"{(turn + place) % 2}.json", "findings") for place, image in enumerate(images)
+        ]
+        return {answer.status_code for answer in answers}
+
+    assert save_all(0) == {200}
+    with ThreadPoolExecutor(2) as pool:
+        training = pool.submit(site.train, "classification", True, max_epochs=1)
+        turn = 0
+        while not training.done() or turn < 2:
+            turn += 1
+            assert save_all(turn) == {200}
+    assert training.result().status_code == 200, training.result().text
+    assert site.info()["train_stats"]["classification"].get("failed") is None
+    kept = [site.get("work/api/case", image=image).json()["findings"]["Effusion"] for image in images]
+    assert kept == [(turn + place) % 2 for place in range(6)]

@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { $, attempt, confirmed, el, say } from "./dom.js";
+import { CYCLE, goTo, showFindings } from "./findings.js";
 import { listen } from "./keys.js";
 import { History, Mask } from "./mask.js";
 import { Opinions, choose } from "./opinions.js";
@@ -9,8 +10,6 @@ import { TOOLS, Tools } from "./tools.js";
 import { Training } from "./training.js";
 import { Viewer, colourOf, css } from "./viewer.js";
 
-const STATES = { null: ["", "not said"], 1: ["yes", "✓ present"], 0: ["no", "– absent"], "-1": ["maybe", "? uncertain"] };
-const CYCLE = { null: 1, 1: 0, 0: null, "-1": null };
 const LAST = "afire-image"; // in this tab only, so that reloading shows the same image and nothing is left behind
 
 const viewer = new Viewer($("canvas"));
@@ -116,9 +115,14 @@ const save = (nothingNew = "There is nothing new to save.") => {
 };
 
 async function saveChanges(work) {
-  const keep = async (send) => { await send(); work.version = (await api.savedCase(work.id)).version; work.hasLabel = true; };
-  if ((await api.savedCase(work.id)).version !== work.version && !(await confirmed("The saved labels of this image were " +
-    "changed since you opened it, perhaps in another window. Replace them by yours?", "Replace"))) {
+  const version = async () => (await api.savedCase(work.id)).version;
+  const keep = async (send) => {
+    await send();
+    work.version = await version();
+    work.hasLabel = true;
+  };
+  if ((await version()) !== work.version && !(await confirmed("The saved labels of this image changed since you " +
+    "opened it, perhaps in another window. Replace them by yours?", "Replace"))) {
     throw new Error("Not saved. The page shows the other labels when you load it again.");
   }
   const now = entered(work);
@@ -169,7 +173,11 @@ function maskDrawn() {
 /** Put other values into the mask, as a step that can be taken back. */
 function fillMask(values) {
   if (!current || moving || !board.mask || !values) return;
-  const put = (content) => () => { board.mask.values.set(content); board.showMask(board.mask.everything); maskDrawn(); };
+  const put = (content) => () => {
+    board.mask.values.set(content);
+    board.showMask(board.mask.everything);
+    maskDrawn();
+  };
   board.history.add({ undo: put(board.mask.values.slice()), redo: put(values), bytes: 2 * values.length });
   put(values)();
 }
@@ -186,19 +194,9 @@ async function readInfo() {
 }
 
 function render() {
-  const bare = info.models.classification?.not_calibrated ?? [], focused = document.activeElement?.id;
-  const says = Object.values(opinions.labels).length > 0;
-  $("findings").replaceChildren(...known.findings.map((name, place) => {
-    const [look, words] = STATES[current?.findings[name] ?? null], { probability, above_threshold: above } = opinions.labels[name] ?? {};
-    const shown = probability === undefined ? "" : `${above ? "▲ " : ""}${probability.toFixed(2)}${bare.includes(name) ? "*" : ""}`;
-    return el("li", {}, el("button", {
-      type: "button", id: `finding-${place}`, class: look, disabled: !current,
-      onclick: (event) => pressFinding(place, event.shiftKey),
-    }, place < 9 ? el("kbd", {}, String(place + 1)) : el("span"), el("span", { class: "name" }, name),
-    el("small", {}, shown), el("span", { class: "state" }, words)));
-  }));
-  $("findings-note").textContent = !says ? "" : "Numbers: the model’s probability, ▲ from its threshold on" +
-    (known.findings.some((name) => bare.includes(name)) ? "; * not calibrated" : "");
+  const focused = document.activeElement?.id;
+  const bare = info.models.classification?.not_calibrated ?? [];
+  showFindings(known.findings, current?.findings ?? null, opinions.labels, bare, pressFinding);
   $("classes").replaceChildren(...Object.entries(known.classes).map(([name, value]) => {
     const swatch = el("span", { class: "swatch" });
     swatch.style.background = css(colourOf(value));
@@ -218,11 +216,6 @@ function render() {
 
 const toggle = (id) => () => ($(id).closest("[hidden]") ? say(`${$(id).dataset.absent}`) : $(id).click());
 const step = (way) => () => { if (!moving) { tools.forget(); board.history[way](); } };
-/** Go to another button of the findings: those after the ninth have no key of their own. */
-const goTo = (way) => () => {
-  const buttons = [...$("findings").querySelectorAll("button")], place = buttons.indexOf(document.activeElement);
-  buttons.at(place < 0 && way < 0 ? -1 : (place + way) % buttons.length)?.focus();
-};
 const nextClass = () => {
   const values = Object.values(known.classes);
   tools.value = values[(values.indexOf(tools.value) + 1) % values.length] ?? 1;
@@ -235,8 +228,8 @@ const KEYS = [ // key, what the help says, what is done, button
   ["P", "Previous image", () => move(previous), "previous"],
   ["0", "No finding: all absent", () => setAll(() => true), "none"],
   ["R", "The rest is absent", () => setAll((value) => value === null), "rest"],
-  ["↓", "Go to the next finding; Enter sets it, with Shift uncertain", goTo(1), null],
-  ["↑", "Go to the finding before", goTo(-1), null],
+  ["↓", "Go to the next finding; Enter sets it, with Shift uncertain", () => goTo(1), null],
+  ["↑", "Go to the finding before", () => goTo(-1), null],
   ["U", "Undo (also Ctrl+Z)", step("undo"), "undo"],
   ["Y", "Redo (also Ctrl+Y)", step("redo"), "redo"],
   ...Object.entries(TOOLS).map(([name, [key, title]]) => [key, `Tool: ${title}`, () => tools.choose(name), null]),
@@ -244,7 +237,8 @@ const KEYS = [ // key, what the help says, what is done, button
   [".", "Larger brush", () => tools.resize(1.3), "larger"],
   ["Q", "Next class to draw", nextClass, null],
   ["T", "Take over the outline of the model", async () => fillMask(await opinions.mask()), "take"],
-  ["D", "Empty mask: there is nothing to outline", () => fillMask(new Uint8Array(board.mask?.values.length ?? 0)), "empty"],
+  ["D", "Empty mask: there is nothing to outline",
+    () => fillMask(new Uint8Array(board.mask?.values.length ?? 0)), "empty"],
   ["H", "Heatmap on and off", toggle("heat"), null],
   ["O", "Outline of the model on and off", toggle("outline"), null],
   ["L", "Your own mask on and off", toggle("mine"), null],

@@ -75,7 +75,9 @@ export class History {
   add(step) {
     this.#done.push(step);
     let bytes = this.#done.reduce((sum, { bytes: some = 0 }) => sum + some, 0);
-    while (this.#done.length > 200 || (bytes > MOST_BYTES && this.#done.length > 1)) bytes -= this.#done.shift().bytes ?? 0;
+    while (this.#done.length > 200 || (bytes > MOST_BYTES && this.#done.length > 1)) {
+      bytes -= this.#done.shift().bytes ?? 0;
+    }
     this.#undone = [];
   }
 

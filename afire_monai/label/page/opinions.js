@@ -47,7 +47,7 @@ export class Opinions {
       return [...texts, ...(missing ? [`not calibrated: ${bare.join(", ")}`] : [])].map((text) => `${task}: ${text}`);
     });
     $("warnings").replaceChildren(...warnings.map((text) => el("li", {}, text)));
-    $("warnings-box").hidden = !warnings.length;
+    $("warnings-box").hidden = $("warned").hidden = !warnings.length;
   }
 
   /** Another image is shown, or other models are in use. */
@@ -69,12 +69,13 @@ export class Opinions {
       const answer = $(id).checked && this.models[task] && this.#image !== null ? await this.#answer(id, task) : null;
       if (turn === this.#turn) put(answer, task);
     });
-    $("heat-note").textContent = $("heat").checked ? "asking the model …" : "";
+    $("heat-note").textContent = $("heat").checked ? "Heatmap: asking the model …" : "";
     show("opinion", (answer) => { this.labels = answer?.labels ?? {}; this.changed(); });
     show("heat", (map, task) => {
       this.viewer.setHeat(map?.values ?? null);
-      $("heat-note").textContent = !map ? "" : task === "classification"
-        ? `for ${map.facts.heatmap?.label ?? "the likeliest finding"}` : map.facts.anomaly?.meaning ?? "";
+      const meaning = task === "classification" ? `for ${map?.facts.heatmap?.label ?? "the likeliest finding"}`
+        : map?.facts.anomaly?.meaning ?? "what is unlike normal radiographs";
+      $("heat-note").textContent = map ? `Heatmap: ${meaning}` : "";
     });
     show("outline", (map) => {
       this.#outlines = map ? this.#paths(map.values, Object.values(map.facts.label_names ?? {}), paleOf) : [];
@@ -111,8 +112,11 @@ export class Opinions {
     const { viewer, board } = this;
     if (!viewer.image) return;
     viewer.showsFill = $("mine").checked;
-    const own = board.mask && viewer.showsFill ? this.#paths(board.mask.values, Object.values(board.classes), colourOf) : [];
-    viewer.outlines = [...this.#outlines, ...own];
+    const own = board.mask && viewer.showsFill;
+    viewer.outlines = [
+      ...this.#outlines,
+      ...(own ? this.#paths(board.mask.values, Object.values(board.classes), colourOf) : []),
+    ];
     viewer.draw();
   }
 }

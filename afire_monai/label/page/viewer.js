@@ -12,8 +12,8 @@ const word = ([red, green, blue], alpha) => ((alpha << 24) | (blue << 16) | (gre
 export const css = (colour) => `rgb(${colour.join(" ")})`;
 
 /**
- * How strongly each value of a heatmap is shown, from how its values are distributed: nothing below the median, and most
- * at the largest. What is within one standard deviation of normal (64) is never shown, what is beyond three (128) always.
+ * How strongly each value of a heatmap is shown, from how its values are distributed: nothing below the median, and
+ * most at the largest. Within one standard deviation of normal (64) nothing is shown, beyond three (128) everything.
  */
 export function heatAlpha(values) {
   const count = new Uint32Array(256);
@@ -111,7 +111,8 @@ export class Viewer {
   /** Colour a heatmap of 0 to 255. What is not unusual leaves the radiograph clear; see `heatAlpha`. */
   setHeat(values) {
     const alpha = values && heatAlpha(values);
-    this.heat = values && this.#coloured(new OffscreenCanvas(this.image.columns, this.image.rows), this.image, values, (value) => {
+    const { columns, rows } = this.image ?? {};
+    this.heat = values && this.#coloured(new OffscreenCanvas(columns, rows), this.image, values, (value) => {
       const place = (value / 255) * (HEAT.length - 1), low = Math.min(HEAT.length - 2, Math.floor(place));
       return word(HEAT[low].map((part, band) => part + (place - low) * (HEAT[low + 1][band] - part)), alpha(value));
     });
@@ -150,13 +151,15 @@ export class Viewer {
   }
 
   /** Put values into an area of a canvas, as `colour` gives the word of each value. */
-  #coloured(canvas, { rows, columns }, values, colour, { left, right, top, bottom } = { left: 0, right: columns, top: 0, bottom: rows }) {
+  #coloured(canvas, { rows, columns }, values, colour, area = { left: 0, right: columns, top: 0, bottom: rows }) {
+    const { left, right, top, bottom } = area;
     const wide = right - left, high = bottom - top;
     if (wide <= 0 || high <= 0) return canvas;
-    const table = Uint32Array.from({ length: values.BYTES_PER_ELEMENT === 2 ? LEVELS + 1 : 256 }, (_, value) => colour(value));
+    const table = Uint32Array.from({ length: 256 ** values.BYTES_PER_ELEMENT }, (_, value) => colour(value));
     const part = new ImageData(wide, high), words = new Uint32Array(part.data.buffer);
     for (let row = 0, to = 0; row < high; row++) {
-      for (let from = (top + row) * columns + left, end = from + wide; from < end; from++) words[to++] = table[values[from]];
+      const first = (top + row) * columns + left;
+      for (let place = first; place < first + wide; place++) words[to++] = table[values[place]];
     }
     canvas.getContext("2d").putImageData(part, left, top);
     return canvas;
