@@ -6,18 +6,26 @@ Each kind has a word of its own. Every command that handles DICOM files is run o
 it left (also in ZIP archives, MLflow's store and the temporary folder), and all that it said, also in a crash, are
 searched. The names of files, which users choose, may also be in the lists that users keep, in what `afire check` says
 of them, and in the table of predictions that only its owner reads. Exit status 1 if a word is elsewhere.
+
+A test archive in a process of its own holds the radiographs, gives them to `afire ingest --pacs`, routes them to
+`afire node`, and takes what that and `afire send` send. Needs the extra ``pacs``.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +75,61 @@ def make_archive(folder: Path, count: int) -> dict[str, list[str]]:
     return planted
 
 
-def commands(root: Path) -> dict[str, list[str]]:
+@contextlib.contextmanager
+def running_archive(folder: Path) -> Iterator[str]:
+    """Serve some radiographs of a folder over DIMSE in a process of its own; give its address."""
+    from hospital.fake_pacs import fake_pacs  # type: ignore[import-not-found]
+    from pydicom import dcmread
+
+    ready, tell = os.pipe()
+    process = os.fork()
+    if process == 0:
+        with fake_pacs() as pacs:
+            pacs.hold(*(dcmread(path) for path in sorted(folder.glob("*.dcm"))[:6]))
+            os.write(tell, pacs.address.encode())
+            signal.pause()
+        os._exit(0)
+    try:
+        yield os.read(ready, 100).decode()
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+
+
+def node(root: Path, address: str, count: int = 3) -> faults.Ended:
+    """Run `afire node`, route radiographs to it, wait until their results are in the archive, and end it."""
+    from pydicom import dcmread
+
+    from afire_monai.hospital.node.run import node_status
+    from afire_monai.hospital.pacs.client import Pacs
+
+    state, log, begin = root / "out" / "node", root / "out" / "node.log", time.monotonic()
+    words = ["node", "--state", str(state), "--model", str(root / "out" / "classifier" / "models"), "--port", "0",
+             "--send-to", address, "--workers", "0"]  # fmt: skip
+    environment = {**os.environ, "TMPDIR": str(root / "out" / "tmp")}
+    with log.open("w+") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "afire_monai", *words], stdout=file, stderr=subprocess.STDOUT, env=environment
+        )
+        try:
+            while "listening: port" not in log.read_text() and process.poll() is None:
+                time.sleep(0.2)
+            port = log.read_text().partition("listening: port ")[2].partition(";")[0]
+            with Pacs(f"AFIRE@127.0.0.1:{port}", aet="ROUTER", timeout=30) as router:
+                for path in sorted((root / "archive").glob("*.dcm"))[:count]:
+                    router.store(dcmread(path))
+            while node_status(state).counts["sent"] < count and time.monotonic() - begin < 120:
+                time.sleep(0.5)
+            done = node_status(state).counts["sent"]
+        finally:
+            process.terminate()
+            status = process.wait(60)
+    text = log.read_text()
+    log.unlink()
+    return faults.Ended(status if done == count else 99, text, 0, time.monotonic() - begin)
+
+
+def commands(root: Path, address: str) -> dict[str, list[str]]:
     archive, out = str(root / "archive"), root / "out"
     listed, private = str(out / "ingested" / "datalist.json"), str(out / "ingested" / "private" / "index.csv")
     model = str(out / "classifier" / "models")
@@ -90,6 +152,10 @@ def commands(root: Path) -> dict[str, list[str]]:
         "figures": ["figures", "--encoder", str(out / "run" / "models"), "--datalist", listed, "--shift", "1",
                     "--out", str(out / "figures")],
         "dicom-results": ["dicom-results", str(out / "found"), "--index", private, "--out", str(out / "results_dicom")],
+        "ingest of a PACS": ["ingest", "--pacs", address, "--out", str(out / "from_pacs")],
+        "send": ["send", str(out / "results_dicom"), "--pacs", address],
+        "node": [],
+        "forget": ["forget", f"{word('PatientID')}0"[:16], "--folder", str(out / "ingested"), "--model", model],
         "crash of predict": ["predict", str(root / "broken"), "--model", model, "--out", str(out / "broken")],
         "crash of pretrain": ["pretrain", str(out / "list.json"), *TINY, f"init={root / 'encoder'}", "--out",
                               str(out / "crashed"), "lr=1e30", "epochs=30"],
@@ -134,7 +200,7 @@ def main() -> int:
     root = Path(tempfile.mkdtemp(prefix="planted_"))
     (root / "out").mkdir()
     (root / "broken").mkdir()
-    texts, failures = {}, 0
+    texts, failures, stack = {}, 0, contextlib.ExitStack()
     try:
         planted = make_archive(root / "archive", options.images)
         shutil.copy(root / "archive" / f"{word('file name')}_98.dcm", root / "broken")
@@ -144,17 +210,19 @@ def main() -> int:
             ]
             csv.writer(file).writerows([["AccessionNumber", "Normal", "Effusion"], *rows])
         small_encoder(root / "encoder")
-        for name, line in commands(root).items():
+        archive = stack.enter_context(running_archive(root / "archive"))
+        for name, line in commands(root, archive).items():
             if name.startswith("crash"):
                 os.environ["AFIRE_TRACEBACK"] = "1"
-            ended = faults.run(line, root / "out")
+            ended = faults.run(line, root / "out") if line else node(root, archive)
             texts[name] = ended.text
             crash = name.startswith("crash")
             ok = ended.status > 0 if crash else ended.status == int(name in DAMAGED)
             failures += not ok
-            print(f"{name}: exit status {ended.status}{'' if ok else f' UNEXPECTED: {ended.text[-500:]}'}", flush=True)
+            print(f"{name}: exit status {ended.status}{'' if ok else f' UNEXPECTED: {ended.text[-1500:]}'}", flush=True)
         wrong, allowed = search(texts, root, planted)
     finally:
+        stack.close()
         shutil.rmtree(root)
     for row in sorted(set(wrong)):
         print(f"FOUND {row}")

@@ -32,7 +32,6 @@ def worker(args: argparse.Namespace) -> None:
     """Train a few steps in this process and write what was seen (process 0)."""
     import torch
     import torch.distributed as dist
-    from ignite.engine import Events
     from torch.utils.data import DataLoader
 
     from afire_monai.cli.bundle import bundle_root
@@ -57,32 +56,7 @@ def worker(args: argparse.Namespace) -> None:
     sampler = EpochSampler(dataset, batch, seed=1)
     loader = DataLoader(dataset, batch, sampler=sampler)
     trainer = PretrainTrainer("cpu", 1, loader, method, optimizer, TrainingPlan(lr=0.008))
-    losses: list[float] = []
-    messages: list[list[int]] = []
-    reduce, quiet = dist.all_reduce, [False]
-
-    def counted(tensor: torch.Tensor, *others: Any, **named: Any) -> Any:
-        if not quiet[0]:
-            messages[-1].append(tensor.numel() * tensor.element_size())
-        return reduce(tensor, *others, **named)
-
-    def begin() -> None:
-        messages.append([])
-
-    def end(engine: Any) -> None:
-        quiet[0] = True
-        total = engine.state.output["loss"].clone()
-        reduce(total)
-        losses.append(total.item() / dist.get_world_size())
-        quiet[0] = False
-
-    trainer.add_event_handler(Events.ITERATION_STARTED, begin)
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, end)
-    dist.all_reduce = counted
-    start = time.perf_counter()
-    trainer.run()
-    seconds = time.perf_counter() - start
-    dist.all_reduce = reduce
+    losses, messages, seconds = watched(trainer)
     gradients = sum(p.numel() * 4 for _, p in method.trainable())
     small = messages[min(1, len(messages) - 1)]  # the last ones of an epoch sum its figures
     seen = {
@@ -97,6 +71,34 @@ def worker(args: argparse.Namespace) -> None:
         Path(args.worker).write_text(json.dumps(seen))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def watched(trainer: Any) -> tuple[list[float], list[list[int]], float]:
+    """Train; return each step's loss and sizes of its messages in bytes, and the seconds of all steps."""
+    import torch.distributed as dist
+    from ignite.engine import Events
+
+    losses: list[float] = []
+    messages: list[list[int]] = []
+    reduce = dist.all_reduce
+
+    def counted(tensor: Any, *others: Any, **named: Any) -> Any:
+        messages[-1].append(tensor.numel() * tensor.element_size())
+        return reduce(tensor, *others, **named)
+
+    def end(engine: Any) -> None:
+        total = engine.state.output["loss"].clone()
+        reduce(total)  # not counted
+        losses.append(total.item() / dist.get_world_size())
+
+    trainer.add_event_handler(Events.ITERATION_STARTED, lambda: messages.append([]))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, end)
+    dist.all_reduce = counted
+    start = time.perf_counter()
+    trainer.run()
+    seconds = time.perf_counter() - start
+    dist.all_reduce = reduce
+    return losses, messages, seconds
 
 
 def timed_reduction(sizes: list[int]) -> float:

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Installs what the tests of the hospital path use (an archive to talk to, a validator), where that is possible: a
+# Installs what the tests of the hospital path use (an archive to talk to, a validator, a browser), where that is possible: a
 # Debian or Ubuntu of one's own with root. Never fails: without these programs the tests that need them are skipped.
 set -u
 
-declare -A packages=([Orthanc]=orthanc [storescu]=dcmtk [dciodvfy]=dicom3tools)
+declare -A packages=([Orthanc]=orthanc [storescu]=dcmtk [dciodvfy]=dicom3tools [chromium]=chromium)
 missing=()
 for program in "${!packages[@]}"; do
     command -v "$program" >/dev/null 2>&1 || [[ -x "/usr/sbin/$program" ]] || missing+=("${packages[$program]}")

@@ -15,7 +15,8 @@ from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.loading.sampler import EpochSampler
 from afire_monai.losses import RestorationLoss, SelfDistillationLoss, TokenContrastiveLoss, TokenMatchLoss
 from afire_monai.methods import AFiRe
-from afire_monai.networks import AnomalyRestorationDecoder, PrototypeBank, TokenHead, ViTEncoder
+from afire_monai.models.folder import export_task
+from afire_monai.networks import AnomalyRestorationDecoder, PrototypeBank, TokenHead, ViTClassifier, ViTEncoder
 from afire_monai.training.plan import TrainingPlan, parameter_groups
 from afire_monai.training.trainer import PretrainTrainer
 from afire_monai.transforms import ExposureChange, LesionSettings, SyntheticLesionMaskd
@@ -122,3 +123,11 @@ def cause_of(error: BaseException) -> BaseException:
         assert following is not None, error
         error = following
     return error
+
+
+def export_pneumonia_classifier(folder: Path) -> Path:
+    """Write a small classifier with fresh weights; give its folder."""
+    torch.manual_seed(0)
+    classifier = ViTClassifier(ViTEncoder((32, 32), 8, embed_dim=16, depth=1, num_heads=2), ["Normal", "Pneumonia"])
+    export_task(classifier, folder, thresholds={"Pneumonia": 0.5})
+    return folder

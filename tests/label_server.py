@@ -89,7 +89,8 @@ def running(
     script = ["bash", str(ROOT / "scripts" / "label_server.sh")]
     start = [*script, "start", studies, "--model", str(models), "--work", str(work), "--port", str(port), *words]
     done = subprocess.run(start, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr + (work / "console.log").read_text()
+    console = work / "console.log"
+    assert done.returncode == 0, done.stderr + (console.read_text() if console.exists() else "")
     address, _, token = done.stdout.splitlines()[0].partition("?token=")
     assert address == f"http://127.0.0.1:{port}/"
     assert len(token) > 40

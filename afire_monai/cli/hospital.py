@@ -55,13 +55,8 @@ def ingest(
     """
     fetched = None
     if dicomweb is not None or dimse.get("pacs"):
-        from afire_monai.hospital.dicomweb.client import Query
-        from afire_monai.hospital.dicomweb.transfer import fetch
-
-        query = Query.of(modality, date, description)
         with _archive(dicomweb, server, {**dimse, "move_to": move_to}) as archive:
-            fetched = fetch(archive, query, out, progress=progress)
-        print("\n".join(fetched.lines()))
+            fetched = _fetch(archive, out, progress, modality, date, description)
         inputs = [*inputs, str(fetched.folder)]
     elif date or description or forget_originals or server.get("ca") or server.get("insecure") or move_to:
         raise AfireError(
@@ -75,6 +70,15 @@ def ingest(
     print(f"written: {out}/datalist.json, datacard.html, left_out.csv (reasons); {out}/private stays with the hospital")
     print(f"next:    afire check {out}/datalist.json")
     return fetched.transfer.status if fetched else 0
+
+
+def _fetch(archive: Any, out: str, progress: bool, *wanted: Any) -> Any:
+    from afire_monai.hospital.dicomweb.client import Query
+    from afire_monai.hospital.dicomweb.transfer import fetch
+
+    fetched = fetch(archive, Query.of(*wanted), out, progress=progress)
+    print("\n".join(fetched.lines()))
+    return fetched
 
 
 @front("afire_monai.hospital.forget:forget", "patient")

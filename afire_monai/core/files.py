@@ -81,6 +81,11 @@ def whole_file(
         raise
 
 
+def change_time(status: os.stat_result) -> int:
+    """Return when a file was changed, in nanoseconds that fit into 64 bits: a wrong clock can be centuries ahead."""
+    return (status.st_mtime_ns + 2**63) % 2**64 - 2**63
+
+
 def _take_new_name(part: Path, path: Path) -> None:
     try:
         os.link(part, path)  # unlike renaming it fails where the name is taken

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from afire_monai.core.errors import AfireError
+from afire_monai.core.files import change_time
 from afire_monai.core.quiet import quiet
 
 DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
@@ -137,7 +138,7 @@ def _look(path: str) -> Found:
         return Found(path, problem=NOT_READABLE)
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
         return Found(path, problem=NOT_READABLE)
-    return Found(path, status.st_size, status.st_mtime_ns)
+    return Found(path, status.st_size, change_time(status))
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

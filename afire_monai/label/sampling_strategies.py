@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -118,8 +119,8 @@ class Chooser:
                 ranked = sorted(((float(v), i) for i, v in found.items()), reverse=True)
             if not ranked:
                 return None
-            now = time.time()
-            fresh = [entry for entry in ranked if now - self._offered.get(entry[1], 0.0) > AGAIN_AFTER]
+            now = time.monotonic()
+            fresh = [entry for entry in ranked if now - self._offered.get(entry[1], -math.inf) > AGAIN_AFTER]
             # all were offered: begin again with the one whose turn is longest ago
             score, image_id = fresh[0] if fresh else min(ranked, key=lambda entry: self._offered[entry[1]])
             self._offered[image_id] = now

@@ -103,7 +103,7 @@ class Workshop:
         """
         settings = _settings(request)
         labels = self.labels(what, store)
-        started = time.time()
+        started = time.monotonic()
         with self.alone():
             run = self._new_run()
             self._tell(what.task, {"epoch": 0, "total_epochs": settings["epochs"], "run": run.name})
@@ -363,5 +363,5 @@ def _first(value: Any, default: Any) -> Any:
 
 
 def _clock(started: float) -> str:
-    seconds = int(time.time() - started)
+    seconds = int(time.monotonic() - started)
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

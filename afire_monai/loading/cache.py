@@ -8,6 +8,7 @@ import json
 import os
 import time
 import tokenize
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from afire_monai.core.console import hidden
 from afire_monai.core.errors import DataListError, RadiographError
-from afire_monai.core.files import whole_file
+from afire_monai.core.files import change_time, whole_file
 from afire_monai.core.pool import Failure
 from afire_monai.datalists.paths import ImagePaths
 from afire_monai.radiographs.decode import read_picture
@@ -30,15 +31,15 @@ from afire_monai.radiographs.resize import area_average
 FORMAT = 1
 SHARD_ROWS = 4096  # 200 MB of 224 × 224 bytes; a million images are 250 files, which a process may hold open
 PENDING, READY, REFUSED, FAILED = range(4)
-ROW = np.dtype(
-    [
-        *[("path", "<u8", 2), ("content", "<u8", 2), ("bytes", "<i8"), ("mtime", "<i8"), ("slot", "<i8")],
-        *[("state", "u1"), ("reason", "u1")],
-        ("unused", "u1", 6),  # to 64 bytes: a row never lies in two blocks of a disk, so it is written whole or not
-    ]
-)
+_FIELDS: list[Any] = [
+    *[("path", "<u8", 2), ("content", "<u8", 2), ("bytes", "<i8"), ("mtime", "<i8"), ("slot", "<i8")],
+    *[("state", "u1"), ("reason", "u1")],
+]
+# to 64 bytes: a row never lies in two blocks of a disk, so it is written whole or not
+ROW = np.dtype([*_FIELDS, ("checksum", "<u4"), ("unused", "u1", 2)])
 """A row: SHA-256 of the path and of the file's bytes (16 bytes of each), the file's size and time of change (ns), the
-place of its pixels, its state, and why it was refused."""
+place of its pixels, its state, why it was refused, and the CRC-32 of its pixels (0 where earlier versions wrote it)."""
+_EARLIER_ROW = np.dtype([*_FIELDS, ("unused", "u1", 6)])
 DTYPES = {"uint8": 255, "uint16": 65535}
 
 
@@ -162,7 +163,7 @@ def file_facts(paths: ImagePaths) -> tuple[NDArray[np.int64], NDArray[np.int64]]
             except OSError:
                 facts += (-1, -1)
             else:
-                facts += (found.st_size, found.st_mtime_ns)
+                facts += (found.st_size, change_time(found))
         return facts
 
     raw = paths.raw_paths()
@@ -194,6 +195,8 @@ def load_index(folder: Path) -> NDArray[Any]:
         index = np.load(path, mmap_mode="r", allow_pickle=False)
     except _UNREADABLE as error:
         raise DataListError(f"cache {folder}: index.npy cannot be read; delete the folder, or copy it anew") from error
+    if index.dtype == _EARLIER_ROW and index.ndim == 1:
+        index = index.view(ROW)
     if index.dtype != ROW or index.ndim != 1:
         raise DataListError(f"cache {folder}: index.npy is not an index of format {FORMAT}; delete the folder")
     return np.asarray(index)
@@ -326,8 +329,8 @@ class CacheWriter:
         self.shards: dict[int, BinaryIO] = {}
         self.next_slot = int(self.index["slot"].max(initial=-1)) + 1
         ready = self.index["state"] == READY
-        contents = self.index["content"][ready]
-        self.slots = dict(zip(map(bytes, contents), self.index["slot"][ready].tolist(), strict=True))
+        contents, stored = self.index["content"][ready], self.index[["slot", "checksum"]][ready]
+        self.slots: dict[bytes, tuple[int, int]] = dict(zip(map(bytes, contents), stored.tolist(), strict=True))
         self.flushed = time.monotonic()
         header.save(folder)
         if survey.added or not (folder / "index.npy").exists():
@@ -347,12 +350,12 @@ class CacheWriter:
         else:
             new["content"] = as_hashes([result.content])[0] if result.content else 0
             if result.stored:
-                new["state"], new["slot"] = READY, self.slots[result.content]
+                new["state"], (new["slot"], new["checksum"]) = READY, self.slots[result.content]
             elif result.pixels is None:
                 new["state"] = FAILED if result.reason in _PASSING else REFUSED
                 new["reason"] = self._reason(result.reason)
             else:
-                new["state"], new["slot"] = READY, self._store(result.content, result.pixels)
+                new["state"], (new["slot"], new["checksum"]) = READY, self._store(result.content, result.pixels)
         self.new[row] = new
         if time.monotonic() - self.flushed > FLUSH_SECONDS:
             self.flush()
@@ -364,8 +367,8 @@ class CacheWriter:
             self.header.save(self.folder)
         return reasons.index(reason) if reason in reasons else 255
 
-    def _store(self, content: bytes, pixels: NDArray[Any]) -> int:
-        """Write pixels into the next free place, never over others: somebody may be reading those."""
+    def _store(self, content: bytes, pixels: NDArray[Any]) -> tuple[int, int]:
+        """Write pixels into the next free place, never over others: somebody may be reading those; with checksum."""
         if content in self.slots:
             return self.slots[content]
         slot = self.next_slot
@@ -377,8 +380,8 @@ class CacheWriter:
         left = memoryview(pixels.tobytes())
         while left:  # an unbuffered file may take a part
             left = left[shard.write(left) :]
-        self.slots[content], self.next_slot = slot, slot + 1
-        return slot
+        self.slots[content], self.next_slot = (slot, _checksum(pixels)), slot + 1
+        return self.slots[content]
 
     def _open(self, number: int) -> BinaryIO:
         """Open a shard; a new one has its whole length, of which the disk keeps what has been written."""
@@ -418,6 +421,10 @@ class CacheWriter:
             for shard in self.shards.values():
                 shard.close()
             self.shards.clear()
+
+
+def _checksum(pixels: NDArray[Any]) -> int:
+    return zlib.crc32(np.ascontiguousarray(pixels).data) or 1  # 0 stands for none
 
 
 NOT_DECODED = "not decoded yet"
@@ -468,6 +475,7 @@ class DiskCache:
         states = np.where(rows >= 0, index["state"][rows], PENDING) if len(index) else np.zeros(len(rows), np.uint8)
         self.usable = np.flatnonzero(states == READY)
         self.slots = index["slot"][rows[self.usable]].astype(np.int64)
+        self._unseen = index["checksum"][rows[self.usable]]  # 0 once a picture has been found whole
         self.reasons = {
             int(place): _reason(header, index, int(rows[place])) for place in np.flatnonzero(states != READY)
         }
@@ -485,10 +493,25 @@ class DiskCache:
         return {**self.__dict__, "_shards": {}, "_beside": {}}  # pixels are mapped again, not sent
 
     def stored(self, places: Sequence[int] | NDArray[np.integer[Any]], out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Return pictures as they are stored, (B, H, W) of the cache's dtype; in ``out`` if it is given."""
+        """Return pictures as they are stored, (B, H, W) of the cache's dtype; in ``out`` if it is given.
+
+        Each is compared with its checksum when a process reads it for the first time.
+
+        Raises:
+            DataListError: one is not as it was written.
+        """
         pictures = np.empty((len(places), *self.header.size), dtype=self.header.dtype) if out is None else out
         for shard, here, rows in self._by_shard(places):
             pictures[here] = shard[rows]
+        places = np.asarray(places, dtype=np.int64)
+        for here in np.flatnonzero(self._unseen[places]).tolist():
+            if _checksum(pictures[here]) != self._unseen[places[here]]:
+                place, shard_number = int(places[here]), int(self.slots[places[here]]) // self.header.shard_rows
+                raise DataListError(
+                    f"cache {self.folder}: the picture of image {self.usable[place]} of the list is damaged "
+                    f"({shard_path(self.folder, shard_number).name}), so its disk may be failing; {_AGAIN}"
+                )
+        self._unseen[places] = 0
         return pictures
 
     def gather(self, places: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.float32]:

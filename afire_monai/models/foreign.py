@@ -94,10 +94,12 @@ def _build(
     second = state.get("blocks.0.mlp.linear2.weight")
     if kernel is None or kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3] or not kernel.numel():
         raise CheckpointError("patch embedding (D, C, P, P) is expected: it tells the sizes")
-    if first is None or second is None or first.ndim != 2 or second.ndim != 2:
+    if first is None or second is None or first.ndim != 2 or second.ndim != 2 or not second.numel():
         raise CheckpointError("MLPs of two matrices (hidden, D) and (D, hidden) are expected: they tell the sizes")
     width, channels, patch = kernel.shape[:3]
-    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+    if (registers := state.get("registers")) is not None and (registers.ndim != 3 or registers.shape[2] != width):
+        raise CheckpointError(f"registers are {tuple(registers.shape)}; (1, R, {width}) is expected")
+    depth = _depth(state, origin, width, second.shape[1])
     assumed: list[str] = []
     options: dict[str, Any] = {
         "patch_size": patch,
@@ -110,7 +112,7 @@ def _build(
     extras = {
         "hidden": second.shape[1],
         "gated": first.shape[0] == 2 * second.shape[1],
-        "registers": state["registers"].shape[1] if "registers" in state else 0,
+        "registers": registers.shape[1] if registers is not None else 0,
         "layer_scale": "blocks.0.scale1" in state,
         "attention_norm": "blocks.0.attn.norm.weight" in state,
         "mlp_norm": "blocks.0.mlp.norm.weight" in state,
@@ -138,6 +140,23 @@ def _build(
     if grid is not None and "pos_embed" in entries:
         placed.append("pos_embed")
     return ForeignEncoder(fold_encoder(encoder).eval(), sorted(set(placed)), assumed=assumed)
+
+
+def _depth(state: Mapping[str, Tensor], origin: Mapping[str, str], width: int, hidden: int) -> int:
+    """Return how many blocks there are; the large matrices of each bear out the sizes before a network is built."""
+    numbers = {int(match[1]) for name in state if (match := re.match(r"blocks\.([0-9]{1,4})\.", name))}
+    depth = 1 + max(numbers)
+    if absent := set(range(depth)) - numbers:
+        raise CheckpointError(f"blocks 0 to {depth - 1} are expected; {len(absent)} are missing, as {min(absent)}")
+    expected = {"attn.qkv": [(3 * width, width)], "mlp.linear2": [(width, hidden)],
+                "mlp.linear1": [(hidden, width), (2 * hidden, width)]}  # fmt: skip
+    for block in range(depth):
+        for part, shapes in expected.items():
+            value = state.get(name := f"blocks.{block}.{part}.weight")
+            if value is None or tuple(value.shape) not in shapes:
+                seen = "missing" if value is None else tuple(value.shape)
+                raise CheckpointError(f"{origin.get(name, name)} is {seen}; {shapes[0]} is expected")
+    return depth
 
 
 def _place(encoder: ViTEncoder, state: dict[str, Tensor], origin: Mapping[str, str], assumed: list[str]) -> list[str]:
@@ -191,8 +210,10 @@ def _rope(entries: Mapping[str, Tensor], extras_gated: bool, patch: int, setting
     if not re.search(r"^(embeddings\.)?pos(ition)?_embed", names, re.M):
         periods = entries.get("rope_embed.periods")
         base = float(settings.get("rope_theta", _DINOV3_BASE))
-        if periods is not None and len(periods) > 1:
-            base = round(float(periods.double()[1] / periods.double()[0]) ** len(periods), 1)
+        if periods is not None and periods.ndim == 1 and len(periods) > 1:
+            base = round(float((periods.double()[1] / periods.double()[0]) ** len(periods)), 1)
+        if not 0 < base < 1e9:
+            raise CheckpointError(f"its rotary positions have a base of {base:g}; {_DINOV3_BASE:g} or so is expected")
         return {"rope_base": base, "rope_cells": 0}
     eva = extras_gated and re.search(r"^blocks\.0\.attn\.(q_bias|q_proj\.)", names, re.M)
     if not eva:
@@ -200,6 +221,8 @@ def _rope(entries: Mapping[str, Tensor], extras_gated: bool, patch: int, setting
     cells = 224 // patch  # EVA-02's and EVA-X's grid of pre-training
     turned = entries.get("rope.freqs_cos")
     if turned is not None:  # (L, d) of the file's own grid; the second cell of the first row tells
+        if turned.ndim != 2 or len(turned) < 2 or turned.shape[1] < 1:
+            raise CheckpointError(f"rope.freqs_cos is {tuple(turned.shape)}; (L, d) is expected")
         spread = cells / math.isqrt(len(turned))
         if abs(float(turned[1, turned.shape[1] // 2]) - math.cos(spread)) > 1e-3:
             raise CheckpointError(f"its rotary positions do not span {cells} cells as those of EVA-02 and EVA-X do")
@@ -210,8 +233,8 @@ def _interleaved_to_halves(state: dict[str, Tensor], depth: int, heads: int) -> 
     """Reorder channels of queries and keys within each head: EVA-02 turns neighbours, here halves are turned."""
     for block in range(depth):
         for kind in ("weight", "bias"):
-            name = f"blocks.{block}.attn.qkv.{kind}"
-            if name in state:
+            name, weight = (f"blocks.{block}.attn.qkv.{one}" for one in (kind, "weight"))
+            if name in state and state[name].shape[:1] == state[weight].shape[:1]:  # others are refused by name
                 parts = state[name].unflatten(0, (3, heads, -1, 2)).clone()
                 halves = parts.transpose(2, 3).flatten(2, 3)
                 whole = state[name].unflatten(0, (3, heads, -1))

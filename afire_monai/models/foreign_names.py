@@ -108,6 +108,8 @@ def to_own_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
         for pattern, replacement in _RENAMES:
             own = pattern.sub(replacement, own)
         if name.endswith(".attn.qkv.bias") and (mask := state.get(f"{name}_mask")) is not None:
+            if mask.shape != value.shape:
+                raise CheckpointError(f"{name}_mask is {tuple(mask.shape)}, and {name} {tuple(value.shape)}")
             value = torch.where(mask.nan_to_num() == 0, torch.zeros_like(value), value)  # DINOv3 has no bias of keys
         renamed[own], origin[own] = value, name
     _join(renamed, origin, "attn.qkv", ("attn.q_proj", "attn.k_proj", "attn.v_proj"))
@@ -118,7 +120,7 @@ def to_own_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
         gate = renamed.pop(f"{stem}.mlp.gate.{kind}", None)
         up = renamed.pop(name)
         own = f"{stem}.mlp.linear1.{kind}"
-        renamed[own] = up if gate is None else torch.cat([gate, up])
+        renamed[own] = up if gate is None else _stacked(own, [gate, up])
         origin[own] = origin.pop(name)
     return renamed, origin, left
 
@@ -134,13 +136,25 @@ def _join(state: dict[str, Tensor], origin: dict[str, str], whole: str, parts: t
             for part in parts:
                 state.pop(f"{block}.{part}.weight")
             name = f"{block}.{whole}.weight"
-            state[name], origin[name] = torch.cat(present), origin[f"{block}.{parts[0]}.weight"]
+            state[name], origin[name] = _stacked(name, present), origin[f"{block}.{parts[0]}.weight"]
         joined = state.get(f"{block}.{whole}.weight")
         if joined is not None and any(bias is not None for bias in biases):
-            size = len(joined) // len(parts)
             name = f"{block}.{whole}.bias"
-            state[name] = torch.cat([joined.new_zeros(size) if bias is None else bias for bias in biases])
+            size = len(_stacked(name, [joined])) // len(parts)
+            state[name] = _stacked(name, [joined.new_zeros(size) if bias is None else bias for bias in biases])
             origin[name] = f"{block}.{parts[0]}.bias"
+
+
+def _stacked(name: str, parts: list[Tensor]) -> Tensor:
+    """Put tensors under each other.
+
+    Raises:
+        CheckpointError: naming what they make up, if their other sides differ.
+    """
+    if not all(part.ndim and part.shape[1:] == parts[0].shape[1:] for part in parts):
+        shapes = ", ".join(str(tuple(part.shape)) for part in parts)
+        raise CheckpointError(f"parts of {name} are {shapes}, which do not fit under each other")
+    return torch.cat(parts)
 
 
 def _separate(state: Mapping[str, Tensor], block: str, parts: tuple[str, ...]) -> bool:

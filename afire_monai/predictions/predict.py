@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -23,7 +23,7 @@ from afire_monai.core.pool import threads
 from afire_monai.datalists.file import datalist_hash, is_normal, load_datalist, normal_label, read_raw, reader_options
 from afire_monai.predictions.anomaly.fit import ReferenceFit
 from afire_monai.predictions.format import JUDGEMENT
-from afire_monai.predictions.reading import LeftOut, Radiograph, ahead, read_radiograph
+from afire_monai.predictions.reading import LeftOut, Radiograph, ahead, batches, read_radiograph
 from afire_monai.predictions.results import ResultFolder, csv_text, pictures_of
 from afire_monai.predictions.scoring import Answer, Scorer
 from afire_monai.radiographs.decode import list_images
@@ -163,13 +163,34 @@ def predict(
     """
     _check_counts(batch_size, workers)
     source = find_source(inputs, section)
-    joined_before, (rank, world) = dist.is_initialized(), join_processes()
+    joined_before, (_, world) = dist.is_initialized(), join_processes()
     scorer = Scorer(model, device or _own_device(), heatmap, label, restored)
+    done = predict_source(source, scorer, out, overlays, batch_size, workers, resume, any, reader, progress)
+    _leave(world, joined_before)
+    return done
+
+
+def predict_source(
+    source: Source,
+    scorer: Scorer,
+    out: str | Path,
+    overlays: bool = False,
+    batch_size: int = 16,
+    workers: int | None = None,
+    resume: bool = False,
+    any: bool = False,
+    reader: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> PredictionSummary:
+    """Predict files that were found with models that were loaded; arguments, files and errors as for `predict`."""
+    _check_counts(batch_size, workers)
+    joined = dist.is_initialized()
+    rank, world = (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
     # a list says by itself how its images are read; folders are read as in training
     usual = source.reader if source.section else scorer.reader
     source = replace(source, reader={**usual, **(reader or {})})
     folder = _result_folder(out, overlays, scorer)
-    run = _run_facts(source, scorer, label, restored=restored, overlays=overlays, any=any)
+    run = _run_facts(source, scorer, overlays=overlays, any=any)
     if rank == 0:
         folder.start(run, source.key(), resume)
     _wait(world)
@@ -184,13 +205,12 @@ def predict(
     if rank == 0:
         gathered = folder.finish(total, left_out, facts, scorer.labels, source.normal)
         scored, unfit, fit = gathered.count, gathered.unfit, gathered.fit
-    _leave(world, joined_before)
     return PredictionSummary(total, scored, left_out, earlier, rank, unfit, fit)
 
 
-def _run_facts(source: Source, scorer: Scorer, label: str | None, **written: bool) -> dict[str, Any]:
+def _run_facts(source: Source, scorer: Scorer, **written: bool) -> dict[str, Any]:
     """Return what the results depend on, as kept for resuming."""
-    options: dict[str, Any] = {"heatmap": scorer.heatmap, "label": label, **written}
+    options: dict[str, Any] = {"heatmap": scorer.heatmap, "label": scorer.label, "restored": scorer.restored, **written}
     options |= {"reader": dict(source.reader)} if source.reader else {}
     return {**options, "section": source.section, "datalist_sha256": source.datalist_sha256, "model": scorer.facts}
 
@@ -225,7 +245,7 @@ class _Job:
         reading = ahead(self._read, todo, self.workers, max(2 * self.batch_size, 2 * self.workers))
         bar = tqdm(reading, total=len(todo), desc="predicting", unit="image", disable=hidden(progress))
         with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
-            for batch in _batches(bar, self.batch_size, left_out):
+            for batch in batches(_noted(bar, left_out), self.batch_size):
                 for radiograph, answer in zip(batch, self._score(batch), strict=True):
                     writing.append(writer.submit(self._write, radiograph, answer))
                 while len(writing) > 2 * self.batch_size:
@@ -259,22 +279,12 @@ class _Job:
             ) from error
 
 
-def _batches(
-    results: Iterator[Radiograph | LeftOut] | tqdm, size: int, left_out: dict[int, str]
-) -> Iterator[list[Radiograph]]:
-    """Gather radiographs into batches, and reasons into a dictionary."""
-    batch: list[Radiograph] = []
+def _noted(results: Iterable[Radiograph | LeftOut], left_out: dict[int, str]) -> Iterator[Radiograph | LeftOut]:
     for result in results:
         if isinstance(result, LeftOut):
             left_out[result.index] = result.reason
             logger.info("image %d is left out: %s", result.index, result.reason)
-            continue
-        batch.append(result)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+        yield result
 
 
 def _gathered(left_out: dict[int, str], earlier: int, world: int) -> tuple[dict[int, str], int]:

@@ -93,6 +93,13 @@ def read_radiograph(
         return LeftOut(index, f"unexpected error: {type(error).__name__} while reading; please report this file")
 
 
+def batches(results: Iterable[Radiograph | LeftOut], size: int) -> Iterator[list[Radiograph]]:
+    """Gather radiographs into lists of this length, the last one perhaps shorter; what was left out is passed over."""
+    there = (result for result in results if not isinstance(result, LeftOut))
+    while batch := list(islice(there, size)):
+        yield batch
+
+
 def ahead(work: Callable[[T], R], tasks: Sequence[T], workers: int, depth: int) -> Iterator[R]:
     """Do work in threads, at most `depth` tasks ahead of whoever takes the results, which keep their order.
 

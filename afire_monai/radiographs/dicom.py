@@ -91,10 +91,10 @@ def modality_names(modalities: Collection[str] | str | None) -> tuple[str, ...] 
 
 
 def integer(dataset: Any, keyword: str, default: int) -> int:
-    """Value of an element as an integer; the default where it is absent or not a number."""
+    """Value of an element as an integer; the default where it is absent, damaged or not a number."""
     try:
         return int(dataset.get(keyword, default))
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # pydicom raises many unrelated types on damaged elements
         return default
 
 
@@ -105,10 +105,14 @@ def looks_like_dicom(head: bytes) -> bool:
 
 def _convert_elements(path: Path, dataset: Any) -> list[str]:
     """Convert what is used, which shows damage; return what is optional, cannot be used, and was taken out."""
+    from pydicom import Sequence
+
     odd = []
     for keyword in _USED_ELEMENTS:
         try:
             value = dataset.get(keyword)  # elements are converted when first asked for
+            if value is not None and isinstance(value, Sequence) != keyword.endswith("Sequence"):
+                raise TypeError
             if keyword in _NUMBERS and value is not None and value != "":
                 several = value if hasattr(value, "__len__") and not isinstance(value, str) else [value]
                 if not all(math.isfinite(float(number)) for number in several):
@@ -290,15 +294,17 @@ def _with_sign(stored: NDArray[np.integer[Any]], dataset: Any) -> NDArray[np.int
 def _transfer_syntax(path: Path, dataset: Any) -> Any:
     """The file's transfer syntax; without file meta information, the one that the bare data set was found to be in."""
     from pydicom.dataset import FileMetaDataset
-    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+    from pydicom.multival import MultiValue
+    from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     meta = getattr(dataset, "file_meta", None)
     if meta is not None and "TransferSyntaxUID" in meta:
         uid = meta.TransferSyntaxUID
-        if hasattr(uid, "name"):
-            return uid
-        meta.TransferSyntaxUID = uid[0]  # several are written by mistake; the first is the file's
-        return meta.TransferSyntaxUID
+        if isinstance(uid, MultiValue) and uid:
+            uid = meta.TransferSyntaxUID = uid[0]  # several are written by mistake; the first is the file's
+        if not isinstance(uid, UID):
+            raise refusal(path, "broken or truncated", "its transfer syntax is no UID. Copy it again from its source")
+        return uid
     if dataset["PixelData"].is_undefined_length:
         raise refusal(
             path,

@@ -102,10 +102,8 @@ def fit_probe(
     encoder = load_encoder(folder)
     task = Classification(ViTClassifier(encoder, data.labels, "summary", normality=True).eval())
     network = task.network
-    options = reader_options(content)
-    reader = FeatureReader(
-        {"": Embedding.of_encoder(encoder.to(best_device()))}, batch_size, workers, progress, options
-    )
+    options, embedding = reader_options(content), Embedding.of_encoder(encoder.to(best_device()))
+    reader = FeatureReader({"": embedding}, batch_size, workers, progress, options)
     training = content["training"]
     features = reader.features(training, "training")[""]
     known = [place for place in features if is_normal(training[place], content["labels"])]
@@ -113,17 +111,12 @@ def fit_probe(
     distance = fit_distance(network.normality, features, known, [patient_of(training[place]) for place in known])
     chosen = [item for item in data.training if item["place"] in features]
     fit_head(network, features, distance, chosen, f"{datalist}, section training")
-    answers = {}
-    for section, items in (("validation", data.validation), ("test", data.test)):
-        found = reader.features(items, section)[""]
-        if found:
-            rows = [items[index] for index in found]
-            target = torch.tensor([row["target"] for row in rows])
-            logits = logits_of(network, torch.stack([*found.values()]))
-            answers[section] = Answers(_places(rows), logits, target, list(map(patient_of, rows)))
+    given = {"validation": data.validation, "test": data.test}
+    answers = {section: _answers(network, reader, items, section) for section, items in given.items()}
     encoder.to("cpu")
-    if "validation" not in answers:
+    if not len(answers["validation"].places):
         raise DataListError(f"{datalist}: no validation image can be used; `afire check` says why")
+    answers = {section: found for section, found in answers.items() if len(found.places)}
     probe = {"strength": STRENGTH, "trust": TRUST, "normals": len(known), "labelled": len(chosen)}
     about = {**facts(str(folder), fraction, 0, 0, seed), "probe": probe, **({"reader": options} if options else {})}
     sha256 = datalist_hash(read_raw(Path(datalist)))
@@ -189,5 +182,10 @@ def logits_of(network: Any, features: Tensor) -> Tensor:
     return logits
 
 
-def _places(rows: Sequence[dict[str, Any]]) -> np.ndarray:
-    return np.array([row["place"] for row in rows], dtype=np.int64)
+def _answers(network: Any, reader: FeatureReader, items: Sequence[dict[str, Any]], section: str) -> Answers:
+    found = reader.features(items, section)[""]
+    rows = [items[index] for index in found]
+    features = torch.stack([*found.values()]) if found else torch.empty(0, network.head.in_features - 1)
+    target = torch.tensor([row["target"] for row in rows])
+    places = np.array([row["place"] for row in rows], dtype=np.int64)
+    return Answers(places, logits_of(network, features), target, list(map(patient_of, rows)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import logging
 import os
 import socket
 import tempfile
@@ -18,6 +19,7 @@ from afire_monai.core.errors import AfireError
 from afire_monai.core.files import write_text
 from afire_monai.core.locks import lock_file
 
+logger = logging.getLogger(__name__)
 LOCK = ".running"
 BEAT = 30.0
 """Seconds between signs of life, which other machines go by."""
@@ -33,16 +35,16 @@ def claim(folder: Path) -> None:
     """Make a run's folder this process's own until it ends or calls :func:`release`; twice is as good as once.
 
     An owner on the same machine is asked for by its number and start; what a killed one left is taken over. One on
-    another machine counts as gone if it gives no sign of life for :data:`SILENT` seconds of the file server's clock, or
-    if ``torchrun``, which ends all processes first, has restarted the same job. Raises AfireError if another run writes
-    into it.
+    another machine counts as gone if it gave no sign of life for :data:`SILENT` seconds of the file server's clock, nor
+    while this process watches for three beats, as that clock may have been set; or if ``torchrun``, which ends all
+    processes first, has restarted the same job. Raises AfireError if another run writes into it.
     """
     path = folder.resolve() / LOCK
     if path in _held:
         return
     with _guarded(path) as file:
         owner = _owner(file)
-        if owner is not None and (reason := _life_of(owner, _silence(file, folder))):
+        if owner is not None and (reason := _life_of(owner, file, folder)):
             raise AfireError(
                 f"output_dir {folder} belongs to a run on {owner.get('host', 'another machine')} (process "
                 f"{owner.get('pid', '?')}, since {owner.get('since', '?')}), {reason}. Wait for its end or stop it, "
@@ -139,15 +141,29 @@ def _silence(file: int, folder: Path) -> float:
         return os.fstat(now.fileno()).st_mtime - os.fstat(file).st_mtime
 
 
-def _life_of(owner: dict[str, Any], silence: float) -> str:
+def _beats(file: int) -> bool:
+    """Whether a sign of life comes while this process watches, for three beats."""
+    before, end = os.fstat(file).st_mtime_ns, time.monotonic() + 3 * BEAT
+    while time.monotonic() < end:
+        time.sleep(BEAT / 30)
+        if os.fstat(file).st_mtime_ns != before:
+            return True
+    return False
+
+
+def _life_of(owner: dict[str, Any], file: int, folder: Path) -> str:
     """Return what shows that an owner lives; empty if it does not."""
     here = _self()
     if all(owner.get(key) == here[key] for key in ("host", "space")) and isinstance(owner.get("pid"), int):
         return "which is running" if _began(owner["pid"]) == owner.get("began") else ""
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and here["job"] != "none"
-    if silence > SILENT or (restarted and owner.get("job") == here["job"]):
+    if restarted and owner.get("job") == here["job"]:
         return ""
-    return f"heard of {max(silence, 0):.0f} seconds ago (it counts as gone after {SILENT:.0f})"
+    silence = _silence(file, folder)
+    if not 0 <= silence <= SILENT:  # or the clock was set
+        logger.info("a run elsewhere held %s: waiting %.0f seconds for a sign of life of it", folder, 3 * BEAT)
+        return "which gives signs of life" if _beats(file) else ""
+    return f"heard of {silence:.0f} seconds ago (it counts as gone after {SILENT:.0f})"
 
 
 def _beat(path: Path, ended: threading.Event) -> None:

@@ -29,6 +29,7 @@ from afire_monai.loading.sampler import EpochSampler
 from afire_monai.methods.base import Method
 from afire_monai.networks.blocks import compile_networks, recompute_blocks
 from afire_monai.training.checkpoint import StopRequest
+from afire_monai.training.lost_workers import lost_workers_in_words
 from afire_monai.training.plan import TrainingPlan
 from afire_monai.training.resume import Resumable
 
@@ -259,7 +260,8 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
     def run(self) -> None:
         """Train until ``max_epochs``; a run that has already got there is left as it is.
 
-        Raises SystemExit: with status 75 if a scheduler asked for an end and a checkpoint was written.
+        Raises SystemExit: with status 75 if a scheduler asked for an end and a checkpoint was written, or if a loader's
+        process was lost.
         """
         if self.state.epoch >= self.state.max_epochs:
             logger.warning("already trained for %d epochs: ask for more with --epochs", self.state.epoch)
@@ -271,7 +273,7 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
             return
         self._wrap_student()
         try:
-            with self.stop_request or contextlib.nullcontext():
+            with self.stop_request or contextlib.nullcontext(), lost_workers_in_words():
                 super().run()
         finally:
             self._unwrap_student()

@@ -264,9 +264,7 @@ def compare_encoders(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         fresh = encoder_from_config(own.config)
-    encoders = {OWN: own, FRESH: fresh}
-    if model is not None:
-        encoders[DEFAULT] = load_encoder(shipped_folder())
+    encoders = {OWN: own, FRESH: fresh} | ({} if model is None else {DEFAULT: load_encoder(shipped_folder())})
     embeddings = {name: Embedding.of_encoder(encoder.to(best_device())) for name, encoder in encoders.items()}
     embeddings[PIXELS] = Embedding.of_pixels()
     reader = FeatureReader(embeddings, batch_size, workers, progress, chosen.reader)

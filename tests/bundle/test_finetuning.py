@@ -248,6 +248,23 @@ def test_cross_validation_refuses_settings_of_its_own_and_unknown_ones(phantoms,
 # evaluation -----------------------------------------------------------------------------------------------------------
 
 
+def test_evaluation_has_all_properties_that_monai_asks_for(monkeypatch, classified, phantoms, foreign, tmp_path):
+    import sys
+
+    from monai.bundle import ConfigWorkflow
+
+    monkeypatch.chdir(foreign)
+    monkeypatch.setattr(sys, "argv", ["monai.bundle"])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    settings = {"model": [str(classified / "models")], "datalist": str(phantoms), "output_dir": str(tmp_path)}
+    config = str(CONFIGS / "evaluate.yaml")
+    flow = ConfigWorkflow(config, METADATA, logging_file=False, workflow_type="infer", **settings)
+    flow.initialize()
+    assert flow.check_properties() == []
+    assert flow.network_def.labels == load_classifier(classified / "models")[0].labels
+    assert len(flow.dataset.files) == len(load_datalist(phantoms)["test"])
+
+
 def test_evaluation_predicts_and_judges_in_one_run(classified, phantoms, foreign):
     model = [str(classified / "models")]
     given = {"model": model, "device": "cpu", "repeats": 100, "output_dir": "judged"}

@@ -2,62 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from asked_hosts import asked_for, recording
 from hospital.planted import small, write
 
 from afire_monai.phantom import write_phantom_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDER = """
-import os, socket
-
-def note(host):
-    if str(host) not in ("localhost", "127.0.0.1", "::1", "None"):
-        with open(os.environ["ASKED_FOR"], "a") as file:
-            file.write(f"{host}\\n")
-        raise OSError("no network here")
-
-def resolver(real):
-    def resolve(host, *rest, **more):
-        note(host.decode() if isinstance(host, bytes) else host)
-        return real(host, *rest, **more)
-    return resolve
-
-for name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex"):
-    setattr(socket, name, resolver(getattr(socket, name)))
-
-class Socket(socket.socket):
-    def connect(self, address):
-        if self.family != socket.AF_UNIX:
-            note(address[0])
-        return super().connect(address)
-
-socket.socket = Socket
-"""
-# these switch MLflow's telemetry off by themselves, so they would hide that nobody else does
-QUIET = ("PYTEST_", "CI", "GITHUB_", "GITLAB_", "JENKINS_", "BUILDKITE", "TEAMCITY_", "MLFLOW_", "DO_NOT_TRACK")
 
 
 def call(folder: Path, *words: str) -> list[str]:
     """Run a module in a process of its own; return the hosts that it asked for."""
-    (folder / "recorder").mkdir(exist_ok=True)
-    (folder / "recorder" / "sitecustomize.py").write_text(RECORDER)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(QUIET)}
-    environment |= {
-        "PYTHONPATH": os.pathsep.join([str(folder / "recorder"), str(ROOT)]),
-        "ASKED_FOR": str(folder / "asked.txt"),
-        "HOME": str(folder),
-        "OMP_NUM_THREADS": "1",
-    }
     command = [sys.executable, "-m", *words]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=folder, env=recording(folder, str(ROOT)), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    return (folder / "asked.txt").read_text().split() if (folder / "asked.txt").exists() else []
+    return asked_for(folder)
 
 
 def test_recorder_sees_a_host_that_is_asked_for(tmp_path):

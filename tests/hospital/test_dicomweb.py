@@ -8,11 +8,13 @@ import gzip
 import json
 import logging
 import os
+import resource
+import signal
 import socket
 import stat
 import time
+import tracemalloc
 import warnings
-from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +27,8 @@ from hospital.fake_dicomweb import FakeServer, busy, cut, fake_dicomweb, hang_up
 from hospital.planted import SECRETS, small, write
 
 from afire_monai.cli.main import run
+from afire_monai.core.errors import AfireError
+from afire_monai.hospital.dicomweb import client as client_module
 from afire_monai.hospital.dicomweb import connection
 from afire_monai.hospital.dicomweb.client import DicomWeb, Query, SeriesReference, is_uid
 from afire_monai.hospital.dicomweb.connection import AnswerError, ConnectionLostError, DicomWebError, find_credentials
@@ -220,19 +224,19 @@ def test_an_interruption_leaves_whole_files_only(server, tmp_path, monkeypatch):
     held = [small(n) for n in range(3)]
     server.hold(*held)
     folder = tmp_path / "private" / "dicom"
-    real = pydicom.dcmwrite
+    real = client_module.save_object
 
-    def interrupted(file, dataset, **options):
-        if not isinstance(file, BytesIO) and dataset.SOPInstanceUID == held[1].SOPInstanceUID:
-            file.write(b"half")
+    def interrupted(response, path):
+        real(response, path)
+        if held[1].SOPInstanceUID in path.name:
+            path.write_bytes(b"half")
             raise KeyboardInterrupt
-        real(file, dataset, **options)
 
-    monkeypatch.setattr(pydicom, "dcmwrite", interrupted)
+    monkeypatch.setattr(client_module, "save_object", interrupted)
     with pytest.raises(KeyboardInterrupt):
         retrieve_series(client(server), references(*held), folder)
     assert [p.name for p in folder.iterdir()] == [f"{held[0].SOPInstanceUID}.dcm"]
-    monkeypatch.setattr(pydicom, "dcmwrite", real)
+    monkeypatch.setattr(client_module, "save_object", real)
     done = retrieve_series(client(server), references(*held), folder)
     assert (done.done, done.already) == (2, 1)
 
@@ -603,6 +607,85 @@ def test_an_answer_without_end_is_not_taken(server, framing, monkeypatch, tmp_pa
     assert [reason for _, reason in result.failed] == ["the answer is larger than 1 MiB, so it is not taken"]
     assert result.done == 1
     assert sent < 2**26
+
+
+def large(handler, size: int, around: tuple[bytes, bytes]) -> bool:
+    """Answer with an object of so many bytes, which is never in memory as a whole."""
+    head, end = around
+    handler.send_response(200)
+    handler.send_header("Content-Type", 'multipart/related; type="application/dicom"; boundary="a-b-c"')
+    handler.send_header("Content-Length", str(len(head) + size + len(end)))
+    handler.end_headers()
+    with contextlib.suppress(OSError):
+        handler.wfile.write(head)
+        for _ in range(size // 2**20):
+            handler.wfile.write(bytes(2**20))
+        handler.wfile.write(end)
+    return True
+
+
+def around_pixels(held: pydicom.Dataset, size: int) -> tuple[bytes, bytes]:
+    """Return what comes before and after so many bytes of pixels in an answer with an object."""
+    held.PixelData, held["PixelData"].VR = b"12", "OW"
+    body, _ = multipart(held)
+    head, _, end = body.rpartition(b"\x02\x00\x00\x0012")
+    return head + size.to_bytes(4, "little"), end
+
+
+def test_a_large_object_goes_to_disk_and_not_into_memory(server, tmp_path):
+    size, held = 100 * 2**20, small(1)
+    around = around_pixels(held, size)
+    server.hold(held)
+    server.tricks = [plain, lambda handler: large(handler, size, around)]
+    folder = tmp_path / "private" / "dicom"
+    tracemalloc.start()
+    result = retrieve_series(client(server), references(held), folder)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (result.done, result.failed) == (1, [])
+    assert peak < 12 * 2**20
+    (path,) = folder.iterdir()
+    assert len(pydicom.dcmread(path).PixelData) == size
+
+
+def test_a_disk_that_is_full_in_the_middle_of_an_object_ends_with_words(server, tmp_path):
+    size, held = 4 * 2**20, small(1)
+    around = around_pixels(held, size)
+    server.hold(held)
+    server.tricks = [plain, lambda handler: large(handler, size, around)]
+    folder = tmp_path / "private" / "dicom"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handling = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    try:
+        with pytest.raises(AfireError, match=r"cannot be used: File too large; what is done is kept"):
+            retrieve_series(client(server), references(held), folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handling)
+    assert list(folder.iterdir()) == []
+
+
+def test_several_objects_for_one_are_not_taken(server, tmp_path):
+    held = small(1)
+    server.hold(held)
+    body, kind = multipart(held)
+    server.tricks = [plain, says(body.replace(b"--a-b-c--\r\n", body.strip()), kind)]
+    result = retrieve_series(client(server), references(held), tmp_path / "private" / "dicom")
+    assert [reason for _, reason in result.failed] == [
+        "the server answered with several objects, and one was asked for"
+    ]
+
+
+def test_an_object_without_parts_around_it_is_taken(server, tmp_path):
+    held = small(1)
+    server.hold(held)
+    body, _ = multipart(held)
+    whole = body[body.index(b"\r\n\r\n") + 4 : body.rindex(b"\r\n--")]
+    server.tricks = [plain, says(whole, "application/dicom")]
+    folder = tmp_path / "private" / "dicom"
+    assert retrieve_series(client(server), references(held), folder).done == 1
+    assert (folder / f"{held.SOPInstanceUID}.dcm").read_bytes() == whole
 
 
 def test_a_list_has_a_limit_of_its_own_also_if_it_is_packed(server, monkeypatch):

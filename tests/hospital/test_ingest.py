@@ -206,6 +206,15 @@ def test_second_run_opens_no_file_and_gives_the_same(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in public_files(tmp_path / "out")} == before
 
 
+@pytest.mark.parametrize("seconds", [2**33, 15_000_000_000, -(2**31)])
+def test_files_from_another_century_are_read_once(tmp_path: Path, seconds: int) -> None:
+    archive(tmp_path / "in")
+    for path in (tmp_path / "in").rglob("*"):
+        os.utime(path, (seconds, seconds))
+    assert run(tmp_path).headers_read == 10
+    assert run(tmp_path).headers_read == 0
+
+
 def test_only_what_changed_is_read_again(tmp_path: Path) -> None:
     archive(tmp_path / "in")
     run(tmp_path)

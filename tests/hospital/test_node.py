@@ -22,12 +22,13 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-import torch
 
 pytest.importorskip("pynetdicom")
 pytest.importorskip("highdicom")
 
+from helpers import export_pneumonia_classifier
 from hospital import planted
+from hospital.certificates import make_certificates
 from hospital.fake_pacs import fake_pacs
 from hospital.orthanc import free_port, running_orthanc
 from hospital_files import PLANTED, radiograph, write
@@ -46,8 +47,6 @@ from afire_monai.hospital.node.run import NodeStatus, node_status, run_node
 from afire_monai.hospital.node.sender import Sender
 from afire_monai.hospital.pacs.association import StatusError, Tls
 from afire_monai.hospital.pacs.client import Pacs
-from afire_monai.models.folder import export_task
-from afire_monai.networks import ViTClassifier, ViTEncoder
 from afire_monai.phantom import ChestPhantom
 from afire_monai.predictions.format import load_predictions
 from afire_monai.predictions.predict import predict
@@ -60,11 +59,7 @@ KINDS = 3
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    classifier = ViTClassifier(ViTEncoder((32, 32), 8, embed_dim=16, depth=1, num_heads=2), ["Normal", "Pneumonia"])
-    export_task(classifier, folder, thresholds={"Pneumonia": 0.5})
-    return folder
+    return export_pneumonia_classifier(tmp_path_factory.mktemp("model"))
 
 
 @contextlib.contextmanager
@@ -437,15 +432,7 @@ def test_two_nodes_do_not_share_a_folder(tmp_path):
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory) -> Path:
-    program = shutil.which("openssl")
-    if program is None:
-        pytest.skip("no openssl to make certificates with")
-    folder = tmp_path_factory.mktemp("tls")
-    for name in ("node", "router", "stranger"):
-        command = [program, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
-        command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", f"{folder}/{name}.key"]
-        subprocess.run([*command, "-out", f"{folder}/{name}.pem"], check=True, capture_output=True)
-    return folder
+    return make_certificates(tmp_path_factory.mktemp("tls"), "node", "router", "stranger")
 
 
 def test_with_tls_only_callers_with_a_certificate_are_let_in_and_a_silent_one_stops_nobody(

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import shutil
 import socket
 import ssl
 import stat
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -22,6 +20,7 @@ import pytest
 
 pytest.importorskip("pynetdicom")
 
+from hospital.certificates import make_certificates
 from hospital.fake_pacs import AET, fake_pacs
 from hospital.orthanc import free_port, running_orthanc
 from hospital.planted import SECRETS, radiograph, small, write
@@ -345,21 +344,7 @@ def test_a_pdu_that_claims_gigabytes_is_not_waited_for():
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory) -> Path:
-    program = shutil.which("openssl")
-    if program is None:
-        pytest.skip("no openssl to make certificates with")
-    folder = tmp_path_factory.mktemp("tls")
-    for name in ("archive", "stranger"):
-        subprocess.run(
-            [
-                *(program, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}"),
-                *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", f"{folder}/{name}.key"),
-                *("-out", f"{folder}/{name}.pem"),
-            ],
-            check=True,
-            capture_output=True,
-        )
-    return folder
+    return make_certificates(tmp_path_factory.mktemp("tls"), "archive", "stranger")
 
 
 def test_tls_reaches_the_archive_of_the_named_authority_only(certificates, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,15 @@ def test_the_most_unusual_image_comes_first_and_not_twice(shelf, pngs):
     order = sorted(radiographs, key=lambda i: radiographs[i]["anomaly"]["score"], reverse=True)
     assert [chooser.choose("most_anomalous", store)["id"] for _ in order] == order
     assert chooser.choose("most_anomalous", store)["id"] == order[0]  # all were offered
+
+
+def test_a_clock_that_is_set_offers_no_image_again(shelf, pngs, monkeypatch):
+    chooser, store, real, ahead = Chooser(shelf), FolderStore(pngs), time.time, iter((0, 365, -365, 3650))
+    offered = []
+    for days in ahead:
+        monkeypatch.setattr(time, "time", lambda days=days: real() + 86400 * days)
+        offered.append(chooser.choose("most_anomalous", store)["id"])
+    assert len(set(offered)) == 4
 
 
 def test_the_least_sure_image_comes_first(shelf, pngs):

@@ -20,11 +20,12 @@ import numpy as np
 import pydicom
 import pytest
 import requests
+from asked_hosts import asked_for, recording
 from hospital.fake_dicomweb import fake_dicomweb
 from hospital.orthanc import running_orthanc
 from hospital_files import PLANTED, radiograph
 from label_phantoms import LABELS, SHAPE, SPOT, phantom, pictures, write_dicoms, write_models, write_pngs
-from label_server import Server, running
+from label_server import ROOT, Server, running
 from PIL import Image
 
 from afire_monai.hospital.dicomweb.client import DicomWeb, Query
@@ -78,6 +79,21 @@ def of_archive(tmp_path_factory, models) -> Iterator[Server]:
 @pytest.fixture(params=["of_pngs", "of_dicoms", "of_archive"])
 def server(request) -> Server:
     return request.getfixturevalue(request.param)
+
+
+def test_the_server_asks_for_no_host(models, tmp_path, monkeypatch):
+    home = os.environ["HOME"]
+    for name in set(os.environ) - set(recording(tmp_path)):
+        monkeypatch.delenv(name)
+    for name, value in recording(tmp_path, str(ROOT)).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HOME", home)  # where its environment is
+    write_pngs(tmp_path / "studies", 3)
+    with running(str(tmp_path / "studies"), tmp_path / "work", models, {}) as server:
+        assert server.infer("classification", "chest00").status_code == 200
+        process = (server.work / "server.pid").read_text().strip()
+        assert f"ASKED_FOR={tmp_path}" in Path(f"/proc/{process}/environ").read_text()  # it is recorded
+    assert asked_for(tmp_path) == []
 
 
 def test_nobody_is_let_in_without_the_token_and_a_browser_with_it(server):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,47 @@ def test_shard_of_another_shape_is_refused_and_one_with_a_damaged_head(tmp_path)
     shard.write_bytes(b"\x93NUMPY\x01\x00\x76\x00{'descr': (\n" + bytes(2000))
     with pytest.raises(DataListError, match=r"pixels_00000.npy cannot be read"):
         DiskCache(tmp_path / "c", paths).stored([0])
+
+
+@pytest.mark.parametrize("at", [0, 16 * 12 - 1])
+def test_a_damaged_picture_is_named_and_no_other_is_refused(tmp_path, at):
+    paths = pictures(tmp_path / "in", 6)
+    build(paths, tmp_path / "c")
+    shard = shard_path(tmp_path / "c", 1)  # which holds the fifth and sixth
+    data = bytearray(shard.read_bytes())
+    data[len(data) - 3 * 16 * 12 + at] ^= 4
+    shard.write_bytes(data)
+    cache = DiskCache(tmp_path / "c", paths)
+    assert len(cache.stored([0, 1, 2, 3, 4])) == 5
+    with pytest.raises(
+        DataListError, match=r"image 5 of the list is damaged \(pixels_00001\.npy\).* delete its folder"
+    ):
+        cache.stored([4, 5])
+
+
+def test_a_picture_of_equal_files_is_checked_for_each(tmp_path):
+    paths = pictures(tmp_path / "in", 1)
+    twin = tmp_path / "in" / "twin.png"
+    twin.write_bytes(Path(str(paths[0]["image"])).read_bytes())
+    build(paths, tmp_path / "c")
+    both = ImagePaths([str(paths[0]["image"]), str(twin)])
+    build(both, tmp_path / "c")
+    checksums = load_index(tmp_path / "c")["checksum"]
+    assert checksums[0] == checksums[1] == zlib.crc32(DiskCache(tmp_path / "c", both).stored([1]))
+
+
+def test_an_index_of_an_earlier_version_has_no_checksums_and_is_read(tmp_path):
+    paths = pictures(tmp_path / "in", 2)
+    build(paths, tmp_path / "c")
+    expected = DiskCache(tmp_path / "c", paths).stored([0, 1])
+    index = np.load(tmp_path / "c" / "index.npy")
+    index["checksum"] = 0
+    fields = [(n, *(index.dtype[n].subdtype or (index.dtype[n],))) for n in index.dtype.names[:7]]
+    np.save(tmp_path / "c" / "index.npy", index.view([*fields, ("unused", "u1", 6)]))
+    assert np.array_equal(DiskCache(tmp_path / "c", paths).stored([0, 1]), expected)
+    more = pictures(tmp_path / "in", 3)
+    build(more, tmp_path / "c")
+    assert (load_index(tmp_path / "c")["checksum"] > 0).tolist() == [False, False, True]
 
 
 def test_index_with_a_place_below_zero_is_refused(tmp_path):
@@ -451,3 +493,16 @@ def test_image_paths_are_items_that_are_made_when_asked_for():
     assert len(ImagePaths([])) == 0
     with pytest.raises(IndexError):
         paths[4]
+
+
+@pytest.mark.parametrize("seconds", [2**33, 15_000_000_000, -(2**31)])
+def test_files_from_another_century_are_read_once(tmp_path, seconds, monkeypatch):
+    paths = pictures(tmp_path / "in", 2)
+    file = tmp_path / "in" / "p0.png"
+    os.utime(file, (seconds, seconds))
+    assert build(paths, tmp_path / "c") == 2
+    assert build(paths, tmp_path / "c") == 0
+    Image.fromarray(pixels(7)).save(file)
+    os.utime(file, (seconds + 1, seconds + 1))
+    assert build(paths, tmp_path / "c") == 1
+    assert np.array_equal(DiskCache(tmp_path / "c", paths).stored([0])[0], pixels(7))

@@ -178,6 +178,43 @@ def test_what_is_no_transformer_is_refused(tmp_path):
         load_foreign(saved(state, tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        ("blocks.99999999.norm1.weight", (8,), r"no place for: blocks\.99999999"),
+        ("blocks.9999.norm1.weight", (8,), "blocks 0 to 9999 are expected; 9997 are missing, as 2"),
+        ("blocks.x.norm1.weight", (8,), r"no place for: blocks\.x"),
+        ("blocks.0.attn.qkv.weight", (8, 8), r"blocks\.0\.attn\.qkv\.weight is \(8, 8\)"),
+        ("blocks.1.mlp.fc2.weight", (1, 7), r"blocks\.1\.mlp\.fc2\.weight is \(1, 7\)"),
+        ("blocks.0.mlp.fc2.weight", (0, 2**40), "MLPs of two matrices"),
+        ("reg_token", (2**30,), r"registers are \(1073741824,\)"),
+        ("reg_token", (1, 2**40, 0), r"registers are \(1, 1099511627776, 0\)"),
+        ("blocks.0.attn.qkv.bias_mask", (3,), r"bias_mask is \(3,\)"),
+        ("blocks.0.attn.q_proj.bias", (2, 2), r"parts of blocks\.0\.attn\.qkv\.bias"),
+        ("blocks.0.mlp.gate_proj.weight", (), r"no place for: blocks\.0\.mlp\.gate_proj"),
+    ],
+)
+def test_sizes_that_do_not_fit_each_other_are_refused_by_name(tmp_path, name, shape, words):
+    state = facebook_names(random_vit())
+    state[name] = torch.zeros(()).expand(shape) if len(shape) < 3 else torch.empty(shape)
+    with pytest.raises(CheckpointError, match=words):
+        load_foreign(saved(state, tmp_path))
+
+
+@pytest.mark.parametrize("turned", [torch.zeros(()), torch.zeros(1, 2), torch.zeros(4, 0)])
+def test_rotary_buffers_that_are_none_are_refused_by_name(tmp_path, turned):
+    state = eva_names(random_vit(gated=True, inner_norms=True))
+    with pytest.raises(CheckpointError, match=r"rope\.freqs_cos is"):
+        load_foreign(saved({**state, "rope.freqs_cos": turned}, tmp_path))
+
+
+def test_periods_that_give_no_base_are_refused(tmp_path):
+    state = facebook_names(random_vit())
+    del state["pos_embed"]
+    with pytest.raises(CheckpointError, match="rotary positions have a base of"):
+        load_foreign(saved({**state, "rope_embed.periods": torch.tensor([0.0, 1.0])}, tmp_path))
+
+
 def test_file_with_code_is_not_read(tmp_path):
     path = saved({"model": facebook_names(random_vit()), "args": Path("here")}, tmp_path)
     with pytest.raises(CheckpointError, match="more than tensors and plain containers"):

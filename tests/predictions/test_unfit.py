@@ -9,13 +9,11 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-import torch
+from helpers import export_pneumonia_classifier
 from hospital_files import DX_RAW, chest, write
 from PIL import Image
 
 from afire_monai.cli.main import run
-from afire_monai.models.folder import export_task
-from afire_monai.networks import ViTClassifier, ViTEncoder
 from afire_monai.predictions.format import load_predictions
 from afire_monai.predictions.predict import predict
 from afire_monai.radiographs.judgement import (
@@ -35,11 +33,7 @@ REASONS = [FIT, BURNED_IN, NOT_CHEST, LATERAL, LOOKS_OTHER, RAW_ALONE, FIT]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    classifier = ViTClassifier(ViTEncoder((32, 32), 8, embed_dim=16, depth=1, num_heads=2), ["Normal", "Pneumonia"])
-    export_task(classifier, folder, thresholds={"Pneumonia": 0.5})
-    return folder
+    return export_pneumonia_classifier(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
+from pydicom import DataElement, dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.multival import MultiValue
@@ -264,3 +265,49 @@ def test_picture_that_asks_for_all_memory_is_a_refusal(tmp_path: Path, monkeypat
         read_picture(tmp_path / "a.png")
     with pytest.raises(RadiographError, match=r"a.png: mask not readable"):
         read_mask(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("kind", [b"U3", b"US"])
+def test_sizes_that_are_damaged_elements_are_not_known(tmp_path, kind):
+    path = dicom(tmp_path / "a.dcm")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\x28\x00\x11\x00US")
+    data[at + 4 : at + 10] = kind + b"\x01\x00" + data[at + 8 : at + 9]  # of no kind that is known, or one byte long
+    path.write_bytes(data)
+    assert picture_size(path) == (5, 0)
+
+
+def test_a_modality_that_is_a_sequence_is_a_refusal(tmp_path):
+    item = Dataset()
+    item.add_new(0x00101010, "LO", "any")
+    path = dicom(tmp_path / "a.dcm", Modality="CR")
+    dataset = dcmread(path)
+    del dataset.Modality
+    dataset.add(DataElement(0x00080060, "SQ", [item]))
+    dataset.save_as(path, enforce_file_format=True)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\x10\x00\x10\x10LO")
+    data[at + 4 : at + 6] = b"U3"  # a kind that is unknown, which shows when it is put into words
+    path.write_bytes(data)
+    with pytest.raises(RadiographError, match="not a readable DICOM file"):
+        read_picture(path, modalities=None)
+
+
+def test_a_look_up_table_that_is_no_sequence_counts_as_absent(tmp_path):
+    path = dicom(tmp_path / "a.dcm")
+    dataset = dcmread(path)
+    expected = read_picture(path, modalities=None)
+    dataset.add(DataElement(0x00283010, "OB", b"1234"))
+    dataset.save_as(path, enforce_file_format=True)
+    found = read_picture(path, modalities=None)
+    assert np.array_equal(found.pixels, expected.pixels)
+
+
+def test_a_transfer_syntax_of_numbers_is_a_refusal(tmp_path):
+    path = dicom(tmp_path / "a.dcm")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\x02\x00\x10\x00UI")
+    data[at + 4 : at + 6] = b"SL"
+    path.write_bytes(data)
+    with pytest.raises(RadiographError, match="transfer syntax is no UID"):
+        read_picture(path, modalities=None)

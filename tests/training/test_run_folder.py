@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -135,13 +136,38 @@ def test_copy_of_a_folder_that_is_in_use_belongs_to_nobody(tmp_path):
 
 
 @pytest.mark.parametrize("words", ['{"host": "elsewhere", "pid": 1}', "half a li"])
-def test_owner_on_another_machine_lives_until_it_has_been_silent_for_long(words, tmp_path):
+def test_owner_on_another_machine_lives_until_it_has_been_silent_for_long(words, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "BEAT", 0.02)
     lock = tmp_path / run_folder.LOCK
     lock.write_text(words)
     with pytest.raises(AfireError, match=r"heard of \d+ seconds ago \(it counts as gone after 300\)"):
         run_folder.claim(tmp_path)
     assert lock.read_text() == words
     os.utime(lock, (time.time() - 301,) * 2)
+    run_folder.claim(tmp_path)
+
+
+YEAR = 365 * 86400
+
+
+@pytest.mark.parametrize("jump", [YEAR, -YEAR])
+def test_owner_elsewhere_keeps_its_folder_when_the_clock_is_set_and_leaves_it_when_it_is_gone(
+    jump, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(run_folder, "BEAT", 0.2)
+    lock = tmp_path / run_folder.LOCK
+    lock.write_text('{"host": "elsewhere", "pid": 1}')
+    os.utime(lock, (time.time() - jump,) * 2)  # as if the clock had been set since the last sign of life
+    ended = threading.Event()
+    beat = threading.Thread(target=run_folder._beat, args=(lock, ended))
+    beat.start()
+    try:
+        with pytest.raises(AfireError, match=r"elsewhere .*, which gives signs of life"):
+            run_folder.claim(tmp_path)
+    finally:
+        ended.set()
+        beat.join()
+    os.utime(lock, (time.time() - jump,) * 2)
     run_folder.claim(tmp_path)
 
 

@@ -19,10 +19,11 @@ from afire_monai.hospital.dicomweb.connection import (
     entries_of,
     find_credentials,
     is_loopback,
+    name_json,
     open_session,
     refused_list,
-    see_that_it_is_whole,
 )
+from afire_monai.hospital.dicomweb.objects import check_object, save_object
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -179,7 +180,7 @@ class DicomWeb:
             self._url,
             session=session,
             headers={"Accept": "application/dicom+json"},
-            callback=see_that_it_is_whole,
+            callback=name_json,
             # not every server takes bodies of unknown length, and one radiograph fits into memory
             chunk_size=2**31,
             permissive_uid=True,
@@ -268,17 +269,26 @@ class DicomWeb:
             raise AnswerError("the server names an instance by something that is not a UID")
         return list(dict.fromkeys(uids))
 
-    def retrieve(self, series: SeriesReference, instance: str) -> Dataset:
-        """Fetch one instance in the transfer syntax that the server has it in.
+    def retrieve(self, series: SeriesReference, instance: str, path: Path) -> None:
+        """Fetch one instance in the transfer syntax that the server has it in, into a file, as it is.
 
         Raises:
             AnswerError: the server has it no more, or answers with something else.
             DicomWebError: as :meth:`find_series`.
+            OSError: the file cannot be written.
         """
-        dataset = self._ask(self._client.retrieve_instance, series.study, series.series, instance)
-        if str(dataset.get("SOPInstanceUID", "")) != instance:
-            raise AnswerError("the server answered with another instance than the one asked for")
-        return dataset
+        if not all(map(is_uid, (series.study, series.series, instance))):
+            raise AnswerError("an instance is asked for by something that is not a UID")
+        url = f"{self._url}/studies/{series.study}/series/{series.series}/instances/{instance}"
+        accept = {"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'}
+
+        def fetch() -> None:
+            with self._session.get(url, headers=accept, timeout=self._timeout, stream=True) as response:
+                response.raise_for_status()
+                save_object(response, path)
+            check_object(path, instance)
+
+        self._ask(fetch)
 
     def store(self, dataset: Dataset) -> bool:
         """Send one instance to the server.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import math
 import netrc
 import os
-import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -180,36 +180,42 @@ def open_session(
 
 
 def _bounded_adapter() -> HTTPAdapter:
-    """Make what reads answers for a session: the whole body, as long as it is within limits."""
-    import requests
+    """Make what reads answers for a session: the whole body within limits, piece by piece where that is asked for."""
     from requests.adapters import HTTPAdapter
-    from urllib3.exceptions import HTTPError
 
     class Bounded(HTTPAdapter):
         def send(self, request: Any, stream: Any = False, timeout: Any = None, *rest: Any, **options: Any) -> Any:
             end = time.monotonic() + PATIENCE * timeout if timeout else math.inf
             response = super().send(request, True, timeout, *rest, **options)
-            kind = str(response.headers.get("Content-Type", ""))
-            most = LARGEST_OBJECT if kind.lower().startswith("multipart/") else LARGEST_LIST
-            body = bytearray()
-            try:
-                while part := response.raw.read1(2**16, decode_content=True):
-                    body += part
-                    if len(body) > most:
-                        raise AnswerError(f"the answer is larger than {most >> 20} MiB, so it is not taken")
-                    if time.monotonic() > end:
-                        raise AnswerError(
-                            f"the answer is not whole after {PATIENCE * timeout:g} seconds; raise --timeout"
-                        )
-            except HTTPError as error:
-                raise requests.exceptions.ChunkedEncodingError(error) from error
-            except AnswerError:
-                response.close()
-                raise
-            vars(response).update(_content=bytes(body), _content_consumed=True)
+            parts = _within_limits(response, LARGEST_OBJECT if stream else LARGEST_LIST, end, timeout)
+            if stream and response.status_code == 200:
+                vars(response)["iter_content"] = lambda *_, **__: parts
+            else:
+                vars(response).update(_content=b"".join(parts), _content_consumed=True)
             return response
 
     return Bounded()
+
+
+def _within_limits(response: requests.Response, most: int, end: float, timeout: float) -> Iterator[bytes]:
+    """Yield a body piece by piece, unpacked, until it is longer or takes longer than it may."""
+    import requests
+    from urllib3.exceptions import HTTPError
+
+    length = 0
+    try:
+        while part := response.raw.read1(2**16, decode_content=True):
+            length += len(part)
+            if length > most:
+                raise AnswerError(f"the answer is larger than {most >> 20} MiB, so it is not taken")
+            if time.monotonic() > end:
+                raise AnswerError(f"the answer is not whole after {PATIENCE * timeout:g} seconds; raise --timeout")
+            yield part
+    except HTTPError as error:
+        raise requests.exceptions.ChunkedEncodingError(error) from error
+    except AnswerError:
+        response.close()
+        raise
 
 
 T = TypeVar("T")
@@ -219,6 +225,7 @@ PATIENCE = 10
 """The whole body of an answer may take so many times the timeout of its parts."""
 LONGEST_WAIT = 60.0
 """Seconds; more is not waited between two tries, whatever the server asks for."""
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _TRY_AGAIN = (408, 429, 500, 502, 503, 504)
 
 
@@ -242,12 +249,15 @@ def ask(request: Callable[[], T], retries: int, first_wait: float) -> T:
         AnswerError: for this request alone.
         ConnectionLostError: without an answer after the last repetition.
         DicomWebError: if no other request can succeed either (certificate, credentials).
+        OSError: what was answered cannot be kept.
     """
     for attempt in range(retries + 1):
         try:
             with quiet():
                 return request()
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in _DISK:
+                raise
             problem, asked = _judge(error)
         if asked is None:
             break
@@ -312,23 +322,11 @@ def entries_of(answer: Any) -> list[Mapping[str, Any]]:
     return answer
 
 
-def see_that_it_is_whole(response: requests.Response, **_: Any) -> requests.Response:
-    """See that an answer of several parts has its end, and name types as dicomweb-client looks for them.
-
-    Raises:
-        requests.ConnectionError: cut off; without a length in its head such an answer would look like a short one.
-    """
-    import requests
-
-    kind = str(response.headers.get("Content-Type", ""))
-    media = kind.partition(";")[0].strip().lower()
+def name_json(response: requests.Response, **_: Any) -> requests.Response:
+    """Name the type of an answer as dicomweb-client looks for it."""
+    media = str(response.headers.get("Content-Type", "")).partition(";")[0].strip().lower()
     if media in ("application/dicom+json", "application/json"):
         response.headers["Content-Type"] = media
-    boundary = re.search(r"boundary=\"?([^\";]+)", kind)
-    if response.ok and media == "multipart/related" and boundary:
-        end = f"--{boundary[1].strip()}--".encode()
-        if end not in response.content[-len(end) - 200 :]:
-            raise requests.ConnectionError("cut off")
     return response
 
 

@@ -36,8 +36,8 @@ class Archive(Protocol):
     def find_instances(self, series: SeriesReference) -> list[str]:
         """Return the SOPInstanceUIDs of a series."""
 
-    def retrieve(self, series: SeriesReference, instance: str) -> Dataset:
-        """Fetch one instance."""
+    def retrieve(self, series: SeriesReference, instance: str, path: Path) -> None:
+        """Fetch one instance into a file."""
 
     def store(self, dataset: Dataset) -> bool:
         """Send one instance; return whether it was new."""
@@ -116,7 +116,8 @@ def retrieve_series(
                     result.already += 1
                     continue
                 with patience.guard(instance):
-                    _save(web.retrieve(reference, instance), folder / f"{instance}.dcm")
+                    with whole_file(folder / f"{instance}.dcm", private=True, sync=True) as part:
+                        web.retrieve(reference, instance, part)
                     known.add(instance)
                     result.done += 1
                     patience.answered()
@@ -222,18 +223,6 @@ class _Patience:
             self._result.failed.append((what, str(error)))
         except OSError as error:
             raise _cannot_write(error) from None
-
-
-def _save(dataset: Dataset, path: Path) -> None:
-    import pydicom
-
-    try:
-        with whole_file(path, private=True, sync=True) as part, part.open("wb") as file:
-            pydicom.dcmwrite(file, dataset)
-    except OSError:
-        raise
-    except Exception as error:  # pydicom raises many unrelated types on odd elements, and quotes them
-        raise AnswerError(f"what the server answered cannot be written as a file ({type(error).__name__})") from None
 
 
 def _read(file: Path) -> Dataset | None:

@@ -157,7 +157,7 @@ def application(aet: str, timeout: float) -> ApplicationEntity:
     return entity
 
 
-def limit_connection(event: Any, timeout: float, largest: int) -> None:
+def limit_connection(event: Any, timeout: float, largest: int = LARGEST_OBJECT) -> None:
     """Bound what a connection that was just opened may send: time for each PDU, its size, and bytes of an object.
 
     pynetdicom itself would read a PDU of any length into memory. Beyond the limits the connection is closed.

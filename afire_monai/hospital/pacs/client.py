@@ -7,6 +7,7 @@ import io
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from afire_monai.core.errors import AfireError
@@ -15,7 +16,6 @@ from afire_monai.hospital.dicomweb.client import Query, SeriesReference, is_uid
 from afire_monai.hospital.dicomweb.connection import AnswerError, ConnectionLostError, is_loopback
 from afire_monai.hospital.pacs.association import (
     IMAGES,
-    LARGEST_OBJECT,
     PDU,
     UNCOMPRESSED,
     PacsAddress,
@@ -139,15 +139,13 @@ class Pacs:
             raise AnswerError("the archive names an instance by something that is not a UID")
         return list(dict.fromkeys(uids))
 
-    def retrieve(self, series: SeriesReference, instance: str) -> Any:
-        """Fetch one instance, in the transfer syntax that the archive has it in if it can send that.
-
-        Returns:
-            The pydicom data set.
+    def retrieve(self, series: SeriesReference, instance: str, path: Path) -> None:
+        """Fetch one instance into a file, in the transfer syntax that the archive has it in if it can send that.
 
         Raises:
             AnswerError: the archive does not send it, or sends something else.
             AfireError: as :meth:`find_series`.
+            OSError: the file cannot be written.
         """
         import pydicom
 
@@ -161,7 +159,7 @@ class Pacs:
             raise AnswerError(f"what the archive sent cannot be read ({type(error).__name__})") from None
         if uid != instance:
             raise AnswerError("the archive sent another instance than the one asked for")
-        return dataset
+        path.write_bytes(content)
 
     def store(self, dataset: Any) -> bool:
         """Send one instance; return whether it was new; False if the archive says that it has it already.
@@ -295,7 +293,7 @@ class Pacs:
         return association
 
     def _opened(self, event: Any, purpose: str) -> None:
-        limit_connection(event, self._timeout, LARGEST_OBJECT)
+        limit_connection(event, self._timeout)
         self._connected[purpose] = event.assoc
 
     def _contexts(self, purpose: str) -> list[Any]:

@@ -35,7 +35,7 @@ from afire_monai.predictions.anomaly.reference import (
     Pooling,
     measures_of,
 )
-from afire_monai.predictions.reading import LeftOut, Radiograph, ahead, read_radiograph
+from afire_monai.predictions.reading import LeftOut, Radiograph, ahead, batches, read_radiograph
 
 MIN_NORMALS = 20
 FOLDS = 10
@@ -221,13 +221,7 @@ def make_reference(
     items = [{**item, "reader": reader_options(raw)} for item in items] + without(false_alarms, misses)
 
     kept = len(items) - len(without(false_alarms, misses))
-
-    def pictures(some: Sequence[dict[str, Any]], name: str, used: list[int], owners: list[str]) -> Iterator[Tensor]:
-        read = functools.partial(_read, some, detector.canvas_size)
-        reading = ahead(read, range(len(some)), workers, max(2 * batch_size, 2 * workers))
-        bar = tqdm(reading, total=len(some), desc=name, unit="image", disable=hidden(progress))
-        return _batches(bar, some, batch_size, used, owners, device)
-
+    pictures = _Pictures(detector.canvas_size, batch_size, workers, progress, device)
     base = "restorer" if "restorer" in files else "encoder"
     needed = {base, "detector"} if "prototypes" in (parts or ()) else {base}
     hashes = {kind: value for kind, value in weights_hashes(files).items() if kind in needed}
@@ -236,19 +230,14 @@ def make_reference(
     seen = section == "training" if trained_on == sha256 else None
     facts = {"section": section, "datalist_sha256": sha256, "model_sha256": hashes, "seen_in_training": seen}
     used, owners = list[int](), list[str]()
-    normals = pictures(items, "normal radiographs", used, owners)
+    normals = pictures.batches(items, "normal radiographs", used, owners)
     reference = build_reference(detector, normals, owners, parts, pooling, facts, layers, window)
     corrections = None
     if false_alarms or misses:
         earlier = _earlier(model, detector, hashes)
-        judges = [reference] if earlier is None else [reference, earlier.to(device)]
-        reference.to(device)
-
-        def judged(some: Sequence[dict[str, Any]], name: str) -> list[Tensor]:
-            return _judge(judges, detector, pictures(some, name, [], []))
-
-        alarms = judged(items[kept:], "false alarms")
-        found = judged(misses, "misses")
+        judges = [reference.to(device), *([] if earlier is None else [earlier.to(device)])]
+        alarms = _judge(judges, detector, pictures.batches(items[kept:], "false alarms", [], []))
+        found = _judge(judges, detector, pictures.batches(misses, "misses", [], []))
         own = torch.tensor([place for place, index in enumerate(used) if index >= kept], dtype=torch.long)
         alarms[0] = percentiles(reference.crossed[own], reference.crossed)
         corrections = corrections_of(alarms, found)
@@ -281,25 +270,21 @@ def _judge(judges: Sequence[NormalReference], detector: AnomalyDetector, batches
     return [torch.cat(values) if values else torch.empty(0, dtype=torch.float64) for values in found]
 
 
-def _batches(
-    results: Iterator[Radiograph | LeftOut],
-    items: Sequence[dict],
-    size: int,
-    used: list[int],
-    owners: list[str],
-    device: torch.device,
-) -> Iterator[Tensor]:
-    """Gather pictures into batches, and place and patient of each into lists."""
-    batch: list[Tensor] = []
-    for result in results:
-        if isinstance(result, LeftOut):
-            continue
-        batch += result.images.values()
-        used.append(result.index)
-        # without a patient each radiograph counts as one of its own
-        owners.append(patient_of(items[result.index]))
-        if len(batch) == size:
-            yield torch.stack(batch).to(device)
-            batch = []
-    if batch:
-        yield torch.stack(batch).to(device)
+@dataclass(frozen=True)
+class _Pictures:
+    size: tuple[int, int]
+    batch_size: int
+    workers: int
+    progress: bool
+    device: torch.device
+
+    def batches(self, items: Sequence[dict], name: str, used: list[int], owners: list[str]) -> Iterator[Tensor]:
+        """Read pictures and gather them into batches, and place and patient of each into lists."""
+        read = functools.partial(_read, items, self.size)
+        reading = ahead(read, range(len(items)), self.workers, 2 * max(self.batch_size, self.workers))
+        bar = tqdm(reading, total=len(items), desc=name, unit="image", disable=hidden(self.progress))
+        for batch in batches(bar, self.batch_size):
+            used += [radiograph.index for radiograph in batch]
+            # without a patient each radiograph counts as one of its own
+            owners += [patient_of(items[radiograph.index]) for radiograph in batch]
+            yield torch.stack([image for radiograph in batch for image in radiograph.images.values()]).to(self.device)
