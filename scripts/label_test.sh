@@ -9,4 +9,4 @@ bash scripts/label_environment.sh >/dev/null
 # shellcheck source=scripts/environment.sh
 source scripts/environment.sh "dicom,pacs,export,dev"
 AFIRE_LABEL_TEST=1 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" pytest -n 2 --dist loadfile \
-    tests/label/test_server.py tests/label/test_work_page.py "$@"
+    tests/label/test_server.py tests/label/test_work_page.py tests/label/test_work_page_trouble.py "$@"

@@ -77,7 +77,7 @@ class Server:
 
 @contextlib.contextmanager
 def running(
-    studies: str, work: Path, models: Path, ids: dict[str, str], web: str = "", **options: str
+    studies: str, work: Path, models: Path | str, ids: dict[str, str], web: str = "", **options: str
 ) -> Iterator[Server]:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -89,7 +89,8 @@ class RadiographLabelApp(MONAILabelApp):
         self.shelf = ModelShelf(work / "models", _names(given.get("models", "")), reader=reader)
         self.workshop = Workshop(work, self.shelf)
         self.chooser = Chooser(self.shelf, _count(given.get("candidates", "48"), "candidates"))
-        self.trainable = self._trainable()
+        self.labelling = self._labelling()
+        self.trainable = {task: what for task, what in self.labelling.items() if self._can_train(task)}
         self.work = work
         super().__init__(
             app_dir,
@@ -100,25 +101,25 @@ class RadiographLabelApp(MONAILabelApp):
             version=__version__,
         )
 
-    def _trainable(self) -> dict[str, Trainable]:
-        """Say what labels can train: what the models have, or what was named."""
-        found: dict[str, Trainable] = {}
+    def _labelling(self) -> dict[str, Trainable]:
+        """Return what can be labelled, by the task that it trains: what the models have, or what was named."""
         classes, labels = tuple(_names(self.given.get("classes", ""))), tuple(_names(self.given.get("findings", "")))
         if self.shelf.offers("segmentation"):
             classes = tuple(class_values(self.shelf))
         if self.shelf.offers("classification"):
             labels = tuple(self.shelf.get("classification").scorer.labels)
-        for task, names in (("segmentation", classes), ("classification", labels)):
-            if names and (self.shelf.offers(task) or self.shelf.file("encoder") is not None):
-                found[task] = Trainable(task, names)
-        return found
+        named = {"segmentation": classes, "classification": labels}
+        return {task: Trainable(task, names) for task, names in named.items() if names}
+
+    def _can_train(self, task: str) -> bool:
+        return self.shelf.offers(task) or self.shelf.file("encoder") is not None
 
     def _classes(self) -> dict[str, int]:
-        what = self.trainable.get("segmentation")
+        what = self.labelling.get("segmentation")
         return what.classes if what else {}
 
     def _findings(self) -> tuple[str, ...]:
-        what = self.trainable.get("classification")
+        what = self.labelling.get("classification")
         return what.names if what else ()
 
     @functools.cached_property

@@ -165,7 +165,7 @@ def write_map(path: str | os.PathLike[str], rows: NDArray[Any], grid: Grid, comp
     elif suffix == ".png" and rows.dtype in (np.uint8, np.uint16):
         from PIL import Image
 
-        Image.fromarray(rows).save(path)
+        Image.fromarray(rows).save(path, compress_level=1)  # somebody waits for it
     else:
         raise AfireError(
             f"{suffix} with values of type {rows.dtype}: .nii.gz, .nrrd, or .png of whole numbers expected"

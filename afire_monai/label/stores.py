@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import tempfile
 import threading
 import time
@@ -21,7 +22,15 @@ from afire_monai.core.files import write_text
 from afire_monai.hospital.dicomweb.client import DicomWeb, Query, SeriesReference, is_uid
 from afire_monai.hospital.dicomweb.transfer import retrieve_series
 from afire_monai.label.images import MAP_SUFFIXES, file_of, open_image, write_map
-from afire_monai.label.label_files import FINAL, FINDINGS, FINDINGS_SUFFIX, is_findings, read_findings, read_mask
+from afire_monai.label.label_files import (
+    FINAL,
+    FINDINGS,
+    FINDINGS_SUFFIX,
+    has_label,
+    is_findings,
+    read_findings,
+    read_mask,
+)
 from afire_monai.label.messages import NotFoundError, UnknownImageError
 from afire_monai.radiographs.decode import RADIOGRAPH_SUFFIXES, list_images
 from afire_monai.radiographs.header import read_header
@@ -93,9 +102,13 @@ class CarefulStore(LocalDatastore):
                 self._seen_at = (os.stat(self._datastore.image_path()).st_mtime_ns,)
             return list(self._datastore.objects)
 
+    def get_labeled_images(self, label_tag: str | None = None, labels: Any = None) -> list[str]:
+        """Return the ids of images that a person labelled."""
+        return [i for i in self.list_images() if has_label(self, i)]
+
     def get_unlabeled_images(self, label_tag: str | None = None, labels: Any = None) -> list[str]:
         """Return the ids of images that no person labelled."""
-        return [i for i in self.list_images() if not {FINAL, FINDINGS} & set(self.get_labels_by_image_id(i))]
+        return [i for i in self.list_images() if not has_label(self, i)]
 
     def get_image_uri(self, image_id: str) -> str:
         """Return the file of an image.
@@ -168,24 +181,28 @@ class CarefulStore(LocalDatastore):
         return write_map(folder / "label.nii.gz", mask, grid)
 
     def _keep(self, image_id: str, label: str, tag: str, info: dict[str, Any]) -> str:
-        folder = Path(self._datastore.label_path(tag))
-        before = self._datastore.objects[image_id].labels.get(tag)
-        target = folder / f"{image_id}{self._to_id(os.path.basename(label))[1]}"
-        kept = target.read_bytes() if target.is_file() else None
-        try:
-            saved: str = super().save_label(image_id, label, tag, info)
-        except OSError:
-            labels = self._datastore.objects[image_id].labels
-            labels.pop(tag, None)
-            if before is not None:
-                labels[tag] = before
-            target.unlink(missing_ok=True)
-            if kept is not None:
-                target.write_bytes(kept)  # as large as what was there, so there is room for it
-            raise
-        if before is not None and before.ext != self._datastore.objects[image_id].labels[tag].ext:
+        """Replace the label before in one step, as a training or another browser may be reading it."""
+        folder, labels = Path(self._datastore.label_path(tag)), self._datastore.objects[image_id].labels
+        before, suffix = labels.get(tag), self._to_id(os.path.basename(label))[1]
+        target = folder / f"{image_id}{suffix}"
+        with FileLock(self._lock_file):
+            folder.mkdir(parents=True, exist_ok=True)
+            handle, part = tempfile.mkstemp(dir=folder, suffix=".part")
+            os.close(handle)
+            try:
+                shutil.copyfile(label, part)
+                labels[tag] = DataModel(info={**info, "ts": int(time.time()), "name": target.name}, ext=suffix)
+                self._update_datastore_file(lock=False)
+                os.replace(part, target)
+            except BaseException:
+                labels.pop(tag, None)
+                if before is not None:
+                    labels[tag] = before
+                Path(part).unlink(missing_ok=True)
+                raise
+        if before is not None and before.ext != suffix:
             (folder / f"{image_id}{before.ext}").unlink(missing_ok=True)  # else it would be found again after a restart
-        return saved
+        return image_id
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Delete a label.

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from afire_monai.core.errors import AfireError
-from afire_monai.label.messages import NotFoundError
+from afire_monai.label.messages import NotFoundError, without_names
 from afire_monai.label.training import KIND, RESULT, Workshop
 from afire_monai.models.folder import model_files
+from afire_monai.predictions.scoring import Scorer
 
 logger = logging.getLogger(__name__)
 
@@ -56,16 +57,21 @@ def use_version(workshop: Workshop, task: str, run: str) -> None:
 
     Raises:
         NotFoundError: if there is no such model.
-        AfireError: if a training is under way, or the disk cannot be written.
+        AfireError: if a training is under way, the model cannot be read, or the disk cannot be written.
     """
     if task not in KIND:
         raise NotFoundError(f"no model of this task is trained here; there are {', '.join(KIND)}")
     if run not in [entry["run"] for entry in versions(workshop, task)]:
         raise NotFoundError("there is no model of this run")
-    kind = KIND[task]
+    kind, trained = KIND[task], workshop.folder / "runs" / run / "models"
     with workshop.alone():
+        try:
+            Scorer([trained] if run != GIVEN else workshop.shelf.given, workshop.shelf.device, "none", kinds=(kind,))
+        except AfireError as error:
+            words = without_names(str(error))
+            raise AfireError(f"this model cannot be read, so the present one stays in use: {words}") from error
         if run != GIVEN:
-            workshop.publish(kind, workshop.folder / "runs" / run / "models" / f"{kind}.safetensors")
+            workshop.publish(kind, trained / f"{kind}.safetensors")
         else:
             weights = workshop.shelf.trained / f"{kind}.safetensors"
             try:  # weights without a description count for nothing, so this one goes first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -51,27 +52,36 @@ class WorkPage:
         ``findings`` and ``classes`` that can be labelled, the numbers of ``images`` and of ``labelled`` ones, and the
         ``versions`` of each trainable model.
         """
-        trainable, store = self.app.trainable, self.app.datastore()
+        labelling, store = self.app.labelling, self.app.datastore()
         images = store.list_images()
         return {
             "images": len(images),
             "labelled": sum(has_label(store, image) for image in images),
-            "findings": list(trainable["classification"].names) if "classification" in trainable else [],
-            "classes": trainable["segmentation"].classes if "segmentation" in trainable else {},
-            "versions": {task: versions(self.app.workshop, task) for task in trainable},
+            "findings": list(labelling["classification"].names) if "classification" in labelling else [],
+            "classes": labelling["segmentation"].classes if "segmentation" in labelling else {},
+            "versions": {task: versions(self.app.workshop, task) for task in self.app.trainable},
         }
 
     def case(self, image: str) -> dict[str, Any]:
-        """Return what is saved of an image: ``findings`` (by name, or None) and whether there is a ``mask``.
+        """Return what is saved of an image.
+
+        Returns:
+            ``findings`` (by name, or None), whether there is a ``mask``, ``version``, which is another whenever either
+            was saved again, and ``problems``: why findings that are saved cannot be read.
 
         Raises:
             UnknownImageError: if there is no such image.
         """
         store = self.app.datastore()
         store.get_image_uri(image)
-        file = label_file(store, image, findings=True)
-        findings = read_findings(file) if file else None
-        return {"findings": findings, "mask": bool(label_file(store, image, findings=False))}
+        files = [label_file(store, image, findings) for findings in (True, False)]
+        findings, problems = None, []
+        try:
+            findings = read_findings(files[0]) if files[0] else None
+        except AfireError as error:
+            problems.append(f"The saved findings cannot be shown: {error}.")
+        version = [(stat.st_ino, stat.st_mtime_ns) for stat in map(os.stat, filter(None, files))]
+        return {"findings": findings, "mask": bool(files[1]), "version": str(version), "problems": problems}
 
     def pixels(self, image: str) -> Response:
         """Return the radiograph as the models see it, at its own size.

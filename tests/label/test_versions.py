@@ -96,3 +96,22 @@ def test_without_a_given_model_there_is_none_to_go_back_to(trained, tmp_path):
     with pytest.raises(NotFoundError, match="no model of this run"):
         use_version(trained, TASK, "")
     assert Path(trained.shelf.trained / "segmenter.safetensors").is_file()
+
+
+@pytest.mark.parametrize("harm", ["cut", "other network"])
+def test_a_damaged_model_is_not_put_in_use(trained, tmp_path, harm):
+    use_version(trained, TASK, "")
+    before = trained.shelf.get(TASK).version
+    weights = tmp_path / "work" / "runs" / "0001" / "models" / "segmenter.safetensors"
+    if harm == "cut":
+        weights.write_bytes(weights.read_bytes()[:2000])
+    else:
+        about = json.loads(weights.with_suffix(".json").read_text())
+        about["segmenter"]["encoder"]["depth"] += 1
+        weights.with_suffix(".json").write_text(json.dumps(about))
+    with pytest.raises(AfireError, match="the present one stays in use") as refusal:
+        use_version(trained, TASK, "0001")
+    assert str(tmp_path) not in str(refusal.value)
+    assert in_use(trained) == [""]
+    fresh = ModelShelf(trained.shelf.trained, trained.shelf.given, torch.device("cpu"))
+    assert fresh.get(TASK).version == before

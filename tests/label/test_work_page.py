@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
-import time
 from collections.abc import Iterator
 
 import nibabel
 import numpy as np
 import pytest
 import requests
+import scipy.ndimage
 from chromium import CHROMIUM, Browser, browsing
+from label_page import COLUMNS, ROWS, greys, layout, save, settled, show, shown_mask, start, states
 from label_phantoms import SHAPE, phantom, write_models, write_pngs
 from label_server import Server, running
 from PIL import Image
@@ -22,7 +22,6 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium"),
     pytest.mark.slow,
 ]
-ROWS, COLUMNS = SHAPE
 ODD = ["<img src=x onerror=alert(1)>", "a&b=c#?%41 \"é'+", "{{7*7}}${7*7}</script>".replace("/", "∕")]
 """Ids of images that would do harm, or be cut, if they were not taken as text."""
 
@@ -50,62 +49,10 @@ def page(site, tmp_path) -> Iterator[Browser]:
         assert_quiet(browser, site)
 
 
-def start(browser: Browser, server: Server) -> str:
-    browser.open(f"{server.url}work/?token={server.token}")
-    return settled(browser)
-
-
-def settled(browser: Browser, other_than: str = "No image") -> str:
-    """Wait for another image that can be worked on; gives its id."""
-    shown = "document.getElementById('image').textContent"
-    busy = "document.getElementById('stage').getAttribute('aria-busy')"
-    return browser.until(f"{shown} != {json.dumps(other_than)} && {busy} == 'false' && {shown}")
-
-
 def assert_quiet(browser: Browser, server: Server) -> None:
     """Nothing was complained of but that there is no training yet, and nobody else was asked."""
     assert [line for line in browser.problems if not line.endswith(f"(Not Found) {server.url}train/")] == []
     assert [url for url in browser.requests if not url.startswith(server.url)] == []
-
-
-def show(browser: Browser, image: str) -> None:
-    """Open an image by its id, as a reload does."""
-    settled(browser)
-    browser.value(f"sessionStorage.setItem('afire-image', {json.dumps(image)}), window.before = true")
-    browser.call("Page.reload")
-    browser.until("!window.before")
-    assert settled(browser) == image
-
-
-def layout(browser: Browser) -> tuple[float, float, float]:
-    """Where the whole image lies in the window: left, top, and the size of its pixels."""
-    left, top, wide, high = browser.value(
-        "(({left, top, width, height}) => [left, top, width, height])(canvas.getBoundingClientRect())"
-    )
-    assert (wide, high) == tuple(browser.value("[canvas.clientWidth, canvas.clientHeight]"))
-    scale = min(wide / COLUMNS, high / ROWS)
-    return left + (wide - scale * COLUMNS) / 2, top + (high - scale * ROWS) / 2, scale
-
-
-def greys(browser: Browser) -> np.ndarray:
-    """(rows, columns, 3) colours that are on the screen in the middle of each pixel of the image."""
-    time.sleep(0.2)  # a frame or two
-    left, top, scale = layout(browser)
-    edge = browser.value("(({left, top}) => [left, top])(canvas.getBoundingClientRect())")
-    wide, high, data = browser.value(
-        "(d => [canvas.width, canvas.height, btoa(Array.from(d, (c) => String.fromCharCode(c)).join(''))])"
-        "(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data)"
-    )
-    seen = np.frombuffer(base64.b64decode(data), np.uint8).reshape(high, wide, 4)[..., :3].astype(int)
-    rows = (top - edge[1] + scale * (np.arange(ROWS) + 0.5)).astype(int)
-    columns = (left - edge[0] + scale * (np.arange(COLUMNS) + 0.5)).astype(int)
-    return seen[np.ix_(rows, columns)]
-
-
-def shown_mask(browser: Browser) -> np.ndarray:
-    """Pixels that are tinted by the first class's blue."""
-    colours = greys(browser)
-    return colours[..., 2] - colours[..., 0] > 12
 
 
 def disc_along(points: list[tuple[float, float]], diameter: float) -> np.ndarray:
@@ -144,7 +91,9 @@ def test_nothing_of_the_page_is_given_without_the_token(site):
             "api/pixels?image=chest00",
             "api/mask?image=x",
         ):
-            assert stranger.get(f"{site.url}work/{path}", timeout=60).status_code == 401, path
+            for wrong in ({}, {"Authorization": f"Bearer {site.token[:-1]}"}, {"Authorization": "Bearer "}):
+                assert stranger.get(f"{site.url}work/{path}", timeout=60, headers=wrong).status_code == 401, path
+            assert stranger.get(f"{site.url}token/x/work/{path}", timeout=60).status_code == 401, path
         body = {"task": "classification", "run": ""}
         assert stranger.post(f"{site.url}work/api/version", json=body, timeout=60).status_code == 401
     for path in (
@@ -152,6 +101,9 @@ def test_nothing_of_the_page_is_given_without_the_token(site):
         "..%2Fwork_page.py",
         "x.js",
         "api/pixels?image=../../etc/passwd",
+        "api/pixels?image=/etc/passwd",
+        "api/case?image=../../etc/passwd",
+        "api/mask?image=..%2F..%2Fetc%2Fpasswd",
         "api/mask?image=chest00",
     ):
         answer = site.get(f"work/{path}")
@@ -198,8 +150,7 @@ def test_a_box_and_a_stroke_are_saved_and_shown_again_pixel_by_pixel(page, site,
     assert (shown_mask(page) == box).all()
     page.press("z", control=True, shift=True)
     assert (shown_mask(page) == drawn).all()
-    page.press("s")
-    page.until("document.getElementById('message').textContent == 'Saved.'")
+    save(page)
     assert (saved_mask(site, image, tmp_path) == drawn).all()
     show(page, image)
     assert (shown_mask(page) == drawn).all()
@@ -235,8 +186,7 @@ def test_everything_can_be_done_by_keyboard_alone(page, site, tmp_path):
     page.press("ArrowDown", shift=True)
     page.press("ArrowDown")
     page.press("Enter")
-    page.press("s")
-    page.until("document.getElementById('message').textContent == 'Saved.'")
+    save(page)
     x, y = COLUMNS / 2 - 10, ROWS / 2
     assert (saved_mask(site, "chest03", tmp_path) == disc_along([(x, y), (x, y + 11)], 20)).all()
     page.press("?")
@@ -278,7 +228,7 @@ def test_the_heatmap_lies_on_the_radiograph_as_the_model_gave_it(page, site, tmp
     show(page, "spot")
     grey = greys(page)
     page.press("h")
-    page.until("document.getElementById('heat-note').textContent.startsWith('more unusual than')")
+    page.until("document.getElementById('heat-note').textContent.startsWith('Heatmap: more unusual than')")
     heat = site.map("anomaly_heatmap", "spot", tmp_path, ".png", result_dtype="uint8")
     assert np.ptp(heat) > 100
     stops = (
@@ -289,8 +239,13 @@ def test_the_heatmap_lies_on_the_radiograph_as_the_model_gave_it(page, site, tmp
         (252, 255, 164),
     )  # black, purple, red, orange, yellow
     colour = np.stack([np.interp(heat / 255 * 4, range(5), band) for band in zip(*stops, strict=True)], -1)
-    share = np.maximum(0, 0.75 * (heat.astype(float) - 30))[..., None] / 255
-    assert np.abs(greys(page) - (share * colour + (1 - share) * grey)).mean() < 3
+    floor = np.clip(np.median(heat), 64, 128)  # from one to three standard deviations
+    share = 180 / 255 * np.clip((heat - floor) / (heat.max() - floor), 0, 1)[..., None] ** 2
+    seen = greys(page)
+    assert np.abs(seen - (share * colour + (1 - share) * grey)).mean() < 3
+    inside = scipy.ndimage.maximum_filter(heat, 5) <= floor  # and no neighbour that the screen mixes in
+    assert inside.mean() > 0.2
+    assert (seen == grey)[inside].all()
     page.press("h")
     page.until("document.getElementById('heat-note').textContent == ''")
     assert (greys(page) == grey).all()
@@ -305,13 +260,11 @@ def test_odd_ids_are_text_and_their_labels_their_own(page, site, image, tmp_path
     left, top, scale = layout(page)
     page.press("x")
     page.drag((round(left + 8 * scale), round(top + 8 * scale)), (round(left + 20 * scale), round(top + 20 * scale)))
-    page.press("s")
-    page.until("document.getElementById('message').textContent == 'Saved.'")
+    save(page)
     assert site.get("datastore/label", label=image, tag="findings").json() == {"Effusion": 1, "Nodule": -1}
     assert saved_mask(site, image, tmp_path).sum() > 100
     show(page, image)
-    states = page.value("[...document.querySelectorAll('#findings .state')].map((e) => e.textContent)")
-    assert states == ["✓ present", "? uncertain"]
+    assert states(page) == ["✓ present", "? uncertain"]
     assert shown_mask(page).sum() > 100
 
 

@@ -76,7 +76,10 @@ async function decode(file) {
   const surface = new OffscreenCanvas(picture.width, picture.height).getContext("2d", { willReadFrequently: true });
   surface.drawImage(picture, 0, 0);
   const colours = surface.getImageData(0, 0, picture.width, picture.height).data;
-  return Uint8Array.from({ length: colours.length / 4 }, (_, pixel) => colours[4 * pixel]);
+  picture.close();
+  const values = new Uint8Array(colours.length / 4);
+  for (let place = 0; place < values.length; place++) values[place] = colours[4 * place];
+  return values;
 }
 
 function save(image, tag, content, name) {

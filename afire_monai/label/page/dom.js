@@ -14,10 +14,13 @@ export function el(name, properties = {}, ...children) {
   return element;
 }
 
-/** Say something in the line of messages, which screen readers read out. */
+/** Say something in the line of messages, which screen readers read out. What is not bad fades from the picture. */
 export function say(text, kind = "") {
   $("message").textContent = text;
   $("message").className = kind;
+  for (const fading of $("message").getAnimations()) fading.cancel();
+  if (kind === "bad") return;
+  $("message").animate([{ opacity: 1 }, { opacity: 0 }], { delay: 6000, duration: 500, fill: "forwards" });
 }
 
 /** Do something that may be refused, and say so if it is. */

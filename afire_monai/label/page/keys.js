@@ -2,6 +2,9 @@
 
 import { $, attempt, el } from "./dom.js";
 
+const ARROWS = { ArrowUp: "↑", ArrowDown: "↓" };
+const REPEATS = "+-,.UY↑↓";
+
 /**
  * Make keys and buttons do things.
  * `keys` has [key, what the help says, what is done, id of a button or null]; `control` what is done by letter with
@@ -14,13 +17,14 @@ export function listen(keys, control, digit) {
   }
   document.addEventListener("keydown", (event) => {
     if (document.querySelector("dialog[open]") || event.altKey || event.isComposing) return;
-    if (event.target.matches("input[type=number], select, textarea")) return;
-    const number = /^(?:Digit|Numpad)([1-9])$/.exec(event.code)?.[1];
-    let action = keys.find(([name]) => name === event.key.toUpperCase())?.[2];
+    const number = Number(/^(?:Digit|Numpad)([0-9])$/.exec(event.code)?.[1]), plain = event.key.toUpperCase();
+    const name = ARROWS[event.key] ?? (number === 0 ? "0" : plain);
+    if (event.key in ARROWS && event.target.matches("select")) return;
+    let action = keys.find(([key]) => key === name)?.[2];
     if (event.ctrlKey || event.metaKey) action = control[(event.shiftKey ? "shift+" : "") + event.key.toLowerCase()];
-    else if (number) action = () => digit(Number(number), event.shiftKey);
+    else if (number) action = () => digit(number, event.shiftKey);
     if (!action) return;
     event.preventDefault();
-    attempt(action);
+    if (!event.repeat || REPEATS.includes(name)) attempt(action); // a key held down saves, skips or answers once
   });
 }

@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { $, attempt, confirmed, el, say } from "./dom.js";
+import { CYCLE, goTo, showFindings } from "./findings.js";
 import { listen } from "./keys.js";
 import { History, Mask } from "./mask.js";
 import { Opinions, choose } from "./opinions.js";
@@ -9,8 +10,6 @@ import { TOOLS, Tools } from "./tools.js";
 import { Training } from "./training.js";
 import { Viewer, colourOf, css } from "./viewer.js";
 
-const STATES = { null: ["", "not said"], 1: ["yes", "✓ present"], 0: ["no", "– absent"], "-1": ["maybe", "? uncertain"] };
-const CYCLE = { null: 1, 1: 0, 0: null, "-1": null };
 const LAST = "afire-image"; // in this tab only, so that reloading shows the same image and nothing is left behind
 
 const viewer = new Viewer($("canvas"));
@@ -19,55 +18,66 @@ const board = {
 };
 const tools = new Tools(viewer, board);
 const opinions = new Opinions(viewer, board, render);
-const training = new Training(async () => { await readInfo(); await opinions.ask(); });
+const training = new Training(async () => { await readInfo(); opinions.turnTo(); });
 let known = { findings: [], classes: {}, versions: {} }; // what can be labelled
 let info = { models: {}, strategies: {} };
-let image = null; // id
-let findings = {}; // null, 1, 0 or -1 by name
-let saved = ""; // findings as they were saved
-let maskChanged = false;
-let hasLabel = false; // whether something is saved of this image
+let current = null; // {id, mask, findings (null, 1, 0 or -1 by name), saved (of them), maskChanged, hasLabel, version}
 const visited = [];
 let moving = false; // to another image: what is entered meanwhile would be lost, so nothing can be
-let turn = 0; // answers for an image that is no longer shown are dropped
+let saving = Promise.resolve();
 
-const order = () => JSON.stringify(known.findings.map((name) => findings[name] ?? null));
-const unsaved = () => image !== null && (order() !== saved || maskChanged);
+const listed = (findings) => Object.fromEntries(known.findings.map((name) => [name, findings?.[name] ?? null]));
+const entered = (work) => JSON.stringify(listed(work.findings));
+const unsaved = (work = current) => work !== null && (entered(work) !== work.saved || work.maskChanged);
 
 // images
 
 async function open(id) {
-  const mine = ++turn;
   say("Reading the image …");
-  const [picture, kept] = await Promise.all([api.pixels(id), api.savedCase(id)]);
-  const values = kept.mask ? await api.mask(id) : undefined;
-  if (mine !== turn) return;
-  image = id;
+  const [picture, kept] = await Promise.all([api.pixels(id), api.savedCase(id)]), { problems } = kept;
+  const values = kept.mask ? await api.mask(id).catch((error) => {
+    if (error.status !== 400) throw error; // shown without its mask, it would soon be saved without
+    problems.push(`The saved mask cannot be shown: ${error.message}`);
+  }) : undefined;
+  current = {
+    id, findings: kept.findings ?? {}, saved: "", maskChanged: false, hasLabel: Boolean(values || kept.findings),
+    version: kept.version,
+  };
+  current.saved = entered(current);
   sessionStorage.setItem(LAST, id);
   if (!visited.includes(id)) visited.push(id);
   tools.forget();
   viewer.show(picture);
   tools.size ??= Math.max(2, Math.round(picture.rows / 40));
   board.history.clear();
-  const masks = Object.keys(known.classes).length > 0 || kept.mask;
+  const masks = Object.keys(known.classes).length > 0 || values;
   board.mask = masks ? new Mask(picture.rows, picture.columns, values) : null;
-  if (board.mask) viewer.setFill(board.mask, board.mask.everything);
-  findings = { ...kept.findings };
-  saved = order();
-  maskChanged = false;
-  hasLabel = kept.mask || kept.findings !== null;
+  current.mask = board.mask;
+  if (values) viewer.setFill(board.mask, board.mask.everything);
+  if (tools.draws) tools.choose(masks ? tools.tool : "window");
   $("image").textContent = id;
-  say(hasLabel ? "This image has labels; you can change them." : "");
+  if (problems.length) say(`${problems.join(" ")} If you save it, yours takes its place.`, "bad");
+  else say(current.hasLabel ? "This image has labels; you can change them." : "");
   render();
   opinions.turnTo(id);
 }
 
 async function next() {
-  say("Choosing the next image …");
-  const found = await api.nextSample($("strategy").value);
-  if (found.id) return open(found.id);
-  say("There is no image without a label left. Train, or go back with P.", "good");
-  return undefined;
+  const unreadable = [], leftOut = () => `Left out, as they cannot be used: ${unreadable.join(", ")}`;
+  for (;;) {
+    say("Choosing the next image …");
+    const { id } = await api.nextSample($("strategy").value);
+    if (!id) return say("There is no image without a label left. Train, or go back with P.", "good");
+    try {
+      await open(id);
+      if (unreadable.length) say(leftOut(), "bad");
+      return undefined;
+    } catch (error) {
+      if (error.status !== 400) throw error;
+      if (unreadable.includes(id)) return say(`There is no image left that can be labelled. ${leftOut()}`, "bad");
+      unreadable.push(id);
+    }
+  }
 }
 
 /** Do something that ends with another image, one at a time. */
@@ -79,73 +89,96 @@ async function move(action) {
 }
 
 async function saveAndNext() {
-  if (!unsaved() && !hasLabel) return say("Nothing is labelled here yet. K skips this image.");
-  if (unsaved()) await save();
+  await save("");
+  if (!current?.hasLabel) return say("Nothing is labelled here yet. K skips this image.");
   return next();
 }
 
 async function skip() {
+  await saving.catch(() => {});
   if (unsaved() && !(await confirmed("Go on without saving what you entered here?", "Go on"))) return;
   await next();
 }
 
 async function previous() {
-  const place = visited.indexOf(image);
+  const place = visited.indexOf(current?.id);
   if (place < 1) return say("This is the first image of this sitting.");
+  await saving.catch(() => {});
   if (unsaved() && !(await confirmed("Go back without saving what you entered here?", "Go back"))) return undefined;
   return open(visited[place - 1]);
 }
 
-/** Save what changed. */
-async function save() {
-  if (!unsaved()) return say("There is nothing new to save.");
-  const id = image, now = order();
-  if (now !== saved) {
-    await api.saveFindings(id, Object.fromEntries(known.findings.map((name, place) => [name, JSON.parse(now)[place]])));
-    saved = now;
+/** Save what changed, after what is being saved already. */
+const save = (nothingNew = "There is nothing new to save.") => {
+  saving = saving.catch(() => {}).then(() => (unsaved() ? saveChanges(current) : say(nothingNew)));
+  return saving;
+};
+
+async function saveChanges(work) {
+  const version = async () => (await api.savedCase(work.id)).version;
+  const keep = async (send) => {
+    await send();
+    work.version = await version();
+    work.hasLabel = true;
+  };
+  if ((await version()) !== work.version && !(await confirmed("The saved labels of this image changed since you " +
+    "opened it, perhaps in another window. Replace them by yours?", "Replace"))) {
+    throw new Error("Not saved. The page shows the other labels when you load it again.");
   }
-  if (maskChanged) {
-    maskChanged = false; // a stroke while it is being sent makes it true again
-    await api.saveMask(id, board.mask.values).catch((error) => { maskChanged = true; throw error; });
+  const now = entered(work);
+  if (now !== work.saved) {
+    await keep(() => api.saveFindings(work.id, JSON.parse(now)));
+    work.saved = now;
   }
-  hasLabel = true;
+  if (work.maskChanged) {
+    work.maskChanged = false; // a stroke while it is being sent makes it true again
+    await keep(() => api.saveMask(work.id, work.mask.values)).catch((error) => {
+      work.maskChanged = true;
+      render();
+      throw error;
+    });
+  }
   say("Saved.", "good");
   render();
-  return readInfo();
+  attempt(readInfo); // not waited for: the next image can be shown before
 }
 
 // findings and masks
 
 function setFindings(changes) {
-  const before = findings, now = { ...findings, ...changes };
-  const put = (values) => () => { findings = values; render(); };
+  const before = current.findings, now = { ...before, ...changes };
+  const put = (values) => () => { current.findings = values; render(); };
   board.history.add({ undo: put(before), redo: put(now) });
   put(now)();
 }
 
 function pressFinding(place, uncertain) {
   const name = known.findings[place];
-  if (!image || moving || name === undefined) return;
-  const value = findings[name] ?? null;
+  if (!current || moving || name === undefined) return;
+  const value = current.findings[name] ?? null;
   setFindings({ [name]: uncertain ? (value === -1 ? null : -1) : CYCLE[value] });
 }
 
 const setAll = (which) => {
-  const chosen = known.findings.filter((name) => which(findings[name] ?? null));
-  if (image && !moving && chosen.length) setFindings(Object.fromEntries(chosen.map((name) => [name, 0])));
+  const chosen = known.findings.filter((name) => which(current?.findings[name] ?? null));
+  if (current && !moving && chosen.length) setFindings(Object.fromEntries(chosen.map((name) => [name, 0])));
 };
 
 function maskDrawn() {
-  maskChanged = true;
+  current.maskChanged = true;
   opinions.draw();
   render();
 }
 
 /** Put other values into the mask, as a step that can be taken back. */
 function fillMask(values) {
-  if (!image || moving || !board.mask || !values) return;
-  const put = (content) => () => { board.mask.values.set(content); board.showMask(board.mask.everything); maskDrawn(); };
-  board.history.add({ undo: put(board.mask.values.slice()), redo: put(values) });
+  if (!current || moving || !board.mask || !values) return;
+  const put = (content) => () => {
+    board.mask.values.set(content);
+    board.showMask(board.mask.everything);
+    maskDrawn();
+  };
+  board.history.add({ undo: put(board.mask.values.slice()), redo: put(values), bytes: 2 * values.length });
   put(values)();
 }
 
@@ -161,17 +194,9 @@ async function readInfo() {
 }
 
 function render() {
-  const bare = info.models.classification?.not_calibrated ?? [], focused = document.activeElement?.id;
-  $("findings").replaceChildren(...known.findings.map((name, place) => {
-    const [look, words] = STATES[findings[name] ?? null], says = opinions.labels[name];
-    const probability = says ? `model ${says.probability.toFixed(2)}${says.above_threshold ? " ▲" : ""}` : "";
-    return el("li", {}, el("button", {
-      type: "button", id: `finding-${place}`, class: look, disabled: !image,
-      onclick: (event) => pressFinding(place, event.shiftKey),
-    }, place < 9 ? el("kbd", {}, String(place + 1)) : el("span"), el("span", { class: "name" }, name),
-    el("span", { class: "state" }, words),
-    probability ? el("small", {}, probability, bare.includes(name) ? " (not calibrated)" : "") : null));
-  }));
+  const focused = document.activeElement?.id;
+  const bare = info.models.classification?.not_calibrated ?? [];
+  showFindings(known.findings, current?.findings ?? null, opinions.labels, bare, pressFinding);
   $("classes").replaceChildren(...Object.entries(known.classes).map(([name, value]) => {
     const swatch = el("span", { class: "swatch" });
     swatch.style.background = css(colourOf(value));
@@ -181,13 +206,16 @@ function render() {
   if (focused) $(focused)?.focus();
   $("findings-box").hidden = !known.findings.length;
   $("mask-box").hidden = !Object.keys(known.classes).length;
+  $("nothing").hidden = known.findings.length + Object.keys(known.classes).length > 0;
+  $("mine-row").hidden = !board.mask;
+  for (const tool of ["brush", "erase", "box"]) $(`tool-${tool}`).disabled = !board.mask;
   $("unsaved").hidden = !unsaved();
   $("undo").disabled = !board.history.canUndo;
   $("redo").disabled = !board.history.canRedo;
 }
 
-const toggle = (id) => () => $(id).click();
-const step = (way) => () => { tools.forget(); board.history[way](); };
+const toggle = (id) => () => ($(id).closest("[hidden]") ? say(`${$(id).dataset.absent}`) : $(id).click());
+const step = (way) => () => { if (!moving) { tools.forget(); board.history[way](); } };
 const nextClass = () => {
   const values = Object.values(known.classes);
   tools.value = values[(values.indexOf(tools.value) + 1) % values.length] ?? 1;
@@ -195,11 +223,13 @@ const nextClass = () => {
 };
 const KEYS = [ // key, what the help says, what is done, button
   ["N", "Save and go to the next image", () => move(saveAndNext), "save-next"],
-  ["S", "Save", save, "save"],
+  ["S", "Save", () => save(), "save"],
   ["K", "Skip: next image without saving", () => move(skip), "skip"],
   ["P", "Previous image", () => move(previous), "previous"],
   ["0", "No finding: all absent", () => setAll(() => true), "none"],
   ["R", "The rest is absent", () => setAll((value) => value === null), "rest"],
+  ["↓", "Go to the next finding; Enter sets it, with Shift uncertain", () => goTo(1), null],
+  ["↑", "Go to the finding before", () => goTo(-1), null],
   ["U", "Undo (also Ctrl+Z)", step("undo"), "undo"],
   ["Y", "Redo (also Ctrl+Y)", step("redo"), "redo"],
   ...Object.entries(TOOLS).map(([name, [key, title]]) => [key, `Tool: ${title}`, () => tools.choose(name), null]),
@@ -207,7 +237,8 @@ const KEYS = [ // key, what the help says, what is done, button
   [".", "Larger brush", () => tools.resize(1.3), "larger"],
   ["Q", "Next class to draw", nextClass, null],
   ["T", "Take over the outline of the model", async () => fillMask(await opinions.mask()), "take"],
-  ["D", "Empty mask: there is nothing to outline", () => fillMask(new Uint8Array(board.mask?.values.length ?? 0)), "empty"],
+  ["D", "Empty mask: there is nothing to outline",
+    () => fillMask(new Uint8Array(board.mask?.values.length ?? 0)), "empty"],
   ["H", "Heatmap on and off", toggle("heat"), null],
   ["O", "Outline of the model on and off", toggle("outline"), null],
   ["L", "Your own mask on and off", toggle("mine"), null],
@@ -222,7 +253,7 @@ const KEYS = [ // key, what the help says, what is done, button
   ["?", "These keys", () => $("help").showModal(), "open-help"],
 ];
 
-listen(KEYS, { s: save, z: step("undo"), "shift+z": step("redo"), y: step("redo") },
+listen(KEYS, { s: () => save(), z: step("undo"), "shift+z": step("redo"), y: step("redo") },
   (number, shift) => pressFinding(number - 1, shift));
 window.addEventListener("beforeunload", (event) => { if (unsaved()) event.preventDefault(); });
 

@@ -48,34 +48,36 @@ export function outline(values, columns, value) {
   const path = new Path2D(), first = values.indexOf(value);
   if (first < 0) return path;
   const top = Math.floor(first / columns), bottom = Math.floor(values.lastIndexOf(value) / columns) + 1;
-  const inside = (row, column) =>
-    row >= top && row < bottom && column >= 0 && column < columns && values[row * columns + column] === value;
-  const runs = (from, to, differs, add) => {
-    for (let place = from, start = -1; place <= to; place++) {
-      const edge = place < to && differs(place);
-      if (edge && start < 0) start = place;
-      if (!edge && start >= 0) { add(start, place); start = -1; }
+  const begun = new Int32Array(columns + 1).fill(-1); // row where a vertical edge began, by column
+  const edge = (x, y, toX, toY) => { path.moveTo(x, y); path.lineTo(toX, toY); };
+  for (let row = top; row <= bottom; row++) { // one pass in the order of the memory: large masks take a moment
+    let level = -1, left = false; // column where a horizontal edge began; whether the pixel to the left is inside
+    for (let column = 0, place = row * columns; column <= columns; column++, place++) {
+      const inside = row < bottom && column < columns && values[place] === value;
+      const above = row > top && column < columns && values[place - columns] === value;
+      if (inside !== above && level < 0) level = column;
+      if (inside === above && level >= 0) { edge(level, row, column, row); level = -1; }
+      if (inside !== left && begun[column] < 0) begun[column] = row;
+      if (inside === left && begun[column] >= 0) { edge(column, begun[column], column, row); begun[column] = -1; }
+      left = inside;
     }
-  };
-  for (let row = top; row <= bottom; row++) {
-    runs(0, columns, (column) => inside(row - 1, column) !== inside(row, column),
-      (from, to) => { path.moveTo(from, row); path.lineTo(to, row); });
-  }
-  for (let column = 0; column <= columns; column++) {
-    runs(top, bottom, (row) => inside(row, column - 1) !== inside(row, column),
-      (from, to) => { path.moveTo(column, from); path.lineTo(column, to); });
   }
   return path;
 }
 
-/** Steps that can be taken back; each is {undo, redo}. */
+const MOST_BYTES = 2 ** 28; // of steps that are kept: some 15 of whole masks of 3,000 x 3,000 pixels
+
+/** Steps that can be taken back; each is {undo, redo, bytes}. */
 export class History {
   #done = [];
   #undone = [];
 
   add(step) {
     this.#done.push(step);
-    if (this.#done.length > 200) this.#done.shift();
+    let bytes = this.#done.reduce((sum, { bytes: some = 0 }) => sum + some, 0);
+    while (this.#done.length > 200 || (bytes > MOST_BYTES && this.#done.length > 1)) {
+      bytes -= this.#done.shift().bytes ?? 0;
+    }
     this.#undone = [];
   }
 
@@ -96,12 +98,13 @@ export class History {
 /** A step between two states of a mask; only the part that changed is kept. `show` is told of the part. */
 export function maskStep(mask, before, show) {
   const { columns, values } = mask;
-  let first = before.findIndex((value, place) => value !== values[place]);
-  if (first < 0) return null;
-  const last = before.findLastIndex((value, place) => value !== values[place]) + 1;
+  let first = 0, last = values.length;
+  while (first < last && before[first] === values[first]) first++;
+  if (first === last) return null;
+  while (before[last - 1] === values[last - 1]) last--;
   first -= first % columns; // whole rows: simple, and a row is small
   const old = before.slice(first, last), now = values.slice(first, last);
   const area = { ...mask.everything, top: first / columns, bottom: Math.ceil(last / columns) };
   const put = (part) => () => { mask.values.set(part, first); show(area); };
-  return { undo: put(old), redo: put(now) };
+  return { undo: put(old), redo: put(now), bytes: 2 * old.length };
 }

@@ -19,7 +19,8 @@ export class Opinions {
   models = {};
   labels = {}; // of the classifier: {probability, threshold, above_threshold} by finding
   #image = null;
-  #outline = null; // {values, classes}
+  #outlines = []; // of the model: {path, colour}
+  #answers = new Map(); // promises of what the models say of this image
   #turn = 0; // answers that are no longer wanted are dropped
 
   /** `board` has `mask` (or null) and `classes`; `changed` is called when there is something to show. */
@@ -46,61 +47,75 @@ export class Opinions {
       return [...texts, ...(missing ? [`not calibrated: ${bare.join(", ")}`] : [])].map((text) => `${task}: ${text}`);
     });
     $("warnings").replaceChildren(...warnings.map((text) => el("li", {}, text)));
-    $("warnings-box").hidden = !warnings.length;
+    $("warnings-box").hidden = $("warned").hidden = !warnings.length;
   }
 
-  /** Another image is shown. */
-  turnTo(image) {
-    Object.assign(this, { labels: {} });
+  /** Another image is shown, or other models are in use. */
+  turnTo(image = this.#image) {
+    this.labels = {};
     this.#image = image;
-    this.#outline = null;
-    $("heat-note").textContent = "";
+    this.#outlines = [];
+    this.#answers = new Map();
+    this.viewer.setHeat(null);
     this.draw();
     this.ask(); // not waited for: the image can be judged before
   }
 
-  /** Ask the models for what is switched on. */
-  async ask() {
-    const turn = ++this.#turn, image = this.#image, current = () => turn === this.#turn;
-    if (image === null) return;
-    await attempt(async () => {
-      const wanted = $("opinion").checked && this.models.classification;
-      const answer = wanted ? await api.opinion("classification", image) : {};
-      if (!current()) return;
-      this.labels = answer.labels ?? {};
-      this.changed();
-      const heat = $("heat").checked && $("heat-kind").value;
-      const map = heat ? await api.map(heat, image, heat === "classification" ? { heatmap: true } : {}) : null;
-      if (!current()) return;
+  /** Show what is switched on; the models are asked once for each image. */
+  ask() {
+    const turn = ++this.#turn;
+    const show = (id, put) => attempt(async () => {
+      const task = id === "opinion" ? "classification" : $(`${id}-kind`).value;
+      const answer = $(id).checked && this.models[task] && this.#image !== null ? await this.#answer(id, task) : null;
+      if (turn === this.#turn) put(answer, task);
+    });
+    $("heat-note").textContent = $("heat").checked ? "Heatmap: asking the model …" : "";
+    show("opinion", (answer) => { this.labels = answer?.labels ?? {}; this.changed(); });
+    show("heat", (map, task) => {
       this.viewer.setHeat(map?.values ?? null);
-      $("heat-note").textContent = !map ? "" : heat === "classification"
-        ? `for ${map.facts.heatmap?.label ?? "the likeliest finding"}` : map.facts.anomaly?.meaning ?? "";
-      const kind = $("outline").checked && $("outline-kind").value, drawn = kind ? await api.map(kind, image) : null;
-      if (!current()) return;
-      this.#outline = drawn && { values: drawn.values, classes: Object.values(drawn.facts.label_names ?? {}) };
+      const meaning = task === "classification" ? `for ${map?.facts.heatmap?.label ?? "the likeliest finding"}`
+        : map?.facts.anomaly?.meaning ?? "what is unlike normal radiographs";
+      $("heat-note").textContent = map ? `Heatmap: ${meaning}` : "";
+    });
+    show("outline", (map) => {
+      this.#outlines = map ? this.#paths(map.values, Object.values(map.facts.label_names ?? {}), paleOf) : [];
       this.draw();
     });
+  }
+
+  #answer(id, task) {
+    const key = `${id} ${task}`, answers = this.#answers, image = this.#image;
+    if (!answers.has(key)) {
+      const answer = id === "opinion" ? api.opinion(task, image)
+        : api.map(task, image, task === "classification" ? { heatmap: true } : {});
+      answers.set(key, answer);
+      answer.catch(() => answers.delete(key));
+    }
+    return answers.get(key);
   }
 
   /** The values of the segmenter's mask; null without one, or if another image came meanwhile. */
   async mask() {
     const image = this.#image;
     if (!this.models.segmentation || image === null) return null;
-    const { values } = await api.map("segmentation", image);
+    const { values } = await this.#answer("outline", "segmentation");
     return image === this.#image ? values : null;
+  }
+
+  #paths(values, classes, colour) {
+    const { columns } = this.viewer.image;
+    return classes.map((value) => ({ path: outline(values, columns, value), colour: colour(value) }));
   }
 
   /** Draw the outlines of the model, and of the person's own mask. */
   draw() {
     const { viewer, board } = this;
     if (!viewer.image) return;
-    const mine = board.mask && $("mine").checked;
-    const paths = (values, classes, colour) => classes.map((value) =>
-      ({ path: outline(values, viewer.image.columns, value), colour: colour(value) }));
     viewer.showsFill = $("mine").checked;
+    const own = board.mask && viewer.showsFill;
     viewer.outlines = [
-      ...(this.#outline ? paths(this.#outline.values, this.#outline.classes, paleOf) : []),
-      ...(mine ? paths(board.mask.values, Object.values(board.classes), colourOf) : []),
+      ...this.#outlines,
+      ...(own ? this.#paths(board.mask.values, Object.values(board.classes), colourOf) : []),
     ];
     viewer.draw();
   }

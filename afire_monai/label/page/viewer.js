@@ -8,7 +8,22 @@ const LEVELS = 65535;
 export const colourOf = (value) => COLOURS[(value - 1) % COLOURS.length];
 /** The same for what a model drew: paler. */
 export const paleOf = (value) => colourOf(value).map((part) => Math.round(0.35 * part + 0.65 * 255));
+const word = ([red, green, blue], alpha) => ((alpha << 24) | (blue << 16) | (green << 8) | red) >>> 0; // of ImageData
 export const css = (colour) => `rgb(${colour.join(" ")})`;
+
+/**
+ * How strongly each value of a heatmap is shown, from how its values are distributed: nothing below the median, and
+ * most at the largest. Within one standard deviation of normal (64) nothing is shown, beyond three (128) everything.
+ */
+export function heatAlpha(values) {
+  const count = new Uint32Array(256);
+  for (let place = 0; place < values.length; place++) count[values[place]]++;
+  let median = 0, largest = 255;
+  for (let below = count[0]; 2 * below < values.length; below += count[++median]);
+  while (largest > 0 && !count[largest]) largest--;
+  const floor = Math.min(128, Math.max(64, median)), top = Math.max(129, largest);
+  return (value) => Math.round(180 * Math.max(0, Math.min(1, (value - floor) / (top - floor))) ** 2);
+}
 
 export class Viewer {
   scale = 1; // screen pixels (CSS) to a pixel of the image
@@ -26,6 +41,7 @@ export class Viewer {
   frame = null; // {from, to}: a box that is being drawn
   #pending = false;
   #picture = null;
+  #undeveloped = false; // the window changed since the picture was drawn
 
   constructor(canvas) {
     this.canvas = canvas;
@@ -34,6 +50,7 @@ export class Viewer {
   }
 
   show(image) {
+    for (const layer of [this.#picture, this.heat, this.fill]) if (layer) layer.width = layer.height = 0; // freed now
     Object.assign(this, { image, heat: null, fill: null, outlines: [], cursor: null, frame: null });
     this.#picture = new OffscreenCanvas(image.columns, image.rows);
     this.#resize();
@@ -41,25 +58,26 @@ export class Viewer {
     this.fit();
   }
 
-  clear() {
-    this.image = this.#picture = null;
-    this.draw();
-  }
-
   /** Show the whole image, in the middle. */
   fit() {
     if (!this.image) return;
     const { clientWidth, clientHeight } = this.canvas;
-    this.scale = Math.min(clientWidth / this.image.columns, clientHeight / this.image.rows);
+    this.scale = this.#whole;
     this.x = (clientWidth - this.scale * this.image.columns) / 2;
     this.y = (clientHeight - this.scale * this.image.rows) / 2;
     this.isFitted = true;
     this.draw();
   }
 
+  /** The scale at which the whole image is seen. */
+  get #whole() {
+    return Math.min(this.canvas.clientWidth / this.image.columns, this.canvas.clientHeight / this.image.rows);
+  }
+
   /** Zoom about a point of the canvas; about the middle without one. */
   zoom(factor, x = this.canvas.clientWidth / 2, y = this.canvas.clientHeight / 2) {
-    const scale = Math.min(64, Math.max(0.02, this.scale * factor));
+    if (!this.image) return;
+    const scale = Math.min(Math.max(64, this.#whole), Math.max(Math.min(0.02, this.#whole), this.scale * factor));
     this.x = x - ((x - this.x) * scale) / this.scale;
     this.y = y - ((y - this.y) * scale) / this.scale;
     this.scale = scale;
@@ -83,35 +101,28 @@ export class Viewer {
   setWindow(centre, width) {
     this.centre = Math.min(1.5, Math.max(-0.5, centre));
     this.width = Math.min(2, Math.max(0.005, width));
-    this.#develop();
+    this.#undeveloped = true;
+    this.draw();
   }
 
   resetWindow() { this.inverted = false; this.setWindow(0.5, 1); }
-  invert() { this.inverted = !this.inverted; this.#develop(); }
+  invert() { this.inverted = !this.inverted; this.setWindow(this.centre, this.width); }
 
-  /** Colour a heatmap of 0 to 255. */
+  /** Colour a heatmap of 0 to 255. What is not unusual leaves the radiograph clear; see `heatAlpha`. */
   setHeat(values) {
-    this.heat = values && this.#coloured(values, (value) => {
+    const alpha = values && heatAlpha(values);
+    const { columns, rows } = this.image ?? {};
+    this.heat = values && this.#coloured(new OffscreenCanvas(columns, rows), this.image, values, (value) => {
       const place = (value / 255) * (HEAT.length - 1), low = Math.min(HEAT.length - 2, Math.floor(place));
-      const mixed = HEAT[low].map((part, band) => part + (place - low) * (HEAT[low + 1][band] - part));
-      return [...mixed, Math.max(0, 0.75 * (value - 30))]; // what is hardly unusual leaves the radiograph clear
+      return word(HEAT[low].map((part, band) => part + (place - low) * (HEAT[low + 1][band] - part)), alpha(value));
     });
     this.draw();
   }
 
   /** Colour the part of a mask that changed. */
   setFill(mask, area) {
-    if (!this.fill) this.fill = new OffscreenCanvas(mask.columns, mask.rows);
-    const { left, top } = area, wide = area.right - left, high = area.bottom - top;
-    if (wide <= 0 || high <= 0) return;
-    const part = new ImageData(wide, high);
-    for (let row = 0; row < high; row++) {
-      for (let column = 0; column < wide; column++) {
-        const value = mask.values[(top + row) * mask.columns + left + column];
-        if (value) part.data.set([...colourOf(value), 60], 4 * (row * wide + column));
-      }
-    }
-    this.fill.getContext("2d").putImageData(part, left, top);
+    this.fill ??= new OffscreenCanvas(mask.columns, mask.rows);
+    this.#coloured(this.fill, mask, mask.values, (value) => (value ? word(colourOf(value), 60) : 0), area);
     this.draw();
   }
 
@@ -130,25 +141,27 @@ export class Viewer {
 
   /** Grey values through the window: once for each change, not for each zoom. */
   #develop() {
-    if (!this.image) return;
-    const low = this.centre - this.width / 2, greys = new Uint8ClampedArray(LEVELS + 1);
-    for (let level = 0; level <= LEVELS; level++) {
-      const grey = (255 * (level / LEVELS - low)) / this.width;
-      greys[level] = this.inverted ? 255 - grey : grey;
-    }
-    const { values, columns, rows } = this.image, pixels = new ImageData(columns, rows);
-    const words = new Uint32Array(pixels.data.buffer);
-    for (let place = 0; place < words.length; place++) words[place] = 0xff000000 | (0x010101 * greys[values[place]]);
-    this.#picture.getContext("2d").putImageData(pixels, 0, 0);
-    this.draw();
+    this.#undeveloped = false;
+    const low = this.centre - this.width / 2, clamped = new Uint8ClampedArray(1);
+    this.#coloured(this.#picture, this.image, this.image.values, (level) => {
+      clamped[0] = (255 * (level / LEVELS - low)) / this.width;
+      const grey = this.inverted ? 255 - clamped[0] : clamped[0];
+      return word([grey, grey, grey], 255);
+    });
   }
 
-  #coloured(values, colour) {
-    const table = Array.from({ length: 256 }, (_, value) => colour(value));
-    const { columns, rows } = this.image, pixels = new ImageData(columns, rows);
-    values.forEach((value, place) => { pixels.data.set(table[value], 4 * place); });
-    const canvas = new OffscreenCanvas(columns, rows);
-    canvas.getContext("2d").putImageData(pixels, 0, 0);
+  /** Put values into an area of a canvas, as `colour` gives the word of each value. */
+  #coloured(canvas, { rows, columns }, values, colour, area = { left: 0, right: columns, top: 0, bottom: rows }) {
+    const { left, right, top, bottom } = area;
+    const wide = right - left, high = bottom - top;
+    if (wide <= 0 || high <= 0) return canvas;
+    const table = Uint32Array.from({ length: 256 ** values.BYTES_PER_ELEMENT }, (_, value) => colour(value));
+    const part = new ImageData(wide, high), words = new Uint32Array(part.data.buffer);
+    for (let row = 0, to = 0; row < high; row++) {
+      const first = (top + row) * columns + left;
+      for (let place = first; place < first + wide; place++) words[to++] = table[values[place]];
+    }
+    canvas.getContext("2d").putImageData(part, left, top);
     return canvas;
   }
 
@@ -157,6 +170,7 @@ export class Viewer {
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, canvas.width, canvas.height);
     if (!this.#picture) return;
+    if (this.#undeveloped) this.#develop();
     context.setTransform(dots * scale, 0, 0, dots * scale, dots * this.x, dots * this.y);
     context.imageSmoothingQuality = "high";
     context.imageSmoothingEnabled = true;
