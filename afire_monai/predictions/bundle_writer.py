@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from afire_monai.networks import ViTClassifier, ViTSegmenter
 logger = logging.getLogger(__name__)
 
 
-class _Writer:
+class _Writer(ABC):
     """Writes the answers of an evaluator, image by image, and a table of all at the end; see the classes below."""
 
     def __init__(self, output_dir: str | Path, items: Sequence[Mapping[str, Any]]) -> None:
@@ -40,8 +41,9 @@ class _Writer:
         for place, index in enumerate(engine.state.batch["index"].tolist()):
             self._write_one(engine.state.output["pred"], place, picture_name(self.items[index], index))
 
+    @abstractmethod
     def _write_one(self, output: Any, place: int, name: str) -> None:
-        raise NotImplementedError
+        """Write what is there of one image, and add its row."""
 
     def _picture(self, values: Tensor, name: str) -> None:
         grey = (values.clamp(0, 1) * 255).round().numpy().astype(np.uint8)

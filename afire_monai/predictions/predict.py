@@ -184,8 +184,7 @@ def predict_source(
 ) -> PredictionSummary:
     """Predict files that were found with models that were loaded; arguments, files and errors as for `predict`."""
     _check_counts(batch_size, workers)
-    joined = dist.is_initialized()
-    rank, world = (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
+    joined_before, (rank, world) = dist.is_initialized(), join_processes()
     # a list says by itself how its images are read; folders are read as in training
     usual = source.reader if source.section else scorer.reader
     source = replace(source, reader={**usual, **(reader or {})})
@@ -205,6 +204,7 @@ def predict_source(
     if rank == 0:
         gathered = folder.finish(total, left_out, facts, scorer.labels, source.normal)
         scored, unfit, fit = gathered.count, gathered.unfit, gathered.fit
+    _leave(world, joined_before)
     return PredictionSummary(total, scored, left_out, earlier, rank, unfit, fit)
 
 

@@ -350,6 +350,29 @@ def test_two_processes_write_what_one_writes(scans, model, tmp_path):
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
+@pytest.mark.slow
+def test_two_processes_share_files_and_models_that_were_found_before(scans, model, tmp_path):
+    (tmp_path / "share.py").write_text(
+        "import sys\n"
+        "from afire_monai.predictions.predict import find_source, predict_source\n"
+        "from afire_monai.predictions.scoring import Scorer\n"
+        "scans, model, out = sys.argv[1:]\n"
+        "done = predict_source(find_source([scans]), Scorer([model]), out)\n"
+        "print('process', done.rank)\n"
+    )
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "share.py")]
+    done = subprocess.run(
+        [sys.executable, *two, str(scans), str(model), str(tmp_path / "two")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(line for line in done.stdout.splitlines() if line.startswith("process")) == ["process 0", "process 1"]
+    assert len(load_predictions(tmp_path / "two").index) == 5
+
+
 def test_process_numbers_without_addresses_are_refused(scans, model, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
