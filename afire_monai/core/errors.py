@@ -72,3 +72,7 @@ def user_error(error: BaseException) -> AfireError | None:
             where = one.filename or "the output folder"
             return AfireError(f"{where}: {one.strerror}; make room or give another folder, then give the command again")
     return None
+
+
+UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
+"""What PyTorch's reader raises on wrong bytes: of the file, of the ZIP archive, and of its pickle machine."""

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from afire_monai.core.errors import AfireError, CheckpointError
+from afire_monai.core.errors import UNREADABLE, AfireError, CheckpointError
 from afire_monai.models.foreign_names import encoder_entries, to_own_names
 from afire_monai.models.released import IMAGENET_MEAN, IMAGENET_STD, fold_encoder
 from afire_monai.networks import ViTEncoder, encoder_from_config, resample_positions, sincos_positions
@@ -328,7 +328,7 @@ def _read(file: Path) -> Mapping[str, Any]:
             "it holds more than tensors and plain containers, which is not read, because it could run code; save the "
             f"state dictionary alone where the file comes from ({' '.join(str(error).split())[:150]})"
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, SafetensorError) as error:
+    except (*UNREADABLE, SafetensorError) as error:
         raise CheckpointError(f"it cannot be read: {error}") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"it holds a {type(content).__name__}; a dictionary of tensors is expected")

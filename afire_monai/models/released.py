@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from afire_monai.core.errors import AfireError, CheckpointError
+from afire_monai.core.errors import UNREADABLE, AfireError, CheckpointError
 from afire_monai.models.folder import INPUT, export_encoder, save_module_files, weights_hashes
 from afire_monai.networks import AnomalyRestorationDecoder, TokenHead, ViTEncoder, encoder_from_config, sincos_positions
 
@@ -361,7 +361,7 @@ def _read(path: Path) -> dict[str, Any]:
             f"'{path.name}' {what}; only tensors, plain containers and argparse.Namespace are read, because anything "
             "else could run code. Remove it where the file comes from and save the state dictionaries alone."
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"'{path.name}' cannot be read as a PyTorch checkpoint: {error}") from error
     if not isinstance(source, dict):
         raise CheckpointError(f"'{path.name}' holds a {type(source).__name__}; expected a dictionary with 'teacher'.")

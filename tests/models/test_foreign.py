@@ -366,3 +366,13 @@ def test_settings_beside_the_weights_that_say_nothing_are_passed_over(tmp_path):
     config = {"num_attention_heads": None, "layer_norm_eps": None, "model_args": "x", "pretrained_cfg": 3}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert same_tokens(load_foreign(path).encoder, slow_tokens(vit, IMAGES))
+
+
+def test_a_wrong_reference_in_a_pickle_is_refused_by_name(tmp_path):
+    # an old-style file whose stack machine asks for a value that was never kept: its memo has no number 255
+    torch.save({"cls_token": torch.zeros(1, 1, 8)}, tmp_path / "vit.pth", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "vit.pth").read_bytes()
+    place = content.rindex(b"}q\x00")  # the dictionary, kept as number 0
+    (tmp_path / "vit.pth").write_bytes(content[:place] + b"h\xff." + content[place + 3 :])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_foreign(tmp_path / "vit.pth")
