@@ -158,8 +158,7 @@ class RadiographDataset(Dataset[dict[str, Any]]):
     def __getitems__(self, indices: list[int]) -> Sequence[dict[str, Any]]:
         """Return a batch; what loaders call where it is there. What is cached comes as it is stored (`grey_levels`)."""
         if self.disk is not None:
-            header = self.disk.header
-            images = _new_batch((len(indices), 1, *header.size), getattr(torch, str(header.dtype)))
+            images = _new_batch((len(indices), 1, *self.disk.size), getattr(torch, self.disk.dtype))
             self.disk.stored(indices, out=images[:, 0].numpy())
             return GatheredBatch({"image": images, **self._beside(indices), "index": torch.tensor(indices)})
         if self.cached is None:
