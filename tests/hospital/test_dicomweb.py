@@ -34,16 +34,8 @@ from afire_monai.core.errors import AfireError
 from afire_monai.hospital.dicomweb import client as client_module
 from afire_monai.hospital.dicomweb import connection
 from afire_monai.hospital.dicomweb.client import DicomWeb, Query, SeriesReference, is_uid
-from afire_monai.hospital.dicomweb.connection import (
-    PASSWORD,
-    TOKEN,
-    TOKEN_FILE,
-    USER,
-    AnswerError,
-    ConnectionLostError,
-    DicomWebError,
-    find_credentials,
-)
+from afire_monai.hospital.dicomweb.connection import PASSWORD, TOKEN, AnswerError, ConnectionLostError
+from afire_monai.hospital.dicomweb.credentials import TOKEN_FILE, USER, DicomWebError, find_credentials
 from afire_monai.hospital.dicomweb.transfer import GIVE_UP, forget, retrieve_series, send_folder
 
 
