@@ -38,9 +38,7 @@ def refusal(path: str | PathLike[str], kind: str, detail: str) -> RadiographErro
         kind: short constant reason ("colour image"), by which refusals are counted.
         detail: what was seen, what was expected, the way out. Never values that identify a patient.
     """
-    error = RadiographError(f"{fspath(path)}: {kind}: {detail}")
-    vars(error).update(path=fspath(path), kind=kind, detail=detail)
-    return error
+    return RadiographError(f"{fspath(path)}: {kind}: {detail}", fspath(path), kind, detail)
 
 
 def check_size(path: str | PathLike[str], height: int, width: int) -> None:

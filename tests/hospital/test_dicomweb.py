@@ -712,11 +712,18 @@ def around_pixels(held: pydicom.Dataset, size: int) -> tuple[bytes, bytes]:
     return head + size.to_bytes(4, "little"), end
 
 
-def test_a_large_object_goes_to_disk_and_not_into_memory(server, tmp_path):
-    size, held = 100 * 2**20, small(1)
+def hold_large(server, size):
+    """Let the server answer one small object with pixels of this many bytes."""
+    held = small(1)
     around = around_pixels(held, size)
     server.hold(held)
     server.tricks = [plain, lambda handler: large(handler, size, around)]
+    return held
+
+
+def test_a_large_object_goes_to_disk_and_not_into_memory(server, tmp_path):
+    size = 100 * 2**20
+    held = hold_large(server, size)
     folder = tmp_path / "private" / "dicom"
     tracemalloc.start()
     result = retrieve_series(client(server), references(held), folder)
@@ -729,10 +736,7 @@ def test_a_large_object_goes_to_disk_and_not_into_memory(server, tmp_path):
 
 
 def test_a_disk_that_is_full_in_the_middle_of_an_object_ends_with_words(server, tmp_path):
-    size, held = 4 * 2**20, small(1)
-    around = around_pixels(held, size)
-    server.hold(held)
-    server.tricks = [plain, lambda handler: large(handler, size, around)]
+    held = hold_large(server, 4 * 2**20)
     folder = tmp_path / "private" / "dicom"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handling = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

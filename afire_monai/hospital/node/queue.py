@@ -183,8 +183,9 @@ class Queue:
             self._many("UPDATE objects SET tries=tries+1 WHERE key=?", [(one.key,) for one in held])
         return held
 
-    def waiting(self, state: str, after: int = 0) -> Iterator[tuple[int, str, int]]:
+    def waiting(self, state: str) -> Iterator[tuple[int, str, int]]:
         """Return number, key and tries of the objects of a state, oldest first, one page at a time."""
+        after = 0
         while True:
             with self._using():
                 rows = self._base.execute(
