@@ -119,8 +119,8 @@ def _write(out: Path, summary: dict[str, dict[str, Any]], folds: int, seed: int)
         write_text(out / "crossvalidation.json", text)
     except OSError as error:
         raise AfireError(
-            f"{out / 'crossvalidation.json'} cannot be written ({error.strerror}); all folds are kept, so make "
-            "room and give the command again"
+            f"{out / 'crossvalidation.json'} cannot be written ({error.strerror}); all folds are kept, so make room "
+            "and run the command again"
         ) from error
     width = max((len(name) for name in summary), default=0)
     for name, figure in summary.items():

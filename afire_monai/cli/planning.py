@@ -89,7 +89,7 @@ def _check_plan(count: int, settings: dict[str, Any], gpus: int, share: float | 
             raise AfireError(f"--{name} is {number}; a number above 0 is expected")
     if count < settings["batch_size"] * gpus:
         raise AfireError(
-            f"{count} images are fewer than one step takes ({gpus} process(es) of batch {settings['batch_size']}); "
+            f"{count} images are fewer than one step needs ({gpus} process(es) of batch {settings['batch_size']}); "
             "give a smaller --batch-size"
         )
 

@@ -164,7 +164,7 @@ def refuse_pictures_of_masks(paths: Sequence[Path], root: Path) -> None:
                 values.append(len(np.unique(read_mask(path))))
         if len(values) > 1 and len(values) == len(some) and max(values) <= 2:
             raise DataListError(
-                f"{folder}: its pictures have two values each, as masks have. If they are masks, give "
+                f"{folder}: each of its pictures has only two values, like a mask. If they are masks, give "
                 f"--masks {folder}; if not, move them out of {root}"
             )
 

@@ -135,7 +135,7 @@ def _text(path: Path, encoding: str | None) -> tuple[str, str]:
         except UnicodeDecodeError:
             continue
         if "\0" in text:
-            raise DataListError(f"{path}: not a readable CSV file: it has NUL characters, so it is no text")
+            raise DataListError(f"{path}: not a readable CSV file: it contains NUL characters, so it is not text")
         return text, name
     raise DataListError(
         f"{path}: not a readable CSV file: its text is not {encoding or marked or ' or '.join(guesses)}. Name its "

@@ -73,7 +73,7 @@ def load_datalist(
     except (TypeError, ValueError, OverflowError) as error:
         raise DataListError(
             f"{path}: a label in {section} is neither a number nor null ({error}); `afire datalist check` names the "
-            "item. Mend it, or make the list again"
+            "item. Correct it, or build the list again"
         ) from error
 
 
@@ -261,7 +261,9 @@ def read_raw(path: Path) -> DataList:
     except OSError as error:
         raise DataListError(f"{path}: {error.strerror or 'not readable'}; a JSON data list is expected") from error
     except _KeyTwiceError as error:
-        raise DataListError(f"{path}: the key {str(error)!r} is twice in one object; keep the right one") from error
+        raise DataListError(
+            f"{path}: the key {str(error)!r} appears twice in one object; keep the right one"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise DataListError(f"{path}: not JSON ({error}). Build it again with `afire datalist`") from error
     if not isinstance(content, dict):

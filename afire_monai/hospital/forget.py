@@ -86,8 +86,8 @@ def forget(
             known = (hash and forgotten.group(hash) in forgotten.hashes) or (patient and forgotten.holds_value(patient))
             if not traces.numbers and not known:
                 raise AfireError(
-                    f"no file of this patient is known in {out}, so nothing was erased. Blanks around a PatientID do "
-                    "not count, capitals do; for --hash take the column group of private/index.csv"
+                    f"no file of this patient is known in {out}, so nothing was erased. Spaces around a PatientID "
+                    "are ignored, but case matters; for --hash take the column group of private/index.csv"
                 )
             if traces.numbers:
                 erased = erase(state, identity, forgotten, traces, out)
@@ -107,13 +107,13 @@ def refuse_unfinished(state: State, forgotten: Forgotten) -> None:
     """Refuse to go on with a folder from which a patient was not wholly erased."""
     entries = state.entries(any_run=True) if forgotten.hashes else iter(())
     if any(entry.header is not None and forgotten.holds(entry.header, entry.path) for entry in entries):
-        raise AfireError("`afire forget` was interrupted in this folder: give the same command again, then this one")
+        raise AfireError("`afire forget` was interrupted in this folder: run that command again, then this one")
 
 
 def _identity(private: Path, key: StrPath | None, state: State) -> IdentityKey:
     identity = IdentityKey.load(Path(key) if key is not None else private / KEY)
     if identity.fingerprint != state.fact("key"):
-        raise AfireError(f"{private.parent}: made with another key; give that one with --key")
+        raise AfireError(f"{private.parent}: made with another key; give that key with --key")
     return identity
 
 

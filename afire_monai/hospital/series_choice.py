@@ -195,7 +195,7 @@ class Chooser:
         if isinstance(result, Failure) and result.kind == DISK:
             raise AfireError(
                 f"{self.folder}: a picture cannot be written: {result.detail}. Make room or correct the permissions, "
-                "then repeat the command: it goes on where it stopped"
+                "then repeat the command: it continues where it stopped"
             )
 
     def _job(self, candidate: Candidate) -> Job:

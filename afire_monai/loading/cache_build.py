@@ -106,7 +106,7 @@ class _Survey:
         for name, wanted in settings.items():
             if index.settings[name] != wanted:
                 raise DataListError(
-                    f"cache {folder}: it was made with {name} {index.settings[name]}, and {wanted} is asked for; "
+                    f"cache {folder}: it was built with {name} {index.settings[name]}, but {wanted} is requested; "
                     "delete the folder, or give another cache_dir"
                 )
         hashes = path_hashes(paths)
@@ -261,8 +261,8 @@ def _in_words(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataListError(
-            f"cache {folder}: {error.strerror or type(error).__name__}; what is stored there stays usable, and the "
-            "next start goes on from it. Make room, or give a cache_dir that can be written to"
+            f"cache {folder}: {error.strerror or type(error).__name__}; what is stored stays usable, and the next "
+            "start continues from it. Make room, or give a writable cache_dir"
         ) from error
 
 

@@ -36,7 +36,7 @@ class EpochSampler(Sampler[int]):
         self.batches = self.length // (batch_size * self.world)
         if self.batches == 0:
             raise DataListError(
-                f"{self.length} training images are fewer than one step takes ({self.world} process(es) of batch "
+                f"{self.length} training images are fewer than one step needs ({self.world} process(es) of batch "
                 f"{batch_size}); add images or set a smaller batch_size"
             )
         self.epoch = 0

@@ -242,7 +242,8 @@ class _Job:
             return self.scorer.score(batch)
         except torch.OutOfMemoryError as error:
             raise AfireError(
-                f"the device has too little memory for {len(batch)} radiographs at once; give a smaller --batch-size "
+                f"the device does not have enough memory for {len(batch)} radiographs at once; give a smaller "
+                "--batch-size "
                 "and --resume"
             ) from error
 
@@ -254,7 +255,8 @@ class _Job:
             self.folder.write(radiograph.index, record, pictures)
         except OSError as error:
             raise AfireError(
-                f"{self.folder.folder}: {error.strerror or error}; what is finished is kept, --resume goes on with it"
+                f"{self.folder.folder}: {error.strerror or error}; finished images are kept, and --resume continues "
+                "from them"
             ) from error
 
 

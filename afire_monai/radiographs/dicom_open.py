@@ -136,7 +136,7 @@ def _inflate(path: Path, file: BinaryIO) -> bytes:
         raise refusal(
             path,
             "inflates too far",
-            f"its deflated content is longer than {MAX_INFLATED_BYTES / 1e6:.0f} million bytes. No radiograph is: "
-            "remove the file, or write it uncompressed",
+            f"its deflated content is longer than {MAX_INFLATED_BYTES / 1e6:.0f} million bytes. No radiograph is "
+            "that large: remove the file, or write it uncompressed",
         )
     return inflated

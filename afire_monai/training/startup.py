@@ -165,7 +165,7 @@ def find_datalist(datalist: str, dataset_dir: str, output_dir: str | Path) -> Pa
             return path
     raise DataListError(
         f"no data list at {datalist!r}" + (f" nor in dataset_dir {dataset_dir!r}" if dataset_dir else "") + "; "
-        "make one with `afire datalist`, then give --datalist PATH (and --dataset_dir FOLDER if it lies there)"
+        "make one with `afire datalist`, then give --datalist PATH (and --dataset_dir FOLDER if it is there)"
     )
 
 
@@ -177,7 +177,7 @@ def _refuse_wrong_list(path: Path, dataset_dir: str) -> None:
     kinds = Counter(problem.kind for problem in report.problems if problem.severity == "error")
     if kinds:
         found = ", ".join(f"{kind} ({count})" for kind, count in kinds.items())
-        raise DataListError(f"{path}: {found}. `afire check {path}` says where; mend the list, or build it again")
+        raise DataListError(f"{path}: {found}. `afire check {path}` says where; correct the list, or build it again")
     for kind, count in Counter(problem.kind for problem in report.problems).items():
         logger.warning("data list: %s (%d); `afire check` says where", kind, count)
 

@@ -226,7 +226,7 @@ def mlflow_handler(
     if not tracking_uri:
         if unquote(str(base)) != str(base) or "?" in str(base):
             raise AfireError(
-                f"output_dir {folder}: MLflow reads ? and %20 in the path of its store as something else; give a "
+                f"output_dir {folder}: MLflow misreads ? and %20 in the path of its store; give a "
                 "folder without them, or --use_mlflow False"
             )
         if base.is_file():
@@ -294,6 +294,6 @@ def _refuse_silent_server(uri: str, seconds: float = 5.0) -> None:
     except requests.RequestException as error:
         raise AfireError(
             f"the MLflow server {urlsplit(uri).hostname} does not answer within {seconds:g} seconds "
-            f"({type(error).__name__}). Start it, correct or unset MLFLOW_TRACKING_URI, or train without it: "
+            f"({type(error).__name__}). Start it, correct or unset MLFLOW_TRACKING_URI, or train without MLflow: "
             "--use_mlflow False"
         ) from None

@@ -757,7 +757,7 @@ def test_several_objects_for_one_are_not_taken(server, tmp_path):
     server.tricks = [plain, says(body.replace(b"--a-b-c--\r\n", body.strip()), kind)]
     result = retrieve_series(client(server), references(held), tmp_path / "private" / "dicom")
     assert [reason for _, reason in result.failed] == [
-        "the server answered with several objects, and one was asked for"
+        "the server answered with several objects although one was requested"
     ]
 
 

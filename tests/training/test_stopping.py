@@ -64,7 +64,7 @@ def test_run_stops_at_the_next_update_and_goes_on_to_the_same_weights(
     assert found is not None
     assert found[1]["progress"]["iteration"] == stopped
     assert f"written at iteration {stopped} of 15" in caplog.text
-    assert "with --resume true goes on from there" in caplog.text
+    assert "with --resume true continues from there" in caplog.text
     # whoever listened before listens again
     assert [signal.getsignal(number) for number in SIGNALS] == HANDLERS
     resumed = run_or_stop(trainer_of(tmp_path / "parts", **options), tmp_path / "parts", resume=True)

@@ -112,8 +112,8 @@ def _check_files(scheme: str, ca: str | Path | None, cert: str | Path | None, ke
             ssl.create_default_context().load_cert_chain(cert, key, password="")
     except (ssl.SSLError, OSError, ValueError):
         raise DicomWebError(
-            "--ca, --tls-cert and --tls-key must be PEM files, the key without a password and that of the "
-            "certificate; at least one is not"
+            "--ca, --tls-cert and --tls-key must be PEM files, and the key must match the certificate and have no "
+            "password; at least one does not"
         ) from None
 
 
@@ -145,9 +145,9 @@ def _within_limits(response: requests.Response, most: int, end: float, timeout: 
         while part := response.raw.read1(2**16, decode_content=True):
             length += len(part)
             if length > most:
-                raise AnswerError(f"the answer is larger than {most >> 20} MiB, so it is not taken")
+                raise AnswerError(f"the answer is larger than {most >> 20} MiB and was rejected")
             if time.monotonic() > end:
-                raise AnswerError(f"the answer is not whole after {PATIENCE * timeout:g} seconds; raise --timeout")
+                raise AnswerError(f"the answer is not complete after {PATIENCE * timeout:g} seconds; raise --timeout")
             yield part
     except HTTPError as error:
         raise requests.exceptions.ChunkedEncodingError(error) from error

@@ -70,12 +70,12 @@ def find_credentials(host: str) -> Credentials:
     user, password, token, file = (os.environ.get(name, "") for name in (USER, PASSWORD, TOKEN, TOKEN_FILE))
     if bool(token) + bool(file) + bool(user or password) > 1:
         words = f"of {TOKEN}, {TOKEN_FILE}, and {USER} or {PASSWORD} more than one is set"
-        raise DicomWebError(f"{words}; unset the ones that are not meant")
+        raise DicomWebError(f"{words}; unset those that you do not want to use")
     if bool(user) != bool(password):
         missing = PASSWORD if user else USER
         raise DicomWebError(f"{missing} is not set; {USER} and {PASSWORD} go together")
     if ":" in user or any(c < " " for c in user + password + token) or not token.isascii():
-        words = "no credential a control character such as a line end, a token none but ASCII characters"
+        words = "credentials no control characters such as line ends, and a token only ASCII characters"
         raise DicomWebError(f"{USER} must have no colon, {words}")
     if file:
         _read_token(file)
@@ -95,7 +95,7 @@ def _read_token(file: str) -> str:
     if mode & 0o007:
         raise DicomWebError(f"the file that {TOKEN_FILE} names has mode {mode & 0o777:04o}, so others can read it")
     if not token or not all("!" <= c <= "~" for c in token):
-        raise DicomWebError(f"the file that {TOKEN_FILE} names must hold the token alone, in ASCII characters")
+        raise DicomWebError(f"the file that {TOKEN_FILE} names must contain only the token, in ASCII characters")
     return token
 
 
@@ -109,7 +109,7 @@ def _from_netrc(path: Path, host: str, must_exist: bool) -> Credentials:
         mode = path.stat().st_mode
     except (netrc.NetrcParseError, OSError, UnicodeDecodeError):
         raise DicomWebError(
-            "the netrc file (NETRC, else ~/.netrc) cannot be read; mend it, or set NETRC to another file"
+            "the netrc file (NETRC, else ~/.netrc) cannot be read; correct it, or set NETRC to another file"
         ) from None
     if host not in entries:
         return Credentials()

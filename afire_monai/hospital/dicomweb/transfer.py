@@ -320,7 +320,7 @@ def fetch(web: Archive, query: Query, out: str | Path, progress: bool = False) -
     series = web.find_series(query)
     if not series:
         raise AfireError(
-            "the server has no series that matches; look at --modality, --date and --description, and whether "
+            "the server has no matching series; check --modality, --date and --description, and whether "
             "this user may see the studies"
         )
     private = make_private_folder(Path(out))

@@ -262,8 +262,8 @@ def check_version(base: sqlite3.Connection) -> None:
     (tables,) = base.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
     if version != _VERSION and (version or tables):
         raise AfireError(
-            f"--state: the folder is of another version of this program (tables {version}, {_VERSION} expected); let "
-            "that one finish it, or give a new folder"
+            f"--state: the folder is of another version of this program (tables {version}, {_VERSION} expected); "
+            "finish its work with that version, or give a new folder"
         )
 
 

@@ -43,7 +43,8 @@ class Receiver:
 
         if not allow and not is_loopback(host):
             raise AfireError(
-                "--host lets other machines in and --allow names nobody: anyone could send; name the AE titles that may"
+                "--host opens the node to other machines, but --allow is empty, so anyone could send; name the AE "
+                "titles that may send"
             )
         self._queue = queue
         self._entity = application(ae_title(aet, "--aet"), timeout)

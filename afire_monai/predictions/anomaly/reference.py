@@ -57,7 +57,9 @@ class Measure:
         if self.block is not None:
             tokens = features.layers.get(self.block)
         if tokens is None:
-            raise AfireError(f"the features lack what {self.name} compares; ask the detector for this part and layer")
+            raise AfireError(
+                f"the features do not contain what {self.name} compares; request this part and layer from the detector"
+            )
         if self.part == "density":
             return tokens.mean(1, keepdim=True)
         return tokens[:, None] if self.part == "class_density" else tokens
