@@ -1,4 +1,4 @@
-"""``afire demo``: the whole of pre-training in minutes, on synthetic radiographs."""
+"""``afire demo``: a complete pre-training in minutes, on synthetic radiographs."""
 
 from __future__ import annotations
 

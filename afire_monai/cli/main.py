@@ -1,4 +1,4 @@
-"""The console script ``afire``. Nothing heavy is imported before a command is known to be sound."""
+"""The console script ``afire``; heavy imports wait until the command line is known to be valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``afire plan``: what a pre-training would take."""
+"""``afire plan``: estimate what a pre-training would take."""
 
 from __future__ import annotations
 

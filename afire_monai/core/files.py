@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, tables as CSV, and files for their owner's eyes only."""
+"""Files that are written completely or not at all, CSV tables, and files that only their owner can read."""
 
 from __future__ import annotations
 

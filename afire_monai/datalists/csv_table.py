@@ -1,4 +1,4 @@
-"""The one reader of tables: CSV as spreadsheets and data sets write it, refused where it could be read in two ways."""
+"""The only reader of tables: CSV as spreadsheets and data sets write it; ambiguous tables are refused."""
 
 from __future__ import annotations
 

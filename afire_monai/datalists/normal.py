@@ -1,4 +1,4 @@
-"""Which label of a list means "no finding"."""
+"""Find the label of a list that means "no finding"."""
 
 from __future__ import annotations
 

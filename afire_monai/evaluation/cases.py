@@ -1,4 +1,4 @@
-"""Predictions put beside what is known of the same images; refused where the two do not belong together."""
+"""Match predictions with the ground truth of the same images; refuse them if the two do not belong together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predicting and judging a section of a data list in one object, as the bundle's ``evaluate.yaml`` wants it."""
+"""Predict and evaluate a section of a data list in one object, for the bundle's ``evaluate.yaml``."""
 
 from __future__ import annotations
 

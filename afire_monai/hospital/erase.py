@@ -1,4 +1,4 @@
-"""Everything that an ingest's folder holds of one patient: found, and taken out of each file."""
+"""Find everything that the folder of an ingest holds of one patient, and remove it from each file."""
 
 from __future__ import annotations
 

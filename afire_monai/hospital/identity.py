@@ -1,4 +1,4 @@
-"""Names that say nothing: keyed hashes of patients, images and sites."""
+"""Pseudonyms: keyed hashes of patients, images and sites."""
 
 from __future__ import annotations
 

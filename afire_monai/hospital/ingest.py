@@ -90,7 +90,7 @@ def ingest(
 ) -> IngestSummary:
     """Make a data list of the frontal chest radiographs among DICOM files, without names, numbers, dates and places.
 
-    Sources are only read. A run that was interrupted goes on where it stopped, and one over unchanged files (size and
+    Sources are only read. An interrupted run continues where it stopped, and one over unchanged files (size and
     time of change) reads none of them again. With the same key, options and files the result is the same.
 
     Args:

@@ -1,4 +1,4 @@
-"""From headers to the images that are kept: judged, tried in order, looked at, and each once."""
+"""Choose the images to keep from their headers: judge, try in order, check the picture, and keep each once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an ingest knows of each file, kept between runs, so that nothing is read twice."""
+"""The state of each file between runs of an ingest, so that nothing is read twice."""
 
 from __future__ import annotations
 
@@ -257,8 +257,8 @@ class State:
     def erase_forgotten(self) -> None:
         """Erase also that there are files of forgotten patients, and save.
 
-        The data base is then written anew, as what is deleted lasts in its free space; that takes as much memory as it
-        has bytes.
+        The data base is then rewritten, because deleted values remain in its free space; that takes as much memory as
+        it has bytes.
         """
         self._base.execute("DELETE FROM files WHERE problem=?", (FORGOTTEN,))
         self.save()

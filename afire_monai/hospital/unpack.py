@@ -1,4 +1,4 @@
-"""ZIP archives among the files of an ingest: what is in them, unpacked into the private folder."""
+"""Unpack the ZIP archives among the files of an ingest into the private folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoded pictures at training size on disk: decoded once, read by any number of processes without copies.
+"""Decoded pictures at training size on disk, read by any number of processes without copies.
 
 A cache is a folder of two files. ``pixels.bin`` holds pictures one after the other, (n, H, W) of uint8 or uint16, and
 is mapped into memory. ``index.npz`` says how they came about and has a row for each; it is replaced as a whole, after

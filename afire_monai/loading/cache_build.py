@@ -1,4 +1,4 @@
-"""Filling a cache on disk: in parallel, resumable, one writer at a time."""
+"""Fill a cache on disk: in parallel, resumable, one writer at a time."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def build_cache(
 
     A file is read again if its size or time of change differ; one that is no longer there keeps its picture. A file
     that cannot be used is noted with its reason. A picture counts as stored when its pixels have reached the disk, so
-    that a killed build goes on where it was.
+    that a killed build continues where it stopped.
 
     Args:
         paths: of the images.
@@ -71,7 +71,7 @@ def build_cache(
         Files that were read.
 
     Raises:
-        DataListError: the folder cannot be written to, is full, or holds a cache that was made otherwise.
+        DataListError: the folder cannot be written to, is full, or holds a cache with other settings.
     """
     folder, settings = Path(folder), cache_settings(size, dtype, reader)
     if not len(_Survey.of(paths, folder, settings).todo):
@@ -101,7 +101,7 @@ class _Survey:
 
     @classmethod
     def of(cls, paths: ImagePaths, folder: Path, settings: dict[str, Any]) -> _Survey:
-        """Compare a list with a cache; refuse one that was made otherwise."""
+        """Compare a list with a cache; refuse a cache with other settings."""
         index = CacheIndex.load(folder) or CacheIndex(settings)
         for name, wanted in settings.items():
             if index.settings[name] != wanted:

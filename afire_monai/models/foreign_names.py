@@ -1,4 +1,4 @@
-"""Names of vision transformers' weights in other projects, and what they are called here."""
+"""Map the weight names of other projects' vision transformers to the names used here."""
 
 from __future__ import annotations
 

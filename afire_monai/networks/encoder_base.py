@@ -1,4 +1,4 @@
-"""What every task, probe and picture may ask of an encoder, whatever is inside it."""
+"""The interface of an encoder for tasks, probes and figures, whatever its architecture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of a model folder made ready to leave PyTorch, and radiographs to compare the exports on."""
+"""Prepare the models of a model folder for export from PyTorch, and radiographs to compare the exports on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predict folders of radiographs: read ahead, compute in batches, write behind, go on where an earlier run ended."""
+"""Predict folders of radiographs: read ahead, compute in batches, write behind, and resume earlier runs."""
 
 from __future__ import annotations
 

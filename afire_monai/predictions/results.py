@@ -1,4 +1,4 @@
-"""The folder that predictions are written into: whole files, pictures, and what an interrupted run left."""
+"""The output folder of predictions: whole files, pictures, and the remains of an interrupted run."""
 
 from __future__ import annotations
 

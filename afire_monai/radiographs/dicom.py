@@ -1,4 +1,4 @@
-"""Single-frame grey radiographs in DICOM files: reading, and the refusal of everything else."""
+"""Read single-frame grey radiographs from DICOM files, and refuse everything else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open DICOM files of unknown origin: bounded in memory, whatever the file claims."""
+"""Open DICOM files of unknown origin with bounded memory, whatever the file claims."""
 
 from __future__ import annotations
 

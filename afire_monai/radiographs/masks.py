@@ -1,4 +1,4 @@
-"""The one reader of masks, and reading of masks beside their images."""
+"""The only reader of masks, alone or together with their images."""
 
 from __future__ import annotations
 

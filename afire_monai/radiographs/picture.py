@@ -1,4 +1,4 @@
-"""What every decoder returns, and how every decoder refuses."""
+"""The result of every decoder, and the error with which every decoder refuses a file."""
 
 from __future__ import annotations
 

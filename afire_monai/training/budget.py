@@ -1,4 +1,4 @@
-"""A time budget: how many epochs fit into the minutes that a pre-training may take, measured before it begins."""
+"""A time budget: choose the number of epochs that fits into the given minutes, measured before training begins."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def _finish(trainer: PretrainTrainer) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what is said of files that are written for the measurement only."""
+    """Suppress messages about files that are written for the measurement only."""
     before = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:

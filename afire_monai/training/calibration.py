@@ -1,4 +1,4 @@
-"""A classifier's probabilities and thresholds, fitted to the validation set, and what they rest on in words."""
+"""Fit a classifier's calibration and thresholds to the validation set, and state in words what they rest on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: all that an exact resume needs, written whole, also when a scheduler asks the run to stop."""
+"""Checkpoints: everything that an exact resume needs, written completely, also when a scheduler stops the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the fine-tuning configs call: before a run, and at its end to leave a calibrated model and its predictions."""
+"""Functions of the fine-tuning configs: prepare a run, and save a calibrated model and its predictions at the end."""
 
 from __future__ import annotations
 
@@ -207,13 +207,13 @@ def leave_classifier(
     for section, scores in probabilities.items():
         columns = {label: scores[:, place].astype(np.float64) for place, label in enumerate(network.labels)}
         pooled = section == "validation" and about.get("folds")
-        told = {
+        origin = {
             "section": "training+validation" if pooled else section,
             "datalist_sha256": data_hash,
             "thresholds": thresholds,
             "model": about,
         }
-        save_predictions(Predictions(answers[section].places, columns, facts=told), output / "predictions" / section)
+        save_predictions(Predictions(answers[section].places, columns, facts=origin), output / "predictions" / section)
     logger.info("classifier and predictions written to %s", output.name)
     return figures
 
@@ -268,9 +268,9 @@ def finish_segmentation(
         logits, batch = predict_dataset(task, dataset, 16, device)
         figures[section] = {k.removeprefix("validation_"): v for k, v in task.figures(logits, batch).items()}
         result[section] = {**figures[section], **_dice_by_patient(dataset, task.network.classes, logits, batch["mask"])}
-        told = {"section": section, "datalist_sha256": data_hash, "model": about or {}}
+        origin = {"section": section, "datalist_sha256": data_hash, "model": about or {}}
         masks = [(plane > 0).numpy().astype(np.uint8) * 255 for plane in logits[:, 0]]
-        save_predictions(Predictions(_places(dataset), {}, facts=told), output / "predictions" / section, masks=masks)
+        save_predictions(Predictions(_places(dataset), {}, facts=origin), output / "predictions" / section, masks=masks)
     model = {
         "mask_values": dict.fromkeys(task.network.classes, 255),
         "validation": figures["validation"],

@@ -1,4 +1,4 @@
-"""Handlers that let people see how a run is doing: progress, logs, health and pictures."""
+"""Handlers that show how a run is doing: progress, logs, health and pictures."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class ProgressBar:
         self.bar.update(iteration - self.bar.n)
 
     def _tell(self, engine: PretrainTrainer) -> None:
-        """Say in a line what an epoch came to, where the bar would spoil a file."""
+        """Log a line for each epoch if the bar is hidden, because it would spoil a log file."""
         if self.bar is not None and self.bar.disable:
             figures = engine.state.metrics
             names = [name for name in (*engine.state.output, "validation_error") if name in figures]
@@ -148,11 +148,11 @@ class HealthMonitor:
     """Measure each epoch, on normal images that training does not see, whether training is sound.
 
     Figures go to the trainer's metrics (so to the CSV log, MLflow and the choice of the best checkpoint); what is wrong
-    is said in plain words. They are those of the networks in float32, as exported, whatever training runs in.
+    is logged in plain words. They are measured in float32, as exported, whatever precision the training uses.
 
     Args:
         dataset: normal validation images.
-        count: how many of them; of fewer than 2, nothing is measured, which is said.
+        count: how many of them. With fewer than 2, health is not measured and a warning is logged.
         every_epochs: epochs between measurements; the last epoch is always measured.
     """
 
@@ -269,7 +269,7 @@ class TensorBoardWriter:
     """Write all figures of each epoch, and the run's pictures, for TensorBoard; process 0 only.
 
     Args:
-        folder: gets the event files; those of a resumed run go on.
+        folder: for the event files; a resumed run adds to them.
 
     Raises:
         AfireError: if TensorBoard is not installed.

@@ -1,4 +1,4 @@
-"""Stopping and going on: what a trainer saves, and how it takes it up again."""
+"""Stop and resume: what a trainer saves, and how it restores it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Resumable:
         }
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """Return everything that a run needs to go on exactly; a collective call."""
+        """Return everything that an exact resume needs; a collective call."""
         states = [torch.get_rng_state()]
         if world_size() > 1:
             mine = states[0].to(self.state.device)
@@ -253,7 +253,7 @@ class Resumable:
                     "try --resume with its path; otherwise start again in another --output_dir"
                 )
             if found is None:
-                logger.warning("nothing to resume in %s: starting anew", Path(folder).name)
+                logger.warning("nothing to resume in %s: starting from the beginning", Path(folder).name)
                 return
             self.restore(found[1], found[0].name)
             logger.info("continuing from %s, epoch %d", found[0].name, self.state.epoch)

@@ -1,4 +1,4 @@
-"""One run, one folder: who writes into it, and settings that tell of what was done in it."""
+"""One folder for each run: who may write to it, and the settings that record what was done in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings on the command line: read as the bundle reads them, and refused where they cannot be meant."""
+"""Parse settings from the command line as the bundle does, and refuse those that make no sense."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine-tuning's look at its validation images: predictions, scores, and when to stop."""
+"""Validation during fine-tuning: predictions, scores, and early stopping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asking a DICOMweb server for radiographs (QIDO-RS, WADO-RS) and giving it results (STOW-RS)."""
+"""Query a DICOMweb server for radiographs (QIDO-RS, WADO-RS) and store results on it (STOW-RS)."""
 
 from __future__ import annotations
 

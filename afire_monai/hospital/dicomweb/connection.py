@@ -1,4 +1,4 @@
-"""How a DICOMweb server is reached: address, session, and what its answers mean."""
+"""Connect to a DICOMweb server: check the address, open a session, and interpret its answers."""
 
 from __future__ import annotations
 
@@ -230,13 +230,13 @@ def _judge(error: Exception) -> tuple[DicomWebError, float | None]:
     return AnswerError(f"the answer cannot be read ({type(error).__name__})"), None
 
 
-def _tls_problem(told: str) -> str:
+def _tls_problem(reason: str) -> str:
     """Return what to do about a failed handshake, from OpenSSL's words in capitals."""
-    if "MISMATCH" in told or "NOT VALID FOR" in told:
+    if "MISMATCH" in reason or "NOT VALID FOR" in reason:
         return "the server's certificate is for another name; use the name that it is for in the address"
-    if "WRONG VERSION NUMBER" in told or "RECORD LAYER FAILURE" in told:
+    if "WRONG VERSION NUMBER" in reason or "RECORD LAYER FAILURE" in reason:
         return "the server speaks no https at this port; begin the address with http://, or give the port of its https"
-    if "VERIFY FAILED" in told:
+    if "VERIFY FAILED" in reason:
         return "the server's certificate is not trusted; give the PEM file of the authority that signed it as --ca"
     return "the server refuses a secure connection; it may want a certificate of yours: --tls-cert and --tls-key"
 

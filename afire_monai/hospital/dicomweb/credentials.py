@@ -1,4 +1,4 @@
-"""What proves to a DICOMweb server who asks: from the environment, a file of a token, or the netrc file."""
+"""Credentials for a DICOMweb server: from the environment, a token file, or the netrc file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An object from a DICOMweb server's answer to a file, a piece at a time: memory does not grow with it."""
+"""Write an object from a DICOMweb answer to a file piece by piece, so that memory does not grow with its size."""
 
 from __future__ import annotations
 

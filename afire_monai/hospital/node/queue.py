@@ -1,4 +1,4 @@
-"""What the node holds, on disk: each object once, whole or not at all, with what has become of it."""
+"""The node's queue on disk: each object once, complete or not at all, with its state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What other applications send radiographs to: C-STORE and C-ECHO, with an allow-list and limits."""
+"""Receive radiographs from other applications: C-STORE and C-ECHO, with an allow-list and limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The normal reference: what normal radiographs look like to a detector, so that others can be ranked among them."""
+"""The normal reference: how normal radiographs look to a detector, so that others can be ranked among them."""
 
 from __future__ import annotations
 
