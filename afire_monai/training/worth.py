@@ -219,7 +219,8 @@ class Comparison:
                 f"both, or continue its training with your radiographs (`afire pretrain LIST --init {self.shipped}`)."
             )
         return (
-            f"Train for longer or on more radiographs (`afire pretrain LIST --init {DEFAULT}` continues from what comes "
+            f"Train for longer or on more radiographs (`afire pretrain LIST --init {DEFAULT}` continues from what "
+            "comes "
             "with the package), or label more validation patients."
         )
 
