@@ -156,9 +156,7 @@ class RadiographDataset(Dataset[dict[str, Any]]):
         return len(self.items)
 
     def __getitems__(self, indices: list[int]) -> Sequence[dict[str, Any]]:
-        """Return a batch; what loaders call where it is there. Cached pictures are returned as stored "
-        "(`grey_levels`).
-        """
+        """Return a batch, as loaders ask for it. Cached pictures are returned as stored (`grey_levels`)."""
         if self.disk is not None:
             images = _new_batch((len(indices), 1, *self.disk.size), getattr(torch, self.disk.dtype))
             self.disk.stored(indices, out=images[:, 0].numpy())
