@@ -185,7 +185,7 @@ def anomaly_scores(detector: AnomalyDetector, reference: NormalReference, cases:
         for name, values in {**found.parts, "sum": found.score}.items():
             scores.setdefault(name, []).append(values.cpu())
         for name in reference.parts:
-            if cells := [found.cells[m.name] for m in reference.of_cells if m.part == name]:
+            if cells := [found.cells[m.name] for m in reference.of_cells if m.part == name and m.weight]:
                 picture = enlarge_cells(heat_of(torch.stack(cells).mean(0)), reference.canvas, HEAT_SIZE)
                 heat.setdefault(name, []).append(picture.cpu())
         if found.heat is not None:

@@ -100,7 +100,7 @@ def reference(work: Callable[..., Any], *, model: str, datalist: str, section: s
     Args:
         model: model folder; gets reference.safetensors and reference.json.
         parts: what to judge by, with commas between them: tokens, neighbours, residual, difference, prototypes (of
-            cells), density, class_density (of the whole image).
+            cells), density, class_density (of the whole image), places (for the map alone).
     """
     silence()
     require_path("--model", model, MODEL)

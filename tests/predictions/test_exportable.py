@@ -82,7 +82,7 @@ def test_command_exports_each_kind_and_says_how_near_it_comes(model, tmp_path, c
 
 
 @pytest.mark.parametrize("form", ["onnx", "torchscript", "torch_export"])
-@pytest.mark.parametrize("parts", [("tokens", "residual"), ("neighbours", "prototypes", "density")])
+@pytest.mark.parametrize("parts", [("tokens", "residual"), ("neighbours", "prototypes", "density", "places")])
 def test_exported_detector_ranks_images_as_predict_does(model, scans, tmp_path, form, parts):
     if form == "onnx":
         pytest.importorskip("onnxruntime")

@@ -58,6 +58,8 @@ def build_reference(
     parts = DEFAULT_PARTS if parts is None else tuple(parts)
     if pooling not in get_args(Pooling) or not parts:
         raise AfireError(f"pooling must be mean, top or max and there must be a part, got {pooling!r} and {parts}")
+    if set(parts) == {"places"}:
+        raise AfireError("the part places draws the map and gives no score; name another part beside it")
     canvas = detector.canvas.canvas_grid
     if not 0 <= window <= max(canvas):
         raise AfireError(f"the window of neighbours must be at least 0 cells, at most {max(canvas)}, got {window}")
@@ -103,7 +105,7 @@ def _gather(
 
 def _source(measure: Measure) -> Source:
     """Name what a measure needs of a radiograph; measures that compare the same tokens share them."""
-    return (None if measure.fitted and not measure.of_image else measure.part), measure.block
+    return (None if measure.part in ("tokens", "neighbours") else measure.part), measure.block
 
 
 def _fit(
@@ -123,7 +125,7 @@ def _fit(
             raw[measure.name] = values
         elif measure.of_image:
             models[measure.name], raw[measure.name] = fit_images(values, patients)
-        elif measure.part == "tokens":
+        elif measure.part in ("tokens", "places"):
             models[measure.name], raw[measure.name] = fit_tokens(values, patients % FOLDS)
         else:
             widths = [gathered[_source(m)][0].numel() for m in measures if m.part == "neighbours"]

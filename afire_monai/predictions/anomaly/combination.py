@@ -17,8 +17,10 @@ class Combined(NamedTuple):
 
     #: (B, R, N) standard deviations above the normal mean of that cell, for each measure of cells
     cells: Tensor
-    #: (B, N) their weighted mean, in its own standard deviations; None without such a measure
+    #: (B, N) their weighted mean, in its own standard deviations; None without a measure that has a weight
     heat: Tensor | None
+    #: (B, N) the map: `heat`, or the measure that is only drawn; None without either
+    drawn: Tensor | None
     #: (B, I) standard deviations above the normal mean, for each measure of images
     images: Tensor
     #: (B,)
@@ -31,10 +33,11 @@ class Combination(nn.Module):
     Measures of cells are standardised in each cell; their weighted mean, standardised again in each cell, is the map.
     The map is pooled into a number, which is the score unless there are measures of whole images. Then this number and
     those measures are standardised, and their weighted mean is the score; the map counts as often as there are parts
-    in it.
+    in it. A measure of cells with weight 0 is no part of this: it is the map that people see. It has one mean for all
+    cells, because a distance to the normals of a cell is already relative to that cell.
 
     Args:
-        cell_weights: (R,) of the measures of cells.
+        cell_weights: (R,) of the measures of cells; at most one is 0.
         image_weights: (I,) of the measures of images.
         pooling: ``mean`` of all cells, of the ``top`` 5 %, or ``max``.
         mean: (R, N) of the measures of cells in normal radiographs.
@@ -69,8 +72,10 @@ class Combination(nn.Module):
         super().__init__()
         self.pooling = pooling
         of_cells, of_images = torch.tensor(cell_weights), torch.tensor(image_weights)
-        columns = torch.cat([of_cells.sum()[None], of_images]) if len(of_cells) else of_images
-        self.register_buffer("cell_weights", of_cells / of_cells.sum(), persistent=False)
+        self.counts = any(cell_weights)
+        self.only_drawn = [*cell_weights].index(0) if 0 in cell_weights else None
+        columns = torch.cat([of_cells.sum()[None], of_images]) if self.counts else of_images
+        self.register_buffer("cell_weights", of_cells / of_cells.sum().clamp_min(1e-6), persistent=False)
         self.register_buffer("image_weights", columns / columns.sum(), persistent=False)
         of_measures, of_columns = (len(of_cells), *combined_std.shape), tuple(columns.shape)
         values = {
@@ -99,9 +104,12 @@ class Combination(nn.Module):
 
         Arguments are as for :class:`Combination`; measures are (n, R, N) of cells and (n, I) of images.
         """
-        none = torch.zeros(images.shape[1] + bool(cells.shape[1]))
+        none = torch.zeros(images.shape[1] + any(cell_weights))
         ones = torch.ones(cells.shape[2])
-        combination = cls(cell_weights, image_weights, pooling, cells.mean(0), _spread(cells), ones, none, none + 1)
+        mean, std = cells.mean(0), _spread(cells)
+        for row in (k for k, weight in enumerate(cell_weights) if weight == 0):
+            mean[row] = mean[row].mean()
+        combination = cls(cell_weights, image_weights, pooling, mean, std, ones, none, none + 1)
         heat = combination.combine(cells, images).heat
         if heat is not None:
             combination.combined_std = _spread(heat[:, None])[0]
@@ -115,12 +123,13 @@ class Combination(nn.Module):
         Measures are (B, R, N) of cells and (B, I) of images.
         """
         standard = (cells - self.mean) / self.std
-        heat = torch.einsum("brn,r->bn", standard, self.cell_weights) / self.combined_std if cells.shape[1] else None
+        heat = torch.einsum("brn,r->bn", standard, self.cell_weights) / self.combined_std if self.counts else None
+        drawn = heat if self.only_drawn is None else standard[:, self.only_drawn]
         values = self._columns(heat, images)
         standard_values = (values - self.image_mean) / self.image_std
         # a map alone is pooled and left at that: its own unit is the same for all references
         score = standard_values @ self.image_weights if images.shape[1] else values[:, 0]
-        return Combined(standard, heat, standard_values[:, values.shape[1] - images.shape[1] :], score)
+        return Combined(standard, heat, drawn, standard_values[:, values.shape[1] - images.shape[1] :], score)
 
     def _columns(self, heat: Tensor | None, images: Tensor) -> Tensor:
         return images if heat is None else torch.cat([pool(heat, self.pooling)[:, None], images], 1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from monai.networks.layers import gaussian_1d, separable_filtering
 from torch import Tensor
 
 from afire_monai.core.errors import AfireError, CheckpointError
@@ -20,7 +21,7 @@ from afire_monai.models.folder import load_encoder, load_module_files, weights_t
 from afire_monai.models.restorer import AnomalyNetwork, box_mean, load_restorer
 from afire_monai.networks import Encoder, TokenHead
 
-PARTS = ("tokens", "neighbours", "residual", "difference", "prototypes", "density", "class_density")
+PARTS = ("tokens", "neighbours", "residual", "difference", "prototypes", "density", "class_density", "places")
 """What a radiograph can be judged by; see `AnomalyDetector`."""
 MOST_SHIFT = 64
 """Cells by which a picture may be larger than the grid: in no tensor where there are no prototypes."""
@@ -41,6 +42,7 @@ class AnomalyFeatures:
     class_token: Tensor | None = None  #: (B, D) of the encoder, averaged over crops
     #: for each block that was asked for its tokens (B, N, D'), each of zero mean and unit variance
     layers: dict[int, Tensor] = field(default_factory=dict)
+    middle: Tensor | None = None  #: for ``places``, tokens after half of the blocks, like those of `layers`
 
 
 class AnomalyDetector(nn.Module):
@@ -66,6 +68,11 @@ class AnomalyDetector(nn.Module):
     - ``class_density``: the same for the class token.
 
     ``tokens``, ``neighbours`` and ``density`` can judge the tokens of earlier blocks as well.
+
+    One part draws the map and does not count in the score; it needs a reference:
+
+    - ``places``: the distance of ``tokens``, after half of the blocks. Features of the middle tell places better than
+      the last ones, as in PatchCore.
 
     Args:
         encoder: gives the tokens; the restorer's where there is one.
@@ -153,11 +160,13 @@ class AnomalyDetector(nn.Module):
             raise AfireError(f"pictures must be {h} x {w} pixels, got {images.shape[2]} x {images.shape[3]}")
         images = images.expand(-1, self.encoder.in_channels, -1, -1)
         crops = self._crops(images)
-        seen, hidden = self._encode(crops, layers)
+        middle = max(0, self.encoder.depth // 2 - 1)
+        seen, hidden = self._encode(crops, {*layers, middle} if "places" in parts else layers)
         found = AnomalyFeatures(
             self._on_canvas(seen[:, 1:].float()),
             class_token=seen[:, 0].float().unflatten(0, (len(self.offsets()), -1)).mean(0),
-            layers={block: self._on_canvas(tokens) for block, tokens in hidden.items()},
+            layers={block: self._on_canvas(hidden[block]) for block in layers},
+            middle=self._on_canvas(hidden[middle]) if "places" in parts else None,
         )
         if "prototypes" in parts:
             found.cells["prototypes"] = self._prototype_distance(seen)
@@ -170,7 +179,7 @@ class AnomalyDetector(nn.Module):
         p, (h, w) = self.encoder.patch_size, self.canvas.grid
         return [images[:, :, r * p : (r + h) * p, c * p : (c + w) * p] for r, c in self.offsets()]
 
-    def _encode(self, crops: list[Tensor], layers: Sequence[int]) -> tuple[Tensor, dict[int, Tensor]]:
+    def _encode(self, crops: list[Tensor], layers: Iterable[int]) -> tuple[Tensor, dict[int, Tensor]]:
         """Run the encoder; return its tokens (b, 1 + L, D), and for each of some blocks its patch tokens (b, L, D')."""
         outputs: dict[int, list[Tensor]] = {block: [] for block in layers}
         with contextlib.ExitStack() as hooks:
@@ -236,6 +245,12 @@ def heat_of(standardised: Tensor) -> Tensor:
     """
     above = standardised.clamp_min(0)
     return above / (above + 3)
+
+
+def smooth_cells(cells: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Smooth cells (B, N) by a Gaussian of one cell's standard deviation; the outermost cells go on beyond the edge."""
+    kernel = gaussian_1d(torch.tensor(1.0, device=cells.device), approx="sampled")
+    return separable_filtering(cells.unflatten(1, grid)[:, None], [kernel, kernel], mode="replicate").flatten(1)
 
 
 def enlarge_cells(cells: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:

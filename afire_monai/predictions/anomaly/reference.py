@@ -16,7 +16,13 @@ from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.models.bounds import refuse_sizes
 from afire_monai.models.folder import load_module_files, save_module_files, weights_that_fit
 from afire_monai.predictions.anomaly.combination import Combination, Combined, Pooling, pool
-from afire_monai.predictions.anomaly.detector import AnomalyDetector, AnomalyFeatures, enlarge_cells, heat_of
+from afire_monai.predictions.anomaly.detector import (
+    AnomalyDetector,
+    AnomalyFeatures,
+    enlarge_cells,
+    heat_of,
+    smooth_cells,
+)
 from afire_monai.predictions.anomaly.normals import CellGaussian, CellNeighbours
 
 IMAGE_PARTS = ("density", "class_density")
@@ -34,7 +40,8 @@ class Measure:
     part: str  #: of the detector
     #: of the encoder whose tokens are judged; None for the encoder's output, or where tokens play no role
     block: int | None = None
-    weight: float = 1.0  #: of its standardised value among the measures of its kind; those of a part add up to 1
+    #: of its standardised value among the measures of its kind; those of a part add up to 1; 0 where it is only drawn
+    weight: float = 1.0
 
     @property
     def name(self) -> str:
@@ -49,13 +56,12 @@ class Measure:
     @property
     def fitted(self) -> bool:
         """Whether it compares vectors with those of normal radiographs."""
-        return self.of_image or self.part in LAYER_PARTS
+        return self.of_image or self.part in (*LAYER_PARTS, "places")
 
     def vectors(self, features: AnomalyFeatures) -> Tensor:
         """Return what is compared, (B, N, D), or (B, 1, D) for an image; AfireError if the features lack it."""
-        tokens = features.class_token if self.part == "class_density" else features.tokens
-        if self.block is not None:
-            tokens = features.layers.get(self.block)
+        taken = {"class_density": features.class_token, "places": features.middle}
+        tokens = taken.get(self.part, features.tokens) if self.block is None else features.layers.get(self.block)
         if tokens is None:
             raise AfireError(
                 f"the features do not contain what {self.name} compares; request this part and layer from the detector"
@@ -75,7 +81,7 @@ def measures_of(parts: Sequence[str], layers: Sequence[int]) -> tuple[list[Measu
     """List what is measured of cells and of whole images."""
     blocks = [None, *layers]
     found = [
-        Measure(part, block, 1 / (len(blocks) if part in LAYER_PARTS else 1))
+        Measure(part, block, float(part != "places") / (len(blocks) if part in LAYER_PARTS else 1))
         for part in parts
         for block in (blocks if part in LAYER_PARTS else [None])
     ]
@@ -168,7 +174,9 @@ class NormalReference(nn.Module):
         heat = None
         if found.heat is not None:
             standard["combined"] = found.heat
-            heat = heat_of(enlarge_cells(found.heat, self.canvas, size))
+        if found.drawn is not None:
+            drawn = found.drawn if self.combination.only_drawn is None else smooth_cells(found.drawn, self.canvas)
+            heat = heat_of(enlarge_cells(drawn, self.canvas, size))
         return Judgement(found.score, 50 * below.double() / self.count, heat, standard, self._by_part(found))
 
     def _by_part(self, found: Combined) -> dict[str, Tensor]:
@@ -178,7 +186,8 @@ class NormalReference(nn.Module):
         values = torch.stack([*pooled, *(found.images[:, place] for place in range(len(self.of_images)))], 1)
         measures = [*self.of_cells, *self.of_images]
         weights = values.new_tensor([[m.weight * (m.part == part) for m in measures] for part in self.parts])
-        return dict(zip(self.parts, weights @ values.T, strict=True))
+        shares = dict(zip(self.parts, weights @ values.T, strict=True))
+        return {part: share for part, share in shares.items() if part != "places"}
 
     def in_words(self, percentile: float) -> dict[str, Any]:
         """Return what a percentile means, as plain values for a record."""

@@ -91,6 +91,17 @@ def test_maps_of_a_residual_network_are_averaged_over_cells():
     assert layers[7].shape == (2, 4, 512)
 
 
+def test_places_look_at_the_tokens_after_half_of_the_blocks():
+    detector, images = detector_of(2), smooth_images(2, (48, 48))
+    half = detector.encoder.depth // 2 - 1
+    found = detector.features(images, ("tokens", "places"), layers=(half,))
+    assert torch.equal(found.middle, found.layers[half])
+    alone = detector.features(images, ("tokens", "places"))
+    assert torch.equal(alone.middle, found.middle)
+    assert alone.layers == {}
+    assert detector.features(images, ("tokens",)).middle is None
+
+
 def test_unknown_blocks_are_refused():
     with pytest.raises(AfireError, match=r"block must be in -2…1, got 2"):
         detector_of(0).features(smooth_images(1, (32, 32)), ("tokens",), layers=(2,))
@@ -99,11 +110,11 @@ def test_unknown_blocks_are_refused():
 def test_detector_refuses_pictures_of_another_size_and_parts_that_it_lacks():
     method = tiny_afire(2)
     detector = AnomalyDetector(method.student.encoder, 2)
-    assert detector.parts == ("tokens", "neighbours", "density", "class_density")
+    assert detector.parts == ("tokens", "neighbours", "density", "class_density", "places")
     with pytest.raises(AfireError, match="must be 48 x 48 pixels, got 32 x 32"):
         detector.features(smooth_images(1, (32, 32)))
     with pytest.raises(
-        AfireError, match="has no residual, prototypes; it has tokens, neighbours, density, class_density"
+        AfireError, match="has no residual, prototypes; it has tokens, neighbours, density, class_density, places"
     ):
         detector.features(smooth_images(1, (48, 48)), ("residual", "prototypes"))
     with pytest.raises(AfireError, match="36 prototypes do not fit a canvas of 16 cells"):

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import smooth_images, tiny_afire
+from scipy import ndimage
 from scipy.stats import ks_2samp
 
 from afire_monai.core.errors import AfireError, CheckpointError
@@ -14,7 +16,7 @@ from afire_monai.models.restorer import AnomalyNetwork
 from afire_monai.predictions.anomaly.build_reference import build_reference
 from afire_monai.predictions.anomaly.combination import pool
 from afire_monai.predictions.anomaly.detector import AnomalyDetector, AnomalyFeatures
-from afire_monai.predictions.anomaly.normals import fit_images
+from afire_monai.predictions.anomaly.normals import fit_images, fit_tokens
 from afire_monai.predictions.anomaly.reference import NormalReference
 
 
@@ -34,7 +36,8 @@ class Wide(Told):
     canvas = SimpleNamespace(canvas_grid=(4, 5))
 
     def features(self, images, parts=None, restore=False, layers=()):
-        return AnomalyFeatures(images, class_token=images[:, 0], layers=dict.fromkeys(layers, images**3))
+        layers = dict.fromkeys(layers, images**3)
+        return AnomalyFeatures(images, class_token=images[:, 0], layers=layers, middle=images**3)
 
 
 def normals(count=40) -> torch.Tensor:
@@ -148,6 +151,32 @@ def test_parts_of_cells_and_of_images_are_added_up_as_in_a_slow_reference():
     np.testing.assert_allclose(found.score, (2 * z[0] + z[1]) / 3, atol=0.02)
 
 
+def test_places_draw_the_map_and_do_not_count_in_the_score():
+    """Distances of the middle tokens less their mean over cells, in a cell's standard deviations, smoothed by SciPy."""
+    values = torch.randn(60, 20, 6, generator=torch.Generator().manual_seed(2)) * torch.linspace(0.8, 1.2, 20)[:, None]
+    groups = [str(i // 2) for i in range(50)]
+    features = Wide().features(values[50:])
+    drawn = build_reference(Wide(), [values[:50]], groups, ("tokens", "density", "places")).judge(features, (8, 10))
+    without = build_reference(Wide(), [values[:50]], groups, ("tokens", "density")).judge(features, (8, 10))
+    torch.testing.assert_close(drawn.score, without.score)
+    torch.testing.assert_close(drawn.percentile, without.percentile)
+    assert {*drawn.parts} == {"tokens", "density"}
+
+    model, normal = fit_tokens((values[:50] ** 3).half(), torch.arange(50) // 2 % 10)
+    normal, new = normal.double().numpy(), model.distance(values[50:] ** 3).double().numpy()
+    standard = ((new - normal.mean()) / normal.std(0, ddof=1)).reshape(10, 4, 5)
+    smooth = np.stack([ndimage.gaussian_filter(one, 1, mode="nearest") for one in standard])
+    z = F.interpolate(torch.from_numpy(smooth)[:, None], (8, 10), mode="bilinear")[:, 0].clamp_min(0)
+    torch.testing.assert_close(drawn.heat.double(), z / (z + 3), atol=1e-4, rtol=0)
+
+
+def test_places_alone_give_no_score():
+    with pytest.raises(AfireError, match="places draws the map and gives no score"):
+        build_reference(Wide(), [torch.randn(40, 20, 6)], patients(), ("places",))
+    reference = build_reference(Wide(), [torch.randn(40, 20, 6)], patients(), ("density", "places"))
+    assert reference.judge(Wide().features(torch.randn(2, 20, 6)), (4, 5)).heat.shape == (2, 4, 5)
+
+
 def test_layers_of_a_part_count_as_one():
     values = torch.randn(40, 20, 6, generator=torch.Generator().manual_seed(1))
     reference = build_reference(Wide(), [values], patients(), ("tokens", "neighbours"), layers=(0, 2))
@@ -231,14 +260,14 @@ def real_reference(tmp_path, **options):
 
 
 EVERYTHING = {
-    "parts": ("tokens", "neighbours", "residual", "density", "class_density"),
+    "parts": ("tokens", "neighbours", "residual", "density", "class_density", "places"),
     "layers": (0, -1),
     "window": 1,
     "pooling": "top",
 }
 
 
-@pytest.mark.parametrize("options", [{}, EVERYTHING, {"parts": ("density",)}])
+@pytest.mark.parametrize("options", [{}, EVERYTHING, {"parts": ("density",)}, {"parts": ("density", "places")}])
 def test_saved_reference_judges_as_before(options, tmp_path):
     detector, reference, path = real_reference(tmp_path, **options)
     features = detector.features(smooth_images(2, (48, 48), seed=1), layers=reference.layers)
