@@ -86,7 +86,7 @@ def test_training_restarts_by_itself_when_a_process_is_killed(whole, nodes):
     finally:
         for launcher in launchers:
             launcher.terminate()
-    assert "going on from checkpoint_" in log.read_text()
+    assert "continuing from checkpoint_" in log.read_text()
     assert_same_ends(whole, name)
 
 

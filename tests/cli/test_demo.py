@@ -80,7 +80,7 @@ def test_overwriting_deletes_the_demo_and_leaves_what_is_not_its_own(tmp_path):
 def test_a_folder_of_something_else_is_never_touched(tmp_path, capsys, option):
     (tmp_path / "thesis.txt").write_text("mine")
     assert cli.run(["demo", "--output", str(tmp_path), option]) == 2
-    assert "something else than a demo" in capsys.readouterr().err
+    assert "something other than a demo" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 

@@ -96,7 +96,7 @@ def test_byte_order_mark_is_no_obstacle(tmp_path: Path, encoding: str) -> None:
 
 def test_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "l.json").write_text('{"training": [{"image": "a.png", "group": "1", "group": "2"}]}')
-    with pytest.raises(DataListError, match="the key 'group' is twice in one object"):
+    with pytest.raises(DataListError, match="the key 'group' appears twice in one object"):
         load_datalist(tmp_path / "l.json")
 
 

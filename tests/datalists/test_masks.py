@@ -147,5 +147,5 @@ def test_folder_of_masks_is_joined_by_name(tmp_path: Path) -> None:
 
 def test_folder_of_pictures_of_two_values_is_not_taken_for_radiographs(tmp_path: Path) -> None:
     folder(tmp_path, {"0": SQUARE, "1": SQUARE})
-    with pytest.raises(DataListError, match=r"masks: its pictures have two values each.*--masks"):
+    with pytest.raises(DataListError, match=r"masks: each of its pictures has only two values.*--masks"):
         datalist_from_folder(tmp_path)

@@ -404,7 +404,7 @@ def test_full_disk_is_a_user_error_and_loses_no_file(tmp_path: Path, monkeypatch
         return written(path)
 
     monkeypatch.setattr(convert, "whole_file", full)
-    with pytest.raises(AfireError, match=r"No space left on device.*goes on where it stopped"):
+    with pytest.raises(AfireError, match=r"No space left on device.*continues where it stopped"):
         run(tmp_path)
     monkeypatch.setattr(convert, "whole_file", written)
     done = run(tmp_path)
@@ -487,7 +487,7 @@ def test_folder_of_something_else_is_never_written(tmp_path: Path) -> None:
     mine = tmp_path / "out" / "images" / "mine.png"
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"mine")
-    with pytest.raises(AfireError, match="not of `afire ingest`"):
+    with pytest.raises(AfireError, match="not written by `afire ingest`"):
         run(tmp_path)
     mine.unlink()
     mine.parent.rmdir()

@@ -165,13 +165,13 @@ def test_list_that_names_a_file_twice_has_it_twice(tmp_path):
 def test_cache_made_otherwise_is_refused_with_what_differs(tmp_path):
     paths = pictures(tmp_path / "in", 2)
     build(paths, tmp_path / "c")
-    with pytest.raises(DataListError, match="made with dtype uint8, and uint16 is asked for"):
+    with pytest.raises(DataListError, match="built with dtype uint8, but uint16 is requested"):
         build(paths, tmp_path / "c", dtype="uint16")
-    with pytest.raises(DataListError, match=r"made with size \[16, 12\], and \[8, 8\]"):
+    with pytest.raises(DataListError, match=r"built with size \[16, 12\], but \[8, 8\]"):
         build_cache(paths, tmp_path / "c", (8, 8), workers=0)
     with pytest.raises(DataListError, match="cache_dtype 'float32': uint8 or uint16"):
         build(paths, tmp_path / "d", dtype="float32")
-    with pytest.raises(DataListError, match=r"made with options \{\}, and \{'window_index': 1\} is asked for"):
+    with pytest.raises(DataListError, match=r"built with options \{\}, but \{'window_index': 1\} is requested"):
         build(paths, tmp_path / "c", reader={"window_index": 1})
 
 
@@ -259,7 +259,7 @@ def test_full_disk_is_told_in_words_and_what_is_stored_stays(tmp_path, monkeypat
     monkeypatch.setattr(
         cache_build, "open", lambda path, mode, **o: (Full if path.name == PIXELS else open)(path, mode), raising=False
     )
-    with pytest.raises(DataListError, match="No space left on device; what is stored there stays usable"):
+    with pytest.raises(DataListError, match="No space left on device; what is stored stays usable"):
         build(paths, tmp_path / "c")
     monkeypatch.undo()
     cache = DiskCache(tmp_path / "c", paths)
@@ -293,7 +293,7 @@ def test_complete_cache_may_be_read_only_and_one_that_is_not_says_so(tmp_path, m
     build(paths, tmp_path / "c")
     monkeypatch.setattr(cache_build, "_one_writer", refuse)
     assert build(paths, tmp_path / "c") == 0
-    with pytest.raises(DataListError, match=r"Permission denied; .* give a cache_dir that can be written to"):
+    with pytest.raises(DataListError, match=r"Permission denied; .* give a writable cache_dir"):
         build(pictures(tmp_path / "in", 3), tmp_path / "c")
     (tmp_path / "file").write_text("")
     with pytest.raises(DataListError, match=r"Not a directory.*give another cache_dir"):

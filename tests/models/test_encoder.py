@@ -60,7 +60,7 @@ def test_pictures_in_another_range_are_refused_with_lowest_and_highest_value(enc
     loaded = load_encoder(export_encoder(encoder, tmp_path))
     images = torch.linspace(0, 1, 32 * 40).view(1, 1, 32, 40)
     loaded(images)
-    with pytest.raises(AfireError, match=f"must lie in 0…1, {text}"):
+    with pytest.raises(AfireError, match=f"must be in 0…1, {text}"):
         loaded(images * scale)
 
 

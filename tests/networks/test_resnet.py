@@ -134,7 +134,7 @@ def test_export_and_load_keep_weights_and_running_statistics(encoder, tmp_path):
     assert encoder.state_dict()["stem.1.running_mean"].any()
     for name, value in encoder.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
-    with pytest.raises(AfireError, match="must lie in 0…1"):
+    with pytest.raises(AfireError, match="must be in 0…1"):
         loaded(images * 255)
 
 

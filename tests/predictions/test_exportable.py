@@ -109,7 +109,7 @@ def test_images_of_a_list_are_compared_at_the_networks_size(scans):
     images = comparison_images((3, 24, 32), [str(scans / "list.json")], "test", 3)
     assert images.shape == (3, 3, 24, 32)
     assert torch.equal(images[:, 0], images[:, 2])
-    with pytest.raises(AfireError, match="2 images can be read; at least 3"):
+    with pytest.raises(AfireError, match="2 images can be read, but at least 3"):
         comparison_images((1, 24, 32), [str(scans / "0.png"), str(scans / "1.png")], "test", 8)
 
 

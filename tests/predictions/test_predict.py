@@ -292,7 +292,7 @@ def test_an_interrupted_run_goes_on_to_the_same_output(scans, model, tmp_path, m
     calls.clear()
     calls.append(0)
     calls.append(0)
-    with pytest.raises(AfireError, match="--resume goes on"):
+    with pytest.raises(AfireError, match="--resume continues"):
         predict_folder([scans], [model], broken, batch_size=2, overlays=True)
     done = predict_folder([scans], [model], broken, batch_size=2, overlays=True, resume=True)
     assert (done.earlier, done.scored) == (2, 5)
@@ -321,7 +321,7 @@ def test_a_folder_with_other_results_or_files_is_refused(scans, model, tuned, tm
     with pytest.raises(AfireError, match="cannot be read"):
         predict_folder([scans], [model], out, resume=True)
     before = contents(scans)
-    with pytest.raises(AfireError, match="not an empty folder"):
+    with pytest.raises(AfireError, match="not empty"):
         predict_folder([scans], [model], scans)
     assert contents(scans) == before
 
@@ -653,5 +653,5 @@ def test_a_start_that_was_cut_off_is_begun_anew_and_other_files_are_left_alone(t
         assert json.loads((tmp_path / str(number) / "run.json").read_text()) == {"model": "a"}
     start_until(0, tmp_path / "other")
     (tmp_path / "other" / "heatmaps" / "mine.png").write_bytes(b"picture")
-    with pytest.raises(AfireError, match="not an empty folder"):
+    with pytest.raises(AfireError, match="not empty"):
         results.ResultFolder(tmp_path / "other").start({"model": "a"}, "index,file\n", False)

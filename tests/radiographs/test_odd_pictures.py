@@ -309,5 +309,5 @@ def test_a_transfer_syntax_of_numbers_is_a_refusal(tmp_path):
     at = data.index(b"\x02\x00\x10\x00UI")
     data[at + 4 : at + 6] = b"SL"
     path.write_bytes(data)
-    with pytest.raises(RadiographError, match="transfer syntax is no UID"):
+    with pytest.raises(RadiographError, match="transfer syntax is not a UID"):
         read_picture(path, modalities=None)

@@ -363,7 +363,7 @@ def test_where_a_run_goes_on_from(tmp_path, caplog):
         fresh = make(full)
         fresh.resume(full, value)
         assert fresh.state.iteration == 2
-    assert caplog.text.count("going on from checkpoint_00000002.pt, epoch 1") == 2
+    assert caplog.text.count("continuing from checkpoint_00000002.pt, epoch 1") == 2
     for value in (False, "false"):
         with pytest.raises(CheckpointError, match="holds checkpoints of an earlier run"):
             make(full).resume(full, value)

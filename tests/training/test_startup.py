@@ -281,5 +281,5 @@ def test_reader_options_of_the_list_are_those_of_training_and_prediction(tmp_pat
     assert float(startup.reading((16, 16))(items[0])["image"].max()) < 0.07
     cached = RadiographDataset(items, transform, cache="disk", cache_dir=tmp_path / "c")
     torch.testing.assert_close(cached[0]["image"], trained, atol=0.5 / 255, rtol=0)
-    with pytest.raises(DataListError, match=r"made with options \{'png16_max': 4095\}, and \{\} is asked for"):
+    with pytest.raises(DataListError, match=r"built with options \{'png16_max': 4095\}, but \{\} is requested"):
         RadiographDataset(items, startup.reading((16, 16)), cache="disk", cache_dir=tmp_path / "c")

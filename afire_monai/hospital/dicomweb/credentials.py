@@ -75,8 +75,8 @@ def find_credentials(host: str) -> Credentials:
         missing = PASSWORD if user else USER
         raise DicomWebError(f"{missing} is not set; {USER} and {PASSWORD} go together")
     if ":" in user or any(c < " " for c in user + password + token) or not token.isascii():
-        words = "credentials no control characters such as line ends, and a token only ASCII characters"
-        raise DicomWebError(f"{USER} must have no colon, {words}")
+        words = "no credential may contain a control character such as a line end, and a token must be ASCII"
+        raise DicomWebError(f"{USER} must not contain a colon, {words}")
     if file:
         _read_token(file)
         return Credentials(token_file=os.path.abspath(file))
