@@ -186,8 +186,8 @@ def dicom_results(work: Callable[..., Any], *, out: str, **options: Any) -> int:
     Args:
         index: table that says which file an image is: private/index.csv of afire ingest, or columns index and file;
             the predictions' own index.csv unless given.
-        kinds: sr (report), seg (heatmap), sc (picture), with commas between them; all that there is something for
-            unless given.
+        kinds: sr (report), seg (heatmap), sc (picture), gsps (outline and scores, drawn on the radiograph by the
+            viewer), with commas between them; unless given, the first three as far as there is something for them.
     """
     try:
         import highdicom  # noqa: F401  # needed by what is imported next, and not there without the extra

@@ -88,8 +88,8 @@ def run_node(
         tls_ca: PEM file of authorities: callers must have a certificate of theirs.
         send_to: archive that gets the results, as AET@HOST:PORT; they stay in the state folder unless given.
         send_tls_ca: PEM file of the authorities to trust there; connects with TLS.
-        kinds: sr (report), seg (heatmap), sc (picture), with commas between them; all that there is something for
-            unless given.
+        kinds: sr (report), seg (heatmap), sc (picture), gsps (outline and scores, drawn on the radiograph by the
+            viewer), with commas between them; unless given, the first three as far as there is something for them.
         heatmap: anomaly, gradcam, rollout, none; auto takes the first that the model can.
         batch_size: radiographs computed at once.
         workers: threads that read; the number of cores, at most 8, unless given. 0 reads without threads.

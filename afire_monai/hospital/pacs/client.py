@@ -41,8 +41,8 @@ FIND, GET, MOVE, VERIFY = (
     "1.2.840.10008.1.1",
 )
 """Study Root query, C-GET and C-MOVE; verification."""
-OTHERS = tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("88.11", "88.22", "88.33", "88.34", "66.4"))
-"""Classes of reports and segmentations, which a query for SR or SEG finds."""
+OTHERS = tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("88.11", "88.22", "88.33", "88.34", "66.4", "11.1"))
+"""Classes of reports, segmentations and presentation states, which a query for SR, SEG or PR finds."""
 MOST = 1_000_000
 """Answers to one query."""
 LONGEST_WAIT = 60.0
