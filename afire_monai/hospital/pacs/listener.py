@@ -42,7 +42,7 @@ class MoveListener:
         self.aet = ae_title(found[1], "--move-to")
         self._arrived = threading.Condition()
         self._expected, self._content = "", b""
-        from_here = _facing(pacs)
+        from_here = facing(pacs)
         entity = application(self.aet, timeout)
         entity.require_called_aet = True
         entity.supported_contexts = scp_contexts()
@@ -89,12 +89,14 @@ def start(
     port: int,
     tls: Any,
     timeout: float,
-    store: Callable[[Any], int],
+    store: Callable[[Any], int] | None = None,
     largest: int | None = None,
+    report: Callable[[Any], tuple[int, None]] | None = None,
 ) -> Any:
     """Start to listen in threads of their own; return pynetdicom's server, with `shutdown` and `server_address`.
 
-    ``store`` is called for each object and returns the status; ``timeout`` is seconds of quiet.
+    ``store`` is called for each object and returns the status, ``report`` for each N-EVENT-REPORT; ``timeout`` is
+    seconds of quiet.
 
     Raises:
         AfireError: if the address or port cannot be used.
@@ -105,7 +107,8 @@ def start(
     handlers = [
         (evt.EVT_CONN_OPEN, limit_connection, limits),
         (evt.EVT_CONN_CLOSE, _let_go),
-        (evt.EVT_C_STORE, store),
+        *([(evt.EVT_C_STORE, store)] if store else []),
+        *([(evt.EVT_N_EVENT_REPORT, report)] if report else []),
     ]
     try:
         return entity.start_server((host, port), block=False, ssl_context=tls, evt_handlers=handlers)
@@ -134,7 +137,7 @@ def scp_contexts() -> list[Any]:
     return [build_context(kind, names) for kind, names in syntaxes.items()]
 
 
-def _facing(pacs: PacsAddress) -> str:
+def facing(pacs: PacsAddress) -> str:
     """Return the own address that a connection to the archive comes from."""
     try:
         family, kind, _, _, where = socket.getaddrinfo(pacs.host, pacs.port, type=socket.SOCK_DGRAM)[0]
