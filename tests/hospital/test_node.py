@@ -352,6 +352,23 @@ def test_connections_that_were_closed_without_a_word_take_no_place(tmp_path):
     queue.close()
 
 
+def test_connections_that_say_nothing_leave_room_for_others(tmp_path):
+    queue = Queue(tmp_path / "s")
+    receiver = Receiver(queue, "AFIRE", "127.0.0.1", 0, [], Tls(), 600, 2**28)
+    with contextlib.ExitStack() as stack:
+        for _ in range(receiving.ASSOCIATIONS):
+            stack.enter_context(socket.create_connection(("127.0.0.1", receiver.port)))
+            time.sleep(0.1)
+        for number in range(3):
+            with client(receiver.port) as router:
+                router.echo()
+                assert router.store(radiograph(number))
+        waiting = [one for one in receiver._entity.active_associations if one.requestor.primitive is None]
+        assert 0 < len(waiting) <= receiving.ASSOCIATIONS // 2
+    receiver.close()
+    queue.close()
+
+
 def test_the_end_does_not_wait_for_a_whole_batch(model, tmp_path, monkeypatch):
     queue, stop, files = Queue(tmp_path / "s"), threading.Event(), Path(tmp_path)
     for number in range(3):

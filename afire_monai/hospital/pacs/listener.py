@@ -16,6 +16,7 @@ from afire_monai.hospital.pacs.association import (
     Tls,
     ae_title,
     application,
+    cut,
     limit_connection,
     object_received,
     storage_contexts,
@@ -106,6 +107,7 @@ def start(
     limits = [timeout] if largest is None else [timeout, largest]
     handlers = [
         (evt.EVT_CONN_OPEN, limit_connection, limits),
+        (evt.EVT_CONN_OPEN, _leave_room),
         (evt.EVT_CONN_CLOSE, _let_go),
         *([(evt.EVT_C_STORE, store)] if store else []),
         *([(evt.EVT_N_EVENT_REPORT, report)] if report else []),
@@ -115,6 +117,18 @@ def start(
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or "no such address or port"
         raise AfireError(f"port {port} of {host} cannot be listened on: {reason}; give another") from None
+
+
+def _leave_room(event: Any) -> None:
+    """Close the oldest connections that have not said yet who they are, where they would take over half of the places.
+
+    They count among the associations until the time for the request is over.
+    """
+    entity = event.assoc.ae
+    silent = [one for one in entity.active_associations if one.is_acceptor and one.requestor.primitive is None]
+    earlier = [one for one in silent if one is not event.assoc]
+    for association in earlier[: max(len(earlier) + 1 - entity.maximum_associations // 2, 0)]:
+        cut(association)
 
 
 def _let_go(event: Any) -> None:
