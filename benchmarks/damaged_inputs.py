@@ -141,7 +141,7 @@ def make_cache(folder: Path) -> None:
     """A cache of pictures that are no longer there, so that it alone gives them."""
     for n, path in enumerate(cached_paths(folder)):
         Path(path["image"]).write_bytes(saved(np.roll(GREY, n), "PNG"))
-    build_cache(cached_paths(folder), folder, SIZE, workers=0, shard_rows=4)
+    build_cache(cached_paths(folder), folder, SIZE, workers=0)
     for path in cached_paths(folder):
         Path(path["image"]).unlink()
     (folder / "folder.txt").write_text(str(folder.parent))
@@ -149,7 +149,7 @@ def make_cache(folder: Path) -> None:
 
 def read_cache(folder: Path) -> object:
     paths = cached_paths(Path((folder / "folder.txt").read_text()) / "x")
-    build_cache(paths, folder, SIZE, workers=0, shard_rows=4)
+    build_cache(paths, folder, SIZE, workers=0)
     cache = DiskCache(folder, paths)
     pictures = cache.gather(range(len(cache)))
     if not (pictures.min(initial=0) >= 0 and pictures.max(initial=0) <= 1):
@@ -201,7 +201,7 @@ INPUTS: dict[str, Kind] = {
     "table": Kind(make_list, ("table.csv",), lambda folder: datalist_from_csv(folder / "table.csv")),
     "list": Kind(make_list, ("list.json",), read_list, ("item ",)),
     "settings": Kind(make_settings, tuple(f"{key}.setting" for key in SETTINGS), read_settings, ("--",)),
-    "disk cache": Kind(make_cache, ("cache.json", "index.npy", "pixels_00000.npy"), read_cache, ("pixels_",)),
+    "disk cache": Kind(make_cache, ("index.npz", "pixels.bin"), read_cache, ("pixels",)),
     "predictions": Kind(
         make_predictions,
         ("predictions.csv", "predictions.json", "heatmaps/00001.png", "masks/00001.png"),

@@ -22,7 +22,6 @@ import os
 import statistics
 import tempfile
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,23 +74,19 @@ def write_cache(folder: Path, images: int, dtype: str) -> Any:
     """A cache as `build_cache` leaves it, without files to decode."""
     from afire_monai.datalists.paths import ImagePaths
     from afire_monai.loading import cache as ci
-    from afire_monai.radiographs.dicom import RADIOGRAPHY_MODALITIES
 
     cache = folder / f"{SIZE[0]}x{SIZE[1]}_{dtype}"
     cache.mkdir(parents=True)
     paths = ImagePaths(f"/virtual/{i:08d}.png" for i in range(images))
-    ci.CacheHeader(SIZE, dtype, sorted(RADIOGRAPHY_MODALITIES)).save(cache)
-    index = np.zeros(images, dtype=ci.ROW)
-    index["path"], index["state"], index["slot"] = ci.path_hashes(paths), ci.READY, np.arange(images)
-    index["bytes"] = index["mtime"] = -1
+    index = ci.CacheIndex(ci.cache_settings(SIZE, dtype, None), rows=np.zeros(images, dtype=ci.ROW))
+    index.rows["path"], index.rows["outcome"] = ci.path_hashes(paths), ci.READY
+    index.rows["bytes"] = index.rows["mtime"] = -1
     picture = (radiograph(SIZE[0], ci.DTYPES[dtype])).astype(dtype)
-    index["checksum"] = zlib.crc32(picture.data)
-    np.save(cache / "index.npy", index)
-    for shard in range(-(-images // ci.SHARD_ROWS)):
-        shape = (ci.SHARD_ROWS, *SIZE)
-        pixels = np.lib.format.open_memmap(ci.shard_path(cache, shard), "w+", np.dtype(dtype), shape)
-        pixels[: min(ci.SHARD_ROWS, images - shard * ci.SHARD_ROWS)] = picture
-        pixels.flush()
+    index.rows["checksum"] = ci.checksum(picture)
+    index.save(cache)
+    with open(cache / ci.PIXELS, "wb") as file:
+        for _ in range(images):
+            file.write(picture.data)
     return paths
 
 
@@ -114,11 +109,9 @@ def measure_cache(folder: Path, images: int, dtype: str, batch: int, repeats: in
         for indices in batches:
             grey_levels(dataset.collate(dataset.__getitems__(indices))["image"])
 
-    checksums = dataset.disk._unseen.copy() if dataset.disk else np.zeros(0)
-
     def first() -> None:
         if dataset.disk is not None:
-            dataset.disk._unseen = checksums.copy()
+            dataset.disk._unchecked[:] = True
         read()
 
     def copy() -> None:

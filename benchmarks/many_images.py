@@ -59,22 +59,18 @@ def write_list(path: Path, images: int) -> None:
 
 
 def write_index(datalist: Path, folder: Path) -> None:
-    """The index of a cache that holds all training images, and shards of the right length that are holes."""
+    """The index of a cache that holds all training images, and pixels of the right length that are a hole."""
     from afire_monai.loading import cache
     from afire_monai.training import startup
 
     paths = startup.normal_items(datalist, "training")
     folder.mkdir()
-    cache.CacheHeader(SIZE, "uint8", []).save(folder)
-    index = np.zeros(len(paths), dtype=cache.ROW)
-    index["path"] = cache.path_hashes(paths)
-    index["state"], index["slot"] = cache.READY, np.random.default_rng(0).permutation(len(paths))
-    np.save(folder / "index.npy", index)
-    for shard in range(-(-len(paths) // cache.SHARD_ROWS)):
-        with open(cache.shard_path(folder, shard), "wb") as file:
-            shape = (cache.SHARD_ROWS, *SIZE)
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            file.truncate(file.tell() + int(np.prod(shape)))
+    index = cache.CacheIndex(cache.cache_settings(SIZE, "uint8", None), rows=np.zeros(len(paths), dtype=cache.ROW))
+    order = np.random.default_rng(0).permutation(len(paths))
+    index.rows["path"], index.rows["outcome"] = cache.path_hashes(paths)[order], cache.READY
+    index.save(folder)
+    (folder / cache.PIXELS).touch()
+    os.truncate(folder / cache.PIXELS, len(paths) * int(np.prod(SIZE)))
 
 
 def resident() -> float:
@@ -98,7 +94,8 @@ def measured(name: str) -> Iterator[None]:
 
 def start(datalist: Path, folder: Path, images: int) -> None:
     """What a training does before its first batch, in one process."""
-    from afire_monai.loading.cache import DiskCache, file_facts
+    from afire_monai.loading.cache import DiskCache
+    from afire_monai.loading.cache_build import file_facts
     from afire_monai.loading.sampler import EpochSampler
     from afire_monai.training import startup
 

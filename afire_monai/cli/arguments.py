@@ -1,4 +1,4 @@
-"""From words on the command line to checked calls: nothing runs before every word has been understood."""
+"""Parse the command line completely before anything runs."""
 
 from __future__ import annotations
 

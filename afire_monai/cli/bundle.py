@@ -24,7 +24,7 @@ def bundle_root() -> Path:
     for folder in (package / "bundle", package.parent / "bundle"):
         if (folder / "configs" / CONFIGS[0]).is_file():
             return folder
-    raise AfireError(f"the bundle's configs are not beside the package in {package.parent}; install the package anew")
+    raise AfireError(f"the bundle's configs are not beside the package in {package.parent}; reinstall the package")
 
 
 def run_configs(settings: dict[str, Any], configs: tuple[str, ...] = CONFIGS) -> None:

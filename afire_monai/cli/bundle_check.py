@@ -1,4 +1,4 @@
-"""What MONAI's model zoo asks of a bundle, checked without a network."""
+"""Check a bundle against the requirements of MONAI's model zoo, without a network."""
 
 from __future__ import annotations
 

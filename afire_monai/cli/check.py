@@ -1,4 +1,4 @@
-"""``afire check``: can everything in a data list or folder be used?"""
+"""``afire check``: report what in a data list or folder can be used."""
 
 from __future__ import annotations
 

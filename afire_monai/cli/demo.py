@@ -1,4 +1,4 @@
-"""``afire demo``: the whole of pre-training in minutes, on synthetic radiographs."""
+"""``afire demo``: a complete pre-training in minutes, on synthetic radiographs."""
 
 from __future__ import annotations
 
@@ -121,20 +121,20 @@ def make_way(folder: Path, resume: bool, overwrite: bool) -> None:
     from afire_monai.core.errors import AfireError
 
     if resume and overwrite:
-        raise AfireError("--resume and --overwrite exclude each other: go on with the old demo, or delete it")
+        raise AfireError("--resume and --overwrite exclude each other: continue the old demo, or delete it")
     if folder.is_file():
         raise AfireError(f"{folder} is a file; --output names a folder")
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not is_demo(folder):
-        raise AfireError(f"{folder} holds something else than a demo; choose another folder with --output")
+        raise AfireError(f"{folder} holds something other than a demo; choose another folder with --output")
     if overwrite:
         for name in _CONTENT:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     elif not resume:
         raise AfireError(
-            f"{folder} holds an earlier demo: go on with it (--resume, and a larger --epochs to train for longer), "
+            f"{folder} holds an earlier demo: continue it (--resume, and a larger --epochs to train for longer), "
             "replace it (--overwrite), or choose another folder (--output)"
         )
 

@@ -1,4 +1,4 @@
-"""Commands whose options are the parameters of the function that does the work, found without importing it."""
+"""Commands that take their options from the function that does the work, without importing it."""
 
 from __future__ import annotations
 

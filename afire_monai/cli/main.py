@@ -1,4 +1,4 @@
-"""The console script ``afire``. Nothing heavy is imported before a command is known to be sound."""
+"""The console script ``afire``; heavy imports wait until the command line is known to be valid."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from afire_monai import __version__
 from afire_monai.cli.arguments import CommandTree, parse
 from afire_monai.cli.cache import cache
 from afire_monai.cli.check import check
+from afire_monai.cli.crossvalidate import crossvalidate
 from afire_monai.cli.datalist import PUBLIC_DATASETS, from_csv, from_folder, merge, phantom, validate
 from afire_monai.cli.demo import demo
 from afire_monai.cli.hospital import dicom_results, forget, ingest, node, send
+from afire_monai.cli.planning import plan
 from afire_monai.cli.predictions import evaluate, export, figures, predict, reference
 from afire_monai.cli.runs import check_bundle, copy, finetune, path, pretrain, segment
-from afire_monai.cli.training import crossvalidate, import_release, plan, probe, report, ui, worth
+from afire_monai.cli.training import import_release, probe, report, ui, worth
 from afire_monai.core.console import show_any_text
 from afire_monai.core.errors import user_error
 from afire_monai.core.files import close_to_others

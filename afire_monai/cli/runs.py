@@ -1,4 +1,4 @@
-"""Runs of the bundle by one word: ``afire pretrain``, ``finetune`` and ``segment``, and where the bundle is."""
+"""One-word commands for runs of the bundle: ``afire pretrain``, ``finetune`` and ``segment``; and the bundle's path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What everything else stands on: errors, files, processes, precision."""
+"""Shared foundations: errors, files, processes, precision."""
 
 from __future__ import annotations
 

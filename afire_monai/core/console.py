@@ -1,4 +1,4 @@
-"""What is shown on a console, whatever it is: a terminal, a file, an encoding that lacks half of the letters."""
+"""Console output that works in terminals, in files, and with encodings that lack many letters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Joining the other processes, sums over them and waits for them: no-ops in a single process."""
+"""Join other processes, sum over them and wait for them; all of these do nothing in a single process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, tables as CSV, and files for their owner's eyes only."""
+"""Files that are written completely or not at all, CSV tables, and files that only their owner can read."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def open_whole(path: Path, private: bool = False) -> Iterator[IO[str]]:
     except OSError as error:
         raise AfireError(
             f"{path} cannot be written: {error.strerror}. Make room or give another folder, then repeat the command: "
-            "it goes on where it stopped"
+            "it continues where it stopped"
         ) from error
 
 
@@ -138,6 +138,6 @@ def refuse_wide(path: Path) -> None:
     mode = stat.S_IMODE(path.stat().st_mode)
     if os.name == "posix" and mode & 0o077:
         raise AfireError(
-            f"{path}: others may use it (mode {mode:04o}), so what it protects is not protected. If nobody has read "
-            f"it, chmod 600 {path}"
+            f"{path}: other users can access it (mode {mode:04o}), so its content is exposed. If nobody has read "
+            f"it, run chmod 600 {path}"
         )

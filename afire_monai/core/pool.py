@@ -1,4 +1,4 @@
-"""Processes that go on whatever a file does to one of them: hang, crash, or ask for all memory."""
+"""A process pool that survives hangs, crashes and out-of-memory in its workers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def threads(wanted: int | None = None) -> int:
 class Pool:
     """Processes for tasks of any kind; to be used in a `with` statement, which ends them.
 
-    A task that fails, hangs or takes its process down gives a `Failure`, and a new process takes its place.
+    A task that fails, hangs or crashes its process returns a `Failure`, and a new process replaces the old one.
 
     Args:
         workers: processes, started when they are needed; 0 works in this one, without limits of time and memory.

@@ -1,4 +1,4 @@
-"""Where is computed, and how numbers are rounded there: one place that says what ``float32`` means on a GPU."""
+"""Choose the device and its numerical precision: the one place that defines what ``float32`` means on a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Silence of libraries that quote values of DICOM headers in their warnings: such a value can be a patient's name."""
+"""Silence libraries that quote DICOM header values in their warnings: such a value can be a patient's name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Build a data list from a folder, and put any list together: label vectors, patient-level split, facts."""
+"""Build a data list from a folder, and assemble any list: label vectors, patient-level split, metadata."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def datalist_from_folder(
         labels_from_folders: the folder that directly holds an image is its label.
         normal_label: the label that means "no finding"; unless given, Normal or No Finding, in any case.
         name: of the list; the folder's name unless given.
-        masks: folder of masks, named as the images are (1.png or 1_mask.png for 1.png); it may lie in ``folder``.
+        masks: folder of masks, named as the images are (1.png or 1_mask.png for 1.png); it may be inside ``folder``.
             Images without mask are kept and counted.
         reader: how the images are to be read (see `reader_options`); kept in ``meta.reader``.
 
@@ -164,7 +164,7 @@ def refuse_pictures_of_masks(paths: Sequence[Path], root: Path) -> None:
                 values.append(len(np.unique(read_mask(path))))
         if len(values) > 1 and len(values) == len(some) and max(values) <= 2:
             raise DataListError(
-                f"{folder}: its pictures have two values each, as masks have. If they are masks, give "
+                f"{folder}: each of its pictures has only two values, like a mask. If they are masks, give "
                 f"--masks {folder}; if not, move them out of {root}"
             )
 

@@ -1,4 +1,4 @@
-"""What the cells of a table say: labels, numbers, sex and age."""
+"""Parse the cells of a table: labels, numbers, sex and age."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read every file of a data list or folder, and say in plain words what could not be used and why."""
+"""Read every file of a data list or folder, and report in plain words which ones cannot be used, and why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one reader of tables: CSV as spreadsheets and data sets write it, refused where it could be read in two ways."""
+"""The only reader of tables: CSV as spreadsheets and data sets write it; ambiguous tables are refused."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _text(path: Path, encoding: str | None) -> tuple[str, str]:
         except UnicodeDecodeError:
             continue
         if "\0" in text:
-            raise DataListError(f"{path}: not a readable CSV file: it has NUL characters, so it is no text")
+            raise DataListError(f"{path}: not a readable CSV file: it contains NUL characters, so it is not text")
         return text, name
     raise DataListError(
         f"{path}: not a readable CSV file: its text is not {encoding or marked or ' or '.join(guesses)}. Name its "

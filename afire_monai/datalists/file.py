@@ -73,7 +73,7 @@ def load_datalist(
     except (TypeError, ValueError, OverflowError) as error:
         raise DataListError(
             f"{path}: a label in {section} is neither a number nor null ({error}); `afire datalist check` names the "
-            "item. Mend it, or make the list again"
+            "item. Correct it, or build the list again"
         ) from error
 
 
@@ -150,17 +150,14 @@ def _canonical(content: dict[str, Any]) -> Iterator[str]:
     yield "}" if content else "{}"
 
 
-def training_items(
-    path: StrPath, section: str = "training", only_normal: bool = True, base_dir: StrPath | None = None
-) -> list[dict[str, Any]]:
-    """Items of one section; for pre-training, the normal images alone.
+def training_items(path: StrPath, section: str = "training", base_dir: StrPath | None = None) -> list[dict[str, Any]]:
+    """Return the normal images of one section, for pre-training.
 
     A list that knows no labels is taken to hold normal images only, for nothing in it says otherwise.
 
     Args:
         path: the JSON file.
         section: "training", "validation" or "test".
-        only_normal: leave out items that are not `is_normal`, where the list has labels.
         base_dir: as in `load_datalist`.
 
     Raises:
@@ -168,8 +165,7 @@ def training_items(
     """
     datalist = load_datalist(path, base_dir)
     _section(datalist, section, path)
-    items = normal_of(datalist, section) if only_normal else datalist[section]
-    if items:
+    if items := normal_of(datalist, section):
         return items
     if not datalist[section]:
         raise DataListError(f"{path}: section {section!r} is empty. Build the list with another share for it")
@@ -265,7 +261,9 @@ def read_raw(path: Path) -> DataList:
     except OSError as error:
         raise DataListError(f"{path}: {error.strerror or 'not readable'}; a JSON data list is expected") from error
     except _KeyTwiceError as error:
-        raise DataListError(f"{path}: the key {str(error)!r} is twice in one object; keep the right one") from error
+        raise DataListError(
+            f"{path}: the key {str(error)!r} appears twice in one object; keep the right one"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise DataListError(f"{path}: not JSON ({error}). Build it again with `afire datalist`") from error
     if not isinstance(content, dict):

@@ -258,7 +258,7 @@ class _Manifest:
             logger.warning("%s: %d images are missing: %s", self.path, missing, hint)
 
     def _padding_hint(self, rows: Sequence[Row]) -> str:
-        """Compare names of missing images with what lies in their folders."""
+        """Compare names of missing images with the files in their folders."""
         paths = [os.path.join(self.base, row[self.image_column]) for row in rows]
         wanted = [os.path.split(path) for path in paths if not os.path.isfile(path)][:1000]
         there = [name for folder in {folder for folder, _ in wanted} if os.path.isdir(folder)

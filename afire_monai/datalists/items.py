@@ -1,4 +1,4 @@
-"""What can be wrong with single items of a data list: labels, boxes, facts."""
+"""Check single items of a data list: labels, boxes, metadata."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Entry = tuple[str, str, dict[str, Any]]
 class Problem:
     """One thing that is wrong.
 
-    ``severity`` is "error", or "warning" where training can go on.
+    ``severity`` is "error", or "warning" if training can continue.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""What can be wrong with the masks of a data list."""
+"""Check the masks of a data list."""
 
 from __future__ import annotations
 

@@ -49,7 +49,8 @@ def merge_datalists(paths: Sequence[StrPath], out: StrPath | None = None, name: 
     if other := next((place for place, reader in enumerate(readers) if reader != readers[0]), 0):
         raise DataListError(
             f"{paths[0]} is read with {readers[0] or 'standard options'}, {paths[other]} with "
-            f"{readers[other] or 'standard options'}; images of one list are read alike. Convert the pictures of one"
+            f"{readers[other] or 'standard options'}; all images of a list must be read in the same way. Convert "
+            "the pictures of one"
         )
     merged["meta"] = {"merged": [{"name": d.get("name", Path(p).stem), "sha256": datalist_hash(d)}
                                  for d, p in zip(lists, paths, strict=True)]}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which label of a list means "no finding"."""
+"""Find the label of a list that means "no finding"."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def find_normal(labels: Sequence[str], given: str | None = None) -> str:
     found = [name for name in labels if means_normal(name)]
     if len(found) > 1:
         raise DataListError(
-            f"the labels {' and '.join(map(repr, found))} both say that nothing was found. Name the one that does with "
-            "--normal-label, or write them alike"
+            f"the labels {' and '.join(map(repr, found))} both mean that nothing was found. Choose one with "
+            "--normal-label, or use one spelling"
         )
     return found[0] if found else DEFAULT_NORMAL
 

@@ -1,4 +1,4 @@
-"""The images of a long list in little memory, for training that needs nothing of an item but its file."""
+"""The images of a long list in little memory, for training that only needs the file of each item."""
 
 from __future__ import annotations
 

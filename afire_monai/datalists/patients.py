@@ -1,4 +1,4 @@
-"""Whose image an item is, and who is in two sections."""
+"""Find the patient of an item, and patients who are in two sections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts of a data list for label-efficiency curves and cross-validation: by patient, seeded, stratified on labels."""
+"""Parts of a data list for few-label experiments and cross-validation: by patient, seeded, stratified on labels."""
 
 from __future__ import annotations
 

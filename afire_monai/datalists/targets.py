@@ -1,4 +1,4 @@
-"""From the label values of a data list to the matrix that a classifier is trained on."""
+"""Convert the label values of a data list to the matrix that a classifier is trained on."""
 
 from __future__ import annotations
 

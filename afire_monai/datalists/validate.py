@@ -1,4 +1,4 @@
-"""Find what is wrong with a data list before a day of training does."""
+"""Find errors in a data list before they cost a day of training."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _validate(datalist: DataList, problems: list[Problem], check_files: bool, de
 
 
 class _Entries:
-    """The items of a list with section and place in words, made anew each time: a million places take room."""
+    """Items of a list with section and place in words, made when asked for: a million of them would take room."""
 
     def __init__(self, datalist: DataList) -> None:
         self.datalist = datalist

@@ -1,4 +1,4 @@
-"""The parts of an evaluation beside the labels: anomaly score, masks, heatmaps; None where there are none."""
+"""The parts of an evaluation besides labels: anomaly score, masks and heatmaps; None if there are none."""
 
 from __future__ import annotations
 

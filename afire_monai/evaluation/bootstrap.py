@@ -1,4 +1,4 @@
-"""Figures of scores with bootstrap intervals, for which patients are resampled and not images."""
+"""Figures of scores with bootstrap intervals; patients are resampled, not images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_WEIGHTS = 4_000_000
 
 
 class Interval(NamedTuple):
-    """A figure, or a difference of two, with the bounds of its 95 % interval; NaN where something cannot be said."""
+    """A figure, or a difference of two, with the bounds of its 95 % interval; NaN if a value cannot be computed."""
 
     value: float
     low: float

@@ -1,4 +1,4 @@
-"""Predictions put beside what is known of the same images; refused where the two do not belong together."""
+"""Match predictions with the ground truth of the same images; refuse them if the two do not belong together."""
 
 from __future__ import annotations
 
@@ -147,12 +147,12 @@ def _section_items(content: dict[str, Any], section: str, path: Path) -> list[di
 def _check_origin(predictions: Predictions, section: str, sha256: str, path: Path, count: int) -> None:
     if not predictions.datalist_sha256:
         raise AfireError(
-            f"the predictions are of files or a folder, not of a data list, so nothing says what is right. {AGAIN}"
+            f"the predictions are of files or a folder, not of a data list, so the correct answers are unknown. {AGAIN}"
         )
     if predictions.datalist_sha256 != sha256:
         raise AfireError(
-            f"the predictions are of {_origin(predictions)}; {path} has SHA-256 {sha256[:12]}…: another list, or "
-            f"changed since. {AGAIN}"
+            f"the predictions are of {_origin(predictions)}; {path} has SHA-256 {sha256[:12]}…: it is another list, "
+            f"or was changed since. {AGAIN}"
         )
     if predictions.section != section:
         raise AfireError(

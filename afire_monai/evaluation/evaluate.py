@@ -1,4 +1,4 @@
-"""From predictions and a data list to figures, and the files that hold them."""
+"""Evaluate predictions against a data list, and write the results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predicting and judging a section of a data list in one object, as the bundle's ``evaluate.yaml`` wants it."""
+"""Predict and evaluate a section of a data list in one object, for the bundle's ``evaluate.yaml``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from afire_monai.datalists.targets import UncertainPolicy
 from afire_monai.evaluation.evaluate import run_evaluation
-from afire_monai.predictions.predict import Source, predict_source
+from afire_monai.predictions.predict import Source, predict
 from afire_monai.predictions.scoring import Scorer
 
 
@@ -34,7 +34,7 @@ class ListEvaluator:
             AfireError: for files, models or settings that cannot be used.
         """
         folder = Path(self.output_dir) / "predictions"
-        predict_source(self.dataset, self.network, folder, batch_size=self.batch_size, resume=True, progress=True)
+        predict(self.dataset, self.network, folder, batch_size=self.batch_size, resume=True, progress=True)
         return run_evaluation(
             folder, self.datalist, self.dataset.section, Path(self.output_dir) / "evaluation", self.compare,
             self.uncertain, repeats=self.repeats, seed=self.seed, base_dir=self.base_dir,

@@ -1,4 +1,4 @@
-"""Whether heatmaps point at lesions, image by image and together, beside a map that never saw the image."""
+"""Measure whether heatmaps point at lesions, per image and overall, compared with a map that never saw the image."""
 
 from __future__ import annotations
 

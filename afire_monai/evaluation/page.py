@@ -1,4 +1,4 @@
-"""The page of an evaluation: one HTML file with figures, tables and pictures, that names no file and no patient."""
+"""The evaluation page: one HTML file with figures, tables and pictures that names no file and no patient."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Probes: how much of a label can be read from frozen features."""
+"""Probes: measure how well a label can be predicted from frozen features."""
 
 from __future__ import annotations
 

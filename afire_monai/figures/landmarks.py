@@ -1,4 +1,4 @@
-"""Landmarks of the lungs, found in masks: do tokens that show the same landmark in different patients lie together?"""
+"""Find lung landmarks in masks, and measure whether tokens of the same landmark in different patients are similar."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well tokens and images of like content lie together: figures without training anything."""
+"""Measure how similar tokens and images of like content are, without training anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of what an encoder's tokens and features hold together: pictures, numbers, and one page."""
+"""Show what an encoder's tokens and features represent: pictures, numbers, and one page."""
 
 from __future__ import annotations
 

@@ -1,3 +1,3 @@
-"""Radiographs from a hospital's archive into a data list, and what comes back; the source is only ever read."""
+"""From a hospital's archive to a data list, and results back; the source is only ever read."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A log of who fetched, sent, wrote or erased what: by counts and pseudonyms, beside the key; it never fails a run."""
+"""An audit log of who fetched, sent, wrote or erased what, by counts and pseudonyms; it never makes a run fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Thumbnails of the pictures that no tag vouches for, to look through; they stay with the hospital."""
+"""Thumbnails for review of the pictures that no tag confirms; they stay in the hospital."""
 
 from __future__ import annotations
 

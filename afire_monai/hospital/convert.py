@@ -1,4 +1,4 @@
-"""One DICOM file into facts of its header, one 16-bit PNG without metadata, and what is to be known of the picture."""
+"""Convert one DICOM file to header values, a 16-bit PNG without metadata, and measurements of the picture."""
 
 from __future__ import annotations
 

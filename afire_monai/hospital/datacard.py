@@ -1,4 +1,4 @@
-"""A data list on one page: how many, of whom, with what; no group of fewer than five patients is told apart."""
+"""A one-page summary of a data list: counts, patients, contents; groups of fewer than five are not shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that an ingest's folder holds of one patient: found, and taken out of each file."""
+"""Find everything that the folder of an ingest holds of one patient, and remove it from each file."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def erase(state: State, identity: IdentityKey, forgotten: Forgotten, found: Trac
     }
     known = outputs.collect(state, identity, options).facts
     if any(item["image"] not in known for section in held for item in datalist[section]):
-        raise AfireError(f"{out / outputs.DATALIST}: not the list that `afire ingest` wrote; give that command again")
+        raise AfireError(f"{out / outputs.DATALIST}: not the list that `afire ingest` wrote; run that command again")
     before = datalist_hash(datalist) if any(held.values()) else ""
     if before:
         earlier = [sha256 for sha256 in state.fact("lists").split() if sha256 != before]
@@ -161,9 +161,7 @@ def _ingested(out: Path) -> tuple[dict[str, Any], outputs.Options]:
             tuple(settings["allow"]), include_laterals=settings["include_laterals"], issuers=settings["issuers"]
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AfireError(
-            f"{out}: no finished ingest; give the command of `afire ingest` again, then this one"
-        ) from error
+        raise AfireError(f"{out}: no finished ingest; run `afire ingest` again, then this command") from error
     return facts, options
 
 

@@ -1,4 +1,4 @@
-"""Images that somebody looked at and wants to be left out."""
+"""Images that a person has excluded after looking at them."""
 
 from __future__ import annotations
 

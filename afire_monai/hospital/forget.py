@@ -1,4 +1,4 @@
-"""Erase one patient from what an ingest wrote, for good, and say which models were trained on a list with them."""
+"""Erase one patient permanently from the output of an ingest, and name the models trained with that patient."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def forget(
         folder: that an ingest wrote.
         hash: of the patient, instead of a PatientID: column group of private/index.csv.
         key: identity key, if the folder was made with one from elsewhere.
-        model: folders of trainings or models, to be told which named a data list that held the patient.
+        model: folders of trainings or models; those that name a data list with the patient are reported.
 
     Raises:
         AfireError: the patient is not known, the folder is of something else or in use, or cannot be written. Nothing
@@ -86,8 +86,8 @@ def forget(
             known = (hash and forgotten.group(hash) in forgotten.hashes) or (patient and forgotten.holds_value(patient))
             if not traces.numbers and not known:
                 raise AfireError(
-                    f"no file of this patient is known in {out}, so nothing was erased. Blanks around a PatientID do "
-                    "not count, capitals do; for --hash take the column group of private/index.csv"
+                    f"no file of this patient is known in {out}, so nothing was erased. Spaces around a PatientID "
+                    "are ignored, but case matters; for --hash take the column group of private/index.csv"
                 )
             if traces.numbers:
                 erased = erase(state, identity, forgotten, traces, out)
@@ -104,16 +104,16 @@ def forget(
 
 
 def refuse_unfinished(state: State, forgotten: Forgotten) -> None:
-    """Refuse to go on with a folder from which a patient was not wholly erased."""
+    """Refuse a folder from which a patient was not completely erased."""
     entries = state.entries(any_run=True) if forgotten.hashes else iter(())
     if any(entry.header is not None and forgotten.holds(entry.header, entry.path) for entry in entries):
-        raise AfireError("`afire forget` was interrupted in this folder: give the same command again, then this one")
+        raise AfireError("`afire forget` was interrupted in this folder: run that command again, then this one")
 
 
 def _identity(private: Path, key: StrPath | None, state: State) -> IdentityKey:
     identity = IdentityKey.load(Path(key) if key is not None else private / KEY)
     if identity.fingerprint != state.fact("key"):
-        raise AfireError(f"{private.parent}: made with another key; give that one with --key")
+        raise AfireError(f"{private.parent}: made with another key; give that key with --key")
     return identity
 
 

@@ -1,4 +1,4 @@
-"""Which patients were erased, by keyed hashes, so that they stay erased and nobody can be read from the list."""
+"""Keyed hashes of erased patients, so that they stay erased and the list itself identifies nobody."""
 
 from __future__ import annotations
 

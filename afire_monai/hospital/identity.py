@@ -1,4 +1,4 @@
-"""Names that say nothing: keyed hashes of patients, images and sites."""
+"""Pseudonyms: keyed hashes of patients, images and sites."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class IdentityKey:
             with whole_file(path, private=True, shared=True, sync=True, new=True) as part:
                 part.write_bytes(key)
         except FileExistsError as error:
-            raise AfireError(f"{path}: there is a file already; a key is made once. Load it instead") from error
+            raise AfireError(f"{path}: the file already exists; a key is created only once. Load it instead") from error
         except OSError as error:
             raise AfireError(f"{path}: the key cannot be written: {error.strerror}") from error
         return cls(key)
@@ -80,7 +80,7 @@ class IdentityKey:
         except OSError as error:
             raise AfireError(
                 f"{path}: the key cannot be read: {error.strerror}. Give the private/{KEY} of an earlier `afire "
-                "ingest`, or leave --key out to have one made"
+                "ingest`, or omit --key to create a new one"
             ) from error
         if len(key) != KEY_BYTES:
             raise AfireError(f"{path}: {len(key)} bytes; an identity key has {KEY_BYTES}. Put the right file there")

@@ -90,7 +90,7 @@ def ingest(
 ) -> IngestSummary:
     """Make a data list of the frontal chest radiographs among DICOM files, without names, numbers, dates and places.
 
-    Sources are only read. A run that was interrupted goes on where it stopped, and one over unchanged files (size and
+    Sources are only read. An interrupted run continues where it stopped, and one over unchanged files (size and
     time of change) reads none of them again. With the same key, options and files the result is the same.
 
     Args:
@@ -182,7 +182,7 @@ class _Reader:
             self.state.note_found(found)
         self.state.save()
         if self.state.count() == 0:
-            raise AfireError("there is no file in the folders that were named; check the paths")
+            raise AfireError("the given folders contain no file; check the paths")
 
     def runner(self, words: str) -> Runner:
         """Return what does work as `Pool.run`, with a bar."""
@@ -218,7 +218,7 @@ def _check(roots: Sequence[Path], options: Options, out: Path, workers: int, key
     if out.exists() and not any((out / PRIVATE / name).exists() for name in known):
         others = [name for name in os.listdir(out) if name != PRIVATE] if out.is_dir() else [out.name]
         if others:
-            raise AfireError(f"{out}: not an empty folder, and not of `afire ingest`; give another with --out")
+            raise AfireError(f"{out}: not empty, and not written by `afire ingest`; give another folder with --out")
     real = os.path.realpath(out)
     if any(os.path.realpath(root) == real for root in roots):
         raise AfireError(f"{out} is both read and written; give another folder with --out")
@@ -234,13 +234,13 @@ def _identity(private: Path, key: StrPath | None, state: State) -> IdentityKey:
         identity = IdentityKey.load(path)
     elif earlier:
         raise AfireError(
-            f"{path} is gone, or the folder was made with --key: give that key, as another one would give all patients "
-            "other hashes"
+            f"{path} is gone, or the folder was made with --key. Give that key: with another key, all patients would "
+            "get new hashes"
         )
     else:
         identity = IdentityKey.make(path)
     if earlier and earlier != identity.fingerprint:
-        raise AfireError(f"{private.parent}: made with another key; give that one, or another folder with --out")
+        raise AfireError(f"{private.parent}: made with another key; give that key, or another folder with --out")
     state.set_fact("key", identity.fingerprint)
     state.save()
     return identity

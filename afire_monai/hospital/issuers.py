@@ -1,4 +1,4 @@
-"""Whether the issuer of a PatientID counts: who is one patient."""
+"""Decide whether the issuer of a PatientID distinguishes patients."""
 
 from __future__ import annotations
 

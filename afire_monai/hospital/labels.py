@@ -1,4 +1,4 @@
-"""Labels from the hospital's own table, joined to images without a value of either leaving it."""
+"""Join labels from the hospital's own table to images, without passing on other values of either."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an ingest writes when all is chosen: data list, data card, what was left out, and the private index."""
+"""Write the output of an ingest: data list, data card, left-out files, and the private index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files there are, and what of their headers selection needs."""
+"""Find the files, and read the header values that selection needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How images are divided into training, validation and test: no patient is in two of them."""
+"""Divide images into training, validation and test so that no patient is in two of them."""
 
 from __future__ import annotations
 

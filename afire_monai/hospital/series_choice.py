@@ -1,4 +1,4 @@
-"""From headers to the images that are kept: judged, tried in order, looked at, and each once."""
+"""Choose the images to keep from their headers: judge, try in order, check the picture, and keep each once."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ class Chooser:
         if isinstance(result, Failure) and result.kind == DISK:
             raise AfireError(
                 f"{self.folder}: a picture cannot be written: {result.detail}. Make room or correct the permissions, "
-                "then repeat the command: it goes on where it stopped"
+                "then repeat the command: it continues where it stopped"
             )
 
     def _job(self, candidate: Candidate) -> Job:

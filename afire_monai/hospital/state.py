@@ -1,4 +1,4 @@
-"""What an ingest knows of each file, kept between runs, so that nothing is read twice."""
+"""The state of each file between runs of an ingest, so that nothing is read twice."""
 
 from __future__ import annotations
 
@@ -82,7 +82,10 @@ class State:
                 self._base.execute(statement)
             known, run = self.fact("format", str(_FORMAT)), int(self.fact("run", "0")) + 1
             if known != str(_FORMAT):
-                raise AfireError(f"{self.path}: of another version of this program. Remove it: all is read again")
+                raise AfireError(
+                    f"{self.path}: written by another version of this program. Remove it; all files will then be "
+                    "read again"
+                )
             self.set_fact("format", known)
             if new_run:
                 self.set_fact("run", str(run))
@@ -128,8 +131,8 @@ class State:
             self._base.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:
             raise AfireError(
-                f"{self.path}: cannot be written ({error}). Make room, then repeat the command: it goes on where it "
-                "stopped"
+                f"{self.path}: cannot be written ({error}). Make room, then repeat the command: it continues where "
+                "it stopped"
             ) from error
         except sqlite3.DatabaseError as error:
             raise self.damaged(error) from error
@@ -254,8 +257,8 @@ class State:
     def erase_forgotten(self) -> None:
         """Erase also that there are files of forgotten patients, and save.
 
-        The data base is then written anew, as what is deleted lasts in its free space; that takes as much memory as it
-        has bytes.
+        The data base is then rewritten, because deleted values remain in its free space; that takes as much memory as
+        it has bytes.
         """
         self._base.execute("DELETE FROM files WHERE problem=?", (FORGOTTEN,))
         self.save()

@@ -1,4 +1,4 @@
-"""ZIP archives among the files of an ingest: what is in them, unpacked into the private folder."""
+"""Unpack the ZIP archives among the files of an ingest into the private folder."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def unpacked(found: Iterable[Found], private: Path) -> Iterator[Found]:
                 _unpack(one, base / key)
         except _DAMAGED as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise AfireError(f"{base}: {error.strerror}; make room, and give the command again") from error
+                raise AfireError(f"{base}: {error.strerror}; make room, and run the command again") from error
             yield replace(one, problem=f"{PROBLEM} ({_reason(error)})")
             continue
         used.add(key)

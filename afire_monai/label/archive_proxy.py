@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from afire_monai.hospital.dicomweb.client import DicomWeb, Query, is_uid, value
-from afire_monai.hospital.dicomweb.connection import DicomWebError, entries_of, not_dicomweb
+from afire_monai.hospital.dicomweb.connection import entries_of, not_dicomweb
+from afire_monai.hospital.dicomweb.credentials import DicomWebError
 from afire_monai.label.messages import NotFoundError
 
 JSON = "application/dicom+json"

@@ -54,10 +54,10 @@ def outcome(task: str, classes: Mapping[str, int], model: Path, datalist: Path) 
     from afire_monai.loading.dataset import RadiographDataset
     from afire_monai.models.folder import load_classifier, load_segmenter
     from afire_monai.radiographs.masks import MaskReading
-    from afire_monai.training.handlers import predict_dataset
     from afire_monai.training.startup import reading
     from afire_monai.training.task_data import classification_data, segmentation_data
     from afire_monai.training.tasks import Classification, Segmentation, Task, image_dice
+    from afire_monai.training.validation import predict_dataset
 
     asked: Task
     if task == "segmentation":

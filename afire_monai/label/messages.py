@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from afire_monai.core.errors import AfireError, user_error
-from afire_monai.hospital.dicomweb.connection import DicomWebError
+from afire_monai.hospital.dicomweb.credentials import DicomWebError
 
 _PATH = re.compile(r"(?:file://)?(?<![\w.])/(?:[^\s/'\":,;]+/)+[^\s'\":,;]*")
 _UID = re.compile(r"(?<![\w.])\d+(?:\.\d+){4,}(?![\w.])")

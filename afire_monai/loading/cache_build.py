@@ -1,4 +1,4 @@
-"""Filling a cache on disk: in parallel, resumable, one writer at a time."""
+"""Fill a cache on disk: in parallel, resumable, one writer at a time."""
 
 from __future__ import annotations
 
@@ -6,44 +6,43 @@ import contextlib
 import logging
 import os
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from afire_monai.core.console import hidden
-from afire_monai.core.errors import AfireError, DataListError
+from afire_monai.core.errors import AfireError, DataListError, RadiographError
+from afire_monai.core.files import change_time
 from afire_monai.core.locks import lock_file
-from afire_monai.core.pool import Pool
+from afire_monai.core.pool import Failure, Pool
 from afire_monai.datalists.paths import ImagePaths
 from afire_monai.loading.cache import (
+    DTYPES,
+    NOT_DECODED,
+    PIXELS,
     READY,
-    REFUSED,
     ROW,
-    SHARD_ROWS,
     Annotation,
-    CacheHeader,
-    CacheWriter,
-    Decoded,
+    CacheIndex,
     DiskCache,
-    Source,
-    Survey,
-    decode,
-    file_facts,
-    find_rows,
-    load_index,
+    cache_settings,
+    checksum,
     path_hashes,
-    stored_contents,
 )
-from afire_monai.radiographs.dicom import RADIOGRAPHY_MODALITIES, modality_names
+from afire_monai.radiographs.decode import read_picture
+from afire_monai.radiographs.resize import area_average
 
 logger = logging.getLogger(__name__)
 SECONDS_PER_FILE = 120.0
-PARTS = (".cache.json.*.part", ".index.npy.*.part", ".pixels_*.part")
+FLUSH_SECONDS = 5.0
+FLUSH_SHARE = 20  # an index of millions takes a second: it is written in a twentieth of the time at the most
+_AGAIN = " (tried again next time)"  # ends outcomes that say nothing of the file's content
 
 
 def build_cache(
@@ -53,13 +52,12 @@ def build_cache(
     dtype: str = "uint8",
     reader: Mapping[str, Any] | None = None,
     workers: int | None = None,
-    shard_rows: int = SHARD_ROWS,
 ) -> int:
     """Decode the pictures of a list that a cache does not hold yet.
 
-    A file is read again if its size or time of change differ and its content does too; one that is no longer there
-    keeps its picture. A file that cannot be used is noted with its reason. Equal files are stored once. A picture
-    counts as stored when its pixels have reached the disk, so that a killed build goes on where it was.
+    A file is read again if its size or time of change differ; one that is no longer there keeps its picture. A file
+    that cannot be used is noted with its reason. A picture counts as stored when its pixels have reached the disk, so
+    that a killed build continues where it stopped.
 
     Args:
         paths: of the images.
@@ -68,116 +66,191 @@ def build_cache(
         dtype: ``uint8`` (256 grey levels) or ``uint16``.
         reader: arguments of `read_picture` where they are not the standard ones.
         workers: processes; None for one a core, 0 for none besides this one.
-        shard_rows: pictures in a file of a new cache.
 
     Returns:
         Files that were read.
 
     Raises:
-        DataListError: the folder cannot be written to, is full, or holds a cache that was made otherwise.
+        DataListError: the folder cannot be written to, is full, or holds a cache with other settings.
     """
-    folder = Path(folder)
-    options = dict(reader or {})
-    names = modality_names(options.pop("modalities", RADIOGRAPHY_MODALITIES))
-    read = sorted(names) if names is not None else ["any"]
-    header = CacheHeader((int(size[0]), int(size[1])), dtype, read, shard_rows=shard_rows, options=options)
-    survey = _survey(paths, folder, header)
-    if not len(survey.todo):
+    folder, settings = Path(folder), cache_settings(size, dtype, reader)
+    if not len(_Survey.of(paths, folder, settings).todo):
         return 0  # a cache that is complete may be read-only
     with _in_words(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with _one_writer(folder):
-            for pattern in PARTS:
-                for part in folder.glob(pattern):  # of a build that was killed: only its one writer makes them
-                    part.unlink(missing_ok=True)
-            survey = _survey(paths, folder, header)  # another process may have been at work
-            return _fill(
-                paths, folder, CacheHeader.load(folder) or header, survey, dict(reader or {}), _workers(workers, survey)
-            )
+            survey = _Survey.of(paths, folder, settings)  # another process may have been at work
+            _fill(paths, folder, survey, _Decode(tuple(settings["size"]), dtype, dict(reader or {})), workers)
+            return len(survey.todo)
 
 
-def _workers(workers: int | None, survey: Survey) -> int:
+def _workers(workers: int | None, files: int) -> int:
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = min(cores, 64)
-    return min(workers, len(survey.todo))
+    return min(workers, files)
 
 
-def _survey(paths: ImagePaths, folder: Path, header: CacheHeader) -> Survey:
-    stored = CacheHeader.load(folder)
-    if stored is not None:
-        header.refuse_other(stored, folder)
-    index = np.array(load_index(folder))
-    hashes = path_hashes(paths)
-    rows = find_rows(index["path"], hashes)
-    unknown = np.flatnonzero(rows < 0)
-    _, first = np.unique(hashes[unknown, 0], return_index=True)  # the list may name a file twice
-    unknown = unknown[np.sort(first)]
-    added = np.zeros(len(unknown), dtype=ROW)
-    added["path"], added["slot"] = hashes[unknown], -1
-    if len(unknown):
-        index = np.concatenate([index, added])
-        rows = find_rows(index["path"], hashes)
-    sizes, mtimes = file_facts(paths)
-    state = index["state"][rows]
-    known = (state == READY) | (state == REFUSED)
-    changed = (sizes != index["bytes"][rows]) | (mtimes != index["mtime"][rows])
-    todo = np.flatnonzero(~known | (changed & (sizes >= 0)))
-    _, first = np.unique(rows[todo], return_index=True)
-    return Survey(index, rows, sizes, mtimes, todo[np.sort(first)], len(unknown))
+@dataclass
+class _Survey:
+    """What a list asks of a cache: the index with a row for each file to be read, and those files."""
+
+    index: CacheIndex
+    todo: NDArray[np.int64]  #: places in the list
+    rows: NDArray[np.int64]  #: of the index, for each of them
+
+    @classmethod
+    def of(cls, paths: ImagePaths, folder: Path, settings: dict[str, Any]) -> _Survey:
+        """Compare a list with a cache; refuse a cache with other settings."""
+        index = CacheIndex.load(folder) or CacheIndex(settings)
+        for name, wanted in settings.items():
+            if index.settings[name] != wanted:
+                raise DataListError(
+                    f"cache {folder}: it was built with {name} {index.settings[name]}, but {wanted} is requested; "
+                    "delete the folder, or give another cache_dir"
+                )
+        hashes = path_hashes(paths)
+        places, stored = index.look_up(hashes)
+        sizes, mtimes = file_facts(paths)
+        again = np.array([outcome.endswith(_AGAIN) for outcome in index.outcomes])
+        again[NOT_DECODED] = True
+        changed = (sizes >= 0) & ((sizes != stored["bytes"]) | (mtimes != stored["mtime"]))
+        todo = np.flatnonzero(again[stored["outcome"]] | changed)
+        _, first = np.unique(hashes[todo, 0], return_index=True)  # the list may name a file twice
+        todo = todo[np.sort(first)]
+        # the picture of a changed file stays for those who read it: its row forgets the path, and a new one comes
+        old = stored["outcome"][todo] == READY
+        new = old | (places[todo] < 0)
+        index.rows["path"][places[todo][old]] = 0
+        rows = places[todo]
+        rows[new] = len(index.rows) + np.arange(new.sum())
+        index.rows = np.concatenate([index.rows, np.zeros(int(new.sum()), ROW)])
+        index.rows["path"][rows] = hashes[todo]
+        index.rows["bytes"][rows], index.rows["mtime"][rows] = sizes[todo], mtimes[todo]
+        return cls(index, todo, rows)
 
 
-def _fill(
-    paths: ImagePaths, folder: Path, header: CacheHeader, survey: Survey, reader: Mapping[str, Any], workers: int
-) -> int:
-    writer = CacheWriter(folder, header, survey)
-    sources = (
-        Source(int(place), paths.raw(int(place)), _known(survey.index[survey.rows[place]]), header.size, header.dtype)
-        for place in survey.todo
-    )
-    logger.info("cache: %d pictures are decoded to %d × %d %s", len(survey.todo), *header.size, header.dtype)
-    work = _Decode(reader, str(folder), uuid.uuid4().hex)
+def file_facts(paths: ImagePaths) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return size and time of change (ns) of each file; -1 for one that is not there."""
+
+    def look(part: list[bytes]) -> list[int]:
+        facts: list[int] = []
+        for path in part:
+            try:
+                found = os.stat(path)
+            except OSError:
+                facts += (-1, -1)
+            else:
+                facts += (found.st_size, change_time(found))
+        return facts
+
+    raw = paths.raw_paths()
+    parts = [raw[start : start + 4096] for start in range(0, len(raw), 4096)]
+    with ThreadPoolExecutor(8) as pool:  # a folder on the network answers late, but many at a time
+        facts = [np.array(found, dtype=np.int64) for found in pool.map(look, parts)]
+    both = np.concatenate([np.empty(0, dtype=np.int64), *facts]).reshape(-1, 2)
+    return both[:, 0].copy(), both[:, 1].copy()
+
+
+def _fill(paths: ImagePaths, folder: Path, survey: _Survey, decode: _Decode, workers: int | None) -> None:
+    logger.info("cache: %d pictures are decoded to %d × %d %s", len(survey.todo), *decode.size, decode.dtype)
+    sources = ((number, paths.raw(int(place))) for number, place in enumerate(survey.todo))
+    writer = CacheWriter(folder, survey.index)
     try:
-        with Pool(workers, seconds=SECONDS_PER_FILE) as pool:
-            results = pool.run(work, sources)
-            for source, result in tqdm(
+        with Pool(_workers(workers, len(survey.todo)), seconds=SECONDS_PER_FILE) as pool:
+            results = pool.run(decode, sources)
+            for (number, _), result in tqdm(
                 results, "decoding", len(survey.todo), unit="image", leave=False, disable=hidden()
             ):
-                writer.take(source.place, result)
+                writer.take(int(survey.rows[number]), result)
     finally:
         writer.close()
-    return len(survey.todo)
-
-
-def _known(row: Any) -> bytes:
-    return row["content"].tobytes() if row["state"] in (READY, REFUSED) else b""
 
 
 @dataclass(frozen=True)
 class _Decode:
-    """`decode` in a form that can be sent to a process."""
+    """Reads a file, reduces it to the size and rounds it to whole numbers; can be sent to a process."""
 
+    size: tuple[int, int]
+    dtype: str
     reader: Mapping[str, Any]
-    folder: str
-    build: str
 
-    def __call__(self, source: Source) -> Decoded:
-        return decode(source, self.reader, stored_contents(self.folder, self.build))
+    def __call__(self, source: tuple[int, bytes]) -> NDArray[Any] | str:
+        """Return the picture (H, W), or a constant reason that names no file and no patient."""
+        try:
+            pixels = read_picture(os.fsdecode(source[1]), **self.reader).pixels
+        except RadiographError as error:
+            return error.kind + (_AGAIN if error.kind in ("not readable", "codec not installed") else "")
+        except OSError:
+            return "not readable" + _AGAIN
+        if not np.isfinite(pixels).all():
+            return "not finite"
+        levels = np.clip(area_average(pixels, self.size), 0.0, 1.0) * np.float32(DTYPES[self.dtype])
+        return np.rint(levels).astype(self.dtype)
+
+
+class CacheWriter:
+    """Puts results into a cache; one at a time may be at work in a folder.
+
+    Args:
+        folder: of the cache.
+        index: with a row for each file that results come of; written as they come.
+    """
+
+    def __init__(self, folder: Path, index: CacheIndex) -> None:
+        self.folder, self.index = folder, index
+        self.waiting: dict[int, int] = {}  # outcomes by row that count once the pixels are on the disk
+        (folder / PIXELS).touch()
+        # a write goes to the system at once, so that one which fails leaves nothing behind for later
+        self.file = open(folder / PIXELS, "r+b", buffering=0)  # noqa: SIM115 - until `close`
+        self.next_flush = time.monotonic() + FLUSH_SECONDS
+
+    def take(self, row: int, result: NDArray[Any] | str | Failure) -> None:
+        """Store one picture, or why there is none."""
+        if isinstance(result, np.ndarray):
+            self.file.seek(row * result.nbytes)
+            left = memoryview(result.tobytes())
+            while left:  # a part may be written
+                left = left[self.file.write(left) :]
+            self.index.rows["checksum"][row] = checksum(result)
+            self.waiting[row] = READY
+        else:
+            reason = result.kind + _AGAIN if isinstance(result, Failure) else result
+            if reason not in self.index.outcomes:
+                self.index.outcomes.append(reason)
+            self.waiting[row] = self.index.outcomes.index(reason)
+        if time.monotonic() > self.next_flush:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring pixels to the disk, then the index that counts on them."""
+        started = time.monotonic()
+        new, self.waiting = self.waiting, {}  # whoever calls again after an error must not count what may be lost
+        os.fsync(self.file.fileno())
+        self.index.rows["outcome"][list(new)] = list(new.values())
+        self.index.save(self.folder)
+        now = time.monotonic()
+        self.next_flush = now + max(FLUSH_SECONDS, FLUSH_SHARE * (now - started))
+
+    def close(self) -> None:
+        """Keep what has been stored, also after an error."""
+        with self.file:
+            self.flush()
 
 
 @contextlib.contextmanager
 def _one_writer(folder: Path) -> Iterator[None]:
     """Wait until no other process fills this cache; the system takes the lock from one that dies."""
     with open(folder / ".writer", "a", encoding="utf-8") as file:
-        said = False
+        waiting = False
         while True:
             try:
                 lock_file(file, wait=False)
                 break
             except BlockingIOError:
-                if not said:
+                if not waiting:
                     logger.warning("another process is filling the cache; waiting for it")
-                    said = True
+                    waiting = True
                 time.sleep(1.0)
         yield
 
@@ -188,8 +261,8 @@ def _in_words(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataListError(
-            f"cache {folder}: {error.strerror or type(error).__name__}; what is stored there stays usable, and the "
-            "next start goes on from it. Make room, or give a cache_dir that can be written to"
+            f"cache {folder}: {error.strerror or type(error).__name__}; what is stored stays usable, and the next "
+            "start continues from it. Make room, or give a writable cache_dir"
         ) from error
 
 

@@ -26,10 +26,10 @@ logger = logging.getLogger(__name__)
 class RadiographDataset(Dataset[dict[str, Any]]):
     """Radiographs of a data list, read and resized by a transform.
 
-    A file that cannot be used is left out with a warning, its reason kept in :attr:`left_out` (found while reading all
-    files at the start) or :attr:`refused` (found later); the run goes on.
+    A file that cannot be used is left out with a warning, and the run continues. Its reason is kept in
+    :attr:`left_out` (found while reading all files at the start) or :attr:`refused` (found later).
 
-    A loader asks for a whole batch at once, and with :meth:`collate` as its ``collate_fn`` takes it as it is.
+    A loader asks for a whole batch at once; use :meth:`collate` as its ``collate_fn``.
 
     Args:
         data: data-list items, each with ``image``.
@@ -127,14 +127,14 @@ class RadiographDataset(Dataset[dict[str, Any]]):
                 self.cached_extras[name] = torch.stack([result[name] for result in kept]).share_memory_()
         if self.refused:
             logger.warning("%d of %d images cannot be used and are left out", len(self.refused), len(results))
-            # the remaining items are numbered anew
+            # the remaining items are renumbered
             self.left_out, self.refused = list(self.refused.values()), {}
 
     def _try(self, index: int) -> dict[str, Tensor] | None:
         try:
             return self._read(index)
         except (RadiographError, OSError, RuntimeError) as error:
-            # MONAI wraps what a transform raises: the cause has the words for the user
+            # MONAI wraps a transform's error; the cause has the message for the user
             cause = error.__cause__ if isinstance(error.__cause__, RadiographError) else error
             # names and paths of DICOM files can identify a patient, so logs give the place in the list alone
             reason = str(cause)
@@ -156,10 +156,9 @@ class RadiographDataset(Dataset[dict[str, Any]]):
         return len(self.items)
 
     def __getitems__(self, indices: list[int]) -> Sequence[dict[str, Any]]:
-        """Return a batch; what loaders call where it is there. What is cached comes as it is stored (`grey_levels`)."""
+        """Return a batch, as loaders ask for it. Cached pictures are returned as stored (`grey_levels`)."""
         if self.disk is not None:
-            header = self.disk.header
-            images = _new_batch((len(indices), 1, *header.size), getattr(torch, str(header.dtype)))
+            images = _new_batch((len(indices), 1, *self.disk.size), getattr(torch, self.disk.dtype))
             self.disk.stored(indices, out=images[:, 0].numpy())
             return GatheredBatch({"image": images, **self._beside(indices), "index": torch.tensor(indices)})
         if self.cached is None:

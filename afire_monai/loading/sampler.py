@@ -23,22 +23,20 @@ class EpochSampler(Sampler[int]):
         dataset: anything with a length.
         batch_size: images a process takes in one step.
         seed: of the order.
-        shuffle: whether to shuffle at all.
 
     Raises:
         DataListError: if there are fewer images than one step of all processes needs.
     """
 
-    def __init__(self, dataset: Sized, batch_size: int, seed: int = 0, shuffle: bool = True) -> None:
+    def __init__(self, dataset: Sized, batch_size: int, seed: int = 0) -> None:
         self.length = len(dataset)
         self.batch_size = batch_size
         self.seed = seed
-        self.shuffle = shuffle
         self.rank, self.world = rank(), world_size()
         self.batches = self.length // (batch_size * self.world)
         if self.batches == 0:
             raise DataListError(
-                f"{self.length} training images are fewer than one step takes ({self.world} process(es) of batch "
+                f"{self.length} training images are fewer than one step needs ({self.world} process(es) of batch "
                 f"{batch_size}); add images or set a smaller batch_size"
             )
         self.epoch = 0
@@ -68,10 +66,6 @@ class EpochSampler(Sampler[int]):
 
     def _order(self, epoch: int) -> list[int]:
         """Return this process's images of one epoch."""
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            order = torch.randperm(self.length, generator=generator)
-        else:
-            order = torch.arange(self.length)
-        mine: list[int] = order[self.rank :: self.world][: len(self)].tolist()
-        return mine
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        images: list[int] = torch.randperm(self.length, generator=generator)[self.rank :: self.world].tolist()
+        return images[: len(self)]

@@ -1,4 +1,4 @@
-"""Losses of the later tasks, which leave out what is not known: unlabelled findings, pixels marked "ignore"."""
+"""Losses of the fine-tuning tasks that ignore unknown values: unlabelled findings, pixels marked "ignore"."""
 
 from __future__ import annotations
 

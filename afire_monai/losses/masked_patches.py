@@ -1,4 +1,4 @@
-"""Reconstruction of masked patches: what a masked autoencoder is trained on."""
+"""Reconstruction of masked patches, the loss of a masked autoencoder."""
 
 from __future__ import annotations
 

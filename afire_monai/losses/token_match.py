@@ -1,4 +1,4 @@
-"""The matching loss: a token of the student finds what this very patient's cell differs by from everybody's."""
+"""The matching loss: a student token predicts how this patient's cell differs from everyone else's."""
 
 from __future__ import annotations
 

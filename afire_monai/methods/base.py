@@ -1,4 +1,4 @@
-"""What the trainer needs of any pre-training method."""
+"""The interface between the trainer and any pre-training method."""
 
 from __future__ import annotations
 

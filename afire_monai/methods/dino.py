@@ -1,4 +1,4 @@
-"""DINO: self-distillation of whole pictures, a baseline that knows nothing of anatomy."""
+"""DINO: self-distillation of whole pictures, a baseline without knowledge of anatomy."""
 
 from __future__ import annotations
 

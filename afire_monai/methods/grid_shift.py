@@ -1,4 +1,4 @@
-"""Crops of a canvas at whole-cell offsets: what makes a token recognise its anatomy instead of its place."""
+"""Crops of a canvas at whole-cell offsets, which make a token recognise its anatomy instead of its position."""
 
 from __future__ import annotations
 

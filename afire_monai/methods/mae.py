@@ -1,4 +1,4 @@
-"""MAE: masked autoencoding, a baseline that knows nothing of anatomy."""
+"""MAE: masked autoencoding, a baseline without knowledge of anatomy."""
 
 from __future__ import annotations
 

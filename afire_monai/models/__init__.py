@@ -1,4 +1,4 @@
-"""The model folder: what lies in it, saved and loaded; released weights."""
+"""The model folder, saved and loaded; released weights."""
 
 from __future__ import annotations
 

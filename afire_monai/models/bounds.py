@@ -1,4 +1,4 @@
-"""What is looked at in a model folder before a network is built: sizes that the tensors bear out, and numbers."""
+"""Checks of a model folder before a network is built: numbers, and sizes that agree with the tensors."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class ExportReport:
 def prepare(network: nn.Module) -> nn.Module:
     """Put a network into evaluation mode and drop the range check of its encoders, which depends on values.
 
-    A graph cannot stop with a message, so that whoever runs it has to give images in 0…1.
+    A graph cannot stop with a message, so the caller must give images in 0…1.
     """
     for module in network.modules():
         if isinstance(module, Encoder):
@@ -143,7 +143,7 @@ def listed(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
 
 
 def require(*modules: str) -> None:
-    """Refuse to go on without some libraries."""
+    """Raise an error if a library is missing."""
     from importlib.util import find_spec
 
     if missing := [name for name in modules if find_spec(name) is None]:

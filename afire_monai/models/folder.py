@@ -1,4 +1,4 @@
-"""The model folder: which weights lie in it, how they are saved and loaded, and what identifies them."""
+"""The model folder: which weights it contains, how they are saved and loaded, and what identifies them."""
 
 from __future__ import annotations
 

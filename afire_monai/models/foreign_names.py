@@ -1,4 +1,4 @@
-"""Names of vision transformers' weights in other projects, and what they are called here."""
+"""Map the weight names of other projects' vision transformers to the names used here."""
 
 from __future__ import annotations
 
@@ -69,13 +69,14 @@ def encoder_entries(source: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[
     while not any(isinstance(value, Tensor) for value in state.values()):
         entry = next((name for name in _ENTRIES if isinstance(state.get(name), Mapping)), None)
         if entry is None:
-            raise CheckpointError(f"no weights are in it: it holds {', '.join(map(str, state)) or 'nothing'}")
+            raise CheckpointError(f"it contains no weights: it holds {', '.join(map(str, state)) or 'nothing'}")
         left += [str(name) for name in state if name != entry]
         state = state[entry]
     prefixes = [match[1] for name in state if (match := _PATCH.match(str(name)))]
     if not prefixes:
         raise CheckpointError(
-            f"it is no vision transformer: no patch embedding among {len(state)} names: {', '.join(list(state)[:3])}, …"
+            f"it is not a vision transformer: no patch embedding among {len(state)} names: "
+            f"{', '.join(list(state)[:3])}, …"
         )
     prefix = next((p for p in prefixes if re.search("teacher|ema", p)), prefixes[0])
     found = {}

@@ -1,4 +1,4 @@
-"""Weights as whole numbers of 8 bits, a quarter of the size: how encoders that come with the package are kept."""
+"""Weights stored as 8-bit integers, a quarter of the size, for the encoders included in the package."""
 
 from __future__ import annotations
 

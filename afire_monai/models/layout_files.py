@@ -1,4 +1,4 @@
-"""The JSON files and the model card that stand beside exported weights (`afire_monai.models.layouts`)."""
+"""The JSON files and the model card for exported weights (`afire_monai.models.layouts`)."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def find_parts(state: dict[str, Tensor], decoder_heads: int) -> FoundParts:
 def _shape(state: dict[str, Tensor], group: str, name: str, dimensions: int) -> tuple[int, ...]:
     """Shape of a tensor that sizes are read from."""
     if name not in state:
-        raise CheckpointError(f"{group}.{name} is missing, so the size of the network cannot be told.")
+        raise CheckpointError(f"{group}.{name} is missing, so the size of the network is unknown.")
     shape = tuple(state[name].shape)
     if len(shape) != dimensions:
         raise CheckpointError(f"{group}.{name} is {shape}; expected {dimensions} dimensions.")

@@ -1,4 +1,4 @@
-"""The restorer: how a radiograph would look, cell by cell, from its surroundings."""
+"""The restorer: predict how each cell of a radiograph would look from its surroundings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights that come with the package: research only, not a medical device (docs/model_card.md)."""
+"""Weights included in the package: research only, not a medical device (docs/model_card.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A vision transformer for pre-trained weights of others: learned or rotary positions, registers, gated MLPs."""
+"""A vision transformer for weights of other projects: learned or rotary positions, registers, gated MLPs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoders by name, and from the description that an export leaves."""
+"""Build encoders by name, or from the description of an export."""
 
 from __future__ import annotations
 

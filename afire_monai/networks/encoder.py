@@ -1,4 +1,4 @@
-"""The vision-transformer encoder that every method here trains and every task here uses."""
+"""The vision-transformer encoder that every method trains and every task uses."""
 
 from __future__ import annotations
 

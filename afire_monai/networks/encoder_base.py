@@ -1,4 +1,4 @@
-"""What every task, probe and picture may ask of an encoder, whatever is inside it."""
+"""The interface of an encoder for tasks, probes and figures, whatever its architecture."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class Encoder(nn.Module, ABC):
             low, high = images.aminmax()
             if not (low >= -1e-3 and high <= 1 + 1e-3):
                 raise AfireError(
-                    f"images must lie in 0…1, got {low.item():.4g}…{high.item():.4g}; "
+                    f"images must be in 0…1, got {low.item():.4g}…{high.item():.4g}; "
                     "read them with RadiographReader, or divide by the largest value of their type"
                 )
         return grid

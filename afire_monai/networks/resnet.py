@@ -1,4 +1,4 @@
-"""MONAI's two-dimensional ResNet with the context bottlenecks of MLVICX, as an encoder like any other here."""
+"""MONAI's two-dimensional ResNet with the context bottlenecks of MLVICX, as an encoder."""
 
 from __future__ import annotations
 

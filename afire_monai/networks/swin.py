@@ -1,4 +1,4 @@
-"""MONAI's two-dimensional Swin transformer as an encoder like any other here."""
+"""MONAI's two-dimensional Swin transformer as an encoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts of HTML pages that need nothing but themselves: style, tables, embedded pictures."""
+"""Self-contained parts of HTML pages: style, tables, embedded pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A procedural chest-radiograph phantom: data for trials and tests that needs no patient and no download."""
+"""A procedural chest-radiograph phantom: data for trials and tests that need no patient and no download."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a trained model says of radiographs, and the format that it is kept in."""
+"""Predictions of a trained model for radiographs, and the format in which they are stored."""

@@ -1,4 +1,4 @@
-"""Where a model looked: Grad-CAM on the token map, and attention rollout."""
+"""Show where a model looked: Grad-CAM on the token map, and attention rollout."""
 
 from __future__ import annotations
 

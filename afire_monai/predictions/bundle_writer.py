@@ -1,4 +1,4 @@
-"""What the bundle's inference writes, image by image."""
+"""Write the results of the bundle's inference, image by image."""
 
 from __future__ import annotations
 

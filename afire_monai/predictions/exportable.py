@@ -1,4 +1,4 @@
-"""Models of a model folder made ready to leave PyTorch, and radiographs to compare the exports on."""
+"""Prepare the models of a model folder for export from PyTorch, and radiographs to compare the exports on."""
 
 from __future__ import annotations
 
@@ -172,5 +172,5 @@ def comparison_images(size: tuple[int, int, int], inputs: Sequence[str], section
         draw = ChestPhantom(max(32, height, width))
         pictures = [resize(torch.from_numpy(draw(seed).image), (height, width)) for seed in range(most)]
     if len(pictures) < 3:
-        raise AfireError(f"{len(pictures)} images can be read; at least 3 are needed to check an export")
+        raise AfireError(f"{len(pictures)} images can be read, but at least 3 are needed to check an export")
     return torch.stack(pictures).expand(-1, channels, -1, -1).contiguous()

@@ -1,4 +1,4 @@
-"""Frozen features of the radiographs of a data list, of one encoder or of several at once."""
+"""Frozen features of the radiographs of a data list, from one encoder or several at once."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     if not isinstance(thresholds, dict) or not all(_is_number(v) for v in thresholds.values()):
         raise AfireError(f"{path}: 'thresholds' must give a number for each label, got {thresholds!r}. {AGAIN}")
     if not isinstance(facts.get("model") or {}, dict):
-        raise AfireError(f"{path}: 'model' must say in named values what predicted, got {facts['model']!r}. {AGAIN}")
+        raise AfireError(f"{path}: 'model' must be an object that describes the model, got {facts['model']!r}. {AGAIN}")
     return facts
 
 
@@ -349,7 +349,7 @@ def load_predictions(folder: str | Path) -> Predictions:
         raise AfireError(f"{folder / TABLE}: {seen} rows; {FACTS} says {facts['count']}. {AGAIN}")
     index = table[INDEX]
     if not np.array_equal(index, np.round(index)):  # also catches NaN
-        raise AfireError(f"{folder / TABLE}: column {INDEX!r} has a value that is no whole number. {AGAIN}")
+        raise AfireError(f"{folder / TABLE}: column {INDEX!r} has a value that is not a whole number. {AGAIN}")
     rest = {k: v for k, v in facts.items() if k not in ("format", "labels", "count", "anomaly", JUDGEMENT)}
     try:
         return Predictions(

@@ -1,4 +1,4 @@
-"""Predict folders of radiographs: read ahead, compute in batches, write behind, go on where an earlier run ended."""
+"""Predict folders of radiographs: read ahead, compute in batches, write behind, and resume earlier runs."""
 
 from __future__ import annotations
 
@@ -115,8 +115,8 @@ class PredictionSummary:
 
 
 def predict(
-    inputs: Sequence[str | os.PathLike[str]],
-    model: Sequence[str | Path],
+    inputs: Sequence[str | os.PathLike[str]] | Source,
+    model: Sequence[str | Path] | Scorer,
     out: str | Path,
     section: str = "test",
     heatmap: str = "auto",
@@ -139,7 +139,8 @@ def predict(
     The folder gets ``predictions.csv`` and ``.json`` (see `afire_monai.predictions.format`); for each image
     ``json/NNNNN.json`` and, if asked for, a picture in ``heatmaps/``, ``overlays/``, ``restored/`` or ``masks/``;
     ``left_out.csv``; and ``index.csv``, which alone names the file of each index and which only its owner can read.
-    Only a few batches are in memory. Under ``torchrun`` each process takes its share of the files.
+    Only a few batches are in memory. Under ``torchrun`` each process takes its share of the files. From Python,
+    ``inputs`` may also be what `find_source` returned, and ``model`` a `Scorer` with its own heatmap, label and device.
 
     Args:
         inputs: folders and files (PNG, JPEG, NIfTI, DICOM), or one data list (.json).
@@ -161,30 +162,13 @@ def predict(
     Raises:
         AfireError: for wrong options, models that cannot be read, or a folder with other results.
     """
-    _check_counts(batch_size, workers)
-    source = find_source(inputs, section)
-    joined_before, (_, world) = dist.is_initialized(), join_processes()
-    scorer = Scorer(model, device or _own_device(), heatmap, label, restored)
-    done = predict_source(source, scorer, out, overlays, batch_size, workers, resume, any, reader, progress)
-    _leave(world, joined_before)
-    return done
-
-
-def predict_source(
-    source: Source,
-    scorer: Scorer,
-    out: str | Path,
-    overlays: bool = False,
-    batch_size: int = 16,
-    workers: int | None = None,
-    resume: bool = False,
-    any: bool = False,
-    reader: Mapping[str, Any] | None = None,
-    progress: bool = False,
-) -> PredictionSummary:
-    """Predict files that were found with models that were loaded; arguments, files and errors as for `predict`."""
-    _check_counts(batch_size, workers)
+    if batch_size < 1 or (workers is not None and workers < 0):
+        raise AfireError(f"--batch-size must be at least 1 and --workers at least 0, got {batch_size} and {workers}")
+    source = inputs if isinstance(inputs, Source) else find_source(inputs, section)
     joined_before, (rank, world) = dist.is_initialized(), join_processes()
+    if not isinstance(model, Scorer):
+        model = Scorer(model, device or _own_device(), heatmap, label, restored)
+    scorer = model
     # a list says by itself how its images are read; folders are read as in training
     usual = source.reader if source.section else scorer.reader
     source = replace(source, reader={**usual, **(reader or {})})
@@ -213,11 +197,6 @@ def _run_facts(source: Source, scorer: Scorer, **written: bool) -> dict[str, Any
     options: dict[str, Any] = {"heatmap": scorer.heatmap, "label": scorer.label, "restored": scorer.restored, **written}
     options |= {"reader": dict(source.reader)} if source.reader else {}
     return {**options, "section": source.section, "datalist_sha256": source.datalist_sha256, "model": scorer.facts}
-
-
-def _check_counts(batch_size: int, workers: int | None) -> None:
-    if batch_size < 1 or (workers is not None and workers < 0):
-        raise AfireError(f"--batch-size must be at least 1 and --workers at least 0, got {batch_size} and {workers}")
 
 
 def _result_folder(out: str | Path, overlays: bool, scorer: Scorer) -> ResultFolder:
@@ -263,7 +242,8 @@ class _Job:
             return self.scorer.score(batch)
         except torch.OutOfMemoryError as error:
             raise AfireError(
-                f"the device has too little memory for {len(batch)} radiographs at once; give a smaller --batch-size "
+                f"the device does not have enough memory for {len(batch)} radiographs at once; give a smaller "
+                "--batch-size "
                 "and --resume"
             ) from error
 
@@ -275,7 +255,8 @@ class _Job:
             self.folder.write(radiograph.index, record, pictures)
         except OSError as error:
             raise AfireError(
-                f"{self.folder.folder}: {error.strerror or error}; what is finished is kept, --resume goes on with it"
+                f"{self.folder.folder}: {error.strerror or error}; finished images are kept, and --resume continues "
+                "from them"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Read radiographs ahead of the network: threads decode while it computes."""
+"""Read radiographs ahead of the network: threads decode while the network computes."""
 
 from __future__ import annotations
 

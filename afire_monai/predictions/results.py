@@ -1,4 +1,4 @@
-"""The folder that predictions are written into: whole files, pictures, and what an interrupted run left."""
+"""The output folder of predictions: whole files, pictures, and the remains of an interrupted run."""
 
 from __future__ import annotations
 
@@ -80,12 +80,14 @@ class ResultFolder:
         if earlier.exists():
             if not resume:
                 raise AfireError(
-                    f"{self.folder}: holds predictions of an earlier run; --resume goes on with them, or give another "
+                    f"{self.folder}: holds predictions of an earlier run; --resume continues it, or give another "
                     "folder with --out"
                 )
             self._compare(dict(run), key)
         elif self.folder.exists() and (not self.folder.is_dir() or self._holds_more_than_a_start()):
-            raise AfireError(f"{self.folder}: not an empty folder, and not of `afire predict`; give another with --out")
+            raise AfireError(
+                f"{self.folder}: not empty, and not written by `afire predict`; give another folder with --out"
+            )
         try:
             for kind in ("", *KINDS):
                 (self.folder / kind).mkdir(parents=True, exist_ok=True)
@@ -110,15 +112,15 @@ class ResultFolder:
         except (OSError, ValueError) as error:
             raise AfireError(
                 f"{self.folder}: {RUN} and {KEY} of the earlier run cannot be read ({type(error).__name__}), so it "
-                "cannot go on; give another folder with --out"
+                "cannot continue; give another folder with --out"
             ) from error
         differing = [name for name in run if not isinstance(earlier, dict) or earlier.get(name) != run[name]]
         if files != key:
             differing.append("files")
         if differing:
             raise AfireError(
-                f"{self.folder}: the earlier run had other {', '.join(differing)}; repeat its command to go on, or "
-                "give another folder with --out"
+                f"{self.folder}: the earlier run had other {', '.join(differing)}; repeat its command to continue, "
+                "or give another folder with --out"
             )
 
     def finished(self, index: int) -> bool:

@@ -1,4 +1,4 @@
-"""Everything that a model folder can say of radiographs: probabilities, masks, anomaly, maps."""
+"""All outputs of a model folder for radiographs: probabilities, masks, anomaly scores, maps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which decoder reads a file: decided by its first bytes, not by its name."""
+"""Choose the decoder for a file by its first bytes, not by its name."""
 
 from __future__ import annotations
 

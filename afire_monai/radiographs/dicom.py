@@ -1,4 +1,4 @@
-"""Single-frame grey radiographs in DICOM files: reading, and the refusal of everything else."""
+"""Read single-frame grey radiographs from DICOM files, and refuse everything else."""
 
 from __future__ import annotations
 
@@ -306,7 +306,9 @@ def _transfer_syntax(path: Path, dataset: Any) -> Any:
         if isinstance(uid, MultiValue) and uid:
             uid = meta.TransferSyntaxUID = uid[0]  # several are written by mistake; the first is the file's
         if not isinstance(uid, UID):
-            raise refusal(path, "broken or truncated", "its transfer syntax is no UID. Copy it again from its source")
+            raise refusal(
+                path, "broken or truncated", "its transfer syntax is not a UID. Copy it again from its source"
+            )
         return uid
     if dataset["PixelData"].is_undefined_length:
         raise refusal(

@@ -1,4 +1,4 @@
-"""Open DICOM files of unknown origin: bounded in memory, whatever the file claims."""
+"""Open DICOM files of unknown origin with bounded memory, whatever the file claims."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _inflate(path: Path, file: BinaryIO) -> bytes:
         raise refusal(
             path,
             "inflates too far",
-            f"its deflated content is longer than {MAX_INFLATED_BYTES / 1e6:.0f} million bytes. No radiograph is: "
-            "remove the file, or write it uncompressed",
+            f"its deflated content is longer than {MAX_INFLATED_BYTES / 1e6:.0f} million bytes. No radiograph is "
+            "that large: remove the file, or write it uncompressed",
         )
     return inflated

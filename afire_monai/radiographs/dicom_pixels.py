@@ -1,4 +1,4 @@
-"""From stored DICOM values to a picture in 0…1, bright = dense: modality LUT, VOI, then polarity."""
+"""Convert stored DICOM values to a picture in 0…1, bright = dense: modality LUT, VOI, then polarity."""
 
 from __future__ import annotations
 

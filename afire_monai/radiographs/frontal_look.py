@@ -1,4 +1,4 @@
-"""Whether a picture looks like an upright frontal chest radiograph, by its coarse grey levels alone."""
+"""Judge by coarse grey levels alone whether a picture looks like an upright frontal chest radiograph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a DICOM header is needed to select, name, split and describe an image, and nothing more."""
+"""The DICOM header values that are needed to select, name, split and describe an image, and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is a frontal chest radiograph, by its header and its look; everything else has a reason."""
+"""Decide from header and picture whether a file is a frontal chest radiograph; give a reason if it is not."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _kind(header: Header, modalities: Collection[str] | None) -> str:
 
 
 def _levels(header: Header) -> Iterator[tuple[bool, bool]]:
-    """What is said of the body part (chest, other): about the image, by the device, and by the order."""
+    """Return the body part (chest, other) named for the image, by the device, and by the order."""
     chest, other = body_of([header.body_part, *header.region_codes])
     yield chest or bool(CHEST_CODES.intersection(header.region_codes)), other
     yield body_of(header.series_texts)

@@ -1,4 +1,4 @@
-"""The one reader of masks, and reading of masks beside their images."""
+"""The only reader of masks, alone or together with their images."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def read_mask(path: str | PathLike[str]) -> NDArray[np.integer[Any]]:
         if hasattr(error, "kind"):
             raise
         raise refusal(
-            path, "mask not readable", f"{', '.join(MASK_FORMATS)} is read, this is broken or something else "
+            path, "mask not readable", f"{', '.join(MASK_FORMATS)} is read, but this is broken or something else "
             f"({type(error).__name__}); make it again as grey PNG"
         ) from error  # fmt: skip
     if values.ndim != 2 or mode == "palette of colours" or values.dtype.kind not in "ui":

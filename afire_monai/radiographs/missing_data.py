@@ -1,4 +1,4 @@
-"""JPEG data that end early behind a valid end marker: decoders fill up what is missing and say nothing."""
+"""Detect JPEG data that end early behind a valid end marker: decoders silently fill in what is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every decoder returns, and how every decoder refuses."""
+"""The result of every decoder, and the error with which every decoder refuses a file."""
 
 from __future__ import annotations
 
@@ -38,9 +38,7 @@ def refusal(path: str | PathLike[str], kind: str, detail: str) -> RadiographErro
         kind: short constant reason ("colour image"), by which refusals are counted.
         detail: what was seen, what was expected, the way out. Never values that identify a patient.
     """
-    error = RadiographError(f"{fspath(path)}: {kind}: {detail}")
-    vars(error).update(path=fspath(path), kind=kind, detail=detail)
-    return error
+    return RadiographError(f"{fspath(path)}: {kind}: {detail}", fspath(path), kind, detail)
 
 
 def check_size(path: str | PathLike[str], height: int, width: int) -> None:

@@ -1,4 +1,4 @@
-"""The image reader that MONAI's ``LoadImaged`` is given."""
+"""The image reader for MONAI's ``LoadImaged``."""
 
 from __future__ import annotations
 

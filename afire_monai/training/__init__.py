@@ -2,17 +2,11 @@
 
 from afire_monai.training import budget, finetuning, finish, startup, task_data, tasks
 from afire_monai.training.checkpoint import CheckpointKeeper, find_checkpoint, load_checkpoint, save_checkpoint
-from afire_monai.training.handlers import (
-    CsvLogger,
-    HealthMonitor,
-    PanelWriter,
-    ProgressBar,
-    ValidationMonitor,
-    predict_dataset,
-)
+from afire_monai.training.handlers import CsvLogger, HealthMonitor, PanelWriter, ProgressBar
 from afire_monai.training.plan import LARS, TrainingPlan, parameter_groups
 from afire_monai.training.tracking import RunTracker, mlflow_handler
 from afire_monai.training.trainer import PretrainTrainer
+from afire_monai.training.validation import ValidationMonitor, predict_dataset
 
 __all__ = [
     "LARS",

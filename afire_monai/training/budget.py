@@ -1,4 +1,4 @@
-"""A time budget: how many epochs fit into the minutes that a pre-training may take, measured before it begins."""
+"""A time budget: choose the number of epochs that fits into the given minutes, measured before training begins."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def _decided(folder: Path, minutes: float) -> int | None:
     if budget["minutes"] != minutes:
         raise AfireError(
             f"the run in this output_dir was planned for {budget['minutes']:g} minutes, {budget['epochs']} epochs, not "
-            f"for {minutes:g}: its schedules span them. Go on with --minutes {budget['minutes']:g}, or for another "
-            "length with --minutes 0 --epochs N, or start anew in another output_dir"
+            f"for {minutes:g}: its schedules span them. Continue with --minutes {budget['minutes']:g}, or for another "
+            "length with --minutes 0 --epochs N, or start again in another output_dir"
         )
     return int(budget["epochs"])
 
@@ -122,8 +122,8 @@ def fit(
     if from_first(_decided(folder, minutes)) is None:
         if trainer.state.iteration:
             raise AfireError(
-                f"this run was begun with {trainer.state.max_epochs} epochs and no time budget: go on without "
-                "--minutes, or start anew in another output_dir"
+                f"this run was started with {trainer.state.max_epochs} epochs and no time budget: continue without "
+                "--minutes, or start again in another output_dir"
             )
         _decide(trainer, minutes, folder, compare)
     settings = folder / "settings.yaml"
@@ -137,7 +137,8 @@ def _decide(trainer: PretrainTrainer, minutes: float, folder: Path, compare: Cal
     epochs = from_first(costs.epochs(minutes, steps))
     if epochs < 1:
         raise AfireError(
-            f"--minutes {minutes:g} is less than one epoch of {steps} steps takes here with all around it: at least "
+            f"--minutes {minutes:g} is less than one epoch of {steps} steps takes here, start and end included: at "
+            "least "
             f"--minutes {costs.least_minutes(steps):.1f}, or fewer images or smaller settings"
         )
     trainer.state.max_epochs = epochs
@@ -213,7 +214,7 @@ def _finish(trainer: PretrainTrainer) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what is said of files that are written for the measurement only."""
+    """Suppress messages about files that are written for the measurement only."""
     before = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:

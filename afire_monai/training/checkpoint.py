@@ -1,4 +1,4 @@
-"""Checkpoints: all that an exact resume needs, written whole, also when a scheduler asks the run to stop."""
+"""Checkpoints: everything that an exact resume needs, written completely, also when a scheduler stops the run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
         reason = getattr(cause, "strerror", None) or str(cause).split("\n")[0][:150]
         raise CheckpointError(
             f"{path.name} cannot be written ({reason}); earlier checkpoints are whole. Make room in {path.parent}, "
-            "then go on with --resume true"
+            "then continue with --resume true"
         ) from error
 
 
@@ -149,7 +149,7 @@ class CheckpointKeeper:
             near = difflib.get_close_matches(self.best_key, engine.state.metrics, 1, 0.0)
             raise AfireError(
                 f"best_figure {self.best_key!r} is not measured; there are {', '.join(measured)} and all that log.csv "
-                f"holds. Nothing is lost: go on with --resume true --best_figure {near[0]}"
+                f"holds. Nothing is lost: continue with --resume true --best_figure {near[0]}"
             )
         if stop:
             engine.interrupt()

@@ -1,150 +1,48 @@
-"""What the fine-tuning configs call: before a run, and at its end to leave a calibrated model and its predictions."""
+"""Functions of the fine-tuning configs: prepare a run, and save a calibrated model and its predictions at the end."""
 
 from __future__ import annotations
 
 import json
-import logging
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from sklearn.metrics import roc_curve
 from torch import Tensor
 
 from afire_monai import __version__
 from afire_monai.core.distributed import rank, world_size
-from afire_monai.core.errors import AfireError
 from afire_monai.core.files import write_text
 from afire_monai.datalists.patients import patient_of
-from afire_monai.evaluation.bootstrap import bootstrap_auroc, mean_interval
+from afire_monai.evaluation.bootstrap import mean_interval
 from afire_monai.loading.dataset import RadiographDataset, image_statistics, reader_facts
 from afire_monai.models.folder import export_task
 from afire_monai.models.initial import origin_of
-from afire_monai.networks.task_networks import ViTClassifier
 from afire_monai.predictions.format import Predictions, save_predictions
+from afire_monai.training.calibration import (
+    CalibrationMethod,
+    ThresholdRule,
+    calibrate,
+    calibration_words,
+    choose_thresholds,
+    logger,
+    own_test_words,
+)
 from afire_monai.training.checkpoint import load_checkpoint
-from afire_monai.training.handlers import predict_dataset
 from afire_monai.training.startup import reading
 from afire_monai.training.task_data import TaskData
 from afire_monai.training.tasks import Classification, Task, image_dice
 from afire_monai.training.tracking import log_results
+from afire_monai.training.validation import predict_dataset
 
 if TYPE_CHECKING:
     from afire_monai.training.trainer import PretrainTrainer
 
-CalibrationMethod = Literal["temperature", "platt", "none"]
-ThresholdRule = Literal["youden", "specificity95"]
-logger = logging.getLogger(__name__)
 
 _FEW = 5  # images with or without a finding, below which its AUROC says next to nothing
 _NEXT = "next: afire predict FOLDER --model %s --out results"
-
-_STEEPEST = 20.0  # of a fitted slope: a validation set that is told apart perfectly would ask for an infinite one
-
-
-def fit_calibration(logits: Tensor, target: Tensor, method: CalibrationMethod = "temperature") -> tuple[Tensor, Tensor]:
-    """Fit probabilities sigmoid(scale · logit + bias) by maximum likelihood (Platt 1999; Guo et al., ICML 2017).
-
-    Args:
-        logits: (n, C) of the validation set.
-        target: (n, C), 1, 0, or NaN where not known.
-        method: ``temperature``, one scale for all labels and no bias, which a small validation set can carry;
-            ``platt``, a scale and a bias for each label that has both classes; ``none``.
-
-    Returns:
-        Scale and bias, each (C,). The scale is positive, so that calibration never changes the order of cases.
-
-    Raises:
-        AfireError: for an unknown method or shapes that differ.
-    """
-    if logits.shape != target.shape:
-        raise AfireError(f"logits {tuple(logits.shape)} and target {tuple(target.shape)} must have one shape")
-    scale, bias = torch.ones(logits.shape[1]), torch.zeros(logits.shape[1])
-    if method == "none":
-        return scale, bias
-    if method not in ("temperature", "platt"):
-        raise AfireError(f"calibration must be temperature, platt or none, got {method!r}")
-    known = ~target.isnan()
-    if method == "temperature":
-        truth = target[known]
-        if len(truth) and truth.min() < truth.max():
-            value, _ = _fit(logits[known], truth, with_bias=False)
-            return torch.full_like(scale, value), bias
-        logger.warning("not calibrated: the validation set lacks positives or negatives")
-        return scale, bias
-    for place in range(logits.shape[1]):
-        mine, truth = logits[known[:, place], place], target[known[:, place], place]
-        if len(truth) and truth.min() < truth.max():
-            scale[place], bias[place] = _fit(mine, truth, with_bias=True)
-    return scale, bias
-
-
-def _fit(logits: Tensor, truth: Tensor, with_bias: bool) -> tuple[float, float]:
-    logits, truth = logits.double(), truth.double()
-    if with_bias:  # Platt's targets, which keep the fit finite where the classes are told apart perfectly
-        positive, negative = truth.sum(), (1 - truth).sum()
-        truth = torch.where(truth > 0, (positive + 1) / (positive + 2), 1 / (negative + 2))
-    log_scale = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros((), dtype=torch.float64, requires_grad=with_bias)
-    parameters = [log_scale, bias] if with_bias else [log_scale]
-    optimizer = torch.optim.LBFGS(parameters, max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(logits * log_scale.exp() + bias, truth)
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    scale = float(log_scale.detach().exp().clamp(1 / _STEEPEST, _STEEPEST))
-    return scale, float(bias.detach())
-
-
-def calibrate(network: ViTClassifier, logits: Tensor, target: Tensor, method: CalibrationMethod) -> None:
-    """Fit and set a classifier's calibration (see :func:`fit_calibration`)."""
-    scale, bias = fit_calibration(logits.cpu().float(), target.cpu().float(), method)
-    network.calibration_scale.copy_(scale)
-    network.calibration_bias.copy_(bias)
-
-
-def choose_thresholds(probabilities: np.ndarray, target: np.ndarray, rule: ThresholdRule = "youden") -> list[float]:
-    """Choose for each label the probability from which a case counts as positive, on the validation set.
-
-    Args:
-        probabilities: (n, C) in 0…1.
-        target: (n, C), 1, 0, or NaN where not known.
-        rule: ``youden`` maximises sensitivity plus specificity; ``specificity95`` is the lowest threshold with at least
-            95 % specificity.
-
-    Returns:
-        One threshold a label; 0.5 for a label without both classes.
-
-    Raises:
-        AfireError: for an unknown rule.
-    """
-    if rule not in ("youden", "specificity95"):
-        raise AfireError(f"threshold rule must be youden or specificity95, got {rule!r}")
-    thresholds = []
-    for place in range(probabilities.shape[1]):
-        known = ~np.isnan(target[:, place])
-        truth, score = target[known, place], probabilities[known, place]
-        if not len(truth) or truth.min() == truth.max():
-            thresholds.append(0.5)
-            continue
-        false_positive, sensitivity, cuts = roc_curve(truth, score, drop_intermediate=False)
-        allowed = false_positive <= 0.05 if rule == "specificity95" else np.ones(len(cuts), bool)
-        best = int(np.argmax(np.where(allowed, sensitivity - (rule == "youden") * false_positive, -1.0)))
-        # half-way to the next lower score, so that a rounding error of a later prediction does not change the side; the
-        # lowest score marks every case, which is never better than to mark none, and that comes first
-        upper = cuts[best] if np.isfinite(cuts[best]) else 1.0
-        thresholds.append(float((upper + cuts[best + 1]) / 2))
-    return thresholds
 
 
 def statistics_of(data: TaskData) -> Callable[[], tuple[float, float]]:
@@ -309,13 +207,13 @@ def leave_classifier(
     for section, scores in probabilities.items():
         columns = {label: scores[:, place].astype(np.float64) for place, label in enumerate(network.labels)}
         pooled = section == "validation" and about.get("folds")
-        told = {
+        origin = {
             "section": "training+validation" if pooled else section,
             "datalist_sha256": data_hash,
             "thresholds": thresholds,
             "model": about,
         }
-        save_predictions(Predictions(answers[section].places, columns, facts=told), output / "predictions" / section)
+        save_predictions(Predictions(answers[section].places, columns, facts=origin), output / "predictions" / section)
     logger.info("classifier and predictions written to %s", output.name)
     return figures
 
@@ -370,9 +268,9 @@ def finish_segmentation(
         logits, batch = predict_dataset(task, dataset, 16, device)
         figures[section] = {k.removeprefix("validation_"): v for k, v in task.figures(logits, batch).items()}
         result[section] = {**figures[section], **_dice_by_patient(dataset, task.network.classes, logits, batch["mask"])}
-        told = {"section": section, "datalist_sha256": data_hash, "model": about or {}}
+        origin = {"section": section, "datalist_sha256": data_hash, "model": about or {}}
         masks = [(plane > 0).numpy().astype(np.uint8) * 255 for plane in logits[:, 0]]
-        save_predictions(Predictions(_places(dataset), {}, facts=told), output / "predictions" / section, masks=masks)
+        save_predictions(Predictions(_places(dataset), {}, facts=origin), output / "predictions" / section, masks=masks)
     model = {
         "mask_values": dict.fromkeys(task.network.classes, 255),
         "validation": figures["validation"],
@@ -393,45 +291,3 @@ def finish_segmentation(
     log_results(trainer, named, [output / "segmentation.json", *models])
     logger.info("segmenter written")
     logger.info(_NEXT, shlex.quote(str(output / "models")))
-
-
-DRAWN = 2_000_000
-"""Images drawn in all for one interval, so that a large test section costs seconds; at least 200 draws."""
-
-
-def calibration_words(target: NDArray[np.floating], method: str) -> list[str]:
-    """Return for each label on how many images its probability was calibrated (see `finetuning.fit_calibration`).
-
-    Args:
-        target: (n, labels) of the validation set: 1, 0, or NaN where not known.
-        method: temperature, platt or none.
-    """
-    counts = []
-    for place in range(target.shape[1]):
-        known = target if method == "temperature" else target[:, place : place + 1]
-        images = known[~np.isnan(known).all(1)]
-        both = bool((images == 1).any() and (images == 0).any())
-        counts.append(len(images) if both and method != "none" else 0)
-    return [f"calibrated on {count} images" if count else "not calibrated" for count in counts]
-
-
-def own_test_words(target: NDArray[np.floating], scores: NDArray[np.floating], patients: Sequence[str]) -> list[str]:
-    """Return for each label its AUROC in the test section with a 95 % interval over patients.
-
-    Args:
-        target: (n, labels) of the test section: 1, 0, or NaN where not known.
-        scores: (n, labels), higher means present.
-        patients: (n,) of the images.
-    """
-    words = []
-    for place in range(target.shape[1]):
-        known = ~np.isnan(target[:, place])
-        truth = target[known, place]
-        if not len(truth) or truth.min() == truth.max():
-            words.append("not tested")
-            continue
-        repeats = int(np.clip(DRAWN // len(truth), 200, 2000))
-        found = bootstrap_auroc(truth, scores[known, place], np.asarray(patients)[known], repeats)
-        interval = "" if np.isnan(found.low) else f" ({found.low:.2f} to {found.high:.2f})"
-        words.append(f"AUROC {found.value:.2f}{interval} in its own test of {len(truth)} images")
-    return words

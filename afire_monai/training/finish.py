@@ -1,4 +1,4 @@
-"""What a finished pre-training run leaves for later tasks."""
+"""Save the results of a finished pre-training run for later tasks."""
 
 from __future__ import annotations
 

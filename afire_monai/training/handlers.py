@@ -1,4 +1,4 @@
-"""Handlers that let people see how a run is doing: progress, logs, health and pictures."""
+"""Handlers that show how a run is doing: progress, logs, health and pictures."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ from ignite.engine import Events
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from afire_monai.core.console import hidden
-from afire_monai.core.distributed import from_first, rank, world_size
-from afire_monai.core.errors import AfireError, DataListError
+from afire_monai.core.distributed import rank, world_size
+from afire_monai.core.errors import AfireError
 from afire_monai.core.files import whole_file
 from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.methods.health import health_warnings, shortcut_in_words
-from afire_monai.training.tasks import Task
 from afire_monai.training.tracking import RunTracker
 from afire_monai.training.trainer import PretrainTrainer
 
@@ -82,7 +80,7 @@ class ProgressBar:
         self.bar.update(iteration - self.bar.n)
 
     def _tell(self, engine: PretrainTrainer) -> None:
-        """Say in a line what an epoch came to, where the bar would spoil a file."""
+        """Log a line for each epoch if the bar is hidden, because it would spoil a log file."""
         if self.bar is not None and self.bar.disable:
             figures = engine.state.metrics
             names = [name for name in (*engine.state.output, "validation_error") if name in figures]
@@ -150,11 +148,11 @@ class HealthMonitor:
     """Measure each epoch, on normal images that training does not see, whether training is sound.
 
     Figures go to the trainer's metrics (so to the CSV log, MLflow and the choice of the best checkpoint); what is wrong
-    is said in plain words. They are those of the networks in float32, as exported, whatever training runs in.
+    is logged in plain words. They are measured in float32, as exported, whatever precision the training uses.
 
     Args:
         dataset: normal validation images.
-        count: how many of them; of fewer than 2, nothing is measured, which is said.
+        count: how many of them. With fewer than 2, health is not measured and a warning is logged.
         every_epochs: epochs between measurements; the last epoch is always measured.
     """
 
@@ -267,86 +265,11 @@ def write_panel(pictures: dict[str, Tensor], path: Path) -> None:
         Image.fromarray(grey).save(part, format="PNG", pnginfo=text)
 
 
-@torch.no_grad()
-def predict_dataset(
-    task: Task, dataset: RadiographDataset, batch_size: int, device: torch.device | str = "cpu"
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run a task's network over a data set, in its order.
-
-    Returns:
-        Logits (n, …) and the data set's further tensors (n, …), all on the CPU.
-    """
-    logits, rest = [], []
-    for batch in DataLoader(dataset, batch_size):
-        logits.append(task.predict(batch.pop("image").to(device)).float().cpu())
-        rest.append(batch)
-    return torch.cat(logits), {name: torch.cat([b[name] for b in rest]) for name in rest[0]}
-
-
-class ValidationMonitor:
-    """Score a task on its validation set each epoch, and stop when it has not got better for a while.
-
-    Figures go to the trainer's metrics, so to the CSV log, MLflow and the choice of the best checkpoint
-    (``validation_error`` is minus the score). Attach it before the handlers that use them. Where several processes
-    train, process 0 scores all images and decides; the others wait.
-
-    Args:
-        dataset: validation images with targets.
-        batch_size: images at a time.
-        every_epochs: epochs between validations; the last epoch is always validated.
-        patience: epochs without a better score after which training ends; 0 never ends it early.
-
-    Raises:
-        DataListError: if there is no validation image.
-    """
-
-    def __init__(
-        self, dataset: RadiographDataset, batch_size: int = 64, every_epochs: int = 1, patience: int = 0
-    ) -> None:
-        if not len(dataset):
-            raise DataListError("no validation image: build the list with a validation share")
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.every_epochs = every_epochs
-        self.patience = patience
-
-    def attach(self, engine: PretrainTrainer) -> None:
-        """Register with the trainer."""
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._validate)
-
-    def _validate(self, engine: PretrainTrainer) -> None:
-        epoch = engine.state.epoch
-        if epoch % self.every_epochs and epoch != engine.state.max_epochs:
-            # an old figure must not be written down, or taken for the best, a second time
-            for name in [n for n in engine.state.metrics if n.startswith("validation_")]:
-                del engine.state.metrics[name]
-            return
-        task = engine.method
-        assert isinstance(task, Task)
-        figures: dict[str, float] = {}
-        if rank() == 0:
-            logits, batch = predict_dataset(task, self.dataset, self.batch_size, engine.state.device)
-            figures = task.figures(logits, batch)
-        # process 0's figures decide everywhere: others, rounded otherwise, could let some processes stop and some go on
-        figures = from_first(figures)
-        error = -figures.pop("validation_score")
-        engine.state.metrics.update({**figures, "validation_error": error})
-        if error < engine.best_value:
-            engine.best_epoch = epoch
-        if self.patience and epoch - engine.best_epoch >= self.patience:
-            if not rank():
-                logger.info(
-                    "stopped after epoch %d: no better validation score since epoch %d", epoch, engine.best_epoch
-                )
-            engine.stopped_early = True
-            engine.terminate()
-
-
 class TensorBoardWriter:
     """Write all figures of each epoch, and the run's pictures, for TensorBoard; process 0 only.
 
     Args:
-        folder: gets the event files; those of a resumed run go on.
+        folder: for the event files; a resumed run adds to them.
 
     Raises:
         AfireError: if TensorBoard is not installed.

@@ -1,4 +1,4 @@
-"""How well features tell the labels of validation patients, while pre-training goes on."""
+"""Measure during pre-training how well features predict the labels of validation patients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A loader's process that is killed: the run ends at its next batch, in words and with the status for "try again"."""
+"""End the run at its next batch, with a message and the status for "try again", if a loader process is killed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def lost_workers_in_words() -> Iterator[None]:
         how = re.search(r"signal: ([\w ]+)", " ".join(noted) or str(error))
         logger.error(
             "a process that loads images was lost%s, most often because memory ran out: take fewer --num_workers or a "
-            "smaller --batch_size%s. Checkpoints are whole; the same command with --resume true goes on from the last",
+            "smaller --batch_size%s. Checkpoints are whole; the same command with --resume true continues from the "
+            "last",
             f" ({how[1]})" if how else "",
             ", or give a container more shared memory (--shm-size)" if how and "Bus" in how[1] else "",
         )

@@ -1,4 +1,4 @@
-"""What a pre-training will take, counted on the real step before it is started: arithmetic, memory, traffic, hours."""
+"""Estimate the cost of a pre-training from a real step: arithmetic, memory, traffic, hours."""
 
 from __future__ import annotations
 

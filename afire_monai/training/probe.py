@@ -23,14 +23,8 @@ from afire_monai.networks.task_networks import NormalDistance, ViTClassifier
 from afire_monai.predictions.anomaly.build_reference import MIN_NORMALS
 from afire_monai.predictions.anomaly.normals import fit_images
 from afire_monai.predictions.features import Embedding, FeatureReader
-from afire_monai.training.finetuning import (
-    Answers,
-    CalibrationMethod,
-    ThresholdRule,
-    facts,
-    leave_classifier,
-    score_lines,
-)
+from afire_monai.training.calibration import CalibrationMethod, ThresholdRule
+from afire_monai.training.finetuning import Answers, facts, leave_classifier, score_lines
 from afire_monai.training.task_data import classification_data
 from afire_monai.training.tasks import Classification
 from afire_monai.training.worth import STRENGTH

@@ -1,4 +1,4 @@
-"""Stopping and going on: what a trainer saves, and how it takes it up again."""
+"""Stop and resume: what a trainer saves, and how it restores it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Resumable:
         }
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """Return everything that a run needs to go on exactly; a collective call."""
+        """Return everything that an exact resume needs; a collective call."""
         states = [torch.get_rng_state()]
         if world_size() > 1:
             mine = states[0].to(self.state.device)
@@ -112,7 +112,7 @@ class Resumable:
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{source} lacks a part, or holds one of another kind ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:150]}); go on from another checkpoint: --resume PATH"
+                f"{' '.join(str(error).split())[:150]}); continue from another checkpoint: --resume PATH"
             ) from error
 
     def _restore(self, state: dict[str, Any], source: str) -> None:
@@ -124,8 +124,8 @@ class Resumable:
                 if key == "data":
                     seen = "as many images of other names, masks or labels, or in another order"
                 raise CheckpointError(
-                    f"{source} was written with {seen}: going on would not be the same training. Use the same data "
-                    "list, batch and seed, or start anew in another output_dir"
+                    f"{source} was written with {seen}: continuing would not be the same training. Use the same data "
+                    "list, batch and seed, or start again in another output_dir"
                 )
         try:
             self.method.load_state_dict(state["method"])
@@ -216,8 +216,8 @@ class Resumable:
         if not self.interrupted:
             return
         logger.warning(
-            "asked to stop: a checkpoint is written at iteration %d of %d, and nothing is lost. The same command with "
-            "--resume true goes on from there",
+            "asked to stop: a checkpoint is written at iteration %d of %d, and nothing is lost. The same command "
+            "with --resume true continues from there",
             self.state.iteration,
             self.state.max_epochs * self.state.epoch_length,
         )
@@ -248,16 +248,17 @@ class Resumable:
             found = find_checkpoint(Path(folder))
             if found is None and list_checkpoints(Path(folder)):
                 raise CheckpointError(
-                    f"no checkpoint in {folder} can be read, so there is nothing to go on from. If best.pt is there, "
-                    "try --resume PATH of it; else start anew in another --output_dir"
+                    f"no checkpoint in {folder} can be read, so there is nothing to continue from. If best.pt is "
+                    "there, "
+                    "try --resume with its path; otherwise start again in another --output_dir"
                 )
             if found is None:
-                logger.warning("nothing to resume in %s: starting anew", Path(folder).name)
+                logger.warning("nothing to resume in %s: starting from the beginning", Path(folder).name)
                 return
             self.restore(found[1], found[0].name)
-            logger.info("going on from %s, epoch %d", found[0].name, self.state.epoch)
+            logger.info("continuing from %s, epoch %d", found[0].name, self.state.epoch)
         elif list_checkpoints(Path(folder)):
             raise CheckpointError(
                 f"{folder} holds checkpoints of an earlier run; "
-                "go on with --resume true, or choose another --output_dir"
+                "continue with --resume true, or choose another --output_dir"
             )

@@ -1,4 +1,4 @@
-"""One run, one folder: who writes into it, and settings that tell of what was done in it."""
+"""One folder for each run: who may write to it, and the settings that record what was done in it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def claim(folder: Path) -> None:
             raise AfireError(
                 f"output_dir {folder} belongs to a run on {owner.get('host', 'another machine')} (process "
                 f"{owner.get('pid', '?')}, since {owner.get('since', '?')}), {reason}. Wait for its end or stop it, "
-                "then go on with --resume true; or choose another --output_dir"
+                "then continue with --resume true; or choose another --output_dir"
             )
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps(_self() | {"file": os.fstat(file).st_ino}).encode(), 0)

@@ -111,7 +111,10 @@ class CombinedStore:
         return ", ".join(f'"{name}"' for name in both[0] if name in both[1])
 
 
-def show_runs(folders: Sequence[str | Path], port: int = 5000, seconds: float = 10.0) -> int:
+REFRESH_SECONDS = 10.0
+
+
+def show_runs(folders: Sequence[str | Path], port: int = 5000) -> int:
     """Open MLflow's pages on this machine over all runs below some folders, until interrupted.
 
     The runs' own stores are only read, again each few seconds; the combined one is temporary.
@@ -119,7 +122,6 @@ def show_runs(folders: Sequence[str | Path], port: int = 5000, seconds: float = 
     Args:
         folders: run folders, or folders that hold them.
         port: where the pages are served, on 127.0.0.1 only.
-        seconds: how often the stores are looked at.
 
     Returns:
         The exit status of MLflow's server; 0 if it was interrupted.
@@ -142,7 +144,7 @@ def show_runs(folders: Sequence[str | Path], port: int = 5000, seconds: float = 
         command += ["--backend-store-uri", f"sqlite:///{combined.path}"]
         quiet = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         server = subprocess.Popen(command, cwd=folder, env=quiet, start_new_session=True)
-        return _until_it_ends(server, combined.refresh, seconds)
+        return _until_it_ends(server, combined.refresh)
 
 
 @contextlib.contextmanager
@@ -155,11 +157,11 @@ def _ended_by_term() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _until_it_ends(server: subprocess.Popen[bytes], refresh: Callable[[], int], seconds: float) -> int:
+def _until_it_ends(server: subprocess.Popen[bytes], refresh: Callable[[], int]) -> int:
     try:
         while True:
             try:
-                return server.wait(timeout=seconds)
+                return server.wait(timeout=REFRESH_SECONDS)
             except subprocess.TimeoutExpired:
                 refresh()
     except KeyboardInterrupt:

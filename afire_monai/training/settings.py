@@ -1,4 +1,4 @@
-"""Settings on the command line: read as the bundle reads them, and refused where they cannot be meant."""
+"""Parse settings from the command line as the bundle does, and refuse those that make no sense."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def refuse_changed_names(overrides: Mapping[str, str]) -> None:
         text = overrides.get(key, "")
         value = fire.parser.DefaultParseValue(text)
         if text.startswith("%"):
-            raise AfireError(f"--{key} {text}: the runner takes what begins with % for a macro; write ./{text}")
+            raise AfireError(f"--{key} {text}: the runner treats values that begin with % as macros; write ./{text}")
         if not isinstance(value, str) or (value != text and text[:1] not in "'\""):
             raise AfireError(f"--{key} {text}: the runner reads this as {value!r}; write --{key} \"'{text}'\"")
 

@@ -1,4 +1,4 @@
-"""What happens before a bundle run starts: settings are checked, data found, and the run's folder made ready."""
+"""Preparation of a bundle run: check settings, find data, and set up the run's folder."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _checked_words(files: Sequence[str], overrides: dict[str, str]) -> dict[str,
 def _say_the_cause(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print what a user can act on instead of the runner's chain of errors; AFIRE_TRACEBACK=1 shows that as well."""
     if issubclass(kind, KeyboardInterrupt) and not os.environ.get("AFIRE_TRACEBACK"):
-        print("\nstopped; a training goes on from its newest checkpoint with --resume true", file=sys.stderr)
+        print("\nstopped; --resume true continues a training from its newest checkpoint", file=sys.stderr)
         return
     cause = user_error(error)
     if cause is None or os.environ.get("AFIRE_TRACEBACK"):
@@ -165,7 +165,7 @@ def find_datalist(datalist: str, dataset_dir: str, output_dir: str | Path) -> Pa
             return path
     raise DataListError(
         f"no data list at {datalist!r}" + (f" nor in dataset_dir {dataset_dir!r}" if dataset_dir else "") + "; "
-        "make one with `afire datalist`, then give --datalist PATH (and --dataset_dir FOLDER if it lies there)"
+        "make one with `afire datalist`, then give --datalist PATH (and --dataset_dir FOLDER if it is there)"
     )
 
 
@@ -177,7 +177,7 @@ def _refuse_wrong_list(path: Path, dataset_dir: str) -> None:
     kinds = Counter(problem.kind for problem in report.problems if problem.severity == "error")
     if kinds:
         found = ", ".join(f"{kind} ({count})" for kind, count in kinds.items())
-        raise DataListError(f"{path}: {found}. `afire check {path}` says where; mend the list, or build it again")
+        raise DataListError(f"{path}: {found}. `afire check {path}` says where; correct the list, or build it again")
     for kind, count in Counter(problem.kind for problem in report.problems).items():
         logger.warning("data list: %s (%d); `afire check` says where", kind, count)
 
@@ -192,7 +192,7 @@ def normal_items(datalist: Path, section: str, dataset_dir: str = "") -> ImagePa
         logger.warning("the data list has no validation images: health is measured on training images")
         return normal_items(datalist, "training", dataset_dir)[-64:]
     if not len(read.normal.get(section, [])):
-        training_items(datalist, section, base_dir=dataset_dir or None)  # has the words for what is missing
+        training_items(datalist, section, base_dir=dataset_dir or None)  # raises the specific error
     return read.normal[section]
 
 

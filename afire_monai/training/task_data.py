@@ -1,4 +1,4 @@
-"""What a task is trained and judged on: items of a data list with their targets."""
+"""The data of a fine-tuning task: items of a data list with their targets."""
 
 from __future__ import annotations
 

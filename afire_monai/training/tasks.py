@@ -1,4 +1,4 @@
-"""The tasks of fine-tuning: classification and segmentation, as the trainer wants them."""
+"""The fine-tuning tasks, classification and segmentation, with the interface that the trainer needs."""
 
 from __future__ import annotations
 

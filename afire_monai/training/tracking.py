@@ -1,4 +1,4 @@
-"""Logging of a run to MLflow, which may fail without ending the training."""
+"""Log a run to MLflow; a failure of MLflow never ends the training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NOT_LOGGED = {"bundle_root", "dataset_dir", "output_dir", "cache_dir", "resume",
 
 
 class RunTracker(MLFlowHandler):
-    """MONAI's MLflow handler, but a store that fails while the run goes on never ends the run.
+    """MONAI's MLflow handler, except that a store that fails during the run never ends it.
 
     Figures and files that could not be logged are kept, and logged when the store answers again. A warning at the end
     counts what is still missing; the figures of all epochs are in the run's log.csv in any case.
@@ -155,8 +155,7 @@ class RunTracker(MLFlowHandler):
         except Exception as error:  # whatever a store, its driver or the network raises
             if not self.failing:
                 logger.warning(
-                    "MLflow does not take what is logged (%s); the training goes on, and logging is tried again every "
-                    "%g seconds",
+                    "MLflow cannot log (%s); the training continues, and logging is tried again every %g seconds",
                     type(error).__name__,
                     self.retry_seconds,
                 )
@@ -182,7 +181,7 @@ def log_results(trainer: PretrainTrainer, figures: Mapping[str, float], files: S
     Args:
         trainer: after the training.
         figures: by name.
-        files: those that are there are kept as artefacts; what lies in ``models/`` stays in such a folder.
+        files: existing ones are kept as artefacts; those in ``models/`` stay in such a folder.
     """
     for handler in trainer.attached:
         if isinstance(handler, RunTracker):
@@ -226,7 +225,7 @@ def mlflow_handler(
     if not tracking_uri:
         if unquote(str(base)) != str(base) or "?" in str(base):
             raise AfireError(
-                f"output_dir {folder}: MLflow reads ? and %20 in the path of its store as something else; give a "
+                f"output_dir {folder}: MLflow misreads ? and %20 in the path of its store; give a "
                 "folder without them, or --use_mlflow False"
             )
         if base.is_file():
@@ -294,6 +293,6 @@ def _refuse_silent_server(uri: str, seconds: float = 5.0) -> None:
     except requests.RequestException as error:
         raise AfireError(
             f"the MLflow server {urlsplit(uri).hostname} does not answer within {seconds:g} seconds "
-            f"({type(error).__name__}). Start it, correct or unset MLFLOW_TRACKING_URI, or train without it: "
+            f"({type(error).__name__}). Start it, correct or unset MLFLOW_TRACKING_URI, or train without MLflow: "
             "--use_mlflow False"
         ) from None

@@ -254,7 +254,7 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         raise TrainingHaltedError(
             f"the loss is not finite at iteration {self.state.iteration} (or up to {len(recent) - 1} before it). "
             f"Images of that batch: {', '.join(shown)}. Checkpoints there are from before this happened: look at "
-            "those images with `afire check`, lower lr or lengthen warmup, then go on with --resume true"
+            "those images with `afire check`, lower lr or lengthen warmup, then continue with --resume true"
         )
 
     def run(self) -> None:

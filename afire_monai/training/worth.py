@@ -1,4 +1,4 @@
-"""Was the pre-training worth it: encoders compared on the labels that a data list has on its validation patients.
+"""Find out whether the pre-training paid off: compare encoders on the labels of validation patients.
 
 A logistic regression on frozen features tells each label, out of fold: an image is judged by a model that saw other
 patients of the section. Each encoder gets the same images, folds and strength. The choice of the probe and of its
@@ -101,46 +101,46 @@ def labelled_images(
 
 
 @dataclass(frozen=True)
-class Told:
-    """What was told of images by what was fitted to other patients."""
+class CrossFitted:
+    """Scores of images by models that were fitted to other patients."""
 
     scores: Floats  #: (n, labels); NaN where the label is not known, or could not be learned
     folds: NDArray[np.intp]  #: (n, labels) that each image was judged in
 
 
-def out_of_fold(features: NDArray, images: Labelled, predict: Predict, seed: int = 0) -> Told:
+def out_of_fold(features: NDArray, images: Labelled, predict: Predict, seed: int = 0) -> CrossFitted:
     """Score each image by what was fitted to other patients.
 
     Features are (n, D).
     """
-    told = Told(np.full(images.targets.shape, np.nan), np.zeros(images.targets.shape, dtype=np.intp))
+    scored = CrossFitted(np.full(images.targets.shape, np.nan), np.zeros(images.targets.shape, dtype=np.intp))
     for number, column in enumerate(images.targets.T):
         there = np.flatnonzero(~np.isnan(column))
         truth, groups = column[there].astype(int), images.patients[there]
         splits = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(truth, truth, groups)
         for fold, (train, test) in enumerate((there[a], there[b]) for a, b in splits):
             if len(np.unique(column[train])) == 2:
-                told.scores[test, number] = predict(features[train], column[train].astype(int), features[test])
-                told.folds[test, number] = fold
-    return told
+                scored.scores[test, number] = predict(features[train], column[train].astype(int), features[test])
+                scored.folds[test, number] = fold
+    return scored
 
 
-def mean_auroc(images: Labelled, told: Told, repeats: int = 0) -> Floats:
+def mean_auroc(images: Labelled, scored: CrossFitted, repeats: int = 0) -> Floats:
     """Return the mean over labels of the AUROC, (1 + repeats,): of the sample, then of draws of patients.
 
     Images are compared within their fold alone, and folds count by their pairs: scores of different folds differ by how
     many positives were left to be learned from, which draws a pooled AUROC below chance where labels are rare.
     """
-    return np.asarray(np.mean([_auroc(images, told, label, repeats) for label in range(len(images.labels))], axis=0))
+    return np.asarray(np.mean([_auroc(images, scored, label, repeats) for label in range(len(images.labels))], axis=0))
 
 
-def _auroc(images: Labelled, told: Told, label: int, repeats: int) -> Floats:
-    scores, positive = told.scores[:, label], images.targets[:, label] == 1
+def _auroc(images: Labelled, scored: CrossFitted, label: int, repeats: int) -> Floats:
+    scores, positive = scored.scores[:, label], images.targets[:, label] == 1
     draws = []
     for weights in patient_weights(images.patients, repeats, seed=0):
         above, pairs = np.zeros(len(weights)), np.zeros(len(weights))
         for fold in range(FOLDS):
-            here = np.flatnonzero((told.folds[:, label] == fold) & ~np.isnan(scores))
+            here = np.flatnonzero((scored.folds[:, label] == fold) & ~np.isnan(scores))
             if len(here):
                 some, truth = weights[:, here], positive[here]
                 count = (some * truth).sum(1) * (some * ~truth).sum(1)
@@ -158,7 +158,7 @@ def _linear(train: NDArray, truth: NDArray, test: NDArray) -> Floats:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What encoders told of the labels.
+    """How well each encoder predicts the labels.
 
     ``gains`` are of the judged encoder, the first, over each of the others, paired on the same patients.
     """
@@ -206,7 +206,7 @@ class Comparison:
         if over is not None and over.high < 0:
             return (
                 f"{self.shipped}, which comes with the package, is better on your labels: use it frozen (`afire probe "
-                f"LIST`), or go on from it with your radiographs (`afire pretrain LIST --init {self.shipped}`)."
+                f"LIST`), or continue its training with your radiographs (`afire pretrain LIST --init {self.shipped}`)."
             )
         if gained and (over is None or over.low > 0):
             return (
@@ -216,10 +216,11 @@ class Comparison:
         if over is not None and gained:
             return (
                 f"This encoder and {self.shipped}, which comes with the package, are level on your labels: try "
-                f"both, or go on from it with your radiographs (`afire pretrain LIST --init {self.shipped}`)."
+                f"both, or continue its training with your radiographs (`afire pretrain LIST --init {self.shipped}`)."
             )
         return (
-            f"Train for longer or on more radiographs (`afire pretrain LIST --init {DEFAULT}` goes on from what comes "
+            f"Train for longer or on more radiographs (`afire pretrain LIST --init {DEFAULT}` continues from what "
+            "comes "
             "with the package), or label more validation patients."
         )
 

@@ -1,4 +1,4 @@
-"""What the synthetic lesions need to know of a radiograph, found once when it is read."""
+"""The anatomy that synthetic lesions need to know of a radiograph, found once when it is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mild augmentation, batched on the device: what a repeated exposure, another tube voltage or detector could change."""
+"""Mild augmentation, batched on the device: changes as by a repeated exposure, another tube voltage or detector."""
 
 from __future__ import annotations
 

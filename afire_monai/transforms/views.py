@@ -105,7 +105,7 @@ class ViewAugment(nn.Module):
         shares = {"flip": flip, "jitter": jitter, "blur": blur, "solarise": solarise, "threshold": threshold}
         for name, value in {**shares, "brightness": brightness, "contrast": contrast}.items():
             if not 0 <= value <= 1:
-                raise AfireError(f"{name} must lie in 0…1, got {value}")
+                raise AfireError(f"{name} must be in 0…1, got {value}")
         self.output_size = (height, width)
         self.scale, self.ratio, self.sigma = tuple(scale), tuple(ratio), tuple(sigma)
         self.flip, self.jitter, self.brightness, self.contrast = flip, jitter, brightness, contrast

@@ -123,7 +123,7 @@ def test_processes_that_are_asked_to_stop_write_one_checkpoint_and_go_on_when_st
         launcher.terminate()
     text = log.read_text()
     assert "asked to stop: a checkpoint is written at iteration" in text, text[-2000:]
-    assert "--resume true goes on from there" in text
+    assert "--resume true continues from there" in text
     assert "DataLoader worker" not in text
     found = find_checkpoint(whole / name / "checkpoints")
     assert found is not None

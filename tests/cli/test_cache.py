@@ -63,7 +63,7 @@ def test_command_counts_what_it_leaves_out(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "left out: broken or truncated 1" in said
     assert Path(first).name not in said
-    assert (tmp_path / "c" / "24x16_uint8" / "index.npy").is_file()
+    assert (tmp_path / "c" / "24x16_uint8" / "index.npz").is_file()
 
 
 @pytest.mark.parametrize(

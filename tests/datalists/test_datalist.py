@@ -307,7 +307,7 @@ def test_missing_section_is_refused_with_those_present(tmp_path: Path) -> None:
 def test_pretraining_takes_normal_images_only(manifest: Path, tmp_path: Path) -> None:
     datalist_from_csv(manifest, out=tmp_path / "l.json", fractions=(1, 0, 0))
     assert len(training_items(tmp_path / "l.json")) == 20
-    assert len(training_items(tmp_path / "l.json", only_normal=False)) == 60
+    assert len(load_datalist(tmp_path / "l.json")["training"]) == 60
 
 
 def test_without_a_normal_label_all_zero_is_normal_and_unknown_is_not(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_predictions_of_another_list_section_or_folder_are_refused(small):
     with pytest.raises(AfireError, match="of files or a folder, not of a data list"):
         judged(small, of_files)
     change(small, labels=["Normal", "Mass", "Edema", "Other"])
-    with pytest.raises(AfireError, match=r"SHA-256 .*another list, or changed since.*afire predict"):
+    with pytest.raises(AfireError, match=r"SHA-256 .*it is another list, or was changed since.*afire predict"):
         judged(small, folder)
 
 

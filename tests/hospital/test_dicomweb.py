@@ -34,16 +34,8 @@ from afire_monai.core.errors import AfireError
 from afire_monai.hospital.dicomweb import client as client_module
 from afire_monai.hospital.dicomweb import connection
 from afire_monai.hospital.dicomweb.client import DicomWeb, Query, SeriesReference, is_uid
-from afire_monai.hospital.dicomweb.connection import (
-    PASSWORD,
-    TOKEN,
-    TOKEN_FILE,
-    USER,
-    AnswerError,
-    ConnectionLostError,
-    DicomWebError,
-    find_credentials,
-)
+from afire_monai.hospital.dicomweb.connection import PASSWORD, TOKEN, AnswerError, ConnectionLostError
+from afire_monai.hospital.dicomweb.credentials import TOKEN_FILE, USER, DicomWebError, find_credentials
 from afire_monai.hospital.dicomweb.transfer import GIVE_UP, forget, retrieve_series, send_folder
 
 
@@ -720,11 +712,18 @@ def around_pixels(held: pydicom.Dataset, size: int) -> tuple[bytes, bytes]:
     return head + size.to_bytes(4, "little"), end
 
 
-def test_a_large_object_goes_to_disk_and_not_into_memory(server, tmp_path):
-    size, held = 100 * 2**20, small(1)
+def hold_large(server, size):
+    """Let the server answer one small object with pixels of this many bytes."""
+    held = small(1)
     around = around_pixels(held, size)
     server.hold(held)
     server.tricks = [plain, lambda handler: large(handler, size, around)]
+    return held
+
+
+def test_a_large_object_goes_to_disk_and_not_into_memory(server, tmp_path):
+    size = 100 * 2**20
+    held = hold_large(server, size)
     folder = tmp_path / "private" / "dicom"
     tracemalloc.start()
     result = retrieve_series(client(server), references(held), folder)
@@ -737,10 +736,7 @@ def test_a_large_object_goes_to_disk_and_not_into_memory(server, tmp_path):
 
 
 def test_a_disk_that_is_full_in_the_middle_of_an_object_ends_with_words(server, tmp_path):
-    size, held = 4 * 2**20, small(1)
-    around = around_pixels(held, size)
-    server.hold(held)
-    server.tricks = [plain, lambda handler: large(handler, size, around)]
+    held = hold_large(server, 4 * 2**20)
     folder = tmp_path / "private" / "dicom"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handling = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -761,7 +757,7 @@ def test_several_objects_for_one_are_not_taken(server, tmp_path):
     server.tricks = [plain, says(body.replace(b"--a-b-c--\r\n", body.strip()), kind)]
     result = retrieve_series(client(server), references(held), tmp_path / "private" / "dicom")
     assert [reason for _, reason in result.failed] == [
-        "the server answered with several objects, and one was asked for"
+        "the server answered with several objects although one was requested"
     ]
 
 

@@ -242,7 +242,7 @@ def test_only_the_named_callers_are_let_in(model, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"host": "0.0.0.0"}, "--allow names nobody"),
+        ({"host": "0.0.0.0"}, "--allow is empty"),
         ({"host": "192.0.2.1", "allow": ["A"]}, "cannot be listened on"),
         ({"tls_ca": __file__}, "certificate of its own"),
         ({"kinds": ["pdf"]}, "kinds"),

@@ -24,7 +24,7 @@ from hospital.planted import SECRETS, radiograph, small, write
 
 from afire_monai.cli.main import run
 from afire_monai.hospital.dicomweb.client import DicomWeb, Query, SeriesReference
-from afire_monai.hospital.dicomweb.connection import DicomWebError
+from afire_monai.hospital.dicomweb.credentials import DicomWebError
 from afire_monai.hospital.dicomweb.transfer import retrieve_series, send_folder
 from afire_monai.models.folder import export_encoder
 from afire_monai.networks import ViTEncoder

@@ -12,7 +12,7 @@ from hospital.fake_dicomweb import FakeServer, Handler, fake_dicomweb
 from hospital_files import radiograph
 
 from afire_monai.hospital.dicomweb.client import DicomWeb
-from afire_monai.hospital.dicomweb.connection import DicomWebError
+from afire_monai.hospital.dicomweb.credentials import DicomWebError
 from afire_monai.label.archive_proxy import ArchiveProxy
 from afire_monai.label.messages import NotFoundError, problem
 

@@ -2,14 +2,12 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,8 @@ from torch.utils.data import DataLoader
 
 from afire_monai.core.errors import DataListError
 from afire_monai.datalists.paths import ImagePaths
-from afire_monai.loading import cache as cache_module
 from afire_monai.loading import cache_build
-from afire_monai.loading.cache import READY, DiskCache, load_index, path_hashes, shard_path
+from afire_monai.loading.cache import PIXELS, READY, ROW, CacheIndex, DiskCache, path_hashes
 from afire_monai.loading.cache_build import build_cache
 from afire_monai.loading.dataset import RadiographDataset, grey_levels
 from afire_monai.radiographs.resize import area_average
@@ -44,14 +41,20 @@ def pictures(folder: Path, count: int = 6) -> ImagePaths:
 
 
 def build(paths: ImagePaths, folder: Path, **options: Any) -> int:
-    return build_cache(paths, folder, SIZE, **{"workers": 0, "shard_rows": 4, **options})
+    return build_cache(paths, folder, SIZE, **{"workers": 0, **options})
+
+
+def index_of(folder: Path) -> CacheIndex:
+    index = CacheIndex.load(folder)
+    assert index is not None
+    return index
 
 
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are decoded from now on."""
     seen: list[str] = []
-    real = cache_module.read_picture
-    monkeypatch.setattr(cache_module, "read_picture", lambda p, **o: (seen.append(Path(p).name), real(p, **o))[1])
+    real = cache_build.read_picture
+    monkeypatch.setattr(cache_build, "read_picture", lambda p, **o: (seen.append(Path(p).name), real(p, **o))[1])
     return seen
 
 
@@ -66,11 +69,13 @@ def test_bytes_at_their_own_size_come_back_as_they_were(tmp_path):
     paths = pictures(tmp_path / "in")
     assert build(paths, tmp_path / "c") == 6
     cache = DiskCache(tmp_path / "c", paths)
-    order = [5, 0, 4, 4, 1]  # two shards, one picture twice
+    order = [5, 0, 4, 4, 1]  # one picture twice
     assert np.array_equal(cache.stored(order), np.stack([pixels(i) for i in order]))
     expected = np.stack([pixels(i) for i in order]).astype(np.float32) / np.float32(255)
     assert np.array_equal(cache.gather(order), expected)
-    assert len(list((tmp_path / "c").glob("pixels_*.npy"))) == 2
+    out = np.zeros((5, *SIZE), np.uint8)
+    assert cache.stored(order, out=out) is out
+    assert np.array_equal(out, cache.stored(order))
 
 
 @pytest.mark.parametrize(("dtype", "step"), [("uint8", 1 / 255), ("uint16", 1 / 65535)])
@@ -88,19 +93,18 @@ def test_reduced_pictures_are_those_of_the_reading_to_half_a_grey_level(tmp_path
     np.testing.assert_allclose(cache.gather([0, 1, 2]), expected, atol=step / 2 + 1e-6)
 
 
-def test_pixels_are_plain_numpy_files(tmp_path):
+def test_pixels_are_pictures_one_after_the_other(tmp_path):
     paths = pictures(tmp_path / "in")
     build(paths, tmp_path / "c")
-    shard = np.load(shard_path(tmp_path / "c", 1))
-    assert shard.shape == (4, *SIZE)
-    assert np.array_equal(shard[1], pixels(5))
+    stored = np.fromfile(tmp_path / "c" / PIXELS, np.uint8).reshape(-1, *SIZE)
+    assert np.array_equal(stored, np.stack([pixels(i) for i in range(6)]))
 
 
 def test_what_is_there_is_not_decoded_again_and_new_files_are_added(tmp_path, monkeypatch):
-    build(pictures(tmp_path / "in", 3), tmp_path / "c")
-    seen = decodings(monkeypatch)
     more = pictures(tmp_path / "in", 5)
-    assert build(more, tmp_path / "c") == 5  # the first three were written anew: read for their content alone
+    build(more.take(slice(3)), tmp_path / "c")
+    seen = decodings(monkeypatch)
+    assert build(more, tmp_path / "c") == 2
     assert sorted(seen) == ["p3.png", "p4.png"]
     assert build(more, tmp_path / "c") == 0
     assert np.array_equal(DiskCache(tmp_path / "c", more).stored([4, 0]), np.stack([pixels(4), pixels(0)]))
@@ -114,16 +118,6 @@ def test_list_in_another_order_finds_its_pictures(tmp_path):
     assert np.array_equal(DiskCache(tmp_path / "c", some).stored([0, 1]), np.stack([pixels(4), pixels(1)]))
 
 
-def test_moved_and_equal_files_are_not_decoded_again(tmp_path, monkeypatch):
-    build(pictures(tmp_path / "in", 3), tmp_path / "c")
-    seen = decodings(monkeypatch)
-    moved = pictures(tmp_path / "elsewhere", 3)
-    assert build(moved, tmp_path / "c") == 3
-    assert seen == []
-    assert np.array_equal(DiskCache(tmp_path / "c", moved).stored([2]), pixels(2)[None])
-    assert load_index(tmp_path / "c")["slot"].max() == 2
-
-
 def test_changed_file_is_read_again_and_its_old_picture_left_to_those_who_read_it(tmp_path):
     paths = pictures(tmp_path / "in", 3)
     build(paths, tmp_path / "c")
@@ -133,6 +127,7 @@ def test_changed_file_is_read_again_and_its_old_picture_left_to_those_who_read_i
     assert build(paths, tmp_path / "c") == 1
     assert np.array_equal(DiskCache(tmp_path / "c", paths).stored([1]), pixels(99)[None])
     assert np.array_equal(earlier.stored([1]), pixels(1)[None])
+    assert build(paths, tmp_path / "c") == 0
 
 
 def test_file_that_is_gone_keeps_its_picture(tmp_path):
@@ -152,6 +147,7 @@ def test_refused_files_are_left_out_with_their_reason_and_tried_again_once_they_
     assert cache.usable.tolist() == [0, 2]
     assert cache.reasons == {1: "broken or truncated", 3: "not readable (tried again next time)"}
     assert build(paths, tmp_path / "c") == 1  # what was missing may be there by now
+    assert len(index_of(tmp_path / "c").rows) == 4
     Image.fromarray(pixels(1)).save(tmp_path / "DOE^JOHN" / "p1.png")
     build(paths, tmp_path / "c")
     assert DiskCache(tmp_path / "c", paths).usable.tolist() == [0, 1, 2]
@@ -171,103 +167,66 @@ def test_cache_made_otherwise_is_refused_with_what_differs(tmp_path):
     build(paths, tmp_path / "c")
     with pytest.raises(DataListError, match="made with dtype uint8, and uint16 is asked for"):
         build(paths, tmp_path / "c", dtype="uint16")
-    with pytest.raises(DataListError, match=r"made with size \(16, 12\)"):
+    with pytest.raises(DataListError, match=r"made with size \[16, 12\], and \[8, 8\]"):
         build_cache(paths, tmp_path / "c", (8, 8), workers=0)
     with pytest.raises(DataListError, match="cache_dtype 'float32': uint8 or uint16"):
         build(paths, tmp_path / "d", dtype="float32")
+    with pytest.raises(DataListError, match=r"made with options \{\}, and \{'window_index': 1\} is asked for"):
+        build(paths, tmp_path / "c", reader={"window_index": 1})
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff{}", b"\x93NUMPY\x01\x00\x76\x00{'descr': (\n"])
-@pytest.mark.parametrize("damage", ["cache.json", "index.npy"])
-def test_damaged_cache_is_told_in_words(tmp_path, damage, content):
-    paths = pictures(tmp_path / "in", 2)
-    build(paths, tmp_path / "c")
-    (tmp_path / "c" / damage).write_bytes(content)
-    with pytest.raises(DataListError, match=damage):
-        build(paths, tmp_path / "c")
+def archive(**arrays: Any) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
 
 
 @pytest.mark.parametrize(
-    "change",
+    "content",
     [
-        {"shard_rows": 4.0},
-        {"shard_rows": 0},
-        {"size": [16, 1.5]},
-        {"size": [True, 12]},
-        {"reasons": [3]},
-        {"reasons": {}},
+        b"",
+        b"PK",
+        b"\x93NUMPY\x01\x00\x76\x00{'descr': (\n",
+        archive(rows=np.zeros(2)),
+        archive(about='[{"format": 2}, []]', rows=np.zeros(2)),
+        archive(about='[{"format": 1}, []]', rows=np.zeros(2, ROW)),
     ],
 )
-def test_header_with_values_of_another_kind_is_refused(tmp_path, change):
+def test_an_index_that_is_none_is_refused(tmp_path, content):
     paths = pictures(tmp_path / "in", 2)
     build(paths, tmp_path / "c")
-    header = tmp_path / "c" / "cache.json"
-    header.write_text(json.dumps({**json.loads(header.read_text()), **change}))
-    with pytest.raises(DataListError, match=r"cache.json is not one of format 1"):
-        DiskCache(tmp_path / "c", paths)
+    (tmp_path / "c" / "index.npz").write_bytes(content)
+    with pytest.raises(DataListError, match=r"index.npz cannot be read .*; delete the folder"):
+        build(paths, tmp_path / "c")
 
 
-def test_shard_of_another_shape_is_refused_and_one_with_a_damaged_head(tmp_path):
+def test_a_damaged_index_is_refused_wherever_the_damage_is(tmp_path):
     paths = pictures(tmp_path / "in", 2)
     build(paths, tmp_path / "c")
-    shard = shard_path(tmp_path / "c", 0)
-    np.save(shard, np.zeros((8, 16, 12), np.uint8))
-    with pytest.raises(DataListError, match=r"holds uint8 \(8, 16, 12\), uint8 \(4, 16, 12\) is expected"):
-        DiskCache(tmp_path / "c", paths).stored([0])
-    shard.write_bytes(b"\x93NUMPY\x01\x00\x76\x00{'descr': (\n" + bytes(2000))
-    with pytest.raises(DataListError, match=r"pixels_00000.npy cannot be read"):
-        DiskCache(tmp_path / "c", paths).stored([0])
+    file = tmp_path / "c" / "index.npz"
+    sound, expected = file.read_bytes(), index_of(tmp_path / "c")
+    for at in range(len(sound)):
+        file.write_bytes(sound[:at] + bytes([sound[at] ^ 8]) + sound[at + 1 :])
+        try:
+            index = index_of(tmp_path / "c")
+        except DataListError:
+            continue
+        assert index.settings == expected.settings  # a date or a flag that nothing rests on
+        assert index.rows.tobytes() == expected.rows.tobytes()
 
 
 @pytest.mark.parametrize("at", [0, 16 * 12 - 1])
 def test_a_damaged_picture_is_named_and_no_other_is_refused(tmp_path, at):
     paths = pictures(tmp_path / "in", 6)
     build(paths, tmp_path / "c")
-    shard = shard_path(tmp_path / "c", 1)  # which holds the fifth and sixth
-    data = bytearray(shard.read_bytes())
-    data[len(data) - 3 * 16 * 12 + at] ^= 4
-    shard.write_bytes(data)
+    file = tmp_path / "c" / PIXELS
+    data = bytearray(file.read_bytes())
+    data[5 * 16 * 12 + at] ^= 4
+    file.write_bytes(data)
     cache = DiskCache(tmp_path / "c", paths)
     assert len(cache.stored([0, 1, 2, 3, 4])) == 5
-    with pytest.raises(
-        DataListError, match=r"image 5 of the list is damaged \(pixels_00001\.npy\).* delete its folder"
-    ):
+    with pytest.raises(DataListError, match=r"image 5 of the list is damaged \(pixels\.bin\).* delete its folder"):
         cache.stored([4, 5])
-
-
-def test_a_picture_of_equal_files_is_checked_for_each(tmp_path):
-    paths = pictures(tmp_path / "in", 1)
-    twin = tmp_path / "in" / "twin.png"
-    twin.write_bytes(Path(str(paths[0]["image"])).read_bytes())
-    build(paths, tmp_path / "c")
-    both = ImagePaths([str(paths[0]["image"]), str(twin)])
-    build(both, tmp_path / "c")
-    checksums = load_index(tmp_path / "c")["checksum"]
-    assert checksums[0] == checksums[1] == zlib.crc32(DiskCache(tmp_path / "c", both).stored([1]))
-
-
-def test_an_index_of_an_earlier_version_has_no_checksums_and_is_read(tmp_path):
-    paths = pictures(tmp_path / "in", 2)
-    build(paths, tmp_path / "c")
-    expected = DiskCache(tmp_path / "c", paths).stored([0, 1])
-    index = np.load(tmp_path / "c" / "index.npy")
-    index["checksum"] = 0
-    fields = [(n, *(index.dtype[n].subdtype or (index.dtype[n],))) for n in index.dtype.names[:7]]
-    np.save(tmp_path / "c" / "index.npy", index.view([*fields, ("unused", "u1", 6)]))
-    assert np.array_equal(DiskCache(tmp_path / "c", paths).stored([0, 1]), expected)
-    more = pictures(tmp_path / "in", 3)
-    build(more, tmp_path / "c")
-    assert (load_index(tmp_path / "c")["checksum"] > 0).tolist() == [False, False, True]
-
-
-def test_index_with_a_place_below_zero_is_refused(tmp_path):
-    paths = pictures(tmp_path / "in", 2)
-    build(paths, tmp_path / "c")
-    index = np.load(tmp_path / "c" / "index.npy")
-    index["slot"][0] = -3
-    np.save(tmp_path / "c" / "index.npy", index)
-    with pytest.raises(DataListError, match=r"index.npy is damaged, a place is below 0"):
-        DiskCache(tmp_path / "c", paths)
 
 
 def test_no_pictures_are_none_of_the_cache(tmp_path):
@@ -276,11 +235,13 @@ def test_no_pictures_are_none_of_the_cache(tmp_path):
     assert DiskCache(tmp_path / "c", paths).gather([]).shape == (0, *SIZE)
 
 
-def test_shard_that_was_copied_in_part_is_refused_before_it_is_read(tmp_path):
+@pytest.mark.parametrize("damage", ["short", "gone"])
+def test_pixels_that_were_copied_in_part_are_refused_before_they_are_read(tmp_path, damage):
     paths = pictures(tmp_path / "in", 2)
     build(paths, tmp_path / "c")
-    os.truncate(shard_path(tmp_path / "c", 0), 300)
-    with pytest.raises(DataListError, match="has 300 bytes"):
+    file = tmp_path / "c" / PIXELS
+    file.unlink() if damage == "gone" else os.truncate(file, 300)
+    with pytest.raises(DataListError, match=r"pixels.bin does not hold 2 pictures of uint8 \(16, 12\)"):
         DiskCache(tmp_path / "c", paths)
 
 
@@ -295,7 +256,9 @@ def test_full_disk_is_told_in_words_and_what_is_stored_stays(tmp_path, monkeypat
             return super().write(data)
 
     paths = pictures(tmp_path / "in")
-    monkeypatch.setattr(cache_module.CacheWriter, "_open", _opened_as(Full))
+    monkeypatch.setattr(
+        cache_build, "open", lambda path, mode, **o: (Full if path.name == PIXELS else open)(path, mode), raising=False
+    )
     with pytest.raises(DataListError, match="No space left on device; what is stored there stays usable"):
         build(paths, tmp_path / "c")
     monkeypatch.undo()
@@ -305,31 +268,21 @@ def test_full_disk_is_told_in_words_and_what_is_stored_stays(tmp_path, monkeypat
     assert build(paths, tmp_path / "c") == 3
 
 
-def _opened_as(kind: type[io.FileIO]) -> Any:
-    real = cache_module.CacheWriter._open
-
-    def opened(self: cache_module.CacheWriter, number: int) -> io.FileIO:
-        real(self, number).close()
-        return kind(shard_path(self.folder, number), "r+b")
-
-    return opened
-
-
 def test_rows_whose_pixels_may_be_lost_do_not_count(tmp_path, monkeypatch):
     paths = pictures(tmp_path / "in", 3)
     real, calls = os.fsync, []
 
     def fails_once(number: int) -> None:
-        if os.readlink(f"/proc/self/fd/{number}").endswith("pixels_00000.npy") and not calls:
+        if os.readlink(f"/proc/self/fd/{number}").endswith(PIXELS) and not calls:
             calls.append(number)
             raise OSError(errno.EIO, "Input/output error")
         real(number)
 
     monkeypatch.setattr(os, "fsync", fails_once)
-    monkeypatch.setattr(cache_module, "FLUSH_SECONDS", -1.0)
+    monkeypatch.setattr(cache_build, "FLUSH_SECONDS", -1.0)
     with pytest.raises(DataListError, match="Input/output error"):
         build(paths, tmp_path / "c")
-    assert not (load_index(tmp_path / "c")["state"] == READY).any()
+    assert not (index_of(tmp_path / "c").rows["outcome"] == READY).any()
 
 
 def test_complete_cache_may_be_read_only_and_one_that_is_not_says_so(tmp_path, monkeypatch):
@@ -343,7 +296,7 @@ def test_complete_cache_may_be_read_only_and_one_that_is_not_says_so(tmp_path, m
     with pytest.raises(DataListError, match=r"Permission denied; .* give a cache_dir that can be written to"):
         build(pictures(tmp_path / "in", 3), tmp_path / "c")
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataListError, match="Not a directory; give another cache_dir"):
+    with pytest.raises(DataListError, match=r"Not a directory.*give another cache_dir"):
         build(paths, tmp_path / "file" / "c")
 
 
@@ -362,19 +315,18 @@ def test_second_builder_waits_for_the_first(tmp_path):
 KILLED = """
 import sys, time
 from pathlib import Path
-from afire_monai.loading import cache
-from afire_monai.loading.cache_build import build_cache
+from afire_monai.loading import cache_build
 from afire_monai.datalists.paths import ImagePaths
-cache.FLUSH_SECONDS = -1.0  # after each picture
+cache_build.FLUSH_SECONDS, cache_build.FLUSH_SHARE = 0.0, 0  # after each picture
 folder = Path(sys.argv[1])
-real = cache.read_picture
+real = cache_build.read_picture
 def slow(path, *rest):
     if Path(path).name == "p4.png":
         (folder / "four").touch()
         time.sleep(100)
     return real(path, *rest)
-cache.read_picture = slow
-build_cache(ImagePaths(sys.argv[2:]), folder / "c", (16, 12), workers=0, shard_rows=4)
+cache_build.read_picture = slow
+cache_build.build_cache(ImagePaths(sys.argv[2:]), folder / "c", (16, 12), workers=0)
 """
 
 
@@ -389,8 +341,7 @@ def test_killed_build_goes_on_where_it_was(tmp_path, monkeypatch):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    for name in (".pixels_00000.npy.999.part", ".index.npy.999.part"):  # as a kill a moment earlier leaves
-        (tmp_path / "c" / name).write_bytes(b"half")
+    (tmp_path / "c" / ".index.npz.part").write_bytes(b"half")  # as a kill a moment earlier leaves
     assert DiskCache(tmp_path / "c", paths).usable.tolist() == [0, 1, 2, 3]
     seen = decodings(monkeypatch)
     assert build(paths, tmp_path / "c") == 3
@@ -408,22 +359,10 @@ def test_several_processes_decode_to_the_same_pictures(tmp_path):
 def test_index_holds_hashes_alone(tmp_path):
     paths = pictures(tmp_path / "in", 2)
     build(paths, tmp_path / "c")
-    index = load_index(tmp_path / "c")
-    assert np.array_equal(index["path"], path_hashes(paths))
-    assert set(json.loads((tmp_path / "c" / "cache.json").read_text())) == {
-        *("size", "dtype", "modalities", "reasons", "shard_rows", "format", "reading", "options")
-    }
-
-
-def test_a_cache_of_an_earlier_version_is_one_of_standard_options(tmp_path):
-    paths = pictures(tmp_path / "in", 2)
-    build(paths, tmp_path / "c")
-    header = json.loads((tmp_path / "c" / "cache.json").read_text())
-    del header["options"]
-    (tmp_path / "c" / "cache.json").write_text(json.dumps(header))
-    assert build(paths, tmp_path / "c") == 0
-    with pytest.raises(DataListError, match="made with options"):
-        build(paths, tmp_path / "c", reader={"window_index": 1})
+    index = index_of(tmp_path / "c")
+    assert np.array_equal(index.rows["path"], path_hashes(paths))
+    assert set(index.settings) == {"size", "dtype", "modalities", "format", "options"}
+    assert index.outcomes == ["not decoded yet", "ready"]
 
 
 def on_disk(folder: Path, **options: Any) -> RadiographDataset:
@@ -435,7 +374,7 @@ def on_disk(folder: Path, **options: Any) -> RadiographDataset:
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start no processes: one takes a second."""
-    monkeypatch.setattr(cache_build, "_workers", lambda workers, survey: 0)
+    monkeypatch.setattr(cache_build, "_workers", lambda workers, files: 0)
 
 
 @pytest.mark.usefixtures("in_this_process")

@@ -48,4 +48,4 @@ def test_first_process_fills_the_cache_and_all_of_them_learn_of_an_error(tmp_pat
     assert [path.name for path in tmp_path.glob("built_by_*")] == ["built_by_0"]
     told = [(tmp_path / f"told_{rank}").read_text() for rank in (0, 1)]
     assert told[0] == told[1]
-    assert "made with size (8, 8), and (4, 4) is asked for" in told[0]
+    assert "made with size [8, 8], and [4, 4] is asked for" in told[0]

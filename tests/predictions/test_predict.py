@@ -354,10 +354,10 @@ def test_two_processes_write_what_one_writes(scans, model, tmp_path):
 def test_two_processes_share_files_and_models_that_were_found_before(scans, model, tmp_path):
     (tmp_path / "share.py").write_text(
         "import sys\n"
-        "from afire_monai.predictions.predict import find_source, predict_source\n"
+        "from afire_monai.predictions.predict import find_source, predict\n"
         "from afire_monai.predictions.scoring import Scorer\n"
         "scans, model, out = sys.argv[1:]\n"
-        "done = predict_source(find_source([scans]), Scorer([model]), out)\n"
+        "done = predict(find_source([scans]), Scorer([model]), out)\n"
         "print('process', done.rank)\n"
     )
     two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "share.py")]

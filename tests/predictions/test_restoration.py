@@ -94,7 +94,7 @@ def test_exported_restorer_answers_as_the_student(tmp_path):
         assert not loaded.training
         assert torch.equal(loaded(images), expected)
     assert json.loads((tmp_path / "restorer.json").read_text(encoding="utf-8"))["epochs"] == 3
-    with pytest.raises(AfireError, match=r"must lie in 0…1, got .*255"):
+    with pytest.raises(AfireError, match=r"must be in 0…1, got .*255"):
         load_restorer(path)(images / images.max() * 255)
 
 

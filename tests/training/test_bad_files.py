@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from afire_monai.cli.training import crossvalidate, summarise
+from afire_monai.cli.crossvalidate import crossvalidate, summarise
 from afire_monai.core.errors import AfireError, CheckpointError, DataListError, user_error
 from afire_monai.models.folder import export_encoder, export_task, load_classifier, load_encoder
 from afire_monai.networks import ViTClassifier, ViTEncoder
 from afire_monai.radiographs.masks import MaskReading
 from afire_monai.training import settings
-from afire_monai.training.finetuning import CalibrationMethod, ThresholdRule
+from afire_monai.training.calibration import CalibrationMethod, ThresholdRule
 from afire_monai.training.task_data import classification_data
 
 

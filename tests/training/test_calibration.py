@@ -12,7 +12,7 @@ from sklearn.metrics import log_loss
 
 from afire_monai.core.errors import AfireError
 from afire_monai.networks import ViTClassifier, ViTEncoder
-from afire_monai.training.finetuning import calibrate, choose_thresholds, fit_calibration
+from afire_monai.training.calibration import calibrate, choose_thresholds, fit_calibration
 
 
 def sample(n: int = 4000, scale: float = 1.0, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

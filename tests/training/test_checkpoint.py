@@ -353,7 +353,7 @@ def test_where_a_run_goes_on_from(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         for value in (True, "true", False, "False"):
             make(empty).resume(empty, value)
-    assert caplog.text.count("nothing to resume in empty: starting anew") == 2
+    assert caplog.text.count("nothing to resume in empty: starting from the beginning") == 2
     caplog.clear()
     trainer = make(full)
     trainer.state.iteration = 2

@@ -121,5 +121,5 @@ def test_one_wrong_bit_in_the_newest_checkpoint_is_named_and_the_one_before_is_t
         resumed.resume(tmp_path, True)
     assert f"{newest.name} is not a checkpoint that can be read (wrong checksum" in caplog.text
     assert "trying the one before it" in caplog.text
-    assert f"going on from {before.name}" in caplog.text
+    assert f"continuing from {before.name}" in caplog.text
     assert resumed.state.epoch == 1

@@ -106,7 +106,7 @@ def test_bundle_trains_from_disk_and_the_next_run_finds_the_cache(tmp_path):
         run_bundle(tmp_path, files, datalist="data/datalist.json", output_dir=run, cache="disk", **tiny)
         (cache,) = (tmp_path / "data" / "datalist.cache").iterdir()
         assert cache.name == "80x80_uint8"  # 48 px and a shift of two cells
-        stamps.append((cache / "pixels_00000.npy").stat().st_mtime_ns)
+        stamps.append((cache / "pixels.bin").stat().st_mtime_ns)
     assert stamps[0] == stamps[1]
     weights = [(tmp_path / run / "models" / "encoder.safetensors").read_bytes() for run in ("one", "two")]
     assert weights[0] == weights[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from afire_monai.training.finetuning import calibration_words, own_test_words
+from afire_monai.training.calibration import calibration_words, own_test_words
 
 NAN = float("nan")
 

@@ -9,6 +9,7 @@ import torch
 from helpers import dataset_of, smooth_images, tiny_afire, tiny_trainer
 from ignite.engine import Events
 from PIL import Image
+from training_runs import run_or_stop
 
 from afire_monai.core.errors import AfireError
 from afire_monai.training.checkpoint import CheckpointKeeper, list_checkpoints
@@ -55,9 +56,7 @@ def test_resumed_run_keeps_the_earlier_lines_and_replaces_the_later_ones(tmp_pat
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows([*rows, {**rows[2], "epoch": "4"}])
-    resumed = trainer_with(CsvLogger(log), CheckpointKeeper(tmp_path, keep=3), epochs=3)
-    resumed.resume(tmp_path, True)
-    resumed.run()
+    run_or_stop(trainer_with(CsvLogger(log), CheckpointKeeper(tmp_path, keep=3), epochs=3), tmp_path, resume=True)
     again = read_csv_log(log)
     for row in (*whole, *again):
         del row["images_per_second"]  # the clock's

@@ -13,7 +13,7 @@ import torch
 from helpers import smooth_images, tiny_afire, tiny_trainer
 from ignite.engine import Events
 from torch.utils.data import DataLoader
-from training_runs import assert_same_state
+from training_runs import assert_same_state, run_or_stop
 
 from afire_monai.training import CheckpointKeeper, PretrainTrainer
 from afire_monai.training.checkpoint import EXIT_STATUS, list_checkpoints
@@ -68,9 +68,7 @@ def test_run_ends_with_the_status_for_try_again_and_goes_on_to_the_same_weights(
     assert "a process that loads images was lost (Killed), most often because memory ran out" in caplog.text
     written = [int(path.stem.split("_")[1]) for path in list_checkpoints(tmp_path / "killed")]
     assert max(written) == (5 if when == "loading" else 10)
-    resumed = trainer_of(tmp_path / "killed", workers=0)
-    resumed.resume(tmp_path / "killed", True)
-    resumed.run()
+    resumed = run_or_stop(trainer_of(tmp_path / "killed", workers=0), tmp_path / "killed", resume=True)
     assert resumed.state.iteration == 15
     assert_same_state(whole.method.state_dict(), resumed.method.state_dict())
 

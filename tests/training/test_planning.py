@@ -94,7 +94,7 @@ def test_time_of_a_run_is_scaled_to_the_images(tmp_path, capsys):
         (["--images", "10", "--config", "metadata"], "there are preset_gpu, preset_paper"),
         (["--images", "10", "--epochs", "0"], "--epochs is 0"),
         (["--images", "10", "--share", "2"], "--share"),
-        (["--images", "10"], "10 images are fewer than one step takes (1 process(es) of batch 16)"),
+        (["--images", "10"], "10 images are fewer than one step needs (1 process(es) of batch 16)"),
         (["--images", "100", "--preset", "vit_x"], "vit_x"),
         (["--images", "100", "--memory", "nan"], "--memory is nan; a number above 0"),
         (["--images", "100", "--tflops", "nan"], "--tflops is nan; a number above 0"),

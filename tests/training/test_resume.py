@@ -82,9 +82,7 @@ def test_kill_between_the_newest_and_the_best_checkpoint_changes_neither(tmp_pat
         patch.setattr(checkpoint, "save_checkpoint", save_or_die)
         with pytest.raises(KeyboardInterrupt):
             trainer_of(tmp_path / "parts").run()
-    resumed = trainer_of(tmp_path / "parts")
-    resumed.resume(tmp_path / "parts", True)
-    resumed.run()
+    run_or_stop(trainer_of(tmp_path / "parts"), tmp_path / "parts", resume=True)
     for name in ("best.pt", "checkpoint_00000010.pt"):
         expected, got = (load_checkpoint(tmp_path / part / name) for part in ("whole", "parts"))
         assert_same_state(expected["method"], got["method"])

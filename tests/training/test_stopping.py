@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import smooth_images, tiny_afire, tiny_trainer
 from ignite.engine import Events
-from training_runs import PYTHONPATH, assert_same_state
+from training_runs import PYTHONPATH, assert_same_state, run_or_stop
 
 from afire_monai.training import CheckpointKeeper, PretrainTrainer, find_checkpoint
 from afire_monai.training.checkpoint import EXIT_STATUS, SIGNALS, StopRequest, list_checkpoints
@@ -64,12 +64,10 @@ def test_run_stops_at_the_next_update_and_goes_on_to_the_same_weights(
     assert found is not None
     assert found[1]["progress"]["iteration"] == stopped
     assert f"written at iteration {stopped} of 15" in caplog.text
-    assert "with --resume true goes on from there" in caplog.text
+    assert "with --resume true continues from there" in caplog.text
     # whoever listened before listens again
     assert [signal.getsignal(number) for number in SIGNALS] == HANDLERS
-    resumed = trainer_of(tmp_path / "parts", **options)
-    resumed.resume(tmp_path / "parts", True)
-    resumed.run()
+    resumed = run_or_stop(trainer_of(tmp_path / "parts", **options), tmp_path / "parts", resume=True)
     assert resumed.state.iteration == 15
     assert_same_state(whole.method.state_dict(), resumed.method.state_dict())
 

@@ -42,7 +42,7 @@ from afire_monai.core.distributed import join_group, rank
 from afire_monai.training.checkpoint import CheckpointKeeper
 from afire_monai.training.trainer import PretrainTrainer
 from afire_monai.training.plan import TrainingPlan
-from afire_monai.training.handlers import ValidationMonitor
+from afire_monai.training.validation import ValidationMonitor
 from afire_monai.training.startup import stop_processes
 from afire_monai.networks import ViTClassifier, ViTEncoder
 from afire_monai.training.tasks import Classification

@@ -15,10 +15,10 @@ from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.loading.sampler import EpochSampler
 from afire_monai.networks import ViTClassifier, ViTEncoder, ViTSegmenter
 from afire_monai.training.checkpoint import CheckpointKeeper, load_checkpoint
-from afire_monai.training.handlers import ValidationMonitor, predict_dataset
 from afire_monai.training.plan import TrainingPlan
 from afire_monai.training.tasks import Classification, Segmentation, task_parameter_groups
 from afire_monai.training.trainer import PretrainTrainer
+from afire_monai.training.validation import ValidationMonitor, predict_dataset
 from afire_monai.transforms import RadiographAugment
 
 DEPTH = 4

@@ -25,8 +25,8 @@ from afire_monai.training.worth import (
     PIXELS,
     STRENGTH,
     Comparison,
+    CrossFitted,
     Labelled,
-    Told,
     compare_encoders,
     labelled_images,
     mean_auroc,
@@ -109,10 +109,10 @@ def test_no_patient_is_judged_by_what_was_fitted_to_it():
         seen.append({int(v) for v in train[:, 0]} & {int(v) for v in test[:, 0]})
         return test[:, 0]
 
-    told = out_of_fold(patients.astype(float)[:, None], images, predict)
+    scored = out_of_fold(patients.astype(float)[:, None], images, predict)
     assert seen == [set()] * 5
-    assert told.scores[:, 0].tolist() == patients.astype(float).tolist()
-    assert [len({*told.folds[patients == name, 0]}) for name in np.unique(patients)] == [1] * 30
+    assert scored.scores[:, 0].tolist() == patients.astype(float).tolist()
+    assert [len({*scored.folds[patients == name, 0]}) for name in np.unique(patients)] == [1] * 30
 
 
 def test_the_mean_is_over_labels_and_unknown_ones_do_not_count():
@@ -121,9 +121,9 @@ def test_the_mean_is_over_labels_and_unknown_ones_do_not_count():
     images = Labelled([], ["a", "b"], truth, np.array(list("uvwxyz")), {})
     known = ~np.isnan(scores[:, 1])
     expected = [roc_auc_score(truth[:, 0], scores[:, 0]), roc_auc_score(truth[known, 1], scores[known, 1])]
-    told = Told(scores, np.zeros(scores.shape, dtype=int))
-    assert mean_auroc(images, told)[0] == pytest.approx(np.mean(expected))
-    assert len(mean_auroc(images, told, 20)) == 21
+    scored = CrossFitted(scores, np.zeros(scores.shape, dtype=int))
+    assert mean_auroc(images, scored)[0] == pytest.approx(np.mean(expected))
+    assert len(mean_auroc(images, scored, 20)) == 21
 
 
 def test_a_rare_label_that_features_do_not_tell_is_at_chance_and_not_below_it():

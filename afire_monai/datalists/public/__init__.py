@@ -1,4 +1,4 @@
-"""Public data sets as published → data lists, with their official test images where they have such.
+"""Data lists from public data sets as published, with their official test images if there are any.
 
 One function a data set; without ``out`` the list is only returned. None of them changes or copies images. SIIM, JSRT
 and Montgomery write mask pictures, and MedMNIST all its pictures, into a folder of your choice: theirs are not stored

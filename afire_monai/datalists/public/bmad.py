@@ -1,4 +1,4 @@
-"""The chest radiographs of BMAD (Bao et al., CVPR workshops 2024), and sets that are laid out alike."""
+"""The chest radiographs of BMAD (Bao et al., CVPR workshops 2024), and data sets with the same layout."""
 
 from __future__ import annotations
 

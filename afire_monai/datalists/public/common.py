@@ -1,4 +1,4 @@
-"""What all adapters share: finding images, holding out validation patients, and checks before a list is written."""
+"""Shared steps of all adapters: find images, hold out validation patients, and check before writing a list."""
 
 from __future__ import annotations
 

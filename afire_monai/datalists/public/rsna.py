@@ -36,7 +36,7 @@ def datalist_from_rsna(
 
     Read are ``stage_2_train_labels.csv``, ``stage_2_detailed_class_info.csv`` and ``stage_2_train_images/*.dcm`` (or
     pictures of the original size). The challenge's test labels were not published, so training images are divided at
-    random; its ``patientId`` is one for each image, so patients with several cannot be told.
+    random; its ``patientId`` is one for each image, so patients with several images cannot be recognised.
 
     Args:
         folder: that holds stage_2_train_labels.csv, stage_2_detailed_class_info.csv and stage_2_train_images.

@@ -1,4 +1,4 @@
-"""Asking a DICOMweb server for radiographs (QIDO-RS, WADO-RS) and giving it results (STOW-RS)."""
+"""Query a DICOMweb server for radiographs (QIDO-RS, WADO-RS) and store results on it (STOW-RS)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from afire_monai.hospital.dicomweb.connection import (
     AnswerError,
-    DicomWebError,
     ask,
     check_url,
     entries_of,
-    find_credentials,
     is_loopback,
     name_json,
     open_session,
     refused_list,
 )
+from afire_monai.hospital.dicomweb.credentials import DicomWebError, find_credentials
 from afire_monai.hospital.dicomweb.objects import check_object, save_object
 
 if TYPE_CHECKING:

@@ -1,67 +1,24 @@
-"""How a DICOMweb server is reached: address, credentials, and what its answers mean."""
+"""Connect to a DICOMweb server: check the address, open a session, and interpret its answers."""
 
 from __future__ import annotations
 
 import errno
 import ipaddress
 import math
-import netrc
-import os
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
-from afire_monai.core.errors import AfireError
 from afire_monai.core.quiet import quiet
+from afire_monai.hospital.dicomweb.credentials import PASSWORD, TOKEN, USER, Credentials, DicomWebError
 
 if TYPE_CHECKING:
     import requests
     from pydicom import Dataset
     from requests.adapters import HTTPAdapter
-
-
-USER, PASSWORD, TOKEN = "AFIRE_DICOMWEB_USER", "AFIRE_DICOMWEB_PASSWORD", "AFIRE_DICOMWEB_TOKEN"
-TOKEN_FILE = "AFIRE_DICOMWEB_TOKEN_FILE"
-
-
-class DicomWebError(AfireError):
-    """A DICOMweb server cannot be used: address, credentials, certificate, connection, or what it answers."""
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """What proves to a server who asks; never shown, not even by `repr`.
-
-    Attributes:
-        user: with `password`, for HTTP Basic authentication; "" for none.
-        password: see `user`.
-        token: bearer token; "" for none.
-        token_file: file that holds the token, read for each request, as something else may renew it; "" for none.
-    """
-
-    user: str = field(default="", repr=False)
-    password: str = field(default="", repr=False)
-    token: str = field(default="", repr=False)
-    token_file: str = field(default="", repr=False)
-
-    def __bool__(self) -> bool:
-        return bool(self.user or self.token or self.token_file)
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Put the credentials into a request, as `requests` asks of an authentication."""
-        token = _read_token(self.token_file) if self.token_file else self.token
-        if token:
-            request.headers["Authorization"] = f"Bearer {token}"
-        elif self.user:
-            from requests.auth import HTTPBasicAuth
-
-            # as bytes: requests would turn text into Latin-1, which not every password is
-            return HTTPBasicAuth(self.user.encode(), self.password.encode())(request)
-        return request
 
 
 def check_url(url: str) -> SplitResult:
@@ -96,74 +53,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def find_credentials(host: str) -> Credentials:
-    """Look for credentials in the environment, then for the host in the netrc file ($NETRC, else ~/.netrc).
-
-    The netrc file's `default` entry is not used: it would tell any host a password meant for others.
-
-    Args:
-        host: name or address of the server.
-
-    Raises:
-        DicomWebError: half a pair, both kinds at once, or a netrc file that others can read or nobody can parse.
-    """
-    user, password, token, file = (os.environ.get(name, "") for name in (USER, PASSWORD, TOKEN, TOKEN_FILE))
-    if bool(token) + bool(file) + bool(user or password) > 1:
-        words = f"of {TOKEN}, {TOKEN_FILE}, and {USER} or {PASSWORD} more than one is set"
-        raise DicomWebError(f"{words}; unset the ones that are not meant")
-    if bool(user) != bool(password):
-        missing = PASSWORD if user else USER
-        raise DicomWebError(f"{missing} is not set; {USER} and {PASSWORD} go together")
-    if ":" in user or any(c < " " for c in user + password + token) or not token.isascii():
-        words = "no credential a control character such as a line end, a token none but ASCII characters"
-        raise DicomWebError(f"{USER} must have no colon, {words}")
-    if file:
-        _read_token(file)
-        return Credentials(token_file=os.path.abspath(file))
-    if user or token:
-        return Credentials(user, password, token)
-    named = os.environ.get("NETRC")
-    path = Path(named) if named else Path.home() / ".netrc"
-    return _from_netrc(path, host, bool(named))
-
-
-def _read_token(file: str) -> str:
-    try:
-        mode, token = os.stat(file).st_mode, Path(file).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        raise DicomWebError(f"{TOKEN_FILE} names a file that cannot be read; correct it or unset it") from None
-    if mode & 0o007:
-        raise DicomWebError(f"the file that {TOKEN_FILE} names has mode {mode & 0o777:04o}, so others can read it")
-    if not token or not all("!" <= c <= "~" for c in token):
-        raise DicomWebError(f"the file that {TOKEN_FILE} names must hold the token alone, in ASCII characters")
-    return token
-
-
-def _from_netrc(path: Path, host: str, must_exist: bool) -> Credentials:
-    if not path.is_file():
-        if must_exist:
-            raise DicomWebError("NETRC names a file that is not there; correct it or unset it")
-        return Credentials()
-    try:
-        entries = netrc.netrc(str(path)).hosts
-        mode = path.stat().st_mode
-    except (netrc.NetrcParseError, OSError, UnicodeDecodeError):
-        raise DicomWebError(
-            "the netrc file (NETRC, else ~/.netrc) cannot be read; mend it, or set NETRC to another file"
-        ) from None
-    if host not in entries:
-        return Credentials()
-    if mode & 0o077:
-        raise DicomWebError(
-            f"the netrc file (NETRC, else ~/.netrc) has mode {mode & 0o777:04o}, so others can read its passwords; "
-            "chmod 600 it"
-        )
-    login, account, password = entries[host]
-    if not (login or account) or not password:
-        raise DicomWebError("the netrc file has no login or no password for the DICOMweb host; give both")
-    return Credentials(login or account or "", password)
 
 
 def open_session(
@@ -223,8 +112,8 @@ def _check_files(scheme: str, ca: str | Path | None, cert: str | Path | None, ke
             ssl.create_default_context().load_cert_chain(cert, key, password="")
     except (ssl.SSLError, OSError, ValueError):
         raise DicomWebError(
-            "--ca, --tls-cert and --tls-key must be PEM files, the key without a password and that of the "
-            "certificate; at least one is not"
+            "--ca, --tls-cert and --tls-key must be PEM files, and the key must match the certificate and have no "
+            "password; at least one does not"
         ) from None
 
 
@@ -256,9 +145,9 @@ def _within_limits(response: requests.Response, most: int, end: float, timeout: 
         while part := response.raw.read1(2**16, decode_content=True):
             length += len(part)
             if length > most:
-                raise AnswerError(f"the answer is larger than {most >> 20} MiB, so it is not taken")
+                raise AnswerError(f"the answer is larger than {most >> 20} MiB and was rejected")
             if time.monotonic() > end:
-                raise AnswerError(f"the answer is not whole after {PATIENCE * timeout:g} seconds; raise --timeout")
+                raise AnswerError(f"the answer is not complete after {PATIENCE * timeout:g} seconds; raise --timeout")
             yield part
     except HTTPError as error:
         raise requests.exceptions.ChunkedEncodingError(error) from error
@@ -341,13 +230,13 @@ def _judge(error: Exception) -> tuple[DicomWebError, float | None]:
     return AnswerError(f"the answer cannot be read ({type(error).__name__})"), None
 
 
-def _tls_problem(told: str) -> str:
+def _tls_problem(reason: str) -> str:
     """Return what to do about a failed handshake, from OpenSSL's words in capitals."""
-    if "MISMATCH" in told or "NOT VALID FOR" in told:
+    if "MISMATCH" in reason or "NOT VALID FOR" in reason:
         return "the server's certificate is for another name; use the name that it is for in the address"
-    if "WRONG VERSION NUMBER" in told or "RECORD LAYER FAILURE" in told:
+    if "WRONG VERSION NUMBER" in reason or "RECORD LAYER FAILURE" in reason:
         return "the server speaks no https at this port; begin the address with http://, or give the port of its https"
-    if "VERIFY FAILED" in told:
+    if "VERIFY FAILED" in reason:
         return "the server's certificate is not trusted; give the PEM file of the authority that signed it as --ca"
     return "the server refuses a secure connection; it may want a certificate of yours: --tls-cert and --tls-key"
 

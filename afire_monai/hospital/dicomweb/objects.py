@@ -1,4 +1,4 @@
-"""An object from a DICOMweb server's answer to a file, a piece at a time: memory does not grow with it."""
+"""Write an object from a DICOMweb answer to a file piece by piece, so that memory does not grow with its size."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _object_in(content: mmap.mmap, boundary: bytes) -> tuple[int, int]:
     if head < 0 or end < 0:
         raise not_dicomweb()
     if content[end + 2 : end + 2 + len(last)] != last:
-        raise AnswerError("the server answered with several objects, and one was asked for")
+        raise AnswerError("the server answered with several objects although one was requested")
     return head + 4, end
 
 
@@ -75,4 +75,4 @@ def check_object(path: Path, instance: str) -> None:
     except Exception as error:  # pydicom raises many unrelated types on damaged data
         raise AnswerError(f"the answer cannot be read ({type(error).__name__})") from None
     if uid != instance:
-        raise AnswerError("the server answered with another instance than the one asked for")
+        raise AnswerError("the server answered with a different instance from the one requested")

@@ -1,4 +1,4 @@
-"""Many instances from and to an archive: what is done stays done, what fails is counted with its reason."""
+"""Transfer many instances from and to an archive: finished work is kept, failures are counted by reason."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ class _Patience:
 
     @contextlib.contextmanager
     def guard(self, what: str) -> Iterator[None]:
-        """Note the failure of one thing and go on behind the block; other errors pass through."""
+        """Note the failure of one object and continue after the block; other errors pass through."""
         try:
             with quiet():
                 yield
@@ -312,14 +312,14 @@ class Fetched:
     def lines(self) -> list[str]:
         """Say it in words that identify nobody."""
         done = self.transfer
-        told = [
+        lines = [
             f"fetched:  {done.done} files of {self.series} series"
             + f" ({done.already} were there)" * (done.already > 0)
         ]
         if done.failed:
-            told.append(f"failed:   {len(done.failed)}; private/{NOT_RETRIEVED} says which")
-            told += [f"  {count} x {reason}" for reason, count in done.reasons()[:5]]
-        return told
+            lines.append(f"failed:   {len(done.failed)}; private/{NOT_RETRIEVED} says which")
+            lines += [f"  {count} x {reason}" for reason, count in done.reasons()[:5]]
+        return lines
 
     def forget(self) -> int:
         """Delete the retrieved files and give their number; see :func:`~.dicomweb_transfer.forget`."""
@@ -342,7 +342,7 @@ def fetch(web: Archive, query: Query, out: str | Path, progress: bool = False) -
     series = web.find_series(query)
     if not series:
         raise AfireError(
-            "the server has no series that matches; look at --modality, --date and --description, and whether "
+            "the server has no matching series; check --modality, --date and --description, and whether "
             "this user may see the studies"
         )
     private = make_private_folder(Path(out))

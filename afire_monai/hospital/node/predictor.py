@@ -1,4 +1,4 @@
-"""Judge, predict and write results for what the queue holds, in batches."""
+"""Judge and predict the objects in the queue in batches, and write the results."""
 
 from __future__ import annotations
 

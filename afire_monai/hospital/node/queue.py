@@ -1,4 +1,4 @@
-"""What the node holds, on disk: each object once, whole or not at all, with what has become of it."""
+"""The node's queue on disk: each object once, complete or not at all, with its state."""
 
 from __future__ import annotations
 
@@ -183,8 +183,9 @@ class Queue:
             self._many("UPDATE objects SET tries=tries+1 WHERE key=?", [(one.key,) for one in held])
         return held
 
-    def waiting(self, state: str, after: int = 0) -> Iterator[tuple[int, str, int]]:
+    def waiting(self, state: str) -> Iterator[tuple[int, str, int]]:
         """Return number, key and tries of the objects of a state, oldest first, one page at a time."""
+        after = 0
         while True:
             with self._using():
                 rows = self._base.execute(
@@ -261,8 +262,8 @@ def check_version(base: sqlite3.Connection) -> None:
     (tables,) = base.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
     if version != _VERSION and (version or tables):
         raise AfireError(
-            f"--state: the folder is of another version of this program (tables {version}, {_VERSION} expected); let "
-            "that one finish it, or give a new folder"
+            f"--state: the folder is of another version of this program (tables {version}, {_VERSION} expected); "
+            "finish its work with that version, or give a new folder"
         )
 
 

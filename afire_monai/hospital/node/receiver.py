@@ -1,4 +1,4 @@
-"""What other applications send radiographs to: C-STORE and C-ECHO, with an allow-list and limits."""
+"""Receive radiographs from other applications: C-STORE and C-ECHO, with an allow-list and limits."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class Receiver:
 
         if not allow and not is_loopback(host):
             raise AfireError(
-                "--host lets other machines in and --allow names nobody: anyone could send; name the AE titles that may"
+                "--host opens the node to other machines, but --allow is empty, so anyone could send; name the AE "
+                "titles that may send"
             )
         self._queue = queue
         self._entity = application(ae_title(aet, "--aet"), timeout)

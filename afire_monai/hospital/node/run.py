@@ -1,4 +1,4 @@
-"""The node: receive, predict and send until it is stopped; and what became of what it received."""
+"""The node: receive, predict and send until it is stopped, and report the state of what it received."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Send what was predicted to an archive, for as long as it takes."""
+"""Send predictions to an archive, and keep trying for as long as it takes."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Sender:
         self._stored: dict[str, tuple[str, int]] = {}  # of objects without commitment: key and tries, by UID
 
     def run(self, stop: threading.Event) -> None:
-        """Send until told to stop."""
+        """Send until asked to stop."""
         while not stop.is_set():
             try:
                 trouble = self.send_all(stop)
                 self._queue.note(TROUBLE, trouble)
-            except Exception as error:  # this thread has to go on, whatever the disk or the data base does
+            except Exception as error:  # this thread has to continue, whatever the disk or the data base does
                 trouble = f"unexpected error: {type(error).__name__}"
             self._pacs.close()
             if trouble:

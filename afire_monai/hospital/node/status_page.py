@@ -20,7 +20,7 @@ _HOSTS = ("127.0.0.1", "localhost")
 
 @contextmanager
 def status_page(port: int | None, lines: Callable[[], list[str]]) -> Iterator[None]:
-    """Show lines of text on loopback, made anew for each request; nothing without a port.
+    """Show lines of text on loopback, rendered again for each request; nothing without a port.
 
     Requests that name another host are refused, as they come from pages of others.
 

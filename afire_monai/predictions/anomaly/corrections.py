@@ -1,4 +1,4 @@
-"""What a user marks: false alarms that are normal, misses that are not, and what that changes."""
+"""A user's corrections: false alarms that are normal, misses that are not, and how they change the reference."""
 
 from __future__ import annotations
 

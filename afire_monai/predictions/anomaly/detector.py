@@ -1,4 +1,4 @@
-"""Anomaly detection without labels: what in a radiograph is unlike the same place in normal ones."""
+"""Anomaly detection without labels: find what is unlike the same place in normal radiographs."""
 
 from __future__ import annotations
 

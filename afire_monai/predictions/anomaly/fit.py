@@ -1,4 +1,4 @@
-"""Does a reference of normal radiographs fit the radiographs that are judged by it?"""
+"""Test whether a reference of normal radiographs fits the radiographs that are judged by it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is fitted to normal radiographs: Gaussians of tokens, and their nearest normal tokens."""
+"""Models fitted to normal radiographs: Gaussians of tokens, and nearest normal tokens."""
 
 from __future__ import annotations
 

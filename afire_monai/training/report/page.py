@@ -113,7 +113,7 @@ HEALTH = (
     ("spread of features", (("feature_std_ratio", "spread"),)),
     ("position gap", (("position_gap", "gap"),)),
     ("lesions told from normal (AUROC)", (("lesion_token_auroc", "AUROC"),)),
-    ("labels told by neighbours (AUROC)", (("label_auroc", "AUROC"),)),
+    ("labels predicted by neighbours (AUROC)", (("label_auroc", "AUROC"),)),
 )
 
 
@@ -190,7 +190,7 @@ HEALTH_TABLE = (
     ("position_gap", "position gap", "clearly above 0", "structure loss without the anatomy minus with it"),
     ("own_cell_real", "own cell found", "rises", "share of tokens nearest to the prototype of their own cell"),
     ("lesion_token_auroc", "lesion AUROC", "above 0.5", "lesion tokens lie further from their cell's prototype"),
-    ("label_auroc", "label AUROC", "rises", "the list's labels told by nearest neighbours of other patients"),
+    ("label_auroc", "label AUROC", "rises", "the list's labels predicted by nearest neighbours of other patients"),
     ("validation_restoration", "restoration error", "falls", "squared error on unseen images; 1 = grey-level variance"),
 )  # fmt: skip
 
@@ -204,7 +204,7 @@ def page_text(run: RunFiles, drawn: dict[str, Path]) -> str:
         section(*_picture_section(run, drawn.get("restoration"))),
         section("What the prototypes have learnt", drawn.get("prototypes"), _prototype_caption(run)),
         section("Losses", drawn.get("losses"), "Each is the mean of an epoch. Unseen images: validation images."),
-        section("Schedules", drawn.get("schedules"), "Set anew at each step; drawn at the end of each epoch."),
+        section("Schedules", drawn.get("schedules"), "Updated at each step; drawn at the end of each epoch."),
         section("Health", drawn.get("health"), "Measured on normal images that training does not see."),
         table(["figure", "value", "healthy", "what it is"], health_rows(run.figures)),
         *_worth_section(run, drawn.get("worth")),
@@ -265,27 +265,27 @@ def verdicts(run: RunFiles) -> list[tuple[str, str]]:
     if "feature_std_ratio" not in figures:
         return []
     bad = health_warnings(figures)
-    said = [("bad", text) for text in bad]
+    verdicts = [("bad", text) for text in bad]
     if not bad:
         spread, rank = figures["feature_std_ratio"], figures["effective_rank"]
-        said.append(
+        verdicts.append(
             ("good", f"No collapse: features of different images differ (spread {spread:.2f}, rank {rank:.1f}).")
         )
     words = shortcut_in_words(figures)
     if words is not None:
         # the published form cannot but take the shortcut: that is a property, not a fault of this run
         without = "bad" if run.settings.get("shift") else "note"
-        said.append(("good" if words.startswith("Position shortcut: none") else without, words))
+        verdicts.append(("good" if words.startswith("Position shortcut: none") else without, words))
     error = figures.get("validation_restoration", 0.0)
     if error >= UNRESTORED and run.settings.get("restoration_weight", 1.0):
-        said.append(
+        verdicts.append(
             (
                 "bad",
                 f"Restoration has not been learned: its error on unseen images is {error:.2f}; one grey level "
                 "throughout would have 1. Train longer (more epochs), or with a higher lr, before using the restorer.",
             )
         )
-    return said
+    return verdicts
 
 
 def health_rows(figures: dict[str, float]) -> list[list[str]]:

@@ -12,9 +12,10 @@ from scipy.stats import ks_2samp
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.models.restorer import AnomalyNetwork
 from afire_monai.predictions.anomaly.build_reference import build_reference
+from afire_monai.predictions.anomaly.combination import pool
 from afire_monai.predictions.anomaly.detector import AnomalyDetector, AnomalyFeatures
 from afire_monai.predictions.anomaly.normals import fit_images
-from afire_monai.predictions.anomaly.reference import NormalReference, pool
+from afire_monai.predictions.anomaly.reference import NormalReference
 
 
 class Told:

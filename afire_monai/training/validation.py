@@ -1,0 +1,93 @@
+"""Validation during fine-tuning: predictions, scores, and early stopping."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from ignite.engine import Events
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from afire_monai.core.distributed import from_first, rank
+from afire_monai.core.errors import DataListError
+from afire_monai.loading.dataset import RadiographDataset
+from afire_monai.training.tasks import Task
+from afire_monai.training.trainer import PretrainTrainer
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def predict_dataset(
+    task: Task, dataset: RadiographDataset, batch_size: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Run a task's network over a data set, in its order.
+
+    Returns:
+        Logits (n, …) and the data set's further tensors (n, …), all on the CPU.
+    """
+    logits, rest = [], []
+    for batch in DataLoader(dataset, batch_size):
+        logits.append(task.predict(batch.pop("image").to(device)).float().cpu())
+        rest.append(batch)
+    return torch.cat(logits), {name: torch.cat([b[name] for b in rest]) for name in rest[0]}
+
+
+class ValidationMonitor:
+    """Score a task on its validation set each epoch, and stop when it has not got better for a while.
+
+    Figures go to the trainer's metrics, so to the CSV log, MLflow and the choice of the best checkpoint
+    (``validation_error`` is minus the score). Attach it before the handlers that use them. Where several processes
+    train, process 0 scores all images and decides; the others wait.
+
+    Args:
+        dataset: validation images with targets.
+        batch_size: images at a time.
+        every_epochs: epochs between validations; the last epoch is always validated.
+        patience: epochs without a better score after which training ends; 0 never ends it early.
+
+    Raises:
+        DataListError: if there is no validation image.
+    """
+
+    def __init__(
+        self, dataset: RadiographDataset, batch_size: int = 64, every_epochs: int = 1, patience: int = 0
+    ) -> None:
+        if not len(dataset):
+            raise DataListError("no validation image: build the list with a validation share")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.every_epochs = every_epochs
+        self.patience = patience
+
+    def attach(self, engine: PretrainTrainer) -> None:
+        """Register with the trainer."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._validate)
+
+    def _validate(self, engine: PretrainTrainer) -> None:
+        epoch = engine.state.epoch
+        if epoch % self.every_epochs and epoch != engine.state.max_epochs:
+            # an old figure must not be written down, or taken for the best, a second time
+            for name in [n for n in engine.state.metrics if n.startswith("validation_")]:
+                del engine.state.metrics[name]
+            return
+        task = engine.method
+        assert isinstance(task, Task)
+        figures: dict[str, float] = {}
+        if rank() == 0:
+            logits, batch = predict_dataset(task, self.dataset, self.batch_size, engine.state.device)
+            figures = task.figures(logits, batch)
+        # process 0's figures decide everywhere: others, rounded otherwise, could let some processes stop and some go on
+        figures = from_first(figures)
+        error = -figures.pop("validation_score")
+        engine.state.metrics.update({**figures, "validation_error": error})
+        if error < engine.best_value:
+            engine.best_epoch = epoch
+        if self.patience and epoch - engine.best_epoch >= self.patience:
+            if not rank():
+                logger.info(
+                    "stopped after epoch %d: no better validation score since epoch %d", epoch, engine.best_epoch
+                )
+            engine.stopped_early = True
+            engine.terminate()
