@@ -46,6 +46,7 @@ OWN = {  # where a kind may be
     "file name": ("list.json", "labelled.json", "index.csv", "objects.csv", "said by check", "said by datalist"),
 }
 DAMAGED = ("check", "predict", "predict maps")  # exit status 1: one of the files is damaged
+ALL_KINDS = "sr,seg,sc,gsps"
 TINY = ("epochs=1", "image_size=32", "batch_size=4", "use_mlflow=True")
 
 
@@ -105,7 +106,7 @@ def node(root: Path, address: str, count: int = 3) -> faults.Ended:
 
     state, log, begin = root / "out" / "node", root / "out" / "node.log", time.monotonic()
     words = ["node", "--state", str(state), "--model", str(root / "out" / "classifier" / "models"), "--port", "0",
-             "--send-to", address, "--workers", "0"]  # fmt: skip
+             "--send-to", address, "--workers", "0", "--kinds", ALL_KINDS]  # fmt: skip
     environment = {**os.environ, "TMPDIR": str(root / "out" / "tmp")}
     with log.open("w+") as file:
         process = subprocess.Popen(
@@ -151,7 +152,8 @@ def commands(root: Path, address: str) -> dict[str, list[str]]:
         "evaluate": ["evaluate", str(out / "found"), "--datalist", listed, "--out", str(out / "evaluation")],
         "figures": ["figures", "--encoder", str(out / "run" / "models"), "--datalist", listed, "--shift", "1",
                     "--out", str(out / "figures")],
-        "dicom-results": ["dicom-results", str(out / "found"), "--index", private, "--out", str(out / "results_dicom")],
+        "dicom-results": ["dicom-results", str(out / "found"), "--index", private, "--kinds", ALL_KINDS,
+                          "--out", str(out / "results_dicom")],
         "ingest of a PACS": ["ingest", "--pacs", address, "--out", str(out / "from_pacs")],
         "send": ["send", str(out / "results_dicom"), "--pacs", address],
         "node": [],

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
@@ -80,3 +83,11 @@ def misbehave(task: str) -> str:
     if task == "raise":
         raise KeyError("PAT7734421")
     return task.upper()
+
+
+def validator_errors(path: Path) -> list[str]:
+    """What dciodvfy says is wrong with a DICOM file; skips the test where it is not installed."""
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("dciodvfy (dicom3tools) is not installed")
+    done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, errors="replace", check=False)
+    return [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")]

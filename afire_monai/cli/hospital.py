@@ -111,6 +111,7 @@ def send(
     dicomweb: str | None = None,
     server: Mapping[str, Any],
     dimse: Mapping[str, Any],
+    commit: int | None = None,
     failures: str | None = None,
     **options: Any,
 ) -> int:
@@ -127,9 +128,11 @@ def send(
 
     Args:
         dicomweb: address of the server, without user name and password.
+        commit: have an archive that was sent to by C-STORE say that it keeps the objects (storage commitment); the TCP
+            port of an own listener that it reports to, or 0 if it reports on the same connection.
         failures: CSV file to write what failed into; it names files, so only its owner can read it.
     """
-    with _archive(dicomweb, server, {**dimse, "folder": folder}) as archive:
+    with _archive(dicomweb, server, {**dimse, "folder": folder, "commit": commit}) as archive:
         done = work(archive, folder, **options)
     print(f"stored:   {done.done}")
     if done.already:
@@ -156,8 +159,8 @@ def _archive(
     if dicomweb is not None:
         from afire_monai.hospital.dicomweb.client import DicomWeb
 
-        if files["ca"] or dimse.get("move_to"):
-            raise AfireError("--tls-ca and --move-to go with --pacs; DICOMweb takes --ca")
+        if files["ca"] or dimse.get("move_to") or dimse.get("commit") is not None:
+            raise AfireError("--tls-ca, --move-to and --commit go with --pacs; DICOMweb takes --ca")
         return contextlib.nullcontext(DicomWeb(dicomweb, cert=files["cert"], key=files["key"], **server))
     from afire_monai.hospital.pacs.association import Tls
     from afire_monai.hospital.pacs.client import Pacs
@@ -168,7 +171,7 @@ def _archive(
     options = {name: server[name] for name in ("timeout", "retries") if name in server}
     options |= {name: dimse[name] for name in ("aet", "move_to") if name in dimse}
     if "folder" in dimse:
-        return RememberingPacs(dimse["folder"], str(address), tls=Tls(**files), **options)
+        return RememberingPacs(dimse["folder"], str(address), tls=Tls(**files), commit=dimse["commit"], **options)
     return Pacs(str(address), tls=Tls(**files), **options)
 
 
@@ -186,8 +189,8 @@ def dicom_results(work: Callable[..., Any], *, out: str, **options: Any) -> int:
     Args:
         index: table that says which file an image is: private/index.csv of afire ingest, or columns index and file;
             the predictions' own index.csv unless given.
-        kinds: sr (report), seg (heatmap), sc (picture), with commas between them; all that there is something for
-            unless given.
+        kinds: sr (report), seg (heatmap), sc (picture), gsps (outline and scores, drawn on the radiograph by the
+            viewer), with commas between them; unless given, the first three as far as there is something for them.
     """
     try:
         import highdicom  # noqa: F401  # needed by what is imported next, and not there without the extra

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 from afire_monai.core.quiet import quiet
 from afire_monai.dicom_results import codes
 from afire_monai.dicom_results.codes import NewUids, meaning
-from afire_monai.dicom_results.objects import WARNING, building, character_set, common, unfit_note, write_new
+from afire_monai.dicom_results.objects import WARNING, building, character_set, common, keep_side, unfit_note, write_new
 from afire_monai.dicom_results.prediction import ImagePrediction
 from afire_monai.dicom_results.source import MODALITIES, SourceImage, open_source
 from afire_monai.predictions.results import overlay
@@ -114,8 +114,11 @@ def _draw_bar(
     pen.text((end + GAP, y), words, fill=INK, font=font, anchor="lm")
 
 
-def score_lines(prediction: ImagePrediction) -> list[tuple[str, bool]]:
-    """Return the lines of text, most probable first, and whether each is to stand out."""
+def score_lines(prediction: ImagePrediction, shown: str = "Right, in red") -> list[tuple[str, bool]]:
+    """Return the lines of text, most probable first, and whether each is to stand out.
+
+    ``shown`` says where and how the heatmap is to be seen.
+    """
     lines = [(unfit_note(prediction), True)] if prediction.unfit else []
     for label, value in sorted(prediction.probabilities.items(), key=lambda entry: -entry[1]):
         threshold = prediction.thresholds.get(label)
@@ -127,7 +130,7 @@ def score_lines(prediction: ImagePrediction) -> list[tuple[str, bool]]:
         lines.append((f"More unusual than {prediction.anomaly_percentile:.1f} % of normal radiographs", False))
     if prediction.heatmap is not None:
         of = f" for {meaning(prediction.heatmap_label)}" if prediction.heatmap_label else ""
-        lines.append((f"Right, in red: {meaning(prediction.heatmap_kind)}{of}, relative scale", False))
+        lines.append((f"{shown}: {meaning(prediction.heatmap_kind)}{of}, relative scale", False))
     return [*lines, ("afire-monai, not a medical device, not a diagnosis", False)]
 
 
@@ -156,8 +159,6 @@ _TAKEN_BY_CONSTRUCTOR = {
     "referring_physician_name": "ReferringPhysicianName",
     "study_instance_uid": "StudyInstanceUID",
 }
-_UNPAIRED = ("CHEST", "ABDOMEN", "PELVIS", "HEAD", "SKULL", "NECK", "SPINE", "CSPINE", "TSPINE", "LSPINE", "HEART")
-"""Body parts that a side must not be named for."""
 
 
 def write_capture(
@@ -199,8 +200,7 @@ def write_capture(
         capture.copy_patient_and_study_information(header)
         # the constructor wants an orientation; a source without one has none to give
         capture.PatientOrientation = header.get("PatientOrientation")
-        if header.get("BodyPartExamined") not in _UNPAIRED:
-            capture.Laterality = header.get("Laterality")
+        keep_side(capture, header)
         _describe(capture, header)
         return write_new(capture, character_set(source, prediction), out_dir)
 
@@ -222,5 +222,3 @@ def _describe(capture: Any, header: Any) -> None:
     # what is drawn names nobody; what is in the source's own pixels only its own header can say
     if "BurnedInAnnotation" in header:
         capture.BurnedInAnnotation = header.BurnedInAnnotation
-    if header.get("BodyPartExamined"):
-        capture.BodyPartExamined = header.BodyPartExamined

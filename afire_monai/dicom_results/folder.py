@@ -20,6 +20,7 @@ from afire_monai.core.files import write_text
 from afire_monai.dicom_results.capture import write_capture
 from afire_monai.dicom_results.objects import OutputError
 from afire_monai.dicom_results.prediction import ImagePrediction
+from afire_monai.dicom_results.presentation import write_presentation
 from afire_monai.dicom_results.report import write_report
 from afire_monai.dicom_results.segmentation import write_heatmap
 from afire_monai.dicom_results.source import SourceFile, SourceImage, open_source, source_files
@@ -28,8 +29,9 @@ from afire_monai.predictions.results import LEFT_OUT, csv_text
 from afire_monai.radiographs.judgement import FIT, reason_of_file
 from afire_monai.radiographs.picture import refusal
 
-_WRITERS = {"sr": write_report, "seg": write_heatmap, "sc": write_capture}
-KINDS = tuple(_WRITERS)
+_WRITERS = {"sr": write_report, "seg": write_heatmap, "sc": write_capture, "gsps": write_presentation}
+KINDS = ("sr", "seg", "sc")
+"""What is written unless kinds are named."""
 FINDING = "finding"
 """Kind of the captures of one finding each."""
 
@@ -49,7 +51,7 @@ def write_results(
         source_file: DICOM radiograph; opened for reading only.
         prediction: or the record that ``afire predict`` writes for an image (``json/NNNNN.json``).
         out_dir: folder for the files, each named after its UID; made with mode 0700 if need be.
-        kinds: ``sr`` (report), ``seg`` (heatmap), ``sc`` (picture).
+        kinds: ``sr`` (report), ``seg`` (heatmap), ``sc`` (picture), ``gsps`` (outline and scores on the radiograph).
         heatmap: (h, w) in 0…1, with a record.
         seed: see `NewUids`; None outside tests.
         per_finding: also write a picture for each of `ImagePrediction.findings`.
@@ -82,8 +84,8 @@ def write_results(
 
 def check_kinds(kinds: Sequence[str]) -> None:
     """Refuse kinds that are not known, repeated, or none."""
-    if not kinds or isinstance(kinds, str) or len(set(kinds)) != len(kinds) or not set(kinds) <= set(KINDS):
-        raise AfireError(f"kinds {kinds!r}: some of {', '.join(KINDS)}, each once, are expected")
+    if not kinds or isinstance(kinds, str) or len(set(kinds)) != len(kinds) or not set(kinds) <= _WRITERS.keys():
+        raise AfireError(f"kinds {kinds!r}: some of {', '.join(_WRITERS)}, each once, are expected")
 
 
 OBJECTS = "objects.csv"
@@ -126,7 +128,7 @@ def write_dicom_results(
         predictions: folder of afire predict.
         out: folder to write into; new or empty, so that nothing can be sent twice by mistake.
         index: see `source_files`.
-        kinds: ``sr``, ``seg``, ``sc``; None for those that there is something for, image by image.
+        kinds: ``sr``, ``seg``, ``sc``, ``gsps``; None for those of `KINDS` that there is something for, image by image.
         per_finding: also write a picture (secondary capture) for each finding whose probability is at least its
             threshold, named after it, with the heatmap if it is that finding's.
         any: also write for DICOM files that are no frontal chest radiograph, see `predict`; the objects say so.
@@ -193,7 +195,7 @@ def _write_one(
 
 
 def possible_kinds(prediction: ImagePrediction) -> list[str]:
-    """Return the kinds of objects that a prediction has something for; AfireError if there is none."""
+    """Return those of `KINDS` that a prediction has something for; AfireError if there is none."""
     prediction.check_any()
     scores = bool(prediction.probabilities) or prediction.anomaly_percentile is not None
     possible = {"sr": scores, "seg": prediction.heatmap is not None, "sc": True}

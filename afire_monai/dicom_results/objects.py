@@ -25,8 +25,11 @@ NOTE = (
     "Research use only. Made by software that is not a medical device; not a diagnosis. A finding that is named here "
     "is not said to be present: its probability is what the model says. Read with the radiograph, by someone who can."
 )
-SERIES_NUMBERS = {"sr": 9801, "seg": 9802, "sc": 9803, "finding": 9804}
+SERIES_NUMBERS = {"sr": 9801, "seg": 9802, "sc": 9803, "finding": 9804, "gsps": 9805}
 """High, so that results are listed behind the images of a study."""
+
+UNPAIRED = ("CHEST", "ABDOMEN", "PELVIS", "HEAD", "SKULL", "NECK", "SPINE", "CSPINE", "TSPINE", "LSPINE", "HEART")
+"""Body parts that a side must not be named for."""
 
 
 def note(prediction: ImagePrediction) -> str:
@@ -85,6 +88,14 @@ def with_warning(title: str) -> str:
     """Add that this is research to a title; where both are too long for DICOM (64 characters) the title is cut."""
     warning = f" - {WARNING}"
     return title[: 64 - len(warning)] + warning
+
+
+def keep_side(dataset: Any, header: Any) -> None:
+    """Take over body part and side; no side of a part of which there is one only."""
+    if header.get("BodyPartExamined"):
+        dataset.BodyPartExamined = header.BodyPartExamined
+    if header.get("BodyPartExamined") not in UNPAIRED:
+        dataset.Laterality = header.get("Laterality")
 
 
 def character_set(source: SourceImage, prediction: ImagePrediction) -> Any:

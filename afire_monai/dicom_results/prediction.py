@@ -128,14 +128,10 @@ class ImagePrediction:
         if not self.probabilities and self.anomaly_percentile is None and self.heatmap is None:
             raise AfireError("nothing to show: no probability, no anomaly percentile and no heatmap")
 
-    def fitted(self, shape: tuple[int, int]) -> NDArray[np.float32]:
-        """Stretch the heatmap to a picture's rows and columns.
+    def grid(self, shape: tuple[int, int]) -> NDArray[np.floating[Any]]:
+        """Return the heatmap on its own rows and columns, which lie on a picture of this shape.
 
-        Returns:
-            (rows, columns) in 0…1; as it is where the heatmap already has this size.
-
-        Raises:
-            AfireError: if there is no heatmap, or its aspect is another than the picture's.
+        Raises AfireError as `fitted`.
         """
         if self.heatmap is None:
             raise AfireError("there is no heatmap; predict with --heatmap, or leave out kind 'seg'")
@@ -147,8 +143,20 @@ class ImagePrediction:
                 f"the heatmap has {h} rows and {w} columns, the source {rows} and {columns}; both must have the same "
                 "aspect. Predict the source file again"
             )
-        heat = np.ascontiguousarray(self.heatmap, dtype=np.float32)
-        if (h, w) == (rows, columns):
+        return self.heatmap
+
+    def fitted(self, shape: tuple[int, int]) -> NDArray[np.float32]:
+        """Stretch the heatmap to a picture's rows and columns.
+
+        Returns:
+            (rows, columns) in 0…1; as it is where the heatmap already has this size.
+
+        Raises:
+            AfireError: if there is no heatmap, or its aspect is another than the picture's.
+        """
+        rows, columns = shape
+        heat = np.ascontiguousarray(self.grid(shape), dtype=np.float32)
+        if heat.shape == shape:
             return heat
         from PIL import Image
 

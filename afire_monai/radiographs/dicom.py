@@ -59,7 +59,7 @@ def picture_of(
     path: Path, dataset: Any, modalities: Collection[str] | str | None = RADIOGRAPHY_MODALITIES, window_index: int = 0
 ) -> Picture:
     """Decode a data set that has been read already; as :func:`read_dicom`."""
-    odd = _convert_elements(path, dataset)
+    odd = drop_unusable(path, dataset)
     modality = str(dataset.get("Modality") or "").strip().upper()
     if not modality:
         _check_image(path, dataset)  # a file without pixels is better refused for that than for a missing modality
@@ -103,8 +103,11 @@ def looks_like_dicom(head: bytes) -> bool:
     return head[128:132] == b"DICM" or head[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 
 
-def _convert_elements(path: Path, dataset: Any) -> list[str]:
-    """Convert what is used, which shows damage; return what is optional, cannot be used, and was taken out."""
+def drop_unusable(path: Path, dataset: Any) -> list[str]:
+    """Convert what is used, which shows damage; return what is optional, cannot be used, and was taken out.
+
+    Raises RadiographError if something that is needed is damaged, or the file is no image.
+    """
     from pydicom import Sequence
 
     odd = []

@@ -132,17 +132,33 @@ def _voi(
             return looked_up / white, "VOI LUT"
         except ValueError:
             odd.append("VOILUTSequence")
-    if dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
-        function = str(_first(dataset.get("VOILUTFunction")) or "LINEAR").strip().upper()
-        if function not in FUNCTIONS:
-            odd.append("VOILUTFunction")
-            function = "LINEAR"
-        centre = _number(dataset, "WindowCenter", window_index, float("nan"))
-        width = _number(dataset, "WindowWidth", window_index, float("nan"))
-        if np.isfinite([centre, width]).all() and width >= (1 if function == "LINEAR" else np.finfo(float).tiny):
-            return _window(values, centre, width, function), f"window {function} {centre:g}/{width:g}"
-        odd.append("WindowWidth")
+    if (window := window_of(dataset, window_index, odd)) is not None:
+        centre, width, function = window
+        return _window(values, *window), f"window {function} {centre:g}/{width:g}"
     return stretch(values, keep), "minimum…maximum of the image"
+
+
+def window_of(dataset: Any, window_index: int = 0, odd: list[str] | None = None) -> tuple[float, float, str] | None:
+    """Return centre, width and function (`FUNCTIONS`) of a data set's window; None if it has none that is valid.
+
+    Args:
+        dataset: the pydicom data set.
+        window_index: which one, where there are several; ValueError if there are not so many.
+        odd: as for `render`.
+    """
+    odd = [] if odd is None else odd
+    if dataset.get("WindowCenter") is None or dataset.get("WindowWidth") is None:
+        return None
+    function = str(_first(dataset.get("VOILUTFunction")) or "LINEAR").strip().upper()
+    if function not in FUNCTIONS:
+        odd.append("VOILUTFunction")
+        function = "LINEAR"
+    centre = _number(dataset, "WindowCenter", window_index, float("nan"))
+    width = _number(dataset, "WindowWidth", window_index, float("nan"))
+    if np.isfinite([centre, width]).all() and width >= (1 if function == "LINEAR" else np.finfo(float).tiny):
+        return centre, width, function
+    odd.append("WindowWidth")
+    return None
 
 
 def _window(values: Floats, centre: float, width: float, function: str) -> Floats:
@@ -158,24 +174,29 @@ def _window(values: Floats, centre: float, width: float, function: str) -> Float
 
 
 def _apply_lut(values: NDArray[np.int64], item: Any, dataset: Any, name: str) -> tuple[Floats, float]:
-    """Look values up in a LUT sequence item; also its white level.
-
-    The white level is the largest number of as many bits as the largest entry needs; the depth in the descriptor is not
-    believed. Tables of 12-bit entries are often declared 16 bits deep, and would come out nearly black (this project's
-    reading).
-    """
+    """Look values up in a LUT sequence item; also its white level."""
     try:
-        count, first, _ = (int(v) for v in item.LUTDescriptor)
-        count = count & 0xFFFF or 0x10000  # unsigned also where the values are signed and so the descriptor is
-        data = _lut_data(item.LUTData, count, dataset)
+        data, white, first = lut_of(item, dataset)
     except Exception as error:  # pydicom converts elements of an item only here, and raises many types on damaged ones
         reason = str(error) if type(error) is ValueError else type(error).__name__
         raise ValueError(f"the {name} cannot be read: {reason}") from error
     if first > 0x7FFF and values.min() < 0:
         first -= 0x10000
     table = data.astype(np.float64)
-    bits = max(int(data.max()).bit_length(), 1)
-    return table[np.clip(values - first, 0, count - 1)], float(2**bits - 1)
+    return table[np.clip(values - first, 0, len(table) - 1)], float(white)
+
+
+def lut_of(item: Any, dataset: Any) -> tuple[NDArray[Any], int, int]:
+    """Return entries, white level and first mapped value of a LUT sequence item.
+
+    The white level is the largest number of as many bits as the largest entry needs; the depth in the descriptor is not
+    believed. Tables of 12-bit entries are often declared 16 bits deep, and would come out nearly black (this project's
+    reading). Raises ValueError, or what pydicom does on a damaged element, for an item that is no LUT.
+    """
+    count, first, _ = (int(v) for v in item.LUTDescriptor)
+    count = count & 0xFFFF or 0x10000  # unsigned also where the values are signed and so the descriptor is
+    data = _lut_data(item.LUTData, count, dataset)
+    return data, 2 ** max(int(data.max()).bit_length(), 1) - 1, first
 
 
 def _lut_data(raw: Any, count: int, dataset: Any) -> NDArray[Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from hospital_files import validator_errors
 
 from afire_monai.core.errors import AfireError
 from afire_monai.dicom_results import (
@@ -37,13 +38,6 @@ PREDICTION = ImagePrediction(
     HEAT,
     model={"afire": "1.0", "weights": {"classifier": "ab" * 32}},
 )
-
-
-def validator_errors(path: Path) -> list[str]:
-    if shutil.which("dciodvfy") is None:
-        pytest.skip("dciodvfy (dicom3tools) is not installed")
-    done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, errors="replace", check=False)
-    return [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")]
 
 
 def groups_of(path: Path) -> dict[str, object]:

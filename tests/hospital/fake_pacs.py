@@ -18,6 +18,8 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import (
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
+    StorageCommitmentPushModel,
+    StorageCommitmentPushModelInstance,
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
     StudyRootQueryRetrieveInformationModelMove,
@@ -44,6 +46,12 @@ class FakePacs:
     """Answer each C-STORE twice."""
     move_to: tuple[str, int] | None = None
     sub_failure: bool = False
+    commitment: str = "reports"
+    """Answer to a request for storage commitment: "reports" on the same connection, "silent", or "refuses" it."""
+    lost: frozenset[str] = frozenset()
+    """Modalities of objects that it reports not to keep."""
+    asked: Counter[str] = field(default_factory=Counter)
+    """How often it was asked to commit itself to each object."""
 
     @property
     def address(self) -> str:
@@ -115,6 +123,27 @@ class FakePacs:
             event.assoc.dimse.send_msg(answer, event.context.context_id)
         return self.status
 
+    def commit(self, event: Any) -> tuple[int, None]:
+        request, report = event.action_information, Dataset()
+        items = {str(item.ReferencedSOPInstanceUID): item for item in request.ReferencedSOPSequence}
+        self.asked.update(items.keys())
+        failed = [uid for uid in items if uid not in self.held or self.held[uid].Modality in self.lost]
+        report.TransactionUID = request.TransactionUID
+        report.ReferencedSOPSequence = [item for uid, item in items.items() if uid not in failed]
+        if failed:
+            report.FailedSOPSequence = [items[uid] for uid in failed]
+            for item in report.FailedSOPSequence:
+                item.FailureReason = 0x0110
+
+        def tell() -> None:
+            time.sleep(0.1)
+            kind, instance = StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+            event.assoc.send_n_event_report(report, 2 if failed else 1, kind, instance)
+
+        if self.commitment == "reports":
+            threading.Thread(target=tell, daemon=True).start()
+        return (0x0110 if self.commitment == "refuses" else 0x0000), None
+
 
 @contextlib.contextmanager
 def fake_pacs(tls: Any = None, **state: Any) -> Iterator[FakePacs]:
@@ -130,6 +159,7 @@ def fake_pacs(tls: Any = None, **state: Any) -> Iterator[FakePacs]:
         StudyRootQueryRetrieveInformationModelGet,
         StudyRootQueryRetrieveInformationModelMove,
         Verification,
+        StorageCommitmentPushModel,
     ):
         entity.add_supported_context(model)
     for kind in (ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation):
@@ -144,6 +174,7 @@ def fake_pacs(tls: Any = None, **state: Any) -> Iterator[FakePacs]:
         (evt.EVT_C_GET, pacs.get),
         (evt.EVT_C_MOVE, pacs.move),
         (evt.EVT_C_STORE, pacs.store),
+        (evt.EVT_N_ACTION, pacs.commit),
         (evt.EVT_ESTABLISHED, count),
     ]
     server = entity.start_server(("127.0.0.1", pacs.port), block=False, evt_handlers=handlers, ssl_context=tls)

@@ -186,7 +186,8 @@ def way(archive, tmp_path_factory):
             *("--out", folder / "results", "--heatmap", "gradcam", "--workers", "0"),
         )
         index = folder / "chest" / "private" / "index.csv"
-        afire("dicom-results", folder / "results", "--index", index, "--out", folder / "results_dicom")
+        kinds = ("--kinds", "sr,seg,sc,gsps")
+        afire("dicom-results", folder / "results", "--index", index, "--out", folder / "results_dicom", *kinds)
         afire("send", folder / "results_dicom", "--dicomweb", url)
         yield Way(folder, url, said.getvalue())
 
@@ -212,7 +213,7 @@ def test_results_are_new_series_of_the_studies_they_belong_to(way, archive):
     plain = Counter((d.Modality,) for d in sources.values())
     with_results = {kinds: n for kinds, n in found.items() if len(kinds) > 1}
     assert sum(with_results.values()) == tested
-    assert {kinds[-3:] for kinds in with_results} <= {("OT", "SEG", "SR")}
+    assert {kinds[-4:] for kinds in with_results} <= {("OT", "PR", "SEG", "SR")}
     assert found.total() == plain.total() == 24
 
 
@@ -221,7 +222,7 @@ def test_results_come_back_and_can_be_read(way, archive, tmp_path):
 
     sources = {d.SOPInstanceUID: d for d in map(pydicom.dcmread, (archive / "dicom").rglob("IM0001"))}
     web = DicomWeb(way.url)
-    done = retrieve_series(web, web.find_series(Query(("SR", "SEG", "OT"))), tmp_path / "private" / "dicom")
+    done = retrieve_series(web, web.find_series(Query(("SR", "SEG", "OT", "PR"))), tmp_path / "private" / "dicom")
     assert done.failed == []
     kinds: Counter[str] = Counter()
     for path in (tmp_path / "private" / "dicom").glob("*.dcm"):
@@ -238,6 +239,10 @@ def test_results_come_back_and_can_be_read(way, archive, tmp_path):
                 back.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
             )
             source = source.ReferencedSOPInstanceUID
+        elif back.Modality == "PR":
+            source = back.ReferencedSeriesSequence[0].ReferencedImageSequence[0].ReferencedSOPInstanceUID
+            widths = [item.WindowWidth for item in back.get("SoftcopyVOILUTSequence") or ()]
+            assert widths == [4096] * (sources[source].Modality == "DX")  # the others have none
         else:
             assert back.pixel_array.shape[-1] == 3
             source = back.SourceImageSequence[0].ReferencedSOPInstanceUID
@@ -247,7 +252,7 @@ def test_results_come_back_and_can_be_read(way, archive, tmp_path):
         for keyword in ("PatientName", "PatientID", "PatientBirthDate", "AccessionNumber", "StudyDate"):
             assert back[keyword].value == of[keyword].value
     assert len(set(kinds.values())) == 1
-    assert set(kinds) == {"SR", "SEG", "OT"}
+    assert set(kinds) == {"SR", "SEG", "OT", "PR"}
 
 
 def test_nothing_that_is_written_or_said_tells_who_the_patients_are(way, archive):

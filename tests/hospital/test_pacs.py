@@ -12,6 +12,7 @@ import struct
 import sys
 import threading
 import time
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -33,7 +34,8 @@ from afire_monai.hospital.dicomweb.transfer import retrieve_series, send_folder
 from afire_monai.hospital.pacs import client as asking
 from afire_monai.hospital.pacs.association import PacsAddress, Tls
 from afire_monai.hospital.pacs.client import Pacs
-from afire_monai.hospital.pacs.sent import RememberingPacs
+from afire_monai.hospital.pacs.commitment import Reports
+from afire_monai.hospital.pacs.sent import SENT, RememberingPacs
 from afire_monai.phantom import ChestPhantom
 
 
@@ -392,3 +394,75 @@ def test_orthanc_gives_back_what_it_was_sent(way, tmp_path):
     assert (done.done, done.failed) == (12, [])
     for dataset in held:
         assert pydicom.dcmread(tmp_path / "p" / "d" / f"{dataset.SOPInstanceUID}.dcm").PixelData == dataset.PixelData
+
+
+# storage commitment ---------------------------------------------------------------------------------------------------
+
+
+def test_what_orthanc_reports_to_keep_is_sent_and_asked_for_once(tmp_path, capsys):
+    ours, theirs = free_port(), free_port()
+    dimse = {"DicomAet": "ORTHANC", "DicomPort": theirs, "DicomModalities": {"we": ["AFIRE", "127.0.0.1", ours]}}
+    held = outbox(tmp_path / "out", 3)
+    with running_orthanc(tmp_path / "orthanc", dimse=dimse) as url:
+        address = f"ORTHANC@127.0.0.1:{theirs}"
+        words = ["send", str(tmp_path / "out"), "--pacs", address]
+        assert run(words) == 0
+        for _ in range(2):
+            assert run([*words, "--commit", str(ours), "--timeout", "30"]) == 0
+        printed = capsys.readouterr().out.splitlines()
+        assert [line.split()[:2] for line in printed if "stored" in line or "there" in line] == [
+            *(["stored:", "3"], ["stored:", "3"], ["stored:", "0"], ["there:", "3"])
+        ]  # what was sent without a report is sent again
+        assert len((tmp_path / "out" / SENT).read_text().split()) == 6
+        # one that the archive lost before it was asked
+        reports = Reports()
+        with client(address, reports=reports) as archive:
+            reports.listen("AFIRE", ours, archive.address, Tls(), 20)
+            for dataset in held:
+                archive.store(dataset)
+            root = url.removesuffix("/dicom-web")
+            with urllib.request.urlopen(f"{root}/instances?expand") as answer:
+                instances = json.load(answer)
+            lost = next(i["ID"] for i in instances if i["MainDicomTags"]["SOPInstanceUID"] == held[1].SOPInstanceUID)
+            with urllib.request.urlopen(urllib.request.Request(f"{root}/instances/{lost}", method="DELETE")):
+                pass
+            assert archive.settle() == {held[1].SOPInstanceUID: "not kept by the archive: it has no such object"}
+
+
+def test_what_an_archive_does_not_keep_is_named_counted_and_sent_again(tmp_path, capsys):
+    held = outbox(tmp_path / "out", 4)
+    modalities = [dataset.Modality for dataset in held]
+    with fake_pacs(lost=frozenset({"DX"})) as pacs:
+        words = ["send", str(tmp_path / "out"), "--pacs", pacs.address, "--commit", "0"]
+        assert run([*words, "--failures", str(tmp_path / "failures.csv")]) == 1
+        printed = capsys.readouterr().out
+        assert f"stored:   {modalities.count('CR')}" in printed
+        assert f"{modalities.count('DX')} x not kept by the archive: processing failure" in printed
+        assert len((tmp_path / "failures.csv").read_text().splitlines()) == 1 + modalities.count("DX")
+        pacs.lost = frozenset()
+        assert run(words) == 0
+        assert f"there:    {modalities.count('CR')}" in capsys.readouterr().out
+    expected = {d.SOPInstanceUID: 1 + (d.Modality == "DX") for d in held}
+    assert pacs.stored == expected
+    assert pacs.asked == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [("silent", "the archive did not report in time"), ("refuses", "refused by the archive: proc")],
+)
+def test_an_archive_that_reports_nothing_is_waited_for_as_long_as_was_said(answer, words, tmp_path, capsys):
+    outbox(tmp_path / "out", 2)
+    with fake_pacs(commitment=answer) as pacs:
+        line = ["send", str(tmp_path / "out"), "--pacs", pacs.address, "--commit", "0", "--timeout", "2"]
+        assert run(line) == 2
+        assert f"2 x {words}" in capsys.readouterr().out
+        pacs.commitment = "reports"
+        assert run(line) == 0
+    assert pacs.stored.total() == 4
+
+
+def test_commitment_is_for_dimse_alone(tmp_path, capsys):
+    outbox(tmp_path / "out", 1)
+    assert run(["send", str(tmp_path / "out"), "--dicomweb", "http://127.0.0.1:9", "--commit", "0"]) == 2
+    assert "--commit go with --pacs" in capsys.readouterr().err

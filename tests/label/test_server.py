@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -110,6 +111,18 @@ def test_nobody_is_let_in_without_the_token_and_a_browser_with_it(server):
         assert browser.get(f"{server.url}token/{server.token}/info/", timeout=60).status_code == 200
     assert server.token not in server.log()
     assert server.token not in (server.work / "console.log").read_text()
+
+
+def test_connections_that_say_nothing_half_of_it_or_no_token_do_not_stop_others(of_pngs):
+    where = ("127.0.0.1", int(of_pngs.url.rpartition(":")[2].strip("/")))
+    with contextlib.ExitStack() as stack:
+        begun = b"POST /infer/anomaly_heatmap?image=chest00 HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"
+        for words in (b"", b"GET /inf", begun, begun + b"\r\nabc"):
+            for _ in range(8):
+                stack.enter_context(socket.create_connection(where)).sendall(words)
+        assert of_pngs.info()["name"]
+        assert of_pngs.infer("anomaly_heatmap", "chest00").status_code == 200
+        assert of_pngs.get("work/api/pixels", image="chest00").status_code == 200
 
 
 def test_info_names_tasks_strategies_trainers_and_images(server):

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 
+import highdicom
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import requests
 import scipy.ndimage
 from chromium import CHROMIUM, Browser, browsing
+from hospital.orthanc import running_orthanc
 from label_page import COLUMNS, ROWS, greys, layout, save, settled, show, shown_mask, start, states
-from label_phantoms import SHAPE, phantom, write_models, write_pngs
+from label_phantoms import SHAPE, phantom, pictures, write_dicoms, write_models, write_pngs
 from label_server import Server, running
 from PIL import Image
+
+from afire_monai.hospital.dicomweb.client import DicomWeb, Query
+from afire_monai.hospital.dicomweb.transfer import retrieve_series, send_folder
 
 pytestmark = [
     pytest.mark.skipif(not os.environ.get("AFIRE_LABEL_TEST"), reason="scripts/label_test.sh runs these"),
@@ -251,6 +258,54 @@ def test_the_heatmap_lies_on_the_radiograph_as_the_model_gave_it(page, site, tmp
     assert (greys(page) == grey).all()
 
 
+def asked(browser: Browser, path: str, image: str = "") -> int:
+    """How often the page asked for something, of an image."""
+    named = f"image={image}" if image else ""
+    return sum(
+        f"/{path}" in url and (named in url.partition("?")[2].split("&") or not named) for url in browser.requests
+    )
+
+
+def fetched_ahead(browser: Browser, *shown: str) -> str:
+    """Wait for the picture and heatmap of another image than those shown; gives its id."""
+    for _ in range(300):
+        for url in reversed(browser.requests):
+            image = url.partition("work/api/pixels?image=")[2]
+            if image and image not in shown and asked(browser, "infer/anomaly_heatmap", image):
+                return image
+        time.sleep(0.1)
+    raise AssertionError("no image was fetched ahead")
+
+
+def test_the_next_image_is_fetched_with_its_heatmap_while_one_is_looked_at_and_not_again(models, tmp_path):
+    write_pngs(tmp_path / "studies", 5)
+    with running(str(tmp_path / "studies"), tmp_path / "work", models, {}) as server, browsing(tmp_path / "p") as page:
+        shown = start(page, server)
+        page.press("h")
+        following = fetched_ahead(page, shown)
+        assert asked(page, "activelearning") == 2
+        assert page.value("document.getElementById('image').textContent") == shown
+        page.press("0")
+        page.press("n")
+        assert settled(page, shown) == following
+        third = fetched_ahead(page, shown, following)  # and what is asked for after that is of another one
+        for path in ("work/api/pixels", "infer/anomaly_heatmap", "infer/classification"):
+            assert asked(page, path, following) == 1, path
+        assert asked(page, "activelearning") == 3
+        page.press("p")  # going back keeps what was fetched
+        settled(page, following)
+        page.press("k")
+        assert settled(page, shown) == third
+        assert asked(page, "work/api/pixels", third) == 1
+        # another strategy chooses for itself
+        dropped = fetched_ahead(page, shown, following, third)
+        page.value("document.getElementById('strategy').value = 'random'")
+        page.press("k")
+        assert settled(page, third) != dropped
+        assert asked(page, "activelearning/random") >= 1
+        assert_quiet(page, server)
+
+
 @pytest.mark.parametrize("image", ODD)
 def test_odd_ids_are_text_and_their_labels_their_own(page, site, image, tmp_path):
     show(page, image)
@@ -266,6 +321,41 @@ def test_odd_ids_are_text_and_their_labels_their_own(page, site, image, tmp_path
     show(page, image)
     assert states(page) == ["✓ present", "? uncertain"]
     assert shown_mask(page).sum() > 100
+
+
+def test_masks_drawn_in_the_page_are_in_the_archive_and_come_back_from_it(models, tmp_path):
+    files = write_dicoms(tmp_path / "outbox", 4)
+    with running_orthanc(tmp_path / "orthanc") as web:
+        archive = DicomWeb(web)
+        assert send_folder(archive, tmp_path / "outbox").done == len(files)
+        ids = {str(pydicom.dcmread(file).SeriesInstanceUID): name for name, file in files.items()}
+        with running(web, tmp_path / "work", models, {}, web) as server, browsing(tmp_path / "profile") as page:
+            image = start(page, server)
+            picture = pictures(4)[ids[image]].astype(float)
+            seen = greys(page)[..., 0]
+            assert np.corrcoef(seen.ravel(), picture.ravel())[0, 1] > 0.99  # upright, also MONOCHROME1
+            left, top, scale = layout(page)
+            page.press("1")
+            page.press("x")
+            page.drag(*((round(left + c * scale), round(top + r * scale)) for c, r in ((10.2, 20.7), (30.9, 41.3))))
+            page.value("document.activeElement.blur()")
+            page.press("w")
+            drawn = shown_mask(page)
+            assert drawn.sum() > 300
+            save(page)
+            (new,) = archive.find_series(Query(("SEG",)))
+            retrieve_series(archive, [new], tmp_path / "got")
+            (file,) = (tmp_path / "got").glob("*.dcm")
+            segmentation = highdicom.seg.segread(file)
+            assert (np.squeeze(segmentation.pixel_array).astype(bool) == drawn).all()
+            assert segmentation.get_source_image_uids()[0][1] == image
+            show(page, image)
+            page.press("w")
+            assert (shown_mask(page) == drawn).all()
+            assert states(page)[0] == "✓ present"
+            page.press("n")
+            assert settled(page, image) in ids
+            assert_quiet(page, server)
 
 
 def test_ten_images_from_the_first_to_a_trained_model_in_the_browser_alone(models, tmp_path):

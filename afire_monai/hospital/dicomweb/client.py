@@ -314,6 +314,10 @@ class DicomWeb:
             raise AnswerError("the server answered, but did not confirm that it stored the object")
         return True
 
+    def settle(self) -> dict[str, str]:
+        """Return nothing: what a server confirms by STOW-RS counts as kept."""
+        return {}
+
     def _store(self, dataset: Dataset) -> Dataset:
         import requests
 

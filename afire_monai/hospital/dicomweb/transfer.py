@@ -42,7 +42,12 @@ class Archive(Protocol):
     def store(self, dataset: Dataset) -> bool:
         """Send one instance; return whether it was new."""
 
+    def settle(self) -> dict[str, str]:
+        """Return why the archive does not keep objects stored since the last time, by UID, if it is to say so."""
 
+
+AT_ONCE = 500
+"""Objects that an archive is asked to commit itself to at a time."""
 GIVE_UP = 5
 """So many failures of the connection one after the other end a transfer."""
 
@@ -175,18 +180,35 @@ def _send_all(web: Archive, folder: Path, progress: bool) -> Transfer:
     result.skipped = len(files) - len(wanted)
     if not wanted and not result.failed:
         raise AfireError(f"no DICOM file among the {len(files)} files to send; give a folder that holds some")
-    patience = _Patience(result)
+    patience, stored = _Patience(result), dict[str, tuple[str, bool]]()
     for file in tqdm(wanted, desc="sending", unit="file", disable=hidden(progress)):
         with patience.guard(str(file)):
             dataset = _read(file)
             if dataset is None:
                 result.skipped += 1
-            elif web.store(dataset):
-                result.done += 1
             else:
-                result.already += 1
+                new = web.store(dataset)
+                result.done += new
+                result.already += not new
+                stored[str(dataset.SOPInstanceUID)] = str(file), new
             patience.answered()
+        if len(stored) >= AT_ONCE:
+            _settle(web, stored, result)
+    _settle(web, stored, result)
     return result
+
+
+def _settle(web: Archive, stored: dict[str, tuple[str, bool]], result: Transfer) -> None:
+    """Count what the archive does not keep as failed, and begin anew.
+
+    ``stored`` is UID to file and whether it was new.
+    """
+    for uid, reason in web.settle().items():
+        file, new = stored[uid]
+        result.done -= new
+        result.already -= not new
+        result.failed.append((file, reason))
+    stored.clear()
 
 
 def private_folder(folder: Path) -> None:

@@ -11,20 +11,22 @@ from afire_monai.hospital.dicomweb.client import is_uid
 from afire_monai.hospital.dicomweb.connection import is_loopback
 from afire_monai.hospital.node.queue import Queue
 from afire_monai.hospital.pacs.association import Tls, ae_title, application, cut, object_received
-from afire_monai.hospital.pacs.client import VERIFY
+from afire_monai.hospital.pacs.client import VERIFY, Pacs
+from afire_monai.hospital.pacs.commitment import Reports, report_context
 from afire_monai.hospital.pacs.listener import scp_contexts, start
 
 ASSOCIATIONS = 8
 """At the same time; further ones are told to come again."""
 GRACE = 5.0
 """Seconds that connections are given to end when the node does."""
-SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
+SUCCESS, NOT_AUTHORISED, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0x0124, 0xA700, 0xC000
 
 
 class Receiver:
     """Listen until `close`; what is answered with success lies on the disk.
 
-    Arguments are as for `run_node`; port 0 is any that is free. Raises AfireError for wrong values, or an address that
+    Arguments are as for `run_node`; port 0 is any that is free. With ``reports``, the archive may report there what it
+    keeps, whoever else is let in. Raises AfireError for wrong values, or an address that
     cannot be listened on.
     """
 
@@ -38,6 +40,8 @@ class Receiver:
         tls: Tls,
         timeout: float,
         largest: int,
+        archive: Pacs | None = None,
+        reports: Reports | None = None,
     ) -> None:
         from pynetdicom.presentation import build_context
 
@@ -49,10 +53,16 @@ class Receiver:
         self._queue = queue
         self._entity = application(ae_title(aet, "--aet"), timeout)
         self._entity.require_called_aet = True
-        self._entity.require_calling_aet = [ae_title(name, "--allow") for name in allow]
+        callers = [ae_title(name, "--allow") for name in allow]
+        self._senders = frozenset(callers)
+        reporters = [archive.address.aet] if callers and archive and reports else []
+        self._entity.require_calling_aet = [*callers, *reporters]
         self._entity.maximum_associations = ASSOCIATIONS
         self._entity.supported_contexts = [*scp_contexts(), build_context(VERIFY)]
-        self._server = start(self._entity, host, port, tls.server(), timeout, self._store, largest)
+        if reports is not None:
+            self._entity.supported_contexts = [*self._entity.supported_contexts, report_context()]
+        report = reports.take if reports else None
+        self._server = start(self._entity, host, port, tls.server(), timeout, self._store, largest, report)
         self.port = int(self._server.server_address[1])
 
     def close(self) -> None:
@@ -72,6 +82,8 @@ class Receiver:
         from pynetdicom.dsutils import encode_file_meta
 
         object_received(event)
+        if self._senders and event.assoc.requestor.ae_title not in self._senders:
+            return NOT_AUTHORISED  # the archive, which may only report
         uid = str(event.request.AffectedSOPInstanceUID)
         content = event.request.DataSet
         if not is_uid(uid) or content is None or not content.getbuffer():

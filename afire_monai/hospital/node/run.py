@@ -37,6 +37,7 @@ from afire_monai.hospital.node.sender import TROUBLE, Sender
 from afire_monai.hospital.node.status_page import status_page
 from afire_monai.hospital.pacs.association import Tls
 from afire_monai.hospital.pacs.client import Pacs
+from afire_monai.hospital.pacs.commitment import Reports
 from afire_monai.predictions.scoring import Scorer
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ def run_node(
     tls_ca: str | None = None,
     send_to: str | None = None,
     send_tls_ca: str | None = None,
+    commit: bool = False,
     kinds: Sequence[str] | None = None,
     heatmap: str = "auto",
     batch_size: int = 16,
@@ -88,8 +90,10 @@ def run_node(
         tls_ca: PEM file of authorities: callers must have a certificate of theirs.
         send_to: archive that gets the results, as AET@HOST:PORT; they stay in the state folder unless given.
         send_tls_ca: PEM file of the authorities to trust there; connects with TLS.
-        kinds: sr (report), seg (heatmap), sc (picture), with commas between them; all that there is something for
-            unless given.
+        commit: have that archive say that it keeps the results (storage commitment) before they count as sent; it may
+            report to this node's address and port.
+        kinds: sr (report), seg (heatmap), sc (picture), gsps (outline and scores, drawn on the radiograph by the
+            viewer), with commas between them; unless given, the first three as far as there is something for them.
         heatmap: anomaly, gradcam, rollout, none; auto takes the first that the model can.
         batch_size: radiographs computed at once.
         workers: threads that read; the number of cores, at most 8, unless given. 0 reads without threads.
@@ -108,7 +112,10 @@ def run_node(
     silence()
     stop = stop or threading.Event()
     tls, client = Tls(tls_ca, tls_cert, tls_key), Tls(send_tls_ca, *((tls_cert, tls_key) if send_tls_ca else ()))
-    pacs = None if send_to is None else Pacs(send_to, aet, tls=client, timeout=timeout, retries=0)
+    if commit and send_to is None:
+        raise AfireError("--commit asks the archive of --send-to, and none is named")
+    reports = Reports() if commit else None
+    pacs = None if send_to is None else Pacs(send_to, aet, tls=client, timeout=timeout, retries=0, reports=reports)
     scorer = Scorer(model, heatmap=heatmap)
     if not is_loopback(host) and not tls_cert:
         logger.warning("no TLS: pictures of patients cross the network unencrypted; --tls-cert turns it on")
@@ -117,9 +124,9 @@ def run_node(
         if pacs is not None:
             held.send_what_was_kept()
         predictor = Predictor(held, scorer, kinds, batch_size, threads(workers), PREDICTED if pacs else KEPT)
-        receiver = Receiver(held, aet, host, port, allow, tls, timeout, object_mib << 20)
+        receiver = Receiver(held, aet, host, port, allow, tls, timeout, object_mib << 20, pacs, reports)
         page = status_page(status_port, lambda: node_status(state).lines())
-        with page, _receiving(receiver, ready), _sending(held, pacs, stop), _until_signal(stop):
+        with page, _receiving(receiver, ready), _sending(held, pacs, commit, stop), _until_signal(stop):
             _work(predictor, held, stop)
     finally:
         held.close()
@@ -167,11 +174,11 @@ def _receiving(receiver: Receiver, ready: Callable[[int], None] | None) -> Itera
 
 
 @contextmanager
-def _sending(queue: Queue, pacs: Pacs | None, stop: threading.Event) -> Iterator[None]:
+def _sending(queue: Queue, pacs: Pacs | None, commit: bool, stop: threading.Event) -> Iterator[None]:
     if pacs is None:
         yield
         return
-    thread = threading.Thread(target=Sender(queue, pacs).run, args=(stop,), name="sender")
+    thread = threading.Thread(target=Sender(queue, pacs, commit).run, args=(stop,), name="sender")
     thread.start()
     try:
         yield

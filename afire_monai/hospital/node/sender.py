@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from pathlib import Path
+from typing import Any
 
 from afire_monai.core.errors import AfireError
 from afire_monai.core.quiet import quiet
@@ -18,16 +19,22 @@ MOST_TRIES = 8
 """An object that the archive refused so often is given up until the node is started again."""
 FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0
 """Seconds between two tries: doubled each time, up to the longest."""
+AT_ONCE = 50
+"""Radiographs whose results an archive is asked to commit itself to at a time."""
 TROUBLE = "trouble"
 """Name of the fact that holds the last trouble with the archive; "" if there is none."""
 
 
 class Sender:
-    """Take results of the queue to an archive; a dead archive is waited for."""
+    """Take results of the queue to an archive; a dead archive is waited for.
 
-    def __init__(self, queue: Queue, pacs: Pacs) -> None:
-        self._queue, self._pacs = queue, pacs
+    With ``commit``, results stay in the queue until the archive has said that it keeps them (storage commitment).
+    """
+
+    def __init__(self, queue: Queue, pacs: Pacs, commit: bool = False) -> None:
+        self._queue, self._pacs, self._commit = queue, pacs, commit
         self._failures = 0
+        self._stored: dict[str, tuple[str, int]] = {}  # of objects without commitment: key and tries, by UID
 
     def run(self, stop: threading.Event) -> None:
         """Send until asked to stop."""
@@ -49,12 +56,15 @@ class Sender:
     def send_all(self, stop: threading.Event) -> str:
         """Send everything that waits, once; return what went wrong last; "" if all was sent."""
         trouble = ""
-        for _, key, tries in self._queue.waiting(PREDICTED):
+        self._stored.clear()
+        for number, (_, key, tries) in enumerate(self._queue.waiting(PREDICTED), 1):
             if stop.is_set():
                 return trouble
             try:
-                self._send(key)
+                self._send(key, tries)
                 self._failures = 0
+                if number % AT_ONCE == 0:
+                    trouble = self._settle() or trouble
             except StatusError as error:
                 trouble = str(error)
                 if error.status >> 8 == 0xA7:  # it is full, and will not be less so for the next one
@@ -71,14 +81,37 @@ class Sender:
             except Exception as error:  # pydicom raises many types on damaged files; what it says may quote a header
                 trouble = f"unexpected error: {type(error).__name__}"
                 self._refused(key, tries, trouble)
-        return trouble
+        try:
+            return self._settle() or trouble
+        except AfireError as error:
+            return str(error)
 
-    def _send(self, key: str) -> None:
+    def _send(self, key: str, tries: int) -> None:
         folder = self._queue.results(key)
         for path in sorted(folder.iterdir()):
-            self._pacs.store(_read(path))
-            path.unlink()
-        self._queue.end(key, SENT)
+            dataset = _read(path)
+            self._pacs.store(dataset)
+            if self._commit:
+                self._stored[str(dataset.SOPInstanceUID)] = key, tries
+            else:
+                path.unlink()
+        if not self._commit:
+            self._queue.end(key, SENT)
+
+    def _settle(self) -> str:
+        """End what the archive says it keeps; the rest is sent again. Return why something is not kept, "" if all is.
+
+        Raises AfireError as `Pacs.settle`: everything is sent again then.
+        """
+        stored, self._stored = self._stored, {}
+        failed = self._pacs.settle()
+        refused = {stored[uid]: reason for uid, reason in failed.items() if uid in stored}
+        for key, tries in dict.fromkeys(stored.values()):
+            if (key, tries) in refused:
+                self._refused(key, tries, refused[key, tries])
+            else:
+                self._queue.end(key, SENT)
+        return next(iter(refused.values()), "")
 
     def _refused(self, key: str, tries: int, reason: str) -> None:
         if tries + 1 >= MOST_TRIES:
@@ -87,7 +120,7 @@ class Sender:
             self._queue.tried(key)
 
 
-def _read(path: Path) -> object:
+def _read(path: Path) -> Any:
     import pydicom
 
     with quiet():

@@ -32,6 +32,7 @@ from afire_monai.hospital.pacs.association import (
     storage_contexts,
     why_not,
 )
+from afire_monai.hospital.pacs.commitment import ACTED_ON, COMMITMENT, Reports, commitment_request
 from afire_monai.hospital.pacs.listener import MoveListener
 
 T = TypeVar("T")
@@ -41,8 +42,8 @@ FIND, GET, MOVE, VERIFY = (
     "1.2.840.10008.1.1",
 )
 """Study Root query, C-GET and C-MOVE; verification."""
-OTHERS = tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("88.11", "88.22", "88.33", "88.34", "66.4"))
-"""Classes of reports and segmentations, which a query for SR or SEG finds."""
+OTHERS = tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("88.11", "88.22", "88.33", "88.34", "66.4", "11.1"))
+"""Classes of reports, segmentations and presentation states, which a query for SR, SEG or PR finds."""
 MOST = 1_000_000
 """Answers to one query."""
 LONGEST_WAIT = 60.0
@@ -63,6 +64,8 @@ class Pacs:
         timeout: seconds to wait for a connection and for each answer.
         retries: how often a request is repeated after a lost connection.
         first_wait: seconds before the first repetition; doubled each time.
+        reports: have the archive say that it keeps what was stored; it may report on the same connection or to a
+            listener of these.
 
     Raises:
         AfireError: for a wrong address, numbers out of range, or if pynetdicom is not installed.
@@ -77,6 +80,7 @@ class Pacs:
         timeout: float = 60.0,
         retries: int = 4,
         first_wait: float = 1.0,
+        reports: Reports | None = None,
     ) -> None:
         if not timeout > 0 or retries < 0:
             raise AfireError(f"--timeout must be above 0 and --retries at least 0, got {timeout:g} and {retries}")
@@ -89,6 +93,7 @@ class Pacs:
         self._connected: dict[str, Any] = {}
         self._stored: dict[tuple[str, str], None] = {}
         self._incoming: dict[str, bytes] = {}
+        self._reports, self._unsettled = reports, dict[str, str]()
         self._listener = MoveListener(move_to, self.address, tls or Tls(), timeout) if move_to else None
         if self._tls is None and not is_loopback(self.address.host):
             logger.warning("no TLS: pictures of patients cross the network unencrypted; --tls-ca turns it on")
@@ -103,11 +108,14 @@ class Pacs:
         """End all associations and the listener."""
         for purpose in list(self._open):
             self._hang_up(purpose)
-        if self._listener is not None:
-            self._listener.close()
+        for listener in (self._listener, self._reports):
+            if listener is not None:
+                listener.close()
 
     def interrupt(self) -> None:
         """Let whatever waits for the archive fail now, as if the connection was lost; for other threads."""
+        if self._reports is not None:
+            self._reports.give_up()
         for association in list(self._connected.values()):
             cut(association)
 
@@ -168,7 +176,39 @@ class Pacs:
             AnswerError: the archive does not take it.
             AfireError: as :meth:`find_series`.
         """
-        return self._repeated(lambda: self._store(dataset))
+        new = self._repeated(lambda: self._store(dataset))
+        if self._reports is not None:
+            self._unsettled[str(dataset.SOPInstanceUID)] = str(dataset.SOPClassUID)
+        return new
+
+    def settle(self) -> dict[str, str]:
+        """Ask for storage commitment of what was stored since the last time, and wait for the report.
+
+        Returns:
+            Why objects are not kept, by SOPInstanceUID; empty if all are, or this was not wanted (``reports``).
+
+        Raises:
+            AnswerError: the archive does not offer it, or refuses the request.
+            AfireError: as :meth:`find_series`; also if no report comes within the time for an answer.
+        """
+        objects, self._unsettled = self._unsettled, {}
+        if self._reports is None or not objects:
+            return {}
+        from pydicom.uid import generate_uid
+
+        transaction = str(generate_uid(prefix=None))
+        try:
+            with self._reports.expect(transaction) as arrived:
+                self._repeated(lambda: self._request(commitment_request(transaction, objects)))
+                failed = arrived(self._timeout)
+        finally:
+            self._hang_up("commit")
+        if failed is None:
+            raise ConnectionLostError(
+                "the archive did not report in time whether it keeps what was sent; it has to know this AE title's "
+                "address and port, or needs a higher --timeout"
+            )
+        return {uid: f"not kept by the archive: {reason}" for uid, reason in failed.items() if uid in objects}
 
     def echo(self) -> None:
         """See that the archive answers; AfireError if it does not."""
@@ -200,6 +240,19 @@ class Pacs:
         if code != 0 and (code is None or code >> 12 != 0xB):
             raise status_error(status, {})
         return True
+
+    def _request(self, request: Any) -> None:
+        self._hang_up("commit")
+        association = self._association("commit")
+        try:
+            with quiet():
+                status, _ = association.send_n_action(request, 1, COMMITMENT, ACTED_ON)
+        except RuntimeError:
+            raise status_error(None, {}) from None
+        # from here on the association's own thread takes what comes, for that is the report
+        del association.dimse.get_msg
+        if status.get("Status") != 0:
+            raise status_error(status, {0x0112: "it does not offer storage commitment"})
 
     def _get(self, wanted: Any, instance: str) -> bytes:
         self._incoming.clear()
@@ -274,6 +327,7 @@ class Pacs:
             (evt.EVT_CONN_OPEN, self._opened, [purpose]),
             (evt.EVT_PDU_RECV, note_rejection),
             (evt.EVT_C_STORE, self._keep),
+            *([(evt.EVT_N_EVENT_REPORT, self._reports.take)] if self._reports and purpose == "commit" else []),
         ]
         with quiet():
             association = self._entity.associate(
@@ -304,7 +358,7 @@ class Pacs:
         if purpose == "get":
             reports = [build_context(kind, list(UNCOMPRESSED)) for kind in OTHERS]
             return [build_context(GET), *storage_contexts(IMAGES), *reports]
-        return [build_context({"find": FIND, "move": MOVE, "echo": VERIFY}[purpose])]
+        return [build_context({"find": FIND, "move": MOVE, "echo": VERIFY, "commit": COMMITMENT}[purpose])]
 
     def _keep(self, event: Any) -> int:
         self._incoming.clear()  # one at a time is asked for

@@ -16,6 +16,7 @@ from afire_monai.hospital.pacs.association import (
     Tls,
     ae_title,
     application,
+    cut,
     limit_connection,
     object_received,
     storage_contexts,
@@ -42,7 +43,7 @@ class MoveListener:
         self.aet = ae_title(found[1], "--move-to")
         self._arrived = threading.Condition()
         self._expected, self._content = "", b""
-        from_here = _facing(pacs)
+        from_here = facing(pacs)
         entity = application(self.aet, timeout)
         entity.require_called_aet = True
         entity.supported_contexts = scp_contexts()
@@ -89,12 +90,14 @@ def start(
     port: int,
     tls: Any,
     timeout: float,
-    store: Callable[[Any], int],
+    store: Callable[[Any], int] | None = None,
     largest: int | None = None,
+    report: Callable[[Any], tuple[int, None]] | None = None,
 ) -> Any:
     """Start to listen in threads of their own; return pynetdicom's server, with `shutdown` and `server_address`.
 
-    ``store`` is called for each object and returns the status; ``timeout`` is seconds of quiet.
+    ``store`` is called for each object and returns the status, ``report`` for each N-EVENT-REPORT; ``timeout`` is
+    seconds of quiet.
 
     Raises:
         AfireError: if the address or port cannot be used.
@@ -104,14 +107,28 @@ def start(
     limits = [timeout] if largest is None else [timeout, largest]
     handlers = [
         (evt.EVT_CONN_OPEN, limit_connection, limits),
+        (evt.EVT_CONN_OPEN, _leave_room),
         (evt.EVT_CONN_CLOSE, _let_go),
-        (evt.EVT_C_STORE, store),
+        *([(evt.EVT_C_STORE, store)] if store else []),
+        *([(evt.EVT_N_EVENT_REPORT, report)] if report else []),
     ]
     try:
         return entity.start_server((host, port), block=False, ssl_context=tls, evt_handlers=handlers)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or "no such address or port"
         raise AfireError(f"port {port} of {host} cannot be listened on: {reason}; give another") from None
+
+
+def _leave_room(event: Any) -> None:
+    """Close the oldest connections that have not said yet who they are, where they would take over half of the places.
+
+    They count among the associations until the time for the request is over.
+    """
+    entity = event.assoc.ae
+    silent = [one for one in entity.active_associations if one.is_acceptor and one.requestor.primitive is None]
+    earlier = [one for one in silent if one is not event.assoc]
+    for association in earlier[: max(len(earlier) + 1 - entity.maximum_associations // 2, 0)]:
+        cut(association)
 
 
 def _let_go(event: Any) -> None:
@@ -134,7 +151,7 @@ def scp_contexts() -> list[Any]:
     return [build_context(kind, names) for kind, names in syntaxes.items()]
 
 
-def _facing(pacs: PacsAddress) -> str:
+def facing(pacs: PacsAddress) -> str:
     """Return the own address that a connection to the archive comes from."""
     try:
         family, kind, _, _, where = socket.getaddrinfo(pacs.host, pacs.port, type=socket.SOCK_DGRAM)[0]

@@ -1,5 +1,6 @@
 // The page to work in: one image after the other, its findings and masks, saved through MONAI Label's own calls.
 
+import { Ahead } from "./ahead.js";
 import * as api from "./api.js";
 import { $, attempt, confirmed, el, say } from "./dom.js";
 import { CYCLE, goTo, showFindings } from "./findings.js";
@@ -18,7 +19,8 @@ const board = {
 };
 const tools = new Tools(viewer, board);
 const opinions = new Opinions(viewer, board, render);
-const training = new Training(async () => { await readInfo(); opinions.turnTo(); });
+const ahead = new Ahead(opinions);
+const training = new Training(async () => { await readInfo(); ahead.forget(); opinions.turnTo(); });
 let known = { findings: [], classes: {}, versions: {} }; // what can be labelled
 let info = { models: {}, strategies: {} };
 let current = null; // {id, mask, findings (null, 1, 0 or -1 by name), saved (of them), maskChanged, hasLabel, version}
@@ -32,9 +34,11 @@ const unsaved = (work = current) => work !== null && (entered(work) !== work.sav
 
 // images
 
-async function open(id) {
+async function open(id, fetched = Promise.reject()) {
   say("Reading the image …");
-  const [picture, kept] = await Promise.all([api.pixels(id), api.savedCase(id)]), { problems } = kept;
+  const [picture, kept] = await Promise.all([
+    fetched.catch(() => api.pixels(id)), api.savedCase(id),
+  ]), { problems } = kept;
   const values = kept.mask ? await api.mask(id).catch((error) => {
     if (error.status !== 400) throw error; // shown without its mask, it would soon be saved without
     problems.push(`The saved mask cannot be shown: ${error.message}`);
@@ -66,10 +70,11 @@ async function next() {
   const unreadable = [], leftOut = () => `Left out, as they cannot be used: ${unreadable.join(", ")}`;
   for (;;) {
     say("Choosing the next image …");
-    const { id } = await api.nextSample($("strategy").value);
+    const strategy = $("strategy").value, held = await ahead.take(strategy);
+    const { id } = held ?? await api.nextSample(strategy);
     if (!id) return say("There is no image without a label left. Train, or go back with P.", "good");
     try {
-      await open(id);
+      await open(id, held?.picture);
       if (unreadable.length) say(leftOut(), "bad");
       return undefined;
     } catch (error) {
@@ -86,6 +91,9 @@ async function move(action) {
   if (moving) return;
   lock(true);
   try { await action(); } finally { lock(false); }
+  const id = current?.id;
+  await opinions.answered(); // which come first
+  if (id && id === current.id && !moving) ahead.begin($("strategy").value, id);
 }
 
 async function saveAndNext() {

@@ -21,6 +21,7 @@ export class Opinions {
   #image = null;
   #outlines = []; // of the model: {path, colour}
   #answers = new Map(); // promises of what the models say of this image
+  #prepared = null; // the same of the next one: {image, answers}
   #turn = 0; // answers that are no longer wanted are dropped
 
   /** `board` has `mask` (or null) and `classes`; `changed` is called when there is something to show. */
@@ -55,7 +56,8 @@ export class Opinions {
     this.labels = {};
     this.#image = image;
     this.#outlines = [];
-    this.#answers = new Map();
+    this.#answers = this.#prepared?.image === image ? this.#prepared.answers : new Map();
+    this.#prepared = null;
     this.viewer.setHeat(null);
     this.draw();
     this.ask(); // not waited for: the image can be judged before
@@ -65,10 +67,11 @@ export class Opinions {
   ask() {
     const turn = ++this.#turn;
     const show = (id, put) => attempt(async () => {
-      const task = id === "opinion" ? "classification" : $(`${id}-kind`).value;
+      const task = this.#task(id);
       const answer = $(id).checked && this.models[task] && this.#image !== null ? await this.#answer(id, task) : null;
       if (turn === this.#turn) put(answer, task);
     });
+    if (this.#prepared) this.prepare(this.#prepared.image); // something else may be switched on now
     $("heat-note").textContent = $("heat").checked ? "Heatmap: asking the model …" : "";
     show("opinion", (answer) => { this.labels = answer?.labels ?? {}; this.changed(); });
     show("heat", (map, task) => {
@@ -83,8 +86,25 @@ export class Opinions {
     });
   }
 
-  #answer(id, task) {
-    const key = `${id} ${task}`, answers = this.#answers, image = this.#image;
+  /** Ask what is switched on of an image that will be shown; of one at a time, which an answer for another replaces. */
+  prepare(image) {
+    if (this.#prepared?.image !== image) this.#prepared = { image, answers: new Map() };
+    for (const [id, task] of this.#wanted()) this.#answer(id, task, image, this.#prepared.answers).catch(() => {});
+  }
+
+  /** Wait for what was asked of the image that is shown, whether it is answered or not. */
+  answered() { return Promise.allSettled(this.#answers.values()); }
+
+  /** What is switched on and can be asked: [id, task]. */
+  #wanted() {
+    return ["opinion", "heat", "outline"].map((id) => [id, this.#task(id)])
+      .filter(([id, task]) => $(id).checked && this.models[task]);
+  }
+
+  #task(id) { return id === "opinion" ? "classification" : $(`${id}-kind`).value; }
+
+  #answer(id, task, image = this.#image, answers = this.#answers) {
+    const key = `${id} ${task}`;
     if (!answers.has(key)) {
       const answer = id === "opinion" ? api.opinion(task, image)
         : api.map(task, image, task === "classification" ? { heatmap: true } : {});

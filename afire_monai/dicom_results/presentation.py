@@ -1,0 +1,167 @@
+"""Outline and scores as a Grayscale Softcopy Presentation State: drawn by the viewer on the radiograph itself."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from highdicom.pr import (
+    AnnotationUnitsValues,
+    GraphicAnnotation,
+    GraphicLayer,
+    GraphicObject,
+    GraphicTypeValues,
+    GrayscaleSoftcopyPresentationState,
+    TextJustificationValues,
+    TextObject,
+)
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from skimage.measure import approximate_polygon, find_contours
+
+from afire_monai.dicom_results import codes
+from afire_monai.dicom_results.capture import score_lines
+from afire_monai.dicom_results.codes import NewUids
+from afire_monai.dicom_results.objects import (
+    WARNING,
+    building,
+    character_set,
+    common,
+    keep_side,
+    with_warning,
+    write_new,
+)
+from afire_monai.dicom_results.prediction import ImagePrediction
+from afire_monai.dicom_results.source import SourceImage, open_source
+from afire_monai.radiographs.dicom import drop_unusable
+from afire_monai.radiographs.dicom_open import open_dataset
+from afire_monai.radiographs.dicom_pixels import lut_of, window_of
+
+LEVEL = 0.5
+"""Where the heatmap is at least this, it is outlined: 3 standard deviations above normal, or half of Grad-CAM's highest
+place."""
+MOST_POINTS = 8191
+"""Of an outline: a value of this representation (FL) has at most 65,535 bytes."""
+MOST_OUTLINES = 100
+LONGEST_TEXT = 1024
+"""Letters of a text object (ST)."""
+LAYER = "AFIRE"
+SHOWN = f"Outlined where it is {LEVEL} or more"
+
+
+def write_presentation(
+    source: SourceImage | str | os.PathLike[str],
+    prediction: ImagePrediction,
+    out_dir: str | os.PathLike[str],
+    seed: str | None = None,
+) -> Path:
+    """Write a presentation state (GSPS) of one radiograph: the outline of its heatmap, and one text with the scores.
+
+    It refers to the radiograph, shows all of it, and has its window or VOI LUT (the first where there are several), its
+    modality LUT and its polarity; outline and text lie in a layer of their own. Raises RadiographError if the source
+    cannot carry results; AfireError if there is nothing to show, the heatmap does not fit, or the file cannot be
+    written.
+    """
+    source = source if isinstance(source, SourceImage) else open_source(source)
+    prediction.check_any()
+    lines = [] if prediction.heatmap is None else outlines(prediction.grid(source.shape), source.shape)
+    header, uids = copy.copy(source.header), NewUids(seed)
+    header.SamplesPerPixel = 1
+    with building("presentation state"):
+        layer = GraphicLayer(LAYER, 1, "Outline and scores of a model")
+        text = TextObject(
+            scores_text(prediction),
+            AnnotationUnitsValues.DISPLAY,
+            bounding_box=(0.0, 0.0, 0.5, 0.25),
+            text_justification=TextJustificationValues.LEFT,
+        )
+        drawn = [GraphicObject(GraphicTypeValues.POLYLINE, line, AnnotationUnitsValues.PIXEL) for line in lines]
+        state: Any = GrayscaleSoftcopyPresentationState(
+            referenced_images=[header],
+            content_label="AFIRE_OUTLINE",
+            content_description=with_warning("outline and scores of a model"),
+            graphic_layers=[layer],
+            graphic_annotations=[GraphicAnnotation([header], layer, graphic_objects=drawn, text_objects=[text])],
+            concept_name=codes.EXPLANATION,
+            **common("gsps", source, prediction, uids, "AFiRe outline"),
+        )
+        keep_side(state, header)
+        state.CodingSchemeIdentificationSequence = codes.coding_schemes()
+        _copy_intensity(source, state)
+        return write_new(state, character_set(source, prediction), out_dir)
+
+
+def outlines(heat: NDArray[np.floating[Any]], shape: tuple[int, int]) -> list[NDArray[np.float64]]:
+    """Return the closed outlines of where a heatmap is at least `LEVEL`, the longest first, at most `MOST_OUTLINES`.
+
+    Args:
+        heat: (h, w) in 0…1.
+        shape: rows and columns of the radiograph that it lies on.
+
+    Returns:
+        For each outline, also those of holes, (n, 2) column and row, the last point the first: 0 is the outer edge of
+        the first pixel (DICOM PS3.3 C.10.5), so that the centre of a pixel is inside if its heat is at least the level.
+    """
+    around = np.pad(heat.astype(np.float64), 1)
+    scale = np.array([shape[1] / heat.shape[1], shape[0] / heat.shape[0]])
+    found = sorted(find_contours(around, np.nextafter(LEVEL, 0)), key=len, reverse=True)[:MOST_OUTLINES]
+    return [_bounded(np.clip((line[:, ::-1] - 0.5) * scale, 0, shape[::-1])) for line in found]
+
+
+def _bounded(line: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Take points out of an outline until it has at most `MOST_POINTS`."""
+    tolerance, kept = 0.0, line
+    while len(kept) > MOST_POINTS:
+        kept = approximate_polygon(line, tolerance)
+        tolerance = max(2 * tolerance, 0.25)
+    return kept
+
+
+def scores_text(prediction: ImagePrediction) -> str:
+    """Return warning, scores and what is outlined, in lines; the least probable are left out if they are too many."""
+    ranked = sorted(prediction.probabilities.items(), key=lambda entry: entry[1])
+    for left_out in range(len(ranked) + 1):
+        kept = replace(prediction, probabilities=dict(ranked[left_out:]))
+        lines = [WARNING, *(line for line, _ in score_lines(kept, SHOWN))]
+        if left_out:
+            lines.insert(-1, f"{left_out} less probable: see the report")
+        text = "\r\n".join(lines)
+        if len(text) <= LONGEST_TEXT:
+            break
+    return text
+
+
+def _copy_intensity(source: SourceImage, state: Any) -> None:
+    """Take over how the radiograph's stored values are shown, as far as this package can apply it, too."""
+    shown = open_dataset(source.path, header_only=True)
+    drop_unusable(source.path, shown)
+    if shown.get("ModalityLUTSequence"):
+        state.ModalityLUTSequence = copy.deepcopy(shown.ModalityLUTSequence[:1])
+    elif None not in (shown.get("RescaleSlope"), shown.get("RescaleIntercept")):
+        state.RescaleSlope, state.RescaleIntercept = shown.RescaleSlope, shown.RescaleIntercept
+        state.RescaleType = shown.get("RescaleType") or "US"
+    voi = Dataset()
+    with contextlib.suppress(Exception):  # what pydicom raises on a damaged table; the window is used then
+        if shown.get("VOILUTSequence"):
+            voi.VOILUTSequence = [_deep_lut(shown.VOILUTSequence[0], shown)]
+    if not len(voi) and (window := window_of(shown)) is not None:
+        voi.WindowCenter, voi.WindowWidth, voi.VOILUTFunction = window
+    if len(voi):
+        state.SoftcopyVOILUTSequence = [voi]
+    if str(shown.get("PhotometricInterpretation") or "").strip().upper() == "MONOCHROME1":
+        state.PresentationLUTShape = "INVERSE"
+
+
+def _deep_lut(item: Any, shown: Any) -> Dataset:
+    """Return a VOI LUT with entries of 16 bits, as presentation states have them, of which the largest is white."""
+    entries, white, _ = lut_of(item, shown)
+    deep = Dataset()
+    deep.LUTDescriptor = [*list(item.LUTDescriptor)[:2], 16]
+    deep["LUTDescriptor"].VR = item["LUTDescriptor"].VR
+    deep.add_new("LUTData", "OW", np.rint(entries * (65535 / white)).astype("<u2").tobytes())
+    return deep
