@@ -36,7 +36,8 @@ class Program:
     Args:
         words: as they follow ``python``: ``-m MODULE``, ``-c CODE`` or a script, and its arguments.
         folder: where it works; None for this process's.
-        log: file to which it adds what it prints.
+        log: file to which it adds what it prints. Processes of torchrun leave their numbers beside it, in files such
+            as ``LOG.0.pid``.
         environment: changes to the environment, which is this process's without a GPU and with one thread.
     """
 
@@ -82,6 +83,8 @@ class Program:
 
 def run_program(words: list[str], folder: str, environment: dict[str, str], log: str) -> None:
     """Be the program: the first function of the new process."""
+    if "RANK" in os.environ:
+        Path(f"{log}.{os.environ['RANK']}.pid").write_text(str(os.getpid()))
     rank = {name: value for name, value in os.environ.items() if name.startswith(RANK)}
     os.environ.clear()
     os.environ.update({**rank, **environment})
@@ -105,11 +108,15 @@ def run_program(words: list[str], folder: str, environment: dict[str, str], log:
             exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
         else:
             sys.argv = words
+            sys.path.insert(0, str(Path(words[0]).absolute().parent))
             runpy.run_path(words[0], run_name="__main__")
     except SystemExit as end:
         # torchrun waits for the word of a process that has ended well
         if end.code:
             raise
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        sys.exit(1)
     finally:
         atexit._run_exitfuncs()
         sys.stdout.flush()

@@ -4,9 +4,6 @@ import errno
 import io
 import json
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 import zlib
@@ -16,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -381,13 +379,13 @@ build_cache(ImagePaths(sys.argv[2:]), folder / "c", (16, 12), workers=0, shard_r
 def test_killed_build_goes_on_where_it_was(tmp_path, monkeypatch):
     paths = pictures(tmp_path / "in", 7)
     names = [os.fsdecode(path) for path in paths.raw_paths()]
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path), *names])
+    process = warm.Program(["-c", KILLED, tmp_path, *names], tmp_path / "log.txt")
     until = time.monotonic() + 100
     while not (tmp_path / "four").exists():
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     for name in (".pixels_00000.npy.999.part", ".index.npy.999.part"):  # as a kill a moment earlier leaves
         (tmp_path / "c" / name).write_bytes(b"half")
