@@ -26,10 +26,10 @@ CONFIGS = Path(__file__).resolve().parents[1] / "bundle" / "configs"
 METADATA = str(CONFIGS / "metadata.json")
 
 
-def tiny_afire(shift: int = 0, seed: int = 0, side: int = 32, depth: int = 2, **loss: object) -> AFiRe:
+def tiny_afire(shift: int = 0, seed: int = 0, side: int = 32, **loss: object) -> AFiRe:
     """An AFiRe of a few thousand parameters on a 4 x 4 grid."""
     torch.manual_seed(seed)
-    encoder = ViTEncoder(side, PATCH, embed_dim=32, depth=depth, num_heads=2)
+    encoder = ViTEncoder(side, PATCH, embed_dim=32, depth=2, num_heads=2)
     h, w = encoder.grid
     return AFiRe(
         encoder,

@@ -35,7 +35,7 @@ def scans(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    method = tiny_afire(2, depth=1)  # what an export costs grows with the graph
+    method = tiny_afire(2)
     export_encoder(method.export_encoder, folder)
     export_restorer(method, folder)
     export_detector(method, folder)
