@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import warm
 from ignite.engine import Events
 
 from afire_monai.core.distributed import sum_over_processes, world_size
@@ -93,9 +92,8 @@ stop_processes()
 def run_script(script: str, folder: Path, *words: str, processes: int = 2) -> None:
     """Run a script in several processes of one thread each."""
     (folder / "job.py").write_text(script)
-    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    subprocess.run([*command, str(folder / "job.py"), *words], env=environment, check=True, timeout=240)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}")
+    warm.run([*torchrun, folder / "job.py", *words], folder / "job.txt")
 
 
 def recorded_by_processes(made: str, folder: Path, processes: int = 2) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 from afire_monai.phantom import write_phantom_dataset
 
@@ -46,10 +47,12 @@ def test_training_then_inference_run_from_a_foreign_folder(tmp_path):
         (("--epochs", "0"), "--epochs 0: a whole number of at least 1 is expected"),
     ],
 )
-def test_wrong_setting_ends_in_one_line_that_names_it_and_in_a_failure(tmp_path, words, error):
-    done = bundle_run(tmp_path, PRETRAIN, "--output_dir", "out", *words)
-    assert done.returncode == 1
-    last = done.stderr.rstrip().splitlines()[-1]
+def test_wrong_setting_ends_in_one_line_that_names_it_and_in_a_failure(tmp_path, monkeypatch, words, error):
+    monkeypatch.delenv("AFIRE_TRACEBACK", raising=False)
+    command = ["-m", "monai.bundle", "run", "--config_file", PRETRAIN, "--output_dir", "out", *words]
+    done = warm.Program(command, tmp_path / "log.txt", tmp_path)
+    assert done.wait() == 1
+    last = done.output().rstrip().splitlines()[-1]
     assert last.startswith(f"error: {error}")
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.output()
     assert not (tmp_path / "out" / "phantoms").exists()

@@ -331,8 +331,10 @@ def test_every_constant_that_users_set_has_a_reason_beside_it(name, end):
 
 
 def test_time_budget_decides_the_epochs_of_a_run_that_is_otherwise_the_same(phantoms, foreign, tmp_path, monkeypatch):
+    from afire_monai.training import budget
     from afire_monai.training.budget import Costs
 
+    monkeypatch.setattr(budget, "TIMED_SECONDS", 0.1)
     monkeypatch.setattr(Costs, "epochs", lambda *_: 2)
     given = {**SMALL, "datalist": str(phantoms)}
     run_bundle(foreign, PRETRAIN, **{**given, "output_dir": str(tmp_path / "budget"), "minutes": 30, "epochs": 50})

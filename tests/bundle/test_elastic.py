@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from helpers import CONFIGS
 
 from afire_monai.phantom import write_phantom_dataset
@@ -24,19 +25,33 @@ TINY = {
 }
 
 
-def start(folder: Path, name: str, restarts: int, nodes: int = 1, workers: int = 0) -> list[subprocess.Popen[bytes]]:
+class Interpreter(subprocess.Popen):
+    """An interpreter of its own where `warm.Program` forks; one test does with it what the others do without."""
+
+    def __init__(self, words: list[str], log: Path, folder: Path, environment: dict[str, str]) -> None:
+        self.log = log
+        environment = {**os.environ, **warm.ALONE, **environment}
+        with log.open("a") as file:
+            super().__init__([sys.executable, *words], cwd=folder, env=environment, stdout=file, stderr=file)
+
+    def output(self) -> str:
+        return self.log.read_text()
+
+
+def start(
+    folder: Path, name: str, restarts: int, nodes: int = 1, workers: int = 0, kind: type = warm.Program
+) -> list[warm.Program]:
     """Start two processes under one launcher, or under two as on two nodes."""
     settings = {key: value for key, value in TINY.items() if key != "device"} | {"num_workers": workers}
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc_per_node={2 // nodes}"]
+    command = ["-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc_per_node={2 // nodes}"]
     command += ["--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{free_port()}", "--rdzv_id=elastic"]
     command += ["--local_addr=127.0.0.1", f"--max-restarts={restarts}", "-m", "monai.bundle", "run"]
     command += ["--config_file", FILES, "--datalist", "data/datalist.json", "--output_dir", name, "--resume", "true"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = str(int(nodes > 1))
-    with (folder / f"{name}.txt").open("w") as log:
-        options = {"cwd": folder, "env": environment, "stdout": log, "stderr": log}
-        return [subprocess.Popen([*command, *words], **options) for _ in range(nodes)]
+    environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": str(int(nodes > 1))}
+    log = folder / f"{name}.txt"
+    log.unlink(missing_ok=True)
+    return [kind([*command, *words], log, folder, environment) for _ in range(nodes)]
 
 
 def free_port() -> int:
@@ -45,19 +60,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def ranks(launchers: list[int]) -> list[int]:
-    """Processes that launchers have started, in the order of their ranks."""
-    found = {}
+def second_rank(launchers: list[warm.Program]) -> int:
+    """The second of the processes that launchers have started."""
+    if isinstance(launchers[0], warm.Program):
+        return int(Path(f"{launchers[0].log}.1.pid").read_text())
+    found, parents = {}, [launcher.pid for launcher in launchers]
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and int((entry / "stat").read_text().rpartition(")")[2].split()[1]) in launchers:
+            if entry.name.isdigit() and int((entry / "stat").read_text().rpartition(")")[2].split()[1]) in parents:
                 environment = dict(
                     part.split("=", 1) for part in (entry / "environ").read_text().split("\0") if "=" in part
                 )
                 found[int(environment["RANK"])] = int(entry.name)
         except (OSError, KeyError):
             continue
-    return [found[rank] for rank in sorted(found)]
+    return found[1]
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +91,14 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_training_restarts_by_itself_when_a_process_is_killed(whole, nodes):
     name, log = f"lossy_{nodes}", whole / f"lossy_{nodes}.txt"
-    launchers = start(whole, name, 3, nodes)
+    launchers = start(whole, name, 3, nodes, kind=Interpreter if nodes == 1 else warm.Program)
     try:
         until = time.monotonic() + 200
         while not list((whole / name / "checkpoints").glob("checkpoint_*.pt")):
             assert time.monotonic() < until
             assert all(launcher.poll() is None for launcher in launchers), log.read_text()[-2000:]
             time.sleep(0.02)
-        os.kill(ranks([launcher.pid for launcher in launchers])[1], signal.SIGKILL)
+        os.kill(second_rank(launchers), signal.SIGKILL)
         assert [launcher.wait(300) for launcher in launchers] == [0] * nodes, log.read_text()[-2000:]
     finally:
         for launcher in launchers:
@@ -117,7 +134,7 @@ def test_processes_that_are_asked_to_stop_write_one_checkpoint_and_go_on_when_st
         if asked == "launcher":
             launcher.send_signal(signal.SIGTERM)
         else:
-            os.kill(ranks([launcher.pid])[1], signal.SIGUSR1)
+            os.kill(second_rank([launcher]), signal.SIGUSR1)
         assert launcher.wait(100) != 0
     finally:
         launcher.terminate()

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import warm
 from helpers import CONFIGS, run_bundle
 from published_vits import facebook_names, random_vit
 from safetensors.torch import load_file
@@ -107,18 +104,17 @@ def test_killed_run_goes_on_to_the_weights_of_the_finished_one(finished, phantom
     method, run = finished
     settings = {**settings_of(method, phantoms, f"{method}_killed"), "checkpoint_every_iterations": 2}
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files_of(method)), *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "CUDA_VISIBLE_DEVICES": ""}
-    with (folder / f"{method}_killed.txt").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-        killed = folder / f"{method}_killed"
-        until = time.monotonic() + 200
-        while not list(killed.glob("checkpoints/checkpoint_*.pt")):
-            assert time.monotonic() < until
-            assert process.poll() is None, (folder / f"{method}_killed.txt").read_text()[-2000:]
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    command = ["-m", "monai.bundle", "run", "--config_file", str(files_of(method)), *words]
+    environment = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    killed = folder / f"{method}_killed"
+    process = warm.Program(command, folder / f"{method}_killed.txt", folder, environment)
+    until = time.monotonic() + 200
+    while not list(killed.glob("checkpoints/checkpoint_*.pt")):
+        assert time.monotonic() < until
+        assert process.poll() is None, process.output()[-2000:]
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
     assert not (killed / "models" / "encoder.safetensors").exists()
     run_bundle(folder, files_of(method), device="cpu", resume=True, **settings)
     expected, got = weights(run), weights(killed)
@@ -132,11 +128,9 @@ def test_two_processes_end_where_one_does(finished, phantoms, folder):
     method, run = finished
     settings = {**settings_of(method, phantoms, f"{method}_two"), "batch_size": COMMON["batch_size"] // 2}
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
     command += ["monai.bundle", "run", "--config_file", str(files_of(method, "multi_gpu.yaml")), *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    warm.run(command, folder / f"{method}_two.txt", folder)
     one, two = (read_csv_log(path / "log.csv") for path in (run, folder / f"{method}_two"))
     names = json.loads((run / "models" / "encoder.json").read_text())["losses"]
     for row, other in zip(one, two, strict=True):

@@ -7,13 +7,12 @@ import json
 import os
 import shutil
 import stat
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from hospital_files import PATIENT, chest, write
 
 from afire_monai.cli.main import run as afire
@@ -211,8 +210,7 @@ def test_killed_in_the_middle_it_is_completed_by_the_same_command(tmp_path: Path
     run(tmp_path)
     words, _ = planted(tmp_path)
     out = tmp_path / "out"
-    command = [sys.executable, "-c", KILLED, WHO, str(out)]
-    assert subprocess.run(command, check=False, timeout=120).returncode == 9
+    assert warm.Program(["-c", KILLED, WHO, out], tmp_path / "log.txt").wait() == 9
     assert holding(out, words)
     assert not forget(WHO, out).already
     assert holding(out, words) == []

@@ -5,7 +5,6 @@ import json
 import os
 import stat
 import struct
-import subprocess
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import warm
 from hospital_files import PLANTED, chest, write
 from PIL import Image
 from pydicom.uid import RLELossless
@@ -258,8 +258,8 @@ def test_killed_run_goes_on_to_the_same_result(tmp_path: Path) -> None:
     archive(tmp_path / "in")
     key = tmp_path / "key"
     IdentityKey.make(key)
-    words = [sys.executable, "-c", KILLED, str(tmp_path / "in"), str(tmp_path / "out"), str(key), "5"]
-    assert subprocess.run(words, check=False, timeout=120).returncode == 9
+    words = ["-c", KILLED, tmp_path / "in", tmp_path / "out", key, "5"]
+    assert warm.Program(words, tmp_path / "log.txt").wait() == 9
     assert not (tmp_path / "out" / "datalist.json").exists()
     (tmp_path / "out" / "images" / f".{'0' * 20}.png.part").write_bytes(b"half")
     done = run(tmp_path, key=key)

@@ -13,6 +13,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -26,6 +27,7 @@ import pytest
 pytest.importorskip("pynetdicom")
 pytest.importorskip("highdicom")
 
+import warm
 from helpers import export_pneumonia_classifier
 from hospital import planted
 from hospital.certificates import make_certificates
@@ -597,12 +599,15 @@ def test_only_named_callers_may_send_although_the_archive_may_report(model, tmp_
         wait_for(state, finished(1))
 
 
-def start_node(state: Path, model: Path, port: int, pacs: str, *more: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "afire_monai", "node", "--state", str(state), "--model", str(model)]
+def start_node(state: Path, model: Path, port: int, pacs: str, *more: str) -> warm.Program:
+    command = ["-m", "afire_monai", "node", "--state", str(state), "--model", str(model)]
     command += ["--port", str(port), "--send-to", pacs, "--workers", "0", "--batch-size", "4", *more]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert process.stdout is not None
-    assert b"listening" in process.stdout.readline()
+    process = warm.Program(command, Path(tempfile.mkdtemp(dir=state.parent)) / "log.txt")
+    until = time.monotonic() + 60
+    while "listening" not in process.output():
+        assert process.poll() is None, process.output()
+        assert time.monotonic() < until, process.output()
+        time.sleep(0.02)
     return process
 
 

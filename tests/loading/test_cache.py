@@ -3,9 +3,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -333,13 +331,13 @@ cache_build.build_cache(ImagePaths(sys.argv[2:]), folder / "c", (16, 12), worker
 def test_killed_build_goes_on_where_it_was(tmp_path, monkeypatch):
     paths = pictures(tmp_path / "in", 7)
     names = [os.fsdecode(path) for path in paths.raw_paths()]
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path), *names])
+    process = warm.Program(["-c", KILLED, tmp_path, *names], tmp_path / "log.txt")
     until = time.monotonic() + 100
     while not (tmp_path / "four").exists():
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     (tmp_path / "c" / ".index.npz.part").write_bytes(b"half")  # as a kill a moment earlier leaves
     assert DiskCache(tmp_path / "c", paths).usable.tolist() == [0, 1, 2, 3]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from training_runs import run_script
 
 SCRIPT = """
 import sys
@@ -39,12 +37,7 @@ def test_first_process_fills_the_cache_and_all_of_them_learn_of_an_error(tmp_pat
     for i in range(3):
         pixels = np.random.default_rng(i).integers(0, 256, (8, 8), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-    (tmp_path / "run.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    words = [*command, str(tmp_path / "run.py"), str(tmp_path)]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_script(SCRIPT, tmp_path, str(tmp_path))
     assert [path.name for path in tmp_path.glob("built_by_*")] == ["built_by_0"]
     told = [(tmp_path / f"told_{rank}").read_text() for rank in (0, 1)]
     assert told[0] == told[1]

@@ -6,13 +6,12 @@ import json
 import os
 import shutil
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm
 from helpers import smooth_images, tiny_afire
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
@@ -338,14 +337,11 @@ def test_a_finished_run_goes_on_with_nothing_and_tries_bad_files_again(scans, mo
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(scans, model, tmp_path):
     words = ["predict", str(scans), "--model", str(model), "--batch-size", "1", "--quiet", "--out"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "afire_monai", *words]
-    done = subprocess.run(
-        [sys.executable, *two, str(tmp_path / "two")], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert "scored:   5 of 8" in done.stdout, done.stderr
-    assert done.stdout.count("scored:") == 1
-    assert done.returncode == 1  # three files are left out
+    done = warm.Program([*two, tmp_path / "two"], tmp_path / "log.txt")
+    assert done.wait() == 1  # three files are left out
+    assert "scored:   5 of 8" in done.output()
+    assert done.output().count("scored:") == 1
     assert cli.run([*words, str(tmp_path / "one")]) == 1
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
@@ -361,15 +357,11 @@ def test_two_processes_share_files_and_models_that_were_found_before(scans, mode
         "print('process', done.rank)\n"
     )
     two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "share.py")]
-    done = subprocess.run(
-        [sys.executable, *two, str(scans), str(model), str(tmp_path / "two")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert sorted(line for line in done.stdout.splitlines() if line.startswith("process")) == ["process 0", "process 1"]
+    done = warm.run([*two, scans, model, tmp_path / "two"], tmp_path / "log.txt")
+    assert sorted(line for line in done.output().splitlines() if line.startswith("process")) == [
+        "process 0",
+        "process 1",
+    ]
     assert len(load_predictions(tmp_path / "two").index) == 5
 
 

@@ -183,7 +183,7 @@ from afire_monai.training import budget
 from afire_monai.training.budget import Costs
 
 trainer = tiny_trainer(tiny_afire(shift=2), smooth_images(24, (48, 48)), {epochs}, 3)
-measure = budget.measure
+measure, budget.TIMED_SECONDS = budget.measure, 0.1
 # process 0 has 58.2 s for epochs of 19 s, process 1 thinks that they are shorter
 budget.measure = lambda *given: measure(*given) and Costs(0.0, 4.0 - rank(), 3.0, 0.0)
 budget.fit(trainer, {minutes}, sys.argv[1] + ".run")

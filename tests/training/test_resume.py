@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from helpers import smooth_images, tiny_afire, tiny_trainer
 from ignite.engine import Events
-from training_runs import PYTHONPATH, assert_same_state, run_or_stop
+from training_runs import assert_same_state, run_or_stop
 
 from afire_monai.core.errors import CheckpointError
 from afire_monai.training import PretrainTrainer, checkpoint
@@ -102,26 +101,17 @@ def test_killed_process_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path)
         "trainer = tiny_trainer(tiny_afire(shift=2), smooth_images(20, (48, 48)), 6,\n"
         "                       handlers=[CheckpointKeeper(folder)])\n"
         "trainer.resume(folder, True)\n"
-        "print('started', flush=True)\n"
         "trainer.add_event_handler(Events.ITERATION_STARTED, lambda: time.sleep(pause))\n"
         "trainer.run()\n"
         "torch.save(trainer.method.state_dict(), folder / 'final.pt')\n"
     )
-    environment = {
-        **os.environ,
-        "PYTHONPATH": PYTHONPATH,
-        "OMP_NUM_THREADS": "1",
-    }
 
-    def start(folder: Path, pause: float) -> subprocess.Popen:
-        command = [sys.executable, str(script), str(folder), str(pause)]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    def start(folder: Path, pause: float) -> warm.Program:
+        return warm.Program([script, folder, str(pause)], tmp_path / "log.txt")
 
     whole = start(tmp_path / "whole", 0)
     assert whole.wait(120) == 0
     killed = start(tmp_path / "killed", 0.05)
-    assert killed.stdout is not None
-    assert killed.stdout.readline() == "started\n"
     while not list((tmp_path / "killed").glob("checkpoint_*.pt")):
         assert killed.poll() is None
         time.sleep(0.02)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from helpers import smooth_images, tiny_afire, tiny_trainer
 from ignite.engine import Events
-from training_runs import PYTHONPATH, assert_same_state, run_or_stop
+from training_runs import assert_same_state, run_or_stop
 
 from afire_monai.training import CheckpointKeeper, PretrainTrainer, find_checkpoint
 from afire_monai.training.checkpoint import EXIT_STATUS, SIGNALS, StopRequest, list_checkpoints
@@ -114,13 +114,14 @@ def test_thread_of_a_server_does_not_listen():
 def test_process_with_loader_processes_ends_with_the_status_that_means_try_again(tmp_path):
     script = tmp_path / "job.py"
     script.write_text(
-        "import sys, time\n"
+        "import os, sys, time\n"
         "from pathlib import Path\n"
         "import torch\n"
         "from ignite.engine import Events\n"
         "from torch.utils.data import DataLoader\n"
         "from helpers import smooth_images, tiny_afire, tiny_trainer\n"
         "from afire_monai.training import CheckpointKeeper\n"
+        "os.setsid()\n"
         "folder, pause = Path(sys.argv[1]), float(sys.argv[2])\n"
         "trainer = tiny_trainer(tiny_afire(shift=2), smooth_images(20, (48, 48)), 6)\n"
         "loader = trainer.data_loader\n"
@@ -134,25 +135,17 @@ def test_process_with_loader_processes_ends_with_the_status_that_means_try_again
         "torch.save(trainer.method.state_dict(), folder / 'final.pt')\n"
     )
 
-    def start(name: str, pause: float) -> subprocess.Popen:
-        command = [sys.executable, str(script), str(tmp_path / name), str(pause)]
-        environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(
-            command,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+    def start(name: str, pause: float) -> warm.Program:
+        return warm.Program([script, tmp_path / name, str(pause)], tmp_path / f"{name}.txt")
 
-    assert start("whole", 0).wait(120) == 0
+    whole = start("whole", 0)
+    assert whole.wait(120) == 0, whole.output()
     asked = start("asked", 0.1)
-    assert asked.stdout is not None
-    while asked.stdout.readline() != "eighth\n":
-        assert asked.poll() is None
+    while "eighth\n" not in asked.output():
+        assert asked.poll() is None, asked.output()
+        time.sleep(0.01)
     os.killpg(asked.pid, signal.SIGTERM)  # as launchers do: loader processes get it, too
-    assert asked.wait(60) == EXIT_STATUS, asked.stdout.read()
+    assert asked.wait(60) == EXIT_STATUS, asked.output()
     assert not (tmp_path / "asked" / "final.pt").exists()
     assert start("asked", 0).wait(120) == 0
     assert_same_state(*(torch.load(tmp_path / name / "final.pt", weights_only=True) for name in ("whole", "asked")))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from training_runs import PYTHONPATH
+from training_runs import run_script
 
 JOB = """
 import math, sys
@@ -56,11 +53,8 @@ stop_processes()
 
 
 def train(kind: str, processes: int, batch: int, folder: Path) -> dict[str, torch.Tensor]:
-    script, out = folder / "job.py", folder / f"{processes}.pt"
-    script.write_text(JOB)
-    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    subprocess.run([*command, str(script), kind, str(batch), str(out)], env=environment, check=True, timeout=240)
+    out = folder / f"{processes}.pt"
+    run_script(JOB, folder, kind, str(batch), str(out), processes=processes)
     return torch.load(out, weights_only=True)
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 from helpers import CONFIGS
 from training_runs import run_script
 
@@ -99,11 +97,9 @@ def test_fine_tuning_on_two_processes_ends_with_a_calibrated_model(tmp_path):
     settings = {"datalist": "data/datalist.json", "output_dir": "out", "epochs": 1, "batch_size": 4, "image_size": 32}
     settings |= {"patch_size": 8, "layer_decay": 1.0, "balance": True}
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
     command += ["monai.bundle", "run", "--config_file", files, *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-2000:]
+    warm.run(command, tmp_path / "log.txt", tmp_path)
     description = json.loads((Path(tmp_path) / "out" / "models" / "classifier.json").read_text())
     assert description["calibration"] == "temperature"
     assert (tmp_path / "out" / "predictions" / "test" / "predictions.csv").is_file()
