@@ -25,7 +25,13 @@ from torch import Tensor
 
 from afire_monai.evaluation.localisation import prior_figures
 from afire_monai.predictions.anomaly.build_reference import FOLDS
-from afire_monai.predictions.anomaly.detector import AnomalyDetector, enlarge_cells, load_detector, smooth_cells
+from afire_monai.predictions.anomaly.detector import (
+    AnomalyDetector,
+    enlarge_cells,
+    heat_of,
+    load_detector,
+    smooth_cells,
+)
 from afire_monai.predictions.anomaly.normals import fit_tokens
 
 PARTS = ("tokens", "density", "class_density")
@@ -58,7 +64,7 @@ def print_maps(detector: AnomalyDetector, normals: Cases, known: Sequence[Cases]
         figures = []
         for some in (range(len(known)), range(len(known), len(sections))):
             lesions = dict(enumerate(case for k in some for case in sections[k].lesions.values()))
-            heat = enlarge_cells(torch.cat([maps[k] for k in some]), grid, SIDE).numpy()
+            heat = heat_of(enlarge_cells(torch.cat([maps[k] for k in some]), grid, SIDE)).numpy()
             found = localisation(heat, lesions, repeats=1).per_case
             figures.append((found["pointing"].mean(), found["pixel_auroc"].mean()))
         columns = (f"{known_figure:.3f} / {figure:.3f}" for known_figure, figure in zip(*figures, strict=True))
@@ -73,7 +79,8 @@ def print_maps(detector: AnomalyDetector, normals: Cases, known: Sequence[Cases]
             maps = [(value - mean) / std for value in values]
             show(f"block {block + 1} of {depth}, {words}", maps)
             show(f"block {block + 1} of {depth}, {words}, smoothed", [smooth_cells(some, grid) for some in maps])
-        show(f"block {block + 1}, mean of normals", [own.expand(len(value), -1) for value in values])
+        alone = (own - own.mean()) / own.std()
+        show(f"block {block + 1}, mean of normals", [alone.expand(len(value), -1) for value in values])
     sees_none = ([case for cases in known for case in cases.lesions.values()], [*test.lesions.values()])
     prior = (np.mean([figures.pointing for figures in prior_figures(cases)]) for cases in sees_none)
     print(f"| mean lesion of others | {' / '.join(f'{value:.3f}' for value in prior)} | |")

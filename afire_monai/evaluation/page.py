@@ -92,7 +92,7 @@ def verdicts(results: dict[str, Any]) -> list[tuple[str, str]]:
             )
     if results["anomaly"] and results["anomaly"]["result"]["figures"]:
         messages.append(
-            ("note", f"Abnormal told from normal: AUROC {interval(results['anomaly']['result']['figures']['auroc'])}.")
+            ("note", f"Abnormal against normal: AUROC {interval(results['anomaly']['result']['figures']['auroc'])}.")
         )
     if results["heatmaps"] and "beyond_prior" in results["heatmaps"]:
         messages.append(_beyond_prior(results["heatmaps"]["beyond_prior"]["pointing"]))
