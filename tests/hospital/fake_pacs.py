@@ -50,6 +50,10 @@ class FakePacs:
     """Answer to a request for storage commitment: "reports" on the same connection, "silent", or "refuses" it."""
     lost: frozenset[str] = frozenset()
     """Modalities of objects that it reports not to keep."""
+    unnamed: frozenset[str] = frozenset()
+    """Modalities of objects that it says nothing about in a report."""
+    refused: frozenset[str] = frozenset()
+    """Modalities of objects that it answers C-STORE of with 0122."""
     asked: Counter[str] = field(default_factory=Counter)
     """How often it was asked to commit itself to each object."""
 
@@ -110,6 +114,8 @@ class FakePacs:
             self.stored["dropped"] += 1
             event.assoc.abort()
             return 0xC000
+        if event.dataset.Modality in self.refused:
+            return 0x0122
         if self.status == 0:
             self.stored[uid] += 1
             dataset = event.dataset
@@ -129,7 +135,8 @@ class FakePacs:
         self.asked.update(items.keys())
         failed = [uid for uid in items if uid not in self.held or self.held[uid].Modality in self.lost]
         report.TransactionUID = request.TransactionUID
-        report.ReferencedSOPSequence = [item for uid, item in items.items() if uid not in failed]
+        kept = [uid for uid in items if uid not in failed and self.held[uid].Modality not in self.unnamed]
+        report.ReferencedSOPSequence = [items[uid] for uid in kept]
         if failed:
             report.FailedSOPSequence = [items[uid] for uid in failed]
             for item in report.FailedSOPSequence:

@@ -116,8 +116,9 @@ def test_each_object_is_sent_once_however_often_the_command_is_given(tmp_path, c
 
 def test_a_list_of_what_was_sent_that_ends_in_half_a_line_is_no_object(tmp_path):
     (dataset,) = outbox(tmp_path, 1)
-    with fake_pacs() as pacs, RememberingPacs(tmp_path, pacs.address) as archive:
-        assert send_folder(archive, tmp_path).done == 1
+    with fake_pacs() as pacs:
+        with RememberingPacs(tmp_path, pacs.address) as archive:
+            assert send_folder(archive, tmp_path).done == 1
         listed = tmp_path / ".afire-sent"
         whole = listed.read_bytes()
         listed.write_bytes(whole[:20])
@@ -413,7 +414,7 @@ def test_what_orthanc_reports_to_keep_is_sent_and_asked_for_once(tmp_path, capsy
         assert [line.split()[:2] for line in printed if "stored" in line or "there" in line] == [
             *(["stored:", "3"], ["stored:", "3"], ["stored:", "0"], ["there:", "3"])
         ]  # what was sent without a report is sent again
-        assert len((tmp_path / "out" / SENT).read_text().split()) == 6
+        assert len((tmp_path / "out" / SENT).read_text().splitlines()) == 6
         # one that the archive lost before it was asked
         reports = Reports()
         with client(address, reports=reports) as archive:
@@ -445,6 +446,42 @@ def test_what_an_archive_does_not_keep_is_named_counted_and_sent_again(tmp_path,
     expected = {d.SOPInstanceUID: 1 + (d.Modality == "DX") for d in held}
     assert pacs.stored == expected
     assert pacs.asked == expected
+
+
+def test_what_a_report_does_not_name_is_not_taken_for_kept(tmp_path, capsys):
+    held = outbox(tmp_path / "out", 4)
+    unnamed = sum(dataset.Modality == "DX" for dataset in held)
+    with fake_pacs(unnamed=frozenset({"DX"})) as pacs:
+        words = ["send", str(tmp_path / "out"), "--pacs", pacs.address, "--commit", "0"]
+        assert run(words) == 1
+        assert f"{unnamed} x not kept by the archive: its report does not name it" in capsys.readouterr().out
+        pacs.unnamed = frozenset()
+        assert run(words) == 0
+        assert f"stored:   {unnamed}" in capsys.readouterr().out
+
+
+def test_what_an_archive_keeps_is_not_sent_again_without_commit(tmp_path, capsys):
+    outbox(tmp_path / "out", 2)
+    with fake_pacs() as pacs:
+        words = ["send", str(tmp_path / "out"), "--pacs", pacs.address]
+        assert run([*words, "--commit", "0"]) == 0
+        capsys.readouterr()
+        assert run(words) == 0
+        assert "there:    2" in capsys.readouterr().out
+        assert pacs.stored.total() == 2
+
+
+def test_two_commands_do_not_send_a_folder_at_once(tmp_path, capsys):
+    outbox(tmp_path / "out", 2)
+    with fake_pacs() as pacs, RememberingPacs(tmp_path / "out", pacs.address) as earlier:
+        assert earlier.store(pydicom.dcmread(tmp_path / "out" / "0"))
+        words = ["send", str(tmp_path / "out"), "--pacs", pacs.address]
+        assert run(words) == 2
+        assert "another afire send works in this folder" in capsys.readouterr().err
+        earlier.close()
+        assert run(words) == 0
+    assert "stored:   1\nthere:    1" in capsys.readouterr().out
+    assert pacs.stored.total() == 2
 
 
 @pytest.mark.parametrize(
