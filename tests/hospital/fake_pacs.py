@@ -47,7 +47,10 @@ class FakePacs:
     move_to: tuple[str, int] | None = None
     sub_failure: bool = False
     commitment: str = "reports"
-    """Answer to a request for storage commitment: "reports" on the same connection, "silent", or "refuses" it."""
+    """Answer to a request for storage commitment: "reports" on the same connection, "silent", "refuses" it, "hangs
+    up", or "early": reports before it answers."""
+    others: tuple[Dataset, ...] = ()
+    """Reports that it sends before the right one."""
     lost: frozenset[str] = frozenset()
     """Modalities of objects that it reports not to keep."""
     unnamed: frozenset[str] = frozenset()
@@ -145,10 +148,15 @@ class FakePacs:
         def tell() -> None:
             time.sleep(0.1)
             kind, instance = StorageCommitmentPushModel, StorageCommitmentPushModelInstance
-            event.assoc.send_n_event_report(report, 2 if failed else 1, kind, instance)
+            for one in (*self.others, report):
+                event.assoc.send_n_event_report(one, 2 if one.get("FailedSOPSequence") else 1, kind, instance)
 
         if self.commitment == "reports":
             threading.Thread(target=tell, daemon=True).start()
+        elif self.commitment == "early":
+            tell()
+        elif self.commitment == "hangs up":
+            event.assoc.abort()
         return (0x0110 if self.commitment == "refuses" else 0x0000), None
 
 

@@ -690,6 +690,29 @@ def test_kills_in_the_middle_lose_and_double_nothing(model, tmp_path):
     assert len(sources) == 30
 
 
+@pytest.mark.slow
+def test_a_kill_between_store_and_report_loses_and_doubles_nothing(model, tmp_path):
+    state, port = tmp_path / "state", free_port()
+    with fake_pacs(commitment="silent") as pacs:
+        process = start_node(state, model, port, pacs.address, "--commit")
+        try:
+            with client(port) as router:
+                for number in range(3):
+                    router.store(radiograph(number))
+            wait_for(state, lambda _: len(pacs.asked) == 3 * KINDS)
+            process.kill()
+            process.wait()
+            assert node_status(state).counts == {PREDICTED: 3}
+            pacs.commitment = "reports"
+            process = start_node(state, model, port, pacs.address, "--commit")
+            wait_for(state, finished(3))
+        finally:
+            process.kill()
+            process.wait()
+    assert len(pacs.held) == 3 * KINDS
+    assert pacs.stored.total() <= 2 * 3 * KINDS
+
+
 def _sources(result: pydicom.Dataset) -> set[str]:
     return {str(e.value) for e in result.iterall() if e.keyword == "ReferencedSOPInstanceUID"}
 

@@ -471,6 +471,30 @@ def test_what_an_archive_keeps_is_not_sent_again_without_commit(tmp_path, capsys
         assert pacs.stored.total() == 2
 
 
+def test_reports_on_something_else_are_passed_over(tmp_path, capsys):
+    def item(uid: str) -> pydicom.Dataset:
+        named = pydicom.Dataset()
+        named.ReferencedSOPClassUID, named.ReferencedSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", uid
+        return named
+
+    held = outbox(tmp_path / "out", 2)
+    late, odd = pydicom.Dataset(), pydicom.Dataset()
+    late.TransactionUID = "2.25.1"
+    late.FailedSOPSequence = [item(str(dataset.SOPInstanceUID)) for dataset in held]
+    late.ReferencedSOPSequence = [item("1.2.3")]
+    odd.TransactionUID, odd.FailedSOPSequence = "", [pydicom.Dataset()]
+    with fake_pacs(others=(late, odd)) as pacs:
+        assert run(["send", str(tmp_path / "out"), "--pacs", pacs.address, "--commit", "0"]) == 0
+    assert "stored:   2" in capsys.readouterr().out
+
+
+def test_a_report_may_come_before_the_answer_to_the_request(tmp_path, capsys):
+    outbox(tmp_path / "out", 2)
+    with fake_pacs(commitment="early") as pacs:
+        assert run(["send", str(tmp_path / "out"), "--pacs", pacs.address, "--commit", "0", "--timeout", "5"]) == 0
+    assert "stored:   2" in capsys.readouterr().out
+
+
 def test_two_commands_do_not_send_a_folder_at_once(tmp_path, capsys):
     outbox(tmp_path / "out", 2)
     with fake_pacs() as pacs, RememberingPacs(tmp_path / "out", pacs.address) as earlier:
@@ -486,12 +510,27 @@ def test_two_commands_do_not_send_a_folder_at_once(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("answer", "words"),
-    [("silent", "the archive did not report in time"), ("refuses", "refused by the archive: proc")],
+    [
+        ("silent", "the archive did not report in time"),
+        ("refuses", "refused by the archive: proc"),
+        ("hangs up", "the archive ended the connection or did not answer when it was asked whether it keeps"),
+    ],
 )
 def test_an_archive_that_reports_nothing_is_waited_for_as_long_as_was_said(answer, words, tmp_path, capsys):
     outbox(tmp_path / "out", 2)
     with fake_pacs(commitment=answer) as pacs:
-        line = ["send", str(tmp_path / "out"), "--pacs", pacs.address, "--commit", "0", "--timeout", "2"]
+        line = [
+            "send",
+            str(tmp_path / "out"),
+            "--pacs",
+            pacs.address,
+            "--commit",
+            "0",
+            "--timeout",
+            "2",
+            "--retries",
+            "0",
+        ]
         assert run(line) == 2
         assert f"2 x {words}" in capsys.readouterr().out
         pacs.commitment = "reports"

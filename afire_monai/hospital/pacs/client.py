@@ -250,9 +250,12 @@ class Pacs:
             with quiet():
                 status, _ = association.send_n_action(request, 1, COMMITMENT, ACTED_ON)
         except RuntimeError:
-            raise status_error(None, {}) from None
-        # from here on the association's own thread takes what comes, for that is the report
-        del association.dimse.get_msg
+            status = {}
+        if "Status" not in status:
+            raise ConnectionLostError(
+                "the archive ended the connection or did not answer when it was asked whether it keeps what was sent; "
+                f"it may not know the AE title {self._aet!r}, or needs a higher --timeout"
+            )
         if status.get("Status") != 0:
             raise status_error(status, {0x0112: "it does not offer storage commitment"})
 
