@@ -6,6 +6,7 @@ import contextlib
 import copy
 import os
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ MOST_OUTLINES = 100
 LONGEST_TEXT = 1024
 """Letters of a text object (ST)."""
 LAYER = "AFIRE"
-SHOWN = f"Outlined where it is {LEVEL} or more"
+OUTLINED, NOWHERE = f"Outlined where it is {LEVEL} or more", f"Nowhere {LEVEL} or more"
 
 
 def write_presentation(
@@ -63,9 +64,9 @@ def write_presentation(
     """Write a presentation state (GSPS) of one radiograph: the outline of its heatmap, and one text with the scores.
 
     It refers to the radiograph, shows all of it, and has its window or VOI LUT (the first where there are several), its
-    modality LUT and its polarity; outline and text lie in a layer of their own. Raises RadiographError if the source
-    cannot carry results; AfireError if there is nothing to show, the heatmap does not fit, or the file cannot be
-    written.
+    modality LUT, its polarity and the aspect of its pixels; outline and text lie in a layer of their own. Raises
+    RadiographError if the source cannot carry results; AfireError if there is nothing to show, the heatmap does not
+    fit, or the file cannot be written.
     """
     source = source if isinstance(source, SourceImage) else open_source(source)
     prediction.check_any()
@@ -75,7 +76,7 @@ def write_presentation(
     with building("presentation state"):
         layer = GraphicLayer(LAYER, 1, "Outline and scores of a model")
         text = TextObject(
-            scores_text(prediction),
+            scores_text(prediction, OUTLINED if lines else NOWHERE),
             AnnotationUnitsValues.DISPLAY,
             bounding_box=(0.0, 0.0, 0.5, 0.25),
             text_justification=TextJustificationValues.LEFT,
@@ -92,7 +93,10 @@ def write_presentation(
         )
         keep_side(state, header)
         state.CodingSchemeIdentificationSequence = codes.coding_schemes()
-        _copy_intensity(source, state)
+        shown = open_dataset(source.path, header_only=True)
+        drop_unusable(source.path, shown)
+        _copy_intensity(shown, state)
+        state.DisplayedAreaSelectionSequence[0].PresentationPixelAspectRatio = _aspect(shown)
         return write_new(state, character_set(source, prediction), out_dir)
 
 
@@ -122,12 +126,15 @@ def _bounded(line: NDArray[np.float64]) -> NDArray[np.float64]:
     return kept
 
 
-def scores_text(prediction: ImagePrediction) -> str:
-    """Return warning, scores and what is outlined, in lines; the least probable are left out if they are too many."""
+def scores_text(prediction: ImagePrediction, shown: str = OUTLINED) -> str:
+    """Return warning, scores and what is ``shown`` of the heatmap, in lines.
+
+    The least probable findings are left out if they are too many.
+    """
     ranked = sorted(prediction.probabilities.items(), key=lambda entry: entry[1])
     for left_out in range(len(ranked) + 1):
         kept = replace(prediction, probabilities=dict(ranked[left_out:]))
-        lines = [WARNING, *(line for line, _ in score_lines(kept, SHOWN))]
+        lines = [WARNING, *(line for line, _ in score_lines(kept, shown))]
         if left_out:
             lines.insert(-1, f"{left_out} less probable: see the report")
         text = "\r\n".join(lines)
@@ -136,14 +143,24 @@ def scores_text(prediction: ImagePrediction) -> str:
     return text
 
 
-def _copy_intensity(source: SourceImage, state: Any) -> None:
+def _aspect(shown: Any) -> list[int]:
+    """Return height and width of a pixel, in no unit; both 1 where the header says nothing that can be."""
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
+        with contextlib.suppress(TypeError, ValueError, ZeroDivisionError):  # absent, no two numbers, or zero
+            height, width = (Fraction(str(value)) for value in shown.get(keyword))
+            aspect = (height / width).limit_denominator(1000)
+            if 0.1 <= aspect <= 10:
+                return [aspect.numerator, aspect.denominator]
+    return [1, 1]
+
+
+def _copy_intensity(shown: Any, state: Any) -> None:
     """Take over how the radiograph's stored values are shown, as far as this package can apply it, too."""
-    shown = open_dataset(source.path, header_only=True)
-    drop_unusable(source.path, shown)
     if shown.get("ModalityLUTSequence"):
         state.ModalityLUTSequence = copy.deepcopy(shown.ModalityLUTSequence[:1])
-    elif None not in (shown.get("RescaleSlope"), shown.get("RescaleIntercept")):
-        state.RescaleSlope, state.RescaleIntercept = shown.RescaleSlope, shown.RescaleIntercept
+    elif "RescaleSlope" in shown or "RescaleIntercept" in shown:
+        slope = shown.get("RescaleSlope")
+        state.RescaleSlope, state.RescaleIntercept = 1 if slope is None else slope, shown.get("RescaleIntercept") or 0
         state.RescaleType = shown.get("RescaleType") or "US"
     voi = Dataset()
     with contextlib.suppress(Exception):  # what pydicom raises on a damaged table; the window is used then

@@ -126,6 +126,34 @@ def test_it_refers_to_the_radiograph_shows_all_of_it_and_belongs_to_its_study(wr
     assert validator_errors(Path(state.filename)) == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "aspect"),
+    [
+        ({}, [1, 1]),
+        ({"PixelSpacing": [0.2, 0.1]}, [2, 1]),
+        ({"ImagerPixelSpacing": ["0.14", "0.175"]}, [4, 5]),
+        ({"PixelSpacing": [0.1, 0.1], "ImagerPixelSpacing": [0.2, 0.1]}, [1, 1]),
+        ({"PixelSpacing": [0, 0], "PixelAspectRatio": [3, 2]}, [3, 2]),
+        ({"PixelSpacing": "", "PixelAspectRatio": [1, 0]}, [1, 1]),
+        ({"PixelSpacing": [1e9, 1e-9]}, [1, 1]),
+    ],
+)
+def test_pixels_that_are_not_square_are_shown_so(changes, aspect, write_source, tmp_path):
+    state = pydicom.dcmread(write_presentation(write_source(**changes), PREDICTION, tmp_path / "out"))
+    (area,) = state.DisplayedAreaSelectionSequence
+    assert list(area.PresentationPixelAspectRatio) == aspect
+    assert validator_errors(Path(state.filename)) == []
+
+
+def test_a_heatmap_that_is_low_everywhere_is_said_to_be_outlined_nowhere(write_source, tmp_path):
+    low = replace(PREDICTION, heatmap=np.full_like(HEAT, 0.49))
+    state = pydicom.dcmread(write_presentation(write_source(), low, tmp_path / "out"))
+    assert drawn(state) == []
+    (text,) = state.GraphicAnnotationSequence[0].TextObjectSequence
+    assert "\r\nNowhere 0.5 or more: anomaly, relative scale\r\n" in text.UnformattedTextValue
+    assert validator_errors(Path(state.filename)) == []
+
+
 LUT = pydicom.Dataset()
 LUT.LUTDescriptor, LUT.LUTData = [4096, 0, 12], (np.arange(4096) ** 2 // 4096).astype("<u2").tobytes()
 MODALITY = pydicom.Dataset()
@@ -136,6 +164,7 @@ INTENSITIES = {
     "several windows": {"WindowCenter": [1000, 40], "WindowWidth": [500, 400]},
     "sigmoid": {"WindowCenter": 1000, "WindowWidth": 500, "VOILUTFunction": "SIGMOID"},
     "rescale": {"WindowCenter": 0, "WindowWidth": 500, "RescaleSlope": 2, "RescaleIntercept": -2000},
+    "intercept alone": {"WindowCenter": 500, "WindowWidth": 500, "RescaleIntercept": -500},
     "inverted": {"WindowCenter": 1000, "WindowWidth": 500, "PhotometricInterpretation": "MONOCHROME1"},
     "table": {"VOILUTSequence": [LUT]},
     "table and window": {"ModalityLUTSequence": [MODALITY], "WindowCenter": 40000, "WindowWidth": 50000},

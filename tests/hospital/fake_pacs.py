@@ -47,9 +47,16 @@ class FakePacs:
     move_to: tuple[str, int] | None = None
     sub_failure: bool = False
     commitment: str = "reports"
-    """Answer to a request for storage commitment: "reports" on the same connection, "silent", or "refuses" it."""
+    """Answer to a request for storage commitment: "reports" on the same connection, "silent", "refuses" it, "hangs
+    up", or "early": reports before it answers."""
+    others: tuple[Dataset, ...] = ()
+    """Reports that it sends before the right one."""
     lost: frozenset[str] = frozenset()
     """Modalities of objects that it reports not to keep."""
+    unnamed: frozenset[str] = frozenset()
+    """Modalities of objects that it says nothing about in a report."""
+    refused: frozenset[str] = frozenset()
+    """Modalities of objects that it answers C-STORE of with 0122."""
     asked: Counter[str] = field(default_factory=Counter)
     """How often it was asked to commit itself to each object."""
 
@@ -110,6 +117,8 @@ class FakePacs:
             self.stored["dropped"] += 1
             event.assoc.abort()
             return 0xC000
+        if event.dataset.Modality in self.refused:
+            return 0x0122
         if self.status == 0:
             self.stored[uid] += 1
             dataset = event.dataset
@@ -129,7 +138,8 @@ class FakePacs:
         self.asked.update(items.keys())
         failed = [uid for uid in items if uid not in self.held or self.held[uid].Modality in self.lost]
         report.TransactionUID = request.TransactionUID
-        report.ReferencedSOPSequence = [item for uid, item in items.items() if uid not in failed]
+        kept = [uid for uid in items if uid not in failed and self.held[uid].Modality not in self.unnamed]
+        report.ReferencedSOPSequence = [items[uid] for uid in kept]
         if failed:
             report.FailedSOPSequence = [items[uid] for uid in failed]
             for item in report.FailedSOPSequence:
@@ -138,10 +148,15 @@ class FakePacs:
         def tell() -> None:
             time.sleep(0.1)
             kind, instance = StorageCommitmentPushModel, StorageCommitmentPushModelInstance
-            event.assoc.send_n_event_report(report, 2 if failed else 1, kind, instance)
+            for one in (*self.others, report):
+                event.assoc.send_n_event_report(one, 2 if one.get("FailedSOPSequence") else 1, kind, instance)
 
         if self.commitment == "reports":
             threading.Thread(target=tell, daemon=True).start()
+        elif self.commitment == "early":
+            tell()
+        elif self.commitment == "hangs up":
+            event.assoc.abort()
         return (0x0110 if self.commitment == "refuses" else 0x0000), None
 
 

@@ -31,7 +31,7 @@ import warm
 from helpers import export_pneumonia_classifier
 from hospital import planted
 from hospital.certificates import make_certificates
-from hospital.fake_pacs import fake_pacs
+from hospital.fake_pacs import AET, fake_pacs
 from hospital.orthanc import free_port, running_orthanc
 from hospital_files import PLANTED, radiograph, validator_errors, write
 from pynetdicom.dimse_primitives import C_STORE
@@ -49,6 +49,7 @@ from afire_monai.hospital.node.run import NodeStatus, node_status, run_node
 from afire_monai.hospital.node.sender import Sender
 from afire_monai.hospital.pacs.association import StatusError, Tls
 from afire_monai.hospital.pacs.client import Pacs
+from afire_monai.hospital.pacs.commitment import Reports
 from afire_monai.phantom import ChestPhantom
 from afire_monai.predictions.format import load_predictions
 from afire_monai.predictions.predict import predict
@@ -104,9 +105,9 @@ def wait_for(state: Path, done: Callable[[NodeStatus], bool], seconds: float = 6
     return status
 
 
-def client(port: int, **options: object) -> Pacs:
+def client(port: int, called: str = "AFIRE", **options: object) -> Pacs:
     values = {"aet": "ROUTER", "timeout": 20, "retries": 0, **options}
-    return Pacs(f"AFIRE@127.0.0.1:{port}", **values)  # type: ignore[arg-type]
+    return Pacs(f"{called}@127.0.0.1:{port}", **values)  # type: ignore[arg-type]
 
 
 def finished(count: int) -> Callable[[NodeStatus], bool]:
@@ -587,6 +588,45 @@ def test_results_stay_until_the_archive_says_that_it_keeps_them(model, tmp_path,
     assert before >= 2 * KINDS
 
 
+def test_what_the_archive_refuses_is_not_given_up_because_it_keeps_the_rest(model, tmp_path):
+    state = tmp_path / "s"
+    with running_node(state, model) as port, client(port) as router:
+        router.store(radiograph(1))
+        wait_for(state, lambda status: status.counts[KEPT] == 1)
+    queue, reports = Queue(state), Reports()
+    queue.send_what_was_kept()
+    with fake_pacs(refused=frozenset({"SR"})) as pacs, client(pacs.port, called=AET, reports=reports) as archive:
+        sender = Sender(queue, archive, commit=True)
+        assert "does not take this kind" in sender.send_all(threading.Event())
+        assert node_status(state).counts[PREDICTED] == 1
+        pacs.refused = frozenset()
+        assert sender.send_all(threading.Event()) == ""
+    queue.close()
+    assert node_status(state).counts[SENT] == 1
+    assert sorted(d.Modality for d in pacs.held.values()) == ["OT", "SEG", "SR"]
+
+
+def test_an_archive_that_never_reports_is_asked_less_and_less_often(model, tmp_path):
+    state = tmp_path / "s"
+    with running_node(state, model) as port, client(port) as router:
+        router.store(radiograph(1))
+        wait_for(state, lambda status: status.counts[KEPT] == 1)
+    queue, reports, waits = Queue(state), Reports(), []
+    queue.send_what_was_kept()
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            if len(waits) == 4:
+                self.set()
+            return self.is_set()
+
+    with fake_pacs(commitment="refuses") as pacs, client(pacs.port, called=AET, reports=reports) as archive:
+        Sender(queue, archive, commit=True).run(Stop())
+    queue.close()
+    assert waits == [1.0, 2.0, 4.0, 8.0]
+
+
 def test_only_named_callers_may_send_although_the_archive_may_report(model, tmp_path):
     state = tmp_path / "state"
     with fake_pacs() as pacs, running_node(state, model, send_to=pacs.address, commit=True, allow=["ROUTER"]) as port:
@@ -648,6 +688,29 @@ def test_kills_in_the_middle_lose_and_double_nothing(model, tmp_path):
         kill_in_the_middle(model, tmp_path, pacs.address, 30, lambda: len(pacs.held))
     sources = {reference for result in pacs.held.values() for reference in _sources(result)}
     assert len(sources) == 30
+
+
+@pytest.mark.slow
+def test_a_kill_between_store_and_report_loses_and_doubles_nothing(model, tmp_path):
+    state, port = tmp_path / "state", free_port()
+    with fake_pacs(commitment="silent") as pacs:
+        process = start_node(state, model, port, pacs.address, "--commit")
+        try:
+            with client(port) as router:
+                for number in range(3):
+                    router.store(radiograph(number))
+            wait_for(state, lambda _: len(pacs.asked) == 3 * KINDS)
+            process.kill()
+            process.wait()
+            assert node_status(state).counts == {PREDICTED: 3}
+            pacs.commitment = "reports"
+            process = start_node(state, model, port, pacs.address, "--commit")
+            wait_for(state, finished(3))
+        finally:
+            process.kill()
+            process.wait()
+    assert len(pacs.held) == 3 * KINDS
+    assert pacs.stored.total() <= 2 * 3 * KINDS
 
 
 def _sources(result: pydicom.Dataset) -> set[str]:

@@ -116,8 +116,9 @@ def test_each_object_is_sent_once_however_often_the_command_is_given(tmp_path, c
 
 def test_a_list_of_what_was_sent_that_ends_in_half_a_line_is_no_object(tmp_path):
     (dataset,) = outbox(tmp_path, 1)
-    with fake_pacs() as pacs, RememberingPacs(tmp_path, pacs.address) as archive:
-        assert send_folder(archive, tmp_path).done == 1
+    with fake_pacs() as pacs:
+        with RememberingPacs(tmp_path, pacs.address) as archive:
+            assert send_folder(archive, tmp_path).done == 1
         listed = tmp_path / ".afire-sent"
         whole = listed.read_bytes()
         listed.write_bytes(whole[:20])
@@ -413,7 +414,7 @@ def test_what_orthanc_reports_to_keep_is_sent_and_asked_for_once(tmp_path, capsy
         assert [line.split()[:2] for line in printed if "stored" in line or "there" in line] == [
             *(["stored:", "3"], ["stored:", "3"], ["stored:", "0"], ["there:", "3"])
         ]  # what was sent without a report is sent again
-        assert len((tmp_path / "out" / SENT).read_text().split()) == 6
+        assert len((tmp_path / "out" / SENT).read_text().splitlines()) == 6
         # one that the archive lost before it was asked
         reports = Reports()
         with client(address, reports=reports) as archive:
@@ -447,14 +448,89 @@ def test_what_an_archive_does_not_keep_is_named_counted_and_sent_again(tmp_path,
     assert pacs.asked == expected
 
 
+def test_what_a_report_does_not_name_is_not_taken_for_kept(tmp_path, capsys):
+    held = outbox(tmp_path / "out", 4)
+    unnamed = sum(dataset.Modality == "DX" for dataset in held)
+    with fake_pacs(unnamed=frozenset({"DX"})) as pacs:
+        words = ["send", str(tmp_path / "out"), "--pacs", pacs.address, "--commit", "0"]
+        assert run(words) == 1
+        assert f"{unnamed} x not kept by the archive: its report does not name it" in capsys.readouterr().out
+        pacs.unnamed = frozenset()
+        assert run(words) == 0
+        assert f"stored:   {unnamed}" in capsys.readouterr().out
+
+
+def test_what_an_archive_keeps_is_not_sent_again_without_commit(tmp_path, capsys):
+    outbox(tmp_path / "out", 2)
+    with fake_pacs() as pacs:
+        words = ["send", str(tmp_path / "out"), "--pacs", pacs.address]
+        assert run([*words, "--commit", "0"]) == 0
+        capsys.readouterr()
+        assert run(words) == 0
+        assert "there:    2" in capsys.readouterr().out
+        assert pacs.stored.total() == 2
+
+
+def test_reports_on_something_else_are_passed_over(tmp_path, capsys):
+    def item(uid: str) -> pydicom.Dataset:
+        named = pydicom.Dataset()
+        named.ReferencedSOPClassUID, named.ReferencedSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", uid
+        return named
+
+    held = outbox(tmp_path / "out", 2)
+    late, odd = pydicom.Dataset(), pydicom.Dataset()
+    late.TransactionUID = "2.25.1"
+    late.FailedSOPSequence = [item(str(dataset.SOPInstanceUID)) for dataset in held]
+    late.ReferencedSOPSequence = [item("1.2.3")]
+    odd.TransactionUID, odd.FailedSOPSequence = "", [pydicom.Dataset()]
+    with fake_pacs(others=(late, odd)) as pacs:
+        assert run(["send", str(tmp_path / "out"), "--pacs", pacs.address, "--commit", "0"]) == 0
+    assert "stored:   2" in capsys.readouterr().out
+
+
+def test_a_report_may_come_before_the_answer_to_the_request(tmp_path, capsys):
+    outbox(tmp_path / "out", 2)
+    with fake_pacs(commitment="early") as pacs:
+        assert run(["send", str(tmp_path / "out"), "--pacs", pacs.address, "--commit", "0", "--timeout", "5"]) == 0
+    assert "stored:   2" in capsys.readouterr().out
+
+
+def test_two_commands_do_not_send_a_folder_at_once(tmp_path, capsys):
+    outbox(tmp_path / "out", 2)
+    with fake_pacs() as pacs, RememberingPacs(tmp_path / "out", pacs.address) as earlier:
+        assert earlier.store(pydicom.dcmread(tmp_path / "out" / "0"))
+        words = ["send", str(tmp_path / "out"), "--pacs", pacs.address]
+        assert run(words) == 2
+        assert "another afire send works in this folder" in capsys.readouterr().err
+        earlier.close()
+        assert run(words) == 0
+    assert "stored:   1\nthere:    1" in capsys.readouterr().out
+    assert pacs.stored.total() == 2
+
+
 @pytest.mark.parametrize(
     ("answer", "words"),
-    [("silent", "the archive did not report in time"), ("refuses", "refused by the archive: proc")],
+    [
+        ("silent", "the archive did not report in time"),
+        ("refuses", "refused by the archive: proc"),
+        ("hangs up", "the archive ended the connection or did not answer when it was asked whether it keeps"),
+    ],
 )
 def test_an_archive_that_reports_nothing_is_waited_for_as_long_as_was_said(answer, words, tmp_path, capsys):
     outbox(tmp_path / "out", 2)
     with fake_pacs(commitment=answer) as pacs:
-        line = ["send", str(tmp_path / "out"), "--pacs", pacs.address, "--commit", "0", "--timeout", "2"]
+        line = [
+            "send",
+            str(tmp_path / "out"),
+            "--pacs",
+            pacs.address,
+            "--commit",
+            "0",
+            "--timeout",
+            "2",
+            "--retries",
+            "0",
+        ]
         assert run(line) == 2
         assert f"2 x {words}" in capsys.readouterr().out
         pacs.commitment = "reports"

@@ -62,7 +62,6 @@ class Sender:
                 return trouble
             try:
                 self._send(key, tries)
-                self._failures = 0
                 if number % AT_ONCE == 0:
                     trouble = self._settle() or trouble
             except StatusError as error:
@@ -87,16 +86,17 @@ class Sender:
             return str(error)
 
     def _send(self, key: str, tries: int) -> None:
-        folder = self._queue.results(key)
-        for path in sorted(folder.iterdir()):
+        stored = {}
+        for path in sorted(self._queue.results(key).iterdir()):
             dataset = _read(path)
             self._pacs.store(dataset)
-            if self._commit:
-                self._stored[str(dataset.SOPInstanceUID)] = key, tries
-            else:
+            stored[str(dataset.SOPInstanceUID)] = key, tries
+            if not self._commit:
                 path.unlink()
-        if not self._commit:
-            self._queue.end(key, SENT)
+        if self._commit:
+            self._stored |= stored
+        else:
+            self._end(key)
 
     def _settle(self) -> str:
         """End what the archive says it keeps; the rest is sent again. Return why something is not kept, "" if all is.
@@ -110,8 +110,12 @@ class Sender:
             if (key, tries) in refused:
                 self._refused(key, tries, refused[key, tries])
             else:
-                self._queue.end(key, SENT)
+                self._end(key)
         return next(iter(refused.values()), "")
+
+    def _end(self, key: str) -> None:
+        self._queue.end(key, SENT)
+        self._failures = 0
 
     def _refused(self, key: str, tries: int, reason: str) -> None:
         if tries + 1 >= MOST_TRIES:

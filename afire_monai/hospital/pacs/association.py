@@ -229,6 +229,11 @@ def object_received(event: Any) -> None:
     event.assoc.afire_received = 0
 
 
+def text_of(entry: Any, keyword: str) -> str:
+    """Return an element of an answer as text, "" where there is none."""
+    return str(entry.get(keyword) or "").strip(" \0")
+
+
 def storage_contexts(classes: Sequence[str]) -> list[Any]:
     """Return a presentation context for each class and each way of compression, so that files come as they are."""
     from pynetdicom.presentation import build_context

@@ -30,6 +30,7 @@ from afire_monai.hospital.pacs.association import (
     object_received,
     status_error,
     storage_contexts,
+    text_of,
     why_not,
 )
 from afire_monai.hospital.pacs.commitment import ACTED_ON, COMMITMENT, Reports, commitment_request
@@ -200,15 +201,16 @@ class Pacs:
         try:
             with self._reports.expect(transaction) as arrived:
                 self._repeated(lambda: self._request(commitment_request(transaction, objects)))
-                failed = arrived(self._timeout)
+                report = arrived(self._timeout)
         finally:
             self._hang_up("commit")
-        if failed is None:
+        if report is None:
             raise ConnectionLostError(
                 "the archive did not report in time whether it keeps what was sent; it has to know this AE title's "
                 "address and port, or needs a higher --timeout"
             )
-        return {uid: f"not kept by the archive: {reason}" for uid, reason in failed.items() if uid in objects}
+        reasons = {uid: report.get(uid, "its report does not name it") for uid in objects}
+        return {uid: f"not kept by the archive: {reason}" for uid, reason in reasons.items() if reason}
 
     def echo(self) -> None:
         """See that the archive answers; AfireError if it does not."""
@@ -248,9 +250,12 @@ class Pacs:
             with quiet():
                 status, _ = association.send_n_action(request, 1, COMMITMENT, ACTED_ON)
         except RuntimeError:
-            raise status_error(None, {}) from None
-        # from here on the association's own thread takes what comes, for that is the report
-        del association.dimse.get_msg
+            status = {}
+        if "Status" not in status:
+            raise ConnectionLostError(
+                "the archive ended the connection or did not answer when it was asked whether it keeps what was sent; "
+                f"it may not know the AE title {self._aet!r}, or needs a higher --timeout"
+            )
         if status.get("Status") != 0:
             raise status_error(status, {0x0112: "it does not offer storage commitment"})
 
@@ -420,11 +425,6 @@ def _dataset(level: str, **elements: str) -> Any:
     for keyword, value in elements.items():
         setattr(dataset, keyword, value)
     return dataset
-
-
-def text_of(entry: Any, keyword: str) -> str:
-    """Return an element of an answer as text, "" where there is none."""
-    return str(entry.get(keyword) or "").strip(" \0")
 
 
 def as_json(entry: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from afire_monai.hospital.pacs.association import PacsAddress, Tls, application, object_received
+from afire_monai.hospital.pacs.association import PacsAddress, Tls, application, object_received, text_of
 from afire_monai.hospital.pacs.listener import facing, start
 
 COMMITMENT, ACTED_ON = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"
@@ -64,8 +64,8 @@ class Reports:
         """Take the report on one transaction while the block runs.
 
         Yields:
-            A function that waits so many seconds, and returns why objects are not kept by their UIDs; None without a
-            report.
+            A function that waits so many seconds, and returns by UID why objects are not kept, "" for those that are;
+            None without a report.
         """
 
         def arrived(timeout: float) -> dict[str, str] | None:
@@ -85,13 +85,14 @@ class Reports:
         """Take an N-EVENT-REPORT; one that nobody waits for, such as a late one, is answered and forgotten."""
         object_received(event)
         report = event.event_information
+        kept = {text_of(item, "ReferencedSOPInstanceUID"): "" for item in report.get("ReferencedSOPSequence") or ()}
         failed = {
-            str(item.ReferencedSOPInstanceUID): _REASONS.get(int(item.get("FailureReason", 0)), "no reason is given")
+            text_of(item, "ReferencedSOPInstanceUID"): _REASONS.get(item.get("FailureReason"), "no reason is given")
             for item in report.get("FailedSOPSequence") or ()
         }
         with self._arrived:
-            if str(report.get("TransactionUID")) in self._open:
-                self._open[str(report.TransactionUID)] = failed
+            if (transaction := text_of(report, "TransactionUID")) in self._open:
+                self._open[transaction] = kept | failed
                 self._arrived.notify_all()
         return 0x0000, None
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from afire_monai.core.errors import AfireError
+from afire_monai.core.locks import lock_file
 from afire_monai.hospital.dicomweb.connection import AnswerError, ConnectionLostError
 from afire_monai.hospital.pacs.association import PacsAddress, Tls
 from afire_monai.hospital.pacs.client import Pacs
 from afire_monai.hospital.pacs.commitment import Reports
 
-SENT = ".afire-sent"
+SENT, KEPT = ".afire-sent", " kept"
+"""Name of the list; mark of an object that the archive said it keeps."""
 
 
 class SentObjects:
@@ -22,38 +25,54 @@ class SentObjects:
     Args:
         folder: that is sent; of a single file, the folder that it lies in.
         pacs: the archive; another one is sent everything anew.
-        committed: list only what the archive said that it keeps; what it merely took is sent again.
+        committed: what the archive took counts only if it said that it keeps it.
 
     Raises:
-        AfireError: if the list cannot be read or written.
+        AfireError: by all methods, if the list cannot be read or written, or another process uses it.
     """
 
     def __init__(self, folder: Path, pacs: PacsAddress, committed: bool = False) -> None:
         self._path = (folder.parent if folder.is_file() else folder) / SENT
-        self._archive = f"{pacs.aet}@{pacs.host}:{pacs.port}" + " committed" * committed
-        self._known: set[str] = set()
+        self._archive = f"{pacs.aet}@{pacs.host}:{pacs.port}"
+        self._committed = committed
+
+    @functools.cached_property
+    def _list(self) -> tuple[IO[bytes], set[str]]:
+        """The list, open and locked until the end, and its lines."""
         try:
-            if self._path.exists():
-                self._known = set(self._path.read_text(encoding="ascii", errors="replace").split("\n")[:-1])
+            file = open(self._path, "ab+", opener=lambda path, flags: os.open(path, flags, 0o600))  # noqa: SIM115
+            lock_file(file, wait=False)
+            file.seek(0)
+            *lines, rest = file.read().decode("ascii", "replace").split("\n")
+            if rest:  # what a killed process began to write stays a line of its own
+                file.write(b"\n")
+        except BlockingIOError:
+            raise AfireError("another afire send works in this folder; wait until it is done") from None
         except OSError as error:
             raise self._unusable(error) from None
+        return file, set(lines)
 
     def holds(self, line: str) -> bool:
-        """Whether the archive took the object of a line."""
-        return line in self._known
+        """Whether the archive took the object of a line, and keeps it if that is wanted."""
+        _, known = self._list
+        return line + KEPT in known or (line in known and not self._committed)
 
     def add(self, line: str) -> None:
-        """Note that the archive took an object; AfireError if that cannot be written."""
+        """Note that the archive took an object, or keeps it."""
+        file, known = self._list
+        line += KEPT * self._committed
         try:
-            handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-            with os.fdopen(handle, "ab+") as file:
-                end = file.seek(0, os.SEEK_END)
-                file.seek(max(end - 1, 0))
-                # what a killed process began to write stays a line of its own
-                file.write((b"\n" if end and file.read(1) != b"\n" else b"") + line.encode() + b"\n")
+            file.write(line.encode() + b"\n")
+            file.flush()
         except OSError as error:
             raise self._unusable(error) from None
-        self._known.add(line)
+        known.add(line)
+
+    def close(self) -> None:
+        """Let others use the list."""
+        if "_list" in vars(self):
+            self._list[0].close()
+            del self._list
 
     def line(self, dataset: Any) -> str:
         """Return what an object with its present content is known by."""
@@ -85,8 +104,13 @@ class RememberingPacs(Pacs):
         super().__init__(pacs, reports=reports, **options)
         if reports is not None and commit:
             reports.listen(self._aet, commit, self.address, options.get("tls") or Tls(), self._timeout)
-        self._sent = SentObjects(Path(folder), self.address, committed=self._reports is not None)
+        self._sent = SentObjects(Path(folder), self.address, committed=reports is not None)
         self._stored_lines: dict[str, str] = {}
+
+    def close(self) -> None:
+        """End all associations, the listener, and the use of the list."""
+        super().close()
+        self._sent.close()
 
     def store(self, dataset: Any) -> bool:
         """Send one instance, unless it was sent before; see `Pacs.store`."""
