@@ -81,8 +81,7 @@ def _section(datalist: DataList, section: str, path: StrPath) -> list[dict[str, 
     if section not in datalist:
         present = ", ".join(s for s in SECTIONS if s in datalist) or "none"
         raise DataListError(f"{path}: no section {section!r}; it has {present}. Name one of these")
-    items: list[dict[str, Any]] = datalist[section]
-    return items
+    return datalist[section]
 
 
 def _alike(items: list[dict[str, Any]], labels: list[str]) -> list[dict[str, Any]]:

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn as nn
-from torch import Tensor
+from torch import Tensor, nn
 
 from afire_monai.networks import AnomalyRestorationDecoder, Encoder
 

@@ -320,8 +320,7 @@ def _file_of(path: Path) -> Path:
 def _read(file: Path) -> Mapping[str, Any]:
     try:
         if file.suffix == ".safetensors":
-            tensors: dict[str, Any] = load_file(file)
-            return tensors
+            return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from monai.inferers import Inferer
-from torch import Tensor
+from torch import Tensor, nn
 
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.models.bounds import refuse_sizes

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from afire_monai.core.errors import AfireError
 from afire_monai.networks.encoder_base import Encoder
@@ -105,8 +104,7 @@ class PatchAppearanceHead(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Turn patch tokens (B, L, D) into pictures (B, C, H, W) in the encoder's normalised units."""
-        picture: Tensor = self.shuffle(self.convolution(tokens.transpose(1, 2).unflatten(2, self.grid)))
-        return picture
+        return self.shuffle(self.convolution(tokens.transpose(1, 2).unflatten(2, self.grid)))
 
 
 #: norms by name; any other is given as a function of the width
@@ -161,8 +159,7 @@ class ProjectionMLP(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Project features (…, in_dim) to (…, out_dim); with batch norm (B, in_dim) to (B, out_dim)."""
-        projected: Tensor = self.layers(features)
-        return projected
+        return self.layers(features)
 
 
 def resize_then_pool(size: int, between: int, cells: int) -> Tensor:

@@ -271,8 +271,7 @@ def _finding_mask(difference: Array) -> Mask:
         return mask.astype(np.uint8)
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
-    kept: Mask = (sizes >= 0.1 * sizes.max())[parts].astype(np.uint8)
-    return kept
+    return (sizes >= 0.1 * sizes.max())[parts].astype(np.uint8)
 
 
 def _boxes(mask: Mask, name: str) -> list[Box]:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn as nn
-from torch import Tensor
+from torch import Tensor, nn
 
 from afire_monai.core.errors import AfireError
 from afire_monai.models.export import Exportable, prepare

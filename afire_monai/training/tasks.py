@@ -8,9 +8,8 @@ from abc import abstractmethod
 from typing import Any
 
 import torch
-import torch.nn as nn
 from sklearn.metrics import roc_auc_score
-from torch import Tensor
+from torch import Tensor, nn
 
 from afire_monai.core.errors import AfireError
 from afire_monai.evaluation.overlap import dice
@@ -79,8 +78,7 @@ class Task(Method):
     @property
     def export_encoder(self) -> Encoder:
         """The encoder as fine-tuned."""
-        encoder: Encoder = self.network.encoder
-        return encoder
+        return self.network.encoder
 
     def prepare(self, images: Tensor, uniforms: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, Any]:
         """Augment a batch and draw which blocks are left out.
@@ -191,8 +189,7 @@ class Classification(Task):
     def predict(self, images: Tensor) -> Tensor:
         """Return logits (B, labels) of images (B, C, H, W) in 0…1."""
         self.eval()
-        logits: Tensor = self.network(images)
-        return logits
+        return self.network(images)
 
     def figures(self, logits: Tensor, batch: dict[str, Tensor]) -> dict[str, float]:
         """Return the loss, the AUROC of each label that has both classes, and their mean, which is the score.
@@ -255,8 +252,7 @@ class Segmentation(Task):
     def predict(self, images: Tensor) -> Tensor:
         """Return logits (B, classes, H, W) of images (B, C, H, W) in 0…1."""
         self.eval()
-        logits: Tensor = self.network(images)
-        return logits
+        return self.network(images)
 
     def _warn_of_empty_classes(self, positive: Tensor) -> None:
         empty = [name for name, some in zip(self.network.classes, positive.any(0).tolist(), strict=True) if not some]

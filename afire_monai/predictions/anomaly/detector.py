@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from monai.networks.layers import gaussian_1d, separable_filtering
-from torch import Tensor
+from torch import Tensor, nn
 
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.losses.token_contrastive import similarities
