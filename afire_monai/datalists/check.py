@@ -186,12 +186,7 @@ def check_path(
     return check_files(files, workers, progress, **reader)
 
 
-def check_files(
-    files: list[str],
-    workers: int | None = None,
-    progress: bool = False,
-    **reader: Any,
-) -> CheckReport:
+def check_files(files: list[str], workers: int | None = None, progress: bool = False, **reader: Any) -> CheckReport:
     """As `check_path`, for the given image files. Threads suffice: decoding leaves the interpreter lock alone."""
     report = CheckReport()
     with ThreadPoolExecutor(workers or threads()) as pool:

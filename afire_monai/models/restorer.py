@@ -97,11 +97,7 @@ class AnomalyNetwork(nn.Module):
     """
 
     def __init__(
-        self,
-        encoder: Encoder,
-        decoder: AnomalyRestorationDecoder,
-        groups: int = 2,
-        hide_input: bool = False,
+        self, encoder: Encoder, decoder: AnomalyRestorationDecoder, groups: int = 2, hide_input: bool = False
     ) -> None:
         super().__init__()
         self.encoder = encoder

@@ -29,12 +29,7 @@ class TokenHead(nn.Module):
     """
 
     def __init__(
-        self,
-        in_dim: int,
-        cells: int | None,
-        out_dim: int = 256,
-        hidden_dim: int = 1024,
-        bottleneck_dim: int = 256,
+        self, in_dim: int, cells: int | None, out_dim: int = 256, hidden_dim: int = 1024, bottleneck_dim: int = 256
     ) -> None:
         super().__init__()
         self.cells = cells

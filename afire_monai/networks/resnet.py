@@ -30,9 +30,7 @@ class ContextBottleneck(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channel = nn.Sequential(
-            nn.Linear(channels, channels // 2, bias=False),
-            nn.ReLU(),
-            nn.Linear(channels // 2, channels, bias=False),
+            nn.Linear(channels, channels // 2, bias=False), nn.ReLU(), nn.Linear(channels // 2, channels, bias=False)
         )
         self.spatial = nn.Conv2d(2, 1, 7, padding=3, bias=False)
 

@@ -12,14 +12,7 @@ from torch import Tensor, nn
 
 from afire_monai.core.errors import AfireError
 from afire_monai.models.export import Exportable, prepare
-from afire_monai.models.folder import (
-    load_classifier,
-    load_encoder,
-    load_segmenter,
-    model_files,
-    names,
-    weights_hashes,
-)
+from afire_monai.models.folder import load_classifier, load_encoder, load_segmenter, model_files, names, weights_hashes
 from afire_monai.networks import ViTClassifier, ViTSegmenter
 from afire_monai.phantom import ChestPhantom
 from afire_monai.predictions.anomaly.detector import AnomalyDetector, load_detector

@@ -210,13 +210,7 @@ class PanelWriter:
         every_epochs: epochs between panels.
     """
 
-    def __init__(
-        self,
-        dataset: RadiographDataset,
-        folder: str | Path,
-        count: int = 6,
-        every_epochs: int = 10,
-    ) -> None:
+    def __init__(self, dataset: RadiographDataset, folder: str | Path, count: int = 6, every_epochs: int = 10) -> None:
         self.images = fixed_batch(dataset, count)
         self.folder = Path(folder)
         self.every_epochs = every_epochs

@@ -267,10 +267,7 @@ def _reader_options(datalist: Path) -> dict[str, Any]:
 
 
 def reading(
-    size: Sequence[int],
-    datalist: Path | None = None,
-    reader: Mapping[str, Any] | None = None,
-    unfit: Unfit = "read",
+    size: Sequence[int], datalist: Path | None = None, reader: Mapping[str, Any] | None = None, unfit: Unfit = "read"
 ) -> Callable[[Any], Any]:
     """Build the reading of one radiograph: any supported file to (1, H, W) float32 in 0…1 at a size.
 

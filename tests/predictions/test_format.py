@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 
 from afire_monai.core.errors import AfireError
-from afire_monai.predictions.format import (
-    Predictions,
-    PredictionsWriter,
-    load_predictions,
-    save_predictions,
-)
+from afire_monai.predictions.format import Predictions, PredictionsWriter, load_predictions, save_predictions
 
 FACTS = {"section": "test", "datalist_sha256": "ab" * 32, "model": {"kind": "classifier"}, "thresholds": {"A": 0.5}}
 

@@ -134,11 +134,7 @@ class AnomalyDetector(nn.Module):
         return [(row, column) for row in rows for column in columns]
 
     def features(
-        self,
-        images: Tensor,
-        parts: Sequence[str] | None = None,
-        restore: bool = False,
-        layers: Sequence[int] = (),
+        self, images: Tensor, parts: Sequence[str] | None = None, restore: bool = False, layers: Sequence[int] = ()
     ) -> AnomalyFeatures:
         """Look at radiographs.
 

@@ -227,11 +227,7 @@ def _picture_section(run: RunFiles, picture: Path | None) -> tuple[str, Path | N
     method = str(run.encoder.get("method_name", "AFiRe"))
     if method == "AFiRe":
         return "Lesions removed", picture, RESTORATION_CAPTION
-    return (
-        f"What {method} shows its network",
-        picture,
-        "Unseen normal images, and what becomes of them.",
-    )
+    return (f"What {method} shows its network", picture, "Unseen normal images, and what becomes of them.")
 
 
 def _worth_section(run: RunFiles, picture: Path | None) -> list[str]:
