@@ -113,7 +113,10 @@ def save_datalist(datalist: DataList, path: StrPath) -> Path:
     written = dict(datalist)
     here = path.absolute().parent
     for section in present_sections(datalist):
-        written[section] = [_relative_item(item, here) for item in datalist[section]]
+        written[section] = [
+            {k: _relative(v, here) if k in PATH_KEYS and isinstance(v, str) else v for k, v in item.items()}
+            for item in datalist[section]
+        ]
     written["meta"] = {**datalist.get("meta", {}), "sha256": datalist_hash(written)}
     # file names that are no UTF-8 hold lone surrogates, which are escaped as JSON does it
     with (
@@ -350,13 +353,6 @@ def _absolute(path: str, prefix: str) -> str:
     if plain:
         return prefix + path
     return os.path.abspath(os.path.join(prefix, path))
-
-
-def _relative_item(item: dict[str, Any], here: Path) -> dict[str, Any]:
-    return {
-        key: _relative(value, here) if key in PATH_KEYS and isinstance(value, str) else value
-        for key, value in item.items()
-    }
 
 
 def _relative(path: str, here: Path) -> str:

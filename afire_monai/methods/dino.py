@@ -94,11 +94,6 @@ class DINO(Method):
         self.loss_weights = {"distillation": 1.0}
 
     @property
-    def canvas_size(self) -> tuple[int, int]:
-        """Height and width in pixels of a global view; larger images are welcome, as views are crops."""
-        return self.export_encoder.image_size
-
-    @property
     def export_encoder(self) -> ViTEncoder:
         """The teacher's encoder, as the paper evaluates it."""
         return self.teacher.encoder

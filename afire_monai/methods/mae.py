@@ -106,11 +106,6 @@ class MAE(Method):
         self.loss_weights = {"reconstruction": 1.0}
 
     @property
-    def canvas_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the encoder's images; with a view, larger ones are welcome."""
-        return self.export_encoder.image_size
-
-    @property
     def export_encoder(self) -> ViTEncoder:
         """The encoder that was trained."""
         return self.student.encoder

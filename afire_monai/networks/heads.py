@@ -49,6 +49,13 @@ class TokenHead(nn.Module):
         bound = bottleneck_dim**-0.5
         self.weight = nn.Parameter(torch.empty(cells or 1, out_dim, bottleneck_dim).uniform_(-bound, bound))
 
+    @property
+    def config(self) -> dict[str, int | None]:
+        """The arguments that build a head of the same shape."""
+        hidden, in_dim = self.state_dict()["mlp.0.weight"].shape
+        widths = {"out_dim": self.out_dim, "hidden_dim": hidden, "bottleneck_dim": self.weight.shape[-1]}
+        return {"in_dim": in_dim, "cells": self.cells, **widths}
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Project patch tokens; return (B, L, K) float32 cosines in -1…1.
 

@@ -71,11 +71,6 @@ class Task(Method):
         return self.teacher if self.average else self.student
 
     @property
-    def canvas_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the images that the task wants."""
-        return self.export_encoder.image_size
-
-    @property
     def export_encoder(self) -> Encoder:
         """The encoder as fine-tuned."""
         return self.network.encoder
@@ -125,9 +120,11 @@ class Task(Method):
             self.student.get_submodule("encoder").eval()
         return self
 
-    @abstractmethod
+    @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """Return the exported network's logits of images (B, C, H, W) in 0…1, without gradient."""
+        """Return the exported network's logits, (B, labels) or (B, classes, H, W), of images (B, C, H, W) in 0…1."""
+        self.eval()
+        return self.network(images)
 
     @abstractmethod
     def figures(self, logits: Tensor, batch: dict[str, Tensor]) -> dict[str, float]:
@@ -185,12 +182,6 @@ class Classification(Task):
         logits: Any = self.student_forward(*((images,) if scale is None else (images, scale)))
         return {"classification": self.loss(logits, batch["target"])}
 
-    @torch.no_grad()
-    def predict(self, images: Tensor) -> Tensor:
-        """Return logits (B, labels) of images (B, C, H, W) in 0…1."""
-        self.eval()
-        return self.network(images)
-
     def figures(self, logits: Tensor, batch: dict[str, Tensor]) -> dict[str, float]:
         """Return the loss, the AUROC of each label that has both classes, and their mean, which is the score.
 
@@ -247,12 +238,6 @@ class Segmentation(Task):
         logits: Any = self.student_forward(*((images,) if scale is None else (images, scale)))
         assert mask is not None
         return self.loss(logits, mask)
-
-    @torch.no_grad()
-    def predict(self, images: Tensor) -> Tensor:
-        """Return logits (B, classes, H, W) of images (B, C, H, W) in 0…1."""
-        self.eval()
-        return self.network(images)
 
     def _warn_of_empty_classes(self, positive: Tensor) -> None:
         empty = [name for name, some in zip(self.network.classes, positive.any(0).tolist(), strict=True) if not some]

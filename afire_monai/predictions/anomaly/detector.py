@@ -180,8 +180,7 @@ class AnomalyDetector(nn.Module):
         with contextlib.ExitStack() as hooks:
             for block, kept in outputs.items():
                 module = self.encoder.attribution_layer(block, class_token=False)
-                hook = module.register_forward_hook(lambda _, __, output, kept=kept: kept.append(output))
-                hooks.callback(hook.remove)
+                hooks.enter_context(module.register_forward_hook(lambda _, __, output, kept=kept: kept.append(output)))
             # one crop of all images after the other: a third faster on a CPU, whose cache they fill otherwise
             seen = torch.cat([self.encoder(some) for some in crops])
         return seen, {block: self._patch_tokens(torch.cat(kept).float()) for block, kept in outputs.items()}
