@@ -19,13 +19,7 @@ from afire_monai.datalists.file import datalist_hash, read_raw, reader_options, 
 from afire_monai.datalists.patients import patient_of
 from afire_monai.models.folder import load_module_files, model_files, weights_hashes
 from afire_monai.predictions.anomaly.combination import Combination, Pooling
-from afire_monai.predictions.anomaly.corrections import (
-    Corrections,
-    corrections_of,
-    marked_items,
-    percentiles,
-    without,
-)
+from afire_monai.predictions.anomaly.corrections import Corrections, corrections_of, marked_items, percentiles, without
 from afire_monai.predictions.anomaly.detector import DEFAULT_PARTS, AnomalyDetector, load_detector
 from afire_monai.predictions.anomaly.normals import CellGaussian, fit_images, fit_neighbours, fit_tokens
 from afire_monai.predictions.anomaly.reference import Fitted, Measure, NormalReference, measures_of
