@@ -606,7 +606,25 @@ def test_what_the_archive_refuses_is_not_given_up_because_it_keeps_the_rest(mode
     assert sorted(d.Modality for d in pacs.held.values()) == ["OT", "SEG", "SR"]
 
 
-def test_an_archive_that_never_reports_is_asked_less_and_less_often(model, tmp_path):
+def test_what_went_into_an_archive_before_it_was_full_is_not_sent_again(model, tmp_path):
+    state = tmp_path / "s"
+    with running_node(state, model) as port, client(port) as router:
+        for number in range(2):
+            router.store(radiograph(number))
+        wait_for(state, lambda status: status.counts[KEPT] == 2)
+    queue, reports = Queue(state), Reports()
+    queue.send_what_was_kept()
+    with fake_pacs(room=KINDS) as pacs, client(pacs.port, called=AET, reports=reports) as archive:
+        sender = Sender(queue, archive, commit=True)
+        assert "out of resources" in sender.send_all(threading.Event())
+        assert node_status(state).counts == {SENT: 1, PREDICTED: 1}
+        pacs.room = 100
+        assert sender.send_all(threading.Event()) == ""
+    queue.close()
+    assert pacs.stored.total() == 2 * KINDS
+
+
+def test_an_archive_that_never_reports_is_asked_less_and_less_often(model, tmp_path, monkeypatch):
     state = tmp_path / "s"
     with running_node(state, model) as port, client(port) as router:
         router.store(radiograph(1))
@@ -617,14 +635,16 @@ def test_an_archive_that_never_reports_is_asked_less_and_less_often(model, tmp_p
     class Stop(threading.Event):
         def wait(self, timeout: float | None = None) -> bool:
             waits.append(timeout)
-            if len(waits) == 4:
+            if len(waits) > sending.MOST_TRIES:
                 self.set()
             return self.is_set()
 
+    monkeypatch.setattr(sending, "AT_ONCE", 1)
     with fake_pacs(commitment="refuses") as pacs, client(pacs.port, called=AET, reports=reports) as archive:
         Sender(queue, archive, commit=True).run(Stop())
     queue.close()
-    assert waits == [1.0, 2.0, 4.0, 8.0]
+    assert waits == [2.0**n for n in range(sending.MOST_TRIES + 1)]
+    assert node_status(state).counts == {PREDICTED: 1}  # it is no fault of the results
 
 
 def test_only_named_callers_may_send_although_the_archive_may_report(model, tmp_path):
