@@ -146,10 +146,7 @@ MODELS: dict[str, Kind] = {
     "weights from elsewhere": Kind(make_foreign, ("vit.pth", "config.json"), read_foreign, ("JSON file beside",)),
     "model folder, encoder": Kind(make_models, files_of("encoder"), read_encoder),
     "model folder, classifier and segmenter": Kind(
-        make_models,
-        files_of("task/classifier", "task/segmenter"),
-        lambda folder: ask(folder / "task"),
-        NOT_FINITE,
+        make_models, files_of("task/classifier", "task/segmenter"), lambda folder: ask(folder / "task"), NOT_FINITE
     ),
     "model folder, anomaly": Kind(make_models, files_of("restorer", "detector", "reference"), ask, NOT_FINITE),
 }

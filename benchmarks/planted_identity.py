@@ -43,7 +43,7 @@ WORDS = ("PatientName", "PatientID", "OtherPatientNames", "PatientBirthName", "P
          "CurrentPatientLocation")  # fmt: skip
 DATES = {"PatientBirthDate": "19431107", "StudyDate": "20210304", "PatientBirthTime": "131719"}
 OWN = {  # where a kind may be
-    "file name": ("list.json", "labelled.json", "index.csv", "objects.csv", "said by check", "said by datalist"),
+    "file name": ("list.json", "labelled.json", "index.csv", "objects.csv", "said by check", "said by datalist")
 }
 DAMAGED = ("check", "predict", "predict maps")  # exit status 1: one of the files is damaged
 ALL_KINDS = "sr,seg,sc,gsps"

@@ -1,7 +1,7 @@
 r"""Put an encoder into the package, with references of normal radiographs and the list of what it was trained on.
 
     python scripts/ship_weights.py MODELS --name chest-s16-1 --trained-on pretrain.json \
-        --reference adults=adults.json --reference children=children.json
+        --reference adults=adults.json --reference children=children.json --parts density class_density places
     python scripts/ship_weights.py --name chest-s16-1 --task children=runs/probe/models --task .=runs/lungs/models
 
 Matrices are kept in 8 bits. `training_images.csv` names each training image by its SHA-256 and source, which shows
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--trained-on", type=Path, help="data list of the pre-training")
     parser.add_argument("--reference", action="append", default=[], help="POPULATION=datalist.json of normals")
+    parser.add_argument("--parts", nargs="+", help="what references of this encoder judge by, unless users name others")
     parser.add_argument(
         "--task", action="append", default=[], help="FOLDER=model folder with a classifier or segmenter"
     )
@@ -80,6 +81,8 @@ def ship_encoder(args: argparse.Namespace, folder: Path) -> None:
         "matrices": "int8 with a scale a row",
         "use": "research only, not a medical device",
     }
+    if args.parts:
+        description["reference_parts"] = args.parts
     save_module_files(tensors, description, folder / "encoder.safetensors", int8=True)
     print(f"{training_images(args.trained_on, folder / 'training_images.csv')} training images")
     for pair in args.reference:

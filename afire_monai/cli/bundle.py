@@ -11,6 +11,7 @@ from typing import Any
 
 import afire_monai
 from afire_monai.core.errors import AfireError, user_error
+from afire_monai.core.quiet import only_above
 
 CONFIGS = ("pretrain.yaml", "method_afire.yaml")
 
@@ -88,11 +89,6 @@ def _calm_logging() -> None:
 @contextlib.contextmanager
 def quiet_monai() -> Iterator[None]:
     """Keep MONAI's bundle functions from logging what they were called with."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with only_above(logging.CRITICAL), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

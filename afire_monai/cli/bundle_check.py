@@ -43,8 +43,7 @@ def _directory(bundle: Path) -> str:
 
 
 def _metadata(bundle: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((bundle / "configs/metadata.json").read_text(encoding="utf-8"))
-    return content
+    return json.loads((bundle / "configs/metadata.json").read_text(encoding="utf-8"))
 
 
 def _changelog(bundle: Path) -> str:

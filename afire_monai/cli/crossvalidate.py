@@ -13,13 +13,7 @@ from afire_monai.core.files import write_text
 
 
 def crossvalidate(
-    datalist: str,
-    *,
-    init: str = "random",
-    out: str,
-    folds: int = 5,
-    seed: int = 0,
-    settings: tuple[str, ...] = (),
+    datalist: str, *, init: str = "random", out: str, folds: int = 5, seed: int = 0, settings: tuple[str, ...] = ()
 ) -> int:
     """Fine-tune a classifier once for each fold of a data list's training and validation images.
 

@@ -31,11 +31,7 @@ SERVER = {
     "insecure": ("bool", False, "allow credentials over plain http to another machine."),
 }
 DIMSE = {
-    "pacs": (
-        "str | None",
-        None,
-        "archive without DICOMweb, as AET@HOST:PORT; needs pip install 'afire-monai[pacs]'.",
-    ),
+    "pacs": ("str | None", None, "archive without DICOMweb, as AET@HOST:PORT; needs pip install 'afire-monai[pacs]'."),
     "aet": ("str", "AFIRE", "own AE title, as the archive knows it."),
     "tls_ca": ("str | None", None, "PEM file of the authorities to trust; connects with TLS."),
     "tls_cert": (

@@ -14,12 +14,7 @@ METHODS = ("afire", "peac", "mlvicx", "mae", "dino")
 
 
 def pretrain(
-    datalist: str,
-    *settings: str,
-    out: str,
-    method: str = "afire",
-    preset: str | None = None,
-    resume: bool = False,
+    datalist: str, *settings: str, out: str, method: str = "afire", preset: str | None = None, resume: bool = False
 ) -> int:
     """Pre-train an encoder on the normal radiographs of a data list.
 

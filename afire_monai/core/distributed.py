@@ -142,8 +142,7 @@ def sum_over_processes_with_gradient(tensor: Tensor) -> Tensor:
     """Return the sum of a tensor over all processes; each process gets the gradient of all processes' uses of it."""
     if world_size() == 1:
         return tensor
-    summed: Tensor = _SumWithGradient.apply(tensor)
-    return summed
+    return _SumWithGradient.apply(tensor)
 
 
 def gather_with_gradient(tensor: Tensor) -> Tensor:

@@ -26,6 +26,17 @@ def quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
+@contextmanager
+def only_above(level: int) -> Iterator[None]:
+    """Keep messages up to a level out of all logs while the block runs."""
+    before = logging.root.manager.disable
+    logging.disable(level)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def silence() -> None:
     """Do the same for the rest of the process, and in all its threads."""
     warnings.filterwarnings("ignore", module=r"(pydicom|highdicom)(\.|$)")

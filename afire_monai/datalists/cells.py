@@ -80,6 +80,13 @@ def facts_of(sex: str = "", age: str = "", view: str = "", source: str = "") -> 
     return {key: value for key, value in known.items() if value is not None}
 
 
+def different_columns(names: Sequence[str]) -> list[str]:
+    """Return names of columns; DataListError if there are none, or one is named twice."""
+    if isinstance(names, str) or not names or len(set(names)) < len(names):
+        raise DataListError(f"label_columns are {names!r}; different names of columns, at least one, are expected")
+    return list(names)
+
+
 def split_names(cell: str, separator: str) -> tuple[str, ...]:
     """Return the names in a cell, without those that say that nothing is known."""
     return tuple(name.strip() for name in cell.split(separator) if name.strip() and not is_not_known(name))

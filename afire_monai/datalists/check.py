@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from afire_monai.core.console import hidden
 from afire_monai.core.errors import DataListError, RadiographError
@@ -186,21 +187,12 @@ def check_path(
     return check_files(files, workers, progress, **reader)
 
 
-def check_files(
-    files: list[str],
-    workers: int | None = None,
-    progress: bool = False,
-    **reader: Any,
-) -> CheckReport:
+def check_files(files: list[str], workers: int | None = None, progress: bool = False, **reader: Any) -> CheckReport:
     """As `check_path`, for the given image files. Threads suffice: decoding leaves the interpreter lock alone."""
     report = CheckReport()
     with ThreadPoolExecutor(workers or threads()) as pool:
-        results: Iterable[FileFacts | RefusedFile] = pool.map(_examiner(reader), files)
-        if progress:
-            from tqdm import tqdm
-
-            results = tqdm(results, total=len(files), desc="reading", unit="file", disable=hidden())
-        for result in results:
+        results = pool.map(_examiner(reader), files)
+        for result in tqdm(results, total=len(files), desc="reading", unit="file", disable=hidden(progress)):
             if isinstance(result, RefusedFile):
                 report.refused.append(result)
             else:

@@ -81,8 +81,7 @@ def _section(datalist: DataList, section: str, path: StrPath) -> list[dict[str, 
     if section not in datalist:
         present = ", ".join(s for s in SECTIONS if s in datalist) or "none"
         raise DataListError(f"{path}: no section {section!r}; it has {present}. Name one of these")
-    items: list[dict[str, Any]] = datalist[section]
-    return items
+    return datalist[section]
 
 
 def _alike(items: list[dict[str, Any]], labels: list[str]) -> list[dict[str, Any]]:
@@ -114,7 +113,10 @@ def save_datalist(datalist: DataList, path: StrPath) -> Path:
     written = dict(datalist)
     here = path.absolute().parent
     for section in present_sections(datalist):
-        written[section] = [_relative_item(item, here) for item in datalist[section]]
+        written[section] = [
+            {k: _relative(v, here) if k in PATH_KEYS and isinstance(v, str) else v for k, v in item.items()}
+            for item in datalist[section]
+        ]
     written["meta"] = {**datalist.get("meta", {}), "sha256": datalist_hash(written)}
     # file names that are no UTF-8 hold lone surrogates, which are escaped as JSON does it
     with (
@@ -351,13 +353,6 @@ def _absolute(path: str, prefix: str) -> str:
     if plain:
         return prefix + path
     return os.path.abspath(os.path.join(prefix, path))
-
-
-def _relative_item(item: dict[str, Any], here: Path) -> dict[str, Any]:
-    return {
-        key: _relative(value, here) if key in PATH_KEYS and isinstance(value, str) else value
-        for key, value in item.items()
-    }
 
 
 def _relative(path: str, here: Path) -> str:

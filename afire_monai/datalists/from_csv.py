@@ -16,6 +16,7 @@ from afire_monai.core.errors import DataListError
 from afire_monai.datalists.build import assemble
 from afire_monai.datalists.cells import (
     FACTS,
+    different_columns,
     facts_of,
     is_not_known,
     look_alikes,
@@ -104,7 +105,7 @@ def datalist_from_csv(
     if needs_source and source_column is None:
         raise DataListError(f"{path}: source_column is None, but by_source or source needs it. Name the column")
     facts = _fact_columns(keep)
-    singles = _checked_labels(label_columns) if label_columns is not None else []
+    singles = different_columns(label_columns) if label_columns is not None else []
     several = labels_column if label_columns is None else None
     named = [image_column, group_column, several, mask_column, source_column if needs_source else None, *singles]
     columns = [column for column in named if column is not None]
@@ -244,8 +245,8 @@ class _Manifest:
                 for _, item in made:
                     del item["label"]
             return labels, cells
-        present = [_present(item.get("label", ()), self.singles) for _, item in made]
-        return self.singles, present
+        values = [zip(self.singles, item.get("label", ()), strict=False) for _, item in made]
+        return self.singles, [tuple(name for name, value in pairs if value == 1) for pairs in values]
 
     def _say_missing(self, rows: Sequence[Row], found: int, name: str, missing: int) -> None:
         hint = self._padding_hint(rows) if missing else ""
@@ -270,10 +271,6 @@ def _cell(row: Row, column: str | None) -> str:
     """Return a cell, "" where there is no such column or the cell says that nothing is known."""
     text = row[column] if column is not None else ""
     return "" if is_not_known(text) else text
-
-
-def _present(values: Sequence[int | None], names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(name for name, value in zip(names, values, strict=False) if value == 1)
 
 
 def _say_not_known(path: StrPath, rows: Sequence[Row], columns: Sequence[str], separator: str) -> None:
@@ -301,12 +298,6 @@ def _fact_columns(keep: Sequence[str] | None) -> dict[str, str]:
             )
         columns[fact] = column or fact
     return columns
-
-
-def _checked_labels(columns: Sequence[str]) -> list[str]:
-    if isinstance(columns, str) or not columns or len(set(columns)) < len(columns):
-        raise DataListError(f"label_columns are {columns!r}; different names of columns, at least one, are expected")
-    return list(columns)
 
 
 def _keep_sources(rows: Sequence[Row], column: str, wanted: set[str], path: StrPath) -> list[Row]:

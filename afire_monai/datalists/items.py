@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def label_problems(datalist: DataList, entries: Iterable[Entry]) -> Iterator[Pro
                 sound.add(id(item["label"]))
         boxes = item.get("boxes", _NO_BOXES)
         for box in boxes if isinstance(boxes, list) else [boxes]:
-            if not _is_box(box):
+            if not is_box(box):
                 yield Problem("wrong box", where, str(box), "[x, y, width, height, name] is expected")
             elif names and box[4] not in names:
                 unknown[box[4]] += 1
@@ -91,8 +92,9 @@ def fact_problems(entries: Iterable[Entry]) -> Iterator[Problem]:
                 yield Problem("wrong fact", where, f"{key} {item[key]!r}", "A word is expected")
 
 
-def _is_box(box: Any) -> bool:
+def is_box(box: Any) -> bool:
+    """Whether something is a box: ``[x, y, width, height, name]``, finite numbers and a size above 0."""
     if not isinstance(box, list) or len(box) != 5 or not isinstance(box[4], str):
         return False
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in box[:4])
-    return numbers and box[2] > 0 and box[3] > 0
+    kinds = all(isinstance(value, int | float) and not isinstance(value, bool) for value in box[:4])
+    return kinds and all(map(math.isfinite, box[:4])) and min(box[2:4]) > 0

@@ -119,7 +119,10 @@ def open_datalist(
     raw = read_raw(Path(path))
     sha256 = datalist_hash(raw)
     datalist = resolve_paths(raw, base, str(path), in_place=True)
-    problems = list(_hash_problems(datalist, sha256))
+    problems: list[Problem] = []
+    if (stored := datalist.get("meta", {}).get("sha256")) not in (None, sha256):
+        advice = "Items were edited after saving; save the list again with save_datalist, so that runs name this one"
+        problems.append(Problem("hash differs", "meta.sha256", str(stored)[:12], advice, "warning"))
     if masks:
         problems += mask_problems(_Entries(datalist), classes)
     return OpenedDataList(datalist, sha256, _validate(datalist, problems, check_files, decode))
@@ -128,8 +131,11 @@ def open_datalist(
 def _validate(datalist: DataList, problems: list[Problem], check_files: bool, decode: bool) -> DataListReport:
     entries = _Entries(datalist)
     problems += [*_key_problems(datalist, entries), *label_problems(datalist, entries), *_group_problems(entries)]
-    problems += [*_normal_problems(datalist), *fact_problems(entries)]
-    problems += _same_path_problems(entries)
+    labels, named = datalist.get("labels", []), datalist.get("meta", {}).get("normal_label")
+    if named not in (None, DEFAULT_NORMAL, *labels):
+        advice = f"The labels are {', '.join(labels)}: build the list again with --normal-label NAME for the right one"
+        problems.append(Problem("unknown label", "meta.normal_label", repr(named), advice))
+    problems += [*fact_problems(entries), *_same_path_problems(entries)]
     if check_files:
         problems += _file_problems(entries)
     if decode:
@@ -162,20 +168,6 @@ def _count(datalist: DataList, problems: list[Problem]) -> DataListReport:
                     labels[name] += value == 1
     groups = {s: len({patient_of(item) for item in datalist[s]}) for s in sections}
     return DataListReport({s: len(datalist[s]) for s in sections}, groups, labels, problems)
-
-
-def _hash_problems(datalist: DataList, sha256: str) -> Iterator[Problem]:
-    stored = datalist.get("meta", {}).get("sha256")
-    if stored is not None and stored != sha256:
-        advice = "Items were edited after saving; save the list again with save_datalist, so that runs name this one"
-        yield Problem("hash differs", "meta.sha256", str(stored)[:12], advice, "warning")
-
-
-def _normal_problems(datalist: DataList) -> Iterator[Problem]:
-    labels, named = datalist.get("labels", []), datalist.get("meta", {}).get("normal_label")
-    if named not in (None, DEFAULT_NORMAL, *labels):
-        advice = f"The labels are {', '.join(labels)}: build the list again with --normal-label NAME for the right one"
-        yield Problem("unknown label", "meta.normal_label", repr(named), advice)
 
 
 def _key_problems(datalist: DataList, entries: Iterable[Entry]) -> Iterator[Problem]:
@@ -261,7 +253,8 @@ def write_without(opened: OpenedDataList, report: CheckReport, path: StrPath, re
         What was left out, in words.
     """
     bad = {refused.path for refused in report.refused} | set(report.blank)
-    bad_masks = {problem.where for problem in opened.report.problems if _is_about_a_mask(problem.kind, problem.where)}
+    bad_masks = {p.where for p in opened.report.problems
+                 if p.kind in MASK_KINDS or (p.kind == "missing file" and p.where.endswith(".mask"))}  # fmt: skip
     datalist = dict(opened.datalist)
     seen: set[str] = set()
     images = masks = 0
@@ -283,7 +276,3 @@ def write_without(opened: OpenedDataList, report: CheckReport, path: StrPath, re
         datalist["meta"] = {**meta, "reader": {**meta.get("reader", {}), **reader}}
     save_datalist(datalist, path)
     return f"written: {os.fspath(path)}, without {images} images and {masks} masks"
-
-
-def _is_about_a_mask(kind: str, where: str) -> bool:
-    return kind in MASK_KINDS or (kind == "missing file" and where.endswith(".mask"))

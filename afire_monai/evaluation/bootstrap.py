@@ -223,23 +223,19 @@ def _figures(
         found.update({f: function(curve) for f, function in zip(RANKING, functions, strict=True) if f in wanted})
     if any(f in CALIBRATION for f in wanted):
         total = weights.sum(1)
-        found["brier"] = _share(weights @ (scores - truth) ** 2, total)
+        found["brier"] = _ratio(weights @ (scores - truth) ** 2, total)
         place = np.eye(ECE_BINS)[_bin(scores, ECE_BINS)]
-        found["ece"] = _share(np.abs(weights @ (place * (scores - truth)[:, None])).sum(1), total)
+        found["ece"] = _ratio(np.abs(weights @ (place * (scores - truth)[:, None])).sum(1), total)
     if any(f in RATES for f in wanted):
         flagged = scores >= threshold
         tp, fp, fn, tn = (weights @ cell for cell in confusion_cells(truth, flagged))
         pairs = ((tp, tp + fn), (tn, tn + fp), (tp, tp + fp), (tn, tn + fn))
-        found.update({f: _share(above, below) for f, (above, below) in zip(RATES, pairs, strict=True)})
+        found.update({f: _ratio(above, below) for f, (above, below) in zip(RATES, pairs, strict=True)})
     return {f: found[f] for f in wanted}
 
 
 def _bin(scores: Floats, bins: int) -> NDArray[np.int64]:
     return np.minimum((scores * bins).astype(np.int64), bins - 1)
-
-
-def _share(above: Floats, below: Floats) -> Floats:
-    return np.where(below > 0, above / np.where(below > 0, below, 1.0), np.nan)
 
 
 class Curve(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from afire_monai.datalists.file import (
     reader_options,
     resolve_paths,
 )
+from afire_monai.datalists.items import is_box
 from afire_monai.datalists.patients import patient_of, shared_patients
 from afire_monai.datalists.targets import UncertainPolicy, target_matrix
 from afire_monai.evaluation.localisation import LesionCase, lesion_pixels
@@ -224,7 +224,11 @@ def lesion_case(
         DataListError: for a box that is malformed or outside the picture, or a mask of another size.
         RadiographError: if the picture cannot be read.
     """
-    boxes = np.array([_box(box, where) for box in item.get("boxes") or [] if not box_name or box[4:] == [box_name]])
+    chosen = [box for box in item.get("boxes") or [] if not box_name or box[4:] == [box_name]]
+    for box in chosen:
+        if not is_box(box):
+            raise DataListError(f"{where}: box {box!r}; [x, y, width, height, name] in pixels is expected")
+    boxes = np.array([box[:4] for box in chosen], dtype=np.float64)
     mask = read_mask(item["mask"]) if masks and item.get("mask") and not box_name else None
     drawn = None if mask is None else (mask != 0) & (mask != IGNORE)
     drawn = drawn if drawn is not None and drawn.any() else None
@@ -245,14 +249,6 @@ def lesion_case(
 def box_names(items: list[dict[str, Any]]) -> list[str]:
     """Names of the boxes of items, sorted."""
     return sorted({str(box[4]) for item in items for box in _boxes_of(item) if isinstance(box, list) and len(box) == 5})
-
-
-def _box(box: Any, where: str) -> list[float]:
-    numbers = box[:4] if isinstance(box, list) and len(box) == 5 else []
-    sound = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in numbers)
-    if not numbers or not sound or min(numbers[2:]) <= 0:
-        raise DataListError(f"{where}: box {box!r}; [x, y, width, height, name] in pixels is expected")
-    return [float(v) for v in numbers]
 
 
 def _boxes_of(item: dict[str, Any]) -> list[Any]:

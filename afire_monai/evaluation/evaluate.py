@@ -147,8 +147,7 @@ def evaluate_cases(
         "compared_with": without_folders(other.facts.get("model") or {}) if other is not None else None,
         "notes": cases.notes,
     }
-    results: dict[str, Any] = plain({**about, **parts})
-    return results
+    return plain({**about, **parts})
 
 
 COLUMNS = ("part", "group", "label", "figure", "value", "low", "high", "positives", "negatives", "status")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -102,9 +103,11 @@ def hausdorff95(predicted: Mask, drawn: Mask, spacing: tuple[float, float] | Non
     """
     if not predicted.any() or not drawn.any():
         return float("nan")
-    distance = compute_hausdorff_distance(
-        _batch(predicted), _batch(drawn), include_background=True, percentile=95, spacing=spacing
-    )
+    with warnings.catch_warnings():  # MONAI passes an argument to itself that it has deprecated
+        warnings.simplefilter("ignore", FutureWarning)
+        distance = compute_hausdorff_distance(
+            _batch(predicted), _batch(drawn), include_background=True, percentile=95, spacing=spacing
+        )
     return float(distance)
 
 

@@ -23,7 +23,6 @@ from afire_monai.pages.elements import (
     RESEARCH_ONLY,
     SECOND,
     embedded,
-    jpeg,
     new_figure,
     page,
     paragraph,
@@ -92,7 +91,7 @@ def verdicts(results: dict[str, Any]) -> list[tuple[str, str]]:
             )
     if results["anomaly"] and results["anomaly"]["result"]["figures"]:
         messages.append(
-            ("note", f"Abnormal told from normal: AUROC {interval(results['anomaly']['result']['figures']['auroc'])}.")
+            ("note", f"Abnormal against normal: AUROC {interval(results['anomaly']['result']['figures']['auroc'])}.")
         )
     if results["heatmaps"] and "beyond_prior" in results["heatmaps"]:
         messages.append(_beyond_prior(results["heatmaps"]["beyond_prior"]["pointing"]))
@@ -283,7 +282,8 @@ def draw_worst(cases: Cases, predictions: Predictions, label: int, threshold: fl
         for axis, place in zip(line, places, strict=False):
             axis.set_title(f"{cases.scores[place, label]:.2f}   no. {cases.index[place]}", fontsize=9)
             _draw_case(axis, cases.items[place], cases.reader, predictions.heatmap(int(cases.index[place])))
-    return jpeg(figure, 90)  # a PNG of radiographs is five times as large
+    # a PNG of radiographs is five times as large
+    return png(figure, 90, format="jpeg", pil_kwargs={"quality": 88})
 
 
 def worst_cases(

@@ -86,10 +86,7 @@ def read_sample(
         raise DataListError(f"{len(kept)} of {len(items)} images can be used: {'; '.join(left_out[:3])}")
     channels = encoder.in_channels
     return Sample(
-        kept,
-        torch.stack(small).expand(-1, channels, -1, -1),
-        torch.stack(large).expand(-1, channels, -1, -1),
-        left_out,
+        kept, torch.stack(small).expand(-1, channels, -1, -1), torch.stack(large).expand(-1, channels, -1, -1), left_out
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tqdm import tqdm
+
 from afire_monai.core.console import hidden
 from afire_monai.core.errors import AfireError
 from afire_monai.core.pool import Pool, threads
@@ -194,12 +196,7 @@ class _Reader:
         return run
 
     def _bar(self, steps, count, words) -> Iterator:  # type: ignore[no-untyped-def]  # as its argument
-        if not self.progress:
-            yield from steps
-            return
-        from tqdm import tqdm
-
-        yield from tqdm(steps, total=count, desc=words, unit="file", disable=hidden())
+        yield from tqdm(steps, total=count, desc=words, unit="file", disable=hidden(self.progress))
 
 
 def _check(roots: Sequence[Path], options: Options, out: Path, workers: int, key: StrPath | None) -> None:

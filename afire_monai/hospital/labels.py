@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from afire_monai.core.errors import DataListError
-from afire_monai.datalists.cells import padding_hint, parse_label, split_names
+from afire_monai.datalists.cells import different_columns, padding_hint, parse_label, split_names
 from afire_monai.datalists.csv_table import Row, read_table
 from afire_monai.radiographs.header import Header
 
@@ -144,7 +144,7 @@ class LabelTable:
         numbered = [row for row in rows if row[column]]
         self.skipped = len(rows) - len(numbered)
         if label_columns is not None:
-            self.names = _different(label_columns)
+            self.names = tuple(different_columns(label_columns))
             values = [self._one_each(row) for row in numbered]
         else:
             self.names, values = self._from_names([row[str(labels_column)] for row in numbered], separator, normal)
@@ -183,12 +183,6 @@ class LabelTable:
             )
         names = (*([normal] if normal in known else []), *sorted(known - {normal}))
         return names, [tuple(int(name in found) if found else None for name in names) for found in sets]
-
-
-def _different(names: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(names, str) or not names or len(set(names)) < len(names):
-        raise DataListError(f"label_columns are {names!r}; different names of columns, at least one, are expected")
-    return tuple(names)
 
 
 def file_keys(path: str, roots: Sequence[str] = ()) -> set[str]:

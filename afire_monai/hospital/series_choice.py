@@ -27,10 +27,7 @@ from afire_monai.hospital.identity import HASH_CHARACTERS, IdentityKey
 from afire_monai.hospital.outputs import IMAGES, Options, image_of
 from afire_monai.hospital.state import KEPT, State
 from afire_monai.radiographs.header import Header
-from afire_monai.radiographs.judgement import (
-    LOOKS_OTHER,
-    judge,
-)
+from afire_monai.radiographs.judgement import LOOKS_OTHER, judge
 
 # what this writes, whole or half; nothing else is ever removed
 _OWN_FILE = re.compile(
@@ -52,12 +49,7 @@ class Chooser:
     """Chooses among the files of a run, converting those that are to be kept and are not converted yet."""
 
     def __init__(
-        self,
-        state: State,
-        identity: IdentityKey,
-        options: Options,
-        out: Path,
-        forgotten: Forgotten | None = None,
+        self, state: State, identity: IdentityKey, options: Options, out: Path, forgotten: Forgotten | None = None
     ) -> None:
         self.state, self.identity, self.options = state, identity, options
         self.folder = out / IMAGES

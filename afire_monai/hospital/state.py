@@ -313,14 +313,7 @@ def _result(values: dict[str, Any]) -> Converted | Failure:
     return converted
 
 
-_CONVERTED = {
-    "size": int,
-    "pixels": str,
-    "shape": tuple,
-    "look": (int, float),
-    "letters": int,
-    "histogram": tuple,
-}
+_CONVERTED = {"size": int, "pixels": str, "shape": tuple, "look": (int, float), "letters": int, "histogram": tuple}
 
 
 def _of_types(values: dict[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,8 +108,7 @@ def cache_settings(size: Sequence[int], dtype: str, reader: Mapping[str, Any] | 
     names = modality_names(options.pop("modalities", RADIOGRAPHY_MODALITIES))
     read = {"modalities": sorted(names) if names is not None else ["any"], "options": options}
     settings = {"format": FORMAT, "size": [int(side) for side in size], "dtype": dtype, **read}
-    result: dict[str, Any] = json.loads(json.dumps(settings))
-    return result
+    return json.loads(json.dumps(settings))
 
 
 def path_hashes(paths: ImagePaths) -> NDArray[np.uint64]:

@@ -181,8 +181,7 @@ class RadiographDataset(Dataset[dict[str, Any]]):
 
         Its ``image`` is for `grey_levels`: a quarter or half of the bytes go from a loader's process to the device.
         """
-        collated: dict[str, Any] = batch.tensors if isinstance(batch, GatheredBatch) else default_collate(list(batch))
-        return collated
+        return batch.tensors if isinstance(batch, GatheredBatch) else default_collate(list(batch))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if self.disk is not None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch.nn as nn
-from torch import Tensor
+from torch import Tensor, nn
 
 from afire_monai.core.distributed import sum_over_processes, world_size
 from afire_monai.core.errors import AfireError

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn as nn
-from torch import Tensor
+from torch import Tensor, nn
 
 from afire_monai.networks import AnomalyRestorationDecoder, Encoder
 
@@ -88,9 +87,12 @@ class Method(nn.Module, ABC):
         """Return named pictures (B, 1, H, W) in 0…1 that show what the method does to these images."""
 
     @property
-    @abstractmethod
     def canvas_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the images that the method wants."""
+        """Height and width in pixels of the images that the method wants; the encoder's unless a method says more.
+
+        A method that cuts views out of its images (DINO, MAE with a view) takes larger ones as well.
+        """
+        return self.export_encoder.image_size
 
     @property
     @abstractmethod

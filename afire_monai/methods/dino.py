@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from afire_monai.core.errors import AfireError
 from afire_monai.losses.self_distillation import SelfDistillationLoss
@@ -93,11 +92,6 @@ class DINO(Method):
         self.local_views = local_views
         self.draws = global_views.draws + (local_views.draws if local_views is not None else 0)
         self.loss_weights = {"distillation": 1.0}
-
-    @property
-    def canvas_size(self) -> tuple[int, int]:
-        """Height and width in pixels of a global view; larger images are welcome, as views are crops."""
-        return self.export_encoder.image_size
 
     @property
     def export_encoder(self) -> ViTEncoder:

@@ -167,5 +167,4 @@ def measure_health(method: AFiRe, images: Tensor, uniforms: Tensor) -> dict[str,
 
 def _student_logits(method: AFiRe, images: Tensor) -> Tensor:
     """Return the student's token logits (B, L, K) without the decoder."""
-    logits: Tensor = method.student.head(method.student.encoder(images)[:, 1:])
-    return logits
+    return method.student.head(method.student.encoder(images)[:, 1:])

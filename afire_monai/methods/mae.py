@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from afire_monai.core.errors import AfireError
 from afire_monai.losses.masked_patches import MaskedPatchLoss
@@ -105,11 +104,6 @@ class MAE(Method):
         self.view = view
         self.draws = self.cells + (view.draws if view is not None else 0)
         self.loss_weights = {"reconstruction": 1.0}
-
-    @property
-    def canvas_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the encoder's images; with a view, larger ones are welcome."""
-        return self.export_encoder.image_size
 
     @property
     def export_encoder(self) -> ViTEncoder:

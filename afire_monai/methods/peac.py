@@ -6,9 +6,8 @@ import copy
 from typing import NamedTuple
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from afire_monai.core.errors import AfireError
 from afire_monai.losses.peac import PEACProjections, global_loss, local_loss, order_loss

@@ -278,9 +278,7 @@ def load_classifier(path: str | Path) -> tuple[ViTClassifier, dict[str, Any]]:
     Raises:
         CheckpointError: if a file is missing or damaged, or weights and description do not fit.
     """
-    network, description = _load(path, "classifier")
-    assert isinstance(network, ViTClassifier)
-    return network, description
+    return _load(path, "classifier")
 
 
 def load_segmenter(path: str | Path) -> tuple[ViTSegmenter, dict[str, Any]]:
@@ -295,12 +293,10 @@ def load_segmenter(path: str | Path) -> tuple[ViTSegmenter, dict[str, Any]]:
     Raises:
         CheckpointError: if a file is missing or damaged, or weights and description do not fit.
     """
-    network, description = _load(path, "segmenter")
-    assert isinstance(network, ViTSegmenter)
-    return network, description
+    return _load(path, "segmenter")
 
 
-def _load(path: str | Path, kind: str) -> tuple[ViTClassifier | ViTSegmenter, dict[str, Any]]:
+def _load(path: str | Path, kind: str) -> tuple[Any, dict[str, Any]]:
     path = Path(path)
     path = weights_in(path, kind) if path.is_dir() or not path.suffix else path
     tensors, description = load_module_files(path)

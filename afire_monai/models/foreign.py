@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from afire_monai.core.errors import UNREADABLE, AfireError, CheckpointError
 from afire_monai.models.foreign_names import encoder_entries, to_own_names
-from afire_monai.models.released import IMAGENET_MEAN, IMAGENET_STD, fold_encoder
+from afire_monai.models.released import IMAGENET_MEAN, IMAGENET_STD, fold_encoder, listed, read_checkpoint
 from afire_monai.networks import ViTEncoder, encoder_from_config, resample_positions, sincos_positions
 
 logger = logging.getLogger(__name__)
@@ -171,11 +170,11 @@ def _place(encoder: ViTEncoder, state: dict[str, Tensor], origin: Mapping[str, s
     absent = [name for name in missing if name.endswith(("attn.qkv.bias", "mlp.linear1.bias", "patch_embed.bias"))]
     missing = [name for name in missing if name not in absent]
     if wrong or missing:
-        raise CheckpointError(f"no place for: {_some(wrong)}. Missing, by their name here: {_some(missing)}")
+        raise CheckpointError(f"no place for: {listed(wrong)}. Missing, by their name here: {listed(missing)}")
     if bad := [origin.get(name, name) for name, value in state.items() if not value.isfinite().all()]:
-        raise CheckpointError(f"values that are not finite in {_some(bad)}")
+        raise CheckpointError(f"values that are not finite in {listed(bad)}")
     if absent:
-        assumed.append(f"zero for biases that are not there: {_some(absent)}")
+        assumed.append(f"zero for biases that are not there: {listed(absent)}")
     encoder.load_state_dict({**{name: torch.zeros_like(targets[name]) for name in absent}, **state})
     return [origin.get(name, name) for name in state]
 
@@ -318,23 +317,9 @@ def _file_of(path: Path) -> Path:
 
 
 def _read(file: Path) -> Mapping[str, Any]:
+    if file.suffix != ".safetensors":
+        return read_checkpoint(file)
     try:
-        if file.suffix == ".safetensors":
-            tensors: dict[str, Any] = load_file(file)
-            return tensors
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            "it holds more than tensors and plain containers, which is not read, because it could run code; save the "
-            f"state dictionary alone where the file comes from ({' '.join(str(error).split())[:150]})"
-        ) from error
+        return load_file(file)
     except (*UNREADABLE, SafetensorError) as error:
         raise CheckpointError(f"it cannot be read: {error}") from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"it holds a {type(content).__name__}; a dictionary of tensors is expected")
-    return content
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 30} more" if len(names) > 30 else ""
-    return (", ".join(names[:30]) + more) or "nothing"

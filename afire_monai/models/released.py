@@ -308,7 +308,10 @@ def import_released(
         if value not in known:
             raise CheckpointError(f"{name} is {value!r}; expected one of {known}.")
     path = Path(path)
-    source = _read(path)
+    try:
+        source = read_checkpoint(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"'{path.name}': {error}") from error
     if part not in source:
         raise CheckpointError(f"'{path.name}' has no entry '{part}'; it holds {sorted(source)}.")
     report = ImportReport(unplaced=sorted(str(name) for name in set(source) - _KNOWN_ENTRIES))
@@ -316,12 +319,16 @@ def import_released(
     names: list[str] = [name for name in ("teacher", "student") if name in source]
     parts = {name: _found(path, name, source[name], heads or _RELEASED_HEADS, report) for name in names}
     if heads is None and "student" in parts and parts["student"].decoder is not None:
-        _assume_heads(report)
+        report.assumed.append(f"{_RELEASED_HEADS} decoder heads, as released: the checkpoint names none")
+        logger.warning(
+            "%s. With another number restored pictures are wrong although all weights fit: give it by --decoder-heads",
+            report.assumed[-1],
+        )
     prototypes = _prototypes(path, source.get("AFiRe_loss"), report)
     if strict and (report.unplaced or report.missing):
         raise CheckpointError(
-            f"'{path.name}' does not fit. No place for: {_listed(report.unplaced)}. "
-            f"Missing: {_listed(report.missing)}. Pass strict=False to import what fits."
+            f"'{path.name}' does not fit. No place for: {listed(report.unplaced)}. "
+            f"Missing: {listed(report.missing)}. Pass strict=False to import what fits."
         )
     sha256 = weights_hashes({"source": path})["source"]
     facts = {"source_sha256": sha256, "unplaced": report.unplaced, "missing": report.missing}
@@ -329,14 +336,6 @@ def import_released(
         facts["epochs"] = source["epoch"]
     _write(parts, prototypes, part, channels == "fold", Path(output), {**facts, "method_name": "AFiRe"}, report)
     return report
-
-
-def _assume_heads(report: ImportReport) -> None:
-    report.assumed.append(f"{_RELEASED_HEADS} decoder heads, as released: the checkpoint names none")
-    logger.warning(
-        "%s. With another number restored pictures are wrong although all weights fit: give it by --decoder-heads",
-        report.assumed[-1],
-    )
 
 
 def _decoder_heads(path: Path, args: object, given: int | None) -> int | None:
@@ -349,8 +348,11 @@ def _decoder_heads(path: Path, args: object, given: int | None) -> int | None:
     return heads
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Checkpoint as a dictionary, with nothing executed."""
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of other people as a dictionary: tensors, plain containers and `argparse.Namespace` alone.
+
+    Raises CheckpointError, without the name of the file: it cannot be read, or it holds something else.
+    """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             source = torch.load(path, map_location="cpu", weights_only=True)
@@ -358,13 +360,13 @@ def _read(path: Path) -> dict[str, Any]:
         refused = re.search(r"(?:Unsupported global|GLOBAL|global) :?\s*(?:GLOBAL )?([\w.]+)", str(error))
         what = f"holds {refused.group(1)}" if refused else "is damaged or holds other types"
         raise CheckpointError(
-            f"'{path.name}' {what}; only tensors, plain containers and argparse.Namespace are read, because anything "
-            "else could run code. Remove it where the file comes from and save the state dictionaries alone."
+            f"it {what}; only tensors, plain containers and argparse.Namespace are read, because anything else could "
+            "run code. Remove it where the file comes from and save the state dictionaries alone"
         ) from error
     except UNREADABLE as error:
-        raise CheckpointError(f"'{path.name}' cannot be read as a PyTorch checkpoint: {error}") from error
+        raise CheckpointError(f"it cannot be read as a PyTorch checkpoint: {error}") from error
     if not isinstance(source, dict):
-        raise CheckpointError(f"'{path.name}' holds a {type(source).__name__}; expected a dictionary with 'teacher'.")
+        raise CheckpointError(f"it holds a {type(source).__name__}; a dictionary of tensors is expected")
     return source
 
 
@@ -414,11 +416,8 @@ def _write(
     encoder = fold_encoder(chosen.encoder) if fold else chosen.encoder
     report.files.append(export_encoder(encoder, output, part=part, **facts))
     if chosen.head is not None:
-        cells, out_dim, bottleneck = chosen.head.weight.shape
-        hidden = chosen.head.state_dict()["mlp.0.bias"].shape[0]
-        head = {"in_dim": encoder.embed_dim, "cells": cells, "out_dim": out_dim, "hidden_dim": hidden}
-        head["bottleneck_dim"] = bottleneck
-        report.files.append(_save(chosen.head, output, "head", {"architecture": head, "part": part, **facts}))
+        description = {"architecture": chosen.head.config, "part": part, **facts}
+        report.files.append(_save(chosen.head, output, "head", description))
     if prototypes is not None:
         description = {"format": "afire-monai prototypes 1", "shape": list(prototypes.shape), **facts}
         file = output / "prototypes.safetensors"
@@ -438,7 +437,7 @@ def _save(module: nn.Module, output: Path, name: str, description: dict[str, Any
     return save_module_files(module.state_dict(), description, output / f"{name}.safetensors")
 
 
-def _listed(names: list[str]) -> str:
-    """Up to 20 names in one line."""
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return (", ".join(names[:20]) + more) or "nothing"
+def listed(names: list[str]) -> str:
+    """Return up to 30 names in one line."""
+    more = f" and {len(names) - 30} more" if len(names) > 30 else ""
+    return (", ".join(names[:30]) + more) or "nothing"

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from monai.inferers import Inferer
-from torch import Tensor
+from torch import Tensor, nn
 
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.models.bounds import refuse_sizes
@@ -98,11 +97,7 @@ class AnomalyNetwork(nn.Module):
     """
 
     def __init__(
-        self,
-        encoder: Encoder,
-        decoder: AnomalyRestorationDecoder,
-        groups: int = 2,
-        hide_input: bool = False,
+        self, encoder: Encoder, decoder: AnomalyRestorationDecoder, groups: int = 2, hide_input: bool = False
     ) -> None:
         super().__init__()
         self.encoder = encoder

@@ -6,9 +6,8 @@ import math
 from typing import Any
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from afire_monai.networks.blocks import FusedSelfAttention, init_transformer
 from afire_monai.networks.encoder import ViTEncoder
@@ -83,8 +82,7 @@ class RotaryAttention(FusedSelfAttention):
     def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:  # type: ignore[override]
         """Attend: (B, T, D) to (B, T, D)."""
         mixed = F.scaled_dot_product_attention(*self.heads(x, rotation), scale=self.scale)
-        projected: Tensor = self.out_proj(self.norm(mixed.transpose(1, 2).flatten(2)))
-        return projected
+        return self.out_proj(self.norm(mixed.transpose(1, 2).flatten(2)))
 
 
 class AdaptedMLP(nn.Module):
@@ -112,8 +110,7 @@ class AdaptedMLP(nn.Module):
             x = F.silu(gate) * value
         else:
             x = F.gelu(x)
-        result: Tensor = self.linear2(self.norm(x))
-        return result
+        return self.linear2(self.norm(x))
 
 
 class AdaptedBlock(nn.Module):

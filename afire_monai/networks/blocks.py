@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from monai.networks.blocks import SABlock, TransformerBlock
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -40,8 +39,7 @@ class FusedSelfAttention(SABlock):
         batch, tokens, _ = x.shape
         query, key, value = self.heads(x)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, scale=self.scale)
-        projected: Tensor = self.out_proj(mixed.transpose(1, 2).reshape(batch, tokens, self.inner_dim))
-        return projected
+        return self.out_proj(mixed.transpose(1, 2).reshape(batch, tokens, self.inner_dim))
 
 
 def transformer_block(dim: int, num_heads: int, mlp_ratio: float, layer_norm_eps: float) -> TransformerBlock:
@@ -86,10 +84,8 @@ class RecomputedBlock:
     def call_block(self, block: nn.Module, tokens: Tensor, *more: object) -> Tensor:
         """Return ``block(tokens, *more)``."""
         if self.recompute and torch.is_grad_enabled():
-            result: Tensor = checkpoint(block, tokens, *more, use_reentrant=False, preserve_rng_state=False)
-            return result
-        called: Tensor = block(tokens, *more)
-        return called
+            return checkpoint(block, tokens, *more, use_reentrant=False, preserve_rng_state=False)
+        return block(tokens, *more)
 
 
 def recompute_blocks(modules: Iterable[nn.Module]) -> int:

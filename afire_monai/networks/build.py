@@ -56,8 +56,7 @@ def encoder_from_config(config: Mapping[str, Any], **overrides: Any) -> Encoder:
             near = difflib.get_close_matches(name, known, 3) or known
             raise AfireError(f"an encoder of kind {kind!r} has no argument {name!r}; nearest: {', '.join(near)}")
     refuse_kinds(arguments, *classes)
-    encoder: Encoder = _KINDS[kind](**arguments)
-    return encoder
+    return _KINDS[kind](**arguments)
 
 
 def refuse_kinds(arguments: Mapping[str, Any], *classes: type) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from afire_monai.core.errors import AfireError
 from afire_monai.networks.encoder_base import Encoder
@@ -30,12 +29,7 @@ class TokenHead(nn.Module):
     """
 
     def __init__(
-        self,
-        in_dim: int,
-        cells: int | None,
-        out_dim: int = 256,
-        hidden_dim: int = 1024,
-        bottleneck_dim: int = 256,
+        self, in_dim: int, cells: int | None, out_dim: int = 256, hidden_dim: int = 1024, bottleneck_dim: int = 256
     ) -> None:
         super().__init__()
         self.cells = cells
@@ -54,6 +48,13 @@ class TokenHead(nn.Module):
         # only the direction of each row matters; this is the spread of PyTorch's default linear layer
         bound = bottleneck_dim**-0.5
         self.weight = nn.Parameter(torch.empty(cells or 1, out_dim, bottleneck_dim).uniform_(-bound, bound))
+
+    @property
+    def config(self) -> dict[str, int | None]:
+        """The arguments that build a head of the same shape."""
+        hidden, in_dim = self.state_dict()["mlp.0.weight"].shape
+        widths = {"out_dim": self.out_dim, "hidden_dim": hidden, "bottleneck_dim": self.weight.shape[-1]}
+        return {"in_dim": in_dim, "cells": self.cells, **widths}
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Project patch tokens; return (B, L, K) float32 cosines in -1…1.
@@ -105,8 +106,7 @@ class PatchAppearanceHead(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Turn patch tokens (B, L, D) into pictures (B, C, H, W) in the encoder's normalised units."""
-        picture: Tensor = self.shuffle(self.convolution(tokens.transpose(1, 2).unflatten(2, self.grid)))
-        return picture
+        return self.shuffle(self.convolution(tokens.transpose(1, 2).unflatten(2, self.grid)))
 
 
 #: norms by name; any other is given as a function of the width
@@ -161,8 +161,7 @@ class ProjectionMLP(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Project features (…, in_dim) to (…, out_dim); with batch norm (B, in_dim) to (B, out_dim)."""
-        projected: Tensor = self.layers(features)
-        return projected
+        return self.layers(features)
 
 
 def resize_then_pool(size: int, between: int, cells: int) -> Tensor:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn as nn
 from monai.networks.nets import ResNet
-from torch import Tensor
+from torch import Tensor, nn
 
 from afire_monai.core.errors import AfireError
 from afire_monai.networks.blocks import synced_batch_norm
@@ -31,9 +30,7 @@ class ContextBottleneck(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channel = nn.Sequential(
-            nn.Linear(channels, channels // 2, bias=False),
-            nn.ReLU(),
-            nn.Linear(channels // 2, channels, bias=False),
+            nn.Linear(channels, channels // 2, bias=False), nn.ReLU(), nn.Linear(channels // 2, channels, bias=False)
         )
         self.spatial = nn.Conv2d(2, 1, 7, padding=3, bias=False)
 
@@ -135,8 +132,7 @@ class ResNetEncoder(Encoder):
         number = self._number_of(block)
         stage = sum(number >= first for first in self._first[1:4])
         stages: Any = self.stages
-        layer: nn.Module = stages[stage][number - self._first[stage]]
-        return layer
+        return stages[stage][number - self._first[stage]]
 
 
 def _scaled_stage(stage: nn.Module, x: Tensor, scale: Tensor) -> Tensor:

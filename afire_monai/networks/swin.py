@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn as nn
 from monai.networks.nets.swin_unetr import SwinTransformer, compute_mask, get_window_size
-from torch import Tensor
+from torch import Tensor, nn
 
 from afire_monai.core.errors import AfireError
 from afire_monai.networks.encoder_base import Encoder, FeatureMap
@@ -125,8 +124,7 @@ class SwinEncoder(Encoder):
         size = (self.window, self.window)
         window, shift = get_window_size(x.shape[1:3], size, tuple(side // 2 for side in size))
         padded = [-(-side // step) * step for side, step in zip(x.shape[1:3], window, strict=True)]
-        mask: Tensor = compute_mask(padded, window, shift, x.device)
-        return mask
+        return compute_mask(padded, window, shift, x.device)
 
     def block_of(self, parameter: str) -> int:
         """Say how deep a parameter lies (:meth:`Encoder.block_of`); merging counts with the block before it."""

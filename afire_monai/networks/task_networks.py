@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn as nn
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
-from torch import Tensor
+from torch import Tensor, nn
 
 from afire_monai.core.errors import AfireError
 from afire_monai.networks.build import encoder_from_config
@@ -213,10 +212,8 @@ def _skip(feature_map: FeatureMap, level: int, channels: int, common: dict[str, 
     """Bring a map of an encoder to ``channels`` at 1 / 2^level of the picture's size."""
     doublings = feature_map.stride.bit_length() - 1 - level
     if doublings == 0:
-        block: nn.Module = UnetrBasicBlock(in_channels=feature_map.channels, out_channels=channels, stride=1, **common)
-        return block
-    enlarge: nn.Module = UnetrPrUpBlock(
+        return UnetrBasicBlock(in_channels=feature_map.channels, out_channels=channels, stride=1, **common)
+    return UnetrPrUpBlock(
         in_channels=feature_map.channels, out_channels=channels, num_layer=doublings - 1, stride=1,
         upsample_kernel_size=2, conv_block=True, **common,
     )  # fmt: skip
-    return enlarge

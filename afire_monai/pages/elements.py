@@ -71,15 +71,8 @@ def new_figure(width: float, height: float, constrained: bool = True) -> Any:
     return figure
 
 
-def png(figure: Any, dpi: int = 100) -> bytes:
-    """Return a figure as the bytes of a PNG."""
+def png(figure: Any, dpi: int = 100, **options: Any) -> bytes:
+    """Return a figure as the bytes of a PNG, or of what the options of ``savefig`` say."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=dpi, format="png")
-    return buffer.getvalue()
-
-
-def jpeg(figure: Any, dpi: int = 100) -> bytes:
-    """Return a figure as the bytes of a JPEG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=dpi, format="jpeg", pil_kwargs={"quality": 88})
+    figure.savefig(buffer, dpi=dpi, **{"format": "png", **options})
     return buffer.getvalue()

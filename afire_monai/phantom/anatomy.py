@@ -74,8 +74,7 @@ def blur(image: Array, width: float) -> Array:
     No matrix product: a threaded one is many times slower than this where every core already has a process.
     """
     if width < 3:
-        smooth: Array = gaussian_filter(image, width, truncate=2.5, mode="nearest")
-        return smooth
+        return gaussian_filter(image, width, truncate=2.5, mode="nearest")
     box = round((4 * width**2 + 1) ** 0.5)
     for _ in range(3):
         image = uniform_filter(image, box, mode="nearest")

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.ndimage import binary_closing, binary_fill_holes, find_objects, gaussian_filter, label
 
 from afire_monai.core.errors import AfireError, DataListError
-from afire_monai.core.files import whole_file, write_text
+from afire_monai.core.files import write_text
 from afire_monai.phantom.anatomy import (
     TABLE_AXIS,
     Array,
@@ -27,6 +26,7 @@ from afire_monai.phantom.anatomy import (
     ramp,
     splat,
 )
+from afire_monai.radiographs.raster import write_png
 
 
 @dataclass(frozen=True)
@@ -271,8 +271,7 @@ def _finding_mask(difference: Array) -> Mask:
         return mask.astype(np.uint8)
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
-    kept: Mask = (sizes >= 0.1 * sizes.max())[parts].astype(np.uint8)
-    return kept
+    return (sizes >= 0.1 * sizes.max())[parts].astype(np.uint8)
 
 
 def _boxes(mask: Mask, name: str) -> list[Box]:
@@ -315,8 +314,10 @@ def write_phantom_dataset(folder: Path, normal: int = 200, abnormal: int = 40, s
     # a step larger than any number of pictures keeps the patients of two data sets apart
     first = seed * 1_000_000
     splits: dict[str, list[dict[str, object]]] = {"training": [], "validation": [], "test": []}
-    order = [_split_of_normal(i, normal) for i in range(normal)]
-    plan: list[tuple[str, str | None]] = [(split, None) for split in order]
+    shares = (i / normal for i in range(normal))
+    plan: list[tuple[str, str | None]] = [
+        ("training" if share < 0.7 else "validation" if share < 0.85 else "test", None) for share in shares
+    ]
     plan += [
         (("validation", "test", "training", "training")[i // 4 % 4], phantom.findings[i % 4]) for i in range(abnormal)
     ]
@@ -325,11 +326,6 @@ def write_phantom_dataset(folder: Path, normal: int = 200, abnormal: int = 40, s
     content = {"name": "phantom", "labels": list(PHANTOM_LABELS), **splits}
     write_text(datalist, json.dumps(content, indent=1) + "\n")
     return datalist
-
-
-def _split_of_normal(index: int, normal: int) -> str:
-    share = index / normal
-    return "training" if share < 0.7 else "validation" if share < 0.85 else "test"
 
 
 def _give_way(datalist: Path) -> None:
@@ -353,13 +349,8 @@ def _write_item(folder: Path, group: str, sample: PhantomSample) -> dict[str, ob
         "label": [sample.label[name] for name in PHANTOM_LABELS],
         "group": group,
     }
-    _write_png(folder / f"images/{group}.png", np.round(sample.image[0] * 255).astype(np.uint8))
+    write_png(folder / f"images/{group}.png", np.round(sample.image[0] * 255).astype(np.uint8))
     if any(sample.label.values()):
-        _write_png(folder / f"masks/{group}.png", sample.mask[0] * np.uint8(255))
+        write_png(folder / f"masks/{group}.png", sample.mask[0] * np.uint8(255))
         item |= {"mask": f"masks/{group}.png", "boxes": [list(box) for box in sample.boxes]}
     return item
-
-
-def _write_png(path: Path, pixels: Mask) -> None:
-    with whole_file(path) as part:
-        Image.fromarray(pixels).save(part, format="PNG")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from afire_monai.core.errors import AfireError
 from afire_monai.networks import ViTEncoder
@@ -46,15 +44,11 @@ def grad_cam(model: nn.Module, images: Tensor, label: int, block: int | None = N
         kept.append(output.detach().requires_grad_())
         return kept[0]
 
-    handle = layer.register_forward_hook(keep)
-    try:
-        with torch.enable_grad():
-            logits = model(images)
-            if not 0 <= label < logits.shape[1]:
-                raise AfireError(f"label {label} is not one of the {logits.shape[1]} columns of the logits")
-            (gradient,) = torch.autograd.grad(logits[:, label].sum(), kept[0])
-    finally:
-        handle.remove()
+    with layer.register_forward_hook(keep), torch.enable_grad():
+        logits = model(images)
+        if not 0 <= label < logits.shape[1]:
+            raise AfireError(f"label {label} is not one of the {logits.shape[1]} columns of the logits")
+        (gradient,) = torch.autograd.grad(logits[:, label].sum(), kept[0])
     values, gradient = kept[0].detach().float(), gradient.float()
     if values.ndim == 3:  # tokens (B, 1 + L, D)
         grid = encoder.grid_of(images.shape[2], images.shape[3])
@@ -113,16 +107,8 @@ def attention_maps(encoder: Any, images: Tensor) -> list[Tensor]:
         q, k = (part.float() for part in attention.heads(*arguments)[:2])
         maps.append((q @ k.transpose(-1, -2) * attention.scale).softmax(-1).mean(1))
 
-    with _noting(encoder, note):
+    with ExitStack() as hooks:
+        for block in encoder.blocks:
+            hooks.enter_context(block.attn.register_forward_pre_hook(note))
         encoder(images)
     return maps
-
-
-@contextmanager
-def _noting(encoder: Any, note: Any) -> Iterator[None]:
-    handles = [block.attn.register_forward_pre_hook(note) for block in encoder.blocks]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

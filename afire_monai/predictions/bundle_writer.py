@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.nn as nn
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from afire_monai.core.files import write_rows
 from afire_monai.networks import ViTClassifier, ViTSegmenter

@@ -8,19 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn as nn
-from torch import Tensor
+from torch import Tensor, nn
 
 from afire_monai.core.errors import AfireError
 from afire_monai.models.export import Exportable, prepare
-from afire_monai.models.folder import (
-    load_classifier,
-    load_encoder,
-    load_segmenter,
-    model_files,
-    names,
-    weights_hashes,
-)
+from afire_monai.models.folder import load_classifier, load_encoder, load_segmenter, model_files, names, weights_hashes
 from afire_monai.networks import ViTClassifier, ViTSegmenter
 from afire_monai.phantom import ChestPhantom
 from afire_monai.predictions.anomaly.detector import AnomalyDetector, load_detector

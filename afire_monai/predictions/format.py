@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from afire_monai.core.errors import AfireError, RadiographError
-from afire_monai.core.files import whole_file, write_text
+from afire_monai.core.files import write_text
 from afire_monai.radiographs.picture import check_size
+from afire_monai.radiographs.raster import write_png
 
 TABLE, FACTS, HEATMAPS, MASKS = "predictions.csv", "predictions.json", "heatmaps", "masks"
 INDEX, PERCENTILE, JUDGEMENT = "index", "anomaly_percentile", "judgement"
@@ -48,7 +49,9 @@ def read_facts(path: Path) -> dict[str, Any]:
     except AfireError as error:
         raise AfireError(f"{path}: {error}. {AGAIN}") from error
     thresholds = facts.get("thresholds") or {}
-    if not isinstance(thresholds, dict) or not all(_is_number(v) for v in thresholds.values()):
+    if not isinstance(thresholds, dict) or not all(
+        isinstance(v, int | float) and math.isfinite(v) for v in thresholds.values()
+    ):
         raise AfireError(f"{path}: 'thresholds' must give a number for each label, got {thresholds!r}. {AGAIN}")
     if not isinstance(facts.get("model") or {}, dict):
         raise AfireError(f"{path}: 'model' must be an object that describes the model, got {facts['model']!r}. {AGAIN}")
@@ -79,10 +82,6 @@ def check_names(labels: Sequence[str]) -> None:
     bad = [name for name in labels if not isinstance(name, str) or not name or name in _OWN]
     if bad or len(set(labels)) != len(labels):
         raise AfireError(f"label names must be different and not {', '.join(map(repr, _OWN))}, got {list(labels)!r}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _numbers(cells: Sequence[str], name: str, path: Path) -> NDArray[np.float64]:
@@ -174,9 +173,7 @@ class PredictionsWriter:
 
     def _save(self, kind: str, index: int, pixels: NDArray) -> None:
         (self.folder / kind).mkdir(exist_ok=True)
-        path = self.folder / kind / f"{index:05d}.png"
-        with whole_file(path) as part:
-            Image.fromarray(pixels).save(part, format="PNG")
+        write_png(self.folder / kind / f"{index:05d}.png", pixels)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from afire_monai.core.console import hidden
-from afire_monai.core.distributed import join_group
+from afire_monai.core.distributed import join_group, leave_group, wait_for_all
 from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.core.pool import threads
 from afire_monai.datalists.file import datalist_hash, is_normal, load_datalist, normal_label, read_raw, reader_options
@@ -172,11 +172,13 @@ def predict(
     # a list says by itself how its images are read; folders are read as in training
     usual = source.reader if source.section else scorer.reader
     source = replace(source, reader={**usual, **(reader or {})})
-    folder = _result_folder(out, overlays, scorer)
+    if overlays and scorer.heatmap == "none":
+        raise AfireError("--overlays shows heatmaps; ask for one with --heatmap")
+    folder = ResultFolder(out)
     run = _run_facts(source, scorer, overlays=overlays, any=any)
     if rank == 0:
         folder.start(run, source.key(), resume)
-    _wait(world)
+    wait_for_all()
     share = range(rank, len(source.files), world)
     todo = [index for index in share if not folder.finished(index)]
     job = _Job(source, scorer, folder, overlays, batch_size, threads(workers), "note" if any else "refuse")
@@ -188,7 +190,7 @@ def predict(
     if rank == 0:
         gathered = folder.finish(total, left_out, facts, scorer.labels, source.normal)
         scored, unfit, fit = gathered.count, gathered.unfit, gathered.fit
-    _leave(world, joined_before)
+    wait_for_all() if joined_before else leave_group()
     return PredictionSummary(total, scored, left_out, earlier, rank, unfit, fit)
 
 
@@ -197,12 +199,6 @@ def _run_facts(source: Source, scorer: Scorer, **written: bool) -> dict[str, Any
     options: dict[str, Any] = {"heatmap": scorer.heatmap, "label": scorer.label, "restored": scorer.restored, **written}
     options |= {"reader": dict(source.reader)} if source.reader else {}
     return {**options, "section": source.section, "datalist_sha256": source.datalist_sha256, "model": scorer.facts}
-
-
-def _result_folder(out: str | Path, overlays: bool, scorer: Scorer) -> ResultFolder:
-    if overlays and scorer.heatmap == "none":
-        raise AfireError("--overlays shows heatmaps; ask for one with --heatmap")
-    return ResultFolder(out)
 
 
 @dataclass
@@ -243,8 +239,7 @@ class _Job:
         except torch.OutOfMemoryError as error:
             raise AfireError(
                 f"the device does not have enough memory for {len(batch)} radiographs at once; give a smaller "
-                "--batch-size "
-                "and --resume"
+                "--batch-size and --resume"
             ) from error
 
     def _write(self, radiograph: Radiograph, answer: Answer) -> None:
@@ -293,14 +288,3 @@ def join_processes() -> tuple[int, int]:
         # processes wait for the slowest at the end, which can be hours later
         join_group("gloo", timeout=timedelta(days=7))
     return dist.get_rank(), dist.get_world_size()
-
-
-def _leave(world: int, joined_before: bool) -> None:
-    _wait(world)
-    if world > 1 and not joined_before:
-        dist.destroy_process_group()
-
-
-def _wait(world: int) -> None:
-    if world > 1:
-        dist.barrier()

@@ -16,11 +16,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from afire_monai.core.errors import AfireError
-from afire_monai.core.files import whole_file, write_text
+from afire_monai.core.files import write_text
 from afire_monai.predictions.anomaly.fit import ReferenceFit, reference_fit
 from afire_monai.predictions.format import (
     FACTS,
@@ -36,6 +35,7 @@ from afire_monai.predictions.format import (
 from afire_monai.predictions.reading import Radiograph, Size, display_size
 from afire_monai.predictions.scoring import Answer
 from afire_monai.radiographs.judgement import FIT
+from afire_monai.radiographs.raster import write_png
 
 RECORDS, OVERLAYS, RESTORED = "json", "overlays", "restored"
 KINDS = (RECORDS, HEATMAPS, MASKS, OVERLAYS, RESTORED)
@@ -144,9 +144,8 @@ class ResultFolder:
             pictures: by folder (``heatmaps``, …): (h, w) uint16 or uint8, or (h, w, 3) uint8.
         """
         for kind, pixels in pictures.items():
-            with whole_file(self._path(kind, index, "png"), shared=True) as part:
-                # runs alone are looked for: smooth maps hardly get smaller with more effort
-                Image.fromarray(pixels).save(part, format="PNG", compress_level=1, compress_type=3)
+            # runs alone are looked for: smooth maps hardly get smaller with more effort
+            write_png(self._path(kind, index, "png"), pixels, shared=True, compress_level=1, compress_type=3)
         text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         write_text(self._path(RECORDS, index, "json"), text, shared=True)
 

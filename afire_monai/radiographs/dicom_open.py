@@ -37,7 +37,7 @@ def open_dataset(path: Path, header_only: bool = False, tags: Sequence[str] | No
     import pydicom
 
     options = {"force": True, "stop_before_pixels": header_only, "specific_tags": list(tags) if tags else None}
-    with _in_words(path), path.open("rb") as file:
+    with in_words(path), path.open("rb") as file:
         if not header_only:
             _refuse_large(path, file)
         return pydicom.dcmread(_plain(path, file), **options)
@@ -61,14 +61,14 @@ def open_in_two(path: Path, check: Callable[[bytes], None]) -> Iterator[tuple[An
     from pydicom.filereader import read_dataset
 
     with contextlib.ExitStack() as stack:
-        with _in_words(path):
+        with in_words(path):
             file = stack.enter_context(path.open("rb"))
             check(file.read(132))
             plain = _plain(path, file)
             dataset = pydicom.dcmread(plain, force=True, stop_before_pixels=True)
 
         def add_rest() -> None:
-            with _in_words(path):
+            with in_words(path):
                 here = plain.tell()
                 _refuse_large(path, file)
                 plain.seek(here)
@@ -79,7 +79,7 @@ def open_in_two(path: Path, check: Callable[[bytes], None]) -> Iterator[tuple[An
 
 
 @contextlib.contextmanager
-def _in_words(path: Path) -> Iterator[None]:
+def in_words(path: Path) -> Iterator[None]:
     """Turn what goes wrong while a file is read into a refusal that names it."""
     try:
         yield
@@ -104,15 +104,10 @@ def _plain(path: Path, file: BinaryIO) -> BinaryIO:
 
 
 def _refuse_large(path: Path, file: BinaryIO) -> None:
-    size = _size(file)
+    size = file.seek(0, io.SEEK_END)
     if size > MAX_FILE_BYTES:
         limit = f"at most {MAX_FILE_BYTES / 2**30:.0f} GiB is read"
         raise refusal(path, "file too large", f"{size / 2**30:.1f} GiB; {limit}. Export it as single frames")
-
-
-def _size(file: BinaryIO) -> int:
-    file.seek(0, io.SEEK_END)
-    return file.tell()
 
 
 def _start_of_deflated(file: BinaryIO) -> int | None:

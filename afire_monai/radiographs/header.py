@@ -12,7 +12,7 @@ from typing import Any
 
 from afire_monai.core.age_sex import OLDEST, parse_age, parse_sex
 from afire_monai.radiographs.dicom import looks_like_dicom
-from afire_monai.radiographs.dicom_open import open_dataset
+from afire_monai.radiographs.dicom_open import in_words, open_dataset
 from afire_monai.radiographs.picture import refusal
 
 SERIES_TEXTS = (
@@ -129,7 +129,8 @@ def read_header(path: Path) -> Header:
 
     Raises RadiographError: not DICOM, not readable, or broken before the first element that is needed.
     """
-    _check_first_bytes(path)
+    with in_words(path), path.open("rb") as file:
+        check_start(path, file.read(132))
     return header_of(path, open_dataset(path, header_only=True, tags=_TAGS))
 
 
@@ -157,16 +158,6 @@ def header_of(path: Path, dataset: Any) -> Header:
         age=_age(dataset, when),
         date=when or _date(_text(dataset, "AcquisitionDateTime")[:8]),
     )
-
-
-def _check_first_bytes(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            head = file.read(132)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise refusal(path, "not readable", f"{reason}. Check its permissions") from error
-    check_start(path, head)
 
 
 def check_start(path: Path, head: bytes) -> None:

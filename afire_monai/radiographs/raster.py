@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from afire_monai.core.files import whole_file
 from afire_monai.radiographs.missing_data import DATA_MISSING, ends_early, ends_flat
 from afire_monai.radiographs.picture import Picture, check_size, refusal
 
@@ -23,6 +24,12 @@ COLOUR_SHARE = 0.005
 _COMMENTS = (b"tEXt", b"zTXt", b"iTXt", b"tIME", b"eXIf", b"iCCP", b"pHYs", b"gAMA", b"cHRM",
              b"sRGB", b"bKGD", b"hIST")  # fmt: skip
 WhiteLevel = int | Literal["dtype", "image"]
+
+
+def write_png(path: Path, pixels: NDArray[Any], shared: bool = False, **options: Any) -> None:
+    """Write a picture, (H, W) or (H, W, 3), as a whole file (`whole_file`); options are Pillow's."""
+    with whole_file(path, shared=shared) as part:
+        Image.fromarray(pixels).save(part, format="PNG", **options)
 
 
 def read_raster(path: Path, png16_max: WhiteLevel = "dtype") -> Picture:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import json
 import logging
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ import yaml
 from afire_monai.core.distributed import from_first, rank
 from afire_monai.core.errors import AfireError
 from afire_monai.core.files import write_text
+from afire_monai.core.quiet import only_above
 from afire_monai.training.report.page import BUDGET_FILE, budget_in_words
 
 if TYPE_CHECKING:
@@ -138,8 +139,7 @@ def _decide(trainer: PretrainTrainer, minutes: float, folder: Path, compare: Cal
     if epochs < 1:
         raise AfireError(
             f"--minutes {minutes:g} is less than one epoch of {steps} steps takes here, start and end included: at "
-            "least "
-            f"--minutes {costs.least_minutes(steps):.1f}, or fewer images or smaller settings"
+            f"least --minutes {costs.least_minutes(steps):.1f}, or fewer images or smaller settings"
         )
     trainer.state.max_epochs = epochs
     if rank() == 0:
@@ -157,7 +157,8 @@ def measure(trainer: PretrainTrainer, minutes: float, compare: Callable[[Path], 
 
     left = 60 * minutes - _since_start()
     dataset: Any = trainer.data_loader.dataset
-    with tempfile.TemporaryDirectory() as scratch, trainer.rehearsal() as make_step, _quiet():
+    # without messages about files that are written for the measurement only
+    with tempfile.TemporaryDirectory() as scratch, trainer.rehearsal() as make_step, only_above(logging.INFO):
         folder = Path(scratch)
         step = _seconds_per_step(trainer, make_step, min(TIMED_SHARE * left, TIMED_SECONDS))
         epoch_end = after = 0.0
@@ -180,7 +181,7 @@ def _since_start() -> float:
 
 def _seconds_per_step(trainer: PretrainTrainer, make_step: Callable[[Any], None], most: float) -> float:
     """Time steps for so many seconds, after what loader processes have read ahead is used up."""
-    batches = _endless(trainer.data_loader)
+    batches = itertools.chain.from_iterable(itertools.repeat(trainer.data_loader))
     for _ in range((2 + 2 * trainer.data_loader.num_workers) * trainer.accumulation_steps):
         make_step(next(batches))
     _finish(trainer)
@@ -191,11 +192,6 @@ def _seconds_per_step(trainer: PretrainTrainer, make_step: Callable[[Any], None]
         count += 1
     _finish(trainer)
     return (time.perf_counter() - start) / count
-
-
-def _endless(loader: Any) -> Iterator[Any]:
-    while True:
-        yield from loader
 
 
 def _timed(trainer: PretrainTrainer, work: Callable[[], Any]) -> tuple[float, Any]:
@@ -210,14 +206,3 @@ def _finish(trainer: PretrainTrainer) -> None:
     """Wait for what the device still has to do."""
     if trainer.state.device.type != "cpu":
         torch.accelerator.synchronize(trainer.state.device)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress messages about files that are written for the measurement only."""
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.disable(before)

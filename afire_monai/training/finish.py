@@ -10,8 +10,7 @@ from afire_monai.core.distributed import rank
 from afire_monai.core.errors import AfireError, user_error
 from afire_monai.loading.dataset import reader_facts
 from afire_monai.methods import AFiRe, Method
-from afire_monai.models.folder import export_encoder, save_module_files
-from afire_monai.networks import TokenHead
+from afire_monai.models.folder import INPUT, export_encoder, save_module_files
 
 if TYPE_CHECKING:
     from afire_monai.loading.dataset import RadiographDataset
@@ -140,7 +139,7 @@ def export_restorer(method: Method, folder: Path, **facts: Any) -> Path:
         "format": "afire-monai restorer 1",
         "encoder": method.export_encoder.config,
         "decoder": decoder.config,
-        "input": "images (B, C, H, W) float32 in 0…1, bright = dense, row 0 at the top; normalised inside",
+        "input": INPUT,
         **{"shift": method.grid_shift.shift if isinstance(method, AFiRe) else 0, **facts},
     }
     return save_module_files(tensors, description, folder / "restorer.safetensors")
@@ -156,17 +155,9 @@ def export_detector(method: AFiRe, folder: Path, **facts: Any) -> Path:
     tensors |= {"prototypes": bank.prototypes, "assignment": bank.assignment()}
     description = {
         "format": "afire-monai detector 1",
-        "head": _head_config(head),
+        "head": head.config,
         "canvas": list(method.grid_shift.canvas_grid),
         "temperature": method.token_loss.student_temperature,
         **{"shift": method.grid_shift.shift, **facts},
     }
     return save_module_files(tensors, description, folder / "detector.safetensors")
-
-
-def _head_config(head: TokenHead) -> dict[str, Any]:
-    """Return the arguments that build a token head of the same shape."""
-    first = head.state_dict()["mlp.0.weight"]
-    _, out_dim, bottleneck = head.weight.shape
-    widths = {"in_dim": first.shape[1], "hidden_dim": first.shape[0], "out_dim": out_dim, "bottleneck_dim": bottleneck}
-    return {"cells": head.cells, **widths}

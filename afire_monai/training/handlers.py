@@ -23,6 +23,7 @@ from afire_monai.core.errors import AfireError
 from afire_monai.core.files import whole_file
 from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.methods.health import health_warnings, shortcut_in_words
+from afire_monai.radiographs.raster import write_png
 from afire_monai.training.tracking import RunTracker
 from afire_monai.training.trainer import PretrainTrainer
 
@@ -210,13 +211,7 @@ class PanelWriter:
         every_epochs: epochs between panels.
     """
 
-    def __init__(
-        self,
-        dataset: RadiographDataset,
-        folder: str | Path,
-        count: int = 6,
-        every_epochs: int = 10,
-    ) -> None:
+    def __init__(self, dataset: RadiographDataset, folder: str | Path, count: int = 6, every_epochs: int = 10) -> None:
         self.images = fixed_batch(dataset, count)
         self.folder = Path(folder)
         self.every_epochs = every_epochs
@@ -261,8 +256,7 @@ def write_panel(pictures: dict[str, Tensor], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = PngInfo()
     text.add_text("rows", json.dumps(list(pictures)))
-    with whole_file(path) as part:
-        Image.fromarray(grey).save(part, format="PNG", pnginfo=text)
+    write_png(path, grey, pnginfo=text)
 
 
 class TensorBoardWriter:

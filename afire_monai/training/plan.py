@@ -76,10 +76,7 @@ def parameter_groups(method: Method) -> list[dict[str, Any]]:
     named = method.trainable()
     with_decay = [p for name, p in named if p.ndim > 1 and not name.endswith(".bias")]
     without = [p for name, p in named if p.ndim <= 1 or name.endswith(".bias")]
-    return [
-        {"params": with_decay, "decay": True},
-        {"params": without, "decay": False, "weight_decay": 0.0},
-    ]
+    return [{"params": with_decay, "decay": True}, {"params": without, "decay": False, "weight_decay": 0.0}]
 
 
 class LARS(Optimizer):

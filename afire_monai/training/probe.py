@@ -172,8 +172,7 @@ def fit_head(
 @torch.no_grad()
 def logits_of(network: Any, features: Tensor) -> Tensor:
     """Return the classifier's logits (n, labels) for features (n, width) that were computed already."""
-    logits: Tensor = network.head(network.with_normality(features))
-    return logits
+    return network.head(network.with_normality(features))
 
 
 def _answers(network: Any, reader: FeatureReader, items: Sequence[dict[str, Any]], section: str) -> Answers:

@@ -249,8 +249,7 @@ class Resumable:
             if found is None and list_checkpoints(Path(folder)):
                 raise CheckpointError(
                     f"no checkpoint in {folder} can be read, so there is nothing to continue from. If best.pt is "
-                    "there, "
-                    "try --resume with its path; otherwise start again in another --output_dir"
+                    "there, try --resume with its path; otherwise start again in another --output_dir"
                 )
             if found is None:
                 logger.warning("nothing to resume in %s: starting from the beginning", Path(folder).name)

@@ -253,24 +253,17 @@ def image_batch(
 
 def data_hash(datalist: Path) -> str:
     """Return the SHA-256 of a data list's content, which identifies what an encoder was trained on."""
-    for key, read in _read_lists.items():
-        if key[:3] == _stamp(datalist):
-            return read.sha256
+    if read := _known(datalist):
+        return read.sha256
     return datalist_hash(read_raw(datalist))  # with paths as they stand, so that the folder makes no difference
 
 
-def _reader_options(datalist: Path) -> dict[str, Any]:
-    for key, read in _read_lists.items():
-        if key[:3] == _stamp(datalist):
-            return dict(read.reader)
-    return reader_options(read_raw(datalist))
+def _known(datalist: Path) -> _ReadList | None:
+    return next((read for key, read in _read_lists.items() if key[:3] == _stamp(datalist)), None)
 
 
 def reading(
-    size: Sequence[int],
-    datalist: Path | None = None,
-    reader: Mapping[str, Any] | None = None,
-    unfit: Unfit = "read",
+    size: Sequence[int], datalist: Path | None = None, reader: Mapping[str, Any] | None = None, unfit: Unfit = "read"
 ) -> Callable[[Any], Any]:
     """Build the reading of one radiograph: any supported file to (1, H, W) float32 in 0…1 at a size.
 
@@ -285,7 +278,10 @@ def reading(
     """
     from monai.transforms import Compose, EnsureTyped, LoadImaged, Resized
 
-    options = {} if datalist is None else _reader_options(datalist)
+    options: dict[str, Any] = {}
+    if datalist is not None:
+        read = _known(datalist)
+        options = dict(read.reader) if read else reader_options(read_raw(datalist))
     options |= reader or {}
     composed = Compose(
         [

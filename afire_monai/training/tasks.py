@@ -8,9 +8,8 @@ from abc import abstractmethod
 from typing import Any
 
 import torch
-import torch.nn as nn
 from sklearn.metrics import roc_auc_score
-from torch import Tensor
+from torch import Tensor, nn
 
 from afire_monai.core.errors import AfireError
 from afire_monai.evaluation.overlap import dice
@@ -72,15 +71,9 @@ class Task(Method):
         return self.teacher if self.average else self.student
 
     @property
-    def canvas_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the images that the task wants."""
-        return self.export_encoder.image_size
-
-    @property
     def export_encoder(self) -> Encoder:
         """The encoder as fine-tuned."""
-        encoder: Encoder = self.network.encoder
-        return encoder
+        return self.network.encoder
 
     def prepare(self, images: Tensor, uniforms: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, Any]:
         """Augment a batch and draw which blocks are left out.
@@ -127,9 +120,11 @@ class Task(Method):
             self.student.get_submodule("encoder").eval()
         return self
 
-    @abstractmethod
+    @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """Return the exported network's logits of images (B, C, H, W) in 0…1, without gradient."""
+        """Return the exported network's logits, (B, labels) or (B, classes, H, W), of images (B, C, H, W) in 0…1."""
+        self.eval()
+        return self.network(images)
 
     @abstractmethod
     def figures(self, logits: Tensor, batch: dict[str, Tensor]) -> dict[str, float]:
@@ -187,13 +182,6 @@ class Classification(Task):
         logits: Any = self.student_forward(*((images,) if scale is None else (images, scale)))
         return {"classification": self.loss(logits, batch["target"])}
 
-    @torch.no_grad()
-    def predict(self, images: Tensor) -> Tensor:
-        """Return logits (B, labels) of images (B, C, H, W) in 0…1."""
-        self.eval()
-        logits: Tensor = self.network(images)
-        return logits
-
     def figures(self, logits: Tensor, batch: dict[str, Tensor]) -> dict[str, float]:
         """Return the loss, the AUROC of each label that has both classes, and their mean, which is the score.
 
@@ -250,13 +238,6 @@ class Segmentation(Task):
         logits: Any = self.student_forward(*((images,) if scale is None else (images, scale)))
         assert mask is not None
         return self.loss(logits, mask)
-
-    @torch.no_grad()
-    def predict(self, images: Tensor) -> Tensor:
-        """Return logits (B, classes, H, W) of images (B, C, H, W) in 0…1."""
-        self.eval()
-        logits: Tensor = self.network(images)
-        return logits
 
     def _warn_of_empty_classes(self, positive: Tensor) -> None:
         empty = [name for name, some in zip(self.network.classes, positive.any(0).tolist(), strict=True) if not some]

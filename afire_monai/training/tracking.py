@@ -48,12 +48,7 @@ class RunTracker(MLFlowHandler):
 
     cur_run: Any
 
-    def __init__(
-        self,
-        settings: Path | None = None,
-        tags: Mapping[str, str] | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, settings: Path | None = None, tags: Mapping[str, str] | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.settings = settings
         self.tags = dict(tags or {})

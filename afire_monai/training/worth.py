@@ -220,8 +220,7 @@ class Comparison:
             )
         return (
             f"Train for longer or on more radiographs (`afire pretrain LIST --init {DEFAULT}` continues from what "
-            "comes "
-            "with the package), or label more validation patients."
+            "comes with the package), or label more validation patients."
         )
 
 

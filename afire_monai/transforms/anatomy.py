@@ -128,15 +128,13 @@ def _lung_prior() -> np.ndarray:
     for column in (0.28, 0.73):
         radius = np.hypot((rows - 0.47) / 0.40, (columns - column) / 0.21)
         sides.append(1 / (1 + np.exp((radius - 1) * 6)))
-    prior: np.ndarray = np.maximum(*sides).astype(np.float32)
-    return prior
+    return np.maximum(*sides).astype(np.float32)
 
 
 def area_mean(picture: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """Reduce a picture (H, W) to (rows, columns) by means over areas; a smaller picture is enlarged by repetition."""
     tensor = torch.from_numpy(np.ascontiguousarray(picture, dtype=np.float32))[None, None]
-    reduced: np.ndarray = torch.nn.functional.adaptive_avg_pool2d(tensor, (rows, columns))[0, 0].numpy()
-    return reduced
+    return torch.nn.functional.adaptive_avg_pool2d(tensor, (rows, columns))[0, 0].numpy()
 
 
 def enclosing_circle(points: np.ndarray) -> tuple[Point, float]:

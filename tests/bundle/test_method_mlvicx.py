@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import torch
 import yaml
 from helpers import CONFIGS, cause_of, run_bundle
 
-from afire_monai.figures.run import Settings, draw_figures
 from afire_monai.models.folder import load_classifier, load_encoder
 from afire_monai.phantom import write_phantom_dataset
 from afire_monai.training.checkpoint import load_checkpoint
@@ -86,24 +84,12 @@ def test_fine_tuning_takes_the_encoder(trained, tmp_path):
     assert network.encoder.config == load_encoder(trained / "models").config
 
 
-def test_figures_take_the_encoder(trained, phantoms, tmp_path):
-    page, numbers = draw_figures(
-        trained / "models", phantoms, tmp_path, Settings(section="training", images=8, clusters=3)
-    )
-    assert page.is_file()
-    assert {"cells", "correspondence"} <= numbers.keys()
-
-
 def test_a_transformers_patch_size_is_refused_with_the_way_out(phantoms, tmp_path):
     with pytest.raises((RuntimeError, ValueError)) as caught:
         run_bundle(tmp_path, FILES, datalist=str(phantoms), output_dir="none", **TINY, patch_size=16)
     assert "set patch_size to 32" in str(cause_of(caught.value))
 
 
-def test_config_gives_a_reason_beside_every_constant():
+def test_config_overrides_encoder_and_optimiser_of_the_base():
     base, method = (yaml.safe_load(Path(name).read_text(encoding="utf-8")) for name in FILES)
     assert {"encoder_preset", "patch_size", "optimizer", "clip"} <= {key for key in method if key in base}
-    text = Path(FILES[1]).read_text(encoding="utf-8")
-    settings = [line for line in text[: text.index("canvas:")].splitlines() if re.match(r"[a-z_]+: ", line)]
-    assert len(settings) > 20
-    assert [line for line in settings if not re.search(r"\S\s+# \S", line)] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from helpers import CONFIGS, run_bundle
 from published_vits import facebook_names, random_vit
 from safetensors.torch import load_file
 
+from afire_monai.figures.run import Settings, draw_figures
 from afire_monai.models.folder import load_encoder
 from afire_monai.models.foreign import load_foreign
 from afire_monai.phantom import write_phantom_dataset
@@ -97,6 +99,22 @@ def test_encoder_serves_probes_classifier_segmenter_and_anomaly_maps(finished):
     reference = build_reference(detector, [large], [str(i) for i in range(24)], ("tokens",))
     judged = reference.judge(detector.features(large, ("tokens",)), (32, 32))
     assert judged.heat.shape == (24, 32, 32)
+
+
+def test_figures_take_the_encoder(finished, phantoms, tmp_path):
+    settings = Settings(section="training", images=8, clusters=3)
+    page, numbers = draw_figures(finished[1] / "models", phantoms, tmp_path, settings)
+    assert page.is_file()
+    assert {"cells", "correspondence"} <= numbers.keys()
+    assert {"tsne_cells.png", "correspondence.png", "segments.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_config_gives_a_reason_beside_every_constant(method):
+    text = Path(files_of(method)[1]).read_text(encoding="utf-8")
+    settings = [line for line in text[: text.index("canvas:")].splitlines() if re.match(r"[a-z_]+: ", line)]
+    assert len(settings) >= 5
+    assert [line for line in settings if not re.search(r"\S\s+# \S", line)] == []
 
 
 @pytest.mark.slow

@@ -12,8 +12,4 @@ def test_patients_in_two_sections_are_named_for_each_pair():
     first, second, both = ({"image": f"{name}.png", "group": name} for name in ("a", "b", "c"))
     alone = {"image": "d.png"}
     shared = shared_patients({"training": [first, both, alone], "validation": [second, both], "test": [second, alone]})
-    assert shared == {
-        ("training", "validation"): {"c"},
-        ("training", "test"): {"d.png"},
-        ("validation", "test"): {"b"},
-    }
+    assert shared == {("training", "validation"): {"c"}, ("training", "test"): {"d.png"}, ("validation", "test"): {"b"}}

@@ -12,13 +12,7 @@ from PIL import Image
 
 from afire_monai.core.errors import AfireError
 from afire_monai.datalists.file import save_datalist
-from afire_monai.figures.landmarks import (
-    NAMES,
-    LandmarkTokens,
-    landmark_retrieval,
-    landmark_tokens,
-    lung_landmarks,
-)
+from afire_monai.figures.landmarks import NAMES, LandmarkTokens, landmark_retrieval, landmark_tokens, lung_landmarks
 from afire_monai.figures.run import draw_figures
 from afire_monai.figures.study import Settings
 from afire_monai.methods.grid_shift import GridShift

@@ -47,11 +47,7 @@ def test_spread_is_one_for_features_all_over_the_sphere_and_zero_for_equal_ones(
 
 @pytest.mark.parametrize(
     ("spectrum", "rank"),
-    [
-        ([1.0, 1.0, 1.0, 1.0], 4),
-        ([5.0], 1),
-        ([3.0, 1.0], math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))),
-    ],
+    [([1.0, 1.0, 1.0, 1.0], 4), ([5.0], 1), ([3.0, 1.0], math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))],
 )
 def test_effective_rank_of_known_spectra(spectrum, rank):
     # pairs of opposite rows: centred, and the singular values are √2 times the spectrum

@@ -9,13 +9,7 @@ from torch.nn import functional as F
 
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.evaluation.probes import extract_features
-from afire_monai.models.folder import (
-    export_encoder,
-    export_task,
-    load_classifier,
-    load_encoder,
-    load_segmenter,
-)
+from afire_monai.models.folder import export_encoder, export_task, load_classifier, load_encoder, load_segmenter
 from afire_monai.models.initial import initial_encoder
 from afire_monai.networks import (
     ContextBottleneck,

@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 
 from afire_monai.core.errors import AfireError
-from afire_monai.predictions.format import (
-    Predictions,
-    PredictionsWriter,
-    load_predictions,
-    save_predictions,
-)
+from afire_monai.predictions.format import Predictions, PredictionsWriter, load_predictions, save_predictions
 
 FACTS = {"section": "test", "datalist_sha256": "ab" * 32, "model": {"kind": "classifier"}, "thresholds": {"A": 0.5}}
 
@@ -107,8 +102,8 @@ def test_too_few_heatmaps_are_refused(tmp_path):
         ('index,A,"B, b"\n0,1\n', "line 2 has 2 cells, not 3"),
         ('index,A,"B, b"\n0,1,1\n', "1 rows; predictions.json says 2"),
         ('index,A,"B, b"\n0,1,1\n0,1,1\n', "each place from 0 on once"),
-        ('index,A,"B, b"\n0,1,1\n,1,1\n', "no whole number"),
-        ('index,A,"B, b"\n0,1,1\n1.5,1,1\n', "no whole number"),
+        ('index,A,"B, b"\n0,1,1\n,1,1\n', "not a whole number"),
+        ('index,A,"B, b"\n0,1,1\n1.5,1,1\n', "not a whole number"),
         ('index,A,"B, b"\n0,1,1\n1,inf,1\n', "column 'A' has values 1 to inf"),
     ],
 )

@@ -16,15 +16,7 @@ from PIL import Image
 from afire_monai.cli.main import run
 from afire_monai.predictions.format import load_predictions
 from afire_monai.predictions.predict import predict
-from afire_monai.radiographs.judgement import (
-    BURNED_IN,
-    FIT,
-    LATERAL,
-    LOOKS_OTHER,
-    NOT_CHEST,
-    RAW_ALONE,
-    reason_of_file,
-)
+from afire_monai.radiographs.judgement import BURNED_IN, FIT, LATERAL, LOOKS_OTHER, NOT_CHEST, RAW_ALONE, reason_of_file
 
 FLAT = np.linspace(0, 4095, 64)[None].repeat(64, 0).astype(np.uint16)
 REASONS = [FIT, BURNED_IN, NOT_CHEST, LATERAL, LOOKS_OTHER, RAW_ALONE, FIT]

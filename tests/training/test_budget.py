@@ -170,7 +170,7 @@ def test_minutes_that_cannot_be_kept_are_refused_with_the_way_out(tmp_path, monk
         budget.planned_epochs(50, 2.0, tmp_path)
     begun = trainer_of(tmp_path / "begun", epochs=1)
     begun.run()
-    with pytest.raises(AfireError, match="begun with 1 epochs and no time budget"):
+    with pytest.raises(AfireError, match="started with 1 epochs and no time budget"):
         budget.fit(begun, 1.0, tmp_path / "begun")
 
 

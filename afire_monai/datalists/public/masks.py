@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from afire_monai.core.errors import DataListError
-from afire_monai.core.files import whole_file
 from afire_monai.datalists.file import StrPath
+from afire_monai.radiographs.raster import write_png
 
 
 def output_folder(given: StrPath | None, out: StrPath | None, kind: str = "masks") -> Path | None:
@@ -29,8 +29,7 @@ def write_mask(mask: NDArray[np.bool_], path: Path) -> str:
 def write_picture(pixels: NDArray[np.uint8], path: Path) -> str:
     """Write a picture (H, W) as an 8-bit PNG, in one piece, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as part:
-        Image.fromarray(pixels).save(part, format="PNG")
+    write_png(path, pixels)
     return str(path)
 
 

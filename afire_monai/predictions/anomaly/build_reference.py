@@ -19,13 +19,7 @@ from afire_monai.datalists.file import datalist_hash, read_raw, reader_options, 
 from afire_monai.datalists.patients import patient_of
 from afire_monai.models.folder import load_module_files, model_files, weights_hashes
 from afire_monai.predictions.anomaly.combination import Combination, Pooling
-from afire_monai.predictions.anomaly.corrections import (
-    Corrections,
-    corrections_of,
-    marked_items,
-    percentiles,
-    without,
-)
+from afire_monai.predictions.anomaly.corrections import Corrections, corrections_of, marked_items, percentiles, without
 from afire_monai.predictions.anomaly.detector import DEFAULT_PARTS, AnomalyDetector, load_detector
 from afire_monai.predictions.anomaly.normals import CellGaussian, fit_images, fit_neighbours, fit_tokens
 from afire_monai.predictions.anomaly.reference import Fitted, Measure, NormalReference, measures_of
@@ -186,7 +180,7 @@ def make_reference(
         datalist: data list; its normal radiographs are taken: those whose labels say so, all of a list without labels.
         section: ``training``, ``validation`` or ``test``.
         base_dir: folder that the list's relative paths start from; the list's own folder unless given.
-        parts: what to judge by (see `AnomalyDetector`); None for the default.
+        parts: what to judge by (see `AnomalyDetector`); None for those that the model names, or the default.
         pooling: of cells into the image's score: mean, top (mean of the highest 5 %) or max.
         most: use at most so many radiographs, evenly spaced over the section; they are held in memory as tokens.
         batch_size: radiographs computed at once.
@@ -207,6 +201,10 @@ def make_reference(
             f"--most takes at least {MIN_NORMALS}, --batch-size 1, --workers 0; got {most}, {batch_size}, {workers}"
         )
     files = {k: p for k, p in model_files([model]).items() if k in ("restorer", "encoder", "detector")}
+    base = "restorer" if "restorer" in files else "encoder"
+    described = load_module_files(files[base])[1]
+    if not parts and isinstance(named := described.get("reference_parts"), list):
+        parts = [str(part) for part in named]
     set_precision("float32")
     device = best_device()
     detector = load_detector(files).to(device)
@@ -218,12 +216,10 @@ def make_reference(
 
     kept = len(items) - len(without(false_alarms, misses))
     pictures = _Pictures(detector.canvas_size, batch_size, workers, progress, device)
-    base = "restorer" if "restorer" in files else "encoder"
     needed = {base, "detector"} if "prototypes" in (parts or ()) else {base}
     hashes = {kind: value for kind, value in weights_hashes(files).items() if kind in needed}
     sha256 = datalist_hash(raw)
-    trained_on = load_module_files(files[base])[1].get("data_sha256")
-    seen = section == "training" if trained_on == sha256 else None
+    seen = section == "training" if described.get("data_sha256") == sha256 else None
     facts = {"section": section, "datalist_sha256": sha256, "model_sha256": hashes, "seen_in_training": seen}
     used, owners = list[int](), list[str]()
     normals = pictures.batches(items, "normal radiographs", used, owners)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn as nn
-from torch import Tensor
+from torch import Tensor, nn
 
 Pooling = Literal["mean", "top", "max"]
 
@@ -93,12 +92,7 @@ class Combination(nn.Module):
 
     @classmethod
     def fit(
-        cls,
-        cell_weights: Sequence[float],
-        image_weights: Sequence[float],
-        pooling: str,
-        cells: Tensor,
-        images: Tensor,
+        cls, cell_weights: Sequence[float], image_weights: Sequence[float], pooling: str, cells: Tensor, images: Tensor
     ) -> tuple[Combination, Tensor]:
         """Standardise by these normal radiographs; return the combination, and the normal radiographs' scores (n,).
 

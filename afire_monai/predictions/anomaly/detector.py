@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from monai.networks.layers import gaussian_1d, separable_filtering
-from torch import Tensor
+from torch import Tensor, nn
 
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.losses.token_contrastive import similarities
@@ -135,11 +134,7 @@ class AnomalyDetector(nn.Module):
         return [(row, column) for row in rows for column in columns]
 
     def features(
-        self,
-        images: Tensor,
-        parts: Sequence[str] | None = None,
-        restore: bool = False,
-        layers: Sequence[int] = (),
+        self, images: Tensor, parts: Sequence[str] | None = None, restore: bool = False, layers: Sequence[int] = ()
     ) -> AnomalyFeatures:
         """Look at radiographs.
 
@@ -185,8 +180,7 @@ class AnomalyDetector(nn.Module):
         with contextlib.ExitStack() as hooks:
             for block, kept in outputs.items():
                 module = self.encoder.attribution_layer(block, class_token=False)
-                hook = module.register_forward_hook(lambda _, __, output, kept=kept: kept.append(output))
-                hooks.callback(hook.remove)
+                hooks.enter_context(module.register_forward_hook(lambda _, __, output, kept=kept: kept.append(output)))
             # one crop of all images after the other: a third faster on a CPU, whose cache they fill otherwise
             seen = torch.cat([self.encoder(some) for some in crops])
         return seen, {block: self._patch_tokens(torch.cat(kept).float()) for block, kept in outputs.items()}

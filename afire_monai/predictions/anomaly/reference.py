@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
 import torch
-import torch.nn as nn
-from torch import Tensor
+from torch import Tensor, nn
 
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError, CheckpointError

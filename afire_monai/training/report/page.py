@@ -14,10 +14,11 @@ from PIL import Image
 
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError
-from afire_monai.core.files import whole_file, write_text
+from afire_monai.core.files import write_text
 from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.methods.health import health_warnings, shortcut_in_words
 from afire_monai.pages.elements import RESEARCH_ONLY, page, paragraph, section, table
+from afire_monai.radiographs.raster import write_png
 from afire_monai.training.checkpoint import find_checkpoint
 from afire_monai.training.handlers import fixed_batch, read_csv_log
 from afire_monai.training.report import pictures
@@ -139,8 +140,7 @@ def write_mean_image(dataset: RadiographDataset, run_dir: str | Path, count: int
     path = Path(run_dir) / "pictures" / "mean_image.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     mean = fixed_batch(dataset, count).mean((0, 1))
-    with whole_file(path) as part:
-        Image.fromarray((mean * 255).round().byte().cpu().numpy()).save(part, format="PNG")
+    write_png(path, (mean * 255).round().byte().cpu().numpy())
     return path
 
 
@@ -227,11 +227,7 @@ def _picture_section(run: RunFiles, picture: Path | None) -> tuple[str, Path | N
     method = str(run.encoder.get("method_name", "AFiRe"))
     if method == "AFiRe":
         return "Lesions removed", picture, RESTORATION_CAPTION
-    return (
-        f"What {method} shows its network",
-        picture,
-        "Unseen normal images, and what becomes of them.",
-    )
+    return (f"What {method} shows its network", picture, "Unseen normal images, and what becomes of them.")
 
 
 def _worth_section(run: RunFiles, picture: Path | None) -> list[str]:

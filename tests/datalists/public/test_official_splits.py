@@ -100,11 +100,7 @@ def test_nih_lists_that_share_a_patient_are_refused_unless_official(nih: Path) -
         ("Data_Entry_2017_v2020.csv", NIH_HEADER + "00000001_000.png,Flu,0,1,5,F,PA,1,1,1,1,\n", "line 2.*'Flu'"),
         ("test_list.txt", None, "test_list.txt: not readable.*one a line"),
         ("test_list.txt", "", "test_list.txt: it is empty"),
-        (
-            "BBox_List_2017.csv",
-            "Image Index,Finding Label,Bbox [x,y,w,h]\n1.png,Mass,a,1,1,1\n",
-            "line 2.*: x, y, wi",
-        ),
+        ("BBox_List_2017.csv", "Image Index,Finding Label,Bbox [x,y,w,h]\n1.png,Mass,a,1,1,1\n", "line 2.*: x, y, wi"),
         ("BBox_List_2017.csv", "Image Index,Finding Label,Bbox\n1.png,Mass,1\n", "3 columns; image, finding, x"),
     ],
 )

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.stats import percentileofscore
 
 from afire_monai.cli.main import run
-from afire_monai.core.errors import DataListError
+from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.models.folder import export_encoder
 from afire_monai.networks import ViTEncoder
 from afire_monai.predictions.anomaly.build_reference import make_reference
@@ -73,6 +73,18 @@ def test_marked_normals_join_the_reference_and_marked_misses_leave_it(study):
     assert (words["alarm_percentile"], words["alarm"]) == (told.alarm, True)
     assert done.reference.in_words(told.alarm - 1)["alarm"] is False
     assert "alarm" not in before.reference.in_words(99.0)
+
+
+def test_a_model_names_what_references_of_it_judge_by_unless_the_user_does(study):
+    models, normals = study / "models", study / "normals.json"
+    assert make_reference(models, normals).reference.parts == ("tokens", "density")
+    path = models / "encoder.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "reference_parts": ["density", "places"]}))
+    assert make_reference(models, normals).reference.parts == ("density", "places")
+    assert make_reference(models, normals, parts=["tokens"]).reference.parts == ("tokens",)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "reference_parts": [3]}))
+    with pytest.raises(AfireError, match="has no 3; it has tokens"):
+        make_reference(models, normals)
 
 
 def test_the_command_says_what_the_marks_changed(study, capsys):
