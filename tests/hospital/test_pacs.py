@@ -208,9 +208,9 @@ def test_compressed_files_are_sent_as_they_are_or_refused_by_name(tmp_path):
 
 
 def test_an_archive_that_is_not_there_ends_the_command_in_words(tmp_path):
-    with client(f"A@127.0.0.1:{free_port()}", retries=1) as archive:
-        with pytest.raises(ConnectionLostError, match="cannot be reached .* the rest can follow when it is back"):
-            archive.echo()
+    words = "cannot be reached .* the rest can follow when it is back"
+    with client(f"A@127.0.0.1:{free_port()}", retries=1) as archive, pytest.raises(ConnectionLostError, match=words):
+        archive.echo()
 
 
 def test_a_wrong_ae_title_is_said(tmp_path):
