@@ -46,6 +46,8 @@ class FakePacs:
     """Answer each C-STORE twice."""
     move_to: tuple[str, int] | None = None
     sub_failure: bool = False
+    room: int = 1_000_000
+    """Objects after which C-STORE is answered with A700."""
     commitment: str = "reports"
     """Answer to a request for storage commitment: "reports" on the same connection, "silent", "refuses" it, "hangs
     up", or "early": reports before it answers."""
@@ -119,6 +121,8 @@ class FakePacs:
             return 0xC000
         if event.dataset.Modality in self.refused:
             return 0x0122
+        if len(self.held) >= self.room:
+            return 0xA700
         if self.status == 0:
             self.stored[uid] += 1
             dataset = event.dataset

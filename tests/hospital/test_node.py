@@ -18,6 +18,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from hospital.certificates import make_certificates
 from hospital.fake_pacs import AET, fake_pacs
 from hospital.orthanc import free_port, running_orthanc
 from hospital_files import PLANTED, radiograph, validator_errors, write
+from pynetdicom import AE, evt
 from pynetdicom.dimse_primitives import C_STORE
 
 from afire_monai.cli.main import run
@@ -47,8 +49,9 @@ from afire_monai.hospital.node.queue import KEPT, PREDICTED, RECEIVED, REFUSED, 
 from afire_monai.hospital.node.receiver import Receiver
 from afire_monai.hospital.node.run import NodeStatus, node_status, run_node
 from afire_monai.hospital.node.sender import Sender
+from afire_monai.hospital.pacs import listener as listening
 from afire_monai.hospital.pacs.association import StatusError, Tls
-from afire_monai.hospital.pacs.client import Pacs
+from afire_monai.hospital.pacs.client import VERIFY, Pacs
 from afire_monai.hospital.pacs.commitment import Reports
 from afire_monai.phantom import ChestPhantom
 from afire_monai.predictions.format import load_predictions
@@ -355,7 +358,8 @@ def test_connections_that_were_closed_without_a_word_take_no_place(tmp_path):
     queue.close()
 
 
-def test_connections_that_say_nothing_leave_room_for_others(tmp_path):
+def test_connections_that_say_nothing_leave_room_for_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(listening, "SPEECHLESS", 0.05)
     queue = Queue(tmp_path / "s")
     receiver = Receiver(queue, "AFIRE", "127.0.0.1", 0, [], Tls(), 600, 2**28)
     with contextlib.ExitStack() as stack:
@@ -368,6 +372,26 @@ def test_connections_that_say_nothing_leave_room_for_others(tmp_path):
                 assert router.store(radiograph(number))
         waiting = [one for one in receiver._entity.active_associations if one.requestor.primitive is None]
         assert 0 < len(waiting) <= receiving.ASSOCIATIONS // 2
+    receiver.close()
+    queue.close()
+
+
+def test_callers_that_connect_at_the_same_moment_are_all_let_in(tmp_path):
+    queue = Queue(tmp_path / "s")
+    receiver = Receiver(queue, "AFIRE", "127.0.0.1", 0, [], Tls(), 600, 2**28)
+    together = threading.Barrier(receiving.ASSOCIATIONS, timeout=30)
+
+    def call(_: int) -> bool:
+        entity = AE("ROUTER")
+        entity.add_requested_context(VERIFY)
+        handlers = [(evt.EVT_CONN_OPEN, lambda _: together.wait())]  # all are connected before one says who it is
+        association = entity.associate("127.0.0.1", receiver.port, ae_title="AFIRE", evt_handlers=handlers)
+        established = association.is_established
+        association.release()
+        return established
+
+    with ThreadPoolExecutor(receiving.ASSOCIATIONS) as pool:
+        assert all(pool.map(call, range(receiving.ASSOCIATIONS)))
     receiver.close()
     queue.close()
 
@@ -606,7 +630,25 @@ def test_what_the_archive_refuses_is_not_given_up_because_it_keeps_the_rest(mode
     assert sorted(d.Modality for d in pacs.held.values()) == ["OT", "SEG", "SR"]
 
 
-def test_an_archive_that_never_reports_is_asked_less_and_less_often(model, tmp_path):
+def test_what_went_into_an_archive_before_it_was_full_is_not_sent_again(model, tmp_path):
+    state = tmp_path / "s"
+    with running_node(state, model) as port, client(port) as router:
+        for number in range(2):
+            router.store(radiograph(number))
+        wait_for(state, lambda status: status.counts[KEPT] == 2)
+    queue, reports = Queue(state), Reports()
+    queue.send_what_was_kept()
+    with fake_pacs(room=KINDS) as pacs, client(pacs.port, called=AET, reports=reports) as archive:
+        sender = Sender(queue, archive, commit=True)
+        assert "out of resources" in sender.send_all(threading.Event())
+        assert node_status(state).counts == {SENT: 1, PREDICTED: 1}
+        pacs.room = 100
+        assert sender.send_all(threading.Event()) == ""
+    queue.close()
+    assert pacs.stored.total() == 2 * KINDS
+
+
+def test_an_archive_that_never_reports_is_asked_less_and_less_often(model, tmp_path, monkeypatch):
     state = tmp_path / "s"
     with running_node(state, model) as port, client(port) as router:
         router.store(radiograph(1))
@@ -617,14 +659,16 @@ def test_an_archive_that_never_reports_is_asked_less_and_less_often(model, tmp_p
     class Stop(threading.Event):
         def wait(self, timeout: float | None = None) -> bool:
             waits.append(timeout)
-            if len(waits) == 4:
+            if len(waits) > sending.MOST_TRIES:
                 self.set()
             return self.is_set()
 
+    monkeypatch.setattr(sending, "AT_ONCE", 1)
     with fake_pacs(commitment="refuses") as pacs, client(pacs.port, called=AET, reports=reports) as archive:
         Sender(queue, archive, commit=True).run(Stop())
     queue.close()
-    assert waits == [1.0, 2.0, 4.0, 8.0]
+    assert waits == [2.0**n for n in range(sending.MOST_TRIES + 1)]
+    assert node_status(state).counts == {PREDICTED: 1}  # it is no fault of the results
 
 
 def test_only_named_callers_may_send_although_the_archive_may_report(model, tmp_path):

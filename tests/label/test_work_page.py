@@ -306,6 +306,37 @@ def test_the_next_image_is_fetched_with_its_heatmap_while_one_is_looked_at_and_n
         assert_quiet(page, server)
 
 
+def test_what_was_fetched_ahead_is_dropped_where_its_file_is_gone_or_a_model_changed(models, tmp_path):
+    write_pngs(tmp_path / "studies", 5)
+    with running(str(tmp_path / "studies"), tmp_path / "work", models, {}) as server, browsing(tmp_path / "p") as page:
+        shown = start(page, server)
+        page.press("h")
+        gone = fetched_ahead(page, shown)
+        (tmp_path / "studies" / f"{gone}.png").unlink()
+        page.press("k")
+        second = settled(page, shown)
+        assert second != gone
+        assert page.value("document.getElementById('message').textContent").endswith(f"cannot be used: {gone}")
+        # another browser puts another model in use: this one hears of it when it saves
+        dropped = fetched_ahead(page, shown, gone, second)
+        page.value(
+            "(before => { window.fetch = async (url, options) => { const answer = await before(url, options);"
+            "if (!String(url).includes('/info/')) return answer; const body = await answer.json();"
+            "body.models.anomaly_heatmap.model_version = 'another'; return new Response(JSON.stringify(body)); };"
+            "})(window.fetch)"
+        )
+        page.press("0")
+        page.press("s")
+        end = time.monotonic() + 30
+        while asked(page, "infer/anomaly_heatmap", second) < 2:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        page.press("k")
+        assert settled(page, second) != dropped
+        page.problems = [line for line in page.problems if gone not in line]
+        assert_quiet(page, server)
+
+
 @pytest.mark.parametrize("image", ODD)
 def test_odd_ids_are_text_and_their_labels_their_own(page, site, image, tmp_path):
     show(page, image)

@@ -78,6 +78,11 @@ class Query:
         first, last = _range(date)
         return cls(names, first, last, tuple(word.strip().casefold() for word in words if word.strip()))
 
+    @property
+    def dates(self) -> str:
+        """Return the range as archives take it: one day, or two with a hyphen between them; "" for any."""
+        return self.first if self.first == self.last else f"{self.first}-{self.last}"
+
     def wants(self, found: Mapping[str, Any]) -> bool:
         """Whether a series that a server found is meant; servers may leave out filters that they do not know."""
         modality, date = value(found, "00080060"), value(found, "00080020").replace(".", "")  # old form of dates
@@ -209,9 +214,8 @@ class DicomWeb:
         found: dict[SeriesReference, None] = {}
         for modality in query.modalities:
             filters = {"Modality": modality}
-            if query.first or query.last:
-                one_day = query.first == query.last
-                filters["StudyDate"] = query.first if one_day else f"{query.first}-{query.last}"
+            if query.dates:
+                filters["StudyDate"] = query.dates
             for entry in self._pages(filters, page):
                 uids = SeriesReference(value(entry, "0020000D"), value(entry, "0020000E"))
                 if is_uid(uids.study) and is_uid(uids.series) and query.wants(entry):

@@ -57,33 +57,40 @@ class Sender:
         """Send everything that waits, once; return what went wrong last; "" if all was sent."""
         trouble = ""
         self._stored.clear()
-        for number, (_, key, tries) in enumerate(self._queue.waiting(PREDICTED), 1):
-            if stop.is_set():
-                return trouble
-            try:
-                self._send(key, tries)
+        try:
+            for number, (_, key, tries) in enumerate(self._queue.waiting(PREDICTED), 1):
+                if stop.is_set():
+                    return trouble
+                trouble = self._try(key, tries) or trouble
                 if number % AT_ONCE == 0:
                     trouble = self._settle() or trouble
-            except StatusError as error:
-                trouble = str(error)
-                if error.status >> 8 == 0xA7:  # it is full, and will not be less so for the next one
-                    return trouble
-                self._refused(key, tries, trouble)
-            except AnswerError as error:
-                trouble = str(error)
-                self._refused(key, tries, trouble)
-            except AfireError as error:
-                return str(error)
-            except OSError as error:
-                trouble = f"results cannot be read: {error.strerror}"
-                self._refused(key, tries, trouble)
-            except Exception as error:  # pydicom raises many types on damaged files; what it says may quote a header
-                trouble = f"unexpected error: {type(error).__name__}"
-                self._refused(key, tries, trouble)
-        try:
             return self._settle() or trouble
         except AfireError as error:
             return str(error)
+
+    def _try(self, key: str, tries: int) -> str:
+        """Send the results of a radiograph; return why they are refused, "" if they are not.
+
+        Raises AfireError if no others can be sent either.
+        """
+        try:
+            self._send(key, tries)
+            return ""
+        except StatusError as error:
+            if error.status >> 8 == 0xA7:  # it is full, and will not be less so for the next one
+                self._settle()
+                raise
+            reason = str(error)
+        except AnswerError as error:
+            reason = str(error)
+        except AfireError:
+            raise
+        except OSError as error:
+            reason = f"results cannot be read: {error.strerror}"
+        except Exception as error:  # pydicom raises many types on damaged files; what it says may quote a header
+            reason = f"unexpected error: {type(error).__name__}"
+        self._refused(key, tries, reason)
+        return reason
 
     def _send(self, key: str, tries: int) -> None:
         stored = {}

@@ -259,7 +259,7 @@ def why_not(association: Any, aet: str, called: str) -> Exception:
         return AnswerError("the archive takes no object or request of this kind")
     return ConnectionLostError(
         "the archive cannot be reached or ends the connection (address, port, or TLS on one side only); what is done "
-        "is kept: give the command again when it is back"
+        "is kept, the rest can follow when it is back"
     )
 
 

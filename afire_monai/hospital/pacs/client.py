@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from afire_monai.core.errors import AfireError
 from afire_monai.core.quiet import quiet
 from afire_monai.hospital.dicomweb.client import Query, SeriesReference, is_uid
-from afire_monai.hospital.dicomweb.connection import AnswerError, ConnectionLostError, is_loopback
+from afire_monai.hospital.dicomweb.connection import LONGEST_WAIT, AnswerError, ConnectionLostError, is_loopback
 from afire_monai.hospital.pacs.association import (
     IMAGES,
     PDU,
@@ -47,7 +47,6 @@ OTHERS = tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("88.11", "88.22", "8
 """Classes of reports, segmentations and presentation states, which a query for SR, SEG or PR finds."""
 MOST = 1_000_000
 """Answers to one query."""
-LONGEST_WAIT = 60.0
 MOVE_GRACE = 2.0
 """Seconds to wait for an object that the archive says it has sent: it got the answer to it before it said so."""
 _PENDING = (0xFF00, 0xFF01)
@@ -401,10 +400,8 @@ def _name(syntax: str) -> str:
 
 def study_query(query: Query, modality: str) -> Any:
     """Return the identifier that finds the studies of a query with a modality."""
-    dataset = _dataset("STUDY", StudyInstanceUID="", ModalitiesInStudy=modality, StudyDescription="", StudyDate="")
-    if query.first or query.last:
-        dataset.StudyDate = query.first if query.first == query.last else f"{query.first}-{query.last}"
-    return dataset
+    wanted = {"ModalitiesInStudy": modality, "StudyDate": query.dates}
+    return _dataset("STUDY", StudyInstanceUID="", StudyDescription="", **wanted)
 
 
 def series_query(study: str, modality: str) -> Any:

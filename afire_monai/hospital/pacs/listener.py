@@ -6,6 +6,7 @@ import contextlib
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +22,9 @@ from afire_monai.hospital.pacs.association import (
     object_received,
     storage_contexts,
 )
+
+SPEECHLESS = 2.0
+"""Seconds after which a connection could have said who it is."""
 
 
 class MoveListener:
@@ -120,14 +124,16 @@ def start(
 
 
 def _leave_room(event: Any) -> None:
-    """Close the oldest connections that have not said yet who they are, where they would take over half of the places.
+    """Close the oldest connections that still do not say who they are, where such take over half of the places.
 
     They count among the associations until the time for the request is over.
     """
-    entity = event.assoc.ae
+    entity, now = event.assoc.ae, time.monotonic()
+    event.assoc.afire_since = now
     silent = [one for one in entity.active_associations if one.is_acceptor and one.requestor.primitive is None]
     earlier = [one for one in silent if one is not event.assoc]
-    for association in earlier[: max(len(earlier) + 1 - entity.maximum_associations // 2, 0)]:
+    too_many = max(len(earlier) + 1 - entity.maximum_associations // 2, 0)
+    for association in [one for one in earlier if now - getattr(one, "afire_since", now) > SPEECHLESS][:too_many]:
         cut(association)
 
 

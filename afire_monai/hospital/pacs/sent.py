@@ -41,13 +41,16 @@ class SentObjects:
         """The list, open and locked until the end, and its lines."""
         try:
             file = open(self._path, "ab+", opener=lambda path, flags: os.open(path, flags, 0o600))  # noqa: SIM115
-            lock_file(file, wait=False)
+            try:
+                lock_file(file, wait=False)
+            except BlockingIOError:
+                raise AfireError("another afire send works in this folder; wait until it is done") from None
+            except OSError:  # a file system without locks
+                pass
             file.seek(0)
             *lines, rest = file.read().decode("ascii", "replace").split("\n")
             if rest:  # what a killed process began to write stays a line of its own
                 file.write(b"\n")
-        except BlockingIOError:
-            raise AfireError("another afire send works in this folder; wait until it is done") from None
         except OSError as error:
             raise self._unusable(error) from None
         return file, set(lines)

@@ -20,7 +20,7 @@ const board = {
 const tools = new Tools(viewer, board);
 const opinions = new Opinions(viewer, board, render);
 const ahead = new Ahead(opinions);
-const training = new Training(async () => { await readInfo(); ahead.forget(); opinions.turnTo(); });
+const training = new Training(() => readInfo());
 let known = { findings: [], classes: {}, versions: {} }; // what can be labelled
 let info = { models: {}, strategies: {} };
 let current = null; // {id, mask, findings (null, 1, 0 or -1 by name), saved (of them), maskChanged, hasLabel, version}
@@ -78,7 +78,7 @@ async function next() {
       if (unreadable.length) say(leftOut(), "bad");
       return undefined;
     } catch (error) {
-      if (error.status !== 400) throw error;
+      if (![400, 404].includes(error.status)) throw error; // it cannot be read, or is gone since it was chosen
       if (unreadable.includes(id)) return say(`There is no image left that can be labelled. ${leftOut()}`, "bad");
       unreadable.push(id);
     }
@@ -192,13 +192,19 @@ function fillMask(values) {
 
 // the page
 
+const versions = () => JSON.stringify(Object.entries(info.models).map(([task, model]) => [task, model.model_version]));
+
 async function readInfo() {
+  const before = versions();
   [info, known] = await Promise.all([api.info(), api.setup()]);
   board.classes = known.classes;
   $("count").textContent = `${known.labelled} of ${known.images} images labelled`;
   choose($("strategy"), Object.entries(info.strategies).map(([name, { description }]) => [name, description ?? name]));
   opinions.offer(info.models);
   render();
+  if (versions() === before) return;
+  ahead.forget(); // other models choose otherwise, and say something else
+  opinions.turnTo();
 }
 
 function render() {
