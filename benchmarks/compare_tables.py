@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from compare_chart import methods_chart
 from compare_parts import stored_rows
+from judging import interval
 
 from afire_monai.core.files import whole_file, write_rows
 from afire_monai.datalists.file import load_datalist
@@ -72,12 +73,6 @@ def collect(out: Path) -> Draws:
         for what, found in row_draws(row, out).items():
             draws.setdefault((kind, task, what), {}).setdefault(method, {})[int(seed)] = found
     return draws
-
-
-def interval(draws: np.ndarray, sign: str = "") -> str:
-    """Write value and 95 % interval."""
-    low, high = np.nanpercentile(draws[1:], [2.5, 97.5])
-    return f"{draws[0]:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
 
 
 def seed_mean(seeds: Seeds) -> np.ndarray:

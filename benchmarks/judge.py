@@ -31,8 +31,8 @@ from typing import Any
 import numpy as np
 import torch
 from compare_parts import stored_rows
-from compare_tables import Seeds, auroc_draws, interval, level_with_best, mean_draws, seed_mean
-from judging import Population, anomaly_scores, localisation, probe_scores, read_population, reference_of
+from compare_tables import Seeds, auroc_draws, level_with_best, mean_draws, seed_mean
+from judging import Population, anomaly_scores, interval, localisation, probe_scores, read_population, reference_of
 
 from afire_monai.datalists.file import datalist_hash, read_raw
 from afire_monai.models.folder import load_encoder

@@ -193,6 +193,12 @@ def anomaly_scores(detector: AnomalyDetector, reference: NormalReference, cases:
     return ({k: torch.cat(v).numpy() for k, v in scores.items()}, {k: torch.cat(v).numpy() for k, v in heat.items()})
 
 
+def interval(draws: np.ndarray, sign: str = "") -> str:
+    """Write value and 95 % interval."""
+    low, high = np.nanpercentile(draws[1:], [2.5, 97.5])
+    return f"{draws[0]:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
+
+
 def localisation(heat: np.ndarray, lesions: dict[int, LesionCase], repeats: int = 2000) -> Localisation:
     """Compare heatmaps (n, h, w) with the boxes of the pictures that have some."""
     figures = [image_figures(heat[k], case.lesion(), case.boxes) for k, case in lesions.items()]

@@ -50,7 +50,7 @@ def display_size(shape: Size, side: int = DISPLAY_SIDE) -> Size:
 
 
 def resize(picture: Tensor, size: Size) -> Tensor:
-    """Average (C, H, W) over areas to a size, as the reading of training does (`engines.startup.reading`)."""
+    """Average (C, H, W) over areas to a size, as the reading of training does (`training.startup.reading`)."""
     return F.interpolate(picture[None], size, mode="area")[0]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 from pathlib import Path
@@ -219,6 +220,11 @@ def test_file_with_code_is_not_read(tmp_path):
     path = saved({"model": facebook_names(random_vit()), "args": Path("here")}, tmp_path)
     with pytest.raises(CheckpointError, match="only tensors, plain containers and argparse"):
         load_foreign(path)
+
+
+def test_arguments_that_a_checkpoint_keeps_beside_its_weights_do_no_harm(tmp_path):
+    path = saved({"model": facebook_names(random_vit()), "args": argparse.Namespace(epochs=1)}, tmp_path)
+    assert load_foreign(path).placed
 
 
 def test_what_is_assumed_and_left_out_is_logged(tmp_path, caplog):
