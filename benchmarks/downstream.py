@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare_tables import interval
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -224,6 +223,11 @@ def macro_draws(rows: list[dict[str, Any]], folder: Path) -> tuple[np.ndarray, l
         figure = figure_draws(truth, saved["scores"].astype(float), groups, levels, ("auroc",), REPEATS, 0)["auroc"]
         draws.append(macro_mean(figure, enough))
     return np.mean(draws, 0), [float(d[0]) for d in draws], len(enough)
+
+
+def interval(draws: np.ndarray, sign: str = "") -> str:
+    low, high = np.nanpercentile(draws[1:], [2.5, 97.5])
+    return f"{draws[0]:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
 
 
 def table(args: argparse.Namespace) -> None:
