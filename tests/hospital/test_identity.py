@@ -108,7 +108,7 @@ def test_key_is_made_once_for_its_owner_only(tmp_path: Path) -> None:
     assert IdentityKey.load(path).patient("x") == made.patient("x")
     assert IdentityKey.make(tmp_path / "other").patient("x") != made.patient("x")
     content = path.read_bytes()
-    with pytest.raises(AfireError, match="made once"):
+    with pytest.raises(AfireError, match="created only once"):
         IdentityKey.make(path)
     assert path.read_bytes() == content
 
