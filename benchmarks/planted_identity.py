@@ -1,4 +1,4 @@
-"""Planted identities: 31 kinds of DICOM elements turn up in `private/` and in objects for the archive alone.
+"""Planted identities: 32 kinds of DICOM elements turn up in `private/` and in objects for the archive alone.
 
     nice -n 5 python benchmarks/planted_identity.py
 
