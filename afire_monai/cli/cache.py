@@ -40,7 +40,7 @@ def cache(
     if workers is not None and workers < 0:
         raise AfireError(f"--workers is {workers}; at least 0 is expected")
     if datalist == "phantom":
-        raise AfireError("only a training knows the word phantom; give the path of a data list")
+        raise AfireError("phantom is a data list only for training; give the path of a data list")
     path = startup.find_datalist(datalist, dataset_dir, ".")
     paths = startup.normal_items(path, "training", dataset_dir)
     options = startup.reading((size, size), datalist=path).options  # type: ignore[attr-defined]
