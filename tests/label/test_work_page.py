@@ -405,7 +405,7 @@ def test_ten_images_from_the_first_to_a_trained_model_in_the_browser_alone(model
             if number < 9:
                 image = settled(browser, image)
         browser.until("document.getElementById('message').textContent.startsWith('There is no image without')")
-        assert browser.value("document.getElementById('count').textContent") == "10 of 10 images labelled"
+        browser.until("document.getElementById('count').textContent == '10 of 10 images labelled'")  # told afterwards
         saved = {i: server.get("datastore/label", label=i, tag="findings").json() for i in entered}
         assert len(saved) == 10
         assert saved == entered

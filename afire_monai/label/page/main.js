@@ -27,6 +27,7 @@ let current = null; // {id, mask, findings (null, 1, 0 or -1 by name), saved (of
 const visited = [];
 let moving = false; // to another image: what is entered meanwhile would be lost, so nothing can be
 let saving = Promise.resolve();
+let infoAsked = 0, infoShown = 0; // how often what the server knows was asked for, and which of these answers is shown
 
 const listed = (findings) => Object.fromEntries(known.findings.map((name) => [name, findings?.[name] ?? null]));
 const entered = (work) => JSON.stringify(listed(work.findings));
@@ -195,8 +196,10 @@ function fillMask(values) {
 const versions = () => JSON.stringify(Object.entries(info.models).map(([task, model]) => [task, model.model_version]));
 
 async function readInfo() {
-  const before = versions();
-  [info, known] = await Promise.all([api.info(), api.setup()]);
+  const before = versions(), turn = ++infoAsked, answers = await Promise.all([api.info(), api.setup()]);
+  if (turn < infoShown) return; // answers can overtake each other, and this one is the older
+  infoShown = turn;
+  [info, known] = answers;
   board.classes = known.classes;
   $("count").textContent = `${known.labelled} of ${known.images} images labelled`;
   choose($("strategy"), Object.entries(info.strategies).map(([name, { description }]) => [name, description ?? name]));
