@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 
 import numpy as np
 from chromium import Browser
@@ -12,6 +11,8 @@ from label_phantoms import SHAPE
 from label_server import Server
 
 ROWS, COLUMNS = SHAPE
+DRAWN = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"
+"""True once what the page knows now is on the screen."""
 
 
 def start(browser: Browser, server: Server) -> str:
@@ -53,7 +54,7 @@ def layout(browser: Browser) -> tuple[float, float, float]:
 
 def greys(browser: Browser) -> np.ndarray:
     """(rows, columns, 3) colours that are on the screen in the middle of each pixel of the image."""
-    time.sleep(0.2)  # a frame or two
+    browser.value(DRAWN)
     left, top, scale = layout(browser)
     edge = browser.value("(({left, top}) => [left, top])(canvas.getBoundingClientRect())")
     wide, high, data = browser.value(

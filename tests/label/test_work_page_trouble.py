@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from chromium import CHROMIUM, Browser, browsing
-from label_page import enter, layout, message, save, settled, start, states
+from label_page import DRAWN, enter, layout, message, save, settled, start, states
 from label_phantoms import SHAPE, phantom, write_models, write_pngs
 from label_server import Server, running
 from PIL import Image
@@ -201,7 +201,7 @@ def test_a_picture_of_four_pixels_gets_larger(bare, browser):
     enter(browser, bare, "tiny")
     wide, high = browser.value("[canvas.width, canvas.height]")
     browser.press("+")
-    browser.until("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))")
+    browser.value(DRAWN)
     edge = f"[...canvas.getContext('2d').getImageData({wide // 2 - 300}, {high // 2 - 300}, 1, 1).data].slice(0, 3)"
     assert browser.value(edge) != [0, 0, 0]
 
