@@ -6,10 +6,12 @@ All sides are measured in turns in one process, and the ratios of their medians 
   AdamW and teacher average over those parameters.
 - ``full``: the whole step as the trainer does it: lesions, both heads, prototypes, Sinkhorn, all losses.
 - ``search``: ``full`` with the search for the lesions' texture in each step, instead of once when an image is read.
+- ``float32``: ``full`` with networks in float32, beside a ``full`` in bfloat16.
 - ``loop``: ``full`` with one head layer per cell called in a loop and a loss that goes through the tokens one by one,
   as the released code does it (cross-entropy only).
 
     python benchmarks/step.py                  # ViT-B/16, 224 px, CPU
+    python benchmarks/step.py --precision bfloat16 --no-loop --preset vit_s --shift 2
     python benchmarks/step.py --device cuda --precision bfloat16 --batch 64 --compile
     python benchmarks/step.py --memory         # peak memory at small batches, and what 64 would take
     python benchmarks/step.py --profile        # where the full step spends its time
@@ -107,6 +109,11 @@ class Steps:
     def search(self) -> None:
         self._step(None)
 
+    def float32(self) -> None:
+        chosen, self.method.network_dtype = self.method.network_dtype, torch.float32
+        self._step(self.anatomy)
+        self.method.network_dtype = chosen
+
     def _step(self, anatomy: Tensor | None) -> None:
         losses = self.method.losses(self.images, self.uniforms, False, anatomy)
         torch.stack([losses[n] * w for n, w in self.method.loss_weights.items()]).sum().backward()
@@ -166,7 +173,8 @@ def measure(args: argparse.Namespace) -> None:
     images = torch.rand(args.batch, 1, *method.canvas_size).to(device)
     steps = Steps(method, images, args.precision)
     sides = {"bare": steps.bare, "full": steps.full}
-    sides |= ({"search": steps.search} if args.search else {}) | ({} if args.no_loop else {"loop": steps.loop})
+    sides |= ({"search": steps.search} if args.search else {}) | ({"float32": steps.float32} if steps.bf16 else {})
+    sides |= {} if args.no_loop else {"loop": steps.loop}
     times: dict[str, list[float]] = {name: [] for name in sides}
     with FlopCounterMode(display=False) as counter:
         steps.bare()
@@ -195,12 +203,15 @@ def measure(args: argparse.Namespace) -> None:
     for name, values in times.items():
         median = statistics.median(values)
         print(
-            f"{name:5} {median * 1e3:9.1f} ms  {args.batch / median:8.2f} images/s  {median / bare:6.3f} x bare  "
+            f"{name:7} {median * 1e3:9.1f} ms  {args.batch / median:8.2f} images/s  {median / bare:6.3f} x bare  "
             f"(min {min(values) * 1e3:.1f}, max {max(values) * 1e3:.1f}; "
             f"{flops / median / rate:.0%} of the matrix rate for the bare step's work)"
         )
     paired = [f / b for f, b in zip(times["full"], times["bare"], strict=True)]
     print(f"overhead of head, prototypes, losses and lesions: {statistics.median(paired) - 1:+.1%} (median of pairs)")
+    if steps.bf16:
+        paired = [e / f for e, f in zip(times["float32"], times["full"], strict=True)]
+        print(f"float32 takes {statistics.median(paired):.2f} x the time of bfloat16 (median of pairs)")
     if peak is not None:
         print(f"peak memory: {peak:.2f} GiB")
     if args.json:
