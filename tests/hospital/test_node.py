@@ -330,8 +330,10 @@ def test_stalled_and_silent_connections_do_not_hold_up_the_end(tmp_path, monkeyp
         router.store(radiograph(1))
         stalled = router._open["store"].dul.socket.socket
         stalled.sendall(struct.pack(">BBL", 4, 0, 60_000) + b"\0" * 1000)
-        time.sleep(0.5)
-        assert len(receiver._entity.active_associations) == 2
+        end = time.monotonic() + 20
+        while len(receiver._entity.active_associations) < 2:
+            assert time.monotonic() < end
+            time.sleep(0.1)
         receiver.close()
         silent.settimeout(20)
         assert silent.recv(1) == b""

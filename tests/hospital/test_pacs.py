@@ -147,7 +147,7 @@ class LateAfterWait(threading.Event):
 
 
 def test_an_answer_reaches_its_request_when_threads_lose_the_processor():
-    with fake_pacs() as pacs, client(pacs.address, timeout=2.0, retries=0) as archive:
+    with fake_pacs() as pacs, client(pacs.address, timeout=20.0, retries=0) as archive:
         assert archive.store(small(0))
         association = archive._open["store"]
         checkpoint, send = LateAfterWait(), association.dimse.send_msg

