@@ -21,7 +21,7 @@ from afire_monai.predictions.anomaly.build_reference import build_reference
 from afire_monai.predictions.anomaly.detector import load_detector
 from afire_monai.predictions.reading import Radiograph
 from afire_monai.predictions.scoring import Scorer
-from afire_monai.training.checkpoint import CheckpointKeeper
+from afire_monai.training.checkpoint_keeper import CheckpointKeeper
 from afire_monai.training.finish import export_detector, export_restorer
 from afire_monai.training.plan import TrainingPlan, parameter_groups
 from afire_monai.training.trainer import PretrainTrainer

@@ -58,6 +58,7 @@ TESTS = {
     "evaluation/metrics": "evaluation/test_by_hand.py evaluation/test_metrics.py evaluation/test_subgroups.py",
     "evaluation/bootstrap": "evaluation/test_by_hand.py evaluation/test_bootstrap.py evaluation/test_metrics.py",
     "training/checkpoint": "training/test_checkpoint.py",
+    "training/checkpoint_keeper": "training/test_checkpoint.py",
     "training/resume": "training/test_checkpoint.py",
 }
 """The test files, below tests/, that are a module's own."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from afire_monai.losses import own_cell_accuracy
 from afire_monai.losses.token_contrastive import cell_indices, similarities
+from afire_monai.networks import ViTEncoder
 
 
 def feature_std_ratio(tokens: Tensor) -> float:
@@ -92,8 +93,21 @@ def shortcut_in_words(figures: dict[str, float]) -> str | None:
     return f"Position shortcut: none; without the anatomy the structure loss is higher by {gap:.3f} (real {real:.3f})."
 
 
-if TYPE_CHECKING:
-    from afire_monai.methods.afire import AFiRe
+class TokenMethod(Protocol):
+    """What :func:`measure_health` needs of a method: networks and losses of AFiRe."""
+
+    student: Any
+    prototypes: Any
+    token_loss: Any
+    restoration_loss: Any
+    grid_shift: Any
+
+    @property
+    def export_encoder(self) -> ViTEncoder:
+        """The teacher's encoder."""
+
+    def views(self, images: Tensor, uniforms: Tensor) -> Any:
+        """Return what student and teacher see in one step."""
 
 
 def content_free_inputs(images: Tensor, patch_size: int) -> dict[str, Tensor]:
@@ -122,7 +136,7 @@ def content_free_inputs(images: Tensor, patch_size: int) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def measure_health(method: AFiRe, images: Tensor, uniforms: Tensor) -> dict[str, float]:
+def measure_health(method: TokenMethod, images: Tensor, uniforms: Tensor) -> dict[str, float]:
     """Measure collapse and the position shortcut on normal images that training does not see.
 
     Images and uniform numbers are as for :meth:`Method.losses`.
@@ -165,6 +179,6 @@ def measure_health(method: AFiRe, images: Tensor, uniforms: Tensor) -> dict[str,
     return figures
 
 
-def _student_logits(method: AFiRe, images: Tensor) -> Tensor:
+def _student_logits(method: TokenMethod, images: Tensor) -> Tensor:
     """Return the student's token logits (B, L, K) without the decoder."""
     return method.student.head(method.student.encoder(images)[:, 1:])

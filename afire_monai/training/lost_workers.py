@@ -12,7 +12,7 @@ from types import FrameType
 
 from torch.utils.data._utils import signal_handling
 
-from afire_monai.training.checkpoint import EXIT_STATUS
+from afire_monai.training.stopping import EXIT_STATUS
 
 logger = logging.getLogger(__name__)
 

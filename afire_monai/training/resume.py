@@ -25,7 +25,8 @@ from afire_monai.datalists.paths import names_hash
 from afire_monai.loading.sampler import EpochSampler
 from afire_monai.methods.base import Method
 from afire_monai.training import run_folder
-from afire_monai.training.checkpoint import EXIT_STATUS, StopRequest, find_checkpoint, list_checkpoints, load_checkpoint
+from afire_monai.training.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
+from afire_monai.training.stopping import EXIT_STATUS, StopRequest
 
 logger = logging.getLogger(__name__)
 

@@ -28,10 +28,10 @@ from afire_monai.loading.dataset import RadiographDataset, grey_levels
 from afire_monai.loading.sampler import EpochSampler
 from afire_monai.methods.base import Method
 from afire_monai.networks.blocks import compile_networks, recompute_blocks
-from afire_monai.training.checkpoint import StopRequest
 from afire_monai.training.lost_workers import lost_workers_in_words
 from afire_monai.training.plan import TrainingPlan
 from afire_monai.training.resume import Resumable
+from afire_monai.training.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
 

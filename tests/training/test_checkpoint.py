@@ -16,16 +16,9 @@ import torch
 from helpers import smooth_images, tiny_afire, tiny_trainer
 
 from afire_monai.core.errors import AfireError, CheckpointError
-from afire_monai.training.checkpoint import (
-    SIGNALS,
-    CheckpointKeeper,
-    StopRequest,
-    find_checkpoint,
-    list_checkpoints,
-    load_checkpoint,
-    save_checkpoint,
-    shield_workers,
-)
+from afire_monai.training.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from afire_monai.training.checkpoint_keeper import CheckpointKeeper
+from afire_monai.training.stopping import SIGNALS, StopRequest, shield_workers
 
 
 class Engine:

@@ -15,7 +15,8 @@ from helpers import smooth_images, tiny_afire, tiny_trainer
 from training_runs import assert_same_state
 
 from afire_monai.core.errors import CheckpointError
-from afire_monai.training.checkpoint import CheckpointKeeper, list_checkpoints, load_checkpoint
+from afire_monai.training.checkpoint import list_checkpoints, load_checkpoint
+from afire_monai.training.checkpoint_keeper import CheckpointKeeper
 
 IMAGES = smooth_images(8, (48, 48))
 

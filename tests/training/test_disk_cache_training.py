@@ -16,7 +16,7 @@ from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.loading.sampler import EpochSampler
 from afire_monai.phantom import write_phantom_dataset
 from afire_monai.training import startup
-from afire_monai.training.checkpoint import CheckpointKeeper
+from afire_monai.training.checkpoint_keeper import CheckpointKeeper
 from afire_monai.training.plan import TrainingPlan, parameter_groups
 from afire_monai.training.trainer import PretrainTrainer
 

@@ -12,7 +12,8 @@ from PIL import Image
 from training_runs import run_or_stop
 
 from afire_monai.core.errors import AfireError
-from afire_monai.training.checkpoint import CheckpointKeeper, list_checkpoints
+from afire_monai.training.checkpoint import list_checkpoints
+from afire_monai.training.checkpoint_keeper import CheckpointKeeper
 from afire_monai.training.handlers import (
     CsvLogger,
     HealthMonitor,

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 from training_runs import assert_same_state, run_or_stop
 
 from afire_monai.training import CheckpointKeeper, PretrainTrainer
-from afire_monai.training.checkpoint import EXIT_STATUS, list_checkpoints
+from afire_monai.training.checkpoint import list_checkpoints
+from afire_monai.training.stopping import EXIT_STATUS
 
 IMAGES = smooth_images(20, (48, 48))
 

@@ -17,7 +17,7 @@ from training_runs import (
     train_and_record,
 )
 
-from afire_monai.training.checkpoint import CheckpointKeeper
+from afire_monai.training.checkpoint_keeper import CheckpointKeeper
 
 IMAGES = smooth_images(24, (48, 48))
 

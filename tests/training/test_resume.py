@@ -16,8 +16,9 @@ from ignite.engine import Events
 from training_runs import assert_same_state, run_or_stop
 
 from afire_monai.core.errors import CheckpointError
-from afire_monai.training import PretrainTrainer, checkpoint
-from afire_monai.training.checkpoint import CheckpointKeeper, find_checkpoint, load_checkpoint, save_checkpoint
+from afire_monai.training import PretrainTrainer, checkpoint_keeper
+from afire_monai.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from afire_monai.training.checkpoint_keeper import CheckpointKeeper
 
 IMAGES = smooth_images(20, (48, 48))
 
@@ -78,7 +79,7 @@ def test_kill_between_the_newest_and_the_best_checkpoint_changes_neither(tmp_pat
         save_checkpoint(state, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_checkpoint", save_or_die)
+        patch.setattr(checkpoint_keeper, "save_checkpoint", save_or_die)
         with pytest.raises(KeyboardInterrupt):
             trainer_of(tmp_path / "parts").run()
     run_or_stop(trainer_of(tmp_path / "parts"), tmp_path / "parts", resume=True)

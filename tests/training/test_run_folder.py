@@ -18,7 +18,7 @@ from training_runs import PYTHONPATH
 
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.training import run_folder, startup
-from afire_monai.training.checkpoint import CheckpointKeeper
+from afire_monai.training.checkpoint_keeper import CheckpointKeeper
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundle" / "configs"
 FILES = [str(CONFIGS / name) for name in ("pretrain.yaml", "method_afire.yaml")]

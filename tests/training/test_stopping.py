@@ -15,7 +15,8 @@ from ignite.engine import Events
 from training_runs import assert_same_state, run_or_stop
 
 from afire_monai.training import CheckpointKeeper, PretrainTrainer, find_checkpoint
-from afire_monai.training.checkpoint import EXIT_STATUS, SIGNALS, StopRequest, list_checkpoints
+from afire_monai.training.checkpoint import list_checkpoints
+from afire_monai.training.stopping import EXIT_STATUS, SIGNALS, StopRequest
 
 IMAGES = smooth_images(20, (48, 48))
 HANDLERS = [signal.getsignal(number) for number in SIGNALS]

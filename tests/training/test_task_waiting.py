@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader
 from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.loading.sampler import EpochSampler
 from afire_monai.core.distributed import join_group, rank
-from afire_monai.training.checkpoint import CheckpointKeeper
+from afire_monai.training.checkpoint_keeper import CheckpointKeeper
 from afire_monai.training.trainer import PretrainTrainer
 from afire_monai.training.plan import TrainingPlan
 from afire_monai.training.validation import ValidationMonitor

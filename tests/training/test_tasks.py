@@ -14,7 +14,8 @@ from afire_monai.core.errors import AfireError
 from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.loading.sampler import EpochSampler
 from afire_monai.networks import ViTClassifier, ViTEncoder, ViTSegmenter
-from afire_monai.training.checkpoint import CheckpointKeeper, load_checkpoint
+from afire_monai.training.checkpoint import load_checkpoint
+from afire_monai.training.checkpoint_keeper import CheckpointKeeper
 from afire_monai.training.plan import TrainingPlan
 from afire_monai.training.tasks import Classification, Segmentation, task_parameter_groups
 from afire_monai.training.trainer import PretrainTrainer

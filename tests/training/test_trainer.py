@@ -10,7 +10,8 @@ from ignite.engine import Events
 from torch.utils.data import DataLoader
 
 from afire_monai.core.errors import AfireError, TrainingHaltedError
-from afire_monai.training.checkpoint import CheckpointKeeper, find_checkpoint, list_checkpoints
+from afire_monai.training.checkpoint import find_checkpoint, list_checkpoints
+from afire_monai.training.checkpoint_keeper import CheckpointKeeper
 from afire_monai.training.plan import TrainingPlan, parameter_groups
 from afire_monai.training.trainer import PretrainTrainer, clip_each
 
