@@ -18,8 +18,8 @@ def crossvalidate(
     """Fine-tune a classifier once for each fold of a data list's training and validation images.
 
     Patients are never divided between folds. Each fold's run has its own folder, and one that is complete is not run
-    again, so the command can be stopped and given again. The summary holds each fold's validation AUROC, their mean
-    and standard deviation, for each label and the mean over labels.
+    again, so the command can be stopped and given again, with the same settings. The summary holds each fold's
+    validation AUROC, their mean and standard deviation, for each label and the mean over labels.
 
     Example: afire crossvalidate list.json --init runs/first/models --out runs/five_folds --settings epochs=20,lr=0.004
 
@@ -42,7 +42,10 @@ def crossvalidate(
     extra = read_settings(settings, taken)
     if not Path(datalist).is_file():
         raise DataListError(f"no data list at {datalist!r}; make one with `afire datalist`")
-    sha256 = datalist_hash(read_raw(Path(datalist)))
+    content = read_raw(Path(datalist))
+    sha256 = datalist_hash(content)
+    sections = ["validation", *(["test"] if content.get("test") else [])]
+    _same_settings(Path(out), extra)
     results = []
     for fold in range(folds):
         folder = Path(out) / f"fold_{fold}"
@@ -50,7 +53,8 @@ def crossvalidate(
         wanted = {"folds": folds, "fold": fold, "seed": seed}
         origin = facts(init, 1.0, folds, fold, seed)["encoder"]
         # predictions come last: a run that was ended between the two is taken up again
-        if not (model.is_file() and (folder / "predictions" / "validation" / "predictions.json").is_file()):
+        predictions = [folder / "predictions" / section / "predictions.json" for section in sections]
+        if not all(path.is_file() for path in (model, *predictions)):
             print(f"fold {fold + 1} of {folds}", flush=True)
             given = {"datalist": datalist, "init": init, "output_dir": str(folder), "resume": "true"}
             run_configs({**extra, **given, **wanted}, ("finetune_classification.yaml",))
@@ -63,8 +67,28 @@ def crossvalidate(
         if description.get("encoder") != origin:
             raise AfireError(f"{folder} holds a run from another encoder than {init}; give another --out")
         results.append(description["validation"])
-    _write(Path(out), summarise(results), folds, seed)
+    _write(Path(out), summarise(results), {"folds": folds, "seed": seed, "settings": extra})
     return 0
+
+
+def _same_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Note the settings of a cross-validation until its first fold has begun; refuse to go on with others."""
+    path = out / "settings.json"
+    try:
+        if not any(out.glob("fold_*/settings.yaml")):
+            out.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(settings, indent=1) + "\n")
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AfireError(f"{path} cannot be read or written ({error}); give another --out") from error
+    if before != json.loads(json.dumps(settings)):
+        raise AfireError(
+            f"{out} holds folds of --settings {_words(before)}, not {_words(settings)}; give the same, or another --out"
+        )
+
+
+def _words(settings: dict[str, Any]) -> str:
+    return ",".join(f"{key}={value}" for key, value in settings.items()) or "none"
 
 
 def _description(model: Path, sha256: str) -> dict[str, Any]:
@@ -107,8 +131,8 @@ def summarise(results: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
     return summary
 
 
-def _write(out: Path, summary: dict[str, dict[str, Any]], folds: int, seed: int) -> None:
-    text = json.dumps({"folds": folds, "seed": seed, "figures": summary}, indent=1) + "\n"
+def _write(out: Path, summary: dict[str, dict[str, Any]], how: dict[str, Any]) -> None:
+    folds, text = how["folds"], json.dumps({**how, "figures": summary}, indent=1) + "\n"
     try:
         write_text(out / "crossvalidation.json", text)
     except OSError as error:

@@ -58,13 +58,21 @@ def plan(
         precision: float32, tf32 or bfloat16.
         tflops: measured rate of a large matrix product on one device, in 10^12 operations a second.
         share: of that rate which the step reaches; a range of 0.35 to 0.5 unless given.
-        from_run: output_dir of a short run on one such device; its settings.yaml has whatever is not given.
+        from_run: output_dir of a short run on one such device, whose network and speed are taken, and whatever else is
+            not given.
         memory: GiB of one device, to say which batch fits.
     """
     from afire_monai.networks.build import ENCODER_PRESETS
     from afire_monai.training import planning
 
-    run = planning.settings_of_run(from_run) if from_run and method is None and config is None else None
+    network: dict[str, Any] = {"--method": method, "--config": config, "--preset": preset, "--image-size": image_size}
+    network["--precision"] = precision
+    if from_run and (named := [name for name, value in network.items() if value is not None]):
+        raise AfireError(
+            f"--from-run {from_run}: its speed is that of its own network, so leave out {', '.join(named)}; without "
+            "--from-run, steps are timed on this machine"
+        )
+    run = planning.settings_of_run(from_run) if from_run else None
     images = run.images if run and images is None and datalist is None else images
     count = _images(images, datalist)
     configs = [run.settings] if run else _configs(method or "afire", config)

@@ -59,7 +59,7 @@ class CacheIndex:
         """Read the index; None if there is no cache yet.
 
         Raises:
-            DataListError: it is damaged, or of another format.
+            DataListError: it cannot be read, is damaged, or of another format.
         """
         try:
             with np.load(folder / "index.npz", allow_pickle=False) as stored:
@@ -67,7 +67,16 @@ class CacheIndex:
             if settings["format"] != FORMAT or rows.dtype != ROW or rows.ndim != 1:
                 raise ValueError("another format")
         except FileNotFoundError:
+            if (folder / "cache.json").exists():
+                raise DataListError(
+                    f"cache {folder}: it has an earlier format; delete the folder, or give another cache_dir"
+                ) from None
             return None
+        except (OSError, MemoryError) as error:  # it may be whole
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            raise DataListError(
+                f"cache {folder}: index.npz cannot be read now ({reason}); try again, or give another cache_dir"
+            ) from error
         except Exception as error:  # a damaged archive raises whatever its bytes lead to
             raise DataListError(
                 f"cache {folder}: index.npz cannot be read ({error}); delete the folder, or give another cache_dir"
@@ -185,7 +194,7 @@ class DiskCache:
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "_beside": {}}
-        del state["pixels"]  # mapped again, not sent
+        state.pop("pixels", None)  # mapped again, not sent
         return state
 
     @functools.cached_property
@@ -230,18 +239,27 @@ class DiskCache:
         """
         return np.divide(self.stored(places), np.float32(DTYPES[self.dtype]), dtype=np.float32, casting="unsafe")
 
-    def annotate(self, annotation: Annotation) -> None:
-        """Find what is not yet known of the pictures, and write it beside them; one process does this.
+    def unknown(self, annotation: Annotation) -> NDArray[np.int64]:
+        """Return the pictures of which it is not known yet, (m,).
 
         Raises:
             DataListError: the file beside the pictures is damaged.
         """
-        known = self._annotations(annotation)
-        found = np.full((len(self.pixels), annotation.values), np.nan, dtype=np.float16)
-        found[: len(known)] = known[: len(found)]
-        unknown = np.flatnonzero(np.isnan(found[self.slots, 0]))
-        if not len(unknown):
-            return
+        known = self._annotations(annotation)[:, 0]
+        there = self.slots < len(known)
+        there[there] = ~np.isnan(known[self.slots[there]])
+        return np.flatnonzero(~there)
+
+    def annotate(self, annotation: Annotation) -> None:
+        """Find what is not yet known of the pictures, and write it beside them; one process of all does this.
+
+        Raises:
+            DataListError: as for :meth:`unknown`.
+        """
+        known, unknown = self._annotations(annotation), self.unknown(annotation)
+        # the pictures of other lists keep theirs
+        found = np.full((max(len(self.pixels), len(known)), annotation.values), np.nan, dtype=np.float16)
+        found[: len(known)] = known
         with ThreadPoolExecutor() as pool:
             work = pool.map(lambda place: annotation(self.gather([place])[0]), unknown.tolist())
             for slot, values in zip(
@@ -255,8 +273,14 @@ class DiskCache:
             np.save(file, found)
 
     def annotations(self, annotation: Annotation, places: Sequence[int]) -> NDArray[np.float16]:
-        """Return what was found in pictures, (B, values) float16."""
+        """Return what was found in pictures, (B, values) float16.
+
+        Raises:
+            DataListError: it is not there for all pictures.
+        """
         if annotation.name not in self._beside:
+            if count := len(self.unknown(annotation)):
+                raise DataListError(f"cache {self.folder}: {annotation.name}.npy lacks {count} pictures; start again")
             self._beside[annotation.name] = self._annotations(annotation)
         return np.ascontiguousarray(self._beside[annotation.name][self.slots[np.asarray(places, dtype=np.int64)]])
 

@@ -93,11 +93,16 @@ def _workers(workers: int | None, files: int) -> int:
 
 @dataclass
 class _Survey:
-    """What a list asks of a cache: the index with a row for each file to be read, and those files."""
+    """What a list asks of a cache: the files to be read, and the rows that the index will have for them.
+
+    The index itself says nothing new before a file has been read: a build that stops before that changes nothing.
+    """
 
     index: CacheIndex
-    todo: NDArray[np.int64]  #: places in the list
-    rows: NDArray[np.int64]  #: of the index, for each of them
+    todo: NDArray[np.int64]  #: (m,) places in the list
+    facts: NDArray[Any]  #: (m,) of `ROW`: path, size and time of change of each file
+    rows: NDArray[np.int64]  #: (m,) of the index, for each of them
+    before: NDArray[np.int64]  #: (m,) the row of the picture that a changed file had; -1 for others
 
     @classmethod
     def of(cls, paths: ImagePaths, folder: Path, settings: dict[str, Any]) -> _Survey:
@@ -109,25 +114,32 @@ class _Survey:
                     f"cache {folder}: it was built with {name} {index.settings[name]}, but {wanted} is requested; "
                     "delete the folder, or give another cache_dir"
                 )
-        hashes = path_hashes(paths)
-        places, stored = index.look_up(hashes)
-        sizes, mtimes = file_facts(paths)
+        facts = np.zeros(len(paths), ROW)
+        facts["path"] = path_hashes(paths)
+        facts["bytes"], facts["mtime"] = file_facts(paths)
+        places, stored = index.look_up(facts["path"])
         again = np.array([outcome.endswith(_AGAIN) for outcome in index.outcomes])
         again[NOT_DECODED] = True
-        changed = (sizes >= 0) & ((sizes != stored["bytes"]) | (mtimes != stored["mtime"]))
+        changed = (facts["bytes"] >= 0) & (facts[["bytes", "mtime"]] != stored[["bytes", "mtime"]])
         todo = np.flatnonzero(again[stored["outcome"]] | changed)
-        _, first = np.unique(hashes[todo, 0], return_index=True)  # the list may name a file twice
+        _, first = np.unique(facts["path"][todo, 0], return_index=True)  # the list may name a file twice
         todo = todo[np.sort(first)]
-        # the picture of a changed file stays for those who read it: its row forgets the path, and a new one comes
+        # the picture of a changed file stays for those who read it, and its file gets another row
         old = stored["outcome"][todo] == READY
-        new = old | (places[todo] < 0)
-        index.rows["path"][places[todo][old]] = 0
-        rows = places[todo]
-        rows[new] = len(index.rows) + np.arange(new.sum())
-        index.rows = np.concatenate([index.rows, np.zeros(int(new.sum()), ROW)])
-        index.rows["path"][rows] = hashes[todo]
-        index.rows["bytes"][rows], index.rows["mtime"][rows] = sizes[todo], mtimes[todo]
-        return cls(index, todo, rows)
+        rows, before = places[todo], np.where(old, places[todo], -1)
+        new = np.flatnonzero(old | (rows < 0))
+        free = np.flatnonzero((index.rows["outcome"] == NOT_DECODED) & (index.rows["path"] == 0).all(1))[: len(new)]
+        rows[new] = np.concatenate([free, len(index.rows) + np.arange(len(new) - len(free))])
+        index.rows = np.concatenate([index.rows, np.zeros(len(new) - len(free), ROW)])
+        return cls(index, todo, facts[todo], rows, before)
+
+    def settle(self, numbers: list[int], outcomes: list[int]) -> None:
+        """Enter what came of some files, by their places among those to be read."""
+        table, rows, before = self.index.rows, self.rows[numbers], self.before[numbers]
+        for name in ("path", "bytes", "mtime"):
+            table[name][rows] = self.facts[name][numbers]
+        table["outcome"][rows] = outcomes
+        table["path"][before[before >= 0]] = 0
 
 
 def file_facts(paths: ImagePaths) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -155,14 +167,14 @@ def file_facts(paths: ImagePaths) -> tuple[NDArray[np.int64], NDArray[np.int64]]
 def _fill(paths: ImagePaths, folder: Path, survey: _Survey, decode: _Decode, workers: int | None) -> None:
     logger.info("cache: %d pictures are decoded to %d × %d %s", len(survey.todo), *decode.size, decode.dtype)
     sources = ((number, paths.raw(int(place))) for number, place in enumerate(survey.todo))
-    writer = CacheWriter(folder, survey.index)
+    writer = CacheWriter(folder, survey)
     try:
         with Pool(_workers(workers, len(survey.todo)), seconds=SECONDS_PER_FILE) as pool:
             results = pool.run(decode, sources)
             for (number, _), result in tqdm(
                 results, "decoding", len(survey.todo), unit="image", leave=False, disable=hidden()
             ):
-                writer.take(int(survey.rows[number]), result)
+                writer.take(number, result)
     finally:
         writer.close()
 
@@ -194,31 +206,36 @@ class CacheWriter:
 
     Args:
         folder: of the cache.
-        index: with a row for each file that results come of; written as they come.
+        survey: the files that results come of; its index is written as they come.
     """
 
-    def __init__(self, folder: Path, index: CacheIndex) -> None:
-        self.folder, self.index = folder, index
-        self.waiting: dict[int, int] = {}  # outcomes by row that count once the pixels are on the disk
+    def __init__(self, folder: Path, survey: _Survey) -> None:
+        self.folder, self.survey = folder, survey
+        self.waiting: dict[int, int] = {}  # outcomes by file that count once the pixels are on the disk
+        self.kept = 0
         (folder / PIXELS).touch()
         # a write goes to the system at once, so that one which fails leaves nothing behind for later
         self.file = open(folder / PIXELS, "r+b", buffering=0)  # noqa: SIM115 - until `close`
         self.next_flush = time.monotonic() + FLUSH_SECONDS
 
-    def take(self, row: int, result: NDArray[Any] | str | Failure) -> None:
-        """Store one picture, or why there is none."""
-        if isinstance(result, np.ndarray):
-            self.file.seek(row * result.nbytes)
-            left = memoryview(result.tobytes())
+    def take(self, number: int, result: NDArray[Any] | str | Failure) -> None:
+        """Store one picture, or why there is none, of a file by its place among those to be read."""
+        index = self.survey.index
+        reason = result.kind + _AGAIN if isinstance(result, Failure) else result
+        if isinstance(reason, np.ndarray):
+            row = int(self.survey.rows[number])
+            self.file.seek(row * reason.nbytes)
+            left = memoryview(reason.tobytes())
             while left:  # a part may be written
                 left = left[self.file.write(left) :]
-            self.index.rows["checksum"][row] = checksum(result)
-            self.waiting[row] = READY
+            index.rows["checksum"][row] = checksum(reason)
+            self.waiting[number] = READY
+        elif reason.endswith(_AGAIN) and self.survey.before[number] >= 0:
+            self.kept += 1  # what its file had is not given up for an answer that may be another one next time
         else:
-            reason = result.kind + _AGAIN if isinstance(result, Failure) else result
-            if reason not in self.index.outcomes:
-                self.index.outcomes.append(reason)
-            self.waiting[row] = self.index.outcomes.index(reason)
+            if reason not in index.outcomes:
+                index.outcomes.append(reason)
+            self.waiting[number] = index.outcomes.index(reason)
         if time.monotonic() > self.next_flush:
             self.flush()
 
@@ -227,8 +244,8 @@ class CacheWriter:
         started = time.monotonic()
         new, self.waiting = self.waiting, {}  # whoever calls again after an error must not count what may be lost
         os.fsync(self.file.fileno())
-        self.index.rows["outcome"][list(new)] = list(new.values())
-        self.index.save(self.folder)
+        self.survey.settle(list(new), list(new.values()))
+        self.survey.index.save(self.folder)
         now = time.monotonic()
         self.next_flush = now + max(FLUSH_SECONDS, FLUSH_SHARE * (now - started))
 
@@ -236,6 +253,16 @@ class CacheWriter:
         """Keep what has been stored, also after an error."""
         with self.file:
             self.flush()
+        if self.kept:
+            logger.warning("cache: %d files changed and could not be read; they keep their earlier pictures", self.kept)
+        rows = self.survey.index.rows
+        unused = int(((rows["outcome"] == READY) & (rows["path"] == 0).all(1)).sum())
+        if 5 * unused > len(rows):
+            logger.warning(
+                "cache: %d of its %d pictures are of files that have changed since; delete the folder for their room",
+                unused,
+                len(rows),
+            )
 
 
 @contextlib.contextmanager
@@ -298,8 +325,8 @@ def open_cache(
     if rank() == 0:
         try:
             build_cache(paths, folder, size, dtype, reader)
-            if annotate is not None:
-                with _in_words(Path(folder)):
+            if annotate is not None and len(DiskCache(folder, paths).unknown(annotate)):
+                with _in_words(Path(folder)), _one_writer(Path(folder)):
                     DiskCache(folder, paths).annotate(annotate)
         except AfireError as error:
             if world_size() == 1:

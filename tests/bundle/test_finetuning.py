@@ -229,6 +229,9 @@ def test_cross_validation_runs_each_fold_once_and_sums_up(phantoms, encoder, tmp
     stamp = (tmp_path / "cv" / "fold_0" / "models" / "classifier.json").stat().st_mtime_ns
     assert run(words) == 0
     assert (tmp_path / "cv" / "fold_0" / "models" / "classifier.json").stat().st_mtime_ns == stamp
+    assert run([*words[:-1], words[-1].replace("epochs=1", "epochs=2")]) == 2
+    told = capsys.readouterr().err
+    assert "holds folds of --settings epochs=1,batch_size=8,image_size=32,device=cpu, not epochs=2," in told
     assert run([*words, "--seed", "4"]) == 2
     assert "give another --out" in capsys.readouterr().err
     words[words.index("--init") + 1] = "random"
@@ -242,6 +245,8 @@ def test_cross_validation_refuses_settings_of_its_own_and_unknown_ones(phantoms,
     assert "set by the command itself" in capsys.readouterr().err
     assert run([*start, "--settings", "epoch=2"]) == 2
     assert "nearest: epochs" in capsys.readouterr().err
+    assert run([*start, "--settings", "epochs=0"]) == 2  # and what was refused is not what the folds are held to
+    assert "holds folds of" not in capsys.readouterr().err
     assert run([*start, "--folds", "1"]) == 2
 
 

@@ -42,6 +42,8 @@ def test_plan_takes_method_images_and_epochs_from_a_run(tmp_path, capsys, monkey
     assert "time:        12.0 minutes" in printed
     assert run(["plan", "--from-run", str(tmp_path), "--epochs", "10", "--images", "7200"]) == 0
     assert "time:        2.0 hours" in capsys.readouterr().out
+    assert run(["plan", "--from-run", str(tmp_path), "--preset", "vit_s", "--image-size", "64"]) == 2
+    assert "leave out --preset, --image-size" in capsys.readouterr().err
 
 
 def test_interrupt_while_a_checkpoint_is_written_is_no_full_disk(tmp_path, monkeypatch):

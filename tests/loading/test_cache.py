@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import errno
 import io
 import os
@@ -126,6 +127,138 @@ def test_changed_file_is_read_again_and_its_old_picture_left_to_those_who_read_i
     assert np.array_equal(DiskCache(tmp_path / "c", paths).stored([1]), pixels(99)[None])
     assert np.array_equal(earlier.stored([1]), pixels(1)[None])
     assert build(paths, tmp_path / "c") == 0
+
+
+def interrupted(paths: ImagePaths, folder: Path, monkeypatch: pytest.MonkeyPatch, after: int = 0) -> None:
+    """Build a cache and press Ctrl-C after some files, each of which was written to the index."""
+    read: list[str] = []
+    real = cache_build.read_picture
+
+    def stop(path: str, **options: Any) -> Any:
+        if len(read) == after:
+            raise KeyboardInterrupt
+        read.append(path)
+        return real(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_build, "read_picture", stop)
+        patch.setattr(cache_build, "FLUSH_SECONDS", -1.0)
+        with pytest.raises(KeyboardInterrupt):
+            build(paths, folder)
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_an_interrupted_build_forgets_no_picture_and_no_file_that_changed(tmp_path, monkeypatch, after):
+    paths = pictures(tmp_path / "in", 4)
+    (tmp_path / "in" / "p3.png").write_bytes(b"no picture")
+    build(paths, tmp_path / "c")
+    Image.fromarray(pixels(3)).save(tmp_path / "in" / "p3.png")
+    for i in range(4):
+        os.utime(tmp_path / "in" / f"p{i}.png", ns=(1, 1))
+    interrupted(paths, tmp_path / "c", monkeypatch, after)
+    assert DiskCache(tmp_path / "c", paths).usable.tolist() == [0, 1, 2]
+    assert build(paths, tmp_path / "c") == 4 - after
+    assert np.array_equal(DiskCache(tmp_path / "c", paths).stored(range(4)), np.stack([pixels(i) for i in range(4)]))
+    assert len(index_of(tmp_path / "c").rows) == 7  # three pictures are of files that have changed since
+
+
+def test_rows_that_an_interrupted_build_left_free_are_used(tmp_path, monkeypatch):
+    paths = pictures(tmp_path / "in", 4)
+    interrupted(paths, tmp_path / "c", monkeypatch, 2)
+    assert build(paths, tmp_path / "c") == 2
+    assert len(index_of(tmp_path / "c").rows) == 4
+
+
+def test_a_changed_file_that_cannot_be_read_now_keeps_its_picture_and_is_counted(tmp_path, monkeypatch, caplog):
+    paths = pictures(tmp_path / "in", 3)
+    build(paths, tmp_path / "c")
+    os.utime(tmp_path / "in" / "p1.png", ns=(1, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_build, "read_picture", lambda path, **options: Path("/nowhere/at/all").read_bytes())
+        assert build(paths, tmp_path / "c") == 1
+    assert "1 files changed and could not be read" in caplog.text
+    assert np.array_equal(DiskCache(tmp_path / "c", paths).stored([1]), pixels(1)[None])
+    assert build(paths, tmp_path / "c") == 1
+
+
+def test_room_that_changed_files_left_behind_is_told(tmp_path, caplog):
+    paths = pictures(tmp_path / "in", 3)
+    build(paths, tmp_path / "c")
+    assert "have changed since" not in caplog.text
+    for i in range(3):
+        os.utime(tmp_path / "in" / f"p{i}.png", ns=(1, 1))
+    build(paths, tmp_path / "c")
+    assert "3 of its 6 pictures are of files that have changed since" in caplog.text
+
+
+class Brightest:
+    """Something that is found in pictures."""
+
+    kind, name, values = "brightest", "brightest1", 2
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        return np.array([picture.max(), picture.min()], np.float32)
+
+
+def test_what_was_found_in_pictures_of_other_lists_stays(tmp_path):
+    paths, found = pictures(tmp_path / "in", 5), Brightest()
+    few = paths.take(np.arange(2))
+    cache_build.open_cache(few, tmp_path / "c", SIZE)
+    cache_build.open_cache(paths, tmp_path / "c", SIZE, annotate=found)
+    long = (tmp_path / "c" / "brightest1.npy").read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Brightest, "__call__", lambda *_: pytest.fail("it is known"))
+        cache_build.open_cache(few, tmp_path / "c", SIZE, annotate=found)
+    assert (tmp_path / "c" / "brightest1.npy").read_bytes() == long
+    six = pictures(tmp_path / "in", 6)
+    last = six.take(np.array([5]))
+    cache_build.open_cache(last, tmp_path / "c", SIZE, annotate=found)
+    expected = np.array([[pixels(i).max(), pixels(i).min()] for i in range(6)]) / 255
+    assert np.allclose(DiskCache(tmp_path / "c", six).annotations(found, range(6)), expected, atol=1e-3)
+
+
+def test_pictures_in_which_nothing_was_looked_for_are_refused(tmp_path):
+    paths, found = pictures(tmp_path / "in", 4), Brightest()
+    cache_build.open_cache(paths.take(np.arange(2)), tmp_path / "c", SIZE, annotate=found)
+    build(paths, tmp_path / "c")
+    with pytest.raises(DataListError, match=r"brightest1\.npy lacks 2 pictures"):
+        DiskCache(tmp_path / "c", paths).annotations(found, [0])
+
+
+def test_one_process_at_a_time_looks_into_pictures(tmp_path, monkeypatch):
+    paths, found, seen = pictures(tmp_path / "in", 2), Brightest(), []
+    real = cache_build._one_writer
+    monkeypatch.setattr(cache_build, "_one_writer", lambda folder: (seen.append(folder), real(folder))[1])
+    cache_build.open_cache(paths, tmp_path / "c", SIZE, annotate=found)
+    assert len(seen) == 2  # for the pictures, then for what is found in them
+    cache_build.open_cache(paths, tmp_path / "c", SIZE, annotate=found)
+    assert len(seen) == 2
+
+
+def test_a_cache_of_an_earlier_format_is_refused(tmp_path):
+    (tmp_path / "cache.json").write_text("{}")
+    with pytest.raises(DataListError, match="earlier format; delete the folder"):
+        build(pictures(tmp_path / "in", 1), tmp_path)
+
+
+def test_an_index_that_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch):
+    paths = pictures(tmp_path / "in", 1)
+    build(paths, tmp_path / "c")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(np, "load", refuse)
+    with pytest.raises(DataListError, match=r"cannot be read now \(Permission denied\); try again") as caught:
+        build(paths, tmp_path / "c")
+    assert "delete" not in str(caught.value)
+
+
+def test_copies_can_be_copied_before_they_are_read(tmp_path):
+    paths = pictures(tmp_path / "in", 2)
+    build(paths, tmp_path / "c")
+    again = copy.deepcopy(copy.deepcopy(DiskCache(tmp_path / "c", paths)))
+    assert np.array_equal(again.stored([1]), pixels(1)[None])
 
 
 def test_file_that_is_gone_keeps_its_picture(tmp_path):

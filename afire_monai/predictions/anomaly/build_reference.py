@@ -203,7 +203,8 @@ def make_reference(
     files = {k: p for k, p in model_files([model]).items() if k in ("restorer", "encoder", "detector")}
     base = "restorer" if "restorer" in files else "encoder"
     described = load_module_files(files[base])[1]
-    if not parts and isinstance(named := described.get("reference_parts"), list):
+    of_encoder = load_module_files(files["encoder"])[1] if "encoder" in files else described
+    if not parts and isinstance(named := of_encoder.get("reference_parts"), list):
         parts = [str(part) for part in named]
     set_precision("float32")
     device = best_device()

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers import tiny_afire
 from PIL import Image
 from scipy.stats import percentileofscore
 
@@ -14,6 +15,7 @@ from afire_monai.models.folder import export_encoder
 from afire_monai.networks import ViTEncoder
 from afire_monai.predictions.anomaly.build_reference import make_reference
 from afire_monai.predictions.anomaly.corrections import alarm_percentile, marked_items, percentiles
+from afire_monai.training.finish import export_restorer
 
 SIDE = 32
 
@@ -85,6 +87,15 @@ def test_a_model_names_what_references_of_it_judge_by_unless_the_user_does(study
     path.write_text(json.dumps({**json.loads(path.read_text()), "reference_parts": [3]}))
     with pytest.raises(AfireError, match="has no 3; it has tokens"):
         make_reference(models, normals)
+
+
+def test_what_an_encoder_names_counts_beside_a_restorer_too(study):
+    method = tiny_afire(2)
+    export_encoder(method.export_encoder, study / "run", epochs=1)
+    export_restorer(method, study / "run")
+    path = study / "run" / "encoder.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "reference_parts": ["density"]}))
+    assert make_reference(study / "run", study / "normals.json").reference.parts == ("density",)
 
 
 def test_the_command_says_what_the_marks_changed(study, capsys):
