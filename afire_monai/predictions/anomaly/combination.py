@@ -14,7 +14,7 @@ Pooling = Literal["mean", "top", "max"]
 class Combined(NamedTuple):
     """Standardised measures of a batch, and their sums."""
 
-    #: (B, R, N) standard deviations above the normal mean of that cell, for each measure of cells
+    #: (B, R, N) standard deviations above the normal mean of that cell, of `places` that of all cells, for each measure
     cells: Tensor
     #: (B, N) their weighted mean, in its own standard deviations; None without a measure that has a weight
     heat: Tensor | None
