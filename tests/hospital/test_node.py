@@ -650,6 +650,37 @@ def test_what_went_into_an_archive_before_it_was_full_is_not_sent_again(model, t
     assert pacs.stored.total() == 2 * KINDS
 
 
+def test_what_went_in_before_an_object_that_ends_the_connection_is_not_sent_again(model, tmp_path):
+    state = tmp_path / "s"
+    with running_node(state, model) as port, client(port) as router:
+        for number in range(2):
+            router.store(radiograph(number))
+        wait_for(state, lambda status: status.counts[KEPT] == 2)
+    queue, reports = Queue(state), Reports()
+    queue.send_what_was_kept()
+    with fake_pacs(drop_every=KINDS + 1) as pacs, client(pacs.port, called=AET, reports=reports) as archive:
+        assert "ended the connection" in Sender(queue, archive, commit=True).send_all(threading.Event())
+        assert node_status(state).counts == {SENT: 1, PREDICTED: 1}
+    queue.close()
+
+
+def test_with_commitment_a_radiograph_without_results_is_not_waited_for(model, tmp_path):
+    state = tmp_path / "s"
+    with running_node(state, model, kinds=("sr",)) as port, client(port) as router:
+        for number in range(2):
+            router.store(radiograph(number))
+        wait_for(state, lambda status: status.counts[KEPT] == 2)
+    queue, reports = Queue(state), Reports()
+    queue.send_what_was_kept()
+    _, first, _ = next(queue.waiting(PREDICTED))
+    for result in queue.results(first).iterdir():
+        result.unlink()
+    with fake_pacs() as pacs, client(pacs.port, called=AET, reports=reports) as archive:
+        assert Sender(queue, archive, commit=True).send_all(threading.Event()) == ""
+    assert node_status(state).counts == {SENT: 2}
+    queue.close()
+
+
 def test_an_archive_that_never_reports_is_asked_less_and_less_often(model, tmp_path, monkeypatch):
     state = tmp_path / "s"
     with running_node(state, model) as port, client(port) as router:
