@@ -40,6 +40,8 @@ class FakePacs:
     """Answer to C-STORE."""
     drop_every: int = 0
     """End the association instead of answering every n-th object."""
+    breaks_after: int = 1_000_000
+    """Objects after which it ends the association instead of answering C-STORE."""
     asleep: threading.Event | None = None
     """No C-STORE is answered before this is set."""
     twice: bool = False
@@ -117,6 +119,9 @@ class FakePacs:
             self.asleep.wait(600)
         if self.drop_every and (self.stored.total() + 1) % self.drop_every == 0:
             self.stored["dropped"] += 1
+            event.assoc.abort()
+            return 0xC000
+        if len(self.held) >= self.breaks_after:
             event.assoc.abort()
             return 0xC000
         if event.dataset.Modality in self.refused:

@@ -496,6 +496,18 @@ def test_a_report_may_come_before_the_answer_to_the_request(tmp_path, capsys):
     assert "stored:   2" in capsys.readouterr().out
 
 
+def test_what_was_sent_before_a_transfer_ended_early_is_not_sent_again(tmp_path, capsys):
+    outbox(tmp_path / "out", 12)
+    with fake_pacs(breaks_after=4) as pacs:
+        words = ["send", str(tmp_path / "out"), "--pacs", pacs.address, "--commit", "0", "--retries", "0"]
+        assert run(words) == 2
+        assert "did not answer in time or ended the connection" in capsys.readouterr().err
+        assert pacs.asked.total() == 4
+        pacs.breaks_after = 100
+        assert run(words) == 0
+        assert "stored:   8\nthere:    4" in capsys.readouterr().out
+
+
 def test_two_commands_do_not_send_a_folder_at_once(tmp_path, capsys):
     outbox(tmp_path / "out", 2)
     with fake_pacs() as pacs, RememberingPacs(tmp_path / "out", pacs.address) as earlier:

@@ -181,19 +181,24 @@ def _send_all(web: Archive, folder: Path, progress: bool) -> Transfer:
     if not wanted and not result.failed:
         raise AfireError(f"no DICOM file among the {len(files)} files to send; give a folder that holds some")
     patience, stored = _Patience(result), dict[str, tuple[str, bool]]()
-    for file in tqdm(wanted, desc="sending", unit="file", disable=hidden(progress)):
-        with patience.guard(str(file)):
-            dataset = _read(file)
-            if dataset is None:
-                result.skipped += 1
-            else:
-                new = web.store(dataset)
-                result.done += new
-                result.already += not new
-                stored[str(dataset.SOPInstanceUID)] = str(file), new
-            patience.answered()
-        if len(stored) >= AT_ONCE:
+    try:
+        for file in tqdm(wanted, desc="sending", unit="file", disable=hidden(progress)):
+            with patience.guard(str(file)):
+                dataset = _read(file)
+                if dataset is None:
+                    result.skipped += 1
+                else:
+                    new = web.store(dataset)
+                    result.done += new
+                    result.already += not new
+                    stored[str(dataset.SOPInstanceUID)] = str(file), new
+                patience.answered()
+            if len(stored) >= AT_ONCE:
+                _settle(web, stored, result)
+    except AfireError:
+        with contextlib.suppress(AfireError):  # what was sent before need not be sent again
             _settle(web, stored, result)
+        raise
     _settle(web, stored, result)
     return result
 
