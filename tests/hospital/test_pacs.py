@@ -508,6 +508,21 @@ def test_what_was_sent_before_a_transfer_ended_early_is_not_sent_again(tmp_path,
         assert "stored:   8\nthere:    4" in capsys.readouterr().out
 
 
+def test_of_two_files_of_one_uid_each_is_noted_or_counted_as_failed(tmp_path, capsys):
+    outbox(tmp_path / "out", 1)
+    write(small(0, "DX", PatientSex="O"), tmp_path / "out" / "later")
+    with fake_pacs(lost=frozenset({"DX"})) as pacs:
+        words = ["send", str(tmp_path / "out"), "--pacs", pacs.address, "--commit", "0"]
+        assert run(words) == 2
+        assert "2 x not kept by the archive" in capsys.readouterr().out
+        pacs.lost = frozenset()
+        for expected in ("stored:   2", "there:    2"):
+            assert run(words) == 0
+            assert expected in capsys.readouterr().out
+        (held,) = pacs.held.values()
+        assert held.PatientSex == "O"
+
+
 def test_two_commands_do_not_send_a_folder_at_once(tmp_path, capsys):
     outbox(tmp_path / "out", 2)
     with fake_pacs() as pacs, RememberingPacs(tmp_path / "out", pacs.address) as earlier:
