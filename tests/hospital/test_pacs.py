@@ -496,6 +496,15 @@ def test_a_report_may_come_before_the_answer_to_the_request(tmp_path, capsys):
     assert "stored:   2" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("way", "requests"), [("hangs up once", 2), ("early, hangs up", 1)])
+def test_a_lost_answer_to_the_request_is_no_lost_commitment(way, requests, tmp_path):
+    (dataset,) = outbox(tmp_path, 1)
+    with fake_pacs(commitment=way) as pacs, client(pacs.address, reports=Reports()) as archive:
+        archive.store(dataset)
+        assert archive.settle() == {}
+        assert len(pacs.transactions) == pacs.asked.total() == requests
+
+
 def test_what_was_sent_before_a_transfer_ended_early_is_not_sent_again(tmp_path, capsys):
     outbox(tmp_path / "out", 12)
     with fake_pacs(breaks_after=4) as pacs:
