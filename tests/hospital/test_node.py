@@ -50,8 +50,8 @@ from afire_monai.hospital.node.receiver import Receiver
 from afire_monai.hospital.node.run import NodeStatus, node_status, run_node
 from afire_monai.hospital.node.sender import Sender
 from afire_monai.hospital.pacs import listener as listening
-from afire_monai.hospital.pacs.association import StatusError, Tls
-from afire_monai.hospital.pacs.client import VERIFY, Pacs
+from afire_monai.hospital.pacs.association import VERIFY, StatusError, Tls
+from afire_monai.hospital.pacs.client import Pacs
 from afire_monai.hospital.pacs.commitment import Reports
 from afire_monai.phantom import ChestPhantom
 from afire_monai.predictions.format import load_predictions

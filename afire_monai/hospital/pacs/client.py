@@ -18,6 +18,7 @@ from afire_monai.hospital.pacs.association import (
     IMAGES,
     PDU,
     UNCOMPRESSED,
+    VERIFY,
     PacsAddress,
     Tls,
     ae_title,
@@ -38,11 +39,8 @@ from afire_monai.hospital.pacs.listener import MoveListener
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-FIND, GET, MOVE, VERIFY = (
-    *(f"1.2.840.10008.5.1.4.1.2.2.{end}" for end in (1, 3, 2)),
-    "1.2.840.10008.1.1",
-)
-"""Study Root query, C-GET and C-MOVE; verification."""
+FIND, GET, MOVE = (f"1.2.840.10008.5.1.4.1.2.2.{end}" for end in (1, 3, 2))
+"""Study Root query, C-GET and C-MOVE."""
 OTHERS = tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("88.11", "88.22", "88.33", "88.34", "66.4", "11.1"))
 """Classes of reports, segmentations and presentation states, which a query for SR, SEG or PR finds."""
 MOST = 1_000_000
