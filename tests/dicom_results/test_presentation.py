@@ -67,7 +67,8 @@ def test_the_outline_of_a_coarse_heatmap_lies_on_the_radiographs_pixels(write_so
     source = write_source(pixels=np.zeros((480, 640), np.uint16))
     coarse = np.zeros((12, 16), np.float32)
     coarse[3:6, 5:9] = 1
-    (line,) = drawn(pydicom.dcmread(write_presentation(source, ImagePrediction(heatmap=coarse), tmp_path / "out")))
+    prediction = ImagePrediction(heatmap=coarse, heatmap_kind="gradcam")
+    (line,) = drawn(pydicom.dcmread(write_presentation(source, prediction, tmp_path / "out")))
     # a cell has 40 pixels; the half between 1 and 0 is on the edge of the cells, cut at the corners
     assert line.min(0).tolist() == [200, 120]
     assert line.max(0).tolist() == [360, 240]
@@ -152,6 +153,15 @@ def test_a_heatmap_that_is_low_everywhere_is_said_to_be_outlined_nowhere(write_s
     (text,) = state.GraphicAnnotationSequence[0].TextObjectSequence
     assert "\r\nNowhere 0.5 or more: anomaly, relative scale\r\n" in text.UnformattedTextValue
     assert validator_errors(Path(state.filename)) == []
+
+
+def test_anomalies_without_a_reference_of_normals_are_not_outlined(write_source, tmp_path):
+    path = write_presentation(write_source(), replace(PREDICTION, anomaly_percentile=None), tmp_path / "out")
+    state = pydicom.dcmread(path)
+    assert drawn(state) == []
+    (text,) = state.GraphicAnnotationSequence[0].TextObjectSequence
+    assert "\r\nNot outlined, as its scale has no level: anomaly, relative scale\r\n" in text.UnformattedTextValue
+    assert validator_errors(path) == []
 
 
 LUT = pydicom.Dataset()
