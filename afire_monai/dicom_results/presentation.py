@@ -163,7 +163,8 @@ def _aspect(shown: Any) -> list[int]:
 def _copy_intensity(shown: Any, state: Any) -> None:
     """Take over how the radiograph's stored values are shown, as far as this package can apply it, too."""
     if shown.get("ModalityLUTSequence"):
-        state.ModalityLUTSequence = copy.deepcopy(shown.ModalityLUTSequence[:1])
+        state.ModalityLUTSequence = [table := copy.deepcopy(shown.ModalityLUTSequence[0])]
+        table.ModalityLUTType = table.get("ModalityLUTType") or "US"
     elif "RescaleSlope" in shown or "RescaleIntercept" in shown:
         slope = shown.get("RescaleSlope")
         state.RescaleSlope, state.RescaleIntercept = 1 if slope is None else slope, shown.get("RescaleIntercept") or 0

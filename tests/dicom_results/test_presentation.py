@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import shutil
 import subprocess
 from dataclasses import replace
@@ -200,6 +201,17 @@ def test_the_validator_finds_no_error(changes, write_source, tmp_path):
         path = write_presentation(write_source(**changes), prediction, tmp_path / str(number))
         assert validator_errors(path) == []
     assert pydicom.dcmread(path).GraphicAnnotationSequence[0].get("GraphicObjectSequence") is None
+
+
+@pytest.mark.parametrize("kind", [None, ""])
+def test_a_modality_lut_that_does_not_say_what_it_gives_is_of_unspecified_units(kind, write_source, tmp_path):
+    table = copy.deepcopy(MODALITY)
+    del table.ModalityLUTType
+    if kind is not None:
+        table.ModalityLUTType = kind
+    path = write_presentation(write_source(ModalityLUTSequence=[table]), PREDICTION, tmp_path / "out")
+    assert pydicom.dcmread(path).ModalityLUTSequence[0].ModalityLUTType == "US"
+    assert validator_errors(path) == []
 
 
 def test_windows_that_are_none_are_left_out(write_source, tmp_path):
