@@ -517,7 +517,7 @@ def test_a_report_may_come_before_the_answer_to_the_request(tmp_path, capsys):
 @pytest.mark.parametrize(("way", "requests"), [("hangs up once", 2), ("early, hangs up", 1)])
 def test_a_lost_answer_to_the_request_is_no_lost_commitment(way, requests, tmp_path):
     (dataset,) = outbox(tmp_path, 1)
-    with fake_pacs(commitment=way) as pacs, client(pacs.address, reports=Reports()) as archive:
+    with fake_pacs(commitment=way) as pacs, client(pacs.address, timeout=5, reports=Reports()) as archive:
         archive.store(dataset)
         assert archive.settle() == {}
         assert len(pacs.transactions) == pacs.asked.total() == requests
