@@ -53,6 +53,7 @@ LONGEST_TEXT = 1024
 """Letters of a text object (ST)."""
 LAYER = "AFIRE"
 OUTLINED, NOWHERE = f"Outlined where it is {LEVEL} or more", f"Nowhere {LEVEL} or more"
+WITHOUT_LEVEL = "Not outlined, as its scale has no level"
 
 
 def write_presentation(
@@ -64,19 +65,24 @@ def write_presentation(
     """Write a presentation state (GSPS) of one radiograph: the outline of its heatmap, and one text with the scores.
 
     It refers to the radiograph, shows all of it, and has its window or VOI LUT (the first where there are several), its
-    modality LUT, its polarity and the aspect of its pixels; outline and text lie in a layer of their own. Raises
-    RadiographError if the source cannot carry results; AfireError if there is nothing to show, the heatmap does not
-    fit, or the file cannot be written.
+    modality LUT, its polarity and the aspect of its pixels; outline and text lie in a layer of their own. A heatmap of
+    anomalies without a reference of normals (no percentile) is not outlined. Raises RadiographError if the source
+    cannot carry results; AfireError if there is nothing to show, the heatmap does not fit, or the file cannot be
+    written.
     """
     source = source if isinstance(source, SourceImage) else open_source(source)
     prediction.check_any()
-    lines = [] if prediction.heatmap is None else outlines(prediction.grid(source.shape), source.shape)
+    heat = None if prediction.heatmap is None else prediction.grid(source.shape)
+    # without a reference of normals, which gives the percentile, anomalies are differences of grey levels
+    has_level = prediction.heatmap_kind != "anomaly" or prediction.anomaly_percentile is not None
+    lines = outlines(heat, source.shape) if heat is not None and has_level else []
+    shown = OUTLINED if lines else NOWHERE if has_level else WITHOUT_LEVEL
     header, uids = copy.copy(source.header), NewUids(seed)
     header.SamplesPerPixel = 1
     with building("presentation state"):
         layer = GraphicLayer(LAYER, 1, "Outline and scores of a model")
         text = TextObject(
-            scores_text(prediction, OUTLINED if lines else NOWHERE),
+            scores_text(prediction, shown),
             AnnotationUnitsValues.DISPLAY,
             bounding_box=(0.0, 0.0, 0.5, 0.25),
             text_justification=TextJustificationValues.LEFT,
@@ -93,10 +99,10 @@ def write_presentation(
         )
         keep_side(state, header)
         state.CodingSchemeIdentificationSequence = codes.coding_schemes()
-        shown = open_dataset(source.path, header_only=True)
-        drop_unusable(source.path, shown)
-        _copy_intensity(shown, state)
-        state.DisplayedAreaSelectionSequence[0].PresentationPixelAspectRatio = _aspect(shown)
+        original = open_dataset(source.path, header_only=True)
+        drop_unusable(source.path, original)
+        _copy_intensity(original, state)
+        state.DisplayedAreaSelectionSequence[0].PresentationPixelAspectRatio = _aspect(original)
         return write_new(state, character_set(source, prediction), out_dir)
 
 
@@ -157,7 +163,8 @@ def _aspect(shown: Any) -> list[int]:
 def _copy_intensity(shown: Any, state: Any) -> None:
     """Take over how the radiograph's stored values are shown, as far as this package can apply it, too."""
     if shown.get("ModalityLUTSequence"):
-        state.ModalityLUTSequence = copy.deepcopy(shown.ModalityLUTSequence[:1])
+        state.ModalityLUTSequence = [table := copy.deepcopy(shown.ModalityLUTSequence[0])]
+        table.ModalityLUTType = table.get("ModalityLUTType") or "US"
     elif "RescaleSlope" in shown or "RescaleIntercept" in shown:
         slope = shown.get("RescaleSlope")
         state.RescaleSlope, state.RescaleIntercept = 1 if slope is None else slope, shown.get("RescaleIntercept") or 0

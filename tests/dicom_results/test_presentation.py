@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import shutil
 import subprocess
 from dataclasses import replace
@@ -67,7 +68,8 @@ def test_the_outline_of_a_coarse_heatmap_lies_on_the_radiographs_pixels(write_so
     source = write_source(pixels=np.zeros((480, 640), np.uint16))
     coarse = np.zeros((12, 16), np.float32)
     coarse[3:6, 5:9] = 1
-    (line,) = drawn(pydicom.dcmread(write_presentation(source, ImagePrediction(heatmap=coarse), tmp_path / "out")))
+    prediction = ImagePrediction(heatmap=coarse, heatmap_kind="gradcam")
+    (line,) = drawn(pydicom.dcmread(write_presentation(source, prediction, tmp_path / "out")))
     # a cell has 40 pixels; the half between 1 and 0 is on the edge of the cells, cut at the corners
     assert line.min(0).tolist() == [200, 120]
     assert line.max(0).tolist() == [360, 240]
@@ -154,6 +156,15 @@ def test_a_heatmap_that_is_low_everywhere_is_said_to_be_outlined_nowhere(write_s
     assert validator_errors(Path(state.filename)) == []
 
 
+def test_anomalies_without_a_reference_of_normals_are_not_outlined(write_source, tmp_path):
+    path = write_presentation(write_source(), replace(PREDICTION, anomaly_percentile=None), tmp_path / "out")
+    state = pydicom.dcmread(path)
+    assert drawn(state) == []
+    (text,) = state.GraphicAnnotationSequence[0].TextObjectSequence
+    assert "\r\nNot outlined, as its scale has no level: anomaly, relative scale\r\n" in text.UnformattedTextValue
+    assert validator_errors(path) == []
+
+
 LUT = pydicom.Dataset()
 LUT.LUTDescriptor, LUT.LUTData = [4096, 0, 12], (np.arange(4096) ** 2 // 4096).astype("<u2").tobytes()
 MODALITY = pydicom.Dataset()
@@ -190,6 +201,17 @@ def test_the_validator_finds_no_error(changes, write_source, tmp_path):
         path = write_presentation(write_source(**changes), prediction, tmp_path / str(number))
         assert validator_errors(path) == []
     assert pydicom.dcmread(path).GraphicAnnotationSequence[0].get("GraphicObjectSequence") is None
+
+
+@pytest.mark.parametrize("kind", [None, ""])
+def test_a_modality_lut_that_does_not_say_what_it_gives_is_of_unspecified_units(kind, write_source, tmp_path):
+    table = copy.deepcopy(MODALITY)
+    del table.ModalityLUTType
+    if kind is not None:
+        table.ModalityLUTType = kind
+    path = write_presentation(write_source(ModalityLUTSequence=[table]), PREDICTION, tmp_path / "out")
+    assert pydicom.dcmread(path).ModalityLUTSequence[0].ModalityLUTType == "US"
+    assert validator_errors(path) == []
 
 
 def test_windows_that_are_none_are_left_out(write_source, tmp_path):

@@ -40,6 +40,8 @@ class FakePacs:
     """Answer to C-STORE."""
     drop_every: int = 0
     """End the association instead of answering every n-th object."""
+    breaks_after: int = 1_000_000
+    """Objects after which it ends the association instead of answering C-STORE."""
     asleep: threading.Event | None = None
     """No C-STORE is answered before this is set."""
     twice: bool = False
@@ -50,7 +52,7 @@ class FakePacs:
     """Objects after which C-STORE is answered with A700."""
     commitment: str = "reports"
     """Answer to a request for storage commitment: "reports" on the same connection, "silent", "refuses" it, "hangs
-    up", or "early": reports before it answers."""
+    up", "hangs up once", or "early": reports before it answers, or "early, hangs up": instead."""
     others: tuple[Dataset, ...] = ()
     """Reports that it sends before the right one."""
     lost: frozenset[str] = frozenset()
@@ -61,6 +63,8 @@ class FakePacs:
     """Modalities of objects that it answers C-STORE of with 0122."""
     asked: Counter[str] = field(default_factory=Counter)
     """How often it was asked to commit itself to each object."""
+    transactions: set[str] = field(default_factory=set)
+    """Of requests to commit itself; one that it knows is refused."""
 
     @property
     def address(self) -> str:
@@ -119,6 +123,9 @@ class FakePacs:
             self.stored["dropped"] += 1
             event.assoc.abort()
             return 0xC000
+        if len(self.held) >= self.breaks_after:
+            event.assoc.abort()
+            return 0xC000
         if event.dataset.Modality in self.refused:
             return 0x0122
         if len(self.held) >= self.room:
@@ -140,6 +147,9 @@ class FakePacs:
         request, report = event.action_information, Dataset()
         items = {str(item.ReferencedSOPInstanceUID): item for item in request.ReferencedSOPSequence}
         self.asked.update(items.keys())
+        if str(request.TransactionUID) in self.transactions:
+            return 0x0131, None
+        self.transactions.add(str(request.TransactionUID))
         failed = [uid for uid in items if uid not in self.held or self.held[uid].Modality in self.lost]
         report.TransactionUID = request.TransactionUID
         kept = [uid for uid in items if uid not in failed and self.held[uid].Modality not in self.unnamed]
@@ -157,10 +167,12 @@ class FakePacs:
 
         if self.commitment == "reports":
             threading.Thread(target=tell, daemon=True).start()
-        elif self.commitment == "early":
+        if self.commitment.startswith("early"):
             tell()
-        elif self.commitment == "hangs up":
+        if "hangs up" in self.commitment:
             event.assoc.abort()
+        if self.commitment == "hangs up once":
+            self.commitment = "reports"
         return (0x0110 if self.commitment == "refuses" else 0x0000), None
 
 

@@ -50,8 +50,8 @@ from afire_monai.hospital.node.receiver import Receiver
 from afire_monai.hospital.node.run import NodeStatus, node_status, run_node
 from afire_monai.hospital.node.sender import Sender
 from afire_monai.hospital.pacs import listener as listening
-from afire_monai.hospital.pacs.association import StatusError, Tls
-from afire_monai.hospital.pacs.client import VERIFY, Pacs
+from afire_monai.hospital.pacs.association import VERIFY, StatusError, Tls
+from afire_monai.hospital.pacs.client import Pacs
 from afire_monai.hospital.pacs.commitment import Reports
 from afire_monai.phantom import ChestPhantom
 from afire_monai.predictions.format import load_predictions
@@ -648,6 +648,37 @@ def test_what_went_into_an_archive_before_it_was_full_is_not_sent_again(model, t
         assert sender.send_all(threading.Event()) == ""
     queue.close()
     assert pacs.stored.total() == 2 * KINDS
+
+
+def test_what_went_in_before_an_object_that_ends_the_connection_is_not_sent_again(model, tmp_path):
+    state = tmp_path / "s"
+    with running_node(state, model) as port, client(port) as router:
+        for number in range(2):
+            router.store(radiograph(number))
+        wait_for(state, lambda status: status.counts[KEPT] == 2)
+    queue, reports = Queue(state), Reports()
+    queue.send_what_was_kept()
+    with fake_pacs(drop_every=KINDS + 1) as pacs, client(pacs.port, called=AET, reports=reports) as archive:
+        assert "ended the connection" in Sender(queue, archive, commit=True).send_all(threading.Event())
+        assert node_status(state).counts == {SENT: 1, PREDICTED: 1}
+    queue.close()
+
+
+def test_with_commitment_a_radiograph_without_results_is_not_waited_for(model, tmp_path):
+    state = tmp_path / "s"
+    with running_node(state, model, kinds=("sr",)) as port, client(port) as router:
+        for number in range(2):
+            router.store(radiograph(number))
+        wait_for(state, lambda status: status.counts[KEPT] == 2)
+    queue, reports = Queue(state), Reports()
+    queue.send_what_was_kept()
+    _, first, _ = next(queue.waiting(PREDICTED))
+    for result in queue.results(first).iterdir():
+        result.unlink()
+    with fake_pacs() as pacs, client(pacs.port, called=AET, reports=reports) as archive:
+        assert Sender(queue, archive, commit=True).send_all(threading.Event()) == ""
+    assert node_status(state).counts == {SENT: 2}
+    queue.close()
 
 
 def test_an_archive_that_never_reports_is_asked_less_and_less_often(model, tmp_path, monkeypatch):

@@ -14,7 +14,9 @@ import threading
 import time
 import urllib.request
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pydicom
 import pytest
@@ -32,7 +34,7 @@ from afire_monai.hospital.dicomweb.client import Query, SeriesReference
 from afire_monai.hospital.dicomweb.connection import AnswerError, ConnectionLostError
 from afire_monai.hospital.dicomweb.transfer import retrieve_series, send_folder
 from afire_monai.hospital.pacs import client as asking
-from afire_monai.hospital.pacs.association import PacsAddress, Tls
+from afire_monai.hospital.pacs.association import PacsAddress, Tls, cut
 from afire_monai.hospital.pacs.client import Pacs
 from afire_monai.hospital.pacs.commitment import Reports
 from afire_monai.hospital.pacs.sent import SENT, RememberingPacs
@@ -362,6 +364,22 @@ def test_tls_reaches_the_archive_of_the_named_authority_only(certificates, tmp_p
         assert pacs.stored.total() == 2
 
 
+def test_a_tls_connection_that_is_cut_keeps_its_keys(certificates):
+    """So that what another thread still sends cannot go out unencrypted."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates / "archive.pem", certificates / "archive.key")
+    trusting = ssl.create_default_context(cafile=str(certificates / "archive.pem"))
+    left, right = socket.socketpair()
+    with ThreadPoolExecutor(1) as other:
+        accepted = other.submit(context.wrap_socket, right, server_side=True)
+        with trusting.wrap_socket(left, server_hostname="127.0.0.1") as ours, accepted.result() as theirs:
+            cut(SimpleNamespace(dul=SimpleNamespace(socket=SimpleNamespace(socket=ours))))
+            assert theirs.recv(1) == b""
+            assert ours.version() is not None
+    for closed in (SimpleNamespace(socket=None), None):
+        cut(SimpleNamespace(dul=SimpleNamespace(socket=closed)))
+
+
 def test_tls_files_that_are_none_are_refused(certificates, tmp_path):
     (tmp_path / "x.pem").write_text("nothing")
     with pytest.raises(AfireError, match="must be PEM files"):
@@ -494,6 +512,52 @@ def test_a_report_may_come_before_the_answer_to_the_request(tmp_path, capsys):
     with fake_pacs(commitment="early") as pacs:
         assert run(["send", str(tmp_path / "out"), "--pacs", pacs.address, "--commit", "0", "--timeout", "5"]) == 0
     assert "stored:   2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("way", "requests"), [("hangs up once", 2), ("early, hangs up", 1)])
+def test_a_lost_answer_to_the_request_is_no_lost_commitment(way, requests, tmp_path):
+    (dataset,) = outbox(tmp_path, 1)
+    with fake_pacs(commitment=way) as pacs, client(pacs.address, timeout=5, reports=Reports()) as archive:
+        archive.store(dataset)
+        assert archive.settle() == {}
+        assert len(pacs.transactions) == pacs.asked.total() == requests
+
+
+def test_the_listener_for_reports_answers_when_it_is_tried():
+    reports, port = Reports(), free_port()
+    reports.listen("AFIRE", port, PacsAddress("ARCHIVE", "127.0.0.1", 104), Tls(), 5)
+    try:
+        with client(f"AFIRE@127.0.0.1:{port}") as archive:
+            archive.echo()
+    finally:
+        reports.close()
+
+
+def test_what_was_sent_before_a_transfer_ended_early_is_not_sent_again(tmp_path, capsys):
+    outbox(tmp_path / "out", 12)
+    with fake_pacs(breaks_after=4) as pacs:
+        words = ["send", str(tmp_path / "out"), "--pacs", pacs.address, "--commit", "0", "--retries", "0"]
+        assert run(words) == 2
+        assert "did not answer in time or ended the connection" in capsys.readouterr().err
+        assert pacs.asked.total() == 4
+        pacs.breaks_after = 100
+        assert run(words) == 0
+        assert "stored:   8\nthere:    4" in capsys.readouterr().out
+
+
+def test_of_two_files_of_one_uid_each_is_noted_or_counted_as_failed(tmp_path, capsys):
+    outbox(tmp_path / "out", 1)
+    write(small(0, "DX", PatientSex="O"), tmp_path / "out" / "later")
+    with fake_pacs(lost=frozenset({"DX"})) as pacs:
+        words = ["send", str(tmp_path / "out"), "--pacs", pacs.address, "--commit", "0"]
+        assert run(words) == 2
+        assert "2 x not kept by the archive" in capsys.readouterr().out
+        pacs.lost = frozenset()
+        for expected in ("stored:   2", "there:    2"):
+            assert run(words) == 0
+            assert expected in capsys.readouterr().out
+        (held,) = pacs.held.values()
+        assert held.PatientSex == "O"
 
 
 def test_two_commands_do_not_send_a_folder_at_once(tmp_path, capsys):

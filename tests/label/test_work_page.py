@@ -337,6 +337,67 @@ def test_what_was_fetched_ahead_is_dropped_where_its_file_is_gone_or_a_model_cha
         assert_quiet(page, server)
 
 
+@pytest.mark.parametrize("way", ["labelled", "skipped", "left by P after it was saved"])
+def test_an_image_that_is_held_as_the_next_does_not_come_after_itself_or_once_it_is_labelled(way, models, tmp_path):
+    write_pngs(tmp_path / "studies", 2)  # and the spotted picture
+    with running(str(tmp_path / "studies"), tmp_path / "work", models, {}) as server, browsing(tmp_path / "p") as page:
+        first = start(page, server)
+        page.press("h")
+        second = fetched_ahead(page, first)
+        page.press("0")
+        page.press("n")  # so that two are left
+        assert settled(page, first) == second
+        third = fetched_ahead(page, first, second)
+        page.press("k")
+        assert settled(page, second) == third
+        end = time.monotonic() + 30
+        while asked(page, "work/api/pixels", second) < 2:  # it is held, as the only one left
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        page.press("p")
+        assert settled(page, third) == second
+        if way != "skipped":
+            page.press("0")
+        if way == "left by P after it was saved":
+            save(page)
+            page.press("p")
+            assert settled(page, second) == first
+        before = page.value("document.getElementById('image').textContent")
+        page.press("n" if way == "labelled" else "k")
+        assert settled(page, before) == third
+        assert_quiet(page, server)
+
+
+def test_two_answers_that_overlap_are_each_compared_with_what_was_known_when_they_came(models, tmp_path):
+    write_pngs(tmp_path / "studies", 2)
+    with running(str(tmp_path / "studies"), tmp_path / "work", models, {}) as server, browsing(tmp_path / "p") as page:
+        shown = start(page, server)
+        page.press("h")
+        fetched_ahead(page, shown)
+        page.value(
+            "(before => { window.held = new Promise((done) => { window.release = done; });"
+            "window.fetch = async (url, options) => { const answer = await before(url, options);"
+            "if (!String(url).includes('/info/')) return answer; const body = await answer.json();"
+            "body.models.anomaly_heatmap.model_version = 'another'; await window.held;"
+            "return new Response(JSON.stringify(body)); }; })(window.fetch)"
+        )
+        before = asked(page, "info/")
+        for key in ("1", "2"):
+            page.press(key)
+            save(page)
+        end = time.monotonic() + 30
+        while asked(page, "info/") < before + 2:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        page.value("window.release()")
+        while asked(page, "infer/anomaly_heatmap", shown) < 2:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        time.sleep(2)  # for what should not be asked
+        assert asked(page, "infer/anomaly_heatmap", shown) == 2
+        assert_quiet(page, server)
+
+
 @pytest.mark.parametrize("image", ODD)
 def test_odd_ids_are_text_and_their_labels_their_own(page, site, image, tmp_path):
     show(page, image)

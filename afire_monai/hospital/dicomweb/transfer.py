@@ -180,34 +180,39 @@ def _send_all(web: Archive, folder: Path, progress: bool) -> Transfer:
     result.skipped = len(files) - len(wanted)
     if not wanted and not result.failed:
         raise AfireError(f"no DICOM file among the {len(files)} files to send; give a folder that holds some")
-    patience, stored = _Patience(result), dict[str, tuple[str, bool]]()
-    for file in tqdm(wanted, desc="sending", unit="file", disable=hidden(progress)):
-        with patience.guard(str(file)):
-            dataset = _read(file)
-            if dataset is None:
-                result.skipped += 1
-            else:
-                new = web.store(dataset)
-                result.done += new
-                result.already += not new
-                stored[str(dataset.SOPInstanceUID)] = str(file), new
-            patience.answered()
-        if len(stored) >= AT_ONCE:
+    patience, stored = _Patience(result), dict[str, list[tuple[str, bool]]]()
+    try:
+        for file in tqdm(wanted, desc="sending", unit="file", disable=hidden(progress)):
+            with patience.guard(str(file)):
+                dataset = _read(file)
+                if dataset is None:
+                    result.skipped += 1
+                else:
+                    new = web.store(dataset)
+                    result.done += new
+                    result.already += not new
+                    stored.setdefault(str(dataset.SOPInstanceUID), []).append((str(file), new))
+                patience.answered()
+            if len(stored) >= AT_ONCE:
+                _settle(web, stored, result)
+    except AfireError:
+        with contextlib.suppress(AfireError):  # what was sent before need not be sent again
             _settle(web, stored, result)
+        raise
     _settle(web, stored, result)
     return result
 
 
-def _settle(web: Archive, stored: dict[str, tuple[str, bool]], result: Transfer) -> None:
+def _settle(web: Archive, stored: dict[str, list[tuple[str, bool]]], result: Transfer) -> None:
     """Count what the archive does not keep as failed, and begin anew.
 
-    ``stored`` is UID to file and whether it was new.
+    ``stored`` is UID to files, and whether each was new.
     """
     for uid, reason in web.settle().items():
-        file, new = stored[uid]
-        result.done -= new
-        result.already -= not new
-        result.failed.append((file, reason))
+        for file, new in stored[uid]:
+            result.done -= new
+            result.already -= not new
+            result.failed.append((file, reason))
     stored.clear()
 
 

@@ -10,8 +10,8 @@ from afire_monai.core.errors import AfireError
 from afire_monai.hospital.dicomweb.client import is_uid
 from afire_monai.hospital.dicomweb.connection import is_loopback
 from afire_monai.hospital.node.queue import Queue
-from afire_monai.hospital.pacs.association import Tls, ae_title, application, cut, object_received
-from afire_monai.hospital.pacs.client import VERIFY, Pacs
+from afire_monai.hospital.pacs.association import VERIFY, Tls, ae_title, application, cut, object_received
+from afire_monai.hospital.pacs.client import Pacs
 from afire_monai.hospital.pacs.commitment import Reports, report_context
 from afire_monai.hospital.pacs.listener import scp_contexts, start
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from pathlib import Path
@@ -66,6 +67,9 @@ class Sender:
                     trouble = self._settle() or trouble
             return self._settle() or trouble
         except AfireError as error:
+            if not stop.is_set():
+                with contextlib.suppress(AfireError):  # what went in before need not be sent again
+                    self._settle()
             return str(error)
 
     def _try(self, key: str, tries: int) -> str:
@@ -78,7 +82,6 @@ class Sender:
             return ""
         except StatusError as error:
             if error.status >> 8 == 0xA7:  # it is full, and will not be less so for the next one
-                self._settle()
                 raise
             reason = str(error)
         except AnswerError as error:
@@ -100,7 +103,7 @@ class Sender:
             stored[str(dataset.SOPInstanceUID)] = key, tries
             if not self._commit:
                 path.unlink()
-        if self._commit:
+        if self._commit and stored:
             self._stored |= stored
         else:
             self._end(key)

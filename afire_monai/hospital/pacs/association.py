@@ -35,6 +35,8 @@ COMPRESSED = tuple(
 """JPEG, JPEG-LS, JPEG 2000, RLE, deflated."""
 IMAGES = tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("1", "1.1", "1.1.1", "7"))
 """Classes of objects that hold radiographs: CR, DX for presentation and for processing, secondary capture."""
+VERIFY = "1.2.840.10008.1.1"
+"""Verification: C-ECHO."""
 
 
 @dataclass(frozen=True)
@@ -196,8 +198,9 @@ def cut(association: Any) -> None:
 
     What pynetdicom offers waits for a peer that has stalled, and fails for one that has not said yet who it is.
     """
-    with contextlib.suppress(OSError, AttributeError):  # it is closed already
-        association.dul.socket.socket.shutdown(socket.SHUT_RDWR)
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # it is closed already
+        # that of a TLS socket gives up its keys first: what another thread sends then would go out unencrypted
+        socket.socket.shutdown(association.dul.socket.socket, socket.SHUT_RDWR)
 
 
 def note_rejection(event: Any) -> None:

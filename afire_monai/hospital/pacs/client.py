@@ -18,6 +18,7 @@ from afire_monai.hospital.pacs.association import (
     IMAGES,
     PDU,
     UNCOMPRESSED,
+    VERIFY,
     PacsAddress,
     Tls,
     ae_title,
@@ -38,11 +39,8 @@ from afire_monai.hospital.pacs.listener import MoveListener
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-FIND, GET, MOVE, VERIFY = (
-    *(f"1.2.840.10008.5.1.4.1.2.2.{end}" for end in (1, 3, 2)),
-    "1.2.840.10008.1.1",
-)
-"""Study Root query, C-GET and C-MOVE; verification."""
+FIND, GET, MOVE = (f"1.2.840.10008.5.1.4.1.2.2.{end}" for end in (1, 3, 2))
+"""Study Root query, C-GET and C-MOVE."""
 OTHERS = tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("88.11", "88.22", "88.33", "88.34", "66.4", "11.1"))
 """Classes of reports, segmentations and presentation states, which a query for SR, SEG or PR finds."""
 MOST = 1_000_000
@@ -194,13 +192,9 @@ class Pacs:
         objects, self._unsettled = self._unsettled, {}
         if self._reports is None or not objects:
             return {}
-        from pydicom.uid import generate_uid
-
-        transaction = str(generate_uid(prefix=None))
+        reports = self._reports
         try:
-            with self._reports.expect(transaction) as arrived:
-                self._repeated(lambda: self._request(commitment_request(transaction, objects)))
-                report = arrived(self._timeout)
+            report = self._repeated(lambda: self._committed(reports, objects))
         finally:
             self._hang_up("commit")
         if report is None:
@@ -242,6 +236,20 @@ class Pacs:
             raise status_error(status, {})
         return True
 
+    def _committed(self, reports: Reports, objects: dict[str, str]) -> dict[str, str] | None:
+        """Ask once, in a transaction of its own, as an archive refuses one that it knows; return its report."""
+        from pydicom.uid import generate_uid
+
+        transaction = str(generate_uid(prefix=None))
+        with reports.expect(transaction) as arrived:
+            try:
+                self._request(commitment_request(transaction, objects))
+            except AfireError:
+                if (report := arrived(0.0)) is None:
+                    raise
+                return report
+            return arrived(self._timeout)
+
     def _request(self, request: Any) -> None:
         self._hang_up("commit")
         association = self._association("commit")
@@ -256,7 +264,8 @@ class Pacs:
                 f"it may not know the AE title {self._aet!r}, or needs a higher --timeout"
             )
         if status.get("Status") != 0:
-            raise status_error(status, {0x0112: "it does not offer storage commitment"})
+            words = {0x0112: "it does not offer storage commitment", 0x0131: "it was asked in this transaction before"}
+            raise status_error(status, words)
 
     def _get(self, wanted: Any, instance: str) -> bytes:
         self._incoming.clear()

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from afire_monai.hospital.pacs.association import PacsAddress, Tls, application, object_received, text_of
+from afire_monai.hospital.pacs.association import VERIFY, PacsAddress, Tls, application, object_received, text_of
 from afire_monai.hospital.pacs.listener import facing, start
 
 COMMITMENT, ACTED_ON = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"
@@ -32,7 +32,9 @@ class Reports:
         self._server: Any = None
 
     def listen(self, aet: str, port: int, pacs: PacsAddress, tls: Tls, timeout: float) -> None:
-        """Let the archive report on a connection of its own, to the address that faces it; AfireError for a taken port.
+        """Let the archive report on a connection of its own, to the address that faces it, and try it by C-ECHO.
+
+        Raises AfireError for a port that is taken.
 
         Args:
             aet: own AE title, by which the archive calls.
@@ -44,6 +46,7 @@ class Reports:
         entity = application(aet, timeout)
         entity.require_called_aet = True
         entity.supported_contexts = [report_context()]
+        entity.add_supported_context(VERIFY)
         secured = tls.server() if tls.cert else None
         self._server = start(entity, facing(pacs), port, secured, timeout, report=self.take)
 

@@ -108,7 +108,7 @@ class RememberingPacs(Pacs):
         if reports is not None and commit:
             reports.listen(self._aet, commit, self.address, options.get("tls") or Tls(), self._timeout)
         self._sent = SentObjects(Path(folder), self.address, committed=reports is not None)
-        self._stored_lines: dict[str, str] = {}
+        self._stored_lines: dict[str, list[str]] = {}
 
     def close(self) -> None:
         """End all associations, the listener, and the use of the list."""
@@ -121,7 +121,7 @@ class RememberingPacs(Pacs):
         if self._sent.holds(line):
             return False
         new = super().store(dataset)
-        self._stored_lines[str(dataset.SOPInstanceUID)] = line
+        self._stored_lines.setdefault(str(dataset.SOPInstanceUID), []).append(line)
         if self._reports is None:
             self.settle()
         return new
@@ -133,7 +133,7 @@ class RememberingPacs(Pacs):
             failed = super().settle()
         except (AnswerError, ConnectionLostError) as error:
             failed = dict.fromkeys(lines, str(error))
-        for uid, line in lines.items():
-            if uid not in failed:
+        for uid in lines.keys() - failed.keys():
+            for line in lines[uid]:
                 self._sent.add(line)
         return failed

@@ -27,6 +27,12 @@ export class Ahead {
     return held?.strategy === strategy ? held.chosen : null;
   }
 
+  /** Hold an image no more that was labelled. */
+  leaveOut(id) {
+    const held = this.#held;
+    if (held) held.chosen = held.chosen.then((chosen) => (chosen?.id === id ? null : chosen));
+  }
+
   /** Drop what is held, for other models would choose otherwise. */
   forget() { this.#held = null; }
 }

@@ -71,7 +71,8 @@ async function next() {
   const unreadable = [], leftOut = () => `Left out, as they cannot be used: ${unreadable.join(", ")}`;
   for (;;) {
     say("Choosing the next image …");
-    const strategy = $("strategy").value, held = await ahead.take(strategy);
+    const strategy = $("strategy").value, taken = await ahead.take(strategy);
+    const held = taken?.id === current?.id ? null : taken; // P led to it
     const { id } = held ?? await api.nextSample(strategy);
     if (!id) return say("There is no image without a label left. Train, or go back with P.", "good");
     try {
@@ -127,6 +128,7 @@ async function saveChanges(work) {
   const version = async () => (await api.savedCase(work.id)).version;
   const keep = async (send) => {
     await send();
+    ahead.leaveOut(work.id);
     work.version = await version();
     work.hasLabel = true;
   };
@@ -196,9 +198,10 @@ function fillMask(values) {
 const versions = () => JSON.stringify(Object.entries(info.models).map(([task, model]) => [task, model.model_version]));
 
 async function readInfo() {
-  const before = versions(), turn = ++infoAsked, answers = await Promise.all([api.info(), api.setup()]);
+  const turn = ++infoAsked, answers = await Promise.all([api.info(), api.setup()]);
   if (turn < infoShown) return; // answers can overtake each other, and this one is the older
   infoShown = turn;
+  const before = versions();
   [info, known] = answers;
   board.classes = known.classes;
   $("count").textContent = `${known.labelled} of ${known.images} images labelled`;
