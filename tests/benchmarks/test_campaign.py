@@ -55,7 +55,7 @@ def test_all_phases_leave_their_results_where_mlflow_is_not_installed(tmp_path):
     write_pack(tmp_path / "pack.zip")
     (tmp_path / "mlflow.py").write_text("raise ModuleNotFoundError('no mlflow here', name='mlflow')\n")
     out = tmp_path / "out"
-    options = ["--pack", tmp_path / "pack.zip", "--out", out, "--minutes", 5, "--device", "cpu"]
+    options = ["--pack", tmp_path / "pack.zip", "--out", out, "--minutes", 20, "--device", "cpu"]
     options += [
         "--steps",
         "mae",

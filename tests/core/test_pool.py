@@ -15,7 +15,7 @@ def kinds(results: dict[str, str | Failure]) -> dict[str, str]:
 
 def test_work_goes_on_whatever_a_task_does_to_its_process() -> None:
     tasks = ["a", "hang", "b", "crash", "c", "memory", "raise", "d", "e", "f"]
-    with Pool(2, seconds=2.0, memory=2 << 30) as pool:
+    with Pool(2, seconds=10.0, memory=2 << 30) as pool:
         results = dict(pool.run(misbehave, tasks))
         assert dict(pool.run(misbehave, ["g"])) == {"g": "G"}
     expected = {task: task.upper() for task in "abcdef"}
