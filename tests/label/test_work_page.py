@@ -398,6 +398,19 @@ def test_two_answers_that_overlap_are_each_compared_with_what_was_known_when_the
         assert_quiet(page, server)
 
 
+def test_epochs_can_be_typed_while_news_of_the_training_come(page):
+    page.press("m")
+    page.until("!!document.getElementById('epochs-classification')")
+    page.value("document.getElementById('epochs-classification').focus()")
+    page.value("document.getElementById('epochs-classification').select()")
+    for key in "123":
+        page.value("window.old = document.getElementById('train-classification')")
+        page.value("document.getElementById('open-training').click()")  # asks anew, as the page does each second
+        page.until("!old.isConnected")
+        page.press(key)
+    assert page.value("document.getElementById('epochs-classification').value") == "123"
+
+
 @pytest.mark.parametrize("image", ODD)
 def test_odd_ids_are_text_and_their_labels_their_own(page, site, image, tmp_path):
     show(page, image)

@@ -64,8 +64,8 @@ export class Training {
 
   #part(task, info, versions, running) {
     const stats = info.train_stats[task] ?? {}, mine = this.#busy && running.request?.model === task;
-    const epochs = $(`epochs-${task}`)?.value ?? info.trainers[task].config?.max_epochs ?? 30;
-    const field = el("input", { id: `epochs-${task}`, type: "number", min: 1, max: 10000, value: epochs });
+    const field = $(`epochs-${task}`) ?? el("input", { // the same one each time, as somebody may be typing in it
+      id: `epochs-${task}`, type: "number", min: 1, max: 10000, value: info.trainers[task].config?.max_epochs ?? 30 });
     const start = el("button", { id: `train-${task}`, type: "button", class: "primary", disabled: this.#busy,
       onclick: () => attempt(async () => {
         await api.train(task, { max_epochs: Number(field.value) });
