@@ -264,8 +264,7 @@ class Pacs:
                 f"it may not know the AE title {self._aet!r}, or needs a higher --timeout"
             )
         if status.get("Status") != 0:
-            words = {0x0112: "it does not offer storage commitment", 0x0131: "it was asked in this transaction before"}
-            raise status_error(status, words)
+            raise status_error(status, {0x0112: "it does not offer storage commitment"})
 
     def _get(self, wanted: Any, instance: str) -> bytes:
         self._incoming.clear()
