@@ -83,6 +83,11 @@ class MAE(Method):
                 f"MAE leaves hidden patches out, which a {type(encoder).__name__} cannot: choose an encoder_preset "
                 "that begins with vit_"
             )
+        if encoder.config["stem"] != "patches":
+            raise AfireError(
+                f"MAE's encoder must not see hidden patches, and a stem of {encoder.config['stem']} looks into its "
+                "neighbours: set stem to patches"
+            )
         if not 0 <= mask_ratio <= 1:
             raise AfireError(f"mask_ratio is the share of the patches that is hidden, in 0…1; got {mask_ratio}")
         if decoder.grid != encoder.grid or decoder.patch_size != encoder.patch_size:

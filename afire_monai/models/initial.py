@@ -6,15 +6,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from afire_monai.core.errors import CheckpointError
+from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.models.folder import load_encoder, load_module_files
 from afire_monai.models.foreign import is_foreign, load_foreign
 from afire_monai.models.shipped import shipped_folder, shipped_names
 from afire_monai.networks import Encoder, build_encoder
+from afire_monai.networks.stem import STEMS
 
 
 def initial_encoder(
-    init: str, preset: str, image_size: int, patch_size: int, statistics: Callable[[], Sequence[float]]
+    init: str,
+    preset: str,
+    image_size: int,
+    patch_size: int,
+    statistics: Callable[[], Sequence[float]],
+    **options: Any,
 ) -> Encoder:
     """Return the encoder that pre-training or fine-tuning starts from.
 
@@ -26,6 +32,7 @@ def initial_encoder(
         image_size: side in pixels that the task wants; 0 for the size that the encoder was trained at (224 if fresh).
         patch_size: of a fresh encoder.
         statistics: grey-level mean and deviation of the training images, for a fresh encoder; called only then.
+        options: more arguments of a fresh encoder's class.
 
     Raises:
         CheckpointError: if there is no such encoder.
@@ -33,7 +40,7 @@ def initial_encoder(
     if init == "random":
         mean, std = statistics()
         return build_encoder(
-            preset, image_size=image_size or 224, patch_size=patch_size, in_channels=1, mean=mean, std=std
+            preset, image_size=image_size or 224, patch_size=patch_size, in_channels=1, mean=mean, std=std, **options
         )
     if init in shipped_names():
         init = str(shipped_folder(init))
@@ -65,7 +72,7 @@ def origin_of(init: str) -> str | dict[str, Any]:
 
 
 def pretraining_encoder(
-    init: str, preset: str, image_size: int, patch_size: int, statistics: Sequence[float]
+    init: str, preset: str, image_size: int, patch_size: int, statistics: Sequence[float], stem: str = "patches"
 ) -> Encoder:
     """Return the encoder that pre-training starts from, without the range check, which would slow each step.
 
@@ -75,11 +82,18 @@ def pretraining_encoder(
         image_size: side in pixels that pre-training wants.
         patch_size: side of a cell that the method counts with.
         statistics: grey-level mean and deviation of the training images, for a fresh encoder.
+        stem: of a fresh vision transformer (see :func:`~afire_monai.networks.stem.build_stem`).
 
     Raises:
-        CheckpointError: if there is no such encoder, or its patches have another size.
+        CheckpointError: if there is no such encoder, or its patches have another size or another stem.
+        AfireError: for a stem that the preset cannot have.
     """
-    encoder = initial_encoder(init, preset, image_size, patch_size, lambda: statistics)
+    options = {"stem": stem} if stem != "patches" else {}
+    if stem not in STEMS or (options and init == "random" and not preset.startswith("vit_")):
+        raise AfireError(f"stem {stem!r} of encoder_preset {preset}: {' and '.join(STEMS)} are stems of vit_ presets")
+    encoder = initial_encoder(init, preset, image_size, patch_size, lambda: statistics, **options)
+    if options and encoder.config.get("stem") != stem:
+        raise CheckpointError(f"{init} has no stem of {stem}, and a stem is of fresh weights only: leave it out")
     if encoder.patch_size != patch_size:
         side = round(image_size / encoder.patch_size) * encoder.patch_size
         raise CheckpointError(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from afire_monai.core.errors import AfireError
 from afire_monai.networks.blocks import RecomputedBlock, init_transformer, transformer_block
 from afire_monai.networks.encoder_base import Encoder, FeatureMap, summary_of
+from afire_monai.networks.stem import build_stem, init_stem
 
 
 def sincos_positions(grid: tuple[int, int], dim: int, reference: tuple[int, int] | None = None) -> Tensor:
@@ -62,6 +63,7 @@ class ViTEncoder(RecomputedBlock, Encoder):
         layer_norm_eps: ε of the layer norms.
         position_grid: rows and columns of the token grid whose cells positions count; None for the grid of
             ``image_size``. An encoder that goes on at another size keeps the grid that it was trained on.
+        stem: ``patches``, as published, or ``convolutions`` (see :func:`~afire_monai.networks.stem.build_stem`).
         options: as for :class:`Encoder`.
 
     Raises:
@@ -80,6 +82,7 @@ class ViTEncoder(RecomputedBlock, Encoder):
         mlp_ratio: float = 4.0,
         layer_norm_eps: float = 1e-6,
         position_grid: Sequence[int] | None = None,
+        stem: str = "patches",
         **options: Any,
     ) -> None:
         super().__init__(image_size, patch_size, embed_dim, depth, **options)
@@ -92,6 +95,7 @@ class ViTEncoder(RecomputedBlock, Encoder):
             "mlp_ratio": mlp_ratio,
             "layer_norm_eps": layer_norm_eps,
             "position_grid": list(self.position_grid),
+            "stem": stem,
         }
         levels = max(1, patch_size.bit_length() - 1)
         self.feature_maps = (FeatureMap(embed_dim, patch_size),) * levels
@@ -99,15 +103,14 @@ class ViTEncoder(RecomputedBlock, Encoder):
         self.taps = [max(1, round(depth * level / levels)) for level in range(1, levels)]
         self.register_buffer("positions", sincos_positions(self.grid, embed_dim, self.position_grid), persistent=False)
 
-        self.patch_embed = nn.Conv2d(self.in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.patch_embed = build_stem(stem, self.in_channels, embed_dim, patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.blocks = nn.ModuleList(
             transformer_block(embed_dim, num_heads, mlp_ratio, layer_norm_eps) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(embed_dim, eps=layer_norm_eps)
         self.apply(init_transformer)
-        nn.init.xavier_uniform_(self.patch_embed.weight.view(embed_dim, -1))
-        nn.init.zeros_(self.patch_embed.bias)  # type: ignore[arg-type]  # the convolution has a bias
+        init_stem(self.patch_embed)
         nn.init.normal_(self.cls_token, std=0.02)
 
     def forward(self, images: Tensor, residual_scale: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
