@@ -46,7 +46,7 @@ def tiny_afire(shift: int = 0, seed: int = 0, side: int = 32, **loss: object) ->
 def full_afire(shift: int = 2) -> AFiRe:
     """A tiny AFiRe with everything that is not published."""
     torch.manual_seed(0)
-    encoder = ViTEncoder(32, PATCH, embed_dim=32, depth=2, num_heads=2)
+    encoder = ViTEncoder(32, PATCH, embed_dim=32, depth=2, num_heads=2, stem="convolutions", registers=2)
     settings = LesionSettings(lung_probability=0.5, free_probability=0.3)
     return AFiRe(
         encoder,
@@ -63,6 +63,8 @@ def full_afire(shift: int = 2) -> AFiRe:
         class_head=TokenHead(32, None, out_dim=8, hidden_dim=16, bottleneck_dim=8),
         class_loss=SelfDistillationLoss(8),
         lesion_weight=0.5,
+        latent_weight=0.5,
+        koleo_weight=0.1,
     )
 
 

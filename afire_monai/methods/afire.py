@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from afire_monai.core.errors import AfireError
 from afire_monai.losses import RestorationLoss, SelfDistillationLoss, TokenContrastiveLoss, TokenMatchLoss
+from afire_monai.losses.latent import koleo_loss, latent_restoration_loss
 from afire_monai.losses.token_match import teacher_tokens
 from afire_monai.methods.base import Method
 from afire_monai.methods.grid_shift import GridShift
@@ -59,6 +60,8 @@ class AFiReStudent(nn.Module):
         decoder: AnomalyRestorationDecoder,
         class_head: TokenHead | None = None,
         lesion_head: nn.Linear | None = None,
+        latent_head: nn.Linear | None = None,
+        koleo: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -66,18 +69,26 @@ class AFiReStudent(nn.Module):
         self.decoder = decoder
         self.class_head = class_head
         self.lesion_head = lesion_head
+        self.latent_head = latent_head
+        self.koleo = koleo
 
     def forward(self, twin: Tensor, abnormal: Tensor) -> tuple[Tensor, ...]:
         """Return token logits (B, L, K) and the restored image (B, C, H, W) in normalised units.
 
-        With a class head its logits (B, 1, C) follow, with a lesion head its logits (B, 1 + L), class token first.
+        What the optional terms need follows, as far as they are there: the class head's logits (B, 1, C), the lesion
+        head's (B, 1 + L), class token first, the latent head's tokens (B, L, D), and the class token (B, D) for KoLeo.
         """
         tokens = self.encoder(twin)
-        found: list[Tensor] = [self.head(tokens[:, 1:]), self.decoder(tokens, abnormal)]
+        features = self.decoder.features(tokens, abnormal)
+        found: list[Tensor] = [self.head(tokens[:, 1:]), self.decoder.pixels(features)]
         if self.class_head is not None:
             found.append(self.class_head(tokens[:, :1]))
         if self.lesion_head is not None:
             found.append(self.lesion_head(tokens)[..., 0])
+        if self.latent_head is not None:
+            found.append(self.latent_head(features))
+        if self.koleo:
+            found.append(tokens[:, 0])
         return tuple(found)
 
 
@@ -87,17 +98,24 @@ class AFiReTeacher(nn.Module):
     encoder: ViTEncoder
     head: TokenHead
 
-    def __init__(self, encoder: ViTEncoder, head: TokenHead, class_head: TokenHead | None = None) -> None:
+    def __init__(
+        self, encoder: ViTEncoder, head: TokenHead, class_head: TokenHead | None = None, latent: bool = False
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
         self.class_head = class_head
+        self.latent = latent
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return token logits (B, L, K) and, with a class head, its logits (B, 1, C)."""
+        """Return token logits (B, L, K); with a class head its logits (B, 1, C), for a latent head tokens (B, L, D)."""
         tokens = self.encoder(images)
-        logits = self.head(tokens[:, 1:])
-        return (logits,) if self.class_head is None else (logits, self.class_head(tokens[:, :1]))
+        found: list[Tensor] = [self.head(tokens[:, 1:])]
+        if self.class_head is not None:
+            found.append(self.class_head(tokens[:, :1]))
+        if self.latent:
+            found.append(tokens[:, 1:])
+        return tuple(found)
 
 
 def abnormal_cells(twin: Tensor, clean: Tensor, mask: Tensor, patch_size: int, change: float) -> tuple[Tensor, Tensor]:
@@ -155,6 +173,10 @@ class AFiRe(Method):
         lesion_weight: weight of the lesion term: a linear layer on the student's tokens tells each cell's share of
             lesion pixels, and from the class token whether there is any, by binary cross-entropy; cells and image
             count alike. 0 for none, as published.
+        latent_weight: weight of predicting, for lesioned cells, the teacher's tokens of the normal image from the
+            decoder's features (see :func:`~afire_monai.losses.latent.latent_restoration_loss`). 0 for none.
+        koleo_weight: weight of spreading the student's class tokens (:func:`~afire_monai.losses.latent.koleo_loss`).
+            0 for none.
 
     Raises:
         AfireError: if the parts do not fit one another.
@@ -185,6 +207,8 @@ class AFiRe(Method):
         class_loss: SelfDistillationLoss | None = None,
         class_weight: float = 1.0,
         lesion_weight: float = 0.0,
+        latent_weight: float = 0.0,
+        koleo_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.grid_shift = GridShift(encoder.grid, encoder.patch_size, shift)
@@ -192,8 +216,10 @@ class AFiRe(Method):
         if (class_head is None) != (class_loss is None):
             raise AfireError("class_head and class_loss belong together: give both or neither")
         lesion_head = nn.Linear(encoder.embed_dim, 1) if lesion_weight else None
-        self.student = AFiReStudent(encoder, head, decoder, class_head, lesion_head)
-        self.teacher = AFiReTeacher(*copy.deepcopy((encoder, head, class_head))).requires_grad_(False)
+        latent_head = nn.Linear(decoder.config["dim"], encoder.embed_dim) if latent_weight else None
+        self.student = AFiReStudent(encoder, head, decoder, class_head, lesion_head, latent_head, bool(koleo_weight))
+        teacher = AFiReTeacher(*copy.deepcopy((encoder, head, class_head)), latent=bool(latent_weight))
+        self.teacher = teacher.requires_grad_(False)
         self.prototypes = prototypes
         self.token_loss = token_loss
         self.restoration_loss = restoration_loss
@@ -210,10 +236,12 @@ class AFiRe(Method):
             "category": token_loss.category_weight,
             "restoration": restoration_weight,
         }
-        optional: dict[str, tuple[nn.Module | None, float]] = {
+        optional: dict[str, tuple[object, float]] = {
             "match": (match_loss, match_weight),
             "class": (class_loss, class_weight),
             "lesion": (lesion_head, lesion_weight),
+            "latent": (latent_head, latent_weight),
+            "koleo": (koleo_weight or None, koleo_weight),
         }
         self.loss_weights |= {name: weight for name, (part, weight) in optional.items() if part is not None}
 
@@ -325,7 +353,7 @@ class AFiRe(Method):
         """
         with torch.no_grad():
             v = self.views(images, uniforms, anatomy)
-            teacher_logits, *teacher_class = self.teacher_forward(v.normal)
+            teacher_logits, *taught = self.teacher_forward(v.normal)
             self.prototypes.update(teacher_logits, v.teacher_cells, replace=first_epoch)
             assignment = self.prototypes.assignment()
         student_logits, restored, *more = self.student_forward(v.twin, v.abnormal)
@@ -335,13 +363,20 @@ class AFiRe(Method):
         losses = {"structure": terms.structure, "category": terms.category, "restoration": restoration}
         if self.match_loss is not None:
             losses["match"] = self._match(self.match_loss, v, student_logits, teacher_logits)
+        # in the order in which student and teacher give them
+        rest, shown = iter(more), iter(taught)
         if self.class_loss is not None:
             # as (views, images, width): the twin's view of the image against the teacher's of the normal one
-            taught = teacher_class[0].transpose(0, 1)
-            losses["class"] = self.class_loss(more[0].transpose(0, 1), taught, all_pairs=True)
-            self.class_loss.update_center(taught)
+            classes = next(shown).transpose(0, 1)
+            losses["class"] = self.class_loss(next(rest).transpose(0, 1), classes, all_pairs=True)
+            self.class_loss.update_center(classes)
         if "lesion" in self.loss_weights:
-            losses["lesion"] = self._tell_lesions(more[-1].float(), v.mask)
+            losses["lesion"] = self._tell_lesions(next(rest).float(), v.mask)
+        if "latent" in self.loss_weights:
+            tokens, inside = teacher_tokens(next(shown), v.offset, self.grid_shift.grid)
+            losses["latent"] = latent_restoration_loss(next(rest), tokens, inside & v.abnormal)
+        if "koleo" in self.loss_weights:
+            losses["koleo"] = koleo_loss(next(rest))
         return losses
 
     def _tell_lesions(self, logits: Tensor, mask: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ from afire_monai.models.folder import load_encoder, load_module_files
 from afire_monai.models.foreign import is_foreign, load_foreign
 from afire_monai.models.shipped import shipped_folder, shipped_names
 from afire_monai.networks import Encoder, build_encoder
-from afire_monai.networks.stem import STEMS
+
+#: what a transformer has where nothing else is asked for
+_PUBLISHED = {"stem": "patches", "registers": 0}
 
 
 def initial_encoder(
@@ -72,7 +74,7 @@ def origin_of(init: str) -> str | dict[str, Any]:
 
 
 def pretraining_encoder(
-    init: str, preset: str, image_size: int, patch_size: int, statistics: Sequence[float], stem: str = "patches"
+    init: str, preset: str, image_size: int, patch_size: int, statistics: Sequence[float], **options: Any
 ) -> Encoder:
     """Return the encoder that pre-training starts from, without the range check, which would slow each step.
 
@@ -82,18 +84,22 @@ def pretraining_encoder(
         image_size: side in pixels that pre-training wants.
         patch_size: side of a cell that the method counts with.
         statistics: grey-level mean and deviation of the training images, for a fresh encoder.
-        stem: of a fresh vision transformer (see :func:`~afire_monai.networks.stem.build_stem`).
+        options: ``stem`` and ``registers`` of a fresh :class:`~afire_monai.networks.ViTEncoder`.
 
     Raises:
         CheckpointError: if there is no such encoder, or its patches have another size or another stem.
-        AfireError: for a stem that the preset cannot have.
+        AfireError: for options that the preset does not have.
     """
-    options = {"stem": stem} if stem != "patches" else {}
-    if stem not in STEMS or (options and init == "random" and not preset.startswith("vit_")):
-        raise AfireError(f"stem {stem!r} of encoder_preset {preset}: {' and '.join(STEMS)} are stems of vit_ presets")
+    options = {name: value for name, value in options.items() if value != _PUBLISHED[name]}
+    if options and init == "random" and not preset.startswith("vit_"):
+        raise AfireError(f"{', '.join(options)}: encoder_preset {preset} has none; vit_ presets have")
     encoder = initial_encoder(init, preset, image_size, patch_size, lambda: statistics, **options)
-    if options and encoder.config.get("stem") != stem:
-        raise CheckpointError(f"{init} has no stem of {stem}, and a stem is of fresh weights only: leave it out")
+    other = [name for name, value in options.items() if encoder.config.get(name) != value]
+    if other:
+        raise CheckpointError(
+            f"{init} has another {other[0]} than {options[other[0]]}, which only fresh weights can choose: leave "
+            f"{other[0]} out"
+        )
     if encoder.patch_size != patch_size:
         side = round(image_size / encoder.patch_size) * encoder.patch_size
         raise CheckpointError(

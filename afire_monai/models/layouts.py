@@ -183,8 +183,8 @@ def _refuse(exportable: Exportable, encoder: Any, classifier: ViTClassifier | No
         raise AfireError(f"{form} has no network like this {exportable.kind}{instead}")
     if type(encoder) is not ViTEncoder:
         raise AfireError(f"{form} takes plain vision transformers, this is a {type(encoder).__name__}{instead}")
-    if encoder.config["stem"] != "patches":
-        raise AfireError(f"{form} has no vision transformer with a stem of {encoder.config['stem']}{instead}")
+    if encoder.config["stem"] != "patches" or encoder.registers is not None:
+        raise AfireError(f"{form} takes vision transformers without registers and stem of convolutions{instead}")
     if form == "hf" and classifier is not None and classifier.pooling != "class":
         raise AfireError(
             "transformers' ViTForImageClassification reads the class token, this classifier the mean of the patch "

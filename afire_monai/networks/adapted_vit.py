@@ -136,12 +136,10 @@ class AdaptedBlock(nn.Module):
 class AdaptedViTEncoder(ViTEncoder):
     """Vision transformer for the weights of DINO, DINOv2, DINOv3, timm and EVA-02 (`afire_monai.models.foreign`).
 
-    Registers stand before the class token and are no part of what is returned. The position of the class token is part
-    of ``cls_token``.
+    The position of the class token is part of ``cls_token``.
 
     Args:
         hidden: hidden width of the MLPs.
-        registers: number of register tokens (Darcet et al., ICLR 2024).
         learned_positions: a table of positions for ``position_grid``, stretched to other grids; else none are added.
         rope_base: base of rotary positions; None for none.
         rope_cells: see :func:`rotation_of`.
@@ -156,7 +154,6 @@ class AdaptedViTEncoder(ViTEncoder):
         self,
         *,
         hidden: int,
-        registers: int = 0,
         learned_positions: bool = True,
         rope_base: float | None = None,
         rope_cells: int = 0,
@@ -172,7 +169,6 @@ class AdaptedViTEncoder(ViTEncoder):
         self.config |= {
             "kind": "adapted_vit",
             "hidden": hidden,
-            "registers": registers,
             "learned_positions": learned_positions,
             "rope_base": rope_base,
             "rope_cells": rope_cells,
@@ -194,15 +190,10 @@ class AdaptedViTEncoder(ViTEncoder):
             for _ in range(self.depth)
         )
         self.blocks.apply(init_transformer)
-        self.registers = nn.Parameter(0.02 * torch.randn(1, registers, dim)) if registers else None
         cells = self.position_grid[0] * self.position_grid[1]
         del self._buffers["positions"]
         if learned_positions:
             self.positions = nn.Parameter(0.02 * torch.randn(cells, dim))
-
-    def first_tokens(self) -> list[Tensor]:
-        """Return registers and class token."""
-        return [*([] if self.registers is None else [self.registers]), self.cls_token]
 
     def block_arguments(self, grid: tuple[int, int], visible: Tensor | None) -> tuple[Any, ...]:
         """Return the rotation."""
@@ -230,4 +221,4 @@ class AdaptedViTEncoder(ViTEncoder):
 
     def block_of(self, parameter: str) -> int:
         """Return how deep a parameter lies (see :meth:`Encoder.block_of`)."""
-        return 0 if parameter in ("positions", "registers") else super().block_of(parameter)
+        return 0 if parameter == "positions" else super().block_of(parameter)

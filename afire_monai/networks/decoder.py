@@ -86,6 +86,10 @@ class AnomalyRestorationDecoder(RecomputedBlock, nn.Module):
         Raises:
             AfireError: if the number of tokens does not fit the decoder's grid.
         """
+        return self.pixels(self.features(tokens, abnormal))
+
+    def features(self, tokens: Tensor, abnormal: Tensor) -> Tensor:
+        """Return what the picture is made from, (B, L, dim); arguments are those of :meth:`forward`."""
         h, w = self.grid
         if tokens.shape[1] != 1 + h * w or abnormal.shape[1] != h * w:
             raise AfireError(
@@ -97,7 +101,11 @@ class AnomalyRestorationDecoder(RecomputedBlock, nn.Module):
         x = torch.cat([x[:, :1], patches], dim=1)
         for block in self.blocks:
             x = self.call_block(block, x)
-        pixels = self.image_pred(self.norm(x)[:, 1:])
-        p = self.patch_size
+        return self.norm(x)[:, 1:]
+
+    def pixels(self, features: Tensor) -> Tensor:
+        """Return the picture (B, C, H, W) of features (B, L, dim)."""
+        (h, w), p = self.grid, self.patch_size
+        pixels = self.image_pred(features)
         pixels = pixels.view(-1, h, w, p, p, self.channels).permute(0, 5, 1, 3, 2, 4)
         return pixels.reshape(-1, self.channels, h * p, w * p)

@@ -64,6 +64,8 @@ class ViTEncoder(RecomputedBlock, Encoder):
         position_grid: rows and columns of the token grid whose cells positions count; None for the grid of
             ``image_size``. An encoder that goes on at another size keeps the grid that it was trained on.
         stem: ``patches``, as published, or ``convolutions`` (see :func:`~afire_monai.networks.stem.build_stem`).
+        registers: tokens before the class token that take part and are not returned (Darcet et al., ICLR 2024, arXiv
+            2309.16588); 0 as published.
         options: as for :class:`Encoder`.
 
     Raises:
@@ -83,6 +85,7 @@ class ViTEncoder(RecomputedBlock, Encoder):
         layer_norm_eps: float = 1e-6,
         position_grid: Sequence[int] | None = None,
         stem: str = "patches",
+        registers: int = 0,
         **options: Any,
     ) -> None:
         super().__init__(image_size, patch_size, embed_dim, depth, **options)
@@ -96,6 +99,7 @@ class ViTEncoder(RecomputedBlock, Encoder):
             "layer_norm_eps": layer_norm_eps,
             "position_grid": list(self.position_grid),
             "stem": stem,
+            "registers": registers,
         }
         levels = max(1, patch_size.bit_length() - 1)
         self.feature_maps = (FeatureMap(embed_dim, patch_size),) * levels
@@ -112,6 +116,7 @@ class ViTEncoder(RecomputedBlock, Encoder):
         self.apply(init_transformer)
         init_stem(self.patch_embed)
         nn.init.normal_(self.cls_token, std=0.02)
+        self.registers = nn.Parameter(0.02 * torch.randn(1, registers, embed_dim)) if registers else None
 
     def forward(self, images: Tensor, residual_scale: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
         """Return (B, 1 + L, D): the class token, then the patch tokens row by row, or those of ``visible``.
@@ -154,7 +159,7 @@ class ViTEncoder(RecomputedBlock, Encoder):
 
     def first_tokens(self) -> list[Tensor]:
         """Return what stands before the patch tokens, (1, n, D) each; the class token is the last of them."""
-        return [self.cls_token]
+        return [self.cls_token] if self.registers is None else [self.registers, self.cls_token]
 
     def block_arguments(self, grid: tuple[int, int], visible: Tensor | None) -> tuple[Any, ...]:
         """Return what a block takes besides tokens."""
@@ -203,7 +208,7 @@ class ViTEncoder(RecomputedBlock, Encoder):
         """Say how deep a parameter lies (see :meth:`Encoder.block_of`)."""
         if parameter.startswith("blocks."):
             return int(parameter.split(".")[1]) + 1
-        return 0 if parameter.startswith(("patch_embed", "cls_token")) else self.depth + 1
+        return 0 if parameter.startswith(("patch_embed", "cls_token", "registers")) else self.depth + 1
 
     def attribution_layer(self, block: int | None, class_token: bool) -> nn.Module:
         """Return a block, or the last layer norm; where only the class token goes on, what enters the last block.

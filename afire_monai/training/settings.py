@@ -41,13 +41,13 @@ _LEAST: dict[str, float] = {
     **dict.fromkeys(("folds", "fold", "patience", "minutes", "label_probe_every", "worth_images"), 0),
     **dict.fromkeys(("lr", "final_lr", "warmup", "weight_decay", "final_weight_decay"), 0),
     **dict.fromkeys(("local_size", "projector_dim", "projector_layers", "dense_dim", "dense_side", "dense_cells"), 1),
-    **dict.fromkeys(("local_views", "predictor_dim", "windows"), 0),
+    **dict.fromkeys(("local_views", "predictor_dim", "windows", "registers", "koleo_weight"), 0),
     **dict.fromkeys(("order_weight", "restoration_weight", "global_weight", "local_weight", "structure_weight"), 0),
     **dict.fromkeys(("category_weight", "abnormal_weight", "dense_weight"), 0),
     **dict.fromkeys(
         ("lesion_peak", "lesion_dark", "lesion_elsewhere", "lesion_lungs", "lesion_free", "abnormal_change"), 0
     ),
-    **dict.fromkeys(("exposure", "match_weight", "class_weight", "lesion_weight"), 0),
+    **dict.fromkeys(("exposure", "match_weight", "class_weight", "lesion_weight", "latent_weight"), 0),
     "class_dim": 2,
     **dict.fromkeys(("invariance_weight", "variance_weight", "covariance_weight"), 0),
     "health_images": 2,  # features of a single image differ from nothing

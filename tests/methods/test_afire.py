@@ -166,7 +166,8 @@ def test_shifted_form_books_each_token_under_the_canvas_cell_that_it_shows(first
 @pytest.mark.parametrize("shift", [0, 2])
 def test_every_optional_term_equals_a_slow_reference(shift):
     method = full_afire(shift)
-    assert set(method.loss_weights) == {"structure", "category", "restoration", "match", "class", "lesion"}
+    published, ours = {"structure", "category", "restoration"}, {"match", "class", "lesion", "latent", "koleo"}
+    assert set(method.loss_weights) == published | ours
     assert method.loss_weights["lesion"] == 0.5
     method.prototypes.prototypes.copy_(torch.rand(len(method.prototypes.prototypes), 16) * 2 - 1)
     method.class_loss.center.copy_(torch.rand(8) * 0.1)
@@ -175,12 +176,12 @@ def test_every_optional_term_equals_a_slow_reference(shift):
     v = method.views(images, uniforms)
     losses = method.losses(images, uniforms, False)
     with torch.no_grad():
-        taught, taught_class = method.teacher(v.normal)
-        seen, _, seen_class, seen_lesion = method.student(v.twin, v.abnormal)
+        taught, taught_class, taught_tokens = method.teacher(v.normal)
+        seen, _, seen_class, seen_lesion, predicted, summary = method.student(v.twin, v.abnormal)
     prototypes = method.prototypes.prototypes
     cells = torch.arange(16).expand(3, 16) if v.cells is None else v.cells
     teacher_cells = torch.arange(16).expand(3, 16) if v.teacher_cells is None else v.teacher_cells
-    match, lesion = [], []
+    match, lesion, latent = [], [], []
     for i in range(3):
         for j in range(16):
             row, column = divmod(j, 4)
@@ -191,12 +192,18 @@ def test_every_optional_term_equals_a_slow_reference(shift):
                     prototype = prototypes[cells[i, j]]
                     target = torch.softmax((taught[i, k] - prototype) / 0.04, 0)
                     match.append(-(target * torch.log_softmax((seen[i, j] - prototype) / 0.1, 0)).sum())
+                if teacher_cells[i, k] == cells[i, j] and v.abnormal[i, j]:
+                    wanted = F.layer_norm(taught_tokens[i, k], (32,))
+                    latent.append(F.smooth_l1_loss(predicted[i, j], wanted))
     whole = F.binary_cross_entropy_with_logits(seen_lesion[:, 0], v.mask.flatten(1).amax(1)) / 2
     lesion = [term + whole for term in lesion]
     target = torch.softmax((taught_class[:, 0] - center) / 0.04, 1)
     distillation = -(target * torch.log_softmax(seen_class[:, 0] / 0.1, 1)).sum(1).mean()
-    assert match
-    for name, expected in {"match": torch.stack(match), "lesion": torch.stack(lesion), "class": distillation}.items():
+    points = [token / token.norm() for token in summary]
+    others = [min((a - b).norm() for b in points if b is not a) for a in points]
+    lists = {"match": match, "lesion": lesion, "latent": latent, "koleo": [-distance.log() for distance in others]}
+    assert all(lists.values())
+    for name, expected in {**{name: torch.stack(x) for name, x in lists.items()}, "class": distillation}.items():
         torch.testing.assert_close(losses[name].detach(), expected.mean(), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(method.class_loss.center, 0.9 * center + 0.1 * taught_class[:, 0].mean(0))
     total_of(method, losses).backward()

@@ -56,6 +56,19 @@ def test_token_width_that_positions_cannot_fill_is_refused():
         sincos_positions((2, 2), 6)
 
 
+def test_registers_take_part_and_are_not_given_out():
+    encoder, image = tiny(registers=3).eval(), torch.rand(1, 1, 16, 24)
+    x = encoder.patch_embed(encoder.normalise(image)).flatten(2).transpose(1, 2) + encoder.positions
+    x = torch.cat([encoder.registers, encoder.cls_token, x], 1)
+    for block in encoder.blocks:
+        x = block(x)
+    torch.testing.assert_close(encoder(image), encoder.norm(x)[:, 3:])
+    assert encoder.block_of("registers") == 0
+    without = tiny().eval()
+    without.load_state_dict({k: v for k, v in encoder.state_dict().items() if k != "registers"})
+    assert not torch.allclose(without(image), encoder(image), atol=1e-4)
+
+
 def test_tokens_come_class_token_first_and_row_by_row():
     encoder = tiny().eval()
     image = torch.rand(1, 1, 16, 24)

@@ -94,20 +94,20 @@ def test_masked_autoencoding_and_other_libraries_refuse_convolutions(tmp_path):
     with pytest.raises(AfireError, match="set stem to patches"):
         MAE(encoder, AnomalyRestorationDecoder(32, encoder.grid, 8, dim=32, depth=1, num_heads=2))
     exportable = Exportable("encoder", encoder, (1, 16, 24), ("tokens",))
-    with pytest.raises(AfireError, match="timm has no vision transformer with a stem of convolutions"):
+    with pytest.raises(AfireError, match="timm takes vision transformers without registers and stem"):
         export_layout(exportable, torch.rand(3, 1, 16, 24), tmp_path / "timm", "timm")
 
 
 def test_pretraining_takes_a_stem_for_fresh_transformers_only(tmp_path):
-    fresh = pretraining_encoder("random", "vit_ti6", 32, 16, (0.5, 0.25), "convolutions")
+    fresh = pretraining_encoder("random", "vit_ti6", 32, 16, (0.5, 0.25), stem="convolutions", registers=0)
     assert fresh.config["stem"] == "convolutions"
-    with pytest.raises(AfireError, match="stem 'convolutions' of encoder_preset resnet18"):
-        pretraining_encoder("random", "resnet18", 64, 32, (0.5, 0.25), "convolutions")
-    with pytest.raises(AfireError, match="patches and convolutions are stems"):
-        pretraining_encoder("random", "vit_ti6", 32, 16, (0.5, 0.25), "conv")
+    with pytest.raises(AfireError, match="stem: encoder_preset resnet18 has none"):
+        pretraining_encoder("random", "resnet18", 64, 32, (0.5, 0.25), stem="convolutions")
+    with pytest.raises(AfireError, match="one of patches, convolutions"):
+        pretraining_encoder("random", "vit_ti6", 32, 16, (0.5, 0.25), stem="conv")
     export_encoder(convolutional(), tmp_path / "convolutions")
     export_encoder(ViTEncoder(**SMALL), tmp_path / "patches")
     taken = pretraining_encoder(str(tmp_path / "convolutions"), "vit_ti6", 16, 8, (0.5, 0.25))
     assert taken.config["stem"] == "convolutions"
-    with pytest.raises(CheckpointError, match=r"has no stem of convolutions.*leave it out"):
-        pretraining_encoder(str(tmp_path / "patches"), "vit_ti6", 16, 8, (0.5, 0.25), "convolutions")
+    with pytest.raises(CheckpointError, match=r"another stem than convolutions.*leave stem out"):
+        pretraining_encoder(str(tmp_path / "patches"), "vit_ti6", 16, 8, (0.5, 0.25), stem="convolutions")
