@@ -36,7 +36,10 @@ from zlib import crc32
 
 import numpy as np
 
-PUBLISHED_TERMS = {"exposure": 0.0, "match_weight": 0.0, "lesion_weight": 0.0, "lesion_free": 0.0, "lesion_lungs": 0.0}
+PUBLISHED_TERMS = {
+    **{"exposure": 0.0, "match_weight": 0.0, "lesion_weight": 0.0, "lesion_free": 0.0, "lesion_lungs": 0.0},
+    "stem": "patches",
+}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "afire": ("method_afire.yaml", {}),
     "afire_terms": ("method_afire.yaml", PUBLISHED_TERMS),  # grid-shifted, with the paper's terms alone

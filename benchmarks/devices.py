@@ -39,7 +39,8 @@ from afire_monai.transforms.anatomy import anatomy_of
 
 CONFIGS = bundle_root() / "configs"
 PUBLISHED = {"exposure": 0.0, "match_weight": 0.0, "lesion_weight": 0.0, "lesion_free": 0.0, "lesion_lungs": 0.0} | {
-    "shift": 0
+    "shift": 0,
+    "stem": "patches",
 }
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "afire": ("method_afire.yaml", {}),

@@ -7,6 +7,7 @@ All sides are measured in turns in one process, and the ratios of their medians 
 - ``full``: the whole step as the trainer does it: lesions, both heads, prototypes, Sinkhorn, all losses.
 - ``search``: ``full`` with the search for the lesions' texture in each step, instead of once when an image is read.
 - ``float32``: ``full`` with networks in float32, beside a ``full`` in bfloat16.
+- ``stem``: ``full`` with a stem of convolutions, in networks of its own.
 - ``loop``: ``full`` with one head layer per cell called in a loop and a loss that goes through the tokens one by one,
   as the released code does it (cross-entropy only).
 
@@ -45,10 +46,12 @@ from afire_monai.transforms import SyntheticLesionMaskd
 from afire_monai.transforms.anatomy import anatomy_of
 
 
-def build(preset: str, size: int, shift: int, device: torch.device, decoder: str = "512,8,16") -> AFiRe:
+def build(
+    preset: str, size: int, shift: int, device: torch.device, decoder: str = "512,8,16", stem: str = "patches"
+) -> AFiRe:
     """The paper's networks, in the published or the grid-shifted form; width, depth and heads of the decoder."""
     torch.manual_seed(0)
-    encoder = ViTEncoder(image_size=size, **ENCODER_PRESETS[preset])
+    encoder = ViTEncoder(image_size=size, stem=stem, **ENCODER_PRESETS[preset])
     h, w = encoder.grid
     dim, depth, heads = (int(number) for number in decoder.split(","))
     return AFiRe(
@@ -174,6 +177,9 @@ def measure(args: argparse.Namespace) -> None:
     steps = Steps(method, images, args.precision)
     sides = {"bare": steps.bare, "full": steps.full}
     sides |= ({"search": steps.search} if args.search else {}) | ({"float32": steps.float32} if steps.bf16 else {})
+    if args.stem:
+        other = build(args.preset, args.size, args.shift, device, args.decoder, "convolutions")
+        sides["stem"] = Steps(other, images, args.precision).full
     sides |= {} if args.no_loop else {"loop": steps.loop}
     times: dict[str, list[float]] = {name: [] for name in sides}
     with FlopCounterMode(display=False) as counter:
@@ -212,6 +218,9 @@ def measure(args: argparse.Namespace) -> None:
     if steps.bf16:
         paired = [e / f for e, f in zip(times["float32"], times["full"], strict=True)]
         print(f"float32 takes {statistics.median(paired):.2f} x the time of bfloat16 (median of pairs)")
+    if args.stem:
+        paired = [s / f for s, f in zip(times["stem"], times["full"], strict=True)]
+        print(f"a stem of convolutions takes {statistics.median(paired):.2f} x the time of patches (median of pairs)")
     if peak is not None:
         print(f"peak memory: {peak:.2f} GiB")
     if args.json:
@@ -283,6 +292,7 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=PRECISIONS)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--no-loop", action="store_true", help="leave out the step that loops over tokens")
+    parser.add_argument("--stem", action="store_true", help="measure the step with a stem of convolutions as well")
     parser.add_argument("--loop-repeats", type=int, default=5, help="of that step, at most --repeats")
     parser.add_argument("--search", action="store_true", help="measure the step that searches the texture as well")
     parser.add_argument(

@@ -31,6 +31,7 @@ DEMO_SETTINGS: dict[str, Any] = {
     "checkpoint_every": 3,
     "use_mlflow": False,
     # the paper's terms alone: with so little time restoration should have all of it
+    "stem": "patches",
     "exposure": 0.0,
     "match_weight": 0.0,
     "lesion_weight": 0.0,

@@ -94,12 +94,6 @@ def pretraining_encoder(
     if options and init == "random" and not preset.startswith("vit_"):
         raise AfireError(f"{', '.join(options)}: encoder_preset {preset} has none; vit_ presets have")
     encoder = initial_encoder(init, preset, image_size, patch_size, lambda: statistics, **options)
-    other = [name for name, value in options.items() if encoder.config.get(name) != value]
-    if other:
-        raise CheckpointError(
-            f"{init} has another {other[0]} than {options[other[0]]}, which only fresh weights can choose: leave "
-            f"{other[0]} out"
-        )
     if encoder.patch_size != patch_size:
         side = round(image_size / encoder.patch_size) * encoder.patch_size
         raise CheckpointError(

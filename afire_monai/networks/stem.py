@@ -33,7 +33,8 @@ def build_stem(stem: str, in_channels: int, embed_dim: int, patch_size: int) -> 
     if patch_size < 2 or patch_size != 1 << halvings or embed_dim % (1 << halvings - 1):
         raise AfireError(
             f"a stem of convolutions halves the picture until a patch is one token: patch_size must be a power of 2, "
-            f"and half of it divide the token width; got {patch_size} and a width of {embed_dim}"
+            f"and half of it divide the token width; got {patch_size} and a width of {embed_dim}: change them, or set "
+            "stem to patches"
         )
     layers: list[nn.Module] = []
     before = in_channels

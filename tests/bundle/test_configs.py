@@ -282,7 +282,7 @@ def test_presets_change_only_settings_that_are_there(preset):
 
 def test_methods_override_the_base_and_do_not_repeat_it():
     base, method = load("pretrain.yaml"), load("method_afire.yaml")
-    assert {key for key in method if key in base} == {"run_name", "annotate"}
+    assert {key for key in method if key in base} == {"run_name", "annotate", "stem"}
     assert not {"method", "canvas"} & base.keys()
 
 
