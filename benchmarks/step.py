@@ -176,9 +176,11 @@ def measure(args: argparse.Namespace) -> None:
     images = torch.rand(args.batch, 1, *method.canvas_size).to(device)
     steps = Steps(method, images, args.precision)
     sides = {"bare": steps.bare, "full": steps.full}
+    networks = [method.student, method.teacher]
     sides |= ({"search": steps.search} if args.search else {}) | ({"float32": steps.float32} if steps.bf16 else {})
     if args.stem:
         other = build(args.preset, args.size, args.shift, device, args.decoder, "convolutions")
+        networks += [other.student, other.teacher]
         sides["stem"] = Steps(other, images, args.precision).full
     sides |= {} if args.no_loop else {"loop": steps.loop}
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -186,7 +188,7 @@ def measure(args: argparse.Namespace) -> None:
         steps.bare()
     flops = counter.get_total_flops()
     if args.compile:  # after counting, which a compiled network hides its products from
-        compile_networks(method.student, method.teacher)
+        compile_networks(*networks)
     for name, step in sides.items():
         for _ in range(1 if name == "loop" else args.warmup):
             step()

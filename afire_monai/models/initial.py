@@ -87,7 +87,7 @@ def pretraining_encoder(
         options: ``stem`` and ``registers`` of a fresh :class:`~afire_monai.networks.ViTEncoder`.
 
     Raises:
-        CheckpointError: if there is no such encoder, or its patches have another size or another stem.
+        CheckpointError: if there is no such encoder, or its patches have another size.
         AfireError: for options that the preset does not have.
     """
     options = {name: value for name, value in options.items() if value != _PUBLISHED[name]}

@@ -184,7 +184,7 @@ def _refuse(exportable: Exportable, encoder: Any, classifier: ViTClassifier | No
     if type(encoder) is not ViTEncoder:
         raise AfireError(f"{form} takes plain vision transformers, this is a {type(encoder).__name__}{instead}")
     if encoder.config["stem"] != "patches" or encoder.registers is not None:
-        raise AfireError(f"{form} takes vision transformers without registers and stem of convolutions{instead}")
+        raise AfireError(f"{form} takes vision transformers without registers or a stem of convolutions{instead}")
     if form == "hf" and classifier is not None and classifier.pooling != "class":
         raise AfireError(
             "transformers' ViTForImageClassification reads the class token, this classifier the mean of the patch "
