@@ -52,7 +52,7 @@ def full_afire(shift: int = 2) -> AFiRe:
         encoder,
         TokenHead(32, None if shift else 16, out_dim=16, hidden_dim=32, bottleneck_dim=16),
         AnomalyRestorationDecoder(32, (4, 4), PATCH, dim=32, depth=1, num_heads=2),
-        PrototypeBank((4 + shift) ** 2, 16),
+        PrototypeBank((4 + shift) ** 2, 16, per_cell=3),
         TokenContrastiveLoss(),
         RestorationLoss(),
         SyntheticLesionMaskd(settings=settings),

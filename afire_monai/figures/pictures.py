@@ -197,7 +197,7 @@ def _box(axis: Any, box: tuple[float, float, float], colour: str, style: Any) ->
 class Atlas:
     """The prototypes of a canvas of rows · columns cells."""
 
-    strongest: NDArray[np.int64]  #: (rows, columns) dimension with the largest share of each cell's assignment
+    strongest: NDArray[np.int64]  #: (rows, columns) dimension with the largest share of each cell's (mean) assignment
     mosaic: NDArray[np.float32]  #: (H, W) mean patch of the tokens that chose each cell's prototype; NaN where none did
     #: (rows, columns) share of the tokens of each cell that chose its own prototype; NaN where none was seen
     share: NDArray[np.float64]
@@ -209,7 +209,7 @@ def build_atlas(detector: Any, canvas: Tensor) -> Atlas:
     """Let each token of each canvas, seen through the crops at its corners, choose the prototype that it is nearest to.
 
     Args:
-        detector: an `AnomalyDetector` with token head and assignment (N, K).
+        detector: an `AnomalyDetector` with token head and assignment, (N, K) or (N, M, K).
         canvas: (n, C, Hc, Wc) in 0…1.
     """
     shift, assignment = detector.canvas, detector.assignment.cpu()
@@ -232,7 +232,7 @@ def build_atlas(detector: Any, canvas: Tensor) -> Atlas:
     mosaic = mean.view(rows, columns, p, p).transpose(1, 2).reshape(rows * p, columns * p)
     share = torch.where(seen > 0, own / seen.clamp_min(1), torch.nan)
     return Atlas(
-        assignment.argmax(1).view(rows, columns).numpy(),
+        assignment.view(count, -1, assignment.shape[-1]).mean(1).argmax(1).view(rows, columns).numpy(),
         mosaic.float().numpy(),
         share.view(rows, columns).double().numpy(),
         float(own.sum() / seen.sum()),

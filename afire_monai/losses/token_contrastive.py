@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -31,21 +32,25 @@ def cell_indices(batch: int, tokens: int, device: torch.device) -> Tensor:
 
 
 def similarities(student_logits: Tensor, assignment: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Compare each token with each prototype.
+    """Compare each token with each cell's prototype.
 
     Args:
         student_logits: (B, L, K) cosines.
-        assignment: (N, K), each row a distribution.
+        assignment: (N, K), each row a distribution; (N, M, K) for M prototypes a cell.
         temperature: τ_s, divides the cosines.
 
     Returns:
         ``cross`` (B, L, N) and ``log_partition`` (B, L): s(i, j, n) = Σ_k C_nk log q_ijk = cross − log_partition, as
-        the rows of C sum to one. Kept apart because the second cancels in a softmax over n.
+        the rows of C sum to one. Kept apart because the second cancels in a softmax over n. With several prototypes a
+        cell, e^s is the mean of theirs (this project's reading): a mixture, of which equal ones are as one.
     """
     # autocast would round the product to bfloat16, by more than tokens of one cell differ
     with torch.autocast(student_logits.device.type, enabled=False):
         logits = student_logits.float() / temperature
-        return logits @ assignment.float().T, torch.logsumexp(logits, dim=-1)
+        cross = logits @ assignment.float().flatten(0, -2).T
+        if assignment.ndim == 3:
+            cross = cross.unflatten(-1, assignment.shape[:2]).logsumexp(-1) - math.log(assignment.shape[1])
+        return cross, torch.logsumexp(logits, dim=-1)
 
 
 @torch.no_grad()
@@ -56,7 +61,7 @@ def own_cell_accuracy(
 
     Args:
         student_logits: (B, L, K) cosines.
-        assignment: (N, K), each row a distribution.
+        assignment: as for :func:`similarities`.
         temperature: τ_s.
         cells: (B, L) int64; None when token l shows cell l.
     """
@@ -121,7 +126,7 @@ class TokenContrastiveLoss(nn.Module):
 
         Args:
             student_logits: (B, L, K) cosines of the student for the lesioned twin.
-            assignment: (N, K), each row a distribution, from ``PrototypeBank.assignment``.
+            assignment: (N, K), or (N, M, K) for several prototypes a cell, from ``PrototypeBank.assignment``.
             abnormal: (B, L) bool, cells with lesion.
             cells: (B, L) int64, the canvas cell that each token shows, none twice in an image; None when token l shows
                 cell l (then N = L).
@@ -131,7 +136,7 @@ class TokenContrastiveLoss(nn.Module):
             AfireError: for shapes that do not fit one another.
         """
         batch, tokens, dim = student_logits.shape
-        if assignment.shape[1] != dim or abnormal.shape != (batch, tokens):
+        if assignment.shape[-1] != dim or abnormal.shape != (batch, tokens):
             raise AfireError(
                 f"student_logits {tuple(student_logits.shape)} needs an assignment (N, {dim}) and abnormal "
                 f"({batch}, {tokens}), got {tuple(assignment.shape)} and {tuple(abnormal.shape)}"

@@ -15,7 +15,7 @@ class TokenMatchLoss(nn.Module):
 
     This project's own term. The structure term's target is the same for every patient; here the cell's prototype is
     taken from both sides first, so the target is what this patient's cell differs by. With student logits s, teacher
-    logits t and the prototype P_c of the cell:
+    logits t and the prototype P_c of the cell (of several, the nearest to t):
 
         loss = −mean over matched normal tokens of Σ_k softmax((t − P_c) / τ_t)_k log softmax((s − P_c) / τ_s)_k.
 

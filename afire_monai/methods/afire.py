@@ -386,8 +386,7 @@ class AFiRe(Method):
 
     def _match(self, loss: TokenMatchLoss, v: AFiReViews, student: Tensor, teacher: Tensor) -> Tensor:
         shown, inside = teacher_tokens(teacher, v.offset, self.grid_shift.grid)
-        prototypes = self.prototypes.prototypes
-        prototypes = prototypes.expand(len(student), -1, -1) if v.cells is None else prototypes[v.cells]
+        prototypes = self.prototypes.of_tokens(shown, v.cells)
         return loss(student, shown, prototypes, inside & ~v.abnormal & ~v.ambiguous)
 
     @torch.no_grad()

@@ -152,12 +152,11 @@ def measure_health(method: TokenMethod, images: Tensor, uniforms: Tensor) -> dic
     v = method.views(images, uniforms)
     clean, cells = v.clean, v.cells
     assignment = method.prototypes.assignment()
+    rows = assignment.flatten(0, -2)
     figures = {
         **feature_health(method.export_encoder, clean),
-        "prototype_entropy": (
-            torch.special.entr(assignment).sum(1).mean() / torch.tensor(assignment.shape[1]).log()
-        ).item(),
-        "prototype_usage": len(assignment.argmax(1).unique()) / min(assignment.shape),
+        "prototype_entropy": (torch.special.entr(rows).sum(1).mean() / torch.tensor(rows.shape[1]).log()).item(),
+        "prototype_usage": len(rows.argmax(1).unique()) / min(rows.shape),
     }
     temperature = method.token_loss.student_temperature
     for name, inputs in {"real": clean, **content_free_inputs(clean, method.grid_shift.patch_size)}.items():

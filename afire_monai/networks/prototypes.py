@@ -1,11 +1,11 @@
-"""The spatial-aware prototype bank: one prototype per grid cell, and its balanced assignment."""
+"""The spatial-aware prototype bank: one prototype or several per grid cell, and its balanced assignment."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from afire_monai.core.distributed import sum_over_processes
+from afire_monai.core.distributed import rank, sum_over_processes, world_size
 from afire_monai.core.errors import AfireError
 
 
@@ -58,31 +58,69 @@ class PrototypeBank(nn.Module):
     Row n is the moving average of the teacher's token outputs that show cell n, over the batch and all processes. The
     state is a buffer: it is saved in checkpoints and equal on all processes.
 
+    With several prototypes a cell (this project's reading of a cell that looks different in different people: build,
+    sex, age), each token moves only the nearest of its cell's prototypes, as online k-means does (MacQueen, 1967). In
+    the first epoch, which forgets the past at each step, images take turns instead, so that no prototype stays unused.
+
     Args:
         cells: N, number of cells of the canvas.
         dim: K, width of the token head's output.
         momentum: weight of the past in the moving average (0.75 in the paper).
         temperature: Sinkhorn temperature (0.05 in the paper).
         iterations: Sinkhorn iterations (3 in the paper).
+        per_cell: M, prototypes of each cell (1 in the paper).
+
+    Raises:
+        AfireError: for a momentum outside 0…1 or no prototype a cell.
     """
 
+    #: (N, K), or (N, M, K) for M above 1
     prototypes: Tensor
 
     def __init__(
-        self, cells: int, dim: int = 256, momentum: float = 0.75, temperature: float = 0.05, iterations: int = 3
+        self,
+        cells: int,
+        dim: int = 256,
+        momentum: float = 0.75,
+        temperature: float = 0.05,
+        iterations: int = 3,
+        per_cell: int = 1,
     ) -> None:
         super().__init__()
+        if per_cell < 1:
+            raise AfireError(f"a cell needs at least 1 prototype, got per_cell {per_cell}")
         if not 0 <= momentum < 1:
             raise AfireError(f"prototype momentum must be in 0…1 (1 excluded), got {momentum}")
         self.cells = cells
         self.momentum = momentum
         self.temperature = temperature
         self.iterations = iterations
-        self.register_buffer("prototypes", torch.zeros(cells, dim))
+        self.per_cell = per_cell
+        self.register_buffer("prototypes", torch.zeros(cells, *[per_cell] * (per_cell > 1), dim))
+
+    def _nearest(self, tokens: Tensor, cells: Tensor) -> Tensor:
+        """Return which of its cell's prototypes, (B, L) in 0…M − 1, is nearest to each token (B, L, K) of ``cells``."""
+        # |t − p|² less |t|²; one prototype after the other, which holds M times less at once
+        distances = [(p - 2 * tokens).mul(p).sum(-1) for p in (each[cells] for each in self.prototypes.unbind(1))]
+        return torch.stack(distances, -1).argmin(-1)
+
+    @torch.no_grad()
+    def of_tokens(self, tokens: Tensor, cells: Tensor | None = None) -> Tensor:
+        """Return each token's prototype, (B, L, K): its cell's, or the nearest of its cell's.
+
+        Args:
+            tokens: (B, L, K) cosines.
+            cells: (B, L) int64, the cell that each token shows; None when token l shows cell l.
+        """
+        if cells is None:
+            cells = torch.arange(self.cells, device=tokens.device).expand(len(tokens), -1)
+        if self.per_cell == 1:
+            return self.prototypes[cells]
+        return self.prototypes[cells, self._nearest(tokens.float(), cells)]
 
     @torch.no_grad()
     def update(self, teacher_logits: Tensor, cells: Tensor | None = None, replace: bool = False) -> None:
-        """Move each prototype towards the mean of the tokens that show its cell.
+        """Move each prototype towards the mean of the tokens that show its cell, of several those nearest to it.
 
         Args:
             teacher_logits: (B, L, K) cosines of the teacher for normal images.
@@ -93,18 +131,26 @@ class PrototypeBank(nn.Module):
             AfireError: for shapes that do not fit the bank.
         """
         batch, tokens, dim = teacher_logits.shape
-        if dim != self.prototypes.shape[1] or (cells is None and tokens != self.cells):
+        if dim != self.prototypes.shape[-1] or (cells is None and tokens != self.cells):
             raise AfireError(
-                f"the bank holds {self.cells} prototypes of width {self.prototypes.shape[1]}, "
+                f"the bank has {self.cells} cells with prototypes of width {self.prototypes.shape[-1]}, "
                 f"got teacher output of shape {tuple(teacher_logits.shape)}"
             )
         values = teacher_logits.float()
-        # one row more for the number of tokens, so that a single small collective is enough
-        totals = values.new_full((self.cells, dim + 1), float(batch))
+        rows = self.cells * self.per_cell
+        if self.per_cell > 1:
+            if cells is None:
+                cells = torch.arange(tokens, device=values.device).expand(batch, -1)
+            # as EpochSampler deals images to the processes
+            images = torch.arange(batch, device=values.device) * world_size() + rank()
+            turns = images[:, None] % self.per_cell
+            cells = cells * self.per_cell + (turns if replace else self._nearest(values, cells))
+        # one column more for the number of tokens, so that a single small collective is enough
+        totals = values.new_full((rows, dim + 1), float(batch))
         if cells is None:
             totals[:, :dim] = values.sum(0)
         else:
-            places = token_places(cells, self.cells)
+            places = token_places(cells, rows)
             shown = places >= 0
             at_cells = values.gather(1, places.clamp(min=0)[..., None].expand(-1, -1, dim))
             totals[:, :dim] = (at_cells * shown[..., None]).sum(0)
@@ -113,10 +159,15 @@ class PrototypeBank(nn.Module):
         count = totals[:, dim:]
         mean = totals[:, :dim] / count.clamp_min(1)
         past = 0.0 if replace else self.momentum
-        moved = self.prototypes * past + mean * (1 - past)
-        # a cell that no crop showed keeps its prototype
-        self.prototypes.copy_(torch.where(count > 0, moved, self.prototypes))
+        before = self.prototypes.view(rows, dim)
+        # what no token showed stays as it is
+        before.copy_(torch.where(count > 0, before * past + mean * (1 - past), before))
 
     def assignment(self) -> Tensor:
-        """Return the balanced assignment of cells to the K dimensions: (N, K) float32, each row a distribution."""
-        return sinkhorn(self.prototypes, self.temperature, self.iterations)
+        """Return the balanced assignment of prototypes to the K dimensions, each row a distribution.
+
+        Returns:
+            (N, K) float32, or (N, M, K) for several prototypes a cell, which are balanced all together.
+        """
+        rows = self.prototypes.flatten(0, -2)
+        return sinkhorn(rows, self.temperature, self.iterations).view_as(self.prototypes)

@@ -19,7 +19,8 @@ def slow_terms(logits, assignment, abnormal, cells, structure, temperature):
     log_q = torch.log_softmax(logits / TAU_S, dim=-1)
 
     def s(i, j, n):
-        return (assignment[n] * log_q[i, j]).sum()
+        several = assignment[n].reshape(-1, assignment.shape[-1])
+        return torch.stack([(one * log_q[i, j]).sum().exp() for one in several]).mean().log()
 
     structure_values, category_values = [], []
     for i in range(batch):
@@ -138,6 +139,31 @@ def test_category_term_of_one_pair_equals_the_hand_computed_value():
     terms = TokenContrastiveLoss()(logits, torch.tensor([[1.0, 0.0]]), torch.tensor([[True], [False]]))
     assert terms.category.item() == pytest.approx(math.log(2), abs=1e-6)
     assert terms.structure.item() == pytest.approx(0, abs=1e-6)  # a single prototype cannot be missed
+
+
+@pytest.mark.parametrize("structure", ["contrastive", "cross_entropy"])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_a_cell_of_several_prototypes_is_as_likely_as_their_mean(structure, shifted):
+    logits, _, abnormal, cells = random_case(5, shifted)
+    draws = torch.randn(16 if shifted else 9, 3, 8, generator=torch.Generator().manual_seed(6))
+    assignment = torch.softmax(draws * 2, dim=-1)
+    loss = TokenContrastiveLoss(structure, student_temperature=TAU_S, temperature=0.5)
+    terms = loss(logits, assignment, abnormal, cells if shifted else None)
+    for value, expected in zip(terms, slow_terms(logits, assignment, abnormal, cells, structure, 0.5), strict=True):
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(
+            torch.autograd.grad(value, logits, retain_graph=True)[0],
+            torch.autograd.grad(expected, logits, retain_graph=True)[0],
+            atol=1e-5,
+            rtol=1e-4,
+        )
+
+
+def test_equal_prototypes_of_a_cell_are_as_one():
+    logits, assignment, abnormal, _ = random_case(6, shifted=False)
+    one = TokenContrastiveLoss()(logits, assignment, abnormal)
+    several = TokenContrastiveLoss()(logits, assignment[:, None].expand(-1, 4, -1), abnormal)
+    torch.testing.assert_close(one, several)
 
 
 def test_own_cell_accuracy_counts_the_nearest_prototype():

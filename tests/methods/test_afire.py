@@ -169,7 +169,7 @@ def test_every_optional_term_equals_a_slow_reference(shift):
     published, ours = {"structure", "category", "restoration"}, {"match", "class", "lesion", "latent", "koleo"}
     assert set(method.loss_weights) == published | ours
     assert method.loss_weights["lesion"] == 0.5
-    method.prototypes.prototypes.copy_(torch.rand(len(method.prototypes.prototypes), 16) * 2 - 1)
+    method.prototypes.prototypes.copy_(torch.rand(method.prototypes.prototypes.shape) * 2 - 1)
     method.class_loss.center.copy_(torch.rand(8) * 0.1)
     center = method.class_loss.center.clone()
     images, uniforms = smooth_images(3, method.canvas_size), uniforms_for(method, 3)
@@ -189,7 +189,7 @@ def test_every_optional_term_equals_a_slow_reference(shift):
             lesion.append(F.binary_cross_entropy_with_logits(seen_lesion[i, 1 + j], share) / 2)
             for k in range(16):
                 if teacher_cells[i, k] == cells[i, j] and not v.abnormal[i, j] and not v.ambiguous[i, j]:
-                    prototype = prototypes[cells[i, j]]
+                    prototype = min(prototypes[cells[i, j]], key=lambda p: float((taught[i, k] - p).norm()))
                     target = torch.softmax((taught[i, k] - prototype) / 0.04, 0)
                     match.append(-(target * torch.log_softmax((seen[i, j] - prototype) / 0.1, 0)).sum())
                 if teacher_cells[i, k] == cells[i, j] and v.abnormal[i, j]:

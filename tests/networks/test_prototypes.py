@@ -124,9 +124,59 @@ def test_assignment_is_the_sinkhorn_of_the_prototypes_with_the_banks_settings():
 
 
 def test_output_that_does_not_fit_the_bank_is_refused_with_both_shapes():
-    with pytest.raises(AfireError, match=r"4 prototypes of width 3.*\(2, 5, 3\)"):
+    with pytest.raises(AfireError, match=r"4 cells with prototypes of width 3.*\(2, 5, 3\)"):
         PrototypeBank(4, 3).update(torch.zeros(2, 5, 3))
     with pytest.raises(AfireError, match=r"width 3.*\(2, 4, 7\)"):
         PrototypeBank(4, 3).update(torch.zeros(2, 4, 7))
     with pytest.raises(AfireError, match=r"got 1.0"):
         PrototypeBank(4, 3, momentum=1.0)
+
+
+@pytest.mark.parametrize("shifted", [False, True], ids=["published", "grid-shifted"])
+@pytest.mark.parametrize("replace", [True, False])
+def test_of_several_prototypes_a_token_moves_the_nearest_and_at_first_images_take_turns(shifted, replace):
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.rand(7, 6, 5, generator=generator) * 2 - 1
+    cells = torch.stack([torch.randperm(9, generator=generator)[:6] if shifted else torch.arange(6) for _ in range(7)])
+    bank = PrototypeBank(9 if shifted else 6, 5, momentum=0.6, per_cell=3)
+    bank.prototypes.copy_(torch.rand(bank.prototypes.shape, generator=generator) * 2 - 1)
+    before = bank.prototypes.clone()
+    expected, taken = before.clone(), {}
+    for i in range(7):
+        for j in range(6):
+            cell = int(cells[i, j])
+            distances = [float((logits[i, j] - before[cell, m]).square().sum()) for m in range(3)]
+            m = i % 3 if replace else distances.index(min(distances))
+            taken.setdefault((cell, m), []).append(logits[i, j])
+            torch.testing.assert_close(
+                bank.of_tokens(logits, cells if shifted else None)[i, j], before[cell, distances.index(min(distances))]
+            )
+    for (cell, m), tokens in taken.items():
+        mean = torch.stack(tokens).mean(0)
+        expected[cell, m] = mean if replace else 0.6 * before[cell, m] + 0.4 * mean
+    bank.update(logits, cells if shifted else None, replace=replace)
+    torch.testing.assert_close(bank.prototypes, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_several_prototypes_are_balanced_all_together():
+    bank = PrototypeBank(6, 5, per_cell=2)
+    bank.prototypes.copy_(torch.rand(6, 2, 5, generator=torch.Generator().manual_seed(6)) * 2 - 1)
+    expected = slow_sinkhorn(bank.prototypes.reshape(12, 5), 0.05, 3).reshape(6, 2, 5)
+    torch.testing.assert_close(bank.assignment(), expected, atol=1e-5, rtol=0)
+
+
+def test_prototypes_find_two_kinds_of_people():
+    generator = torch.Generator().manual_seed(7)
+    kinds = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    bank = PrototypeBank(4, 3, per_cell=2)
+    for step in range(60):
+        kind = torch.randint(2, (16,), generator=generator)
+        tokens = kinds[kind][:, None] + 0.1 * torch.randn(16, 4, 3, generator=generator)
+        bank.update(tokens, replace=step < 5)
+    found = bank.prototypes.sort(dim=1).values  # either may come first
+    torch.testing.assert_close(found, kinds.sort(dim=0).values.expand(4, -1, -1), atol=0.15, rtol=0)
+
+
+def test_a_cell_without_prototypes_is_refused():
+    with pytest.raises(AfireError, match="at least 1 prototype, got per_cell 0"):
+        PrototypeBank(4, 3, per_cell=0)

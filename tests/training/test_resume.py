@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import warm
-from helpers import smooth_images, tiny_afire, tiny_trainer
+from helpers import full_afire, smooth_images, tiny_afire, tiny_trainer
 from ignite.engine import Events
 from training_runs import assert_same_state, run_or_stop
 
@@ -23,8 +23,10 @@ from afire_monai.training.checkpoint_keeper import CheckpointKeeper
 IMAGES = smooth_images(20, (48, 48))
 
 
-def train(folder: Path, epochs: int, resume: bool = False, stop_after: int | None = None, every: int = 0):
-    method = tiny_afire(shift=2)
+def train(
+    folder: Path, epochs: int, resume: bool = False, stop_after: int | None = None, every: int = 0, made=tiny_afire
+):
+    method = made(shift=2)
     keeper = CheckpointKeeper(folder, every_iterations=every, keep=2)
     trainer = tiny_trainer(method, IMAGES, epochs, handlers=[keeper], accumulation_steps=2)
     return run_or_stop(trainer, folder, resume, stop_after)
@@ -43,15 +45,16 @@ def test_four_epochs_equal_two_and_two(tmp_path):
         assert torch.equal(first[key]["exp_avg_sq"], second[key]["exp_avg_sq"])
 
 
-def test_resume_in_the_middle_of_an_epoch_takes_up_the_order_of_images(tmp_path):
-    whole = train(tmp_path / "whole", 3)
+@pytest.mark.parametrize("made", [tiny_afire, full_afire], ids=["plain", "every optional term"])
+def test_resume_in_the_middle_of_an_epoch_takes_up_the_order_of_images(tmp_path, made):
+    whole = train(tmp_path / "whole", 3, made=made)
     # epochs of 5 iterations, updates after the 2nd, 4th and 5th of each: iteration 8 asks for a checkpoint in the
     # middle of an update, so iteration 9 gets it
-    train(tmp_path / "parts", 3, stop_after=10, every=8)
+    train(tmp_path / "parts", 3, stop_after=10, every=8, made=made)
     found = find_checkpoint(tmp_path / "parts")
     assert found is not None
     assert found[1]["progress"]["iteration"] == 9
-    resumed = train(tmp_path / "parts", 3, resume=True, every=8)
+    resumed = train(tmp_path / "parts", 3, resume=True, every=8, made=made)
     assert resumed.state.iteration == 15
     expected, got = whole.method.state_dict(), resumed.method.state_dict()
     assert_same_state(expected, got)

@@ -68,9 +68,9 @@ def prototype_colours(prototypes: Tensor) -> NDArray[np.float64]:
 def draw_prototypes(prototypes: Tensor, grid: tuple[int, int], mean_image: Path | None, path: Path) -> Path:
     """Draw the prototypes' colours on the grid of cells, beside and over the mean picture if there is one.
 
-    The grid has as many cells as there are prototypes (N, K).
+    The grid has as many cells as there are prototypes (N, K); of several a cell, (N, M, K), the mean is drawn.
     """
-    colours = prototype_colours(prototypes).reshape(*grid, 3)
+    colours = prototype_colours(prototypes.view(len(prototypes), -1, prototypes.shape[-1]).mean(1)).reshape(*grid, 3)
     mean = None if mean_image is None else np.asarray(Image.open(mean_image).convert("L")) / 255
     figure = new_figure(9.3 if mean is not None else 3.2, 3.3)
     axes = figure.subplots(1, 3 if mean is not None else 1, squeeze=False)[0]
