@@ -185,6 +185,8 @@ class AFiRe(Method):
     student: AFiReStudent
     teacher: AFiReTeacher
     prototypes: PrototypeBank
+    token_loss: TokenContrastiveLoss
+    restoration_loss: RestorationLoss
     lesion: SyntheticLesionMaskd | None
 
     def __init__(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from afire_monai.losses import own_cell_accuracy
+from afire_monai.losses import RestorationLoss, TokenContrastiveLoss, own_cell_accuracy
 from afire_monai.losses.token_contrastive import cell_indices, similarities
-from afire_monai.networks import ViTEncoder
+from afire_monai.methods.grid_shift import GridShift
+from afire_monai.networks import PrototypeBank, TokenHead, ViTEncoder
 
 
 def feature_std_ratio(tokens: Tensor) -> float:
@@ -93,20 +94,57 @@ def shortcut_in_words(figures: dict[str, float]) -> str | None:
     return f"Position shortcut: none; without the anatomy the structure loss is higher by {gap:.3f} (real {real:.3f})."
 
 
-class TokenMethod(Protocol):
-    """What :func:`measure_health` needs of a method: networks and losses of AFiRe."""
+class TokenStudent(Protocol):
+    """What :func:`measure_health` needs of a student (`AFiReStudent`)."""
 
-    student: Any
-    prototypes: Any
-    token_loss: Any
-    restoration_loss: Any
-    grid_shift: Any
+    encoder: ViTEncoder
+    head: TokenHead
+
+    def __call__(self, twin: Tensor, abnormal: Tensor) -> tuple[Tensor, ...]:
+        """Return token logits (B, L, K), the restored image (B, C, H, W) in normalised units, and what may follow."""
+
+
+class TokenViews(Protocol):
+    """What :func:`measure_health` needs of the views of one step (`AFiReViews`)."""
+
+    @property
+    def twin(self) -> Tensor:
+        """Images with lesions, (B, C, H, W)."""
+
+    @property
+    def clean(self) -> Tensor:
+        """The same without."""
+
+    @property
+    def abnormal(self) -> Tensor:
+        """Cells with lesion, (B, L) bool."""
+
+    @property
+    def ambiguous(self) -> Tensor:
+        """Cells with too little of one, (B, L) bool."""
+
+    @property
+    def cells(self) -> Tensor | None:
+        """Canvas cell of each token, (B, L) int64; None where token l shows cell l."""
+
+
+class TokenMethod(Protocol):
+    """What :func:`measure_health` needs of a method (`AFiRe`)."""
+
+    prototypes: PrototypeBank
+    token_loss: TokenContrastiveLoss
+    restoration_loss: RestorationLoss
+    grid_shift: GridShift
+
+    @property
+    def student(self) -> TokenStudent:
+        """Encoder, head and decoder."""
 
     @property
     def export_encoder(self) -> ViTEncoder:
         """The teacher's encoder."""
 
-    def views(self, images: Tensor, uniforms: Tensor) -> Any:
+    def views(self, images: Tensor, uniforms: Tensor) -> TokenViews:
         """Return what student and teacher see in one step."""
 
 
