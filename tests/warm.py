@@ -9,6 +9,7 @@ the environment does to it), start an interpreter.
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -83,6 +84,7 @@ class Program:
 
 def run_program(words: list[str], folder: str, environment: dict[str, str], log: str) -> None:
     """Be the program: the first function of the new process."""
+    gc.freeze()  # its collections need not go through the libraries
     if "RANK" in os.environ:
         Path(f"{log}.{os.environ['RANK']}.pid").write_text(str(os.getpid()))
     rank = {name: value for name, value in os.environ.items() if name.startswith(RANK)}

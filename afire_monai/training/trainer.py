@@ -139,9 +139,11 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
 
     def _unwrap_student(self) -> None:
         """Let go of the distributed wrapper: one that outlives its process group can abort the process at exit."""
+        wrapped = self._student is not self.method.student
         self.method.call_student_through(self.method.student)
         self._student = self.method.student
-        gc.collect()
+        if wrapped:
+            gc.collect()
 
     # progress -------------------------------------------------------------------------------------------------------
 
