@@ -19,7 +19,7 @@ from monai.handlers import MLFlowHandler
 
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError
-from afire_monai.core.files import whole_file
+from afire_monai.training.run_stores import make_store
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric  # a training with use_mlflow false runs where MLflow is not installed
@@ -226,7 +226,7 @@ def mlflow_handler(
         if base.is_file():
             _follow_artifacts(base)
         else:
-            _make_store(base)
+            make_store(base)
     return RunTracker(
         tracking_uri=tracking_uri or f"sqlite:///{base}",
         iteration_log=_due(every, seconds),
@@ -251,16 +251,6 @@ def _due(every: int, seconds: float) -> Callable[[Any, int], bool]:
         return True
 
     return due
-
-
-def _make_store(base: Path) -> None:
-    """Make an SQLite store that takes its name when it is whole: one that was killed in between never opens again."""
-    import mlflow
-
-    with whole_file(base) as part:
-        for left in (part, part.with_name(f"{part.name}-journal")):
-            left.unlink(missing_ok=True)
-        mlflow.MlflowClient(f"sqlite:///{part}").search_experiments(max_results=1)
 
 
 def _follow_artifacts(base: Path) -> None:

@@ -138,12 +138,13 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         self._student = student
 
     def _unwrap_student(self) -> None:
-        """Let go of the distributed wrapper: one that outlives its process group can abort the process at exit."""
-        wrapped = self._student is not self.method.student
+        """Let go of the distributed wrapper and of the loader's processes, which stand in cycles of objects.
+
+        A wrapper that outlives its process group can abort the process at exit.
+        """
         self.method.call_student_through(self.method.student)
         self._student = self.method.student
-        if wrapped:
-            gc.collect()
+        gc.collect()
 
     # progress -------------------------------------------------------------------------------------------------------
 

@@ -14,12 +14,14 @@ import mlflow
 import pytest
 
 from afire_monai.core.errors import AfireError
-from afire_monai.training.run_stores import CombinedStore, find_stores, show_runs
+from afire_monai.training.run_stores import CombinedStore, find_stores, make_store, show_runs
 
 
 def log(folder, experiment, losses, note="first"):
     """Write a run with MLflow's own client, as a pre-training does; return its id."""
     folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "mlflow.db").exists():
+        make_store(folder / "mlflow.db")
     client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     known = client.get_experiment_by_name(experiment)
     place = known.experiment_id if known else client.create_experiment(experiment, (folder / "mlruns").as_uri())
@@ -34,12 +36,11 @@ def log(folder, experiment, losses, note="first"):
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory):
-    """Two experiments under one number, and one experiment in two stores; and an empty store, slow to make."""
+    """Two experiments under one number, and one experiment in two stores; and an empty store."""
     folder = tmp_path_factory.mktemp("logged")
     first = log(folder / "runs/a", "pretraining", [3.0, 2.0, 1.0])
     second = log(folder / "runs/b", "finetuning", [0.5])
     third = log(folder / "runs/deep/c", "pretraining", [4.0])
-    mlflow.MlflowClient(f"sqlite:///{folder / 'all.db'}").search_experiments()
     return folder, (first, second, third)
 
 
