@@ -139,6 +139,13 @@ def test_connections_that_end_in_the_middle_lose_nothing(tmp_path):
         assert set(pacs.stored) == {str(d.SOPInstanceUID) for d in held}
 
 
+def test_the_end_of_a_message_does_not_wait_for_its_beginning_to_be_confirmed():
+    with fake_pacs() as pacs, client(pacs.address) as archive:
+        assert archive.store(small(0))
+        connection = archive._open["store"].dul.socket.socket
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 class LateAfterWait(threading.Event):
     """Its waiter loses the processor just after it was let through."""
 

@@ -162,7 +162,8 @@ def application(aet: str, timeout: float) -> ApplicationEntity:
 def limit_connection(event: Any, timeout: float, largest: int = LARGEST_OBJECT) -> None:
     """Bound what a connection that was just opened may send: time for each PDU, its size, and bytes of an object.
 
-    pynetdicom itself would read a PDU of any length into memory. Beyond the limits the connection is closed.
+    pynetdicom itself would read a PDU of any length into memory. Beyond the limits the connection is closed. What is
+    sent leaves at once: the end of a message would otherwise wait 40 ms until the other side confirms its beginning.
 
     Args:
         event: EVT_CONN_OPEN of pynetdicom.
@@ -172,6 +173,7 @@ def limit_connection(event: Any, timeout: float, largest: int = LARGEST_OBJECT) 
     plain = event.assoc.dul.socket
     connection = plain.socket
     connection.settimeout(timeout)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     event.assoc.afire_received = 0
 
     def receive(count: int) -> bytearray:
