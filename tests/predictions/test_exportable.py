@@ -103,6 +103,11 @@ def test_exported_detector_ranks_images_as_predict_does(model, scans, tmp_path, 
     assert torch.allclose(score, expected.score, atol=1e-4)
     assert torch.allclose(percentile.double(), expected.percentile)
     assert torch.allclose(heat, expected.heat, atol=1e-4)
+    if form == "torch_export":  # all crops go through one encoder
+        targets = [str(node.target) for node in torch.export.load(file).graph.nodes]
+        restored = scorer.detector.restorer.decoder.config["depth"] * ("residual" in parts)
+        # a block of the decoder has two: among its tokens, and with the encoder's
+        assert sum("attention" in target for target in targets) == scorer.detector.encoder.depth + 2 * restored
 
 
 def test_images_of_a_list_are_compared_at_the_networks_size(scans):

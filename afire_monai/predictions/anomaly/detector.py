@@ -181,8 +181,10 @@ class AnomalyDetector(nn.Module):
             for block, kept in outputs.items():
                 module = self.encoder.attribution_layer(block, class_token=False)
                 hooks.enter_context(module.register_forward_hook(lambda _, __, output, kept=kept: kept.append(output)))
-            # one crop of all images after the other: a third faster on a CPU, whose cache they fill otherwise
-            seen = torch.cat([self.encoder(some) for some in crops])
+            # one crop of all images after the other: a third faster on a CPU, whose cache they fill otherwise; an
+            # exported graph holds the encoder once
+            groups = [torch.cat(list(crops))] if torch.compiler.is_exporting() else crops
+            seen = torch.cat([self.encoder(some) for some in groups])
         return seen, {block: self._patch_tokens(torch.cat(kept).float()) for block, kept in outputs.items()}
 
     def _patch_tokens(self, output: Tensor) -> Tensor:
