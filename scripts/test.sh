@@ -10,6 +10,6 @@ ruff check .
 ruff format --check .
 mypy
 lint-imports
-# two workers with one thread each: torch would otherwise start a thread per core in each of them;
-# each takes a half in order, which makes the fixtures of a file once, and then from what the other has left
-OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" pytest -n 2 --dist worksteal "$@"
+# three workers with one thread each (torch would otherwise start a thread per core in each of them): some tests wait;
+# each takes a part in order, which makes the fixtures of a file once, and then from what the others have left
+OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" pytest -n 3 --dist worksteal "$@"
