@@ -36,7 +36,7 @@ def log(folder, experiment, losses, note="first"):
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory):
-    """Two experiments under one number, and one experiment in two stores; and an empty store."""
+    """Two experiments under one number, and one experiment in two stores."""
     folder = tmp_path_factory.mktemp("logged")
     first = log(folder / "runs/a", "pretraining", [3.0, 2.0, 1.0])
     second = log(folder / "runs/b", "finetuning", [0.5])
