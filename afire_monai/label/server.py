@@ -24,6 +24,7 @@ from monailabel.endpoints import activelearning, datastore, infer, info, model, 
 from monailabel.endpoints.user.auth import RBAC
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
 from monailabel.interfaces.utils.app import app_instance
+from monailabel.utils.async_tasks.utils import tasks
 from monailabel.utils.others.generic import remove_file
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -40,6 +41,8 @@ from afire_monai.label.work_page import WorkPage
 logger = logging.getLogger(__name__)
 
 Params = Annotated[dict[str, Any] | None, Body()]
+
+_submitting = threading.Lock()  # held from the look for a training to the submission of another
 
 
 class ErrorsInWords:
@@ -166,9 +169,17 @@ def _dicom_seg(app: Any, background: BackgroundTasks, model: str, image: str, as
 
 
 def run_training(model: str, params: Params = None, run_sync: bool = False, enqueue: bool = False) -> Any:
-    """Train; what cannot be trained is refused in words before a process is started."""
+    """Train; what cannot be trained is refused in words before a process is started.
+
+    MONAI Label sees a training only once its process runs, so a second click that comes before would train twice.
+    """
     app_instance().check_training(model)
-    return train.run_model(model, params, run_sync, enqueue)
+    if run_sync:
+        return train.run_model(model, params, run_sync, enqueue)
+    with _submitting:
+        if not enqueue and any(task["status"] in ("SUBMITTED", "RUNNING") for task in tasks("train")):
+            raise HTTPException(429, "a training is running already; wait for its end, stop it, or set enqueue=true")
+        return train.run_model(model, params, run_sync, enqueue)
 
 
 def run_all_training(params: Params = None, run_sync: bool = False) -> Any:
