@@ -94,6 +94,12 @@ def bootstrap_auroc(labels: NDArray, scores: NDArray, groups: NDArray, repeats: 
 
     Labels (n,) are 0 or 1, and higher scores (n,) mean positive; draws that miss a class are left out. Raises
     AfireError if a class is missing or lengths differ.
+
+    Example:
+        >>> import numpy as np
+        >>> labels, scores = np.array([0, 0, 1, 1] * 10), np.array([0.1, 0.4, 0.3, 0.8] * 10)
+        >>> bootstrap_auroc(labels, scores, groups=np.arange(40)).value
+        0.75
     """
     return _interval(labels, [np.asarray(scores, dtype=np.float64)], groups, repeats, seed)
 

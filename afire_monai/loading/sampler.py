@@ -26,6 +26,12 @@ class EpochSampler(Sampler[int]):
 
     Raises:
         DataListError: if there are fewer images than one step of all processes needs.
+
+    Example:
+        >>> sampler = EpochSampler(range(10), batch_size=4, seed=0)
+        >>> order = list(sampler)
+        >>> len(order), len(set(order))  # two whole batches; two images wait for another epoch
+        (8, 8)
     """
 
     def __init__(self, dataset: Sized, batch_size: int, seed: int = 0) -> None:

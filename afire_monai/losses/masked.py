@@ -21,6 +21,12 @@ class MaskedBCELoss(nn.Module):
 
     Raises:
         AfireError: for a weight that is not above zero, or a smoothing outside 0…1.
+
+    Example:
+        >>> import torch
+        >>> target = torch.tensor([[1.0, float("nan")]])  # the second label is not known
+        >>> round(MaskedBCELoss()(torch.zeros(1, 2), target).item(), 4)  # log 2
+        0.6931
     """
 
     weight: Tensor | None
@@ -72,6 +78,14 @@ class MaskedDiceCELoss(nn.Module):
     Args:
         dice_weight: weight of the Dice term.
         ce_weight: weight of the cross-entropy.
+
+    Example:
+        >>> import torch
+        >>> target = torch.zeros(1, 1, 4, 4)
+        >>> target[..., :2] = 1
+        >>> terms = MaskedDiceCELoss()(torch.where(target > 0, 20.0, -20.0), target)  # a sure and right answer
+        >>> {name: round(term.item(), 3) for name, term in terms.items()}
+        {'dice': 0.0, 'cross_entropy': 0.0}
     """
 
     def __init__(self, dice_weight: float = 1.0, ce_weight: float = 1.0) -> None:

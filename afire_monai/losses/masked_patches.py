@@ -31,6 +31,14 @@ class MaskedPatchLoss(nn.Module):
     Args:
         patch_size: side P of a patch in pixels.
         normalise: compare with each patch's own normalised pixels (MAE's better-performing form).
+
+    Example:
+        >>> import torch
+        >>> images = torch.ones(1, 1, 4, 4)
+        >>> images[..., 2:] = 3  # right half; no masked patch lies there
+        >>> masked = torch.tensor([[True, False, True, False]])
+        >>> MaskedPatchLoss(patch_size=2, normalise=False)(torch.zeros(1, 1, 4, 4), images, masked).item()
+        1.0
     """
 
     def __init__(self, patch_size: int, normalise: bool = True) -> None:

@@ -19,6 +19,14 @@ class RestorationLoss(nn.Module):
 
     Raises:
         AfireError: if the weight is not above zero.
+
+    Example:
+        >>> import torch
+        >>> restored, target = torch.zeros(1, 1, 2, 4), torch.tensor([[[[1.0, 1, 3, 3]] * 2]])
+        >>> abnormal = torch.tensor([[False, True]])
+        >>> loss = RestorationLoss(abnormal_weight=3)
+        >>> loss(restored, target, abnormal, grid=(1, 2)).item()  # (1 · 1² + 3 · 3²) / (1 + 3)
+        7.0
     """
 
     def __init__(self, abnormal_weight: float = 1.0) -> None:

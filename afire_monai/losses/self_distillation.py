@@ -20,6 +20,13 @@ class SelfDistillationLoss(nn.Module):
 
     Raises:
         AfireError: for a width below 2, a temperature that is not above 0, or a momentum outside 0…1.
+
+    Example:
+        >>> import torch
+        >>> loss = SelfDistillationLoss(dim=4)
+        >>> views = torch.zeros(2, 3, 4)  # two views of three images
+        >>> round(loss(views, views).item(), 4)  # log 4: nothing is told apart yet
+        1.3863
     """
 
     center: Tensor

@@ -92,6 +92,15 @@ class TokenContrastiveLoss(nn.Module):
 
     Raises:
         AfireError: for an unknown reading or a temperature that is not above zero.
+
+    Example:
+        >>> import torch
+        >>> loss = TokenContrastiveLoss()
+        >>> logits, assignment = torch.eye(4)[None], torch.eye(4)  # four cells; each token lies on its own prototype
+        >>> abnormal = torch.zeros(1, 4, dtype=torch.bool)
+        >>> right, wrong = loss(logits, assignment, abnormal), loss(logits.roll(1, dims=1), assignment, abnormal)
+        >>> bool(right.structure < wrong.structure), right.category.item()  # no abnormal token, so no category term
+        (True, 0.0)
     """
 
     def __init__(

@@ -27,6 +27,14 @@ class TokenMatchLoss(nn.Module):
 
     Raises:
         AfireError: for a temperature that is not above zero.
+
+    Example:
+        >>> import torch
+        >>> loss = TokenMatchLoss()
+        >>> teacher, prototypes = torch.eye(4)[None], torch.zeros(1, 4, 4)
+        >>> matched = torch.ones(1, 4, dtype=torch.bool)
+        >>> bool(loss(teacher, teacher, prototypes, matched) < loss(-teacher, teacher, prototypes, matched))
+        True
     """
 
     def __init__(self, student_temperature: float = 0.1, teacher_temperature: float = 0.04) -> None:

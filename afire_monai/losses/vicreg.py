@@ -36,6 +36,13 @@ class VICRegLoss(nn.Module):
 
     Raises:
         AfireError: for a value that is not above 0.
+
+    Example:
+        >>> import torch
+        >>> same = torch.ones(8, 3)
+        >>> terms = VICRegLoss()(same, same)  # two views that agree because all is one: the variance term sees it
+        >>> [round(term.item(), 2) for term in terms]
+        [0.0, 0.99, 0.0]
     """
 
     def __init__(self, target: float = 1.0, eps: float = 1e-4) -> None:

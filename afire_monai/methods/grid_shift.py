@@ -17,6 +17,11 @@ class GridShift(nn.Module):
         grid: rows and columns (h, w) of the crop, in cells.
         patch_size: side P of a cell in pixels.
         shift: s; the canvas has h + s by w + s cells. 0 crops nothing.
+
+    Example:
+        >>> shift = GridShift(grid=(4, 4), patch_size=16, shift=2)
+        >>> shift.canvas_grid, shift.canvas_size
+        ((6, 6), (96, 96))
     """
 
     def __init__(self, grid: tuple[int, int], patch_size: int, shift: int) -> None:

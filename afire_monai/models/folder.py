@@ -215,6 +215,13 @@ def load_encoder(path: str | Path | None = None, **overrides: Any) -> Encoder:
     Raises:
         CheckpointError: if a file is missing or damaged, or weights and description do not fit.
         AfireError: for an override that the encoder's class does not have.
+
+    Example:
+        >>> import torch
+        >>> encoder = load_encoder()  # the one that comes with the package
+        >>> with torch.inference_mode():
+        ...     encoder(torch.rand(1, 1, 224, 224)).shape
+        torch.Size([1, 197, 384])
     """
     path = shipped_folder() if path is None else path
     tensors, description = load_module_files(path)

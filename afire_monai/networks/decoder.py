@@ -28,6 +28,13 @@ class AnomalyRestorationDecoder(RecomputedBlock, nn.Module):
         num_heads: attention heads.
         mlp_ratio: hidden width of each MLP as a multiple of ``dim``.
         layer_norm_eps: ε of the layer norms; released weights need 1e-5.
+
+    Example:
+        >>> import torch
+        >>> decoder = AnomalyRestorationDecoder(in_dim=48, grid=(4, 4), patch_size=16, dim=32, depth=1, num_heads=4)
+        >>> tokens, abnormal = torch.rand(2, 17, 48), torch.zeros(2, 16, dtype=torch.bool)
+        >>> decoder(tokens, abnormal).shape
+        torch.Size([2, 1, 64, 64])
     """
 
     positions: Tensor

@@ -70,6 +70,12 @@ class ViTEncoder(RecomputedBlock, Encoder):
 
     Raises:
         AfireError: if the image size is not a multiple of the patch size, or a value is out of range.
+
+    Example:
+        >>> import torch
+        >>> encoder = ViTEncoder(image_size=64, patch_size=16, embed_dim=48, depth=2, num_heads=3)
+        >>> encoder(torch.rand(2, 1, 64, 64)).shape  # class token first, then the 4 x 4 cells row by row
+        torch.Size([2, 17, 48])
     """
 
     positions: Tensor

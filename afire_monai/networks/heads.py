@@ -26,6 +26,12 @@ class TokenHead(nn.Module):
         out_dim: K, the number of prototype dimensions.
         hidden_dim: width of the MLP.
         bottleneck_dim: width after the MLP.
+
+    Example:
+        >>> import torch
+        >>> cosines = TokenHead(in_dim=48, cells=None, out_dim=32)(torch.rand(2, 16, 48))
+        >>> cosines.shape, bool(cosines.abs().max() <= 1)
+        (torch.Size([2, 16, 32]), True)
     """
 
     def __init__(

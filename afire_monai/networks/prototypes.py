@@ -72,6 +72,13 @@ class PrototypeBank(nn.Module):
 
     Raises:
         AfireError: for a momentum outside 0…1 or no prototype a cell.
+
+    Example:
+        >>> import torch
+        >>> bank = PrototypeBank(cells=16, dim=8)
+        >>> bank.update(torch.nn.functional.normalize(torch.rand(4, 16, 8), dim=-1))  # of a teacher, for four images
+        >>> bank.assignment().shape
+        torch.Size([16, 8])
     """
 
     #: (N, K), or (N, M, K) for M above 1

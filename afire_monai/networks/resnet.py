@@ -62,6 +62,11 @@ class ResNetEncoder(Encoder):
     Raises:
         AfireError: for another patch size, an image size that is no multiple of it, or numbers of blocks that are not
             four.
+
+    Example:
+        >>> import torch
+        >>> ResNetEncoder(image_size=64, blocks=(1, 1, 1, 1))(torch.rand(2, 1, 64, 64)).shape
+        torch.Size([2, 5, 512])
     """
 
     def __init__(

@@ -36,6 +36,12 @@ class SwinEncoder(Encoder):
 
     Raises:
         AfireError: for another patch size, numbers that are not four, or a window larger than the last map.
+
+    Example:
+        >>> import torch
+        >>> encoder = SwinEncoder(image_size=64, embed_dim=12, depths=(1, 1, 1, 1), heads=(1, 2, 4, 8), window=2)
+        >>> encoder(torch.rand(2, 1, 64, 64)).shape
+        torch.Size([2, 5, 96])
     """
 
     def __init__(

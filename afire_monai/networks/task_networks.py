@@ -51,6 +51,13 @@ class ViTClassifier(nn.Module):
 
     Raises:
         AfireError: for no label, a label named twice, or an unknown pooling.
+
+    Example:
+        >>> import torch
+        >>> from afire_monai.networks.encoder import ViTEncoder
+        >>> encoder = ViTEncoder(image_size=64, patch_size=16, embed_dim=48, depth=2, num_heads=3)
+        >>> ViTClassifier(encoder, labels=["Effusion", "Nodule"])(torch.rand(2, 1, 64, 64)).shape  # logits
+        torch.Size([2, 2])
     """
 
     calibration_scale: Tensor
@@ -154,6 +161,13 @@ class ViTSegmenter(nn.Module):
 
     Raises:
         AfireError: for no class, a class named twice, or a patch size that does not fit.
+
+    Example:
+        >>> import torch
+        >>> from afire_monai.networks.encoder import ViTEncoder
+        >>> encoder = ViTEncoder(image_size=64, patch_size=16, embed_dim=48, depth=2, num_heads=3)
+        >>> ViTSegmenter(encoder, classes=["lung"], width=4)(torch.rand(2, 1, 64, 64)).shape  # logits
+        torch.Size([2, 1, 64, 64])
     """
 
     def __init__(self, encoder: Encoder, classes: Sequence[str], width: int = 16) -> None:

@@ -105,6 +105,14 @@ class PredictionsWriter:
 
     Raises:
         AfireError: for label names that cannot be columns, or if the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with PredictionsWriter(folder, ["Effusion"], facts={}) as writer:
+        ...         writer.add(0, scores={"Effusion": 0.25})
+        ...     load_predictions(folder).scores
+        {'Effusion': array([0.25])}
     """
 
     def __init__(

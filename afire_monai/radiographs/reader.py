@@ -61,6 +61,16 @@ class RadiographReader(ImageReader):
         unfit: what to do with DICOM files that `judgement` finds to be no frontal chest radiograph for presentation
             (other parts, laterals, raw images, burned-in text, …): ``read`` them without a look, ``refuse`` them, or
             ``note`` it in the metadata. Other formats say nothing of it and are always read.
+
+    Example:
+        >>> import tempfile
+        >>> from monai.transforms import LoadImaged
+        >>> from PIL import Image
+        >>> with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        ...     Image.new("L", (40, 30), 51).save(file.name)
+        ...     picture = LoadImaged("image", reader=RadiographReader())({"image": file.name})["image"]
+        >>> tuple(picture.shape), round(picture.max().item(), 3)  # 51 of 255
+        ((1, 30, 40), 0.2)
     """
 
     def __init__(

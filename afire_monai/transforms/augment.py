@@ -28,6 +28,13 @@ class RadiographAugment(nn.Module):
 
     Raises:
         AfireError: for a value that is negative, or a probability above 1.
+
+    Example:
+        >>> import torch
+        >>> images, mask = torch.rand(2, 1, 64, 64), torch.ones(2, 1, 64, 64)
+        >>> changed, moved = RadiographAugment()(images, torch.rand(2, 8), mask)
+        >>> changed.shape, moved.shape
+        (torch.Size([2, 1, 64, 64]), torch.Size([2, 1, 64, 64]))
     """
 
     draws = 8
@@ -90,6 +97,12 @@ class ExposureChange(nn.Module):
 
     Raises:
         AfireError: for a value that is negative.
+
+    Example:
+        >>> import torch
+        >>> images = torch.rand(2, 1, 8, 8)
+        >>> torch.allclose(ExposureChange()(images, torch.full((2, 3), 0.5)), images, atol=1e-6)
+        True
     """
 
     #: uniform numbers that one image needs

@@ -68,6 +68,16 @@ class SyntheticLesionMask(Randomizable, Transform):
     Attributes:
         draws: how many uniform numbers one image takes.
         record: what made the last single image's twin; give it to `replay`.
+
+    Example:
+        >>> import torch
+        >>> make = SyntheticLesionMask()
+        >>> make.set_random_state(seed=0) is make
+        True
+        >>> image = torch.rand(1, 64, 64)
+        >>> twin, mask = make(image)
+        >>> mask.shape, bool((twin == image)[mask == 0].all())
+        (torch.Size([1, 64, 64]), True)
     """
 
     backend = [TransformBackends.TORCH]  # noqa: RUF012 - MONAI reads it as a class attribute
@@ -171,6 +181,11 @@ class SyntheticLesionMaskd(MapTransform, Randomizable):
 
     Raises:
         RadiographError: more than one key, or an output key that is the image's.
+
+    Example:
+        >>> import torch
+        >>> sorted(SyntheticLesionMaskd("image")({"image": torch.rand(1, 64, 64)}))
+        ['image', 'mask', 'twin']
     """
 
     backend = SyntheticLesionMask.backend

@@ -75,6 +75,11 @@ class ViewAugment(nn.Module):
 
     Raises:
         AfireError: for a range that is empty or outside its bounds, or a probability outside 0…1.
+
+    Example:
+        >>> import torch
+        >>> ViewAugment(output_size=32)(torch.rand(2, 1, 64, 64), torch.rand(2, 11)).shape
+        torch.Size([2, 1, 32, 32])
     """
 
     #: uniform numbers that one image needs

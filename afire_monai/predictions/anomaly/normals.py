@@ -25,6 +25,12 @@ class CellGaussian(nn.Module):
 
     Raises:
         ValueError: if shapes do not fit.
+
+    Example:
+        >>> import torch
+        >>> judge = CellGaussian(mean=torch.zeros(4, 2), whitening=torch.eye(2))  # four cells
+        >>> judge.distance(torch.tensor([[[3.0, 4.0]] * 4]))
+        tensor([[5., 5., 5., 5.]])
     """
 
     mean: Tensor
@@ -169,6 +175,12 @@ class CellNeighbours(nn.Module):
 
     Raises:
         ValueError: if shapes do not fit.
+
+    Example:
+        >>> import torch
+        >>> bank = torch.eye(2)[:, None]  # one normal token in each of two cells
+        >>> CellNeighbours(bank, canvas=(1, 2), nearest=1).distance(torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]))
+        tensor([[0., 1.]])
     """
 
     bank: Tensor
