@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hospital_files import radiograph
 
 from afire_monai.cli import main as cli
 from afire_monai.cli.arguments import parse
@@ -63,3 +64,12 @@ def test_every_import_that_a_page_shows_works(page):
 def test_every_file_that_the_readme_names_is_there():
     named = re.findall(r"(?:bundle/configs|scripts)/[\w.]+", README) + re.findall(r"\]\((?!http)([^)]+)\)", README)
     assert [name for name in dict.fromkeys(named) if not (ROOT / name).exists()] == []
+
+
+def test_the_readmes_first_lines_of_python_give_the_tokens_that_they_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    radiograph().save_as("chest.dcm", enforce_file_format=True)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert tuple(names["tokens"].shape) == (1, 197, 384)
