@@ -407,7 +407,7 @@ def descriptions(package: Package) -> Outcome:
 
 
 def run(checkout: Path, cases: Path, wanted: Iterable[str]) -> dict[str, Outcome]:
-    """Give the inputs to one checkout of the package."""
+    """Feed the inputs to one checkout of the package."""
     with tempfile.TemporaryDirectory() as folder:
         package = Package(checkout, cases, Path(folder))
         return {name: CHECKS[name](package) for name in wanted}

@@ -79,7 +79,7 @@ def train_command(method: str, images: str, folder: Path, epochs: int, seed: int
 
 
 def chosen_methods(args: argparse.Namespace) -> dict[str, int]:
-    """Give the epochs of each chosen method; ends the program for what cannot be meant, before anything is trained."""
+    """Return the epochs of each chosen method; end the program, before anything is trained, if one makes no sense."""
     if args.images is None or not Path(args.images).is_file():
         raise SystemExit(f"--images {args.images}: no such file; a data list of normal training images is expected")
     chosen = {}
@@ -126,7 +126,7 @@ def pretrain(args: argparse.Namespace) -> None:
 
 
 def finished(out: Path) -> list[tuple[str, int, Path]]:
-    """Give name, seed and model folder of every encoder that is there, in the order of METHODS."""
+    """Return name, seed and model folder of every encoder that is there, in the order of METHODS."""
     paths = [p for p in out.glob("*/*/models/encoder.safetensors") if p.parts[-3].isdecimal()]  # not those of `cost`
     found = [(p.parts[-4], int(p.parts[-3]), p.parent) for p in paths]
     order = [*METHODS, *FRESH]

@@ -23,7 +23,7 @@ Draws = dict[tuple[str, str, str], dict[str, Seeds]]  # (kind, task, what) -> me
 
 
 def classification_truth(row: dict[str, Any], saved: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Give targets (n, C) and patients of a fine-tuning's test images."""
+    """Return targets (n, C) and patients of a fine-tuning's test images."""
     from afire_monai.datalists.targets import target_matrix
 
     content = load_datalist(row["datalist"])
@@ -33,13 +33,13 @@ def classification_truth(row: dict[str, Any], saved: Any) -> tuple[np.ndarray, n
 
 
 def auroc_draws(truth: np.ndarray, scores: np.ndarray, groups: np.ndarray, repeats: int = REPEATS) -> np.ndarray:
-    """Give (C, 1 + repeats): AUROC of the sample and of draws of patients."""
+    """Return (C, 1 + repeats): AUROC of the sample and of draws of patients."""
     levels = np.full(truth.shape[1], 0.5)
     return figure_draws(truth, scores.astype(float), groups, levels, ("auroc",), repeats, 0)["auroc"]
 
 
 def mean_draws(values: np.ndarray, groups: np.ndarray, repeats: int = REPEATS) -> np.ndarray:
-    """Give (1 + repeats,): mean over cases of the sample and of draws of patients; NaN cases are left out."""
+    """Return (1 + repeats,): mean over cases of the sample and of draws of patients; NaN cases are left out."""
     known = ~np.isnan(values)
     weights = np.concatenate([*patient_weights(groups, repeats, 0)])[:, known]
     draws: np.ndarray = weights @ values[known] / weights.sum(1)
@@ -47,7 +47,7 @@ def mean_draws(values: np.ndarray, groups: np.ndarray, repeats: int = REPEATS) -
 
 
 def row_draws(row: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:
-    """Give the draws of all figures of one result, by name."""
+    """Return the draws of all figures of one result, by name."""
     kind, _, _, fraction, _ = row["key"].split("/")
     saved = np.load(folder / "scores" / f"{row['key'].replace('/', '_')}.npz")
     draws = {}
@@ -76,7 +76,7 @@ def collect(out: Path) -> Draws:
 
 
 def seed_mean(seeds: Seeds) -> np.ndarray:
-    """Give the mean over seeds, (1 + R,): of the values, and of each draw of patients with seeds drawn anew.
+    """Return the mean over seeds, (1 + R,): of the values, and of each draw of patients with seeds drawn anew.
 
     The same seeds are drawn each time, so that methods with as many stay paired.
     """
@@ -88,7 +88,7 @@ def seed_mean(seeds: Seeds) -> np.ndarray:
 
 
 def paired(seeds: Seeds, base: Seeds) -> Seeds:
-    """Give what ``seeds`` has more than ``base``, with the seeds that both have."""
+    """Return what ``seeds`` has more than ``base``, with the seeds that both have."""
     return {seed: seeds[seed] - base[seed] for seed in seeds.keys() & base.keys()}
 
 

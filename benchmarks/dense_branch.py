@@ -31,7 +31,7 @@ def literal(branch: DenseBranch, maps: list[Tensor], side: int = 64, cells: int 
 
 
 def saved_bytes(call: Callable[[], Tensor]) -> int:
-    """Give the size of the tensors that the backward pass of a call keeps, each storage once."""
+    """Return the size of the tensors that the backward pass of a call keeps, each storage once."""
     sizes: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:

@@ -207,7 +207,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def macro_draws(rows: list[dict[str, Any]], folder: Path) -> tuple[np.ndarray, list[float], int]:
-    """Give the macro AUROC of the sample and of each bootstrap draw, averaged over seeds; of each seed; labels."""
+    """Return the macro AUROC of the sample and of each bootstrap draw, averaged over seeds; of each seed; labels."""
     from afire_monai.datalists.file import load_datalist
     from afire_monai.datalists.targets import target_matrix
     from afire_monai.evaluation.metrics import figure_draws, macro_mean

@@ -39,7 +39,7 @@ SIDES = ("init_process_group", "join_group")
 
 
 def one_try(script: Path, side: str, seconds: float) -> tuple[str, int]:
-    """Give how a try ended, and how often the processes were started again."""
+    """Return how a try ended, and how often the processes were started again."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=3"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(

@@ -97,7 +97,7 @@ def run_script(script: str, folder: Path, *words: str, processes: int = 2) -> No
 
 
 def recorded_by_processes(made: str, folder: Path, processes: int = 2) -> list[dict[str, Any]]:
-    """Give what each process recorded of a training.
+    """Return what each process recorded of a training.
 
     Args:
         made: lines of Python that make ``trainer``.

@@ -150,10 +150,10 @@ class _Worker:
 
     def __init__(self, memory: int) -> None:
         context = multiprocessing.get_context("spawn")  # nothing of this process is copied, open files least of all
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, memory), daemon=True)
+        self.connection, remote = context.Pipe()
+        self.process = context.Process(target=_serve, args=(remote, memory), daemon=True)
         self.process.start()
-        theirs.close()
+        remote.close()
         self.queue: deque[Any] = deque()
         self.ready = False
         self.deadline = time.monotonic() + _START_SECONDS

@@ -121,7 +121,7 @@ def scores_of_other(cases: Cases, other: Predictions) -> NDArray[np.float64]:
             f"the predictions to compare with are of {_origin(other)}; {_named(cases.section, cases.sha256)} is "
             f"expected. {AGAIN}"
         )
-    shared, ours, theirs = np.intersect1d(cases.index, other.index, return_indices=True)
+    shared, ours, places = np.intersect1d(cases.index, other.index, return_indices=True)
     names = [name for name in cases.names if name in other.labels]
     if not len(shared) or (cases.names and not names):
         raise AfireError(
@@ -130,7 +130,7 @@ def scores_of_other(cases: Cases, other: Predictions) -> NDArray[np.float64]:
         )
     scores = np.full(cases.scores.shape, np.nan)
     for name in names:
-        scores[ours, cases.names.index(name)] = other.scores[name][theirs]
+        scores[ours, cases.names.index(name)] = other.scores[name][places]
     return scores
 
 

@@ -105,7 +105,7 @@ def evaluate_cases(
 ) -> dict[str, Any]:
     """Judge predictions that are already beside their data list; see :func:`evaluate_predictions`."""
     options = (repeats, seed)
-    theirs = None if other is None else scores_of_other(cases, other)
+    other_scores = None if other is None else scores_of_other(cases, other)
     parts: dict[str, Any] = {
         "labels": None,
         "anomaly": evaluate_anomaly(cases, predictions, other, *options),
@@ -125,9 +125,9 @@ def evaluate_cases(
             cases.items, cases.targets[:, found], cases.scores[:, found], cases.groups, cases.findings, thresholds,
             *options,
         )  # fmt: skip
-        if theirs is not None:
+        if other_scores is not None:
             parts["comparison"] = metrics.compare_labels(
-                cases.targets, cases.scores, theirs, *arguments, cases.findings, repeats=repeats, seed=seed
+                cases.targets, cases.scores, other_scores, *arguments, cases.findings, repeats=repeats, seed=seed
             )
     if not any(parts.values()):
         raise AfireError(

@@ -84,19 +84,19 @@ def find_traces(
         header = entry.header
         if header is None:
             continue
-        theirs = outputs.group_of(identity, header, entry.path, issuers)
+        owner = outputs.group_of(identity, header, entry.path, issuers)
         image = outputs.image_of(identity, header, entry.path)
         found.paths.add(entry.path)
-        if theirs != group and (not patient or header.patient_id.strip() != patient.strip()):
+        if owner != group and (not patient or header.patient_id.strip() != patient.strip()):
             found.others |= {image} if entry.reason == KEPT else set()
             continue
         found.numbers.append(entry.number)
         found.images.add(image)
-        found.groups.add(theirs)
+        found.groups.add(owner)
         found.uids |= {header.study_uid, header.series_uid, header.sop_uid} - {""}
         found.values |= {header.patient_id.strip(), header.accession, header.study_uid} - {""}
         found.values |= file_keys(entry.path, roots)
-        found.hashes |= {forgotten.patient(header, entry.path), forgotten.group(theirs)}
+        found.hashes |= {forgotten.patient(header, entry.path), forgotten.group(owner)}
     if len(found.groups) > 1:
         raise AfireError(
             f"{len(found.groups)} patients of different issuers have this PatientID; name one of them with --hash: "
@@ -200,9 +200,9 @@ def _without(path: Path, column: int, values: set[str], blank: bool) -> int:
         rows = list(csv.reader(file))
     kept, count = [], 0
     for row in rows:
-        theirs = len(row) > column and row[column].strip() in values
-        count += theirs
-        if not theirs:
+        of_patient = len(row) > column and row[column].strip() in values
+        count += of_patient
+        if not of_patient:
             kept.append(row)
         elif blank:
             kept.append([*row[:column], "", *row[column + 1 :]])
@@ -213,9 +213,9 @@ def _without(path: Path, column: int, values: set[str], blank: bool) -> int:
 
 def _include(private: Path, images: set[str]) -> int:
     excluded = Excluded(private)
-    theirs = excluded.images & images
+    removed = excluded.images & images
     excluded.keep(excluded.images - images)
-    return len(theirs)
+    return len(removed)
 
 
 def _rewrite_list(

@@ -255,33 +255,33 @@ def answer(task: str, shelf: ModelShelf, path: str | Path, request: Mapping[str,
     radiograph = image.seen_at(loaded.scorer.sizes)
     read = time.perf_counter()
     with loaded.lock:
-        said = loaded.scorer.score([radiograph])[0]
+        scored = loaded.scorer.score([radiograph])[0]
     inferred = time.perf_counter()
-    reply = _reply(task, said, loaded.scorer, image, request)
+    reply = _reply(task, scored, loaded.scorer, image, request)
     done = time.perf_counter()
     reply.params |= {"model_version": loaded.version, "warning": WARNING, **shelf.cautions(task)}
     reply.latencies = {"pre": read - start, "infer": inferred - read, "post": done - inferred}
     return reply
 
 
-def _reply(task: str, said: Answer, scorer: Scorer, image: StoredImage, request: Mapping[str, Any]) -> Reply:
-    params = {key: said.record[key] for key in ("labels", "anomaly", "heatmap") if said.record.get(key)}
+def _reply(task: str, scored: Answer, scorer: Scorer, image: StoredImage, request: Mapping[str, Any]) -> Reply:
+    params = {key: scored.record[key] for key in ("labels", "anomaly", "heatmap") if scored.record.get(key)}
     reply = Reply(params, image.grid)
     shape = image.grid.shape
-    if task == "segmentation" and said.masks is not None:
+    if task == "segmentation" and scored.masks is not None:
         names = list(scorer.segmenter.classes)
-        reply.rows = label_mask(said.masks, [place + 1 for place in range(len(names))], shape)
+        reply.rows = label_mask(scored.masks, [place + 1 for place in range(len(names))], shape)
         params["label_names"] = {name: place + 1 for place, name in enumerate(names)}
         share = [float((reply.rows == place + 1).mean()) for place in range(len(names))]
         params["share_of_image"] = dict(zip(names, share, strict=True))
-    elif task == "restoration" and said.restored is not None:
-        reply.rows = _to_size(said.restored, shape)
-    elif task == "anomaly_regions" and said.heatmap is not None:
+    elif task == "restoration" and scored.restored is not None:
+        reply.rows = _to_size(scored.restored, shape)
+    elif task == "anomaly_regions" and scored.heatmap is not None:
         threshold = _threshold(request)
-        reply.rows = (_to_size(said.heatmap, shape) >= threshold).astype(np.uint8)
+        reply.rows = (_to_size(scored.heatmap, shape) >= threshold).astype(np.uint8)
         params |= {"label_names": {"anomaly": 1}, "threshold": threshold}
-    elif said.heatmap is not None:
-        reply.rows = _to_size(said.heatmap, shape)
+    elif scored.heatmap is not None:
+        reply.rows = _to_size(scored.heatmap, shape)
     return reply
 
 

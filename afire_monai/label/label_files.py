@@ -166,9 +166,9 @@ def score_masks(shelf: ModelShelf, store: Store) -> dict[str, Any]:
             left_out += 1
             continue
         with loaded.lock:
-            said = loaded.scorer.score([image.seen_at(loaded.scorer.sizes)])[0]
-        assert said.masks is not None
-        drawn = label_mask(said.masks, list(classes.values()), image.grid.shape)
+            scored = loaded.scorer.score([image.seen_at(loaded.scorer.sizes)])[0]
+        assert scored.masks is not None
+        drawn = label_mask(scored.masks, list(classes.values()), image.grid.shape)
         count += 1
         for name, value in classes.items():
             total = int((truth == value).sum()) + int((drawn == value).sum())
@@ -194,7 +194,7 @@ def score_findings(shelf: ModelShelf, store: Store) -> dict[str, Any]:
 
     loaded = shelf.get("classification")
     names = loaded.scorer.labels
-    truth, said, left_out = [], [], 0
+    truth, probabilities, left_out = [], [], 0
     for saved in saved_labels(store, findings=True):
         try:
             findings = read_findings(saved.label, names)
@@ -205,10 +205,10 @@ def score_findings(shelf: ModelShelf, store: Store) -> dict[str, Any]:
         with loaded.lock:
             answer = loaded.scorer.score([image.seen_at(loaded.scorer.sizes)])[0]
         truth.append([findings.get(name) for name in names])
-        said.append([answer.record["labels"][name]["probability"] for name in names])
+        probabilities.append([answer.record["labels"][name]["probability"] for name in names])
     values: dict[str, float | None] = {}
     for place, name in enumerate(names):
-        pairs = [(t[place], s[place]) for t, s in zip(truth, said, strict=True) if t[place] in (0, 1)]
+        pairs = [(t[place], s[place]) for t, s in zip(truth, probabilities, strict=True) if t[place] in (0, 1)]
         both = {t for t, _ in pairs} == {0, 1}
         values[f"auroc/{name}"] = float(roc_auc_score(*zip(*pairs, strict=True))) if both else None
     known = [v for v in values.values() if v is not None]

@@ -160,8 +160,8 @@ def _dicom_seg(app: Any, background: BackgroundTasks, model: str, image: str, as
     if reply.rows.dtype.kind == "f":
         shown = reply.params.get("heatmap", {})
         kind, of = shown.get("kind", "anomaly"), shown.get("label", "")
-        said = ImagePrediction(heatmap=reply.rows, heatmap_kind=kind, heatmap_label=of, model=facts)
-        seg = write_heatmap(path, said, folder)
+        prediction = ImagePrediction(heatmap=reply.rows, heatmap_kind=kind, heatmap_label=of, model=facts)
+        seg = write_heatmap(path, prediction, folder)
     else:
         classes = class_values(app.shelf) if model == "segmentation" else {"anomaly": 1}
         seg = write_masks(path, reply.rows, classes, folder, facts)

@@ -109,7 +109,7 @@ class Workshop:
             self._tell(what.task, {"epoch": 0, "total_epochs": settings["epochs"], "run": run.name})
             try:
                 datalist, counts = self._write_data(run, what, labels)
-                told = self._run(run, what, datalist, settings, str(_first(request.get("start"), "model")))
+                result = self._run(run, what, datalist, settings, str(_first(request.get("start"), "model")))
             except BaseException as error:
                 _clear(run)
                 with contextlib.suppress(OSError):  # a full disk; what is raised says so
@@ -117,12 +117,12 @@ class Workshop:
                     self._tell(what.task, {"run": run.name, "failed": failed, "total_time": _clock(started)})
                 raise
             _clear(run)
-            told |= {**counts, "run": run.name, "total_epochs": settings["epochs"], "total_time": _clock(started)}
-            write_text(run / RESULT, json.dumps(told) + "\n")
-            self._tell(what.task, told)
-        score = f"{told['validation_before']} before, {told['best_metric']:.4f} now"
-        logger.info("trained %s: validation score %s; %s", what.task, score, told["model"])
-        return told
+            result |= {**counts, "run": run.name, "total_epochs": settings["epochs"], "total_time": _clock(started)}
+            write_text(run / RESULT, json.dumps(result) + "\n")
+            self._tell(what.task, result)
+        score = f"{result['validation_before']} before, {result['best_metric']:.4f} now"
+        logger.info("trained %s: validation score %s; %s", what.task, score, result["model"])
+        return result
 
     def stats(self, task: str) -> dict[str, Any]:
         """Say what the last or present training of a task came to.
@@ -136,16 +136,16 @@ class Workshop:
         from afire_monai.training.handlers import read_csv_log
 
         try:
-            told: dict[str, Any] = json.loads((self.folder / f"{task}.json").read_text(encoding="utf-8"))
+            result: dict[str, Any] = json.loads((self.folder / f"{task}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         with contextlib.suppress(OSError, ValueError):
-            rows = read_csv_log(self.folder / "runs" / str(told.get("run")) / "log.csv")
+            rows = read_csv_log(self.folder / "runs" / str(result.get("run")) / "log.csv")
             scores = [-row["validation_error"] for row in rows if "validation_error" in row]
-            told = {"epoch": len(rows), **({"best_metric": max(scores)} if scores else {}), **told}
-            if "total_time" not in told:
-                told["epoch"] = len(rows)
-        return told
+            result = {"epoch": len(rows), **({"best_metric": max(scores)} if scores else {}), **result}
+            if "total_time" not in result:
+                result["epoch"] = len(rows)
+        return result
 
     def key(self) -> IdentityKey:
         """Return the key of patient hashes, made once."""

@@ -174,20 +174,20 @@ def _body(header: Header) -> tuple[str, bool]:
 
 def _view(header: Header) -> tuple[str, str]:
     """``frontal``, ``lateral``, ``oblique`` or "" where the tags are silent; and PA, AP, LATERAL or ""."""
-    said = view_of([*header.view_codes, *header.series_texts])
+    described = view_of([*header.view_codes, *header.series_texts])
     position = header.view.replace("-", "").replace(".", "")
     codes = header.view_codes
-    if "oblique" in said or view_of([position]) == {"oblique"} or OBLIQUE_CODES.intersection(codes):
+    if "oblique" in described or view_of([position]) == {"oblique"} or OBLIQUE_CODES.intersection(codes):
         return "oblique", ""
-    lateral = position in _LATERAL_POSITIONS or bool(LATERAL_CODES.intersection(codes)) or said == {"lateral"}
+    lateral = position in _LATERAL_POSITIONS or bool(LATERAL_CODES.intersection(codes)) or described == {"lateral"}
     rows = header.orientation.partition("\\")[0][:1]
     if lateral or rows in ("A", "P"):
         return "lateral", "LATERAL"
     named = [FRONTAL_CODES[code] for code in codes if code in FRONTAL_CODES]
     view = position if position in _FRONTAL_POSITIONS else next((name for name in named if name), "")
-    if view or named or said == {"frontal"} or rows in ("L", "R"):
+    if view or named or described == {"frontal"} or rows in ("L", "R"):
         return "frontal", view
-    if said:  # both are named: the description is that of the examination
+    if described:  # both are named: the description is that of the examination
         return "", ""
     order = view_of(header.study_texts)
     if order == {"lateral"}:

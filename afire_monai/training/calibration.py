@@ -54,9 +54,9 @@ def fit_calibration(logits: Tensor, target: Tensor, method: CalibrationMethod = 
         logger.warning("not calibrated: the validation set lacks positives or negatives")
         return scale, bias
     for place in range(logits.shape[1]):
-        mine, truth = logits[known[:, place], place], target[known[:, place], place]
+        values, truth = logits[known[:, place], place], target[known[:, place], place]
         if len(truth) and truth.min() < truth.max():
-            scale[place], bias[place] = _fit(mine, truth, with_bias=True)
+            scale[place], bias[place] = _fit(values, truth, with_bias=True)
     return scale, bias
 
 

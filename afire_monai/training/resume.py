@@ -75,9 +75,9 @@ class Resumable:
         """Return everything that an exact resume needs; a collective call."""
         states = [torch.get_rng_state()]
         if world_size() > 1:
-            mine = states[0].to(self.state.device)
-            gathered = [torch.empty_like(mine) for _ in range(world_size())]
-            dist.all_gather(gathered, mine)
+            own = states[0].to(self.state.device)
+            gathered = [torch.empty_like(own) for _ in range(world_size())]
+            dist.all_gather(gathered, own)
             states = [g.cpu() for g in gathered]
         numpy_state: Any = np.random.get_state()  # noqa: NPY002  # the state that MONAI's transforms fall back on
         python_state: Any = random.getstate()

@@ -26,7 +26,7 @@ def coordinates(batch: int, views: OverlappingViews) -> torch.Tensor:
 
 
 def cells_of(images: torch.Tensor, patch: int) -> torch.Tensor:
-    """Give the pixels (B, L, C, P, P) of each cell."""
+    """Return the pixels (B, L, C, P, P) of each cell."""
     return images.unfold(2, patch, patch).unfold(3, patch, patch).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
 
 

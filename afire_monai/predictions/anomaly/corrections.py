@@ -37,15 +37,15 @@ class Corrections:
 
     def lines(self) -> list[str]:
         """Return what changed, in a line for each kind."""
-        told = []
+        lines = []
         for name, count, (before, now) in (
             ("normal", self.normal, self.normal_alarms),
             ("not normal", self.not_normal, self.not_normal_alarms),
         ):
             if count:
                 earlier = "" if before is None else f", {before} by the reference before"
-                told.append(f"{name}: {now} of {count} at or above percentile {self.alarm:.1f}{earlier}")
-        return told
+                lines.append(f"{name}: {now} of {count} at or above percentile {self.alarm:.1f}{earlier}")
+        return lines
 
 
 def corrections_of(false_alarms: Sequence[Tensor], misses: Sequence[Tensor]) -> Corrections:
@@ -58,8 +58,8 @@ def corrections_of(false_alarms: Sequence[Tensor], misses: Sequence[Tensor]) -> 
     """
     alarm = alarm_percentile(misses[0])
     counts = [[int((values >= alarm).sum()) for values in some] for some in (false_alarms, misses)]
-    told = [(None if len(some) == 1 else some[1], some[0]) for some in counts]
-    return Corrections(len(false_alarms[0]), len(misses[0]), alarm, told[0], told[1])
+    rates = [(None if len(some) == 1 else some[1], some[0]) for some in counts]
+    return Corrections(len(false_alarms[0]), len(misses[0]), alarm, rates[0], rates[1])
 
 
 def marked_items(datalist: str | Path | None) -> list[dict[str, Any]]:
