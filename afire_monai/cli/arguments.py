@@ -142,7 +142,7 @@ _PLURALS = {"int": "whole numbers with commas between them", "float": "numbers w
 
 
 def _tidy_help(text: str) -> str:
-    """Remove from Fire's help what concerns Fire and not the command, and write options as people type them."""
+    """Remove Fire's own remarks from its help, and write options as people type them."""
     text = re.sub(r"^INFO: Showing help.*\n+", "", text)
     text = re.sub(r"\n+GROUPS\n.*\n+ +FIRE_METADATA\n", "\n", text)
     text = re.sub(r"\n+NOTES\n.*\n?", "\n", text)
@@ -153,7 +153,7 @@ def _tidy_help(text: str) -> str:
 
 
 def _explain(message: str, at: Any, words: Sequence[str]) -> str:
-    """Say in one line what Fire did not understand, with the nearest name that exists."""
+    """Name in one line the word that Fire did not understand, and the nearest name that exists."""
     problem, _, culprit = message.rpartition(": ")
     if isinstance(at, dict):
         known, kind = list(at), "command"

@@ -76,7 +76,7 @@ def _changes(text: str) -> bool:
 
 
 def _calm_logging() -> None:
-    """Show what this package says, and of other packages only what they warn of."""
+    """Show this package's messages, and only the warnings of others."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("afire_monai").setLevel(logging.INFO)
     # that no logging file was given, which is meant; that an optional decoder is absent; that a database is set up
@@ -88,7 +88,7 @@ def _calm_logging() -> None:
 
 @contextlib.contextmanager
 def quiet_monai() -> Iterator[None]:
-    """Keep MONAI's bundle functions from logging what they were called with."""
+    """Keep MONAI's bundle functions from logging their arguments."""
     with only_above(logging.CRITICAL), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -23,7 +23,7 @@ FILES = (
 
 
 def _reported(check: Callable[[Path], Any]) -> Check:
-    """Turn an exception of MONAI's into words, whatever it is: that is what a check is for."""
+    """Turn any exception of MONAI's into a message, since reporting it is the purpose of a check."""
 
     def checked(bundle: Path) -> str:
         try:
@@ -53,7 +53,7 @@ def _changelog(bundle: Path) -> str:
 
 
 def _packages(bundle: Path) -> str:
-    """Compare required packages with what is installed: one that is missing is a fault, another version is not."""
+    """Compare required packages with the installed ones: a missing one is a fault, another version is not."""
     missing = []
     for name in _metadata(bundle)["required_packages_version"]:
         try:

@@ -1,4 +1,4 @@
-"""``afire check``: report what in a data list or folder can be used."""
+"""``afire check``: report which files of a data list or folder can be used."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check(
     workers: int | None = None,
     progress: bool = True,
 ) -> int:
-    """Read every image and mask of a data list, a folder or one file, and say what cannot be used and why.
+    """Read every image and mask of a data list, a folder or one file, and report which cannot be used and why.
 
     Of a data list its keys, labels, splits and duplicates are checked as well. Exit status 1: something was found.
 

@@ -92,7 +92,7 @@ def _words(settings: dict[str, Any]) -> str:
 
 
 def _description(model: Path, sha256: str) -> dict[str, Any]:
-    """Read what a fold's run says of itself, and see that it is of the same data list."""
+    """Read the description of a fold's run, and check that it used the same data list."""
     try:
         description = json.loads(model.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -51,7 +51,7 @@ def demo(
     resume: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Pre-train on synthetic chest radiographs for a few minutes and write a page that shows what came out.
+    """Pre-train on synthetic chest radiographs for a few minutes and write a page with the results.
 
     Example: afire demo
 
@@ -118,7 +118,7 @@ def _run(folder: Path, settings: dict[str, Any], phantoms: dict[str, int], resum
 
 
 def make_way(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Refuse to touch a folder that is in use, unless told what to do with an earlier demo in it."""
+    """Refuse to touch a folder that is in use, unless an option allows an earlier demo to be replaced or continued."""
     from afire_monai.core.errors import AfireError
 
     if resume and overwrite:

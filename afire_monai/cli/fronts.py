@@ -117,7 +117,7 @@ class Command:
         return "\n".join([head, *(["", "Args:"] if entries else []), *entries]).replace("``", "")
 
     def call(self, given: dict[str, Any]) -> int:
-        """Run the command with the options that were given; what was left out keeps the default of the function."""
+        """Run the command with the given options; other options keep the defaults of the function."""
         for name, collect in _COLLECTED:
             if set(EXPANDED[name]) <= set(self.signature.parameters):
                 given[name] = collect(**{key: given.pop(key) for key in EXPANDED[name] if key in given})
@@ -204,7 +204,7 @@ def _value(default: ast.expr, work: str) -> Any:
 
 
 def _sections(doc: str) -> tuple[str, dict[str, str]]:
-    """Divide a docstring into what stands before its sections, and the texts of its Args."""
+    """Divide a docstring into the text before its sections and the descriptions of its arguments."""
     head = re.split(r"^(?:Args|Returns|Raises|Yields):\n", doc, maxsplit=1, flags=re.M)[0].rstrip()
     section = re.search(r"^Args:\n((?:(?: .*)?\n)*(?: .*)?)", doc, flags=re.M)
     entries = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", section[1] if section else "", flags=re.M)

@@ -1,4 +1,4 @@
-"""``afire plan``: estimate what a pre-training would take."""
+"""``afire plan``: estimate the time and memory of a pre-training."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ _SEXES = {
 
 
 def parse_sex(text: str) -> str | None:
-    """Return ``F`` or ``M`` from what tables write (F, female, Woman, w, weiblich, …); None for anything else."""
+    """Return ``F`` or ``M`` from the words of tables (F, female, Woman, w, weiblich, …); None for anything else."""
     return _SEXES.get(text.strip().upper())
 
 

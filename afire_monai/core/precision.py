@@ -10,7 +10,7 @@ PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
 def set_precision(precision: str) -> torch.dtype:
-    """Set what matrix products and convolutions of float32 numbers are computed in, for this whole process.
+    """Set the precision of matrix products and convolutions of float32 numbers, for this whole process.
 
     PyTorch computes convolutions in TF32 unless told otherwise, and matrix products not: here both are float32, or both
     are TF32. Both old settings are written, because they also set the new ``fp32_precision``, while the compiler cannot

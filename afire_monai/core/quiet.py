@@ -12,7 +12,7 @@ _LOGGERS = ("pydicom", "highdicom")
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep warnings, and what pydicom and highdicom log, out of messages while the block runs."""
+    """Silence warnings, and the logs of pydicom and highdicom, while the block runs."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -92,7 +92,7 @@ def assemble(
     meta: dict[str, Any],
     vocabulary: Sequence[str] | None = None,
 ) -> DataList:
-    """Return items their label vectors, split them by patient, and put the list together.
+    """Add label vectors to items, split the items by patient, and assemble the list.
 
     Args:
         name: of the list.
@@ -170,7 +170,7 @@ def refuse_pictures_of_masks(paths: Sequence[Path], root: Path) -> None:
 
 
 def add_masks(items: Sequence[dict[str, Any]], root: Path, masks: Path) -> int:
-    """Return items the masks of their names, and return how many masks have no image.
+    """Add to items the masks with their names; return how many masks have no image.
 
     Raises DataListError: no folder, two masks or two images of one name, or no mask of any image.
     """

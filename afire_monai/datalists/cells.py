@@ -65,7 +65,7 @@ def parse_numbers(row: Row, columns: Sequence[str], what: str) -> list[float]:
 
 
 def _number(text: str, decimal_comma: bool) -> float:
-    """Return a number; NaN if it is none. What only Python takes for one (1_000, ١) is none."""
+    """Return a number; NaN if it is none. Forms that only Python accepts (1_000, ١) are none."""
     if decimal_comma and re.fullmatch(r"[+-]?\d*,\d+", text):
         text = text.replace(",", ".")
     plain = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.IGNORECASE | re.ASCII)
@@ -73,7 +73,7 @@ def _number(text: str, decimal_comma: bool) -> float:
 
 
 def facts_of(sex: str = "", age: str = "", view: str = "", source: str = "") -> dict[str, Fact]:
-    """Return the optional facts of an item; what is empty or makes no sense is left out."""
+    """Return the optional facts of an item; empty and senseless values are left out."""
     known: dict[str, Fact | None] = {"sex": parse_sex(sex), "age": parse_age(age)}
     known |= {name: None if is_not_known(text) else text.strip() or None for name, text in
               (("view", view), ("source", source))}  # fmt: skip
@@ -93,7 +93,7 @@ def split_names(cell: str, separator: str) -> tuple[str, ...]:
 
 
 def loose(name: str) -> str:
-    """Return what two spellings of a name have in common: letters, without case, blanks, ``_`` and the form of accents.
+    """Return a name without case, blanks, ``_`` and the form of accents, so that two spellings of it are equal.
 
     ``Pleural_Thickening`` and ``pleural thickening`` are alike.
     """

@@ -38,7 +38,7 @@ class RefusedFile:
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What one readable file is: its size, format, and range (1st and 99th percentile, lowest and highest value)."""
+    """Facts of one readable file: its size, format, and range (1st and 99th percentile, lowest and highest value)."""
 
     path: str
     height: int

@@ -51,7 +51,7 @@ def read_table(
     encoding: str | None = None,
     only: bool = False,
 ) -> list[Row]:
-    """Read a table with a header line; what was found out about its form is logged in one line.
+    """Read a table with a header line, and log its form (encoding, separator) in one line.
 
     Args:
         path: CSV, perhaps gzipped.

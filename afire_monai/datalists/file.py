@@ -129,7 +129,7 @@ def save_datalist(datalist: DataList, path: StrPath) -> Path:
 
 
 def datalist_hash(datalist: DataList) -> str:
-    """SHA-256 of sections and label names as canonical JSON (sorted keys, no blanks): what a checkpoint records."""
+    """SHA-256 of sections and label names as canonical JSON (sorted keys, no blanks), as checkpoints record it."""
     content = {key: datalist[key] for key in ("labels", *SECTIONS) if key in datalist}
     digest = hashlib.sha256()
     for part in _canonical(content):
@@ -292,7 +292,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def _shared() -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
-    """Return a hook for JSON that lets items share what many have alike: a list of a million is mostly repetition."""
+    """Return a JSON hook that lets items share equal values: a list of a million items is mostly repetition."""
     labels: dict[bytes, list[Any]] = {}
 
     def share(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

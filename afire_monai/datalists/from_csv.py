@@ -134,7 +134,7 @@ def datalist_from_csv(
 
 @dataclass
 class _Manifest:
-    """Turns the rows of a manifest into lists, and counts what could not be used."""
+    """Turns the rows of a manifest into lists, and counts the rows that could not be used."""
 
     path: StrPath
     base: Path
@@ -228,7 +228,7 @@ class _Manifest:
         return item | facts
 
     def _label(self, made: Sequence[tuple[Row, dict[str, Any]]]) -> tuple[list[str], Sequence[tuple[str, ...]]]:
-        """Return items their label vectors; return the labels, and the names that each item is stratified by."""
+        """Add label vectors to items; return the labels, and the names that each item is stratified by."""
         if self.names_column is None:
             for row, item in made if self.singles else []:
                 item["label"] = [parse_label(row, column) for column in self.singles]

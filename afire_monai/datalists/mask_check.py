@@ -23,7 +23,7 @@ Found = tuple[str, str, tuple[int, ...] | Problem]
 def mask_problems(
     entries: Iterable[Entry], classes: Mapping[str, Sequence[int]] | None = None, ignore: int | None = None
 ) -> Iterator[Problem]:
-    """Open the masks of items, and say what is wrong with them.
+    """Open the masks of items, and list their problems.
 
     Args:
         entries: items with their places; those without mask are passed over.

@@ -60,7 +60,7 @@ class ImagePaths(Sequence[dict[str, Any]]):
 
 
 def names_hash(items: Sequence[Any]) -> str:
-    """Return a hash (16 hexadecimal digits) of what a run learns from: file names in their order, masks, targets.
+    """Return a hash (16 hexadecimal digits) of a run's training data: file names in their order, masks, targets.
 
     Folders do not count, so that data may move between two parts of a run.
 

@@ -118,7 +118,7 @@ def _stratified_order(shown: NDArray[np.bool_], generator: np.random.Generator) 
 
 
 def _cover(shown: NDArray[np.bool_], shuffled: Indices) -> Indices:
-    """Few patients who together show whatever any patient shows; what fewest show comes first."""
+    """Return few patients who together have every finding that any patient has; the rarest findings come first."""
     missing = shown.any(axis=0)
     rarity = shown.sum(axis=0)
     chosen: list[int] = []

@@ -206,7 +206,7 @@ def write_capture(
 
 
 def _describe(capture: Any, header: Any) -> None:
-    """Say what the picture was made from and that it is derived."""
+    """Record that the picture is derived, and from which image."""
     capture.ConversionType = "WSD"
     capture.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
     capture.DerivationDescription = f"Radiograph with heatmap and scores of a model drawn on it. {WARNING}"

@@ -1,4 +1,4 @@
-"""Codes for findings and for what is said of them: published ones where they surely mean the same, else private."""
+"""Codes for findings and for statements about them: published ones if they surely mean the same, else private."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def finding_code(label: str) -> CodedConcept:
 
 
 def segment_code(name: str) -> CodedConcept:
-    """Return the code of what a segment shows: of an organ or a lesion where it surely means that, else the finding."""
+    """Return the code of a segment's content: an organ or a lesion if that is certain, else the finding."""
     organs = {"lung": LUNG, "lungs": LUNG, "heart": HEART, "lesion": LESION}
     return organs.get(name.strip().lower()) or finding_code(name)
 
@@ -90,7 +90,7 @@ def meaning(label: str) -> str:
 
 
 def coding_schemes() -> list[CodingSchemeIdentificationItem]:
-    """Say what the private scheme is, for objects that use it."""
+    """Describe the private coding scheme, for objects that use it."""
     return [
         CodingSchemeIdentificationItem(
             PRIVATE_SCHEME, "Names of findings and results of afire-monai", responsible_organization="afire-monai"

@@ -45,7 +45,7 @@ def write_results(
     seed: str | None = None,
     per_finding: bool = False,
 ) -> list[Path]:
-    """Write what a model says of one radiograph as DICOM objects of the radiograph's study.
+    """Write a model's results for one radiograph as DICOM objects of the radiograph's study.
 
     Args:
         source_file: DICOM radiograph; opened for reading only.
@@ -93,7 +93,7 @@ OBJECTS = "objects.csv"
 
 @dataclass
 class DicomSummary:
-    """What writing a folder of predictions came to.
+    """Counts of written and left-out images of a folder of predictions.
 
     ``unfit`` counts, by reason, images with objects that are no frontal chest radiographs.
     """
@@ -203,7 +203,7 @@ def possible_kinds(prediction: ImagePrediction) -> list[str]:
 
 
 def _reason(error: AfireError, predictions: str | Path) -> str:
-    """Say what is wrong without the names of files."""
+    """Return the reason without the names of files."""
     if isinstance(error, RadiographError):
         return error.reason()
     return " ".join(str(error).replace(f"{predictions}{os.sep}", "").split())

@@ -1,4 +1,4 @@
-"""What all new objects have in common: who made them, for what, and how they get onto the disk."""
+"""Common parts of all new objects: who made them, for what, and how they are written to disk."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def keep_side(dataset: Any, header: Any) -> None:
 
 
 def character_set(source: SourceImage, prediction: ImagePrediction) -> Any:
-    """Keep the source's character set; UTF-8 where what is added might not fit into it."""
+    """Keep the source's character set; use UTF-8 if added text might not fit into it."""
     texts = [*prediction.probabilities, prediction.heatmap_kind, prediction.heatmap_label]
     texts += prediction.rests_on.values()
     texts += [*model_parameters(prediction.model), *model_parameters(prediction.model).values()]
@@ -117,7 +117,7 @@ def model_uid(model: Mapping[str, Any]) -> str:
 
 
 def model_parameters(model: Mapping[str, Any]) -> dict[str, str]:
-    """Flatten what identifies a model into names and short values."""
+    """Flatten a model's description into names and short values."""
     flat: dict[str, str] = {}
     for name, value in model.items():
         inner = value.items() if isinstance(value, Mapping) else [("", value)]

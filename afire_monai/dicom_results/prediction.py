@@ -1,4 +1,4 @@
-"""What is said of one radiograph, checked before it is written for others to read."""
+"""A model's results for one radiograph, checked before they are written for others to read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from afire_monai.radiographs.judgement import FIT
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """What a model says of one radiograph."""
+    """A model's results for one radiograph."""
 
     #: label to probability in 0…1; labels without one are left out
     probabilities: Mapping[str, float] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class ImagePrediction:
 
     @classmethod
     def from_predictions(cls, predictions: Predictions, index: int) -> ImagePrediction:
-        """Take what a folder of predictions holds of one image.
+        """Take one image's results from a folder of predictions.
 
         Raises AfireError if the image is not there, or its heatmap cannot be read.
         """
@@ -113,7 +113,7 @@ class ImagePrediction:
         return sorted((name for name in above if not means_normal(name)), key=lambda name: -self.probabilities[name])
 
     def only(self, label: str) -> ImagePrediction:
-        """Return what is said of one label: its probability, and the heatmap if it is that label's."""
+        """Return the results of one label: its probability, and the heatmap if it is that label's."""
         its = self.heatmap is not None and self.heatmap_label == label
         return replace(
             self,
@@ -187,7 +187,7 @@ def _mapping(model: Any) -> dict[str, Any]:
 
 
 def _of_record(predictions: Predictions, index: int, *keys: str) -> Any:
-    """Return what an image's own record says under a path of keys; "" if there is none."""
+    """Return the value under a path of keys in an image's own record; "" if there is none."""
     if predictions.folder is None:
         return ""
     try:

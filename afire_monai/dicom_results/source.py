@@ -1,4 +1,4 @@
-"""The radiograph that results belong to: what of its header the new objects may take over."""
+"""The radiograph that results belong to, and the part of its header that new objects may copy."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def _is_valid(element: Any) -> bool:
 
 
 def _copy_geometry(dataset: Any, header: Any) -> None:
-    """Take orientation and side where they can be what they say.
+    """Copy orientation and side if they are plausible.
 
     Spacing is left: results lie on the source's pixels, and highdicom cannot read a segmentation that has a spacing but
     no slice thickness, which a radiograph has not.

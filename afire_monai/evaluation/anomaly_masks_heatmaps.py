@@ -169,7 +169,7 @@ def _pairs(cases: Cases, predictions: Predictions, places: list[int]) -> Iterato
 
 
 def _classes(cases: Cases, predictions: Predictions, places: list[int]) -> tuple[dict[str, int] | None, str]:
-    """Return the values of the classes of the masks, and what there is to say of them.
+    """Return the values of the classes of the masks, and remarks on them.
 
     Of one class all that is not background counts. So it does of several, if the drawn masks have other values.
     """

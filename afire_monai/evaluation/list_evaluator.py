@@ -14,7 +14,7 @@ from afire_monai.predictions.scoring import Scorer
 
 @dataclass
 class ListEvaluator:
-    """What ``evaluator`` is in ``evaluate.yaml``; as with MONAI's engines, ``run`` does the work."""
+    """The ``evaluator`` of ``evaluate.yaml``; as with MONAI's engines, ``run`` does the work."""
 
     network: Scorer  #: the models
     dataset: Source  #: the images, from `afire_monai.predictions.predict.find_source`
@@ -28,7 +28,7 @@ class ListEvaluator:
     base_dir: str | Path = ""  #: folder that the list's relative paths start from; the list's own unless given
 
     def run(self) -> dict[str, Any]:
-        """Predict what was not predicted yet, judge all of it, and return the results (see `run_evaluation`).
+        """Predict the images that have no prediction yet, evaluate all, and return the results (see `run_evaluation`).
 
         Raises:
             AfireError: for files, models or settings that cannot be used.

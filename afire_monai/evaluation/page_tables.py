@@ -256,7 +256,7 @@ def _box_table(columns: dict[str, dict[str, Any]]) -> str:
 
 
 def facts(results: Results) -> list[list[str]]:
-    """Say what was run."""
+    """Describe the evaluation: model, data and settings."""
     settings, named = results["settings"], results["datalist"]
     rows = [
         ["data list", f"{named['name']}, section {named['section']}"],

@@ -1,1 +1,1 @@
-"""What an encoder has learned, in pictures."""
+"""Pictures of the features that an encoder has learned."""

@@ -1,4 +1,4 @@
-"""The page of representation figures: what was measured, in tables and plain words."""
+"""The page of representation figures: measurements in tables and plain words."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def page_text(numbers: Mapping[str, Any], drawn: Mapping[str, bytes], notes: Seq
 
 
 def verdicts(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Say in a sentence each what came out, as (``good``, ``bad`` or ``note``, text)."""
+    """State each finding in a sentence, as (``good``, ``bad`` or ``note``, text)."""
     moved = {name: view["moved"]["nearby"] for name, view in numbers["cells"].items()}
     ours, rest = moved[OURS], max(moved[RANDOM]["high"], moved[PIXELS]["high"], moved[OURS]["chance"])
     words = (

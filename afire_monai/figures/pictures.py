@@ -150,7 +150,7 @@ def draw_segments(
 def draw_atlas(
     mean: NDArray[np.float32], strongest: NDArray[np.int64], mosaic: NDArray[np.float32], share: NDArray[np.float64]
 ) -> bytes:
-    """Draw what the prototypes stand for.
+    """Draw the patches that each prototype stands for.
 
     ``mean`` (H, W) is the mean picture of the canvas; see `Atlas` for the rest.
     """

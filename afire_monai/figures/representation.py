@@ -23,7 +23,7 @@ MOST_POINTS = 3000
 
 @dataclass(frozen=True)
 class CellRetrieval:
-    """What `cell_retrieval` finds, for each of n images; L' of its L tokens are asked for."""
+    """Results of `cell_retrieval` for each of n images, of whose L tokens L' are queries."""
 
     found: NDArray[np.float64]  #: (n,) share of tokens whose nearest token in another patient shows the same cell
     nearby: NDArray[np.float64]  #: (n,) share whose nearest token shows the same cell or one that touches it
@@ -51,7 +51,7 @@ def centred_unit(features: Tensor) -> Tensor:
 def cell_retrieval(
     queries: Tensor, gallery: Tensor, patients: ArrayLike, query_cells: Tensor, gallery_cells: Tensor, columns: int
 ) -> CellRetrieval:
-    """Ask for each token of each image: what is most like it in other patients, and does that show the same anatomy?
+    """Find each token's most similar token in other patients, and check whether it shows the same anatomy.
 
     Similarity is the cosine after centring both sides. Tokens of the image's own patient do not count as answers. Only
     cells that the gallery shows are asked for. If queries and gallery are crops of the same canvas at other offsets,

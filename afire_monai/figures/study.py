@@ -44,7 +44,7 @@ SHOWN = 7
 
 @dataclass(frozen=True)
 class Settings:
-    """What can be chosen.
+    """Options of a study of an encoder.
 
     They are the options of ``afire figures``. Raises AfireError: fewer than two images, or clusters that cannot be.
     """
@@ -58,7 +58,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be before anything is computed."""
+        """Refuse impossible options before anything is computed."""
         if self.images < 2:
             raise AfireError(f"images is {self.images}; at least 2 are needed to compare patients")
         if not 2 <= self.clusters <= MOST_CLUSTERS:
@@ -67,7 +67,7 @@ class Settings:
 
 @dataclass
 class Study:
-    """What the parts work on, and what came out."""
+    """Inputs of the parts of a study, and their results."""
 
     sample: Sample
     views: Sequence[View]
@@ -242,7 +242,7 @@ def _judge(
 
 
 def add_atlas(study: Study, folder: Path) -> None:
-    """What the prototypes stand for, if the model folder holds them."""
+    """Add the atlas of prototypes, if the model folder holds them."""
     if not (folder / "detector.safetensors").is_file():
         study.notes.append("No prototype atlas: the model folder holds no detector.safetensors.")
         return

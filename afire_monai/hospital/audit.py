@@ -28,7 +28,7 @@ _A_LINE = 1000
 
 @dataclass
 class AuditEntry:
-    """What a command notes while it works."""
+    """Facts that a command notes while it works."""
 
     what: str = ""  #: counts in words; no name, number, UID or address
     pseudonyms: Sequence[str] = field(default_factory=tuple)  #: hashes of the patients or images concerned

@@ -29,7 +29,7 @@ LINE_LETTERS = 5  # fewer are no line of text
 
 
 def burned_in_text(picture: NDArray[np.float32]) -> int:
-    """Count what looks like letters in a line, near the borders of a picture.
+    """Count shapes like letters in a line, near the borders of a picture.
 
     Letters are small, much brighter or darker than what is around them, and stand beside each other at one height;
     the bands are the outer sixth of each side. Single side markers do not count, and neither does text written over
@@ -109,13 +109,13 @@ class Job:
 
     @property
     def setting(self) -> str:
-        """What the result depends on besides the file."""
+        """Everything that the result depends on besides the file."""
         return f"{self.max_side} {int(self.check_text)} {int(self.look)} {self.window_index}"
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What is known of a picture that was written."""
+    """Facts about a picture that was written."""
 
     size: int  #: bytes of the PNG
     pixels: str  #: SHA-256 of the picture that was written: equal decoded pixels have equal hashes
@@ -142,7 +142,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Read:
-    """What the first reading of a file gave."""
+    """Result of the first reading of a file."""
 
     header: Header  #: its facts
     setting: str = ""  #: of the conversion (`Job.setting`), "" if the header speaks against one

@@ -29,7 +29,7 @@ from afire_monai.radiographs.header import read_header
 
 @dataclass
 class Traces:
-    """What is known of a patient."""
+    """Everything that the private folder holds about a patient."""
 
     numbers: list[int] = field(default_factory=list)  #: of files in the state
     images: set[str] = field(default_factory=set)  #: hashes of images
@@ -43,7 +43,7 @@ class Traces:
 
 @dataclass(frozen=True)
 class Erased:
-    """What was erased."""
+    """Counts of erased files and entries."""
 
     files: int = 0  #: of the patient that were known
     counts: dict[str, int] = field(default_factory=dict)  #: by kind
@@ -71,7 +71,7 @@ def drop_forgotten(state: State, private: Path) -> int:
 def find_traces(
     state: State, identity: IdentityKey, forgotten: Forgotten, patient: str | None, group: str | None
 ) -> Traces:
-    """Find what is known of a patient, by PatientID or by hash.
+    """Find all traces of a patient, by PatientID or by hash.
 
     Raises AfireError for a PatientID that several patients of different issuers have.
     """
@@ -153,7 +153,7 @@ def erase(state: State, identity: IdentityKey, forgotten: Forgotten, found: Trac
 
 
 def _ingested(out: Path) -> tuple[dict[str, Any], outputs.Options]:
-    """Return what the last ingest came to, and its options as far as they matter here."""
+    """Return the summary of the last ingest, and those of its options that matter here."""
     try:
         facts = json.loads((out / outputs.SUMMARY).read_text(encoding="utf-8"))
         settings = facts["settings"]

@@ -22,14 +22,14 @@ StrPath = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class ForgetSummary:
-    """What was erased; nothing in it identifies anybody."""
+    """Counts of an erasure; nothing in it identifies anybody."""
 
     erased: Erased = field(default_factory=Erased)
     models: tuple[Sight, ...] = ()
     already: bool = False
 
     def lines(self) -> list[str]:
-        """Return what was done as text for a console."""
+        """Return the summary as text for a console."""
         done = self.erased
         if self.already:
             lines = ["this patient was erased before; nothing of theirs is left here"]
@@ -122,7 +122,7 @@ _KEYS = ("data_sha256", "datalist_sha256")
 
 @dataclass(frozen=True)
 class Sight:
-    """What the files of a model folder say of the data lists that it was made from."""
+    """The data lists that a model folder was made from, according to its files."""
 
     folder: str  #: as it was named
     #: section of each list that held the patient; "" for an earlier list, of which that is not known
@@ -162,7 +162,7 @@ def models_that_saw(folders: Sequence[str | os.PathLike[str]], lists: Mapping[st
 
 
 def check_folders(folders: Sequence[str | os.PathLike[str]]) -> None:
-    """Refuse what is no folder."""
+    """Refuse paths that are not folders."""
     for folder in folders:
         if not Path(folder).is_dir():
             raise AfireError(f"--model {folder}: no such folder; give those of trainings or models")

@@ -100,7 +100,7 @@ class IdentityKey:
         return self._hash("study", study_uid.strip())
 
     def image(self, sop_instance_uid: str) -> str:
-        """Hash of an image: of its SOPInstanceUID, or for files without one, of what stands for it."""
+        """Hash of an image: of its SOPInstanceUID, or of a substitute for files without one."""
         return self._hash("image", sop_instance_uid.strip())
 
     def forgotten(self, *parts: str) -> str:

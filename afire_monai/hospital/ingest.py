@@ -34,7 +34,7 @@ StrPath = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class IngestSummary:
-    """What an ingest came to; nothing in it identifies anybody.
+    """Counts of an ingest; nothing in it identifies anybody.
 
     ``left_out`` (by reason) and ``kept`` add up to ``seen``; pictures that were copies count as read.
     """
@@ -187,7 +187,7 @@ class _Reader:
             raise AfireError("the given folders contain no file; check the paths")
 
     def runner(self, words: str) -> Runner:
-        """Return what does work as `Pool.run`, with a bar."""
+        """Return a function like `Pool.run` that shows a progress bar."""
 
         def run(function, tasks, count) -> Iterator:  # type: ignore[no-untyped-def]  # as Pool.run
             if count:

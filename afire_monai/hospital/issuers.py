@@ -31,7 +31,7 @@ class Issuers:
         self._spellings: dict[str, set[str]] = defaultdict(set)
 
     def add(self, patient_id: str, issuer: str) -> None:
-        """Note what one image says; all images are noted before :meth:`of` is asked."""
+        """Note the issuer of one image; call it for all images before :meth:`of`."""
         if patient_id.strip():
             self._spellings[patient_id.strip()].add(issuer)
 
@@ -43,7 +43,7 @@ class Issuers:
         return plain_issuer(issuer) or (known.pop() if len(known) == 1 else "")
 
     def remarks(self) -> Iterator[str]:
-        """Yield what the user should know, with counts."""
+        """Yield remarks for the user, with counts."""
         several = [patient for patient in self._spellings if len(self._known(patient)) > 1]
         spelled = sum(len(found) > 1 for found in self._spellings.values()) - len(several)
         if spelled:

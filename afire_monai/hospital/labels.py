@@ -31,7 +31,7 @@ _SUFFIXES = (".dcm", ".dicom", ".ima")
 
 @dataclass
 class JoinedLabels:
-    """Labels of images, and what could not be joined."""
+    """Labels of images, and the rows that could not be joined."""
 
     names: tuple[str, ...]  #: of the labels
     rows: int = 0  #: lines of the table that hold labels
@@ -111,7 +111,7 @@ def join_labels(
 
 
 class LabelTable:
-    """A CSV of labels, by what joins it to images.
+    """A CSV of labels, by the key that joins it to images.
 
     Arguments are as for `ingest.ingest`. Raises DataListError: not a table, a missing column, a value that is no label,
     or so many labels that the column cannot be one of findings. No cell is quoted: it could be a patient's.
@@ -186,7 +186,7 @@ class LabelTable:
 
 
 def file_keys(path: str, roots: Sequence[str] = ()) -> set[str]:
-    """Return what may stand for a file in a table: path, name, and path from each of the roots; without suffix."""
+    """Return the names that a table may use for a file: path, name, and path from each root; without suffix."""
     below = [os.path.relpath(path, root) for root in roots if path.startswith(root + os.sep)]
     return {_file_key(name) for name in (path, os.path.basename(path), *below)}
 

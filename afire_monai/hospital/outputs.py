@@ -34,7 +34,7 @@ _MOST_LINES = 1000
 
 @dataclass(frozen=True)
 class Options:
-    """What the result depends on besides files, labels and key; see `ingest.ingest`."""
+    """Options that the result depends on besides files, labels and key; see `ingest.ingest`."""
 
     allow: tuple[str, ...] = ()
     split: SplitRule = field(default_factory=SplitRule)
@@ -50,7 +50,7 @@ class Options:
 
 @dataclass
 class Kept:
-    """What is known of the images that are kept, in the order of their paths."""
+    """Facts about the images that are kept, in the order of their paths."""
 
     items: list[dict[str, Any]] = field(default_factory=list)
     days: list[str] = field(default_factory=list)
@@ -126,7 +126,7 @@ def write(
 
 
 def write_left_out(state: State, out: Path) -> tuple[dict[str, int], int]:
-    """Write both tables of what was left out; also the files by reason, most frequent first, and their number."""
+    """Write both tables of files left out; return the files by reason, most frequent first, and their number."""
     reasons: Counter[str] = Counter()
 
     def rows(private: bool) -> Iterator[Sequence[Any]]:
@@ -145,7 +145,7 @@ def write_left_out(state: State, out: Path) -> tuple[dict[str, int], int]:
 
 
 def collect(state: State, identity: IdentityKey, options: Options) -> Kept:
-    """Return what is known of the images that are kept."""
+    """Return the facts about the images that are kept."""
     kept = Kept(issuers=Issuers(options.issuers))
     for _, header in _kept_entries(state):
         kept.issuers.add(header.patient_id, header.issuer)
@@ -240,7 +240,7 @@ def _datalist(kept: Kept, joined: JoinedLabels | None, options: Options) -> dict
 
 
 def write_private(state: State, identity: IdentityKey, kept: Kept, out: Path) -> None:
-    """Write which file an image is, what it rests on, and the pictures that rest on their look alone."""
+    """Write each image's file, the evidence for keeping it, and the pictures that were judged by their look alone."""
     looked_at = {image for _, image in kept.looked_at}
 
     def rows() -> Iterator[Sequence[Any]]:

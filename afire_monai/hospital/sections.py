@@ -53,7 +53,7 @@ class SplitRule:
         return cls("date", plain, cuts, seed)
 
     def missing(self, day: str, site: str) -> bool:
-        """Whether an image lacks what this rule splits by."""
+        """Whether an image lacks the value that this rule splits by."""
         return (self.by == "date" and not day) or (self.by == "site" and not site)
 
 

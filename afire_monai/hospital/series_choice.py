@@ -197,7 +197,7 @@ class Chooser:
         return Job(candidate.number, source, str(target), o.max_side, o.check_text, look, o.window_index)
 
     def _setting(self, candidate: Candidate) -> str:
-        """What the result of a conversion depends on besides the file."""
+        """Everything that the result of a conversion depends on besides the file."""
         return self._job(candidate).setting
 
     def _judge_result(self, candidate: Candidate) -> str:
@@ -253,7 +253,7 @@ class Chooser:
         return self.state.result(candidate.number, self._setting(candidate))
 
     def _tidy(self, slots: Sequence[Sequence[Candidate]]) -> None:
-        """Remove pictures of images that are not kept, and what an interrupted run left half done."""
+        """Remove pictures of images that are not kept, and half-written files of an interrupted run."""
         kept = {f"{candidate.image}.png" for slot in slots for candidate in self._kept_of(slot)}
         for name in self.written:
             if name not in kept and _OWN_FILE.fullmatch(name):

@@ -103,7 +103,7 @@ class State:
         return run
 
     def damaged(self, error: Exception) -> AfireError:
-        """Return what to say where reading the data base, or what it holds, came to an error."""
+        """Return the error for a data base that cannot be read, or holds damaged values."""
         return AfireError(f"{self.path}: damaged ({error}). Remove it: the files are then read again")
 
     def __enter__(self) -> State:
@@ -117,7 +117,7 @@ class State:
             self.close()
 
     def close(self, save: bool = True) -> None:
-        """Let go of the file; what is waiting is written, or given up without ``save``."""
+        """Close the file; pending changes are written, or given up without ``save``."""
         try:
             if save:
                 self.save()
@@ -125,7 +125,7 @@ class State:
             self._base.close()
 
     def save(self) -> None:
-        """Make what was noted outlast an interruption."""
+        """Write notes to disk, so that they survive an interruption."""
         try:
             self._base.execute("COMMIT")
             self._base.execute("BEGIN EXCLUSIVE")
@@ -139,7 +139,7 @@ class State:
         self._waiting = 0
 
     def fact(self, name: str, default: str = "") -> str:
-        """Return what was stored under a name."""
+        """Return the value that was stored under a name."""
         row = self._base.execute("SELECT value FROM facts WHERE name=?", (name,)).fetchone()
         return default if row is None else str(row[0])
 
@@ -148,7 +148,7 @@ class State:
         self._base.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
 
     def note_found(self, found: Found) -> None:
-        """Note that a file is there; what is known of it stays if its size and time are the same."""
+        """Note that a file is there; earlier notes on it stay if its size and time are the same."""
         path = os.fsencode(found.path)
         row = self._base.execute("SELECT number, size, mtime, problem FROM files WHERE path=?", (path,)).fetchone()
         if row is None:
@@ -167,7 +167,7 @@ class State:
         self._noted()
 
     def note_read(self, number: int, read: Read | Failure) -> None:
-        """Store what the first reading of a file gave."""
+        """Store the result of the first reading of a file."""
         if isinstance(read, Failure):
             values: tuple[Any, ...] = (read.kind, read.detail, None, None, None)
         else:
@@ -179,7 +179,7 @@ class State:
         self._noted()
 
     def note_result(self, number: int, setting: str, result: Converted | Failure) -> None:
-        """Store what converting a file under a setting gave."""
+        """Store the result of converting a file under a setting."""
         self._base.execute("UPDATE files SET setting=?, result=? WHERE number=?", (setting, _text(result), number))
         self._noted()
 
@@ -201,7 +201,7 @@ class State:
         return [(number, self._path(path)) for number, path in rows]
 
     def result(self, number: int, setting: str, passing: bool = False) -> Converted | Failure | None:
-        """What converting a file under this setting gave; None where that is not known.
+        """Return the result of converting a file under this setting; None if it is not known.
 
         With ``passing`` failures are given, too, that may be otherwise the next time.
         """
@@ -299,7 +299,7 @@ def _text(result: Converted | Failure) -> str:
 
 
 def _result(values: dict[str, Any]) -> Converted | Failure:
-    """Return what `_text` was given."""
+    """Return the value that `_text` was given."""
     if "kind" in values:
         return Failure(**_of_types(values, {"kind": str, "detail": str}))
     plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

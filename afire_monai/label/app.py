@@ -102,7 +102,7 @@ class RadiographLabelApp(MONAILabelApp):
         )
 
     def _labelling(self) -> dict[str, Trainable]:
-        """Return what can be labelled, by the task that it trains: what the models have, or what was named."""
+        """Return the labels that can be saved, by the task that they train: those of the models, or the named."""
         classes, labels = tuple(_names(self.given.get("classes", ""))), tuple(_names(self.given.get("findings", "")))
         if self.shelf.offers("segmentation"):
             classes = tuple(class_values(self.shelf))
@@ -124,7 +124,7 @@ class RadiographLabelApp(MONAILabelApp):
 
     @functools.cached_property
     def archive_proxy(self) -> ArchiveProxy | None:
-        """What a browser sees of the archive; None where there is a folder."""
+        """The part of the archive that a browser sees; None for a folder."""
         if not self.studies.startswith(("http://", "https://")):
             return None
         modalities = [*_names(self.given.get("modalities", "CR,DX")), *_names(self.given.get("also_show", ""))]
@@ -153,7 +153,7 @@ class RadiographLabelApp(MONAILabelApp):
         return {task: RadiographInfer(task, self.shelf) for task in TASKS}
 
     def init_trainers(self) -> dict[str, RadiographTrain]:
-        """Return what can be trained."""
+        """Return the tasks that can be trained."""
         return {task: RadiographTrain(what, self.workshop) for task, what in self.trainable.items()}
 
     def init_strategies(self) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class RadiographLabelApp(MONAILabelApp):
         return {name: RadiographStrategy(name, self.chooser) for name in STRATEGIES if self.chooser.offers(name)}
 
     def init_scoring_methods(self) -> dict[str, RadiographScoring]:
-        """Return Dice and AUROC, for what can be trained."""
+        """Return Dice and AUROC, for the tasks that can be trained."""
         names = {"segmentation": "dice", "classification": "auroc"}
         return {names[task]: RadiographScoring(task, self.shelf) for task in self.trainable}
 
@@ -179,7 +179,7 @@ class RadiographLabelApp(MONAILabelApp):
         return result
 
     def check_training(self, model: str) -> None:
-        """Refuse in words what cannot be trained.
+        """Refuse in words a task that cannot be trained.
 
         Raises:
             NotFoundError: if there is no such task.
@@ -257,7 +257,7 @@ class RadiographInfer(InferTask):
         self.task, self.shelf = task, shelf
 
     def info(self) -> dict[str, Any]:
-        """Say what it gives, with the classes and the version of the model in use."""
+        """Describe the task, with the classes and the version of the model in use."""
         known: dict[str, Any] = {"segmentation": class_values(self.shelf)} if self.task == "segmentation" else {}
         known["anomaly_regions"] = {"anomaly": 1}
         if self.task == "classification":
@@ -315,7 +315,7 @@ class RadiographTrain(TrainTask):
         self.what, self.workshop = what, workshop
 
     def config(self) -> dict[str, Any]:
-        """Return what a client may set."""
+        """Return the options that a client may set."""
         return dict(DEFAULTS)
 
     def stats(self) -> dict[str, Any]:
@@ -323,7 +323,7 @@ class RadiographTrain(TrainTask):
         return self.workshop.stats(self.what.task)
 
     def check(self, datastore: Any) -> None:
-        """Refuse in words, before a process is started, what cannot be trained."""
+        """Refuse in words, before a process is started, a training that cannot work."""
         self.workshop.labels(self.what, datastore)
 
     def __call__(self, request: dict[str, Any], datastore: Any) -> dict[str, Any]:
@@ -349,7 +349,7 @@ class RadiographStrategy(Strategy):
 
 
 class RadiographScoring(ScoringMethod):
-    """How well the model in use fits what people saved.
+    """How well the model in use agrees with saved labels.
 
     Args:
         task: ``segmentation`` (Dice) or ``classification`` (AUROC).

@@ -1,4 +1,4 @@
-"""What a browser may see of a DICOMweb archive through the label server: series of the chosen modalities, read only."""
+"""The part of a DICOMweb archive that a browser may see by the label server: series of chosen modalities, read only."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Reply:
 
 
 class ArchiveProxy:
-    """Asks an archive on behalf of a browser, and gives only what belongs to series of the chosen modalities.
+    """Asks an archive on behalf of a browser, and returns only objects in series of the chosen modalities.
 
     Lists of studies, series and instances lose everything else; what lies below a series is passed on for the chosen
     ones; the rest of DICOMweb (whole studies, storing, deleting, WADO-URI) does not exist here. Which series there are

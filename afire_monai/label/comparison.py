@@ -23,7 +23,7 @@ BETTER, WORSE, ALIKE, TOO_FEW = "better", "worse", "not told apart", "too few"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a model says of the n images held back.
+    """A model's results for the n images held back.
 
     Attributes:
         score: as training scores it.
@@ -131,7 +131,7 @@ def is_better(judged: Mapping[str, Mapping[str, Any]]) -> bool:
 
 
 def reasons(judged: Mapping[str, Mapping[str, Any]], task: str) -> list[str]:
-    """Say in words what was found of each label that is not better."""
+    """Explain in words why each label is not better."""
     needed = f"{MIN_PATIENTS[task]} held-back patients" + (
         " with it" if task == "segmentation" else f", {MIN_EACH} with and {MIN_EACH} without it,"
     )

@@ -1,4 +1,4 @@
-"""What models say of one stored radiograph, as a viewer wants it: a map on its pixels, and plain values."""
+"""Results of models for one stored radiograph, as a viewer wants them: a map on its pixels, and plain values."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Loaded:
 
 
 class ModelShelf:
-    """Models in folders, the first folder first: there, what was trained here takes the place of what came before.
+    """Models in folders; a model in the first folder, where this server trains, replaces those in later ones.
 
     Args:
         trained: folder for what is trained here; it need not be there yet.
@@ -184,7 +184,7 @@ def not_calibrated(description: Mapping[str, Any]) -> list[str]:
 
 
 def _state(files: dict[str, Path]) -> tuple[Any, ...]:
-    """What changes when a file is replaced."""
+    """Facts of a file that change when it is replaced."""
     found = []
     for kind, path in sorted(files.items()):
         about = path.stat()

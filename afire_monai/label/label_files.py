@@ -22,7 +22,7 @@ FINDINGS_SUFFIX = ".json"
 
 
 class Store(Protocol):
-    """What is asked of MONAI Label's store of images and labels."""
+    """The methods of MONAI Label's store of images and labels that are used here."""
 
     def list_images(self) -> list[str]:
         """Return the ids of all images."""
@@ -31,7 +31,7 @@ class Store(Protocol):
         """Return the file or folder of an image; "" for an unknown id."""
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
-        """Return what is kept about an image."""
+        """Return the stored facts about an image."""
 
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         """Return the id of the label under each tag."""

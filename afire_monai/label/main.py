@@ -1,4 +1,4 @@
-"""What MONAI Label looks for in an app's folder. ``scripts/label_server.sh`` copies it to where the server runs."""
+"""The file that MONAI Label looks for in an app's folder. ``scripts/label_server.sh`` copies it there."""
 
 from afire_monai.label.app import RadiographLabelApp
 

@@ -1,4 +1,4 @@
-"""What a label server writes down: what was asked and how long it took, and nothing that tells whose picture it was.
+"""The log of a label server: requests and their duration, and nothing that tells whose picture it was.
 
 MONAI Label itself logs ids, paths and parameters of requests. Its loggers are held to errors, and what still comes is
 passed through a filter that takes out paths and UIDs.
@@ -29,7 +29,7 @@ def without_names(text: str) -> str:
 
 
 class NoNames(logging.Filter):
-    """Takes addresses, paths and UIDs out of records, and tracebacks, which quote what was read.
+    """Removes addresses, paths and UIDs from log records, and tracebacks, which may quote file contents.
 
     Of what a training process says, only the lines of this package and of its progress bars pass.
     """
@@ -105,7 +105,7 @@ class NotFoundError(AfireError):
 
 
 def problem(error: BaseException) -> tuple[int, str]:
-    """Return the HTTP status of an error, and what is said of it.
+    """Return the HTTP status of an error, and its message.
 
     Args:
         error: whatever was raised while a request was answered.
@@ -129,7 +129,7 @@ def problem(error: BaseException) -> tuple[int, str]:
 
 
 def _full_disk(error: BaseException) -> str | None:
-    """Say what the system says, if a full disk is behind an error or what was raised from it."""
+    """Return the system's message if a full disk caused an error."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in _FULL:

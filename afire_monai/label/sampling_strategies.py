@@ -59,7 +59,7 @@ def can_be_offered(path: str) -> bool:
 
 
 class Chooser:
-    """Rank images by what models say of them.
+    """Rank images by the results of models.
 
     Looking at an image costs time, so each call looks at no more than ``most`` that were not looked at before, drawn at
     random; what was seen is kept for as long as the model stays the same. In a store of thousands the first answers are
@@ -181,7 +181,7 @@ class Chooser:
     def _look(
         self, store: Store, ids: Sequence[str], name: str, values: Callable[[Tensor], Tensor], size: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """Return what is known of images, after looking at some more; unreadable ones are left out."""
+        """Return the facts about images, after reading some more; unreadable ones are left out."""
         kind = name.partition(" ")[0]
         for old in [key for key in self._seen if key[0] == kind and key[1] != name]:
             del self._seen[old]  # of an earlier model

@@ -56,7 +56,7 @@ class ErrorsInWords:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and catch what comes back."""
+        """Pass a request on, and catch its errors."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -169,7 +169,7 @@ def _dicom_seg(app: Any, background: BackgroundTasks, model: str, image: str, as
 
 
 def run_training(model: str, params: Params = None, run_sync: bool = False, enqueue: bool = False) -> Any:
-    """Train; what cannot be trained is refused in words before a process is started.
+    """Train; a training that cannot work is refused in words before a process is started.
 
     MONAI Label sees a training only once its process runs, so a second click that comes before would train twice.
     """
@@ -253,12 +253,12 @@ def show_page(name: str = "index.html") -> Response:
 
 
 def show_setup() -> dict[str, Any]:
-    """Say what can be labelled, and which models there are."""
+    """Return the labels that can be saved, and the models."""
     return WorkPage(app_instance()).setup()
 
 
 def show_case(image: str) -> dict[str, Any]:
-    """Say what is saved of an image."""
+    """Return the saved labels of an image."""
     return WorkPage(app_instance()).case(image)
 
 
@@ -337,7 +337,7 @@ def _prepare(app: FastAPI) -> FastAPI:
 
 
 def _begin() -> None:
-    """Open models and images now, so that what is wrong with them is said in words instead of a traceback.
+    """Open models and images now, so that their faults are reported in words instead of a traceback.
 
     Raises:
         SystemExit: if they cannot be used.

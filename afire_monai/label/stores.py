@@ -123,7 +123,7 @@ class CarefulStore(LocalDatastore):
         return uri
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
-        """Return what is kept about an image; nothing for one that is not known."""
+        """Return the stored facts about an image; nothing for an unknown one."""
         info: dict[str, Any] = super().get_image_info(image_id)
         return info
 

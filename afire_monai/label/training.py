@@ -88,7 +88,7 @@ class Workshop:
         return found
 
     def train(self, what: Trainable, store: Store, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Train on what was labelled, and use the new model if it is shown to be better on the patients held back.
+        """Train on the labelled images, and use the new model if it is shown to be better on the patients held back.
 
         Args:
             what: to train.
@@ -125,7 +125,7 @@ class Workshop:
         return result
 
     def stats(self, task: str) -> dict[str, Any]:
-        """Say what the last or present training of a task came to.
+        """Return the state of the last or present training of a task.
 
         Returns:
             ``epoch`` of ``total_epochs``, ``best_metric`` (validation score), ``total_time`` once it ended,
@@ -271,7 +271,7 @@ class Workshop:
         return str(encoder.parent)
 
     def _describe(self, trained: Path, origin: Path | None, warnings: Sequence[str], run: str) -> None:
-        """Keep with a new model what is to be known of it, whether it is put in use now, later or never."""
+        """Store a new model's facts beside it, whether it is put in use now, later or never."""
         from afire_monai.models.folder import load_module_files, save_module_files
 
         tensors, description = load_module_files(trained)
@@ -327,13 +327,13 @@ def keep_unlearned(trained: Path, current: Path | None, after: comparison.Outcom
 
 
 def _clear(run: Path) -> None:
-    """Delete what of a run shows or names images, and what only a running training needs."""
+    """Delete files of a run that show or name images, or that only a running training needs."""
     for name in ("data", "checkpoints", "predictions"):
         shutil.rmtree(run / name, ignore_errors=True)
 
 
 def _settings(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Check what a client asks for."""
+    """Check the settings that a client asks for."""
     settings: dict[str, Any] = {}
     for key, name, kind, least, most in (
         ("max_epochs", "epochs", int, 1, 10_000),

@@ -26,7 +26,7 @@ _PICTURE = {**_SAFE, "Cache-Control": "no-store"}  # patients' pictures are not 
 
 
 class WorkPage:
-    """Answers what the page asks for.
+    """Answers the page's requests.
 
     Args:
         app: a `RadiographLabelApp`: its store, models and trainings.
@@ -47,7 +47,7 @@ class WorkPage:
         return FileResponse(PAGE / name, media_type=_KINDS[Path(name).suffix], headers=headers)
 
     def setup(self) -> dict[str, Any]:
-        """Return what can be done here.
+        """Return the tasks and labels of this server.
 
         ``findings`` and ``classes`` that can be labelled, the numbers of ``images`` and of ``labelled`` ones, and the
         ``versions`` of each trainable model.
@@ -63,7 +63,7 @@ class WorkPage:
         }
 
     def case(self, image: str) -> dict[str, Any]:
-        """Return what is saved of an image.
+        """Return the saved labels of an image.
 
         Returns:
             ``findings`` (by name, or None), whether there is a ``mask``, ``version``, which is another whenever either

@@ -99,7 +99,7 @@ class CacheIndex:
 
 
 def cache_settings(size: Sequence[int], dtype: str, reader: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what decides how pictures look, as JSON holds it.
+    """Return all settings that change the pictures, as JSON holds them.
 
     Args:
         size: height and width.
@@ -138,7 +138,7 @@ def _find(table: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.i
 
 
 class Annotation(Protocol):
-    """What is found in a picture once, when it is read, and kept beside it."""
+    """Numbers that are computed once from each picture, and kept beside it."""
 
     #: key in the data set's items
     kind: str
@@ -251,7 +251,7 @@ class DiskCache:
         return np.flatnonzero(~there)
 
     def annotate(self, annotation: Annotation) -> None:
-        """Find what is not yet known of the pictures, and write it beside them; one process of all does this.
+        """Compute missing annotations, and write them beside the pictures; one process of all does this.
 
         Raises:
             DataListError: as for :meth:`unknown`.
@@ -273,7 +273,7 @@ class DiskCache:
             np.save(file, found)
 
     def annotations(self, annotation: Annotation, places: Sequence[int]) -> NDArray[np.float16]:
-        """Return what was found in pictures, (B, values) float16.
+        """Return the annotations of pictures, (B, values) float16.
 
         Raises:
             DataListError: it is not there for all pictures.

@@ -93,7 +93,7 @@ def _workers(workers: int | None, files: int) -> int:
 
 @dataclass
 class _Survey:
-    """What a list asks of a cache: the files to be read, and the rows that the index will have for them.
+    """The part of a list that a cache lacks: files to be read, and the rows that the index will have for them.
 
     The index itself says nothing new before a file has been read: a build that stops before that changes nothing.
     """
@@ -134,7 +134,7 @@ class _Survey:
         return cls(index, todo, facts[todo], rows, before)
 
     def settle(self, numbers: list[int], outcomes: list[int]) -> None:
-        """Enter what came of some files, by their places among those to be read."""
+        """Enter the results of some files, by their places among those to be read."""
         table, rows, before = self.index.rows, self.rows[numbers], self.before[numbers]
         for name in ("path", "bytes", "mtime"):
             table[name][rows] = self.facts[name][numbers]
@@ -250,7 +250,7 @@ class CacheWriter:
         self.next_flush = now + max(FLUSH_SECONDS, FLUSH_SHARE * (now - started))
 
     def close(self) -> None:
-        """Keep what has been stored, also after an error."""
+        """Close the files; stored pictures are kept, also after an error."""
         with self.file:
             self.flush()
         if self.kept:

@@ -170,14 +170,14 @@ class RadiographDataset(Dataset[dict[str, Any]]):
         return GatheredBatch({"image": images, **extras, "index": place})
 
     def _beside(self, places: Sequence[int]) -> dict[str, Tensor]:
-        """Return what a cache on disk holds beside pictures."""
+        """Return the annotations that a cache on disk holds beside pictures."""
         if self.annotate is None or self.disk is None:
             return {}
         return {self.annotate.kind: torch.from_numpy(self.disk.annotations(self.annotate, places))}
 
     @staticmethod
     def collate(batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Make one dictionary of a batch, without copying what has been gathered already.
+        """Make one dictionary of a batch, without copying tensors that are gathered already.
 
         Its ``image`` is for `grey_levels`: a quarter or half of the bytes go from a loader's process to the device.
         """

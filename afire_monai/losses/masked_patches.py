@@ -47,7 +47,7 @@ class MaskedPatchLoss(nn.Module):
         self.normalise = normalise
 
     def target(self, images: Tensor) -> Tensor:
-        """Return what is to be reconstructed of images (B, C, H, W) in the encoder's normalised units."""
+        """Return the reconstruction target of images (B, C, H, W) in the encoder's normalised units."""
         return normalise_patches(images.float(), self.patch_size) if self.normalise else images.float()
 
     def forward(self, reconstructed: Tensor, images: Tensor, masked: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The restoration loss: how well the decoder removes what was added."""
+"""The restoration loss: how well the decoder removes lesions."""
 
 from __future__ import annotations
 

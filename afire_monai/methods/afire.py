@@ -24,7 +24,7 @@ from afire_monai.transforms.lesion import centers_in_pixels, crop_lungs, lungs_o
 
 
 class AFiReViews(NamedTuple):
-    """What student and teacher see in one step; images (B, C, H, W) in 0…1."""
+    """Inputs of student and teacher in one step; images (B, C, H, W) in 0…1."""
 
     #: the student's crop with lesions
     twin: Tensor
@@ -293,7 +293,7 @@ class AFiRe(Method):
         return [self.student.head.weight]
 
     def views(self, images: Tensor, uniforms: Tensor, anatomy: Tensor | None = None) -> AFiReViews:
-        """Make what student and teacher see in one step.
+        """Make the inputs of student and teacher for one step.
 
         Args:
             images: (B, C, Hc, Wc) in 0…1.
@@ -398,7 +398,7 @@ class AFiRe(Method):
 
     @torch.no_grad()
     def panels(self, images: Tensor, uniforms: Tensor) -> dict[str, Tensor]:
-        """Show what the method does to images, each picture (B, 1, H, W) in 0…1.
+        """Show how the method changes images, each picture (B, 1, H, W) in 0…1.
 
         Returns:
             The normal ``image``, its lesioned ``twin``, the lesion ``mask``, the whole ``restoration``, and

@@ -84,7 +84,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def panels(self, images: Tensor, uniforms: Tensor) -> dict[str, Tensor]:
-        """Return named pictures (B, 1, H, W) in 0…1 that show what the method does to these images."""
+        """Return named pictures (B, 1, H, W) in 0…1 that show how the method changes these images."""
 
     @property
     def canvas_size(self) -> tuple[int, int]:
@@ -101,7 +101,7 @@ class Method(nn.Module, ABC):
 
     @property
     def export_decoder(self) -> AnomalyRestorationDecoder | None:
-        """What restores pictures from the student's tokens, for anomaly maps; None where there is no such thing."""
+        """Return the decoder that restores pictures for anomaly maps; None if there is none."""
         return None
 
     def last_layer_parameters(self) -> list[nn.Parameter]:

@@ -65,7 +65,7 @@ def feature_health(encoder: Callable[[Tensor], Tensor], images: Tensor) -> dict[
 
 
 def health_warnings(figures: dict[str, float]) -> list[str]:
-    """Say in plain words what is wrong, if anything, with a method's figures; absent ones are passed over."""
+    """Report problems that a method's figures show, in plain words; absent figures are passed over."""
     warnings = []
     if figures.get("feature_std_ratio", 1.0) < 0.05 or figures.get("effective_rank", 2.0) < 2:
         warnings.append(
@@ -95,7 +95,7 @@ def shortcut_in_words(figures: dict[str, float]) -> str | None:
 
 
 class TokenStudent(Protocol):
-    """What :func:`measure_health` needs of a student (`AFiReStudent`)."""
+    """The part of a student (`AFiReStudent`) that :func:`measure_health` needs."""
 
     encoder: ViTEncoder
     head: TokenHead
@@ -105,7 +105,7 @@ class TokenStudent(Protocol):
 
 
 class TokenViews(Protocol):
-    """What :func:`measure_health` needs of the views of one step (`AFiReViews`)."""
+    """The part of one step's views (`AFiReViews`) that :func:`measure_health` needs."""
 
     @property
     def twin(self) -> Tensor:
@@ -129,7 +129,7 @@ class TokenViews(Protocol):
 
 
 class TokenMethod(Protocol):
-    """What :func:`measure_health` needs of a method (`AFiRe`)."""
+    """The part of a method (`AFiRe`) that :func:`measure_health` needs."""
 
     prototypes: PrototypeBank
     token_loss: TokenContrastiveLoss
@@ -145,7 +145,7 @@ class TokenMethod(Protocol):
         """The teacher's encoder."""
 
     def views(self, images: Tensor, uniforms: Tensor) -> TokenViews:
-        """Return what student and teacher see in one step."""
+        """Return the inputs of student and teacher for one step."""
 
 
 def content_free_inputs(images: Tensor, patch_size: int) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from afire_monai.transforms import ViewAugment
 
 
 class MAEViews(NamedTuple):
-    """What is encoded and what is to be reconstructed in one step."""
+    """The visible and the hidden patches of one step."""
 
     #: (B, C, H, W) in 0…1
     image: Tensor
@@ -121,7 +121,7 @@ class MAE(Method):
         return None if self.loss.normalise else self.student.decoder
 
     def views(self, images: Tensor, uniforms: Tensor) -> MAEViews:
-        """Augment images and choose what is hidden.
+        """Augment images and choose the hidden patches.
 
         Raises AfireError if there is no view and the images have another size than the encoder's.
         """
@@ -149,7 +149,7 @@ class MAE(Method):
 
     @torch.no_grad()
     def panels(self, images: Tensor, uniforms: Tensor) -> dict[str, Tensor]:
-        """Show image, what is seen of it, and the reconstruction of the rest beside what was seen.
+        """Show the image, its visible patches, and these with the reconstruction of the others.
 
         With normalised patches, the reconstruction is shown with the mean and spread that each patch really has.
         """

@@ -18,7 +18,7 @@ from afire_monai.transforms import RandomViews
 
 
 class MLVICXNetwork(nn.Module):
-    """Encoder, dense branch and the two projectors: what is trained.
+    """The trained networks: encoder, dense branch and two projectors.
 
     Args:
         encoder: gives the maps.

@@ -20,7 +20,7 @@ from afire_monai.transforms.perturb import AppearancePerturbation
 
 
 class PEACOutput(NamedTuple):
-    """What the student gives in one step, for B pairs of views."""
+    """Outputs of the student in one step, for B pairs of views."""
 
     #: (B, L, L) which patch each place of view 1 shows, the last dimension over patches
     order: Tensor
@@ -39,7 +39,7 @@ class PEACOutput(NamedTuple):
 
 
 class PEACProjector(nn.Module):
-    """Encoder and both projectors: what student and teacher have in common."""
+    """Encoder and both projectors, the common part of student and teacher."""
 
     encoder: Encoder
     global_projector: ProjectionMLP
@@ -56,7 +56,7 @@ class PEACProjector(nn.Module):
         return self.encoder(torch.cat([first, second]))[:, 1:]
 
     def project(self, tokens: Tensor) -> PEACProjections:
-        """Project what :meth:`tokens` gives."""
+        """Project the result of :meth:`tokens`."""
         global_first, global_second = self.global_projector(tokens.mean(1)).chunk(2)
         return PEACProjections(global_first, global_second, *self.local_projector(tokens).chunk(2))
 
@@ -255,7 +255,7 @@ def cells_found(first: Tensor, second: Tensor, match: Tensor, matched: Tensor) -
 
 
 class PEACViews(NamedTuple):
-    """What student and teacher see in one step; images (B, C, H, W) in 0…1, cells in row-major order."""
+    """Inputs of student and teacher in one step; images (B, C, H, W) in 0…1, cells in row-major order."""
 
     #: view 1 as the networks see it: perturbed in appearance, or with its patches permuted
     first: Tensor

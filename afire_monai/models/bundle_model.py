@@ -49,7 +49,7 @@ def load_for_bundle(folders: Sequence[str | Path], kind: str | None = None) -> n
 
 
 def network_config(network: nn.Module) -> dict[str, Any]:
-    """Return what MONAI's ``ConfigParser`` builds this network of, with fresh weights; plain values.
+    """Return the configuration from which MONAI's ``ConfigParser`` builds this network with fresh weights.
 
     Raises AfireError for any other network.
     """
@@ -108,7 +108,7 @@ def fill_bundle(bundle: str | Path, network: nn.Module, reader: Mapping[str, Any
 
 
 def data_format(network: nn.Module) -> dict[str, Any]:
-    """Return ``network_data_format`` of the metadata: what goes in and what comes out."""
+    """Return ``network_data_format`` of the metadata: inputs and outputs."""
     encoder = network if isinstance(network, Encoder) else network.encoder
     assert isinstance(encoder, Encoder)
     size = list(encoder.image_size)
@@ -174,7 +174,7 @@ def _training(configs: Path, network: ViTClassifier | ViTSegmenter, network_def:
 
 
 def _loadable(config: dict[str, Any]) -> dict[str, Any]:
-    """Move what ``initialize`` does to the start of ``run``: a bundle that is only loaded makes no folder."""
+    """Move the steps of ``initialize`` to the start of ``run``: a bundle that is only loaded makes no folder."""
     return {**config, "initialize": [], "run": [*config["initialize"], *config["run"]]}
 
 

@@ -27,7 +27,7 @@ Run = Callable[[Tensor], list[Tensor]]
 
 @dataclass(frozen=True)
 class Exportable:
-    """A network and what has to be known about it outside of this package."""
+    """A network, and the facts about it that users outside of this package need."""
 
     kind: str  #: encoder, detector, classifier or segmenter
     network: nn.Module  #: maps images (B, C, H, W) in 0…1 to one tensor or a tuple of tensors, each with B first
@@ -41,7 +41,7 @@ class Exportable:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how near it comes to PyTorch."""
+    """The written files, and their largest difference from PyTorch."""
 
     path: Path
     images: int
@@ -60,7 +60,7 @@ def prepare(network: nn.Module) -> nn.Module:
 
 
 def export_graph(exportable: Exportable, images: Tensor, path: Path, form: str) -> ExportReport:
-    """Write a network as a graph for batches of any size, and keep it only if it computes what PyTorch does.
+    """Write a network as a graph for batches of any size, and keep it only if its results are PyTorch's.
 
     ONNX has opset 20. TorchScript is traced; PyTorch 2.13 marks tracing as deprecated and still does it. Beside the
     graph lies a JSON of the same name that describes input and outputs.
@@ -137,7 +137,7 @@ def compare(exportable: Exportable, images: Tensor, run: Run) -> dict[str, float
 
 
 def listed(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """Return what a network gives as a list."""
+    """Return a network's outputs as a list."""
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 

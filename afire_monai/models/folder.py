@@ -1,4 +1,4 @@
-"""The model folder: which weights it contains, how they are saved and loaded, and what identifies them."""
+"""The model folder: which weights it contains, how they are saved and loaded, and their hashes."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def weights_that_fit(path: Path) -> Iterator[None]:
 
 
 def load_module_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read what :func:`save_module_files` wrote.
+    """Read the files of :func:`save_module_files`.
 
     Args:
         path: the ``.safetensors`` file, or a folder with ``encoder.safetensors``, itself or in its ``models/``.
@@ -334,7 +334,7 @@ def _encoder_of(path: Path, sha256: str) -> Path:
 
 
 def _refuse_wrong_numbers(values: Any, key: str, path: Path) -> None:
-    """Refuse thresholds outside 0…1 and mask values outside 0…255; what has none may be absent."""
+    """Refuse thresholds outside 0…1 and mask values outside 0…255; both may be absent."""
     kinds, most = ((int, float), 1) if key == "thresholds" else ((int,), 255)
     fine = isinstance(values, dict) and all(
         isinstance(v, kinds) and not isinstance(v, bool) and 0 <= v <= most for v in values.values()

@@ -264,7 +264,7 @@ def _normalisation(channels: int, settings: Mapping[str, Any], assumed: list[str
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """Read what JSON files of Hugging Face and timm beside the weights say."""
+    """Read the settings in Hugging Face's and timm's JSON files beside the weights."""
     config, reading = _json(folder / "config.json"), _json(folder / "preprocessor_config.json")
     names = ("num_attention_heads", "layer_norm_eps", "rope_theta", "hidden_act")
     found: dict[str, Any] = {name: config[name] for name in names if config.get(name) is not None}
@@ -281,7 +281,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _refuse_odd_setting(name: str, value: Any) -> None:
-    """Refuse what a JSON file beside the weights cannot mean."""
+    """Refuse impossible values in a JSON file beside the weights."""
     numbers = value if isinstance(value, list) and name in ("mean", "std") else [value]
     fine = all(isinstance(n, int | float) and not isinstance(n, bool) and -1e9 < n < 1e9 for n in numbers)
     if name == "num_attention_heads":

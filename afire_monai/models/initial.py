@@ -52,7 +52,7 @@ def initial_encoder(
 
 
 def origin_of(init: str) -> str | dict[str, Any]:
-    """Say in plain values where an encoder comes from, for the description of what is trained from it.
+    """Describe an encoder's origin in plain values, for the description of models that are trained from it.
 
     Args:
         init: see :func:`initial_encoder`; or ``bundle`` for the weights of a MONAI bundle.

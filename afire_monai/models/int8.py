@@ -34,7 +34,7 @@ def pack_int8(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def unpack_int8(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return what `pack_int8` packed, as float32; tensors that are not packed pass as they are."""
+    """Return the tensors that `pack_int8` packed, as float32; other tensors are unchanged."""
     scales = {name + SCALE for name, tensor in tensors.items() if tensor.dtype == torch.int8}
     return {
         name: tensor.float() * tensors[name + SCALE].reshape(-1, *[1] * (tensor.ndim - 1))

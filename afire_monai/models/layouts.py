@@ -40,7 +40,7 @@ _TO_HF = (
 
 
 def export_layout(exportable: Exportable, images: Tensor, folder: Path, form: str) -> ExportReport:
-    """Write a folder in another library's layout, and keep it only if its weights give what they give here.
+    """Write a folder in another library's layout, and keep it only if its outputs are the same as here.
 
     ``timm``: ``config.json`` and ``model.safetensors`` for ``timm.create_model("local-dir:FOLDER")``. ``hf``: the same
     two, ``preprocessor_config.json`` and ``README.md`` for ``transformers.AutoModel.from_pretrained("FOLDER")``. Both
@@ -177,7 +177,7 @@ def plain_vit(state: dict[str, Tensor], images: Tensor, heads: int, eps: float) 
 
 
 def _refuse(exportable: Exportable, encoder: Any, classifier: ViTClassifier | None, form: str) -> None:
-    """Raise an error for what the other library has no network for."""
+    """Raise an error for a network that the other library does not have."""
     instead = "; use onnx, torchscript or torch_export"
     if exportable.kind not in ("encoder", "classifier"):
         raise AfireError(f"{form} has no network like this {exportable.kind}{instead}")

@@ -265,7 +265,7 @@ _RELEASED_HEADS = 16
 
 @dataclass
 class ImportReport:
-    """What an import did."""
+    """Report of an import."""
 
     files: list[Path] = field(default_factory=list)  #: the weights files written, each with a JSON beside it
     unplaced: list[str] = field(default_factory=list)  #: names in the source that have no place here
@@ -371,7 +371,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _found(path: Path, name: str, state: object, heads: int, report: ImportReport) -> FoundParts:
-    """Networks of one part, with what did not fit added to the report."""
+    """Return the networks of one part, and add to the report what did not fit."""
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"'{path.name}': entry '{name}' is not a dictionary of tensors.")
     try:

@@ -18,7 +18,7 @@ from afire_monai.networks.build import refuse_kinds
 
 
 class AnomalyOutput(NamedTuple):
-    """What the model says of a batch of radiographs."""
+    """The model's results for a batch of radiographs."""
 
     #: (B, C, H, W) in 0…1, the picture as it would look without anomaly
     restored: Tensor
@@ -52,7 +52,7 @@ def cell_groups(grid: tuple[int, int], groups: int, device: torch.device | None 
 
 
 def hide_cells(images: Tensor, hidden: Tensor, patch_size: int) -> Tensor:
-    """Replace cells by the mean of what is seen around each of their pixels, so that nothing of them is left.
+    """Replace cells by the mean of the visible surroundings of each pixel, so that nothing of them is left.
 
     Args:
         images: (B, C, H, W).
@@ -67,7 +67,7 @@ def hide_cells(images: Tensor, hidden: Tensor, patch_size: int) -> Tensor:
 
 
 def box_mean(images: Tensor, window: int) -> Tensor:
-    """Average (B, C, H, W) over a square of ``window`` pixels a side (odd), at the border over what there is of it."""
+    """Average (B, C, H, W) over a square of ``window`` pixels a side (odd), at the border over the part inside."""
     half = window // 2
     # one direction after the other: 2 window operations a pixel in place of window²
     columns = F.avg_pool2d(images, (window, 1), stride=1, padding=(half, 0), count_include_pad=False)
@@ -142,7 +142,7 @@ class AnomalyNetwork(nn.Module):
 
 
 def load_restorer(path: str | Path) -> AnomalyNetwork:
-    """Load what a pre-training run exported as ``restorer.safetensors``, in evaluation mode.
+    """Load ``restorer.safetensors`` of a pre-training run, in evaluation mode.
 
     Args:
         path: the file, or the folder that holds it.

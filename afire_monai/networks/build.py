@@ -60,7 +60,7 @@ def encoder_from_config(config: Mapping[str, Any], **overrides: Any) -> Encoder:
 
 
 def refuse_kinds(arguments: Mapping[str, Any], *classes: type) -> None:
-    """Refuse what is no number where a network wants one; it would come to light with the first picture only.
+    """Refuse values that are no numbers where a network needs one; else the first picture would fail.
 
     Args:
         arguments: of the network, by name.

@@ -96,7 +96,7 @@ class AnomalyRestorationDecoder(RecomputedBlock, nn.Module):
         return self.pixels(self.features(tokens, abnormal))
 
     def features(self, tokens: Tensor, abnormal: Tensor) -> Tensor:
-        """Return what the picture is made from, (B, L, dim); arguments are those of :meth:`forward`."""
+        """Return the features that the picture is made from, (B, L, dim); arguments are those of :meth:`forward`."""
         h, w = self.grid
         if tokens.shape[1] != 1 + h * w or abnormal.shape[1] != h * w:
             raise AfireError(

@@ -164,11 +164,11 @@ class ViTEncoder(RecomputedBlock, Encoder):
         return [state[:, -patches - 1 :] for state in states] if len(self.first_tokens()) > 1 else states
 
     def first_tokens(self) -> list[Tensor]:
-        """Return what stands before the patch tokens, (1, n, D) each; the class token is the last of them."""
+        """Return the tokens before the patch tokens, (1, n, D) each; the class token is the last of them."""
         return [self.cls_token] if self.registers is None else [self.registers, self.cls_token]
 
     def block_arguments(self, grid: tuple[int, int], visible: Tensor | None) -> tuple[Any, ...]:
-        """Return what a block takes besides tokens."""
+        """Return the arguments of a block besides tokens."""
         return ()
 
     def positions_of(self, grid: tuple[int, int]) -> Tensor:
@@ -217,7 +217,7 @@ class ViTEncoder(RecomputedBlock, Encoder):
         return 0 if parameter.startswith(("patch_embed", "cls_token", "registers")) else self.depth + 1
 
     def attribution_layer(self, block: int | None, class_token: bool) -> nn.Module:
-        """Return a block, or the last layer norm; where only the class token goes on, what enters the last block.
+        """Return a block, or the last layer norm; if only the class token goes on, the input of the last block.
 
         Raises AfireError for a block that does not exist, or a class token of a single block.
         """

@@ -128,7 +128,7 @@ class ResNetEncoder(Encoder):
         return self._first[int(rest[0])] if part == "contexts" else 0
 
     def attribution_layer(self, block: int | None, class_token: bool) -> nn.Module:
-        """Return a basic block, or what gives the last map, which both kinds of token are made of.
+        """Return a basic block, or the module whose output is the last map, from which all tokens are made.
 
         Raises AfireError for a block that does not exist.
         """

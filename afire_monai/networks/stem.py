@@ -1,4 +1,4 @@
-"""What turns pixels into the tokens of a vision transformer: one linear layer a patch, or a few convolutions."""
+"""The stem of a vision transformer, from pixels to tokens: one linear layer a patch, or a few convolutions."""
 
 from __future__ import annotations
 

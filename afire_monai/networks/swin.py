@@ -142,7 +142,7 @@ class SwinEncoder(Encoder):
         return self.depth + 1 if part == "norm" else 0
 
     def attribution_layer(self, block: int | None, class_token: bool) -> nn.Module:
-        """Return what gives the last map, which both kinds of token are made of.
+        """Return the module whose output is the last map, from which all tokens are made.
 
         Raises AfireError for any block but the last: the others give maps with channels last.
         """

@@ -85,7 +85,7 @@ class ViTClassifier(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What :meth:`from_config` needs, as plain values."""
+        """The arguments of :meth:`from_config`, as plain values."""
         return {
             "encoder": self.encoder.config,
             "labels": self.labels,
@@ -105,7 +105,7 @@ class ViTClassifier(nn.Module):
         return cls(encoder, config["labels"], config["pooling"], config["normality"])
 
     def features(self, images: Tensor, residual_scale: Tensor | None = None) -> Tensor:
-        """Return what the head sees of images (B, C, H, W) in 0…1: pooled tokens, (B, D), for ``class_mean`` (B, 2 D).
+        """Return the head's input for images (B, C, H, W) in 0…1: pooled tokens, (B, D), for ``class_mean`` (B, 2 D).
 
         With ``normality`` there is one more column, the distance from normal radiographs.
         """
@@ -196,7 +196,7 @@ class ViTSegmenter(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What :meth:`from_config` needs, as plain values."""
+        """The arguments of :meth:`from_config`, as plain values."""
         return {"encoder": self.encoder.config, "classes": self.classes, "width": self.width}
 
     @classmethod

@@ -72,7 +72,7 @@ def new_figure(width: float, height: float, constrained: bool = True) -> Any:
 
 
 def png(figure: Any, dpi: int = 100, **options: Any) -> bytes:
-    """Return a figure as the bytes of a PNG, or of what the options of ``savefig`` say."""
+    """Return a figure as the bytes of a PNG, or of another format by the options of ``savefig``."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=dpi, **{"format": "png", **options})
     return buffer.getvalue()

@@ -187,7 +187,7 @@ Mask = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class PhantomSample:
-    """One picture and what is known of it."""
+    """One picture and the truth about it."""
 
     image: Array  #: (1, H, W) float32 in 0…1, bright = dense, row 0 at the top, the patient's left on the right
     mask: Mask  #: (1, H, W) uint8, 1 where the finding changes the picture, all 0 if normal

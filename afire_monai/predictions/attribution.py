@@ -14,7 +14,7 @@ from afire_monai.networks import ViTEncoder
 
 
 def grad_cam(model: nn.Module, images: Tensor, label: int, block: int | None = None) -> Tensor:
-    """Map what speaks for a label: Grad-CAM (Selvaraju et al., ICCV 2017) on the encoder's patch tokens or last map.
+    """Map the evidence for a label: Grad-CAM (Selvaraju et al., ICCV 2017) on the encoder's patch tokens or last map.
 
     Channels are weighted by the mean gradient of the label's logit over the patch tokens (the map's cells), summed, and
     negative values cut off. The class token is no place in the picture and is left out.

@@ -42,7 +42,7 @@ class _Writer(ABC):
 
     @abstractmethod
     def _write_one(self, output: Any, place: int, name: str) -> None:
-        """Write what is there of one image, and add its row."""
+        """Write the results of one image, and add its row."""
 
     def _picture(self, values: Tensor, name: str) -> None:
         grey = (values.clamp(0, 1) * 255).round().numpy().astype(np.uint8)
@@ -56,7 +56,7 @@ class _Writer(ABC):
 
 
 class ResultWriter(_Writer):
-    """Write restored pictures, anomaly maps, tokens and a summary, one set an image, of what `AnomalyInferer` gives.
+    """Write `AnomalyInferer`'s restored pictures, anomaly maps, tokens and a summary, one set an image.
 
     Args:
         output_dir: gets ``NAME_restored.png``, ``NAME_anomaly.png`` (white is a difference of half the grey scale or

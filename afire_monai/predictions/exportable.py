@@ -63,7 +63,7 @@ class DetectorGraph(nn.Module):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of what is returned: (B,), (B,) in 0…100, then pictures (B, C, Hc, Wc) and maps (B, Hc, Wc) in 0…1."""
+        """Names of the outputs: (B,), (B,) in 0…100, then pictures (B, C, Hc, Wc) and maps (B, Hc, Wc) in 0…1."""
         if self.reference is None:
             return ("restored", "difference")
         return ("score", "percentile", "heat") if self.reference.has_map else ("score", "percentile")
@@ -82,7 +82,7 @@ class DetectorGraph(nn.Module):
 
 
 def load_exportable(folders: Sequence[str | Path], kind: str | None = None) -> Exportable:
-    """Load what is to be exported from model folders.
+    """Load a network for export from model folders.
 
     Args:
         folders: as a run writes them; what is in several is taken from the first.

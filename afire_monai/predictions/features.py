@@ -18,7 +18,7 @@ from afire_monai.predictions.reading import LeftOut, Size, ahead, read_radiograp
 
 @dataclass(frozen=True)
 class Embedding:
-    """What turns pictures into features."""
+    """An embedding of pictures as features."""
 
     size: Size  #: height and width in pixels of the pictures that it takes
     embed: Callable[[Tensor], Tensor]  #: images (B, 1, H, W) float32 in 0…1 to features (B, D) on the CPU
@@ -42,7 +42,7 @@ class Embedding:
 
 @dataclass
 class FeatureReader:
-    """Reads images once and gives the features that each embedding makes of them; remembers what cannot be used.
+    """Reads images once and returns the features of each embedding; remembers images that cannot be used.
 
     Raises:
         AfireError: for a batch or a number of workers that cannot be.

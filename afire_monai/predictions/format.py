@@ -218,7 +218,7 @@ def _picture_values(values: NDArray, most: int, where: str) -> NDArray:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model said about the images of one section of a data list, or of a folder."""
+    """A model's results for the images of one section of a data list, or of a folder."""
 
     #: (n,) int64, place of each image in the section or in the sorted folder, without repetition
     index: NDArray[np.int64]

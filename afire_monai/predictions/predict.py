@@ -47,7 +47,7 @@ class Source:
 
 
 def find_source(inputs: Sequence[str | os.PathLike[str]], section: str = "test") -> Source:
-    """Find the files behind what was named on the command line.
+    """Find the files that the command line names.
 
     Args:
         inputs: folders (searched with their subfolders, sorted by path) and files, in this order and each file once; or
@@ -95,7 +95,7 @@ NOTE = "Research software, not a medical device: no diagnosis. Read with the rad
 
 @dataclass
 class PredictionSummary:
-    """What a prediction came to.
+    """Counts of a prediction.
 
     ``scored`` includes files of earlier runs; process 0 gathers the results.
     """
@@ -195,7 +195,7 @@ def predict(
 
 
 def _run_facts(source: Source, scorer: Scorer, **written: bool) -> dict[str, Any]:
-    """Return what the results depend on, as kept for resuming."""
+    """Return the facts that results depend on, as kept for resuming."""
     options: dict[str, Any] = {"heatmap": scorer.heatmap, "label": scorer.label, "restored": scorer.restored, **written}
     options |= {"reader": dict(source.reader)} if source.reader else {}
     return {**options, "section": source.section, "datalist_sha256": source.datalist_sha256, "model": scorer.facts}
@@ -264,7 +264,7 @@ def _noted(results: Iterable[Radiograph | LeftOut], left_out: dict[int, str]) ->
 
 
 def _gathered(left_out: dict[int, str], earlier: int, world: int) -> tuple[dict[int, str], int]:
-    """Put together what all processes left out and found finished; waits for them."""
+    """Gather the images that all processes left out or found finished; waits for them."""
     if world == 1:
         return left_out, earlier
     everywhere: list[Any] = [None] * world

@@ -94,7 +94,7 @@ def read_radiograph(
 
 
 def batches(results: Iterable[Radiograph | LeftOut], size: int) -> Iterator[list[Radiograph]]:
-    """Gather radiographs into lists of this length, the last one perhaps shorter; what was left out is passed over."""
+    """Gather radiographs into lists of this length, the last one perhaps shorter, without those left out."""
     there = (result for result in results if not isinstance(result, LeftOut))
     while batch := list(islice(there, size)):
         yield batch

@@ -44,7 +44,7 @@ RUN, KEY, LEFT_OUT = "run.json", "index.csv", "left_out.csv"
 
 @dataclass(frozen=True)
 class Gathered:
-    """What a finished folder holds."""
+    """Contents of a finished folder."""
 
     count: int
     unfit: Counter[str]
@@ -66,7 +66,7 @@ class ResultFolder:
         self.folder = Path(folder)
 
     def start(self, run: Mapping[str, Any], key: str, resume: bool) -> None:
-        """Make the folder ready, or see that what an earlier run left in it belongs to the same work.
+        """Make the folder ready, or check that an earlier run's files in it belong to the same work.
 
         Args:
             run: what the results depend on: model, options. Plain values without names of files or patients.
@@ -101,7 +101,7 @@ class ResultFolder:
             ) from error
 
     def _holds_more_than_a_start(self) -> bool:
-        """Whether there is anything but what a start leaves that was killed or found the disk full."""
+        """Whether there is more than the remains of a start that was killed or found the disk full."""
         begun = {*KINDS, KEY, f".{KEY}.part", f".{RUN}.part"}
         return any(str(path.relative_to(self.folder)) not in begun for path in self.folder.rglob("*"))
 
@@ -136,7 +136,7 @@ class ResultFolder:
         return record if isinstance(record, dict) and record.get(INDEX) == index else None
 
     def write(self, index: int, record: Mapping[str, Any], pictures: Mapping[str, NDArray]) -> None:
-        """Write what is known of one image: its pictures, then its record.
+        """Write the results of one image: its pictures, then its record.
 
         Args:
             index: place of the image.
@@ -231,7 +231,7 @@ as the smaller networks take."""
 def pictures_of(
     radiograph: Radiograph, answer: Answer, mask_values: Sequence[int], overlays: bool
 ) -> dict[str, NDArray]:
-    """Make what is to be written of one image, in the radiograph's aspect.
+    """Make the pictures of one image, in the radiograph's aspect.
 
     Returns:
         By folder: ``heatmaps`` uint16 and ``restored`` uint8, at most `MAP_SIDE` pixels a side; ``masks`` uint8 at the

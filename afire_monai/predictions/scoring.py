@@ -27,7 +27,7 @@ HEATMAP_KINDS: tuple[str, ...] = get_args(Heatmap)
 
 @dataclass
 class Answer:
-    """What is said of one radiograph."""
+    """Results for one radiograph."""
 
     record: dict[str, Any]  #: plain values, as written to its JSON
     heatmap: Tensor | None = None  #: (h, w) in 0…1, or None
@@ -149,7 +149,7 @@ class Scorer:
         return tuple(dict.fromkeys([*networks, *([self.detector.canvas_size] if self.detector else [])]))
 
     def _facts(self) -> dict[str, Any]:
-        """Return what identifies the models: the package's version and the SHA-256 of each weights file."""
+        """Return the models' identity: the package's version and the SHA-256 of each weights file."""
         hashes = weights_hashes(self.files)
         return {"version": __version__, **{f"{kind}_sha256": value for kind, value in hashes.items()}}
 
@@ -257,7 +257,7 @@ def _stretched(maps: Tensor, images: Tensor) -> Tensor:
 
 
 def _distinct(classes: Sequence[str], values: dict[str, int]) -> dict[str, int]:
-    """Return each class its value in a mask: what training had, or 1, 2, … where that does not tell classes apart.
+    """Return each class's value in a mask: that of the training, or 1, 2, … if it does not tell classes apart.
 
     Masks of training may be a file for each class, all with 255; what is written here is one mask of all classes.
     """

@@ -104,7 +104,7 @@ def looks_like_dicom(head: bytes) -> bool:
 
 
 def drop_unusable(path: Path, dataset: Any) -> list[str]:
-    """Convert what is used, which shows damage; return what is optional, cannot be used, and was taken out.
+    """Convert all elements in use, which shows damage; return optional ones that were removed as unusable.
 
     Raises RadiographError if something that is needed is damaged, or the file is no image.
     """
@@ -143,7 +143,7 @@ def drop_unusable(path: Path, dataset: Any) -> list[str]:
 
 
 def _check_image(path: Path, dataset: Any) -> None:
-    """Refuse what is not one grey frame, from the header alone."""
+    """Refuse all but one grey frame, from the header alone."""
     if "PixelData" not in dataset:
         raise refusal(
             path, "no pixels", "it has no PixelData: not an image, or cut off before it. Copy it again from its source"

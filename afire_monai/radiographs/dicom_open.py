@@ -80,7 +80,7 @@ def open_in_two(path: Path, check: Callable[[bytes], None]) -> Iterator[tuple[An
 
 @contextlib.contextmanager
 def in_words(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while a file is read into a refusal that names it."""
+    """Turn errors while a file is read into a refusal that names it."""
     try:
         yield
     except Exception as error:  # pydicom raises many unrelated types on damaged files
@@ -97,7 +97,7 @@ def in_words(path: Path) -> Iterator[None]:
 
 
 def _plain(path: Path, file: BinaryIO) -> BinaryIO:
-    """Return the file, or what a deflated one inflates to, at its start."""
+    """Return the file, or its inflated content, at the start."""
     start = _start_of_deflated(file)
     file.seek(start or 0)
     return file if start is None else io.BytesIO(_inflate(path, file))

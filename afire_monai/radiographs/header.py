@@ -104,7 +104,7 @@ class Header:
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Header:
-        """Build a header from what `as_values` gave, also after a passage through JSON.
+        """Build a header from the result of `as_values`, also after a passage through JSON.
 
         Raises TypeError for a fact that there is not, or of another type.
         """
@@ -169,7 +169,7 @@ def check_start(path: Path, head: bytes) -> None:
 
 
 def _text(dataset: Any, keyword: str) -> str:
-    """Value as text, several values with backslashes between them; "" for what cannot be converted."""
+    """Value as text, several values with backslashes between them; "" if it cannot be converted."""
     try:
         value = dataset.get(keyword)
         if value is None:

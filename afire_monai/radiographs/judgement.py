@@ -54,7 +54,7 @@ _LATERAL_POSITIONS = ("LL", "RL", "LAT", "LATERAL", "LLAT", "RLAT", "L LAT", "R 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a header says of an image."""
+    """A header's verdict on an image."""
 
     reason: str = ""  #: why it is left out; "" if nothing in the header speaks against it
     lateral: bool = False  #: it is a lateral view that was asked for
@@ -64,7 +64,7 @@ class Verdict:
 
     @property
     def needs_look(self) -> bool:
-        """Whether the picture has to show what the tags do not say."""
+        """Whether the picture itself must be looked at, since the tags leave it open."""
         return not self.stated and not self.lateral
 
 

@@ -1,4 +1,4 @@
-"""Detect JPEG data that end early behind a valid end marker: decoders silently fill in what is missing."""
+"""Detect JPEG data that end early behind a valid end marker: decoders fill in the missing part silently."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def _without_comments(path: Path) -> io.BytesIO | None:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture of acceptable size; what goes wrong until it is closed becomes a refusal."""
+    """Open a picture of acceptable size; errors until it is closed become a refusal."""
     try:
         with contextlib.ExitStack() as stack:
             try:

@@ -33,7 +33,7 @@ _DECODER_REFUSES = (NOT_RADIOGRAPH, SEVERAL_FRAMES, COLOUR)
 
 @dataclass(frozen=True)
 class RadiographFile:
-    """What `RadiographReader.get_data` is going to decode: one path, or several that it will refuse."""
+    """The input of `RadiographReader.get_data`: one path, or several that it will refuse."""
 
     paths: tuple[Path, ...]
 

@@ -38,7 +38,7 @@ _began: list[float] = []
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds that a command has taken, and what is still to come takes."""
+    """Seconds that a command has taken, and seconds of its remaining parts."""
 
     before: float  #: from the command's start until training begins
     step: float  #: an iteration, with reading its images
@@ -72,7 +72,7 @@ def _process_age() -> float:
 
 
 def planned_epochs(epochs: int, minutes: float, output_dir: str | Path) -> int:
-    """Return the length of a run: what was decided on for its minutes, if it was, else ``epochs``.
+    """Return the length of a run: the number decided on for its minutes, if any, else ``epochs``.
 
     Args:
         epochs: of the settings; they count if there is no time budget.
@@ -151,7 +151,7 @@ def _decide(trainer: PretrainTrainer, minutes: float, folder: Path, compare: Cal
 
 
 def measure(trainer: PretrainTrainer, minutes: float, compare: Callable[[Path], None] | None = None) -> Costs:
-    """Time what a run consists of, by doing it once; the trainer is left as it was, and its folder untouched."""
+    """Time the parts of a run by doing each once; trainer and folder are left as they were."""
     from afire_monai.training import finish
     from afire_monai.training.report import page  # noqa: F401  # drawing libraries are loaded before the clock starts
 
@@ -180,7 +180,7 @@ def _since_start() -> float:
 
 
 def _seconds_per_step(trainer: PretrainTrainer, make_step: Callable[[Any], None], most: float) -> float:
-    """Time steps for so many seconds, after what loader processes have read ahead is used up."""
+    """Time steps for so many seconds, after using up the batches that loader processes have read ahead."""
     batches = itertools.chain.from_iterable(itertools.repeat(trainer.data_loader))
     for _ in range((2 + 2 * trainer.data_loader.num_workers) * trainer.accumulation_steps):
         make_step(next(batches))
@@ -203,6 +203,6 @@ def _timed(trainer: PretrainTrainer, work: Callable[[], Any]) -> tuple[float, An
 
 
 def _finish(trainer: PretrainTrainer) -> None:
-    """Wait for what the device still has to do."""
+    """Wait for the device to finish."""
     if trainer.state.device.type != "cpu":
         torch.accelerator.synchronize(trainer.state.device)

@@ -1,4 +1,4 @@
-"""Fit a classifier's calibration and thresholds to the validation set, and state in words what they rest on."""
+"""Fit a classifier's calibration and thresholds to the validation set, and describe their basis in words."""
 
 from __future__ import annotations
 

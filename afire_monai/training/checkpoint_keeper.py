@@ -47,7 +47,7 @@ class CheckpointKeeper:
         self._due = False
 
     def attach(self, engine: PretrainTrainer) -> None:
-        """Register with the trainer, and clear away what a killed run left half written."""
+        """Register with the trainer, and remove half-written files of a killed run."""
         if rank() == 0:
             for part in self.folder.glob(".*.pt.*.part"):
                 part.unlink(missing_ok=True)

@@ -46,7 +46,7 @@ _NEXT = "next: afire predict FOLDER --model %s --out results"
 
 
 def statistics_of(data: TaskData) -> Callable[[], tuple[float, float]]:
-    """Return what measures grey-level mean and deviation of a task's training images, when it is asked to."""
+    """Return a function that measures grey-level mean and deviation of a task's training images when called."""
 
     def measure() -> tuple[float, float]:
         return image_statistics(RadiographDataset(data.training, reading((64, 64))))
@@ -135,7 +135,7 @@ def finish_classification(
 
 @dataclass(frozen=True)
 class Answers:
-    """What a classifier says of a section of a data list."""
+    """A classifier's results for a section of a data list."""
 
     places: np.ndarray  #: (n,) of the images in the section
     logits: Tensor  #: (n, labels)
@@ -160,7 +160,7 @@ def score_lines(task: Classification, answers: dict[str, Answers]) -> list[str]:
 
 
 def rests_on(labels: Sequence[str], answers: dict[str, Answers], calibration: CalibrationMethod) -> dict[str, str]:
-    """Return for each label what its probability rests on, in words: calibration, and the AUROC in the test section."""
+    """Return for each label the basis of its probability in words: calibration, and the AUROC in the test section."""
     words = [[text] for text in calibration_words(answers["validation"].target.numpy(), calibration)]
     test = answers.get("test")
     if test is not None and len(test.patients):

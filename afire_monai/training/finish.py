@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def export_run(trainer: PretrainTrainer, folder: str | Path, data_hash: str) -> None:
-    """Write the encoder that later tasks take and, where there is one, what restores pictures; process 0 only.
+    """Write the encoder for later tasks and, if there is one, the restorer; process 0 only.
 
     Args:
         trainer: at the end of training.
@@ -146,7 +146,7 @@ def export_restorer(method: Method, folder: Path, **facts: Any) -> Path:
 
 
 def export_detector(method: AFiRe, folder: Path, **facts: Any) -> Path:
-    """Write what compares tokens of the restorer's encoder with prototypes as ``detector.safetensors``.
+    """Write ``detector.safetensors``: head and prototypes to compare the tokens of the restorer's encoder with.
 
     Tensors: ``head.*`` (the student's token head), ``prototypes`` and ``assignment``, both (N, K) for N canvas cells.
     """

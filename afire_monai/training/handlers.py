@@ -132,7 +132,7 @@ class CsvLogger:
 
 
 def read_csv_log(path: Path) -> list[dict[str, float]]:
-    """Read what :class:`CsvLogger` wrote, one dictionary an epoch; empty if there is no file."""
+    """Read the file of :class:`CsvLogger`, one dictionary an epoch; empty if there is no file."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -200,7 +200,7 @@ class HealthMonitor:
 
 
 class PanelWriter:
-    """Write a picture that shows what the method does to a few images, at intervals and at the end.
+    """Write a picture that shows how the method changes a few images, at intervals and at the end.
 
     A :class:`RunTracker` or :class:`TensorBoardWriter` among the trainer's handlers gets each.
 

@@ -22,7 +22,7 @@ COUNTED_BATCHES = (2, 4)
 
 @dataclass(frozen=True)
 class StepCost:
-    """What one training step takes."""
+    """Cost of one training step."""
 
     #: floating-point operations of forward and backward passes and of the teacher; a multiplication and an addition are
     #: two
@@ -69,7 +69,7 @@ def build_training(configs: Sequence[str | Path], settings: dict[str, Any]) -> t
 
 
 def settings_of(configs: Sequence[str | Path], keys: Sequence[str]) -> dict[str, Any]:
-    """Return what config files, later ones overriding earlier ones, set some keys to."""
+    """Return the values of some keys in config files, later files overriding earlier ones."""
     from monai.bundle import ConfigParser
 
     config = ConfigParser.load_config_files([str(path) for path in configs])
@@ -136,7 +136,7 @@ def speed_of_run(folder: str | Path) -> float:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """What a run's folder says of it: its settings, and images and epochs as its newest checkpoint has them."""
+    """A run as its folder describes it: settings, and images and epochs of its newest checkpoint."""
 
     settings: Path
     images: int | None
@@ -144,7 +144,7 @@ class PlannedRun:
 
 
 def settings_of_run(folder: str | Path) -> PlannedRun | None:
-    """Find what a pre-training was started with; None where its folder holds no settings."""
+    """Find the settings that a pre-training was started with; None if its folder holds none."""
     from afire_monai.training.checkpoint import find_checkpoint
 
     settings = Path(folder) / "settings.yaml"
@@ -161,7 +161,7 @@ def hours(images: int, epochs: int, images_per_second: float) -> float:
 
 
 def _batch(method: Any, count: int, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-    """Make random images with what is found when they are read, and the uniform numbers of a step."""
+    """Make random images with their annotations, and the uniform numbers of a step."""
     images = torch.rand(count, 1, *method.canvas_size, generator=torch.Generator().manual_seed(0))
     uniforms = torch.rand(count, method.draws, generator=torch.Generator().manual_seed(1)).to(device)
     return {"image": images.to(device), "anatomy": anatomy_of(images).to(device)}, uniforms

@@ -1,4 +1,4 @@
-"""Stop and resume: what a trainer saves, and how it restores it."""
+"""Stop and resume: the state that a trainer saves and restores."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Resumable:
         return names_hash(items) if items else ""
 
     def run_identity(self) -> dict[str, int | str]:
-        """Return what must be the same in a resumed run, or it would not be the same training."""
+        """Return the settings that must be the same in a resumed run, or it would be another training."""
         return {
             "epoch_length": self.state.epoch_length,
             "global_batch": self.batch_size * world_size(),

@@ -1,4 +1,4 @@
-"""One folder for each run: who may write to it, and the settings that record what was done in it."""
+"""One folder for each run: who may write to it, and the settings that record its history."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _beats(file: int) -> bool:
 
 
 def _life_of(owner: dict[str, Any], file: int, folder: Path) -> str:
-    """Return what shows that an owner lives; empty if it does not."""
+    """Return a sign of life of an owner; empty if it is dead."""
     here = _self()
     if all(owner.get(key) == here[key] for key in ("host", "space")) and isinstance(owner.get("pid"), int):
         return "which is running" if _began(owner["pid"]) == owner.get("began") else ""

@@ -79,7 +79,7 @@ class CombinedStore:
         self._seen: dict[Path, float] = {}
 
     def refresh(self) -> int:
-        """Take in what was logged since the last time, and return how many runs there are.
+        """Take in new log entries, and return the number of runs.
 
         A store that cannot be read, or is of another version of MLflow, is left out with a warning, once.
         """
@@ -173,7 +173,7 @@ def show_runs(folders: Sequence[str | Path], port: int = 5000) -> int:
 
 @contextlib.contextmanager
 def _ended_by_term() -> Iterator[None]:
-    """Let a request to end (SIGTERM) do what Ctrl-C does."""
+    """Let a request to end (SIGTERM) act like Ctrl-C."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

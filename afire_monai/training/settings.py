@@ -253,7 +253,7 @@ def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _new_paths(config: Mapping[str, Any], known: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """Yield the paths (``train#sampler#seed``) that only the config has; what a constructor is given, it checks."""
+    """Yield the paths (``train#sampler#seed``) that only the config has; constructors check their own arguments."""
     for key, value in config.items():
         path = f"{above}{key}"
         if key not in known:

@@ -117,7 +117,7 @@ def _checked_words(files: Sequence[str], overrides: dict[str, str]) -> dict[str,
 
 
 def _say_the_cause(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print what a user can act on instead of the runner's chain of errors; AFIRE_TRACEBACK=1 shows that as well."""
+    """Print the error that a user can act on instead of the runner's chain; AFIRE_TRACEBACK=1 shows that as well."""
     if issubclass(kind, KeyboardInterrupt) and not os.environ.get("AFIRE_TRACEBACK"):
         print("\nstopped; --resume true continues a training from its newest checkpoint", file=sys.stderr)
         return
@@ -198,7 +198,7 @@ def normal_items(datalist: Path, section: str, dataset_dir: str = "") -> ImagePa
 
 @dataclass(frozen=True)
 class _ReadList:
-    """What a run wants of its data list, without the list: that can take a gigabyte."""
+    """The facts that a run needs of its data list, without the list, which can take a gigabyte."""
 
     report: DataListReport
     sha256: str
@@ -247,12 +247,12 @@ def folder_items(folder: str | Path) -> list[dict[str, Any]]:
 def image_batch(
     batch: dict[str, Any], device: torch.device | None = None, non_blocking: bool = False, **_: Any
 ) -> tuple[torch.Tensor, None]:
-    """Return what an evaluator without labels needs of a batch: images (B, C, H, W) on the device, and no target."""
+    """Return a batch for an evaluator without labels: images (B, C, H, W) on the device, and no target."""
     return batch["image"].to(device, non_blocking=non_blocking), None
 
 
 def data_hash(datalist: Path) -> str:
-    """Return the SHA-256 of a data list's content, which identifies what an encoder was trained on."""
+    """Return the SHA-256 of a data list's content, which identifies an encoder's training data."""
     if read := _known(datalist):
         return read.sha256
     return datalist_hash(read_raw(datalist))  # with paths as they stand, so that the folder makes no difference

@@ -1,4 +1,4 @@
-"""Stopping when a scheduler asks for it: the signals, and what loader processes make of them."""
+"""Stopping when a scheduler asks for it: the signals, and how loader processes treat them."""
 
 from __future__ import annotations
 

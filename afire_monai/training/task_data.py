@@ -44,7 +44,7 @@ class TaskData:
 
 
 def advise_on_few_labels(data: TaskData) -> str:
-    """Log and return what is better than fine-tuning for labels with few positive images; empty if it is not so."""
+    """Log and return advice for labels with few positive images; empty if fine-tuning suits them all."""
     counts = (_targets(data.training) == 1).sum(0)
     few = [f"{name} {count}" for name, count in zip(data.labels, counts, strict=True) if count < FEW_POSITIVES]
     if not few:
@@ -71,7 +71,7 @@ def classification_data(
     fold: int = 0,
     seed: int = 0,
 ) -> TaskData:
-    """Choose what a classifier is trained, validated and tested on; no patient is in two of them.
+    """Choose a classifier's training, validation and test images; no patient is in two of them.
 
     Args:
         datalist: JSON data list.
@@ -177,7 +177,7 @@ def segmentation_data(
     classes: Mapping[str, Sequence[int]] | Sequence[str] = ("mask",),
     ignore: int | None = None,
 ) -> TaskData:
-    """Choose what a segmenter is trained, validated and tested on.
+    """Choose a segmenter's training, validation and test images.
 
     Args:
         datalist: JSON data list whose items have ``mask``.

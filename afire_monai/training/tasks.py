@@ -67,7 +67,7 @@ class Task(Method):
 
     @property
     def network(self) -> Any:
-        """What is validated and exported: the average of the weights if one is kept, else the weights."""
+        """The network to validate and export: the average of the weights if one is kept, else the trained one."""
         return self.teacher if self.average else self.student
 
     @property
@@ -114,7 +114,7 @@ class Task(Method):
             super().update_teacher(momentum)
 
     def train(self, mode: bool = True) -> Task:
-        """Set training mode for what is trained."""
+        """Set training mode for the trained parts."""
         super().train(mode)
         if self.frozen_encoder:
             self.student.get_submodule("encoder").eval()

@@ -72,7 +72,7 @@ class RunTracker(MLFlowHandler):
             self._attempt(partial(self.client.set_tag, self.run_id, name, value))
 
     def add_results(self, figures: Mapping[str, float], files: Sequence[Path]) -> None:
-        """Log what is known only when the training is over and the MLflow run has ended."""
+        """Log results that come only after the training, when the MLflow run has ended."""
         if not self.run_id or self.failing:
             return
         for name, value in figures.items():
@@ -88,7 +88,7 @@ class RunTracker(MLFlowHandler):
         self._send()
 
     def complete(self) -> None:
-        """Log the artefacts that were named at the start, and what could not be logged before.
+        """Log the artefacts that were named at the start, and entries that could not be logged before.
 
         Where nothing was left to train, this ends the run of a process that was killed after its last epoch.
         """
@@ -98,7 +98,7 @@ class RunTracker(MLFlowHandler):
         self._send(last=True)
 
     def close(self) -> None:
-        """End the MLflow run, or say what it lacks."""
+        """End the MLflow run, or warn of missing entries."""
         if self.cur_run is None:
             return
         self._send(last=True)
@@ -126,7 +126,7 @@ class RunTracker(MLFlowHandler):
         self._send()
 
     def _send(self, last: bool = False) -> None:
-        """Log what waits; while the store fails, only at intervals and at the end."""
+        """Log waiting entries; while the store fails, only at intervals and at the end."""
         if self.cur_run is None or (self.failing and not last and time.monotonic() < self.retry_at):
             return
         run, failed_before = self.cur_run.info.run_id, self.failing

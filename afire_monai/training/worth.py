@@ -109,7 +109,7 @@ class CrossFitted:
 
 
 def out_of_fold(features: NDArray, images: Labelled, predict: Predict, seed: int = 0) -> CrossFitted:
-    """Score each image by what was fitted to other patients.
+    """Score each image by a model that was fitted to other patients.
 
     Features are (n, D).
     """
@@ -177,7 +177,7 @@ class Comparison:
 
     @classmethod
     def read(cls, path: Path) -> Comparison:
-        """Read what :meth:`write` wrote."""
+        """Read the file of :meth:`write`."""
         content = json.loads(path.read_text(encoding="utf-8"))
         for name in ("figures", "gains"):
             content[name] = {key: Interval(*value) for key, value in content[name].items()}
@@ -189,7 +189,7 @@ class Comparison:
         return next((name for name in self.gains if name not in (FRESH, PIXELS)), None)
 
     def sentence(self) -> str:
-        """Return in one line what the encoder is worth on these labels."""
+        """Return the encoder's worth on these labels in one line."""
         floor = max((FRESH, PIXELS), key=lambda name: self.figures[name].value)
         gain = self.gains[floor]
         verdict = "Worth it" if gain.low > 0 else "Not worth it" if gain.high < 0 else "Not shown to be worth it"
@@ -200,7 +200,7 @@ class Comparison:
         )
 
     def advice(self) -> str:
-        """Return what to do next."""
+        """Return advice for the next step."""
         gained = all(self.gains[name].low > 0 for name in (FRESH, PIXELS))
         over = self.gains[self.shipped] if self.shipped else None
         if over is not None and over.high < 0:
@@ -290,7 +290,7 @@ def _draws(images: Labelled, features: NDArray, seed: int) -> Floats:
 
 
 def figures_table(comparison: Comparison) -> list[list[str]]:
-    """Return a row for each encoder: name, AUROC, and what the judged encoder gains over it."""
+    """Return a row for each encoder: name, AUROC, and the judged encoder's gain over it."""
     return [[name, str(value), _signed(comparison.gains.get(name))] for name, value in comparison.figures.items()]
 
 

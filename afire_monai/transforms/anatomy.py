@@ -48,7 +48,7 @@ class Anatomy:
 
 
 class Anatomyd(MapTransform):
-    """Dictionary form of `Anatomy`: adds what was found in an image (1, H, W) as ``anatomy``, a tensor (1026,)."""
+    """Dictionary form of `Anatomy`: adds the anatomy of an image (1, H, W) as ``anatomy``, a tensor (1026,)."""
 
     def __init__(self, keys: KeysCollection = "image") -> None:
         super().__init__(keys)
@@ -61,7 +61,7 @@ class Anatomyd(MapTransform):
 
 
 def anatomy_of(images: Tensor) -> Tensor:
-    """Look at a batch of images, one by one on the CPU; for what is not in the loop of training.
+    """Find the anatomy of a batch of images, one by one on the CPU; not for the training loop.
 
     Args:
         images: (B, C, H, W) in 0…1; the first channel is used.

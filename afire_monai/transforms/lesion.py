@@ -23,7 +23,7 @@ from afire_monai.transforms.lesion_settings import LesionSettings, check_size
 
 @dataclass(frozen=True)
 class LesionRecord:
-    """What was drawn for one image: enough to make the same twin again, and plain enough for JSON."""
+    """Random numbers drawn for one image: enough to make the same twin again, and plain enough for JSON."""
 
     image_size: tuple[int, int]  #: (height, width) in pixels
     uniforms: tuple[float, ...]  #: the numbers in [0, 1) that decide everything
@@ -275,7 +275,7 @@ def _batch_of(images: NdarrayOrTensor, name: str) -> Tensor:
 
 
 def _checked(image: NdarrayOrTensor, name: str) -> Tensor:
-    """Return an image as a float32 tensor (C, H, W), or raise an error that says what is wrong with it."""
+    """Return an image as a float32 tensor (C, H, W), or raise an error that describes its fault."""
     array = image if isinstance(image, np.ndarray) else np.asarray(image.detach().cpu())
     if array.shape[0] == 0 or not np.issubdtype(array.dtype, np.floating):
         raise RadiographError(f"'{name}' is {array.shape} {array.dtype}; expected (C, H, W) floats in 0…1.")

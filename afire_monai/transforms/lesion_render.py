@@ -56,7 +56,7 @@ def lesion_boxes(settings: LesionSettings, uniforms: Tensor, height: int, width:
 def added_by_lesions(
     settings: LesionSettings, images: Tensor, uniforms: Tensor, centers: Tensor, lungs: Tensor | None
 ) -> Tensor:
-    """Compute what lesions add, before clipping.
+    """Compute the grey levels that lesions add, before clipping.
 
     Args:
         settings: sizes and options.

@@ -1,4 +1,4 @@
-"""Settings of the Synthetic Lesion Mask, and what its uniform numbers mean."""
+"""Settings of the Synthetic Lesion Mask, and the meaning of its uniform numbers."""
 
 from __future__ import annotations
 

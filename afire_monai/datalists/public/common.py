@@ -24,7 +24,7 @@ RANDOM_FRACTIONS = (0.7, 0.1, 0.2)
 
 @dataclass
 class Gathered:
-    """What an adapter has found so far."""
+    """Items that an adapter has found so far, and counts."""
 
     labels: list[str]  #: names of the labels
     #: items by section; what is in "training" alone is divided by `hold_out` or `divide`
@@ -63,7 +63,7 @@ class Gathered:
 def finish(
     name: str, gathered: Gathered, folder: StrPath, out: StrPath | None, official: Sequence[str] = ()
 ) -> DataList:
-    """Check what was gathered, put the list together and write it.
+    """Check the gathered items, assemble the list and write it.
 
     Args:
         name: of the list.
@@ -203,7 +203,7 @@ def by_stem(files: Files) -> Files:
 
 
 def check_unmentioned(value: str) -> int | None:
-    """What a blank label cell means; DataListError: neither "negative" nor "missing"."""
+    """Return the meaning of a blank label cell; DataListError: neither "negative" nor "missing"."""
     if value not in ("negative", "missing"):
         raise DataListError(f"unmentioned is {value!r}; negative (a blank cell is 0) or missing (null) is expected")
     return 0 if value == "negative" else None

@@ -62,7 +62,7 @@ class Query:
 
     @classmethod
     def of(cls, modalities: Sequence[str] = ("CR", "DX"), date: str | None = None, words: Sequence[str] = ()) -> Query:
-        """Check what was typed.
+        """Check the typed values.
 
         Args:
             modalities: codes of up to 16 capitals, digits, _ or blanks.
@@ -239,7 +239,7 @@ class DicomWeb:
         raise AnswerError(f"the server gives more than {MOST_PAGES} pages of series; ask for fewer with --date")
 
     def get(self, path: str, query: Sequence[tuple[str, str]] = (), accept: str = "*/*") -> tuple[bytes, str] | None:
-        """Read what lies at a path below the root of the services, as it is.
+        """Read the body at a path below the root of the services, unchanged.
 
         Args:
             path: without slash before it; whoever calls has checked it.
@@ -319,7 +319,7 @@ class DicomWeb:
         return True
 
     def settle(self) -> dict[str, str]:
-        """Return nothing: what a server confirms by STOW-RS counts as kept."""
+        """Return nothing: an object that a server confirms by STOW-RS counts as kept."""
         return {}
 
     def _store(self, dataset: Dataset) -> Dataset:

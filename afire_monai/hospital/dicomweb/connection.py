@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def check_url(url: str) -> SplitResult:
-    """Return the parts of a DICOMweb address, or say what is wrong with it without repeating it.
+    """Return the parts of a DICOMweb address, or refuse it in a message that does not repeat it.
 
     Raises:
         DicomWebError: not http(s), no host, credentials in it, a query or a fragment.
@@ -46,7 +46,7 @@ def check_url(url: str) -> SplitResult:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine itself, so that what is sent to it crosses no network."""
+    """Whether a host is this machine itself, so that nothing crosses a network."""
     if host.lower() == "localhost":
         return True
     try:
@@ -118,7 +118,7 @@ def _check_files(scheme: str, ca: str | Path | None, cert: str | Path | None, ke
 
 
 def _bounded_adapter() -> HTTPAdapter:
-    """Make what reads answers for a session: the whole body within limits, piece by piece where that is asked for."""
+    """Make a session's reader of answers: the whole body within limits, or piece by piece on request."""
     from requests.adapters import HTTPAdapter
 
     class Bounded(HTTPAdapter):
@@ -176,7 +176,7 @@ class ConnectionLostError(DicomWebError):
 
 
 def ask(request: Callable[[], T], retries: int, first_wait: float) -> T:
-    """Make a request as often as it takes, and turn what goes wrong into words without addresses.
+    """Make a request as often as it takes, and turn failures into messages without addresses.
 
     Args:
         request: what to do.
@@ -205,7 +205,7 @@ def ask(request: Callable[[], T], retries: int, first_wait: float) -> T:
 
 
 def _judge(error: Exception) -> tuple[DicomWebError, float | None]:
-    """Return what to say of an error, and the seconds to wait at least before trying again; None for never."""
+    """Return the message for an error, and the least seconds to wait before another try; None for no other try."""
     import requests
 
     if isinstance(error, DicomWebError):
@@ -231,7 +231,7 @@ def _judge(error: Exception) -> tuple[DicomWebError, float | None]:
 
 
 def _tls_problem(reason: str) -> str:
-    """Return what to do about a failed handshake, from OpenSSL's words in capitals."""
+    """Return the advice for a failed handshake, from OpenSSL's words in capitals."""
     if "MISMATCH" in reason or "NOT VALID FOR" in reason:
         return "the server's certificate is for another name; use the name that it is for in the address"
     if "WRONG VERSION NUMBER" in reason or "RECORD LAYER FAILURE" in reason:
@@ -260,7 +260,7 @@ def not_dicomweb() -> AnswerError:
 
 
 def entries_of(answer: Any) -> list[Mapping[str, Any]]:
-    """Return the answer to a query as what it has to be, a list of DICOM JSON objects.
+    """Return the answer to a query as a list of DICOM JSON objects; refuse any other answer.
 
     Raises:
         AnswerError: it is not.

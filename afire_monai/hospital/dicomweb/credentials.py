@@ -21,12 +21,12 @@ TOKEN_FILE = "AFIRE_DICOMWEB_TOKEN_FILE"
 
 
 class DicomWebError(AfireError):
-    """A DICOMweb server cannot be used: address, credentials, certificate, connection, or what it answers."""
+    """A DICOMweb server cannot be used: address, credentials, certificate, connection, or its answers."""
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """What proves to a server who asks; never shown, not even by `repr`.
+    """Credentials for a server; never shown, not even by `repr`.
 
     Attributes:
         user: with `password`, for HTTP Basic authentication; "" for none.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Archive(Protocol):
-    """What is asked for radiographs and given results: `DicomWeb`, or `Pacs` over DICOM's own protocol."""
+    """An archive to fetch radiographs from and send results to: `DicomWeb`, or `Pacs` over DICOM's own protocol."""
 
     peer: str  # address, for the audit log alone
 
@@ -54,7 +54,7 @@ GIVE_UP = 5
 
 @dataclass
 class Transfer:
-    """What a transfer came to.
+    """Counts of a transfer.
 
     Attributes:
         done: instances that crossed the network.
@@ -82,7 +82,7 @@ class Transfer:
         return Counter(reason for _, reason in self.failed).most_common()
 
     def write_failures(self, path: Path) -> None:
-        """Write what failed and why, readable by its owner only (mode 0600)."""
+        """Write the failures and their reasons, readable by the owner only (mode 0600)."""
         write_rows(path, [("what", "reason"), *self.failed], private=True)
 
 
@@ -130,7 +130,7 @@ def retrieve_series(
 
 
 def forget(folder: str | Path) -> int:
-    """Delete what was retrieved. The same transfer again fetches it again.
+    """Delete the retrieved files. The same transfer would fetch them again.
 
     Returns:
         Number of files deleted.
@@ -204,7 +204,7 @@ def _send_all(web: Archive, folder: Path, progress: bool) -> Transfer:
 
 
 def _settle(web: Archive, stored: dict[str, list[tuple[str, bool]]], result: Transfer) -> None:
-    """Count what the archive does not keep as failed, and begin anew.
+    """Count objects that the archive does not keep as failed, and begin anew.
 
     ``stored`` is UID to files, and whether each was new.
     """
@@ -224,14 +224,14 @@ def private_folder(folder: Path) -> None:
 
 
 class _Patience:
-    """Notes what fails by itself, and ends the transfer when the server is lost for good."""
+    """Notes single failures, and ends the transfer when the server is lost for good."""
 
     def __init__(self, result: Transfer) -> None:
         self._result = result
         self._lost = 0
 
     def answered(self) -> None:
-        """Note that the server does what it is there for."""
+        """Note that the server works."""
         self._lost = 0
 
     @contextlib.contextmanager
@@ -302,7 +302,7 @@ def _cannot_write(error: OSError) -> AfireError:
 
 @dataclass(frozen=True)
 class Fetched:
-    """What was fetched.
+    """Counts of a retrieval.
 
     Attributes:
         folder: that holds all that was retrieved, in this run and in earlier ones.
@@ -332,7 +332,7 @@ class Fetched:
 
 
 def fetch(web: Archive, query: Query, out: str | Path, progress: bool = False) -> Fetched:
-    """Retrieve the series that a query finds into ``out/private/dicom``; what is there already is not fetched again.
+    """Retrieve the series that a query finds into ``out/private/dicom``; present files are not fetched again.
 
     Args:
         web: the server.

@@ -87,7 +87,7 @@ class Queue:
             folder.chmod(0o700)
 
     def _clean(self) -> None:
-        """Remove what a kill left behind, and take up again what was given up."""
+        """Remove remains of a killed process, and take up abandoned objects again."""
         with self._lock:
             self._base.execute("UPDATE objects SET state=?, reason='', tries=0 WHERE state=?", (PREDICTED, UNSENT))
             to_predict = {key for (key,) in self._base.execute("SELECT key FROM objects WHERE state=?", (RECEIVED,))}
@@ -112,14 +112,14 @@ class Queue:
             os.close(self._held)
 
     def key_of(self, uid: str, parts: Sequence[bytes | memoryview]) -> str:
-        """Return what an object is known by: a hash of UID and content under a key of this folder alone."""
+        """Return an object's key: a hash of UID and content under a secret of this folder alone."""
         digest = hmac.new(self._secret, uid.encode() + b"\0", hashlib.sha256)
         for part in parts:
             digest.update(part)
         return digest.hexdigest()[:40]
 
     def seed(self, key: str) -> str:
-        """Return what the UIDs of an object's results are made from: the same after a kill, unlike any others."""
+        """Return the seed of the UIDs of an object's results: the same after a kill, and unique."""
         return hmac.new(self._secret, f"results {key}".encode(), hashlib.sha256).hexdigest()
 
     def file(self, key: str) -> Path:
@@ -198,7 +198,7 @@ class Queue:
             after = rows[-1][0]
 
     def give_back(self, held: Sequence[Held]) -> None:
-        """Forget that work on these objects began: what stopped it was not their fault."""
+        """Forget that work on these objects began: it was not stopped by a fault of theirs."""
         with self._using():
             self._many("UPDATE objects SET tries=0 WHERE key=?", [(one.key,) for one in held])
 
@@ -208,7 +208,7 @@ class Queue:
             self._base.execute("UPDATE objects SET tries=tries+1 WHERE key=?", (key,))
 
     def end(self, key: str, state: str, reason: str = "") -> None:
-        """Note what has become of an object, then remove the files that this state has no use for."""
+        """Note the state of an object, then remove the files that this state does not need."""
         with self._using():
             self._base.execute("UPDATE objects SET state=?, reason=?, tries=0 WHERE key=?", (state, reason, key))
             self.file(key).unlink(missing_ok=True)

@@ -23,7 +23,7 @@ SUCCESS, NOT_AUTHORISED, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0x0124, 0
 
 
 class Receiver:
-    """Listen until `close`; what is answered with success lies on the disk.
+    """Listen until `close`; an object whose receipt was confirmed is on disk.
 
     Arguments are as for `run_node`; port 0 is any that is free. With ``reports``, the archive may report there what it
     keeps, whoever else is let in. Raises AfireError for wrong values, or an address that

@@ -206,7 +206,7 @@ def _until_signal(stop: threading.Event) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """What became of what a node received; nothing in it identifies anybody.
+    """Counts of received objects by state; nothing in it identifies anybody.
 
     Counts are by state, ``refused`` and ``unsent`` by reason; ``trouble`` is the last one with the archive.
     """
@@ -241,7 +241,7 @@ class NodeStatus:
 
 
 def node_status(state: str | Path) -> NodeStatus:
-    """Read what became of what a node received, while it runs or afterwards; AfireError if no node has worked there."""
+    """Read the states of received objects, while a node runs or afterwards; AfireError if no node has worked there."""
     folder = Path(state)
     if not (folder / BASE).is_file():
         raise AfireError("--state: no node has worked in this folder; name that of `afire node`")

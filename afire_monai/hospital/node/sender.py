@@ -55,7 +55,7 @@ class Sender:
             stop.wait(wait)
 
     def send_all(self, stop: threading.Event) -> str:
-        """Send everything that waits, once; return what went wrong last; "" if all was sent."""
+        """Send everything that waits, once; return the last failure, "" if all was sent."""
         trouble = ""
         self._stored.clear()
         try:
@@ -109,7 +109,7 @@ class Sender:
             self._end(key)
 
     def _settle(self) -> str:
-        """End what the archive says it keeps; the rest is sent again. Return why something is not kept, "" if all is.
+        """End objects that the archive keeps; others are sent again. Return why one is not kept, "" if all are.
 
         Raises AfireError as `Pacs.settle`: everything is sent again then.
         """

@@ -79,7 +79,7 @@ class Tls:
     key: str | None = None
 
     def client(self) -> ssl.SSLContext | None:
-        """Return what a connection to an archive is made with; certificate and host name are checked.
+        """Return the TLS context for connections to an archive; certificate and host name are checked.
 
         Raises AfireError for a file that is missing or not what it should be.
         """
@@ -88,7 +88,7 @@ class Tls:
         return self._loaded(ssl.create_default_context(ssl.Purpose.SERVER_AUTH))
 
     def server(self) -> ssl.SSLContext | None:
-        """Return what a listener uses; with `ca`, only clients with a certificate of theirs are let in.
+        """Return the TLS context of a listener; with `ca`, only clients with its certificates are let in.
 
         Raises AfireError as `client`; also without a certificate of its own.
         """
@@ -142,7 +142,7 @@ class _LazyHandshake(ssl.SSLContext):
 
 
 def application(aet: str, timeout: float) -> ApplicationEntity:
-    """Make an application entity with limits of time and PDU size; what pynetdicom logs is silenced.
+    """Make an application entity with limits of time and PDU size; pynetdicom's log is silenced.
 
     Raises AfireError if pynetdicom is not installed.
     """
@@ -160,7 +160,7 @@ def application(aet: str, timeout: float) -> ApplicationEntity:
 
 
 def limit_connection(event: Any, timeout: float, largest: int = LARGEST_OBJECT) -> None:
-    """Bound what a connection that was just opened may send: time for each PDU, its size, and bytes of an object.
+    """Bound the input of a new connection: time for each PDU, its size, and bytes of an object.
 
     pynetdicom itself would read a PDU of any length into memory. Beyond the limits the connection is closed. What is
     sent leaves at once: the end of a message would otherwise wait 40 ms until the other side confirms its beginning.

@@ -180,7 +180,7 @@ class Pacs:
         return new
 
     def settle(self) -> dict[str, str]:
-        """Ask for storage commitment of what was stored since the last time, and wait for the report.
+        """Ask for storage commitment of the objects stored since the last time, and wait for the report.
 
         Returns:
             Why objects are not kept, by SOPInstanceUID; empty if all are, or this was not wanted (``reports``).
@@ -299,7 +299,7 @@ class Pacs:
         return found
 
     def _exchange(self, purpose: str, request: Callable[[Any], Iterator[Any]], found: list[Any] | None = None) -> Any:
-        """Make a request with several answers; return the last status and collect what matches."""
+        """Make a request with several answers; return the last status and collect the matches."""
         final = None
         try:
             with quiet():
@@ -433,7 +433,7 @@ def _dataset(level: str, **elements: str) -> Any:
 
 
 def as_json(entry: Any) -> dict[str, Any]:
-    """Return what a query looks at as DICOM JSON."""
+    """Return the elements that a query looks at, as DICOM JSON."""
     tags = {
         "00080060": "Modality",
         "00080020": "StudyDate",

@@ -1,4 +1,4 @@
-"""What an archive reports on objects that it was asked to keep safely (storage commitment, PS3.4 annex J)."""
+"""An archive's reports on objects that it was asked to keep safely (storage commitment, PS3.4 annex J)."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def report_context() -> Any:
 
 
 def commitment_request(transaction: str, objects: dict[str, str]) -> Any:
-    """Return what is asked: to keep the objects with these UIDs, by SOP class, under the name of the transaction."""
+    """Return a request to keep the objects with these UIDs, by SOP class, under the name of the transaction."""
     from pydicom.dataset import Dataset
 
     request = Dataset()

@@ -78,7 +78,7 @@ class SentObjects:
             del self._list
 
     def line(self, dataset: Any) -> str:
-        """Return what an object with its present content is known by."""
+        """Return the line that stands for an object with its present content."""
         digest = hashlib.sha256(f"{self._archive}\n{dataset.SOPInstanceUID}\n".encode())
         with open(dataset.filename, "rb") as file:
             while part := file.read(2**20):
@@ -93,7 +93,7 @@ class SentObjects:
 
 
 class RememberingPacs(Pacs):
-    """An archive that is not sent again what it took before, by a list beside the files that are sent.
+    """An archive that is sent nothing twice, by a list beside the files that are sent.
 
     Args:
         folder: that is sent; the list lies in it, hidden and for its owner's eyes only.
@@ -127,7 +127,7 @@ class RememberingPacs(Pacs):
         return new
 
     def settle(self) -> dict[str, str]:
-        """Note what was stored unless the archive did not say that it keeps it; return why not, by SOPInstanceUID."""
+        """Note stored objects that the archive says it keeps; return why others are not kept, by SOPInstanceUID."""
         lines, self._stored_lines = self._stored_lines, {}
         try:
             failed = super().settle()

@@ -1,1 +1,1 @@
-"""Anomaly detection without labels: find what is unlike the same place in normal radiographs."""
+"""Anomaly detection without labels: find places that are unlike the same places in normal radiographs."""

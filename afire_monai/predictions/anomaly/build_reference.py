@@ -83,7 +83,7 @@ def _gather(
     layers: Sequence[int],
     measures: Sequence[Measure],
 ) -> tuple[dict[Source, Tensor], int]:
-    """Look at all radiographs; return what the measures need of them, (n, …) each, and their number."""
+    """Read all radiographs; return the features that the measures need, (n, …) each, and their number."""
     needed = {_source(measure): measure for measure in measures}
     kept: dict[Source, list[Tensor]] = {source: [] for source in needed}
     count = 0
@@ -98,7 +98,7 @@ def _gather(
 
 
 def _source(measure: Measure) -> Source:
-    """Name what a measure needs of a radiograph; measures that compare the same tokens share them."""
+    """Name the features that a measure needs; measures that compare the same tokens share them."""
     return (None if measure.part in ("tokens", "neighbours") else measure.part), measure.block
 
 
@@ -109,7 +109,7 @@ def _fit(
     canvas: tuple[int, int],
     window: int,
 ) -> tuple[dict[str, Fitted], dict[str, Tensor]]:
-    """Fit what compares vectors; return it, and what each measure says of the normal radiographs, cross-fitted."""
+    """Fit a comparison of vectors; return it, and each measure's cross-fitted values of the normal radiographs."""
     models: dict[str, Fitted] = {}
     raw: dict[str, Tensor] = {}
     # neighbours come last: they take the room that the others leave

@@ -21,7 +21,7 @@ MIN_MISSES = 5
 
 @dataclass(frozen=True)
 class Corrections:
-    """What marked radiographs changed."""
+    """Changes made by marked radiographs."""
 
     normal: int  #: number of false alarms that joined the normals
     not_normal: int  #: number of misses that were looked at
@@ -32,11 +32,11 @@ class Corrections:
     not_normal_alarms: tuple[int | None, int]  #: the same for the misses
 
     def facts(self) -> dict[str, Any]:
-        """Return what the reference's description keeps."""
+        """Return the entries for the reference's description."""
         return {"normal": self.normal, "not_normal": self.not_normal, "alarm_percentile": self.alarm}
 
     def lines(self) -> list[str]:
-        """Return what changed, in a line for each kind."""
+        """Return the changes, in a line for each kind."""
         lines = []
         for name, count, (before, now) in (
             ("normal", self.normal, self.normal_alarms),
@@ -49,7 +49,7 @@ class Corrections:
 
 
 def corrections_of(false_alarms: Sequence[Tensor], misses: Sequence[Tensor]) -> Corrections:
-    """Count what marked radiographs changed.
+    """Count the changes made by marked radiographs.
 
     Args:
         false_alarms: percentiles (n,) of those that are normal, by the new reference and, where there was one, by the

@@ -1,4 +1,4 @@
-"""Anomaly detection without labels: find what is unlike the same place in normal radiographs."""
+"""Anomaly detection without labels: find places that are unlike the same places in normal radiographs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DEFAULT_PARTS = ("tokens", "density")
 
 @dataclass
 class AnomalyFeatures:
-    """What a detector sees in a batch, by cells of the canvas (N cells, row by row)."""
+    """Features of a batch, by cells of the canvas (N cells, row by row)."""
 
     tokens: Tensor  #: (B, N, D) of the encoder
     #: for ``residual``, ``difference`` and ``prototypes`` a number a cell, (B, N)
@@ -255,7 +255,7 @@ def enlarge_cells(cells: Tensor, grid: tuple[int, int], size: tuple[int, int]) -
 
 
 def load_detector(path: str | Path | Mapping[str, Path]) -> AnomalyDetector:
-    """Build a detector from what is in a model folder, in evaluation mode.
+    """Build a detector from the weights in a model folder, in evaluation mode.
 
     Taken are the restorer (``restorer.safetensors``) or, without one, the encoder (``encoder.safetensors``); and the
     student's token head with the prototypes (``detector.safetensors``) if they are there. A restorer that an earlier

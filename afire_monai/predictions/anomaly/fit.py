@@ -32,7 +32,7 @@ class ReferenceFit:
 
     @property
     def words(self) -> str:
-        """What it means, in a sentence or two."""
+        """The meaning of the fit, in a sentence or two."""
         kind = "radiographs that the list calls normal" if self.known_normal else "radiographs"
         seen = (
             f"of {self.count} {kind}, half lie above percentile {self.median:.0f} of the reference's normals and "

@@ -58,7 +58,7 @@ class Measure:
         return self.of_image or self.part in (*LAYER_PARTS, "places")
 
     def vectors(self, features: AnomalyFeatures) -> Tensor:
-        """Return what is compared, (B, N, D), or (B, 1, D) for an image; AfireError if the features lack it."""
+        """Return the compared vectors, (B, N, D), or (B, 1, D) for an image; AfireError if the features lack them."""
         taken = {"class_density": features.class_token, "places": features.middle}
         tokens = taken.get(self.part, features.tokens) if self.block is None else features.layers.get(self.block)
         if tokens is None:
@@ -70,14 +70,14 @@ class Measure:
         return tokens[:, None] if self.part == "class_density" else tokens
 
     def values(self, features: AnomalyFeatures, models: Mapping[str, Fitted]) -> Tensor:
-        """Return what is measured before it is standardised, (B, N), or (B, 1) for an image."""
+        """Return the values before they are standardised, (B, N), or (B, 1) for an image."""
         if not self.fitted:
             return features.cells[self.part]
         return models[self.name].distance(self.vectors(features))
 
 
 def measures_of(parts: Sequence[str], layers: Sequence[int]) -> tuple[list[Measure], list[Measure]]:
-    """List what is measured of cells and of whole images."""
+    """List the measures of cells and of whole images."""
     blocks = [None, *layers]
     found = [
         Measure(part, block, float(part != "places") / (len(blocks) if part in LAYER_PARTS else 1))
@@ -92,7 +92,7 @@ FORMAT = "afire-monai reference 2"
 
 @dataclass
 class Judgement:
-    """What the reference says of a batch."""
+    """Results of the reference for a batch."""
 
     score: Tensor  #: (B,) combined standard deviations above the normal mean
     percentile: Tensor  #: (B,) in 0…100, how many of the normal radiographs score lower
@@ -189,7 +189,7 @@ class NormalReference(nn.Module):
         return {part: share for part, share in shares.items() if part != "places"}
 
     def in_words(self, percentile: float) -> dict[str, Any]:
-        """Return what a percentile means, as plain values for a record."""
+        """Return the meaning of a percentile, as plain values for a record."""
         highest = percentile > 100 - 50 / self.count
         share = "all" if highest else f"{int(percentile)} % of"
         words = {"normals": self.count, "meaning": f"more unusual than {share} {self.count} normal radiographs"}
@@ -219,7 +219,7 @@ class NormalReference(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> NormalReference:
-        """Read what :meth:`save` wrote.
+        """Read the files of :meth:`save`.
 
         Args:
             path: the file, or the folder that holds it.

@@ -1,4 +1,4 @@
-"""The text of a pre-training report: verdicts in plain words, tables, captions, and what to type next."""
+"""The text of a pre-training report: verdicts in plain words, tables, captions, and the next commands."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BUDGET_FILE = "time_budget.json"
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a pre-training run left in its folder; parts that are not there are empty or None."""
+    """Files of a pre-training run; those that are not there are empty or None."""
 
     folder: Path
     settings: dict[str, Any]
@@ -69,7 +69,7 @@ class RunFiles:
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """Height and width in pixels of what the encoder sees."""
+        """Height and width in pixels of the encoder's input."""
         size = self.settings.get("image_size") or self.encoder.get("architecture", {}).get("image_size")
         if size is None:
             return None
@@ -290,7 +290,7 @@ def health_rows(figures: dict[str, float]) -> list[list[str]]:
 
 
 def facts(run: RunFiles) -> list[list[str]]:
-    """Say what the run was, without folders of the machine."""
+    """Describe the run, without folders of the machine."""
     s, progress = run.settings, (run.checkpoint or {}).get("progress", {})
     shift = s.get("shift")
     # a run that went on for other epochs than were decided on has left its budget behind
@@ -319,7 +319,7 @@ def facts(run: RunFiles) -> list[list[str]]:
 
 
 def next_commands(run: RunFiles) -> str:
-    """Return what to type next: use the encoder, then train on one's own images."""
+    """Return the next commands: use the encoder, then train on one's own images."""
     # an absolute path would tell of the machine, and be wrong on the next one
     folder = run.folder.name if run.folder.is_absolute() else run.folder.as_posix()
     return f"""# use the encoder: images (B, 1, H, W) in 0…1 to tokens (B, 1 + L, D)

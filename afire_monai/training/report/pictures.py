@@ -91,7 +91,7 @@ def draw_prototypes(prototypes: Tensor, grid: tuple[int, int], mean_image: Path 
 
 
 def measured(log: Log, key: str) -> list[tuple[float, float]]:
-    """Return (epoch, value) of a figure; what was only carried on from an earlier measurement is left out."""
+    """Return (epoch, value) of a figure, without values repeated from an earlier measurement."""
     points = [(row["epoch"], row[key]) for row in log if key in row]
     return [p for i, p in enumerate(points) if i in (0, len(points) - 1) or p[1] != points[i - 1][1]]
 
