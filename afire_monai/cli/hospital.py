@@ -138,7 +138,7 @@ def send(
     if done.already:
         print(f"there:    {done.already} the server had already")
     if done.skipped:
-        print(f"skipped:  {done.skipped} files that are no DICOM objects")
+        print(f"skipped:  {done.skipped} files that are not DICOM objects")
     if done.failed:
         print(f"failed:   {len(done.failed)}" + ("" if failures else "; --failures FILE says which"))
         for reason, count in done.reasons()[:5]:
@@ -265,5 +265,5 @@ def node(
 
     folders = tuple(map(str, shipped_models(population))) if model is None else model
     work(state, folders, ready=lambda port: print(f"listening: port {port}; Ctrl-C ends it", flush=True), **options)
-    print("ended; what waits is kept: the same command goes on with it")
+    print("ended; waiting objects are kept; run the same command to continue")
     return 0

@@ -64,7 +64,7 @@ def predict(
 
 
 def exception_lines(left_out: Mapping[int, str], unfit: Mapping[str, int]) -> list[str]:
-    """Say which files were left out and why, and which were used although they are no frontal chest radiographs.
+    """Say which files were left out and why, and which were used although they are not frontal chest radiographs.
 
     Args:
         left_out: reasons by index.
@@ -80,10 +80,10 @@ def exception_lines(left_out: Mapping[int, str], unfit: Mapping[str, int]) -> li
         lines += [f"left out: {len(left_out)} ({counts}); {LEFT_OUT} says why"]
         lines += [f"  image {index}: {reason}" for index, reason in sorted(left_out.items())[:5]]
         if readable := sum(count for reason, count in reasons.items() if reason in READABLE):
-            lines += [f"  {readable} can be read, but are no frontal chest radiographs; --any takes them all the same"]
+            lines += [f"  {readable} can be read, but are not frontal chest radiographs; --any takes them all the same"]
     if unfit:
         counts = ", ".join(f"{reason} {count}" for reason, count in unfit.items())
-        lines += [f"warning:  {sum(unfit.values())} are no frontal chest radiographs, taken because of --any: {counts}"]
+        lines += [f"warning:  {sum(unfit.values())} are not frontal chest radiographs, used because of --any: {counts}"]
     return lines
 
 

@@ -7,7 +7,7 @@ import sys
 
 
 def hidden(shown: bool = True) -> bool | None:
-    """Return tqdm's ``disable``: True for no bar, None for none where the standard error output is no terminal."""
+    """Return tqdm's ``disable``: True for no bar, None for none where the standard error output is not a terminal."""
     return None if shown else True
 
 

@@ -54,7 +54,7 @@ def parse_label(row: Row, column: str, blank: int | None = None) -> int | None:
 def parse_numbers(row: Row, columns: Sequence[str], what: str) -> list[float]:
     """Return finite numbers from cells of a row.
 
-    Raises DataListError: a cell is no number; file, line and column are named, and ``what`` it is for.
+    Raises DataListError: a cell is not a number; file, line and column are named, and ``what`` it is for.
     """
     numbers = [_number(row[column], row.decimal_comma) for column in columns]
     for column, number in zip(columns, numbers, strict=True):

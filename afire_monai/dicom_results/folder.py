@@ -95,7 +95,7 @@ OBJECTS = "objects.csv"
 class DicomSummary:
     """Counts of written and left-out images of a folder of predictions.
 
-    ``unfit`` counts, by reason, images with objects that are no frontal chest radiographs.
+    ``unfit`` counts, by reason, images with objects that are not frontal chest radiographs.
     """
 
     total: int
@@ -131,7 +131,7 @@ def write_dicom_results(
         kinds: ``sr``, ``seg``, ``sc``, ``gsps``; None for those of `KINDS` that there is something for, image by image.
         per_finding: also write a picture (secondary capture) for each finding whose probability is at least its
             threshold, named after it, with the heatmap if it is that finding's.
-        any: also write for DICOM files that are no frontal chest radiograph, see `predict`; the objects say so.
+        any: also write for DICOM files that are not frontal chest radiographs, see `predict`; the objects say so.
         progress: show a bar with the time left.
 
     Raises:

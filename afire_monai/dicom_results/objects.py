@@ -33,15 +33,15 @@ UNPAIRED = ("CHEST", "ABDOMEN", "PELVIS", "HEAD", "SKULL", "NECK", "SPINE", "CSP
 
 
 def note(prediction: ImagePrediction) -> str:
-    """Return the note of every report, and for a file that is no frontal chest radiograph, that it is none."""
+    """Return the note of every report, and for a file that is not a frontal chest radiograph, the warning."""
     return f"{NOTE} {unfit_note(prediction)}".strip()
 
 
 def unfit_note(prediction: ImagePrediction) -> str:
-    """Return that results are of a file that is no frontal chest radiograph; "" for one that is."""
+    """Return that results are of a file that is not a frontal chest radiograph; "" for one that is."""
     if not prediction.unfit:
         return ""
-    return f"WARNING: judged to be no frontal chest radiograph ({prediction.unfit}); the model knows no others."
+    return f"WARNING: judged not to be a frontal chest radiograph ({prediction.unfit}); the model knows no others."
 
 
 class OutputError(AfireError):
@@ -128,12 +128,12 @@ def model_parameters(model: Mapping[str, Any]) -> dict[str, str]:
 def write_new(dataset: Any, characters: Any, folder: str | os.PathLike[str]) -> Path:
     """Write a DICOM object under the name of its UID, for its owner's eyes only (file 0600, a new folder 0700).
 
-    The file is there whole or not at all, and an existing one is never written over. Raises AfireError if there is such
+    The file is there whole or not at all, and an existing one is never overwritten. Raises AfireError if there is such
     a file; OutputError if the folder cannot be written.
     """
     uid = str(dataset.SOPInstanceUID)
     if not re.fullmatch(r"2\.25\.(0|[1-9][0-9]{0,38})", uid):
-        raise AfireError(f"{uid!r} is no UID of a new object; no file is named after it")
+        raise AfireError(f"{uid!r} is not a UID of a new object, so no file is named after it")
     content = io.BytesIO()
     with building("file"):
         if characters:
@@ -145,7 +145,7 @@ def write_new(dataset: Any, characters: Any, folder: str | os.PathLike[str]) -> 
         with whole_file(path, private=True, shared=True, new=True) as part:
             part.write_bytes(content.getbuffer())
     except FileExistsError as error:
-        raise AfireError(f"{path.name}: this file exists; nothing is written over. Give another folder") from error
+        raise AfireError(f"{path.name}: this file exists; nothing is overwritten. Give another folder") from error
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise OutputError(f"results cannot be written: {reason}. Give a folder that can be written") from error

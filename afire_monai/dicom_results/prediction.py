@@ -33,7 +33,7 @@ class ImagePrediction:
     heatmap_label: str = ""  #: the label that a Grad-CAM is for; "" for others
     #: what identifies the model (version, SHA-256 of weights); plain values without names of files or patients
     model: Mapping[str, Any] = field(default_factory=dict)
-    #: of the source: `judgement.FIT`, why it is no frontal chest radiograph, or "" where nobody judged
+    #: of the source: `judgement.FIT`, why it is not a frontal chest radiograph, or "" where nobody judged
     judgement: str = ""
     #: label to what its probability rests on, in words; labels of which that is not known are left out
     rests_on: Mapping[str, str] = field(default_factory=dict)
@@ -103,7 +103,7 @@ class ImagePrediction:
 
     @property
     def unfit(self) -> str:
-        """Why the source file is no frontal chest radiograph; "" if it is one, or nobody judged."""
+        """Why the source file is not a frontal chest radiograph; "" if it is one, or nobody judged."""
         return "" if self.judgement == FIT else self.judgement
 
     @property

@@ -272,7 +272,7 @@ def source_files(
         return {_number(row[_INDEX], where): _found(row, where) for row in rows}
     if _IMAGE not in rows[0]:
         raise AfireError(
-            f"{where}: columns {', '.join(rows[0])}; expected are {_INDEX} and {_FILE}, or {_IMAGE} and {_FILE} "
+            f"{where}: columns {', '.join(rows[0])}; {_INDEX} and {_FILE}, or {_IMAGE} and {_FILE}, are expected "
             "(private/index.csv of `afire ingest`)"
         )
     known = {row[_IMAGE]: replace(_found(row, where), ingested=True) for row in rows}
@@ -303,5 +303,5 @@ def _rows(path: Path, needed: tuple[str, ...]) -> list[dict[str, str]]:
 
 def _number(text: str, path: Path) -> int:
     if not text.isdecimal():
-        raise AfireError(f"{path}: column index holds something that is no whole number; places from 0 on are expected")
+        raise AfireError(f"{path}: column index holds something other than a whole number; 0, 1, … are expected")
     return int(text)

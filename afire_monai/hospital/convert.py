@@ -60,7 +60,7 @@ def _letters_in_line(picture: NDArray[np.float64], inner: NDArray[np.bool_]) -> 
     opened = ndimage.grey_opening(picture.astype(np.float32), size=(radius, radius))
     strokes = (picture - opened > 0.35) & ~inner
     labels, count = ndimage.label(strokes, structure=np.ones((3, 3)))
-    if count < LINE_LETTERS or count > 20_000:  # noise is no text
+    if count < LINE_LETTERS or count > 20_000:  # noise is not text
         return 0
     boxes = []
     filled = np.bincount(labels.ravel(), minlength=count + 1)

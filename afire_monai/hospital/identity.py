@@ -73,7 +73,7 @@ class IdentityKey:
 
     @classmethod
     def load(cls, path: Path) -> IdentityKey:
-        """Read a key that `make` wrote; AfireError if it is not there, others may read it, or it is no key."""
+        """Read a key that `make` wrote; AfireError if it is not there, others may read it, or it is not a key."""
         try:
             refuse_wide(path)
             key = path.read_bytes()

@@ -288,7 +288,7 @@ def _remarks(
         yield (
             f"the tags of {len(kept.looked_at)} images name no body part or no view: they rest on their look alone, "
             f"which can be wrong. Look through private/{SHEET}{f' ({pages} pages)' * (pages > 1)}, and leave out what "
-            "is no frontal chest radiograph with --exclude FILE"
+            "is not a frontal chest radiograph with --exclude FILE"
         )
     if counts["no patient id"]:
         yield f"{counts['no patient id']} images have no PatientID; those of one study count as one patient's"

@@ -268,12 +268,12 @@ class State:
 
     def _text(self, value: Any) -> str:
         if not isinstance(value, str | None):
-            raise self.damaged(TypeError(f"{value!r} is no text"))
+            raise self.damaged(TypeError(f"{value!r} is not text"))
         return value or ""
 
     def _path(self, value: Any) -> str:
         if not isinstance(value, bytes):
-            raise self.damaged(TypeError(f"{value!r} is no path"))
+            raise self.damaged(TypeError(f"{value!r} is not a path"))
         return os.fsdecode(value)
 
     def _header(self, text: str | None) -> Header | None:

@@ -61,7 +61,7 @@ def read_label(path: str | os.PathLike[str], grid: Grid, name: str | None = None
         (rows, columns), 0 for background.
 
     Raises:
-        AfireError: unreadable, of another size than the radiograph, or with values that are no whole numbers in 0…255.
+        AfireError: unreadable, of another size than the radiograph, or with values that are not whole numbers in 0…255.
     """
     suffix = map_suffix(name or os.fspath(path))
     readers: dict[str, Callable[[Path, Grid], NDArray[Any]]] = {
@@ -77,13 +77,13 @@ def read_label(path: str | os.PathLike[str], grid: Grid, name: str | None = None
     except (AfireError, MemoryError):
         raise
     except Exception as error:  # each library raises many types on damaged files
-        raise AfireError(f"the label is no readable {suffix} file ({type(error).__name__}); send it again") from error
+        raise AfireError(f"the label is not a readable {suffix} file ({type(error).__name__}); resend it") from error
     if values.shape != grid.shape:
         seen, wanted = (f"{rows} rows and {columns} columns" for rows, columns in (values.shape, grid.shape))
         raise AfireError(f"the label has {seen}, the radiograph {wanted}; draw it on the radiograph that it is for")
     whole = np.round(values)
     if values.dtype.kind == "f" and not (np.isfinite(values).all() and np.abs(values - whole).max(initial=0) < 1e-3):
-        raise AfireError("the label has values that are no whole numbers; a number for each class is expected")
+        raise AfireError("the label has values that are not whole numbers; a number for each class is expected")
     if whole.min(initial=0) < 0 or whole.max(initial=0) > 255:
         raise AfireError(f"label values go from {whole.min():g} to {whole.max():g}; 0 to 255 is expected")
     return np.ascontiguousarray(whole, dtype=np.uint8)

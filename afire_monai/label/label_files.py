@@ -112,7 +112,7 @@ def read_findings(path: str | Path, known: Sequence[str] = ()) -> dict[str, int 
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise AfireError(f"the findings are no JSON; {expected}") from error
+        raise AfireError(f"the findings are not JSON; {expected}") from error
     if isinstance(content, dict) and isinstance(content.get("findings"), dict):
         content = content["findings"]
     if not isinstance(content, dict) or not content:
@@ -134,13 +134,13 @@ def read_mask(image: str | Path | Grid, label: str | Path, classes: Mapping[str,
         classes: value of each class; any values if there are none.
 
     Raises:
-        AfireError: see `read_label`; or for a value that is no class.
+        AfireError: see `read_label`; or for a value that is not a class.
     """
     mask = read_label(label, image if isinstance(image, Grid) else open_image(image).grid)
     allowed: Collection[int] = {0, *classes.values()}
     if classes and (strange := sorted(set(np.unique(mask).tolist()) - set(allowed))):
         known = ", ".join(f"{value} {name}" for name, value in classes.items())
-        raise AfireError(f"the label has the values {strange[:5]}, which are no class; the classes are {known}")
+        raise AfireError(f"the label has the values {strange[:5]}, which are not classes; the classes are {known}")
     return mask
 
 

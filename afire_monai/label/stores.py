@@ -47,7 +47,7 @@ class CarefulStore(LocalDatastore):
     """A folder of radiographs (not its subfolders) with MONAI Label's ``labels`` and ``datastore_v2.json`` in it.
 
     Other than MONAI Label's own: labels are checked against their image before they are kept; a full disk destroys
-    neither earlier labels nor the list of them; DICOM files without suffix are found; images are never written over
+    neither earlier labels nor the list of them; DICOM files without suffix are found; images are never overwritten
     or deleted; new files are seen without a watcher.
 
     Args:
@@ -131,12 +131,12 @@ class CarefulStore(LocalDatastore):
         """Take an uploaded radiograph.
 
         Raises:
-            AfireError: for an id that is no plain name or is taken, or a file that is no radiograph.
+            AfireError: for an id that is not a plain name or is taken, or a file that is no radiograph.
         """
         if not re.fullmatch(r"\w[\w.+ -]{0,120}", image_id or ""):
             raise AfireError("an image id has letters, digits, blanks and . _ + -, and begins with a letter or digit")
         if image_id in self.list_images():
-            raise AfireError("there is an image of this id; images are never written over. Give another id")
+            raise AfireError("there is an image of this id; images are never overwritten. Give another id")
         open_image(image_filename, self.reader)
         added: str = super().add_image(image_id, image_filename, image_info)
         return added

@@ -344,7 +344,7 @@ class OverlappingViews(nn.Module):
             raise AfireError(f"keep_probability must be in 0…1, got {keep_probability}")
         self.grid, self.patch_size, self.shift = grid, patch_size, shift
         self.cell_shift = GridShift(grid, patch_size, shift)
-        # the same crops counted in pixels: a cell of one pixel, for offsets that are no whole number of cells
+        # the same crops counted in pixels: a cell of one pixel, for offsets that are not a whole number of cells
         self.pixel_shift = GridShift((grid[0] * patch_size, grid[1] * patch_size), 1, (shift + 1) * patch_size)
         self.perturbation = perturbation
         self.keep_probability = keep_probability

@@ -34,7 +34,7 @@ class ForeignEncoder:
 
     encoder: ViTEncoder  #: with one input channel
     placed: list[str] = field(default_factory=list)  #: names in the file that went into it
-    #: names in the file that are no part of an encoder: heads, decoders, mask tokens, optimizers
+    #: names in the file that are not part of an encoder: heads, decoders, mask tokens, optimizers
     left_out: list[str] = field(default_factory=list)
     assumed: list[str] = field(default_factory=list)  #: what neither the file nor a JSON beside it says
 

@@ -95,7 +95,7 @@ def to_own_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
         state: the encoder's tensors.
 
     Returns:
-        Tensors by their name here, their former names, and the names that are no part of an encoder.
+        Tensors by their name here, their former names, and the names that are not part of an encoder.
     """
     renamed: dict[str, Tensor] = {}
     origin: dict[str, str] = {}

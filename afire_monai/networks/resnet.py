@@ -60,8 +60,8 @@ class ResNetEncoder(Encoder):
         options: as for :class:`Encoder`.
 
     Raises:
-        AfireError: for another patch size, an image size that is no multiple of it, or numbers of blocks that are not
-            four.
+        AfireError: for another patch size, an image size that is not a multiple of it, or other than
+            four numbers of blocks.
 
     Example:
         >>> import torch

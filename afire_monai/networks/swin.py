@@ -93,7 +93,7 @@ class SwinEncoder(Encoder):
     def grid_of(self, height: int, width: int) -> tuple[int, int]:
         """Return the token grid (h, w) of an image size (see :meth:`Encoder.grid_of`).
 
-        Raises AfireError for a size that is no multiple of 32, or whose last map is smaller than a window.
+        Raises AfireError for a size that is not a multiple of 32, or whose last map is smaller than a window.
         """
         grid = super().grid_of(height, width)
         if min(grid) < self.window:

@@ -32,7 +32,7 @@ class Radiograph:
     images: dict[Size, Tensor]  #: for each size (height, width) the picture (1, height, width) float32 in 0…1
     shape: Size  #: rows and columns of the file
     display: Tensor | None = None  #: (1, h, w) for people, of the file's aspect; None unless asked for
-    judgement: str = ""  #: of a DICOM file that was judged: `FIT`, or why it is no frontal chest radiograph; else ""
+    judgement: str = ""  #: of a DICOM file that was judged: `FIT`, or why it is not a frontal chest radiograph; else ""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def read_radiograph(
         sizes: (height, width) of each network.
         display: also keep a picture for people.
         options: of the reader, as a data list keeps them.
-        unfit: what to do with DICOM files that are no frontal chest radiograph, see `RadiographReader`.
+        unfit: what to do with DICOM files that are not frontal chest radiographs, see `RadiographReader`.
 
     Returns:
         The radiograph or, for whatever is wrong with the file, the reason why there is none.

@@ -167,7 +167,7 @@ def _decode(path: Path, dataset: Any) -> NDArray[np.integer[Any]]:
     install = "pip install 'afire-monai[dicom]' brings the decoders for JPEG, JPEG-LS, JPEG 2000 and RLE"
     try:
         available = not syntax.is_compressed or get_decoder(syntax).is_available
-    except (NotImplementedError, ValueError):  # a codec without decoder; a UID that is no transfer syntax
+    except (NotImplementedError, ValueError):  # a codec without decoder; a UID that is not a transfer syntax
         raise refusal(
             path, "unsupported codec", f"no decoder is known for transfer syntax {syntax.name}. Export it uncompressed"
         ) from None

@@ -191,7 +191,7 @@ def lut_of(item: Any, dataset: Any) -> tuple[NDArray[Any], int, int]:
 
     The white level is the largest number of as many bits as the largest entry needs; the depth in the descriptor is not
     believed. Tables of 12-bit entries are often declared 16 bits deep, and would come out nearly black (this project's
-    reading). Raises ValueError, or what pydicom does on a damaged element, for an item that is no LUT.
+    reading). Raises ValueError, or what pydicom does on a damaged element, for an item that is not a LUT.
     """
     count, first, _ = (int(v) for v in item.LUTDescriptor)
     count = count & 0xFFFF or 0x10000  # unsigned also where the values are signed and so the descriptor is

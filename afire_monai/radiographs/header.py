@@ -201,7 +201,7 @@ def _filled(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def _date(text: str) -> str:
-    """YYYYMMDD from a DICOM date, also as YYYY.MM.DD; "" for anything that is no day."""
+    """YYYYMMDD from a DICOM date, also as YYYY.MM.DD; "" for anything that is not a day."""
     digits = re.sub(r"[.\-/]", "", text.strip())
     try:
         return digits if len(digits) == 8 and date.fromisoformat(digits) else ""

@@ -48,7 +48,7 @@ class RadiographReader(ImageReader):
     The metadata has the same keys for every format, so that batches may mix formats: ``affine``, ``original_affine``,
     ``spatial_shape``, ``original_channel_dim`` (0) and ``space`` for MONAI; ``spacing`` (row, column) in mm with NaN
     for unknown; ``spacing_source``; ``polarity_inverted``; ``bits``; ``format``; ``intensity`` (how stored values
-    became 0…1); ``modality``; ``unfit`` (why it is no frontal chest radiograph, with ``unfit="note"``; else "").
+    became 0…1); ``modality``; ``unfit`` (why it is not a frontal chest radiograph, with ``unfit="note"``; else "").
 
     The affine says that columns run to the patient's left and rows to the back, 1 mm a step where the spacing is
     unknown: the layout in which ITK reads flat pictures, and in which a picture that is saved as NIfTI comes back
@@ -58,7 +58,7 @@ class RadiographReader(ImageReader):
         modalities: DICOM modalities to read; None for any single-frame grey image.
         window_index: which DICOM window or VOI LUT to use where a file offers several.
         png16_max: white level of 16-bit PNG: "dtype" (65535), "image" (its largest value) or a number.
-        unfit: what to do with DICOM files that `judgement` finds to be no frontal chest radiograph for presentation
+        unfit: what to do with DICOM files that `judgement` finds not to be a frontal chest radiograph for presentation
             (other parts, laterals, raw images, burned-in text, …): ``read`` them without a look, ``refuse`` them, or
             ``note`` it in the metadata. Other formats say nothing of it and are always read.
 

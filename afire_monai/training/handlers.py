@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 class ProgressBar:
     """Show losses, images a second and an estimate of the time left for the whole run, on process 0.
 
-    Where the standard error output is no terminal, a line is logged each epoch instead.
+    Where the standard error output is not a terminal, a line is logged each epoch instead.
 
     Args:
         seconds: between updates; each reads the losses from the device.

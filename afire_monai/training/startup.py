@@ -60,7 +60,7 @@ def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) 
 
     Args:
         output_dir: the run's folder; made if absent.
-        arguments: defaults to ``sys.argv``. If that is no bundle run, the settings are those of the workflow that
+        arguments: defaults to ``sys.argv``. If that is not a bundle run, the settings are those of the workflow that
             Python started and that is calling; without one, nothing is checked or written.
 
     Raises:
@@ -274,7 +274,7 @@ def reading(
         size: height and width in pixels.
         datalist: a list that may say how its images are to be read (see `reader_options`).
         reader: reader options that go before those of the list.
-        unfit: what to do with DICOM files that are no frontal chest radiograph, see `RadiographReader`.
+        unfit: what to do with DICOM files that are not frontal chest radiographs, see `RadiographReader`.
     """
     from monai.transforms import Compose, EnsureTyped, LoadImaged, Resized
 

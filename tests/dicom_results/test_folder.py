@@ -154,7 +154,7 @@ def test_own_table_of_indices_can_be_given(predictions, tmp_path):
     [
         ([], "no column file"),
         ([["index", "file"]], "no row"),
-        ([["name", "file"], ["a", "b"]], "expected are index and file"),
+        ([["name", "file"], ["a", "b"]], "index and file, or image and file, are expected"),
         ([["index", "file"], ["1", "b", "c"]], "equally long"),
         ([["index", "file"], ["-1", "b"]], "whole number"),
     ],

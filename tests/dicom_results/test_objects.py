@@ -246,7 +246,7 @@ def test_only_uids_become_names_of_files(tmp_path):
     dataset = pydicom.Dataset()
     for uid in ("../../evil", "1.2.3", "2.25.01", "2.25." + "9" * 60):
         dataset.SOPInstanceUID = uid
-        with pytest.raises(AfireError, match="no UID of a new object"):
+        with pytest.raises(AfireError, match="not a UID of a new object"):
             write_new(dataset, None, tmp_path)
 
 

@@ -83,7 +83,7 @@ def test_the_text_has_warning_scores_what_they_rest_on_and_what_is_outlined(writ
     (text,) = state.GraphicAnnotationSequence[0].TextObjectSequence
     lines = text.UnformattedTextValue.split("\r\n")
     assert lines[0] == "RESEARCH USE ONLY"
-    assert "no frontal chest radiograph (lateral)" in lines[1]
+    assert "not to be a frontal chest radiograph (lateral)" in lines[1]
     assert lines[2:] == [
         "Pleural_Thickening: 0.75",
         "Effusion: 0.50  (at or above threshold 0.50); calibrated on 246 images",

@@ -86,8 +86,8 @@ def test_bytes_of_a_browser_are_rows(tmp_path):
         ("m.nii.gz", np.full((78, 96, 1), -1, np.int16), "-1 to -1"),
         ("m.nii.gz", np.full((78, 96, 1), np.nan, np.float32), "whole numbers"),
         ("m.txt", None, ".nii.gz"),
-        ("m.png", None, "no readable .png"),
-        ("m.nii.gz", None, "no readable .nii.gz"),
+        ("m.png", None, "not a readable .png"),
+        ("m.nii.gz", None, "not a readable .nii.gz"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused_in_words(name, content, words, tmp_path):

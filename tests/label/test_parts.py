@@ -160,7 +160,7 @@ def test_without_models_everything_says_so(tmp_path, pngs):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "no JSON"),
+        ("{", "not JSON"),
         ("[1]", "no findings"),
         ("{}", "no findings"),
         ('{"Mass": 1}', "unknown finding Mass"),

@@ -228,7 +228,7 @@ def test_bad_requests_are_answered_in_words_and_the_server_lives_on(server, tmp_
         (server.next("nonsense"), 404, "most_anomalous"),
         (server.save(chest, wrong_size), 400, f"{SHAPE[1]} rows and {SHAPE[0]} columns"),
         (server.save(chest, wrong_class), 400, "1 right_lung"),
-        (server.save(chest, tmp_path / "broken.nii.gz"), 400, "no readable"),
+        (server.save(chest, tmp_path / "broken.nii.gz"), 400, "not a readable"),
         (server.save(chest, tmp_path / "findings.json"), 400, "Plague"),
         (server.save(chest, wrong_class, tag="../../out"), 400, "tag"),
         (server.save("nobody", wrong_class), 404, "id"),

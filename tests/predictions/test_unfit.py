@@ -1,4 +1,4 @@
-"""DICOM files that are no frontal chest radiographs: left out with the reason, or predicted and marked."""
+"""DICOM files that are not frontal chest radiographs: left out with the reason, or predicted and marked."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_what_is_no_frontal_chest_is_left_out_and_counted(archive, model, tmp_pa
 def test_any_predicts_them_and_table_and_records_say_so(archive, model, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(["predict", str(archive), "--model", str(model), "--out", str(out), "--any", "--quiet"]) == 0
-    assert "warning:  5 are no frontal chest radiographs" in capsys.readouterr().out
+    assert "warning:  5 are not frontal chest radiographs" in capsys.readouterr().out
     table = rows(out / "predictions.csv")
     assert [row[table[0].index("judgement")] for row in table[1:]] == [*REASONS, ""]
     records = [json.loads((out / "json" / f"{i:05d}.json").read_text(encoding="utf-8")) for i in range(8)]
@@ -101,13 +101,13 @@ def test_results_are_written_for_frontal_chests_alone_unless_any_is_asked_for(ar
     assert "written:  2 of 8" in capsys.readouterr().out
     assert [row[0] for row in rows(tmp_path / "fit" / "objects.csv")[1:]] == ["0", "0", "6", "6"]
     assert run([*words, str(tmp_path / "all"), "--any"]) == 1
-    assert "warning:  5 are no frontal chest radiographs" in capsys.readouterr().out
+    assert "warning:  5 are not frontal chest radiographs" in capsys.readouterr().out
     for index, kind, name in rows(tmp_path / "all" / "objects.csv")[1:]:
         written = pydicom.dcmread(tmp_path / "all" / name)
         reason = REASONS[int(index)]
         assert ("UNFIT IMAGE" in written.SeriesDescription) == (reason != FIT)
         if kind == "sr":
-            assert (f"no frontal chest radiograph ({reason})" in _texts(written)) == (reason != FIT)
+            assert (f"not to be a frontal chest radiograph ({reason})" in _texts(written)) == (reason != FIT)
 
 
 def test_results_of_other_predictions_are_judged_by_the_file(archive, model, tmp_path):

@@ -122,7 +122,7 @@ class Tls:
 
 
 class StatusError(AnswerError):
-    """The archive answered with a status that is no success.
+    """The archive answered with a status that is not a success.
 
     Attributes:
         status: the code; 0xA7.. if it is out of resources, which may pass.
@@ -269,7 +269,7 @@ def why_not(association: Any, aet: str, called: str) -> Exception:
 
 
 def status_error(status: Any, words: dict[int, str]) -> Exception:
-    """Return the error for a status that is no success.
+    """Return the error for a status that is not a success.
 
     Args:
         status: data set that pynetdicom returns; empty if there was no answer.

@@ -32,7 +32,7 @@ class Combination(nn.Module):
     Measures of cells are standardised in each cell; their weighted mean, standardised again in each cell, is the map.
     The map is pooled into a number, which is the score unless there are measures of whole images. Then this number and
     those measures are standardised, and their weighted mean is the score; the map counts as often as there are parts
-    in it. A measure of cells with weight 0 is no part of this: it is the map that people see. It has one mean for all
+    in it. A measure of cells with weight 0 is not part of this: it is the map that people see. It has one mean for all
     cells, because a distance to the normals of a cell is already relative to that cell.
 
     Args:
