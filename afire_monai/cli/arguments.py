@@ -7,6 +7,7 @@ import difflib
 import functools
 import inspect
 import io
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -55,7 +56,7 @@ def parse(tree: CommandTree, arguments: Sequence[str]) -> Callable[[], int] | st
     except fire.core.FireExit as stop:
         if stop.code == 0:
             return _tidy_help(output.getvalue())
-        raise UsageError(_explain(stop.trace.elements[-1].ErrorAsStr(), at, words)) from None
+        raise UsageError(_explain(stop.trace.elements[-1].ErrorAsStr(), at, words, arguments)) from None
     return pending[0]
 
 
@@ -152,7 +153,7 @@ def _tidy_help(text: str) -> str:
     return re.sub(r"GROUP \| (?!COMMAND)", "", text)
 
 
-def _explain(message: str, at: Any, words: Sequence[str]) -> str:
+def _explain(message: str, at: Any, words: Sequence[str], arguments: Sequence[str]) -> str:
     """Name in one line the word that Fire did not understand, and the nearest name that exists."""
     problem, _, culprit = message.rpartition(": ")
     if isinstance(at, dict):
@@ -163,7 +164,19 @@ def _explain(message: str, at: Any, words: Sequence[str]) -> str:
     if "required" in problem.lower():
         missing = culprit.strip("{}'\" ").replace("_", "-")
         line = f"{missing} is missing" if "flags" not in problem.lower() else f"--{missing.lstrip('-')} is missing"
+        line += _taken_by_a_switch(at, arguments)
     else:
         near = difflib.get_close_matches(culprit.partition("=")[0].replace("_", "-"), known, 1)
         line = f"unknown {kind} {culprit}" + (f"; did you mean {near[0]}?" if near else "")
     return f"{line} (`{' '.join(['afire', *words])} --help` shows what there is)"
+
+
+def _taken_by_a_switch(command: Command, arguments: Sequence[str]) -> str:
+    """Return the hint that a word stands behind a switch, which takes it for its value; "" if none does."""
+    switches = [name for name, p in command.signature.parameters.items() if "bool" in p.annotation.split(" | ")]
+    for option, word in itertools.pairwise(arguments):
+        typed = option.lstrip("-").replace("-", "_")
+        meant = [name for name in switches if typed in (name, name[0])]
+        if option.startswith("-") and meant and not word.startswith("-") and word not in ("True", "False"):
+            return f": the switch {option} takes no value; write {word} before it"
+    return ""

@@ -56,7 +56,10 @@ def test_options_that_are_left_out_keep_their_defaults(calls):
     [
         ("work p --epoch 5", "unknown option --epoch; did you mean --epochs?"),
         ("wrok p", "unknown command wrok; did you mean work?"),
-        ("work", "path is missing"),
+        ("work", "path is missing (`"),
+        ("work --epochs 5", "path is missing (`"),
+        ("work --fast p", "path is missing: the switch --fast takes no value; write p before it"),
+        ("work -f p", "path is missing: the switch -f takes no value; write p before it"),
         ("work p q", "unknown word q"),
         ("work p --epochs many", "--epochs must be a whole number, got 'many'"),
         ("work p --epochs 1.5", "--epochs must be a whole number, got '1.5'"),
