@@ -1,4 +1,4 @@
-"""Write the results of the bundle's inference, image by image."""
+"""Write the results of the bundle's inference as predictions, image by image."""
 
 from __future__ import annotations
 
@@ -10,96 +10,132 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from afire_monai.core.files import write_rows
 from afire_monai.networks import ViTClassifier, ViTSegmenter
+from afire_monai.predictions.format import PredictionsWriter
+from afire_monai.predictions.results import RESTORED, label_mask
+from afire_monai.radiographs.raster import write_png
+
+PROBABILITIES, TOKENS, SUMMARY = "probabilities", "tokens", "summary.csv"
 
 logger = logging.getLogger(__name__)
 
 
 class _Writer(ABC):
-    """Writes the answers of an evaluator, image by image, and a table of all at the end; see the classes below."""
+    """Writes the answers of an evaluator as `PredictionsWriter` does, and what that has no place for beside it.
 
-    def __init__(self, output_dir: str | Path, items: Sequence[Mapping[str, Any]]) -> None:
+    ``summary.csv`` has a line for each image: its place among all files as ``index``, the file's name if it is a PNG or
+    JPEG (names of DICOM files can identify a patient), and further columns of a writer. An item's ``place`` is its
+    index; without one, its place among the items is.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        items: Sequence[Mapping[str, Any]],
+        labels: Sequence[str] = (),
+        columns: Sequence[str] = (),
+        **facts: Any,
+    ) -> None:
         self.folder = Path(output_dir)
         self.items = items
-        self.table, self.head = "summary.csv", ["name", "anomaly_mean", "anomaly_max"]
-        self.rows: list[list[Any]] = []
+        self.predictions = PredictionsWriter(self.folder, labels, {"section": "", "datalist_sha256": "", **facts})
+        self.rows: list[Sequence[Any]] = [("index", "name", *columns)]
 
     def attach(self, engine: Any) -> None:
         """Register with an evaluator."""
         from ignite.engine import Events
 
+        engine.add_event_handler(Events.STARTED, lambda: self.predictions.__enter__())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._write)
         engine.add_event_handler(Events.COMPLETED, self._finish)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._give_up)
 
     def _write(self, engine: Any) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for place, index in enumerate(engine.state.batch["index"].tolist()):
-            self._write_one(engine.state.output["pred"], place, picture_name(self.items[index], index))
+        for row, number in enumerate(engine.state.batch["index"].tolist()):
+            item = self.items[number]
+            index = item.get("place", number)
+            values = self._write_one(engine.state.output["pred"], row, index)
+            file = Path(str(item["image"]))
+            shown = file.name if file.suffix.lower() in (".png", ".jpg", ".jpeg") else ""
+            self.rows.append((index, shown, *values))
 
     @abstractmethod
-    def _write_one(self, output: Any, place: int, name: str) -> None:
-        """Write the results of one image, and add its row."""
+    def _write_one(self, output: Any, row: int, index: int) -> Sequence[float]:
+        """Write the results of one image, a row of a batch; return its values for the summary's further columns."""
 
-    def _picture(self, values: Tensor, name: str) -> None:
-        grey = (values.clamp(0, 1) * 255).round().numpy().astype(np.uint8)
-        Image.fromarray(grey).save(self.folder / name)
+    def _file(self, kind: str, name: str) -> Path:
+        (self.folder / kind).mkdir(exist_ok=True)
+        return self.folder / kind / name
+
+    def _picture(self, kind: str, name: str, values: Tensor) -> None:
+        write_png(self._file(kind, name), (values.clamp(0, 1) * 255).round().numpy().astype(np.uint8))
 
     def _finish(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if self.table:
-            write_rows(self.folder / self.table, [self.head, *self.rows])
+        write_rows(self.folder / SUMMARY, self.rows)
+        self.predictions.__exit__(None, None, None)
         logger.info("%d images: results written to %s", len(self.items), self.folder.name)
+
+    def _give_up(self, _engine: Any, error: BaseException) -> None:
+        self.predictions.__exit__(type(error), error, error.__traceback__)
+        raise error
 
 
 class ResultWriter(_Writer):
-    """Write `AnomalyInferer`'s restored pictures, anomaly maps, tokens and a summary, one set an image.
+    """Write `AnomalyInferer`'s answers: heatmaps, restored pictures, tokens and a summary.
 
     Args:
-        output_dir: gets ``NAME_restored.png``, ``NAME_anomaly.png`` (white is a difference of half the grey scale or
-            more), ``NAME_tokens.npy`` (1 + L, D) and ``summary.csv``. NAME is the place in the list and, for PNG and
-            JPEG files, the file's name; names of DICOM files can identify a patient and are left out.
+        output_dir: gets ``heatmaps/`` (1 is a difference of half the grey scale or more) as predictions have them,
+            ``restored/NNNNN.png``, ``tokens/NNNNN.npy`` (1 + L, D), and in ``summary.csv`` the mean and the largest
+            difference of grey levels, 0…1.
         items: data-list items in the order of the loader.
     """
 
-    def _write_one(self, output: Any, place: int, name: str) -> None:
-        anomaly = output["anomaly"][place, 0].float().cpu()
-        self._picture(output["restored"][place].float().mean(0).cpu(), f"{name}_restored.png")
-        self._picture(anomaly * 2, f"{name}_anomaly.png")
-        np.save(self.folder / f"{name}_tokens.npy", output["tokens"][place].float().cpu().numpy())
-        self.rows.append([name, anomaly.mean().item(), anomaly.max().item()])
+    def __init__(self, output_dir: str | Path, items: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__(output_dir, items, columns=("anomaly_mean", "anomaly_max"))
+
+    def _write_one(self, output: Any, row: int, index: int) -> Sequence[float]:
+        anomaly = output["anomaly"][row, 0].float().cpu()
+        self.predictions.add(index, heatmap=(anomaly * 2).clamp(0, 1).numpy())
+        self._picture(RESTORED, f"{index:05d}.png", output["restored"][row].float().mean(0).cpu())
+        np.save(self._file(TOKENS, f"{index:05d}.npy"), output["tokens"][row].float().cpu().numpy())
+        return anomaly.mean().item(), anomaly.max().item()
 
 
 class ModelWriter(_Writer):
-    """Write a model's answers, image by image.
+    """Write a model's answers: probabilities of a classifier, masks of a segmenter, tokens of an encoder.
 
-    A classifier's calibrated probabilities go to ``predictions.csv``, a segmenter's probabilities to
-    ``NAME_NUMBER_CLASS.png`` (white is 1; the class with _ for all but letters, digits and -), an encoder's tokens to
-    ``NAME_tokens.npy`` (1 + L, D). NAME is as for `ResultWriter`.
+    Args:
+        output_dir: gets calibrated probabilities in ``predictions.csv``; or ``masks/`` as predictions have them (class
+            n of the network is n) and the probability of each class as ``probabilities/NNNNN_n_CLASS.png`` (white is 1;
+            the class with _ for all but letters, digits and -); or ``tokens/NNNNN.npy`` (1 + L, D).
+        items: data-list items in the order of the loader.
+        network: the network that answers.
     """
 
     def __init__(self, output_dir: str | Path, items: Sequence[Mapping[str, Any]], network: nn.Module) -> None:
-        super().__init__(output_dir, items)
+        labels = network.labels if isinstance(network, ViTClassifier) else ()
+        classes = network.classes if isinstance(network, ViTSegmenter) else ()
+        self.mask_values = {name: number for number, name in enumerate(classes, start=1)}
+        super().__init__(output_dir, items, labels, mask_values=self.mask_values)
         self.network = network
-        self.table = "predictions.csv" if isinstance(network, ViTClassifier) else ""
-        self.head = ["name", *network.labels] if isinstance(network, ViTClassifier) else []
 
-    def _write_one(self, output: Any, place: int, name: str) -> None:
-        answer: Tensor = output[place].float()
+    def _write_one(self, output: Any, row: int, index: int) -> Sequence[float]:
+        answer: Tensor = output[row].float()
+        scores: dict[str, float] = {}
+        mask: NDArray | None = None
         if isinstance(self.network, ViTClassifier):
-            self.rows.append([name, *self.network.calibrated(answer[None])[0].tolist()])
+            scores = dict(zip(self.network.labels, self.network.calibrated(answer[None])[0].tolist(), strict=True))
         elif isinstance(self.network, ViTSegmenter):
-            for number, (label, logits) in enumerate(zip(self.network.classes, answer, strict=True), start=1):
-                plain = re.sub(r"[^\w-]", "_", label)  # "left/right" names no folder
-                self._picture(logits.sigmoid().cpu(), f"{name}_{number}_{plain}.png")
+            probabilities = answer.sigmoid().cpu()
+            mask = label_mask(probabilities, list(self.mask_values.values()), (answer.shape[1], answer.shape[2]))
+            for (name, number), of_class in zip(self.mask_values.items(), probabilities, strict=True):
+                plain = re.sub(r"[^\w-]", "_", name)  # "left/right" names no folder
+                self._picture(PROBABILITIES, f"{index:05d}_{number}_{plain}.png", of_class)
         else:
-            np.save(self.folder / f"{name}_tokens.npy", answer.cpu().numpy())
-
-
-def picture_name(item: Mapping[str, Any], index: int) -> str:
-    """Name the results of an image: its place, and the file's name unless a DICOM's, which can identify a patient."""
-    file = Path(str(item["image"]))
-    return f"{index:05d}_{file.stem}" if file.suffix.lower() in (".png", ".jpg", ".jpeg") else f"{index:05d}"
+            np.save(self._file(TOKENS, f"{index:05d}.npy"), answer.cpu().numpy())
+        self.predictions.add(index, scores, mask=mask)
+        return ()

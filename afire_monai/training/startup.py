@@ -232,13 +232,13 @@ def _stamp(path: Path) -> tuple[str, int, int]:
 
 
 def folder_items(folder: str | Path) -> list[dict[str, Any]]:
-    """Return a data-list item for each radiograph in a folder and its subfolders, sorted by path.
+    """Return a data-list item, with its ``place``, for each radiograph in a folder and its subfolders, sorted by path.
 
     Raises DataListError if the folder is not there or holds none.
     """
     if not Path(folder).is_dir():
         raise DataListError(f"no folder {str(folder)!r}: give --dataset_dir a folder of radiographs")
-    items = [{"image": str(path)} for path in list_images(folder)]
+    items = [{"image": str(path), "place": place} for place, path in enumerate(list_images(folder))]
     if not items:
         raise DataListError(f"no radiograph (PNG, JPEG, NIfTI, DICOM) in {str(folder)!r} or below")
     return items

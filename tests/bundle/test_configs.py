@@ -19,6 +19,7 @@ from PIL import Image
 from afire_monai.core.errors import CheckpointError
 from afire_monai.models.folder import load_encoder
 from afire_monai.phantom import write_phantom_dataset
+from afire_monai.predictions.format import load_predictions
 from afire_monai.training.checkpoint import load_checkpoint
 from afire_monai.training.handlers import read_csv_log
 
@@ -243,12 +244,12 @@ def test_inference_writes_a_set_for_each_picture_and_passes_over_a_broken_one_an
     )
     with (foreign / "results" / "summary.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    names = ["00000_p0001", "00001_p0002", "00002_p0003", "00003_p0004"]
-    assert [row["name"] for row in rows] == names
-    written = [path for path in (foreign / "results").iterdir() if not path.name.startswith(".")]
-    assert len(written) == 3 * 4 + 2  # the summary and the settings
-    for name, row in zip(names, rows, strict=True):
-        assert Image.open(foreign / "results" / f"{name}_restored.png").size == (128, 128)
+    places = [0, 1, 4, 5]  # among all six files, as for `afire predict`
+    assert [row["name"] for row in rows] == ["p0001.png", "p0002.png", "p0003.png", "p0004.png"]
+    assert load_predictions(foreign / "results").index.tolist() == places
+    for place, row in zip(places, rows, strict=True):
+        assert Image.open(foreign / "results" / f"restored/{place:05d}.png").size == (128, 128)
+        assert int(row["index"]) == place
         assert 0 < float(row["anomaly_mean"]) < float(row["anomaly_max"]) <= 1
     assert "2 of 6 images cannot be used" in caplog.text
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 import sys
@@ -22,6 +21,7 @@ from afire_monai.models.bundle_model import data_format, fill_bundle, load_for_b
 from afire_monai.models.restorer import AnomalyNetwork
 from afire_monai.networks import AnomalyRestorationDecoder, ViTClassifier, ViTSegmenter, encoder_from_config
 from afire_monai.phantom import write_phantom_dataset
+from afire_monai.predictions.format import load_predictions
 from afire_monai.training.finish import export_restorer
 
 SMALL = {"image_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -171,25 +171,23 @@ def test_bundle_alone_predicts_from_another_folder(bundles, elsewhere, tmp_path)
     images, config = datalist.parent / "images", str(bundles / "classifier/configs/inference.json")
     settings = {"bundle_root": str(bundles / "classifier"), "dataset_dir": str(images), "device": "cpu"}
     run_bundle(elsewhere, config, output_dir="results", batch_size=4, **settings)
-    with (elsewhere / "results/predictions.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 11
+    found = load_predictions(elsewhere / "results")
+    assert len(found) == 11
     first = sorted(images.iterdir())[0]
-    assert rows[0]["name"] == f"00000_{first.stem}"
     pixels = torch.from_numpy(np.asarray(Image.open(first), dtype=np.float32))
     image = (pixels / (65535 if pixels.max() > 255 else 255))[None, None]
     expected = network_of("classifier").probabilities(image)[0]
-    assert [float(rows[0][label]) for label in ("Mass", "Effusion", "Nodule")] == pytest.approx(
+    assert [found.scores[label][0] for label in ("Mass", "Effusion", "Nodule")] == pytest.approx(
         expected.tolist(), abs=1e-4
     )
 
 
-@pytest.mark.parametrize(("kind", "suffix"), [("segmenter", "_heart.png"), ("encoder", "_tokens.npy")])
-def test_other_networks_write_a_file_for_each_picture(kind, suffix, bundles, elsewhere, tmp_path):
+@pytest.mark.parametrize(("kind", "files"), [("segmenter", "probabilities/*_heart.png"), ("encoder", "tokens/*.npy")])
+def test_other_networks_write_a_file_for_each_picture(kind, files, bundles, elsewhere, tmp_path):
     datalist = write_phantom_dataset(tmp_path / "data", normal=10, abnormal=0, size=32)
     settings = {"bundle_root": str(bundles / kind), "dataset_dir": str(datalist.parent / "images"), "device": "cpu"}
     run_bundle(elsewhere, str(bundles / kind / "configs/inference.json"), output_dir="results", **settings)
-    assert len(list((elsewhere / "results").glob(f"*{suffix}"))) == 10
+    assert len(list((elsewhere / "results").glob(files))) == 10
 
 
 def test_training_goes_on_from_the_weights_of_the_bundle(bundles, elsewhere, tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 
@@ -14,6 +15,7 @@ from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.models.restorer import AnomalyInferer, AnomalyNetwork, load_restorer
 from afire_monai.networks import ViTEncoder
 from afire_monai.predictions.bundle_writer import ResultWriter
+from afire_monai.predictions.format import load_predictions
 from afire_monai.training.finish import export_restorer
 
 
@@ -127,9 +129,11 @@ ITEMS = [
     {"image": "/data/chest one.png"},
     {"image": "/data/DOE^JOHN_19480101.dcm"},
     {"image": "/data/1.2.840.113619"},
-    {"image": "/data/scan.JPEG"},
-    {"image": "/data/DOE.nii.gz"},
+    {"image": "/data/scan.JPEG", "place": 5},  # two files before it could not be used
+    {"image": "/data/DOE.nii.gz", "place": 6},
 ]
+PLACES = [0, 1, 2, 5, 6]
+KINDS = {"restored": ".png", "heatmaps": ".png", "tokens": ".npy"}
 
 
 @pytest.fixture
@@ -150,23 +154,52 @@ def results(tmp_path):
     return tmp_path / "new" / "results"
 
 
+def test_each_picture_has_a_heatmap_a_restored_picture_and_tokens_by_its_place(results):
+    wanted = {f"{kind}/{n:05d}{suffix}" for n in PLACES for kind, suffix in KINDS.items()}
+    tables = {"summary.csv", "predictions.csv", "predictions.json"}
+    assert {p.relative_to(results).as_posix() for p in results.rglob("*.*")} == wanted | tables
+
+
 def test_names_of_pictures_are_kept_and_those_of_dicom_files_are_not(results):
-    names = ["00000_chest one", "00001", "00002", "00003_scan", "00004"]
-    wanted = {f"{n}_{kind}" for n in names for kind in ("restored.png", "anomaly.png", "tokens.npy")}
-    assert {p.name for p in results.iterdir()} == wanted | {"summary.csv"}
-    assert "DOE" not in (results / "summary.csv").read_text(encoding="utf-8")
+    with (results / "summary.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(int(row["index"]), row["name"]) for row in rows] == [
+        (0, "chest one.png"), (1, ""), (2, ""), (5, "scan.JPEG"), (6, "")
+    ]  # fmt: skip
+
+
+def test_results_are_predictions_that_other_commands_read(results):
+    found = load_predictions(results)
+    assert (found.index.tolist(), found.labels, found.section) == (PLACES, (), "")
+    heatmap = found.heatmap(6)
+    assert heatmap is not None
+    assert heatmap[1, 1] == pytest.approx(0.48, abs=1e-4)  # a difference of 0.24, where a half is 1
 
 
 def test_pictures_tokens_and_summary_hold_the_answers(results):
-    restored = np.asarray(Image.open(results / "00003_scan_restored.png"))
+    restored = np.asarray(Image.open(results / "restored/00005.png"))
     assert restored.shape == (6, 8)
     assert (restored == 84).all()  # 0.33 of 255, rounded
-    anomaly = np.asarray(Image.open(results / "00004_anomaly.png"))
-    assert anomaly[1, 1] == 122  # 0.24, where a half is white
-    np.testing.assert_array_equal(np.load(results / "00002_tokens.npy"), np.eye(3) + 2)
+    np.testing.assert_array_equal(np.load(results / "tokens/00002.npy"), np.eye(3) + 2)
     with (results / "summary.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [row["name"] for row in rows] == ["00000_chest one", "00001", "00002", "00003_scan", "00004"]
     for index, row in enumerate(rows):
         assert float(row["anomaly_mean"]) == pytest.approx(0.06 * index + 0.1 / 48, abs=1e-6)
         assert float(row["anomaly_max"]) == pytest.approx(0.06 * index + 0.1, abs=1e-6)
+
+
+def test_an_inference_that_fails_leaves_nothing_that_counts_as_predictions(tmp_path):
+    def answer(_, batch):
+        if batch["index"][0] > 0:
+            raise ValueError("out of memory")
+        picture = torch.zeros(1, 1, 6, 8)
+        return {"pred": {"restored": picture, "anomaly": picture, "tokens": torch.zeros(1, 3, 3)}}
+
+    for indices, ending in (([0], contextlib.nullcontext()), ([0, 1], pytest.raises(ValueError, match="memory"))):
+        engine = Engine(answer)
+        ResultWriter(tmp_path, ITEMS).attach(engine)
+        with ending:
+            engine.run([{"index": torch.tensor([index])} for index in indices], max_epochs=1)
+    with pytest.raises(AfireError, match="finished predictions"):
+        load_predictions(tmp_path)
+    assert not list(tmp_path.glob(".*"))

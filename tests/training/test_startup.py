@@ -221,7 +221,8 @@ def test_folder_items_are_all_radiographs_below_it_by_path(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     items = startup.folder_items(tmp_path)
-    assert items == [{"image": str(tmp_path / name)} for name in ("a/x.nii.gz", "a/z.JPG", "b.png")]
+    names = ("a/x.nii.gz", "a/z.JPG", "b.png")
+    assert items == [{"image": str(tmp_path / name), "place": place} for place, name in enumerate(names)]
 
 
 def test_folder_without_radiographs_and_no_folder_are_refused(tmp_path):
