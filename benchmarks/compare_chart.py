@@ -12,7 +12,7 @@ CHOSEN, OTHER, BASELINE = "#b5402a", "#2b5c8a", "#8a8a8a"
 
 
 def colour(name: str) -> str:
-    """Return red for AFiRe, grey to fresh weights, blue to the others."""
+    """Return red for AFiRe, grey for fresh weights, blue for the others."""
     return BASELINE if name.startswith("fresh") else CHOSEN if name.startswith("afire") else OTHER
 
 

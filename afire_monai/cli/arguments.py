@@ -16,6 +16,8 @@ from afire_monai.cli.fronts import Command
 from afire_monai.core.errors import AfireError
 
 CommandTree = dict[str, Any]
+SWITCHES = ("true", "false")
+"""Values of a switch, in any case; a switch alone is true."""
 
 
 class UsageError(AfireError):
@@ -122,9 +124,9 @@ def convert(name: str, text: str, annotation: str) -> Any:
     if "None" in kinds and text.lower() == "none":
         return None
     if "bool" in kinds:
-        if text not in ("True", "False"):
-            raise UsageError(f"{option} is a switch and takes no value, got {text!r}")
-        return text == "True"
+        if text.lower() not in SWITCHES:
+            raise UsageError(f"{option} is a switch and takes no value but true or false, got {text!r}")
+        return text.lower() == "true"
     if text == "True":
         raise UsageError(f"{option} needs a value")
     sequences = [match[1] for kind in kinds if (match := re.match(r"(?:Sequence|Collection|tuple)\[(\w+)", kind))]
@@ -154,7 +156,7 @@ def _tidy_help(text: str) -> str:
 
 
 def _explain(message: str, at: Any, words: Sequence[str], arguments: Sequence[str]) -> str:
-    """Name in one line the word that Fire did not understand, and the nearest name that exists."""
+    """Return one line that names what is unknown, with the nearest name that exists, or what is missing."""
     problem, _, culprit = message.rpartition(": ")
     if isinstance(at, dict):
         known, kind = list(at), "command"
@@ -172,11 +174,11 @@ def _explain(message: str, at: Any, words: Sequence[str], arguments: Sequence[st
 
 
 def _taken_by_a_switch(command: Command, arguments: Sequence[str]) -> str:
-    """Return the hint that a word stands behind a switch, which takes it for its value; "" if none does."""
+    """Return the hint that a switch stands before a word that was meant for something else; "" if none does."""
     switches = [name for name, p in command.signature.parameters.items() if "bool" in p.annotation.split(" | ")]
     for option, word in itertools.pairwise(arguments):
         typed = option.lstrip("-").replace("-", "_")
         meant = [name for name in switches if typed in (name, name[0])]
-        if option.startswith("-") and meant and not word.startswith("-") and word not in ("True", "False"):
+        if option.startswith("-") and meant and not word.startswith("-") and word.lower() not in SWITCHES:
             return f": the switch {option} takes no value; write {word} before it"
     return ""

@@ -124,7 +124,7 @@ def copy(out: str, *, model: tuple[str, ...] = (), kind: str | None = None) -> i
 
 
 def check_bundle(folder: str) -> int:
-    """Check that MONAI's tools accept a bundle, as its model zoo does, without a network.
+    """Run MONAI's own checks of a bundle, those that its model zoo makes, offline.
 
     Directory, version and changelog, metadata against the schema, versions of packages, shape of the network's answer,
     properties of inference and training, export to TorchScript and ONNX, and `monai.bundle.load`.

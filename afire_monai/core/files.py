@@ -15,7 +15,7 @@ from afire_monai.core.errors import AfireError
 
 
 def close_to_others() -> None:
-    """Hide the files of this process from other users of the machine; for commands, not for callers of the library.
+    """Keep other users out of the files that this process writes; for commands, not for callers of the library.
 
     The permissions of the owner and the group stay those of the umask. ``AFIRE_UMASK`` (octal, as 022) overrides it:
     077 keeps files from the group as well, 002 lets a group write and everybody read. A crash leaves no core dump,

@@ -65,7 +65,7 @@ def parse_numbers(row: Row, columns: Sequence[str], what: str) -> list[float]:
 
 
 def _number(text: str, decimal_comma: bool) -> float:
-    """Return a number; NaN if it is none. Forms that only Python accepts (1_000, ١) are none."""
+    """Return the number in a text; NaN if it is none, also for forms that only Python accepts (1_000, ١)."""
     if decimal_comma and re.fullmatch(r"[+-]?\d*,\d+", text):
         text = text.replace(",", ".")
     plain = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.IGNORECASE | re.ASCII)

@@ -51,7 +51,7 @@ def read_table(
     encoding: str | None = None,
     only: bool = False,
 ) -> list[Row]:
-    """Read a table with a header line, and log its form (encoding, separator) in one line.
+    """Read a table with a header line; log encoding and separator if they are not UTF-8 and comma.
 
     Args:
         path: CSV, perhaps gzipped.

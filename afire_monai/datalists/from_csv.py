@@ -134,7 +134,7 @@ def datalist_from_csv(
 
 @dataclass
 class _Manifest:
-    """Turns the rows of a manifest into lists, and counts the rows that could not be used."""
+    """Turns the rows of a manifest into lists, and counts rows, masks and boxes that could not be used."""
 
     path: StrPath
     base: Path

@@ -38,7 +38,7 @@ def note(prediction: ImagePrediction) -> str:
 
 
 def unfit_note(prediction: ImagePrediction) -> str:
-    """Return that results are of a file that is not a frontal chest radiograph; "" for one that is."""
+    """Return the warning that results are of a file that is not a frontal chest radiograph; "" for one that is."""
     if not prediction.unfit:
         return ""
     return f"WARNING: judged not to be a frontal chest radiograph ({prediction.unfit}); the model knows no others."

@@ -133,7 +133,7 @@ def _bounded(line: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def scores_text(prediction: ImagePrediction, shown: str = OUTLINED) -> str:
-    """Return lines with the warning, the scores, and a note on how much of the heatmap is ``shown``.
+    """Return lines with the warning, the scores, and ``shown``, which says where the heatmap is to be seen.
 
     The least probable findings are left out if they are too many.
     """

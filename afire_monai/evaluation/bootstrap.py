@@ -179,7 +179,7 @@ def macro_mean(draws: Floats, labels: Sequence[int]) -> Floats:
 
 
 def calibration_bins(truth: NDArray[np.bool_], scores: Floats, bins: int = ECE_BINS) -> tuple[Floats, Floats, NDArray]:
-    """Return the points of a reliability curve: mean score, share of positives (NaN if empty) and count of each bin.
+    """Return a reliability curve: each bin's mean score and share of positives (NaN if empty), and its count.
 
     Bins have equal width, [k / bins, (k + 1) / bins), the last with 1.
 

@@ -154,7 +154,7 @@ COLUMNS = ("part", "group", "label", "figure", "value", "low", "high", "positive
 
 
 def plain(value: Any) -> Any:
-    """Turn results into values of JSON: numbers (None for NaN), texts, lists and dictionaries; arrays are left out."""
+    """Turn results into JSON values: numbers (None for NaN), texts, lists and dictionaries; arrays are left out."""
     if isinstance(value, Interval):
         return {name: plain(number) for name, number in value._asdict().items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

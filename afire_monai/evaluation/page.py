@@ -65,7 +65,7 @@ def page_text(
 
 
 def verdicts(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """State each finding in a sentence, as (``good``, ``bad`` or ``note``, text)."""
+    """State each result in a sentence, as (``good``, ``bad`` or ``note``, text)."""
     messages: list[tuple[str, str]] = []
     labels, comparison = results["labels"], results["comparison"]
     if labels and labels["macro"]:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -79,14 +80,13 @@ def knn_probe(train: NDArray, labels: NDArray, test: NDArray, k: int = 20) -> ND
         k: neighbours, at most n.
     """
     scaler = StandardScaler().fit(train)
-    a, b = scaler.transform(train), scaler.transform(test)
-    a /= np.linalg.norm(a, axis=1, keepdims=True).clip(1e-12)
-    b /= np.linalg.norm(b, axis=1, keepdims=True).clip(1e-12)
-    similarity = b @ a.T
-    nearest = np.argpartition(-similarity, min(k, len(train)) - 1, axis=1)[:, :k]
-    weights = np.exp(np.take_along_axis(similarity, nearest, 1) / 0.07)
-    votes = np.asarray(labels, dtype=np.float64)[nearest]
-    return np.asarray((weights * votes).sum(1) / weights.sum(1))
+    model = KNeighborsClassifier(min(k, len(train)), weights=_vote, metric="cosine")
+    model.fit(scaler.transform(train), labels)
+    return np.asarray(model.predict_proba(scaler.transform(test)) @ model.classes_.astype(np.float64))
+
+
+def _vote(distances: NDArray) -> NDArray[np.float64]:
+    return np.exp((1 - distances) / 0.07)
 
 
 def linear_probe(train: NDArray, labels: NDArray, test: NDArray, groups: NDArray, seed: int = 0) -> NDArray[np.float64]:

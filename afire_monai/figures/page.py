@@ -86,7 +86,7 @@ def page_text(numbers: Mapping[str, Any], drawn: Mapping[str, bytes], notes: Seq
 
 
 def verdicts(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """State each finding in a sentence, as (``good``, ``bad`` or ``note``, text)."""
+    """State each result in a sentence, as (``good``, ``bad`` or ``note``, text)."""
     moved = {name: view["moved"]["nearby"] for name, view in numbers["cells"].items()}
     ours, rest = moved[OURS], max(moved[RANDOM]["high"], moved[PIXELS]["high"], moved[OURS]["chance"])
     words = (

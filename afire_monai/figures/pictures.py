@@ -150,7 +150,7 @@ def draw_segments(
 def draw_atlas(
     mean: NDArray[np.float32], strongest: NDArray[np.int64], mosaic: NDArray[np.float32], share: NDArray[np.float64]
 ) -> bytes:
-    """Draw the patches that each prototype stands for.
+    """Draw the atlas: each cell's strongest dimension, its mean patch, and the share of tokens that choose it.
 
     ``mean`` (H, W) is the mean picture of the canvas; see `Atlas` for the rest.
     """

@@ -29,7 +29,7 @@ from afire_monai.radiographs.header import read_header
 
 @dataclass
 class Traces:
-    """Everything that the private folder holds about a patient."""
+    """A patient's traces in the state of an ingest, and what belongs to others and must stay."""
 
     numbers: list[int] = field(default_factory=list)  #: of files in the state
     images: set[str] = field(default_factory=set)  #: hashes of images

@@ -20,7 +20,7 @@ _COLUMNS = ("hash", "datalist_sha256", "section")
 
 @dataclass
 class Forgotten:
-    """Keyed hashes of erased patients and images; can be handed to other processes."""
+    """Keyed hashes of erased patients and of table values that name them; can be handed to other processes."""
 
     identity: IdentityKey  #: key of the hashes
     rule: str  #: which issuers count, as `Issuers`

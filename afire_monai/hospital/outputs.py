@@ -126,7 +126,7 @@ def write(
 
 
 def write_left_out(state: State, out: Path) -> tuple[dict[str, int], int]:
-    """Write both tables of files left out; return the files by reason, most frequent first, and their number."""
+    """Write both tables of files left out; return counts by reason, most frequent first, and of all files seen."""
     reasons: Counter[str] = Counter()
 
     def rows(private: bool) -> Iterator[Sequence[Any]]:
@@ -240,7 +240,7 @@ def _datalist(kept: Kept, joined: JoinedLabels | None, options: Options) -> dict
 
 
 def write_private(state: State, identity: IdentityKey, kept: Kept, out: Path) -> None:
-    """Write each image's file, the evidence for keeping it, and the pictures that were judged by their look alone."""
+    """Write which file each image is and what decided on it, and a sheet of those decided by their look."""
     looked_at = {image for _, image in kept.looked_at}
 
     def rows() -> Iterator[Sequence[Any]]:

@@ -102,7 +102,7 @@ class RadiographLabelApp(MONAILabelApp):
         )
 
     def _labelling(self) -> dict[str, Trainable]:
-        """Return the labels that can be saved, by the task that they train: those of the models, or the named."""
+        """Return the labels that can be saved, by the task that they train: those of the models, or those named."""
         classes, labels = tuple(_names(self.given.get("classes", ""))), tuple(_names(self.given.get("findings", "")))
         if self.shelf.offers("segmentation"):
             classes = tuple(class_values(self.shelf))

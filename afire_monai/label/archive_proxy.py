@@ -1,4 +1,4 @@
-"""The part of a DICOMweb archive that a browser may see by the label server: series of chosen modalities, read only."""
+"""The part of a DICOMweb archive that a browser may see through the label server: chosen modalities, read only."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def is_better(judged: Mapping[str, Mapping[str, Any]]) -> bool:
 
 
 def reasons(judged: Mapping[str, Mapping[str, Any]], task: str) -> list[str]:
-    """Explain in words why each label is not better."""
+    """Explain in words, for each label that is not better, why."""
     needed = f"{MIN_PATIENTS[task]} held-back patients" + (
         " with it" if task == "segmentation" else f", {MIN_EACH} with and {MIN_EACH} without it,"
     )

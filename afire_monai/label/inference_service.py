@@ -54,7 +54,7 @@ class Loaded:
 
 
 class ModelShelf:
-    """Models in folders; a model in the first folder, where this server trains, replaces those in later ones.
+    """Models in folders; one in the first folder, where this server trains, goes before those in later ones.
 
     Args:
         trained: folder for what is trained here; it need not be there yet.

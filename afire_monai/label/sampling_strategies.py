@@ -181,7 +181,7 @@ class Chooser:
     def _look(
         self, store: Store, ids: Sequence[str], name: str, values: Callable[[Tensor], Tensor], size: tuple[int, int]
     ) -> dict[str, Tensor]:
-        """Return the facts about images, after reading some more; unreadable ones are left out."""
+        """Return the values computed from images, after reading some more; unreadable ones are left out."""
         kind = name.partition(" ")[0]
         for old in [key for key in self._seen if key[0] == kind and key[1] != name]:
             del self._seen[old]  # of an earlier model

@@ -276,7 +276,7 @@ class DiskCache:
         """Return the annotations of pictures, (B, values) float16.
 
         Raises:
-            DataListError: it is not there for all pictures.
+            DataListError: they are not there for all pictures.
         """
         if annotation.name not in self._beside:
             if count := len(self.unknown(annotation)):

@@ -40,7 +40,7 @@ class VICRegLoss(nn.Module):
     Example:
         >>> import torch
         >>> same = torch.ones(8, 3)
-        >>> terms = VICRegLoss()(same, same)  # two views that agree because all is one: the variance term sees it
+        >>> terms = VICRegLoss()(same, same)  # views that agree because all is equal: the variance term sees it
         >>> [round(term.item(), 2) for term in terms]
         [0.0, 0.99, 0.0]
     """

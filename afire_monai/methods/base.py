@@ -101,7 +101,7 @@ class Method(nn.Module, ABC):
 
     @property
     def export_decoder(self) -> AnomalyRestorationDecoder | None:
-        """Return the decoder that restores pictures for anomaly maps; None if there is none."""
+        """The decoder that restores pictures from the student's tokens, for anomaly maps; None if there is none."""
         return None
 
     def last_layer_parameters(self) -> list[nn.Parameter]:

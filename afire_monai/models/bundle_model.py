@@ -49,7 +49,7 @@ def load_for_bundle(folders: Sequence[str | Path], kind: str | None = None) -> n
 
 
 def network_config(network: nn.Module) -> dict[str, Any]:
-    """Return the configuration from which MONAI's ``ConfigParser`` builds this network with fresh weights.
+    """Return the configuration, in plain values, from which ``ConfigParser`` builds this network, untrained.
 
     Raises AfireError for any other network.
     """

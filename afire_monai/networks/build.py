@@ -60,7 +60,7 @@ def encoder_from_config(config: Mapping[str, Any], **overrides: Any) -> Encoder:
 
 
 def refuse_kinds(arguments: Mapping[str, Any], *classes: type) -> None:
-    """Refuse values that are no numbers where a network needs one; else the first picture would fail.
+    """Refuse values that are not numbers where a network needs numbers; else it would fail at the first picture.
 
     Args:
         arguments: of the network, by name.

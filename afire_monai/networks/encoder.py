@@ -217,7 +217,7 @@ class ViTEncoder(RecomputedBlock, Encoder):
         return 0 if parameter.startswith(("patch_embed", "cls_token", "registers")) else self.depth + 1
 
     def attribution_layer(self, block: int | None, class_token: bool) -> nn.Module:
-        """Return a block, or the last layer norm; if only the class token goes on, the input of the last block.
+        """Return a block, or the last layer norm; if only the class token goes on, the last block but one.
 
         Raises AfireError for a block that does not exist, or a class token of a single block.
         """

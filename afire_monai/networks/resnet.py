@@ -60,8 +60,8 @@ class ResNetEncoder(Encoder):
         options: as for :class:`Encoder`.
 
     Raises:
-        AfireError: for another patch size, an image size that is not a multiple of it, or other than
-            four numbers of blocks.
+        AfireError: for another patch size, an image size that is not a multiple of it, or a
+            number of stages in ``blocks`` other than four.
 
     Example:
         >>> import torch

@@ -85,7 +85,7 @@ class ViTClassifier(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The arguments of :meth:`from_config`, as plain values."""
+        """The ``config`` that :meth:`from_config` takes, as plain values."""
         return {
             "encoder": self.encoder.config,
             "labels": self.labels,
@@ -196,7 +196,7 @@ class ViTSegmenter(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The arguments of :meth:`from_config`, as plain values."""
+        """The ``config`` that :meth:`from_config` takes, as plain values."""
         return {"encoder": self.encoder.config, "classes": self.classes, "width": self.width}
 
     @classmethod

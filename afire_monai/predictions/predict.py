@@ -133,7 +133,7 @@ def predict(
 ) -> PredictionSummary:
     """Predict radiographs with the models of a folder.
 
-    DICOM files that `afire_monai.radiographs.judgement` finds not to be a frontal chest radiograph for presentation are
+    DICOM files that `afire_monai.radiographs.judgement` finds not to be frontal chest radiographs for presentation are
     left out with the reason, or predicted all the same with ``any``, which all that is written then says.
 
     The folder gets ``predictions.csv`` and ``.json`` (see `afire_monai.predictions.format`); for each image
@@ -154,7 +154,7 @@ def predict(
         batch_size: radiographs computed at once.
         workers: threads that read; the number of cores, at most 8, unless given. 0 reads without threads.
         resume: go on with the results of an earlier run in ``out``; files that it left out are tried again.
-        any: also predict DICOM files that are not frontal chest radiographs (other parts, laterals, raw, text in them).
+        any: also predict DICOM files that are not frontal chest radiographs (laterals, raw, burned-in text, …).
         reader: reader options that go before those of the list or, for folders and files, of the models' training.
         device: where to compute; None for a GPU if there is one.
         progress: show a bar with the time left.
@@ -264,7 +264,7 @@ def _noted(results: Iterable[Radiograph | LeftOut], left_out: dict[int, str]) ->
 
 
 def _gathered(left_out: dict[int, str], earlier: int, world: int) -> tuple[dict[int, str], int]:
-    """Gather the images that all processes left out or found finished; waits for them."""
+    """Gather from all processes why images were left out, and how many were finished; waits for them."""
     if world == 1:
         return left_out, earlier
     everywhere: list[Any] = [None] * world

@@ -58,7 +58,7 @@ class RadiographReader(ImageReader):
         modalities: DICOM modalities to read; None for any single-frame grey image.
         window_index: which DICOM window or VOI LUT to use where a file offers several.
         png16_max: white level of 16-bit PNG: "dtype" (65535), "image" (its largest value) or a number.
-        unfit: what to do with DICOM files that `judgement` finds not to be a frontal chest radiograph for presentation
+        unfit: what to do with DICOM files that `judgement` finds not to be frontal chest radiographs for presentation
             (other parts, laterals, raw images, burned-in text, …): ``read`` them without a look, ``refuse`` them, or
             ``note`` it in the metadata. Other formats say nothing of it and are always read.
 

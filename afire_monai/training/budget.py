@@ -151,7 +151,7 @@ def _decide(trainer: PretrainTrainer, minutes: float, folder: Path, compare: Cal
 
 
 def measure(trainer: PretrainTrainer, minutes: float, compare: Callable[[Path], None] | None = None) -> Costs:
-    """Time the parts of a run by doing each once; trainer and folder are left as they were."""
+    """Time the parts of a run by rehearsing them; trainer and folder are left as they were."""
     from afire_monai.training import finish
     from afire_monai.training.report import page  # noqa: F401  # drawing libraries are loaded before the clock starts
 

@@ -1,4 +1,4 @@
-"""One folder for each run: who may write to it, and the settings that record its history."""
+"""One folder for each run: who may write to it, and the settings that it runs with."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class TaskData:
 
 
 def advise_on_few_labels(data: TaskData) -> str:
-    """Log and return advice for labels with few positive images; empty if fine-tuning suits them all."""
+    """Log and return the advice to use `afire probe` for labels with few positive images; empty if none has few."""
     counts = (_targets(data.training) == 1).sum(0)
     few = [f"{name} {count}" for name, count in zip(data.labels, counts, strict=True) if count < FEW_POSITIVES]
     if not few:

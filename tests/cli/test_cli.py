@@ -46,6 +46,12 @@ def test_options_become_values_of_their_types(calls):
     assert calls == [("2024_11", "007", 5, 0.01, True, None, (0.8, 0.2), ("a", "b"))]
 
 
+@pytest.mark.parametrize("written", ["--fast", "--fast true", "--fast=True", "--fast TRUE", "--nofast", "--fast false"])
+def test_a_switch_is_on_or_off_however_it_is_written(calls, written):
+    assert cli.run(["work", "folder", *written.split()]) == 0
+    assert calls[0][4] == ("no" not in written and "false" not in written)
+
+
 def test_options_that_are_left_out_keep_their_defaults(calls):
     assert cli.run(["group", "work-more", "folder"]) == 0
     assert calls == [("folder", "x", 3, 0.5, False, "g", (1.0,), None)]
@@ -58,6 +64,7 @@ def test_options_that_are_left_out_keep_their_defaults(calls):
         ("wrok p", "unknown command wrok; did you mean work?"),
         ("work", "path is missing (`"),
         ("work --epochs 5", "path is missing (`"),
+        ("work --fast true", "path is missing (`"),
         ("work --fast p", "path is missing: the switch --fast takes no value; write p before it"),
         ("work -f p", "path is missing: the switch -f takes no value; write p before it"),
         ("work p q", "unknown word q"),
@@ -66,7 +73,7 @@ def test_options_that_are_left_out_keep_their_defaults(calls):
         ("work p --share much", "--share must be a number, got 'much'"),
         ("work p --parts a,b", "--parts must be numbers with commas between them, got 'a,b'"),
         ("work p --out", "--out needs a value"),
-        ("work p --fast maybe", "--fast is a switch and takes no value, got 'maybe'"),
+        ("work p --fast maybe", "--fast is a switch and takes no value but true or false, got 'maybe'"),
     ],
 )
 def test_a_wrong_command_line_is_one_clear_line_and_runs_nothing(calls, capsys, words, said):

@@ -46,7 +46,7 @@ def check_url(url: str) -> SplitResult:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine itself, so that nothing crosses a network."""
+    """Whether a host is this machine itself, so that nothing sent to it crosses a network."""
     if host.lower() == "localhost":
         return True
     try:
@@ -118,7 +118,7 @@ def _check_files(scheme: str, ca: str | Path | None, cert: str | Path | None, ke
 
 
 def _bounded_adapter() -> HTTPAdapter:
-    """Make a session's reader of answers: the whole body within limits, or piece by piece on request."""
+    """Make a session's reader of answers, all within limits: the whole body or, on request, piece by piece."""
     from requests.adapters import HTTPAdapter
 
     class Bounded(HTTPAdapter):
@@ -205,7 +205,7 @@ def ask(request: Callable[[], T], retries: int, first_wait: float) -> T:
 
 
 def _judge(error: Exception) -> tuple[DicomWebError, float | None]:
-    """Return the message for an error, and the least seconds to wait before another try; None for no other try."""
+    """Return the error to raise, and the seconds to wait at least before another try; None for no other try."""
     import requests
 
     if isinstance(error, DicomWebError):
@@ -263,7 +263,7 @@ def entries_of(answer: Any) -> list[Mapping[str, Any]]:
     """Return the answer to a query as a list of DICOM JSON objects; refuse any other answer.
 
     Raises:
-        AnswerError: it is not.
+        AnswerError: for any other answer.
     """
     if not isinstance(answer, list) or not all(isinstance(entry, dict) for entry in answer):
         raise not_dicomweb()

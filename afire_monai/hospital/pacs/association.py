@@ -88,7 +88,7 @@ class Tls:
         return self._loaded(ssl.create_default_context(ssl.Purpose.SERVER_AUTH))
 
     def server(self) -> ssl.SSLContext | None:
-        """Return the TLS context of a listener; with `ca`, only clients with its certificates are let in.
+        """Return a listener's TLS context; with `ca`, only clients with a certificate that it signed are let in.
 
         Raises AfireError as `client`; also without a certificate of its own.
         """

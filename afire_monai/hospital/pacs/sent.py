@@ -93,7 +93,7 @@ class SentObjects:
 
 
 class RememberingPacs(Pacs):
-    """An archive that is sent nothing twice, by a list beside the files that are sent.
+    """An archive that gets no object again that it took before, by a list beside the files that are sent.
 
     Args:
         folder: that is sent; the list lies in it, hidden and for its owner's eyes only.
@@ -127,7 +127,7 @@ class RememberingPacs(Pacs):
         return new
 
     def settle(self) -> dict[str, str]:
-        """Note stored objects that the archive says it keeps; return why others are not kept, by SOPInstanceUID."""
+        """Note stored objects unless the archive does not keep them; return why not, by SOPInstanceUID."""
         lines, self._stored_lines = self._stored_lines, {}
         try:
             failed = super().settle()

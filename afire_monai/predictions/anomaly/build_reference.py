@@ -83,7 +83,7 @@ def _gather(
     layers: Sequence[int],
     measures: Sequence[Measure],
 ) -> tuple[dict[Source, Tensor], int]:
-    """Read all radiographs; return the features that the measures need, (n, …) each, and their number."""
+    """Read all radiographs; return the features for the measures, (n, …) each, and the number of radiographs."""
     needed = {_source(measure): measure for measure in measures}
     kept: dict[Source, list[Tensor]] = {source: [] for source in needed}
     count = 0
@@ -109,7 +109,7 @@ def _fit(
     canvas: tuple[int, int],
     window: int,
 ) -> tuple[dict[str, Fitted], dict[str, Tensor]]:
-    """Fit a comparison of vectors; return it, and each measure's cross-fitted values of the normal radiographs."""
+    """Fit the measures that compare vectors; return the models, and each measure's values of the normals."""
     models: dict[str, Fitted] = {}
     raw: dict[str, Tensor] = {}
     # neighbours come last: they take the room that the others leave

@@ -58,8 +58,8 @@ def corrections_of(false_alarms: Sequence[Tensor], misses: Sequence[Tensor]) -> 
     """
     alarm = alarm_percentile(misses[0])
     counts = [[int((values >= alarm).sum()) for values in some] for some in (false_alarms, misses)]
-    rates = [(None if len(some) == 1 else some[1], some[0]) for some in counts]
-    return Corrections(len(false_alarms[0]), len(misses[0]), alarm, rates[0], rates[1])
+    alarms = [(None if len(some) == 1 else some[1], some[0]) for some in counts]
+    return Corrections(len(false_alarms[0]), len(misses[0]), alarm, alarms[0], alarms[1])
 
 
 def marked_items(datalist: str | Path | None) -> list[dict[str, Any]]:
