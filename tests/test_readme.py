@@ -10,7 +10,7 @@ import yaml
 from hospital_files import radiograph
 
 from afire_monai.cli import main as cli
-from afire_monai.cli.arguments import parse
+from afire_monai.cli.arguments import UsageError, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,6 +49,29 @@ def test_every_setting_that_a_user_may_give_is_in_the_table(configs):
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("afire ")])
 def test_every_command_of_afire_is_understood(command):
     assert callable(parse(cli.COMMANDS, shlex.split(command)[1:]))
+
+
+def named_commands(path):
+    """What stands between backticks and begins with `afire`, in a page or a message; several strings are joined."""
+    text = re.sub(r'"\s*\n\s*f?"', "", path.read_text(encoding="utf-8"))
+    return re.findall(r"`(afire [^`\n…|]+)`", re.sub(r"\{[^{}`]*\}", "X", text))
+
+
+SAID = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("bundle/**/*.md"), *ROOT.glob("afire_monai/**/*.py")]
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in SAID if named_commands(p)], ids=lambda path: path.relative_to(ROOT).as_posix()
+)
+def test_every_command_that_a_page_or_a_message_names_exists_with_its_options(path):
+    refused = []
+    for command in named_commands(path):
+        try:
+            parse(cli.COMMANDS, shlex.split(command)[1:])
+        except UsageError as error:
+            refused.append(str(error))
+    # what is named in passing need not be complete; the version is printed before commands are looked at
+    assert [line for line in refused if "missing" not in line and "--version" not in line] == []
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "bundle/docs").glob("*.md"))]

@@ -43,6 +43,8 @@ def parse(tree: CommandTree, arguments: Sequence[str]) -> Callable[[], int] | st
     import fire
 
     words, at = _named(tree, arguments)
+    if isinstance(at, Command) and "settings" in at.signature.parameters:
+        arguments = [*words, *_with_settings(at, arguments[len(words) :])]
     if len(words) < len(arguments) and any(word in ("-h", "--help") for word in arguments):
         arguments = [*words, "--help"]
     elif len(words) == len(arguments) and isinstance(at, dict):
@@ -72,6 +74,26 @@ def _named(tree: CommandTree, arguments: Sequence[str]) -> tuple[list[str], Any]
         at = at[argument]
         words.append(argument)
     return words, at if isinstance(at, dict | Command) else Command(at)
+
+
+def _with_settings(command: Command, typed: Sequence[str]) -> list[str]:
+    """Write ``--key value`` as ``key=value``, behind the other words, where the key is no option of the command.
+
+    Settings are options of MONAI's bundle runner, so people and messages write them in that way.
+    """
+    own = [name.replace("_", "-") for name in command.signature.parameters if name != "settings"]
+    others: list[str] = []
+    settings: list[str] = []
+    waiting = list(typed)
+    while waiting:
+        word = waiting.pop(0)
+        key, equals, value = word[2:].partition("=")
+        known = not word.startswith("--") or difflib.get_close_matches(key.replace("_", "-"), own, 1, 0.8)
+        if known or key in ("help", "") or not (equals or (waiting and not waiting[0].startswith("--"))):
+            others.append(word)
+        else:
+            settings.append(f"{key.replace('-', '_')}={value if equals else waiting.pop(0)}")
+    return [*others, *settings]
 
 
 def _stand_ins(tree: CommandTree, pending: list[Callable[[], int]]) -> CommandTree:
@@ -164,8 +186,9 @@ def _explain(message: str, at: Any, words: Sequence[str], arguments: Sequence[st
         known = ["--" + name.replace("_", "-") for name in at.signature.parameters]
         kind = "option" if culprit.startswith("-") else "word"
     if "required" in problem.lower():
-        missing = culprit.strip("{}'\" ").replace("_", "-")
-        line = f"{missing} is missing" if "flags" not in problem.lower() else f"--{missing.lstrip('-')} is missing"
+        flag = "--" if "flags" in problem.lower() else ""
+        missing = [flag + name.replace("_", "-") for name in sorted(re.findall(r"\w+", culprit))]
+        line = f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
         line += _taken_by_a_switch(at, arguments)
     else:
         near = difflib.get_close_matches(culprit.partition("=")[0].replace("_", "-"), known, 1)

@@ -24,7 +24,7 @@ def pretrain(
 
     Args:
         datalist: data list; of one with labels only images known to be normal are used.
-        settings: of the configs, as key=value; README.md has a table of them.
+        settings: of the configs, as key=value or --key value; README.md has a table of them.
         out: folder to write into.
         method: afire, peac, mlvicx, mae or dino.
         preset: gpu (ViT-S, one GPU) or paper (ViT-B); the size of a laptop unless given.
@@ -47,7 +47,7 @@ def finetune(datalist: str, *settings: str, out: str, init: str | None = None, r
 
     Args:
         datalist: data list with labels.
-        settings: of finetune_classification.yaml, as key=value.
+        settings: of finetune_classification.yaml, as key=value or --key value.
         out: folder to write into.
         init: model folder to start from, or random; the encoder that comes with the package unless given.
         resume: go on with what an interrupted run left in the folder.
@@ -66,7 +66,7 @@ def segment(
 
     Args:
         datalist: data list with masks.
-        settings: of finetune_segmentation.yaml, as key=value.
+        settings: of finetune_segmentation.yaml, as key=value or --key value.
         out: folder to write into.
         classes: names and the mask values that belong to them; an empty list is every value but 0.
         init: model folder to start from, or random; the encoder that comes with the package unless given.

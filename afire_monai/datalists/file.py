@@ -72,7 +72,7 @@ def load_datalist(
         raise
     except (TypeError, ValueError, OverflowError) as error:
         raise DataListError(
-            f"{path}: a label in {section} is neither a number nor null ({error}); `afire datalist check` names the "
+            f"{path}: a label in {section} is neither a number nor null ({error}); `afire check` names the "
             "item. Correct it, or build the list again"
         ) from error
 

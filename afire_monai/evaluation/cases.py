@@ -29,7 +29,7 @@ from afire_monai.predictions.format import Predictions
 from afire_monai.radiographs.decode import picture_size
 from afire_monai.radiographs.masks import read_mask
 
-AGAIN = "Predict again with `afire predict DATALIST --section SECTION`, and evaluate against that list"
+AGAIN = "Predict again with `afire predict DATALIST --section SECTION --out OUT`, and evaluate against that list"
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,10 @@ class Comparison:
             f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}) against {floor}."
         )
 
+    @property
+    def _continued(self) -> str:
+        return f"`afire pretrain LIST --init {self.shipped} --out OUT`"
+
     def advice(self) -> str:
         """Return advice for the next step."""
         gained = all(self.gains[name].low > 0 for name in (FRESH, PIXELS))
@@ -206,21 +210,21 @@ class Comparison:
         if over is not None and over.high < 0:
             return (
                 f"{self.shipped}, which comes with the package, is better on your labels: use it frozen (`afire probe "
-                f"LIST`), or continue its training with your radiographs (`afire pretrain LIST --init {self.shipped}`)."
+                f"LIST --out OUT`), or continue its training with your radiographs ({self._continued})."
             )
         if gained and (over is None or over.low > 0):
             return (
-                "Use this encoder: `afire probe LIST --model RUN/models` with few labels, `afire finetune LIST --init "
-                "RUN/models` with many (docs/finetune.md)."
+                "Use this encoder: `afire probe LIST --model RUN/models --out OUT` with few labels, "
+                "`afire finetune LIST --init RUN/models --out OUT` with many (docs/finetune.md)."
             )
         if over is not None and gained:
             return (
                 f"This encoder and {self.shipped}, which comes with the package, are level on your labels: try "
-                f"both, or continue its training with your radiographs (`afire pretrain LIST --init {self.shipped}`)."
+                f"both, or continue its training with your radiographs ({self._continued})."
             )
         return (
-            f"Train for longer or on more radiographs (`afire pretrain LIST --init {DEFAULT}` continues from what "
-            "comes with the package), or label more validation patients."
+            f"Train for longer or on more radiographs (`afire pretrain LIST --init {DEFAULT} --out OUT` continues from "
+            "the encoder that comes with the package), or label more validation patients."
         )
 
 

@@ -35,6 +35,21 @@ def test_fine_tuning_starts_at_the_model_that_is_named(datalist, tmp_path, monke
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ["mine.json", "--out", "a", "--epochs", "3", "--init", "x/y", "--final-lr=-1", "lr=2"],
+        ["--epochs", "3", "--init=x/y", "--final_lr", "-1", "mine.json", "--out", "a", "lr=2"],
+    ],
+)
+def test_settings_can_be_written_as_for_the_bundle_runner(words, monkeypatch):
+    seen = {}
+    monkeypatch.setattr("afire_monai.cli.runs._run", lambda _, settings, given, __: seen.update(given, s=settings) or 0)
+    assert run(["pretrain", *words]) == 0
+    assert (seen["datalist"], seen["output_dir"], seen["resume"]) == ("mine.json", "a", False)
+    assert set(seen["s"]) == {"epochs=3", "init=x/y", "final_lr=-1", "lr=2"}
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--method", "simclr"], "afire, peac, mlvicx, mae, dino"),
@@ -42,6 +57,9 @@ def test_fine_tuning_starts_at_the_model_that_is_named(datalist, tmp_path, monke
         (["epochs"], "key=value"),
         (["datalist=other.json"], "own option"),
         (["epoch=3"], "epoch"),
+        (["--epoch", "3"], "nearest: epochs"),
+        (["--metod", "mae"], "did you mean --method?"),
+        (["--epochs"], "unknown option --epochs"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_written(words, message, datalist, tmp_path, capsys):
