@@ -61,7 +61,7 @@ def demo(
         output: folder to write into.
         epochs: length of training.
         seed: of the synthetic radiographs and of training; the same seed gives the same result.
-        resume: go on with a demo that was interrupted, or train an old one for longer.
+        resume: continue an interrupted demo, or train an old one for longer.
         overwrite: delete an earlier demo in that folder first.
     """
     from afire_monai.core.errors import AfireError
@@ -81,8 +81,8 @@ def run_demo(
         folder: gets phantoms/ and everything that a pre-training run leaves.
         settings: overrides of the bundle's configs, with ``seed``.
         phantoms: numbers and size for :func:`write_phantom_dataset`.
-        resume: go on with what is in the folder.
-        overwrite: delete what an earlier demo left in the folder.
+        resume: continue the demo in the folder.
+        overwrite: delete an earlier demo in the folder first.
 
     Raises:
         AfireError: if the folder is in use and neither ``resume`` nor ``overwrite`` says what to do with it.

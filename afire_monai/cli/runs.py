@@ -28,7 +28,7 @@ def pretrain(
         out: folder to write into.
         method: afire, peac, mlvicx, mae or dino.
         preset: gpu (ViT-S, one GPU) or paper (ViT-B); the size of a laptop unless given.
-        resume: go on with what an interrupted run left in the folder.
+        resume: continue an interrupted run in the folder.
     """
     if method not in METHODS:
         raise AfireError(f"--method must be one of {', '.join(METHODS)}, got {method!r}")
@@ -50,7 +50,7 @@ def finetune(datalist: str, *settings: str, out: str, init: str | None = None, r
         settings: of finetune_classification.yaml, as key=value or --key value.
         out: folder to write into.
         init: model folder to start from, or random; the encoder that comes with the package unless given.
-        resume: go on with what an interrupted run left in the folder.
+        resume: continue an interrupted run in the folder.
     """
     given = {"datalist": datalist, "output_dir": out, "init": init or _shipped(), "resume": resume}
     return _run(["finetune_classification.yaml"], settings, given, "models")
@@ -70,7 +70,7 @@ def segment(
         out: folder to write into.
         classes: names and the mask values that belong to them; an empty list is every value but 0.
         init: model folder to start from, or random; the encoder that comes with the package unless given.
-        resume: go on with what an interrupted run left in the folder.
+        resume: continue an interrupted run in the folder.
     """
     given = {"datalist": datalist, "output_dir": out, "init": init or _shipped(), "resume": resume}
     _require_inputs(given, settings)

@@ -153,7 +153,7 @@ def predict(
         overlays: also write the heatmaps in colour over the radiographs, for people.
         batch_size: radiographs computed at once.
         workers: threads that read; the number of cores, at most 8, unless given. 0 reads without threads.
-        resume: go on with the results of an earlier run in ``out``; files that it left out are tried again.
+        resume: continue an earlier run in ``out``; files that it left out are tried again.
         any: also predict DICOM files that are not frontal chest radiographs (laterals, raw, burned-in text, …).
         reader: reader options that go before those of the list or, for folders and files, of the models' training.
         device: where to compute; None for a GPU if there is one.

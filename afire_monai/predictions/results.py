@@ -71,7 +71,7 @@ class ResultFolder:
         Args:
             run: what the results depend on: model, options. Plain values without names of files or patients.
             key: table of indices and files; written for its owner's eyes only (mode 0600).
-            resume: go on with what an earlier run left.
+            resume: continue an earlier run in the folder.
 
         Raises:
             AfireError: if the folder cannot be written, holds other results, or ``resume`` is off and it holds any.
