@@ -42,6 +42,8 @@ class FakePacs:
     """End the association instead of answering every n-th object."""
     breaks_after: int = 1_000_000
     """Objects after which it ends the association instead of answering C-STORE."""
+    breaks_on: frozenset[str] = frozenset()
+    """SOPInstanceUIDs of objects that it ends the association over."""
     asleep: threading.Event | None = None
     """No C-STORE is answered before this is set."""
     twice: bool = False
@@ -123,7 +125,7 @@ class FakePacs:
             self.stored["dropped"] += 1
             event.assoc.abort()
             return 0xC000
-        if len(self.held) >= self.breaks_after:
+        if len(self.held) >= self.breaks_after or uid in self.breaks_on:
             event.assoc.abort()
             return 0xC000
         if event.dataset.Modality in self.refused:

@@ -585,6 +585,47 @@ def test_what_the_archive_refuses_is_given_up_after_some_tries_and_taken_up_at_t
     assert len(pacs.held) == 2 * KINDS
 
 
+def test_results_that_always_break_the_exchange_do_not_hold_up_the_others(model, tmp_path):
+    state = tmp_path / "s"
+    with running_node(state, model, kinds=("sr",)) as port, client(port) as router:
+        for number in range(3):
+            router.store(radiograph(number))
+        wait_for(state, lambda status: status.counts[KEPT] == 3)
+    queue = Queue(state)
+    queue.send_what_was_kept()
+    _, first, _ = next(queue.waiting(PREDICTED))
+    (path,) = queue.results(first).iterdir()
+    with (
+        fake_pacs(breaks_on=frozenset({pydicom.dcmread(path).SOPInstanceUID})) as pacs,
+        Pacs(pacs.address, retries=0) as archive,
+    ):
+        sender = Sender(queue, archive)
+        for sent in (0, 2, 2):
+            assert "ended the connection" in sender.send_all(threading.Event())
+            assert node_status(state).counts[SENT] == sent
+        assert [(key, tries) for _, key, tries in queue.waiting(PREDICTED)] == [(first, 1)]  # for others went through
+    queue.close()
+
+
+def test_an_archive_that_ends_every_connection_is_waited_for_and_nothing_is_given_up(model, tmp_path):
+    state = tmp_path / "s"
+    with running_node(state, model, kinds=("sr",)) as port, client(port) as router:
+        for number in range(3):
+            router.store(radiograph(number))
+        wait_for(state, lambda status: status.counts[KEPT] == 3)
+    queue = Queue(state)
+    queue.send_what_was_kept()
+    with fake_pacs(breaks_after=0) as pacs, Pacs(pacs.address, retries=0) as archive:
+        sender = Sender(queue, archive)
+        for _ in range(3 * sending.MOST_TRIES):
+            assert "ended the connection" in sender.send_all(threading.Event())
+        assert [tries for _, _, tries in queue.waiting(PREDICTED)] == [0, 0, 0]
+        pacs.breaks_after = 100
+        assert sender.send_all(threading.Event()) == ""
+    assert node_status(state).counts == {SENT: 3}
+    queue.close()
+
+
 def test_results_stay_until_the_archive_says_that_it_keeps_them(model, tmp_path, monkeypatch):
     monkeypatch.setattr(sending, "LONGEST_WAIT", 0.2)
     state = tmp_path / "state"

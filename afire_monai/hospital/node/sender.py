@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from afire_monai.core.errors import AfireError
 from afire_monai.core.quiet import quiet
-from afire_monai.hospital.dicomweb.connection import AnswerError
+from afire_monai.hospital.dicomweb.connection import AnswerError, ConnectionLostError
 from afire_monai.hospital.node.queue import PREDICTED, SENT, UNSENT, Queue
 from afire_monai.hospital.pacs.association import StatusError
 from afire_monai.hospital.pacs.client import Pacs
@@ -34,7 +35,8 @@ class Sender:
 
     def __init__(self, queue: Queue, pacs: Pacs, commit: bool = False) -> None:
         self._queue, self._pacs, self._commit = queue, pacs, commit
-        self._failures = 0
+        self._failures = self._accepted = 0
+        self._broken: dict[str, int] = {}  # how many were accepted before a connection was lost with an object, by key
         self._stored: dict[str, tuple[str, int]] = {}  # of objects without commitment: key and tries, by UID
 
     def run(self, stop: threading.Event) -> None:
@@ -59,7 +61,7 @@ class Sender:
         trouble = ""
         self._stored.clear()
         try:
-            for number, (_, key, tries) in enumerate(self._queue.waiting(PREDICTED), 1):
+            for number, (key, tries) in enumerate(self._in_turn(), 1):
                 if stop.is_set():
                     return trouble
                 trouble = self._try(key, tries) or trouble
@@ -71,6 +73,16 @@ class Sender:
                 with contextlib.suppress(AfireError):  # what went in before need not be sent again
                     self._settle()
             return str(error)
+
+    def _in_turn(self) -> Iterator[tuple[str, int]]:
+        """Yield key and tries of what waits, oldest first, behind all others those that a connection was lost with."""
+        last = {}
+        for _, key, tries in self._queue.waiting(PREDICTED):
+            if key in self._broken:
+                last[key] = tries
+            else:
+                yield key, tries
+        yield from [(key, last[key]) for key in self._broken if key in last]
 
     def _try(self, key: str, tries: int) -> str:
         """Send the results of a radiograph; return why they are refused, "" if they are not.
@@ -86,6 +98,12 @@ class Sender:
             reason = str(error)
         except AnswerError as error:
             reason = str(error)
+        except ConnectionLostError as error:
+            before = self._broken.pop(key, self._accepted)
+            self._broken[key] = self._accepted  # the last to be tried from now on
+            if before == self._accepted:
+                raise
+            reason = str(error)  # others went through since it broke the exchange before: it is not the archive
         except AfireError:
             raise
         except OSError as error:
@@ -126,10 +144,13 @@ class Sender:
     def _end(self, key: str) -> None:
         self._queue.end(key, SENT)
         self._failures = 0
+        self._accepted += 1
+        self._broken.pop(key, None)
 
     def _refused(self, key: str, tries: int, reason: str) -> None:
         if tries + 1 >= MOST_TRIES:
             self._queue.end(key, UNSENT, reason)
+            self._broken.pop(key, None)
         else:
             self._queue.tried(key)
 
