@@ -133,7 +133,7 @@ class RememberingPacs(Pacs):
             failed = super().settle()
         except (AnswerError, ConnectionLostError) as error:
             failed = dict.fromkeys(lines, str(error))
-        for uid in lines.keys() - failed.keys():
-            for line in lines[uid]:
+        for uid, of_uid in lines.items():
+            for line in of_uid if uid not in failed else ():
                 self._sent.add(line)
         return failed
