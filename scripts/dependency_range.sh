@@ -38,4 +38,4 @@ fi
 "$venv/bin/python" -m pip list --format=freeze | grep -iE '^(torch|monai|numpy|scipy|pillow|pydicom|mlflow|scikit)' || true
 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" "$venv/bin/python" -m pytest -n 2 -p no:cacheprovider \
     tests/core tests/radiographs tests/datalists tests/transforms tests/networks tests/losses tests/methods \
-    tests/models tests/predictions tests/evaluation tests/training/test_trainer.py "$@"
+    tests/models tests/predictions tests/evaluation tests/dicom_results tests/training/test_trainer.py "$@"
