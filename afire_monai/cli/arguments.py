@@ -27,7 +27,7 @@ class UsageError(AfireError):
 def parse(tree: CommandTree, arguments: Sequence[str]) -> Callable[[], int] | str:
     """Let Fire match the words of a command line to a command's parameters.
 
-    Fire by itself calls a command before it has looked at all words, so that a misspelt option is noticed after
+    On its own, Fire calls a command before it has checked all words, so that a misspelt option is noticed only after
     minutes of work. Here it only calls stand-ins, and the real call is returned.
 
     Args:
@@ -38,7 +38,7 @@ def parse(tree: CommandTree, arguments: Sequence[str]) -> Callable[[], int] | st
         The call to make, or a text to show if help was asked for or a group was named without a command.
 
     Raises:
-        UsageError: for an unknown command or option, a missing or a superfluous value.
+        UsageError: for an unknown command or option, or a missing or superfluous value.
     """
     import fire
 
@@ -121,7 +121,7 @@ def _stand_ins(tree: CommandTree, pending: list[Callable[[], int]]) -> CommandTr
 def _call(command: Command, values: Sequence[str], options: dict[str, str]) -> int:
     given = command.signature.bind(*values, **options).arguments
     for name, text in given.items():
-        if text is None:  # a word that may be left out, and was
+        if text is None:  # an optional word that was left out
             continue
         parameter = command.signature.parameters[name]
         several, kind = parameter.kind is parameter.VAR_POSITIONAL, parameter.annotation
@@ -133,7 +133,7 @@ def convert(name: str, text: str, annotation: str) -> Any:
     """Turn the text of one option into a value of its type.
 
     Args:
-        name: of the parameter.
+        name: name of the parameter.
         text: the word that was typed; ``True`` for an option without a value.
         annotation: the parameter's type as written. ``int``, ``float`` and ``bool``, and sequences of these or of
             ``str``, are converted; every other type is a text. With ``None`` among them, ``none`` is None.

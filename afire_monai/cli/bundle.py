@@ -36,14 +36,14 @@ def run_configs(settings: dict[str, Any], configs: tuple[str, ...] = CONFIGS) ->
         configs: config files, later ones override earlier ones.
 
     Raises:
-        AfireError: what went wrong, freed from what MONAI wraps around it.
+        AfireError: the original error, without those that MONAI wraps around it.
     """
     from monai.bundle import ConfigWorkflow
 
     from afire_monai.training import run_folder, startup
 
     files = [str(bundle_root() / "configs" / name) for name in configs]
-    # text that could be read as something else stands in quotes there
+    # text that could be read as another type is quoted
     shown = {k: repr(v) if isinstance(v, str) and _changes(v) else str(v) for k, v in settings.items()}
     words = [word for key, value in shown.items() for word in (f"--{key}", value)]
     startup.prepare_run(settings["output_dir"], ["run", "--config_file", str(files), *words])
@@ -52,7 +52,7 @@ def run_configs(settings: dict[str, Any], configs: tuple[str, ...] = CONFIGS) ->
         # MONAI warns that a config is code; these configs came with the package
         warnings.filterwarnings("ignore", message="parsing config_file")
         warnings.filterwarnings("ignore", category=FutureWarning)
-        # of an optional decoder that is not needed here
+        # warnings of an optional decoder that is not needed here
         warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
         meta = str(bundle_root() / "configs" / "metadata.json")
         try:
@@ -79,10 +79,10 @@ def _calm_logging() -> None:
     """Show this package's messages, and only the warnings of others."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("afire_monai").setLevel(logging.INFO)
-    # that no logging file was given, which is meant; that an optional decoder is absent; that a database is set up
+    # they say that there is no logging file (on purpose), an optional decoder is absent, or a database is set up
     for name in ("monai.bundle.workflows", "monai.data.nvimgcodec_pydicom_plugin", "mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # that an error ends the run, which whoever catches the error says better
+    # it says that an error ends the run; the code that catches the error says this better
     logging.getLogger("ignite.engine.engine.PretrainTrainer").setLevel(logging.CRITICAL)
 
 

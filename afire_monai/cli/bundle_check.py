@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 Check = Callable[[Path], str]
-"""Takes the bundle's folder; returns what is wrong, nothing if all is right."""
+"""Function that takes the bundle's folder and returns the fault; "" if there is none."""
 
 FILES = (
     *("configs/metadata.json", "configs/inference.json", "models/model.pt"),
@@ -30,7 +30,7 @@ def _reported(check: Callable[[Path], Any]) -> Check:
             return str(check(bundle) or "")
         except Exception as caught:
             error: BaseException = caught
-            while error.__cause__ is not None:  # what a config's expression raised is behind what MONAI says of it
+            while error.__cause__ is not None:  # MONAI wraps the error of a config's expression
                 error = error.__cause__
             return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
@@ -68,7 +68,7 @@ def _packages(bundle: Path) -> str:
 def _schema(bundle: Path) -> None:
     from monai.bundle import verify_metadata
 
-    # MONAI downloads the schema only where there is no such file
+    # MONAI downloads the schema only if there is no such file
     schema = bundle / "configs/metadata_schema.json"
     verify_metadata(meta_file=str(bundle / "configs/metadata.json"), filepath=str(schema))
 

@@ -15,20 +15,20 @@ def cache(
 ) -> int:
     """Decode the normal training images of a data list into a cache on disk, for trainings with --cache disk.
 
-    A training does the same at its start; here it needs no GPU. What is there already is kept, so it may be stopped
-    and called again.
+    A training does the same at its start; this command needs no GPU. Images that are already in the cache are kept, so
+    you can stop the command and run it again.
 
     Example: afire cache list.json --size 224
 
     Args:
         datalist: the JSON data list.
-        size: height in pixels, and width unless that is given: image_size, for AFiRe's grid-shifted form plus shift
-            times patch_size (224 + 2 x 16 = 256).
-        width: in pixels, where it differs.
+        size: height in pixels, and width unless given: image_size; for AFiRe's grid-shifted form plus shift times
+            patch_size (224 + 2 x 16 = 256).
+        width: width in pixels, if it differs.
         dtype: uint8, or uint16 for more than 256 grey levels.
-        cache_dir: as in the training; unless given, LIST.cache beside the list.
+        cache_dir: folder of the cache, as in the training; LIST.cache beside the list unless given.
         dataset_dir: base of relative image paths; empty for the list's own folder.
-        workers: processes that decode; one for each core unless given.
+        workers: number of processes that decode; one for each core unless given.
     """
     from pathlib import Path
 

@@ -25,7 +25,7 @@ def check(
 ) -> int:
     """Read every image and mask of a data list, a folder or one file, and report which cannot be used and why.
 
-    Of a data list its keys, labels, splits and duplicates are checked as well. Exit status 1: something was found.
+    For a data list, its keys, labels, splits and duplicates are checked as well. Exit status 1: problems were found.
 
     Example: afire check list.json
 
@@ -34,9 +34,9 @@ def check(
     Args:
         path: data list (.json), folder or image.
         base_dir: folder that the list's relative paths start from; the list's own folder unless given.
-        classes: classes of the masks and the grey values that mean them, as lung=255,heart=128.
-        write: write a list without the images and masks that cannot be used, which keeps these reader options.
-        workers: threads that read; the number of cores unless given.
+        classes: classes of the masks and the grey values that stand for them, such as lung=255,heart=128.
+        write: file for a list without the images and masks that cannot be used; it keeps these reader options.
+        workers: number of threads that read; the number of cores unless given.
     """
     from afire_monai.core.errors import DataListError
     from afire_monai.datalists.check import check_path

@@ -17,9 +17,9 @@ def crossvalidate(
 ) -> int:
     """Fine-tune a classifier once for each fold of a data list's training and validation images.
 
-    Patients are never divided between folds. Each fold's run has its own folder, and one that is complete is not run
-    again, so the command can be stopped and given again, with the same settings. The summary holds each fold's
-    validation AUROC, their mean and standard deviation, for each label and the mean over labels.
+    Patients are never divided between folds. Each fold's run has its own folder, and a complete run is not repeated, so
+    you can stop the command and run it again with the same settings. The summary holds each fold's validation AUROC,
+    their mean and standard deviation, for each label and the mean over labels.
 
     Example: afire crossvalidate list.json --init runs/first/models --out runs/five_folds --settings epochs=20,lr=0.004
 
@@ -28,8 +28,8 @@ def crossvalidate(
         init: model folder of a pre-trained encoder; random for fresh weights.
         out: folder of the runs and of crossvalidation.json.
         folds: number of folds.
-        seed: of folds, weights and order.
-        settings: of finetune_classification.yaml, as key=value.
+        seed: seed of folds, weights and order.
+        settings: settings of finetune_classification.yaml, as key=value.
     """
     from afire_monai.cli.bundle import run_configs
     from afire_monai.datalists.file import datalist_hash, read_raw
@@ -52,7 +52,7 @@ def crossvalidate(
         model = folder / "models" / "classifier.json"
         wanted = {"folds": folds, "fold": fold, "seed": seed}
         origin = facts(init, 1.0, folds, fold, seed)["encoder"]
-        # predictions come last: a run that was ended between the two is taken up again
+        # predictions are written last: a run that ended without them is continued
         predictions = [folder / "predictions" / section / "predictions.json" for section in sections]
         if not all(path.is_file() for path in (model, *predictions)):
             print(f"fold {fold + 1} of {folds}", flush=True)
@@ -110,10 +110,10 @@ def summarise(results: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
     """Return each figure's values, mean and standard deviation over folds.
 
     Args:
-        results: validation figures of each fold; a figure may be missing where a fold lacks a class.
+        results: validation figures of each fold; a figure may be missing if a fold lacks a class.
 
     Returns:
-        For each figure ``values`` (None where missing), ``mean``, ``sd`` (None below two values) and ``folds`` counted.
+        For each figure ``values`` (None if missing), ``mean``, ``sd`` (None below two values) and ``folds`` counted.
     """
     names = dict.fromkeys(name for result in results for name in result if "auroc" in name)
     summary: dict[str, dict[str, Any]] = {}

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 # Tuned so that two CPU cores need a few minutes and lesions are visibly removed: small pictures of small cells, a
-# small head, many steps of few images at a high learning rate, and the restoration, above all of lesioned cells,
-# weighing more than elsewhere.
+# small head, many steps of few images at a high learning rate, and more weight than elsewhere on the restoration,
+# above all of lesioned cells.
 DEMO_SETTINGS: dict[str, Any] = {
     "run_name": "demo",
     "epochs": 30,
@@ -30,7 +30,7 @@ DEMO_SETTINGS: dict[str, Any] = {
     "panel_every": 10,
     "checkpoint_every": 3,
     "use_mlflow": False,
-    # the paper's terms alone: with so little time restoration should have all of it
+    # only the paper's terms: in such a short time, restoration should get all of it
     "stem": "patches",
     "exposure": 0.0,
     "match_weight": 0.0,
@@ -39,7 +39,7 @@ DEMO_SETTINGS: dict[str, Any] = {
     "lesion_lungs": 0.0,
 }
 PHANTOMS = {"normal": 480, "abnormal": 32, "size": 160}
-# what a demo writes, and so what --overwrite may delete
+# files and folders that a demo writes, and that --overwrite may delete
 _CONTENT = ("phantoms", "checkpoints", "panels", "models", "pictures", "log.csv", "settings.yaml", "report.html")
 
 
@@ -59,8 +59,8 @@ def demo(
 
     Args:
         output: folder to write into.
-        epochs: length of training.
-        seed: of the synthetic radiographs and of training; the same seed gives the same result.
+        epochs: number of training epochs.
+        seed: seed of the synthetic radiographs and of training; the same seed gives the same result.
         resume: continue an interrupted demo, or train an old one for longer.
         overwrite: delete an earlier demo in that folder first.
     """
@@ -78,7 +78,7 @@ def run_demo(
     """Write phantoms, pre-train on them, and say where the report is.
 
     Args:
-        folder: gets phantoms/ and everything that a pre-training run leaves.
+        folder: folder for phantoms/ and all files of a pre-training run.
         settings: overrides of the bundle's configs, with ``seed``.
         phantoms: numbers and size for :func:`write_phantom_dataset`.
         resume: continue the demo in the folder.
@@ -146,7 +146,7 @@ def is_demo(folder: Path) -> bool:
     try:
         return bool(json.loads(datalist.read_text(encoding="utf-8")).get("name") == "phantom")
     except FileNotFoundError:
-        # interrupted while the phantoms were written: their list comes last
+        # interrupted while the phantoms were written: their list is written last
         return [path.name for path in folder.iterdir()] == ["phantoms"]
     except (OSError, ValueError, AttributeError):
         return False

@@ -22,7 +22,7 @@ READER = {
         "white level of 16-bit PNG: a number such as 4095, dtype (65535) or image (its largest value).",
     ),
     "modalities": ("Sequence[str] | None", None, "DICOM modalities to read, with commas between them; any for all."),
-    "window_index": ("int | None", None, "which DICOM window or VOI LUT to use where a file has several."),
+    "window_index": ("int | None", None, "which DICOM window or VOI LUT to use if a file has several."),
 }
 SERVER = {
     "ca": ("str | None", None, "PEM file of the authorities to trust instead of the built-in ones."),
@@ -32,12 +32,12 @@ SERVER = {
 }
 DIMSE = {
     "pacs": ("str | None", None, "archive without DICOMweb, as AET@HOST:PORT; needs pip install 'afire-monai[pacs]'."),
-    "aet": ("str", "AFIRE", "own AE title, as the archive knows it."),
-    "tls_ca": ("str | None", None, "PEM file of the authorities to trust; connects with TLS."),
+    "aet": ("str", "AFIRE", "AE title of this program, as the archive knows it."),
+    "tls_ca": ("str | None", None, "PEM file of the authorities to trust; the connection then uses TLS."),
     "tls_cert": (
         "str | None",
         None,
-        "PEM file of the own certificate, for an archive (also DICOMweb) that asks for one.",
+        "PEM file of your certificate, for an archive (also DICOMweb) that asks for one.",
     ),
     "tls_key": ("str | None", None, "PEM file of its private key."),
 }
@@ -52,21 +52,22 @@ USUAL = {
     "out": "JSON file to write.",
     "masks": "folder to write masks into; <list>_masks beside out unless given.",
     "fractions": "shares of training, validation and test.",
-    "seed": "of the split.",
+    "seed": "seed of the split.",
     "read_headers": "take sex, age and view from the DICOM headers (reads every file once).",
 }
-"""What options mean to a function that builds a data list and says nothing else."""
+"""Meaning of options for functions that build a data list, unless their docstrings say otherwise."""
 
 
 class Command:
     """A command: its options, its help, and how it is run.
 
     Args:
-        run: what is called and returns the exit status. With ``work`` it is called as ``run(work, **options)``; its own
-            named parameters and lines of its docstring's Args come before those of ``work``.
+        run: function that is called and returns the exit status. With ``work`` it is called as
+            ``run(work, **options)``; its own named parameters and lines of its docstring's Args come before those of
+            ``work``.
         work: ``module:function`` that does the work; imported when ``run`` calls it, so that ``run`` can refuse wrong
             paths before anything heavy is loaded. Without it, all options are those of ``run``.
-        words: parameters that are given without an option, in order; a star before the last takes all that follow.
+        words: parameters that are given without an option, in order; with a star, the last takes all words that follow.
         hide: parameters of ``work`` for Python callers only.
     """
 
@@ -100,7 +101,7 @@ class Command:
             return parameter.replace(kind=Parameter.VAR_POSITIONAL, default=Parameter.empty)
         if name in self.words:
             return parameter.replace(kind=Parameter.POSITIONAL_OR_KEYWORD)
-        # nothing is written to a place that was not named
+        # files are only written to a place that was named
         default = Parameter.empty if name == "out" else parameter.default
         return parameter.replace(kind=Parameter.KEYWORD_ONLY, default=default)
 
@@ -138,7 +139,7 @@ def reader_arguments(
 ) -> dict[str, Any]:
     """Return the arguments of the reader that were given on a command line.
 
-    Raises RadiographError: one has a value that it cannot have.
+    Raises RadiographError if an argument has an invalid value.
     """
     from afire_monai.radiographs.decode import checked_options
 

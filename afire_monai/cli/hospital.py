@@ -47,11 +47,11 @@ def ingest(
     Args:
         dicomweb: address of a server to fetch radiographs from, into OUT/private/dicom. Credentials come from the
             environment (AFIRE_DICOMWEB_USER and _PASSWORD, AFIRE_DICOMWEB_TOKEN or _TOKEN_FILE) or ~/.netrc.
-        move_to: AET:PORT of an own listener, which the archive knows, to fetch by C-MOVE; C-GET unless given.
-        modality: of the series to fetch.
-        date: of the studies to fetch, YYYYMMDD-YYYYMMDD; either end may be left out.
-        description: words of which the study's or the series' description must hold one, whatever the case.
-        forget_originals: delete what was fetched when all is done; DICOM results need it.
+        move_to: AET:PORT of your own listener, which the archive must know, to fetch by C-MOVE; C-GET unless given.
+        modality: modalities of the series to fetch.
+        date: dates of the studies to fetch, YYYYMMDD-YYYYMMDD; either end may be left out.
+        description: words; the study's or the series' description must contain one of them, in upper or lower case.
+        forget_originals: delete the fetched files at the end; DICOM results need these files.
     """
     fetched = None
     if dicomweb is not None or dimse.get("pacs"):
@@ -93,8 +93,8 @@ def forget(work: Callable[..., Any], *, folder: str, **options: Any) -> int:
     Example: afire forget 4711 --folder chest --model runs/classifier,runs/pretraining
 
     Args:
-        folder: that `afire ingest` wrote.
-        model: folders of trainings or models, with commas between them, to be told which were made with the patient.
+        folder: folder that `afire ingest` wrote.
+        model: folders of trainings or models, with commas between them; those made with the patient are reported.
     """
     print("\n".join(work(folder=folder, **options).lines()))
     print(
@@ -118,8 +118,8 @@ def send(
     """Store every DICOM file of a folder in an archive (DICOMweb STOW-RS or C-STORE), for example results in a PACS.
 
     Credentials for DICOMweb come from the environment, AFIRE_DICOMWEB_USER and AFIRE_DICOMWEB_PASSWORD,
-    AFIRE_DICOMWEB_TOKEN or AFIRE_DICOMWEB_TOKEN_FILE; else from ~/.netrc (mode 0600). What an archive took by C-STORE
-    is not sent to it again.
+    AFIRE_DICOMWEB_TOKEN or AFIRE_DICOMWEB_TOKEN_FILE; else from ~/.netrc (mode 0600). Objects that an archive accepted
+    by C-STORE are not sent to it again.
     Exit status: 0 all are there, 1 some failed, 2 none is there or a wrong command.
 
     Example: afire send results_dicom --dicomweb https://pacs.example/dicom-web
@@ -128,9 +128,9 @@ def send(
 
     Args:
         dicomweb: address of the server, without user name and password.
-        commit: have an archive that was sent to by C-STORE say that it keeps the objects (storage commitment); the TCP
-            port of an own listener that it reports to, or 0 if it reports on the same connection.
-        failures: CSV file to write what failed into; it names files, so only its owner can read it.
+        commit: ask the archive to confirm that it keeps the objects sent by C-STORE (storage commitment); the TCP port
+            of your own listener for its reports, or 0 if it reports on the same connection.
+        failures: CSV file for the list of failures; it names files, so only its owner can read it.
     """
     with _archive(dicomweb, server, {**dimse, "folder": folder, "commit": commit}) as archive:
         done = work(archive, folder, **options)
@@ -179,7 +179,7 @@ def _archive(
 def dicom_results(work: Callable[..., Any], *, out: str, **options: Any) -> int:
     """Write predictions as DICOM: a structured report, the heatmap as a segmentation, a picture of both.
 
-    The objects belong to the study of their radiograph and name its patient, as a PACS needs it: keep them like the
+    The objects belong to the study of their radiograph and name its patient, which a PACS needs: keep them like the
     radiographs. Exit status: 0 all images written, 1 some left out (left_out.csv says why), 2 none or a wrong command.
 
     Example: afire dicom-results results --out results_dicom
@@ -187,13 +187,13 @@ def dicom_results(work: Callable[..., Any], *, out: str, **options: Any) -> int:
     Example: afire dicom-results results --index ingested/private/index.csv --out results_dicom
 
     Args:
-        index: table that says which file an image is: private/index.csv of afire ingest, or columns index and file;
-            the predictions' own index.csv unless given.
+        index: table that names the file of each image: private/index.csv of afire ingest, or one with columns index and
+            file; the predictions' own index.csv unless given.
         kinds: sr (report), seg (heatmap), sc (picture), gsps (outline and scores, drawn on the radiograph by the
-            viewer), with commas between them; unless given, the first three as far as there is something for them.
+            viewer), with commas between them; unless given, those of the first three that there is content for.
     """
     try:
-        import highdicom  # noqa: F401  # needed by what is imported next, and not there without the extra
+        import highdicom  # noqa: F401  # needed by the next import, and absent without the extra
     except ImportError as error:
         raise AfireError("highdicom is not installed: pip install 'afire-monai[dicom]'") from error
     from afire_monai.dicom_results.folder import OBJECTS
@@ -237,8 +237,8 @@ def node(
 ) -> int:
     """Take radiographs that a PACS or a device routes here, predict them, and send the results to an archive.
 
-    What was answered with success survives a kill; each object is predicted once. It listens on loopback unless
-    --host says otherwise, which needs --allow. Research use only: not a medical device.
+    An object that was answered with success survives a kill, and each object is predicted once. The node listens on
+    loopback unless --host says otherwise, which needs --allow. Research use only: not a medical device.
 
     Example: afire node --state node --send-to ARCHIVE@127.0.0.1:4242
 
@@ -248,11 +248,11 @@ def node(
 
     Args:
         model: model folder, or several with commas between them; the model that comes with the package unless given.
-        population: whose normal radiographs that model measures anomalies against, adults or children (1 to 5 years).
-        status: print what became of what was received, and end.
+        population: normal radiographs that the package's model compares with: adults or children (1 to 5 years).
+        status: print the state of the received objects, and end.
     """
     try:
-        import highdicom  # noqa: F401  # needed by what is imported next, and not there without the extra
+        import highdicom  # noqa: F401  # needed by the next import, and absent without the extra
         import pynetdicom  # noqa: F401
     except ImportError as error:
         raise AfireError("afire node needs more packages: pip install 'afire-monai[pacs]'") from error

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from afire_monai.training.planning import StepCost
 
 
-SHARES = (0.35, 0.5)  # of the matrix rate that steps of vision transformers reach, see docs/performance.md
+SHARES = (0.35, 0.5)  # shares of the matrix rate that steps of vision transformers reach, see docs/performance.md
 
 
 def plan(
@@ -35,9 +35,9 @@ def plan(
 ) -> int:
     """Say how much arithmetic, memory and time a pre-training takes.
 
-    The step is done with a few random images here to count its operations and what it keeps in memory. Hours come, in
-    this order, from --from-run (the speed of a short run on the machine in question), from --tflops (the matrix rate of
-    a device that is not at hand), or from steps that are timed here.
+    One step runs here with a few random images, to count its operations and its memory. Hours come from --from-run if
+    given (the speed of a short run on the machine in question), else from --tflops (the matrix rate of a device that is
+    not at hand), else from steps that are timed here.
 
     Example: afire plan --images 100000 --config preset_paper --gpus 8 --tflops 300
 
@@ -46,21 +46,21 @@ def plan(
     Example: afire plan --from-run runs/mine --epochs 300
 
     Args:
-        images: normal training images; those of --from-run unless given.
-        datalist: data list to count them in, instead.
-        epochs: passes over them; the configs' unless given, like all that follow down to precision.
+        images: number of normal training images; those of --from-run unless given.
+        datalist: data list in which to count them, instead.
+        epochs: number of passes over them; unless given, the configs' value, as for all options down to precision.
         method: afire, peac, mlvicx, mae or dino; that of --from-run, else afire, unless given.
         config: a further config of the bundle, preset_gpu or preset_paper.
         preset: encoder preset, as encoder_preset of the configs; its own patch size comes with it.
-        image_size: what the encoder sees, in pixels.
-        batch_size: images of one process in one step.
-        gpus: processes, each with a device of its own.
+        image_size: size of the encoder's input in pixels.
+        batch_size: number of images for each process in one step.
+        gpus: number of processes, each with a device of its own.
         precision: float32, tf32 or bfloat16.
         tflops: measured rate of a large matrix product on one device, in 10^12 operations a second.
-        share: of that rate which the step reaches; a range of 0.35 to 0.5 unless given.
-        from_run: output_dir of a short run on one such device, whose network and speed are taken, and whatever else is
-            not given.
-        memory: GiB of one device, to say which batch fits.
+        share: share of that rate that the step reaches; a range of 0.35 to 0.5 unless given.
+        from_run: output_dir of a short run on one such device; its network, its speed, and its values for options that
+            are not given are used.
+        memory: memory of one device in GiB, to say which batch fits.
     """
     from afire_monai.networks.build import ENCODER_PRESETS
     from afire_monai.training import planning
@@ -78,7 +78,7 @@ def plan(
     configs = [run.settings] if run else _configs(method or "afire", config)
     epochs = run.epochs if run and epochs is None else epochs
     given = {"epochs": epochs, "encoder_preset": preset, "image_size": image_size, "batch_size": batch_size}
-    # encoders with a stride of their own take no other
+    # encoders with a stride of their own accept no other
     given = {**given, "precision": precision, "patch_size": ENCODER_PRESETS.get(preset or "", {}).get("patch_size")}
     settings = planning.settings_of(configs, list(given)) | {k: v for k, v in given.items() if v is not None}
     _check_plan(count, settings, gpus=gpus, share=share, tflops=tflops, memory=memory)

@@ -35,7 +35,7 @@ def predict(
 
     Args:
         model: model folder, or several with commas between them; the model that comes with the package unless given.
-        population: whose normal radiographs that model measures anomalies against, adults or children (1 to 5 years).
+        population: normal radiographs that the package's model compares with: adults or children (1 to 5 years).
     """
     silence()
     for path in inputs:
@@ -68,7 +68,7 @@ def exception_lines(left_out: Mapping[int, str], unfit: Mapping[str, int]) -> li
 
     Args:
         left_out: reasons by index.
-        unfit: how many were used because of ``--any``, by reason.
+        unfit: number of files that were used because of ``--any``, by reason.
     """
     from afire_monai.predictions.results import LEFT_OUT, counted_reasons
     from afire_monai.radiographs.judgement import READABLE
@@ -98,9 +98,9 @@ def reference(work: Callable[..., Any], *, model: str, datalist: str, section: s
     Example: afire reference --model runs/mine/models --datalist list.json --normal alarms.json --not-normal misses.json
 
     Args:
-        model: model folder; gets reference.safetensors and reference.json.
-        parts: what to judge by, with commas between them: tokens, neighbours, residual, difference, prototypes (of
-            cells), density, class_density (of the whole image), places (for the map alone).
+        model: model folder, into which reference.safetensors and reference.json are written.
+        parts: parts to judge by, with commas between them: tokens, neighbours, residual, difference, prototypes (of
+            cells), density, class_density (of the whole image), places (only for the map).
     """
     silence()
     require_path("--model", model, MODEL)
@@ -130,7 +130,7 @@ def evaluate(
     """Judge a folder of predictions against its data list; writes evaluation.html, evaluation.csv and evaluation.json.
 
     Every figure has a 95 % interval over patients. A list with a patient in two sections, and predictions of another
-    list or section, are refused. Exit status 2: refused, and why.
+    list or section, are refused. Exit status 2: refused; the message says why.
 
     Example: afire evaluate predictions --datalist list.json --out evaluation
 
@@ -167,7 +167,7 @@ def _summary(results: dict[str, Any]) -> list[str]:
             f"heatmaps, {name}: pointing {interval(row['pointing'])}, pixel AUROC {interval(row['pixel_auroc'])}"
         )
     sentences = [text for _, text in verdicts(results)]
-    # of a single finding the verdict says the same and more
+    # for a single finding the verdict says the same and more
     lines = [line for line in lines if not any(text.startswith(f"{line}.") for text in sentences)]
     return [*lines, *sentences, *(f"note: {text}" for text in [few, *results["notes"]] if text)]
 
@@ -194,13 +194,13 @@ def figures(
         datalist: list with the images.
         out: folder to write into; figures.html needs nothing else.
         label: finding to colour images by; the one that divides them most evenly unless given.
-        section: of the list: training, validation or test.
-        images: at most so many, one a patient.
-        clusters: of the co-segmentation, 2 to 12.
-        shift: cells that the canvas is larger by; what the model was trained with, or a quarter of its grid, unless
-            given.
+        section: section of the list: training, validation or test.
+        images: maximum number of images, one for each patient.
+        clusters: number of clusters in the co-segmentation, 2 to 12.
+        shift: number of cells by which the canvas is larger; the number in the model's training, or a quarter of its
+            grid, unless given.
         mask_ignore: mask value of pixels to leave out; none for none.
-        seed: of everything random.
+        seed: seed of all random numbers.
     """
     require_path("--encoder", encoder, MODEL)
     require_path("--datalist", datalist, LIST)
@@ -229,7 +229,7 @@ def export(
 ) -> int:
     """Export a model to ONNX, TorchScript, an exported program of PyTorch, timm or Hugging Face.
 
-    What is written is compared with PyTorch, and kept only if nothing differs by more than 1e-4. Nothing is uploaded.
+    The result is compared with PyTorch, and kept only if nothing differs by more than 1e-4. Nothing is uploaded.
 
     Example: afire export runs/mine/models --format onnx --out encoder.onnx
 
@@ -242,7 +242,7 @@ def export(
         out: file or folder to write; a file has the format's suffix (.onnx, .pt, .pt2).
         kind: classifier, segmenter, encoder or detector; the first of them that the folder holds unless given.
         images: folders, files or one data list to compare on, with commas between them; phantoms unless given.
-        section: of the data list.
+        section: section of the data list.
         compared: number of images to compare on, at least 3.
     """
     silence()

@@ -23,8 +23,8 @@ def pretrain(
     Example: afire pretrain mine.json --out runs/mine --method mae --preset gpu epochs=100 lr=0.004
 
     Args:
-        datalist: data list; of one with labels only images known to be normal are used.
-        settings: of the configs, as key=value or --key value; README.md has a table of them.
+        datalist: data list; if it has labels, only images known to be normal are used.
+        settings: settings of the configs, as key=value or --key value; README.md has a table of them.
         out: folder to write into.
         method: afire, peac, mlvicx, mae or dino.
         preset: gpu (ViT-S, one GPU) or paper (ViT-B); the size of a laptop unless given.
@@ -47,7 +47,7 @@ def finetune(datalist: str, *settings: str, out: str, init: str | None = None, r
 
     Args:
         datalist: data list with labels.
-        settings: of finetune_classification.yaml, as key=value or --key value.
+        settings: settings of finetune_classification.yaml, as key=value or --key value.
         out: folder to write into.
         init: model folder to start from, or random; the encoder that comes with the package unless given.
         resume: continue an interrupted run in the folder.
@@ -66,9 +66,9 @@ def segment(
 
     Args:
         datalist: data list with masks.
-        settings: of finetune_segmentation.yaml, as key=value or --key value.
+        settings: settings of finetune_segmentation.yaml, as key=value or --key value.
         out: folder to write into.
-        classes: names and the mask values that belong to them; an empty list is every value but 0.
+        classes: class names and the mask values that belong to them; an empty list stands for every value but 0.
         init: model folder to start from, or random; the encoder that comes with the package unless given.
         resume: continue an interrupted run in the folder.
     """
@@ -130,7 +130,7 @@ def check_bundle(folder: str) -> int:
     properties of inference and training, export to TorchScript and ONNX, and `monai.bundle.load`.
 
     Args:
-        folder: of the bundle, with weights (`afire bundle copy FOLDER --model MODEL`).
+        folder: folder of the bundle, with weights (`afire bundle copy FOLDER --model MODEL`).
     """
     from afire_monai.cli.bundle import quiet_monai
     from afire_monai.cli.bundle_check import CHECKS

@@ -16,16 +16,16 @@ from afire_monai.core.quiet import silence
 def probe(work: Callable[..., Any], *, datalist: str, out: str, model: str | None = None, **options: Any) -> int:
     """Make a classifier from few labels in a minute: the encoder stays as it is.
 
-    A logistic regression on the encoder's features and on the distance from normal radiographs. Better than fine-tuning
-    with up to some tens of labelled patients (docs/finetune.md); also the first thing to try with more.
+    It is a logistic regression on the encoder's features and on the distance from normal radiographs. It is better than
+    fine-tuning with up to some tens of labelled patients (docs/finetune.md); also the first thing to try with more.
 
     Example: afire probe labelled.json --out runs/classifier
 
     Example: afire probe labelled.json --model runs/mine/models --labels Effusion,Mass --out runs/classifier
 
     Args:
-        calibration: of probabilities on the validation images: temperature, platt or none.
-        threshold_rule: youden, or specificity95.
+        calibration: calibration of probabilities on the validation images: temperature, platt or none.
+        threshold_rule: rule for thresholds: youden or specificity95.
     """
     silence()
     require_path("data list", datalist, "make one with `afire datalist`")
@@ -67,7 +67,7 @@ def ui(runs: str, *more: str, port: int = 5000) -> int:
     Args:
         runs: folder of a run, or one that holds runs.
         more: further folders.
-        port: of the pages, on 127.0.0.1.
+        port: port of the pages, on 127.0.0.1.
     """
     from afire_monai.training.run_stores import show_runs
 
@@ -95,10 +95,10 @@ def import_release(work: Callable[..., Any], *, output: str, **options: Any) -> 
     Example: afire import-release AFiRe_ViT-B.pth --output released --channels fold
 
     Args:
-        path: the released file; no code that may be in it is run.
-        strict: with False, go on although something has no place here or is missing.
-        decoder_heads: attention heads of the restoration decoder, which the weights do not tell; the number that the
-            file names, or 16 as released, unless given.
+        path: the released file; code in it is never run.
+        strict: with False, continue even if something has no place here or is missing.
+        decoder_heads: number of attention heads of the restoration decoder, which the weights do not show; the number
+            that the file names, or 16 as released, unless given.
     """
     report = work(output=output, **options)
     for title, names in (

@@ -13,7 +13,7 @@ from torch import Tensor
 from afire_monai.core.errors import AfireError
 
 START = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# of waits for a process that works alone; the usual group gives up after minutes
+# timeout of waits for a process that works alone; the usual group gives up after minutes
 PATIENCE = timedelta(days=7)
 T = TypeVar("T")
 _patient: list[dist.ProcessGroup] = []
@@ -29,10 +29,10 @@ def join_group(backend: str, timeout: timedelta | None = None) -> None:
 
     Args:
         backend: ``nccl`` or ``gloo``.
-        timeout: of the group's collectives; None for PyTorch's own.
+        timeout: timeout of the group's collectives; None for PyTorch's default.
 
     Raises:
-        AfireError: if something that ``torchrun`` sets is missing, or several nodes may restart with one store.
+        AfireError: if a variable that ``torchrun`` sets is missing, or several nodes may restart with one store.
     """
     missing = [name for name in START if name not in os.environ]
     if missing:
@@ -47,7 +47,7 @@ def join_group(backend: str, timeout: timedelta | None = None) -> None:
             "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun, with --rdzv_backend c10d"
         )
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    # the store's own time is short: a process that starts late is waited for as long as by PyTorch's own start
+    # the store's own timeout is short: wait for a late process as long as PyTorch's own start does
     wait = timeout or dist.default_pg_timeout
     store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=wait)
     start = dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

@@ -16,9 +16,9 @@ class RadiographError(AfireError):
     """A file is not a radiograph that can be used (corrupt, colour, multi-frame, unsupported, empty).
 
     Attributes:
-        path: the file; "" where the pixels came without one.
+        path: the file; "" if the pixels came without one.
         kind: short constant reason ("colour image"), by which refusals are counted.
-        detail: what was seen, what was expected, the way out; the whole message unless given.
+        detail: the observation, the expectation and the remedy; the whole message unless given.
     """
 
     def __init__(self, message: str, path: str = "", kind: str = "refused", detail: str | None = None) -> None:
@@ -29,7 +29,7 @@ class RadiographError(AfireError):
         """Return kind and detail on one line without names of files, which can identify a patient.
 
         Args:
-            names: other spellings of the path to take out.
+            names: other spellings of the path to remove.
         """
         text = f"{self.kind}: {self.detail}"
         for name in (self.path, *names, os.path.basename(self.path), *map(os.path.basename, names)):

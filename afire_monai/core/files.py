@@ -51,15 +51,15 @@ def whole_file(
     overwritten next time, unless ``shared``, where the temporary name includes the process id.
 
     Args:
-        path: of the file; its folder exists.
-        private: only its owner may read it (mode 0600), at no moment anybody else.
+        path: path of the file; its folder must exist.
+        private: only its owner may ever read it (mode 0600).
         shared: other processes may write the same file at the same time: the last one wins.
-        sync: be sure that it is on the disk before it takes its name.
+        sync: make sure that the data are on the disk before the file takes its name.
         new: never overwrite a file.
 
     Raises:
-        FileExistsError: with ``new``, where the name is taken.
-        OSError: if it cannot be made or moved; an earlier file is kept.
+        FileExistsError: with ``new``, if the name is taken.
+        OSError: if the file cannot be created or moved; an earlier file is kept.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part" if shared else f".{path.name}.part")
     try:
@@ -77,7 +77,7 @@ def whole_file(
     except BaseException as error:
         part.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            error.filename = str(path)  # a write that finds no room does not say where
+            error.filename = str(path)  # a write to a full disk does not name the file
         raise
 
 
@@ -88,7 +88,7 @@ def change_time(status: os.stat_result) -> int:
 
 def _take_new_name(part: Path, path: Path) -> None:
     try:
-        os.link(part, path)  # unlike renaming it fails where the name is taken
+        os.link(part, path)  # unlike renaming, this fails if the name is taken
         part.unlink()
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK) or path.exists():
@@ -107,14 +107,14 @@ def open_whole(path: Path, private: bool = False) -> Iterator[IO[str]]:
     """Open a text file for writing that takes its place only when all has been written.
 
     Args:
-        path: of the file.
-        private: only its owner may read it (mode 0600), at no moment anybody else.
+        path: path of the file.
+        private: only its owner may ever read it (mode 0600).
 
     Raises:
         AfireError: if it cannot be written (disk full, permission). The earlier file is kept.
     """
     try:
-        # names of files need not be text in any encoding: what is not comes back as the bytes that it was
+        # file names need not be text in any encoding: bytes that are not text are written back unchanged
         with (
             whole_file(path, private) as part,
             part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,

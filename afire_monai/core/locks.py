@@ -17,8 +17,8 @@ def lock_file(file: int | IO[Any], wait: bool = True, shared: bool = False) -> N
 
     Args:
         file: handle, or open file.
-        wait: for whoever holds it; on Windows ten seconds at most.
-        shared: others may hold it in the same way; Windows knows no such lock and takes it alone.
+        wait: wait for the holder of the lock; on Windows for ten seconds at most.
+        shared: others may hold it in the same way; Windows has no such lock, so there it is exclusive.
 
     Raises:
         BlockingIOError: if another process holds it and ``wait`` is false.

@@ -29,7 +29,7 @@ class Failure:
     """A task that gave no result."""
 
     kind: str  #: short constant reason
-    detail: str = ""  #: more, for the owner of the files only
+    detail: str = ""  #: further detail, only for the owner of the files
 
 
 def threads(wanted: int | None = None) -> int:
@@ -43,9 +43,10 @@ class Pool:
     A task that fails, hangs or crashes its process returns a `Failure`, and a new process replaces the old one.
 
     Args:
-        workers: processes, started when they are needed; 0 works in this one, without limits of time and memory.
-        seconds: after which a task counts as hanging.
-        memory: bytes that one process may ask for (where the system can limit them).
+        workers: number of processes, started when they are needed; 0 for work in this process, without limits of time
+            and memory.
+        seconds: time after which a task counts as hanging.
+        memory: bytes that one process may ask for (if the system can limit them).
     """
 
     def __init__(self, workers: int, seconds: float = 60.0, memory: int = MEMORY_BYTES) -> None:
@@ -149,7 +150,7 @@ class _Worker:
     """One process, the tasks that it was given, and when the first of them counts as hanging."""
 
     def __init__(self, memory: int) -> None:
-        context = multiprocessing.get_context("spawn")  # nothing of this process is copied, open files least of all
+        context = multiprocessing.get_context("spawn")  # copies nothing of this process, in particular no open files
         self.connection, remote = context.Pipe()
         self.process = context.Process(target=_serve, args=(remote, memory), daemon=True)
         self.process.start()
@@ -162,7 +163,7 @@ class _Worker:
         if not self.queue and self.ready:
             self.deadline = time.monotonic() + seconds
         self.queue.append(task)
-        with contextlib.suppress(OSError):  # it has died; reading from it will say so
+        with contextlib.suppress(OSError):  # the process has died; the next read from it shows that
             self.connection.send((work, task))
 
     def stop(self) -> None:
@@ -185,10 +186,10 @@ def _serve(connection: Connection, memory: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"  # one process a core is enough, and each thread takes addresses
+        os.environ[name] = "1"  # one process per core is enough, and each thread takes address space
     _limit(memory)
     silence = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):  # decoders in C write there, past any filter of warnings
+    for stream in (sys.stdout, sys.stderr):  # decoders in C write there and bypass the warning filters
         os.dup2(silence, stream.fileno())
     with quiet():
         try:

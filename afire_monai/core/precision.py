@@ -17,15 +17,15 @@ def set_precision(precision: str) -> torch.dtype:
     read the old ones after the new ones alone were written (PyTorch 2.9 to 2.13).
 
     Args:
-        precision: ``float32``: as it says. ``tf32``: GPUs since Ampere round the factors of products and convolutions
+        precision: ``float32``: no rounding. ``tf32``: GPUs since Ampere round the factors of products and convolutions
             to 10 bits of mantissa; other devices compute as for ``float32``. ``bfloat16``: networks run in bfloat16 by
             autocast, all else as for ``float32``.
 
     Returns:
-        What networks run in: bfloat16 or float32.
+        The type in which networks run: bfloat16 or float32.
 
     Raises:
-        AfireError: for another word.
+        AfireError: for any other value.
     """
     if precision not in PRECISIONS:
         raise AfireError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")

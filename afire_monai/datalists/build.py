@@ -36,15 +36,15 @@ def datalist_from_folder(
     r"""Build a data list of all radiographs below a folder.
 
     Args:
-        folder: searched with its sub-folders.
+        folder: folder to search, with its sub-folders.
         out: JSON file to write.
         fractions: shares of training, validation and test.
-        seed: of the split.
+        seed: seed of the split.
         group_pattern: regular expression that finds the patient in each path below ``folder``: its first group, or the
-            whole match, for instance ``person(\d+)_``. Without it each image is a patient.
+            whole match, for instance ``person(\d+)_``. Without it, each image counts as a patient.
         labels_from_folders: the folder that directly holds an image is its label.
         normal_label: the label that means "no finding"; unless given, Normal or No Finding, in any case.
-        name: of the list; the folder's name unless given.
+        name: name of the list; the folder's name unless given.
         masks: folder of masks, named as the images are (1.png or 1_mask.png for 1.png); it may be inside ``folder``.
             Images without mask are kept and counted.
         reader: how the images are to be read (see `reader_options`); kept in ``meta.reader``.
@@ -53,7 +53,8 @@ def datalist_from_folder(
         The list with absolute paths, which is also written if ``out`` is given.
 
     Raises:
-        DataListError: no radiograph found, a pattern that is wrong or does not match every file, wrong fractions.
+        DataListError: if there is no radiograph, the pattern is wrong or does not match every file, or the fractions
+            are wrong.
     """
     root = Path(folder).absolute()
     mask_root = None if masks is None else Path(os.path.abspath(masks))
@@ -95,18 +96,18 @@ def assemble(
     """Add label vectors to items, split the items by patient, and assemble the list.
 
     Args:
-        name: of the list.
-        items: with ``group``; with ``label`` too, where ``vocabulary`` is given.
+        name: name of the list.
+        items: items with ``group``, and with ``label`` too if ``vocabulary`` is given.
         names: labels of each item, by which the split is stratified; () for an item whose labels are not known, None
-            for one that is to have no label vector.
+            for an item that gets no label vector.
         fractions: shares of training, validation and test; a section with share 0 is left out.
-        seed: of the split.
+        seed: seed of the split.
         normal: the label that means "no finding"; it comes first.
         meta: facts to keep.
         vocabulary: names of the labels whose values the items hold already; None to make the vectors from ``names``.
 
     Raises:
-        DataListError: wrong fractions.
+        DataListError: for wrong fractions.
     """
     if len(fractions) != len(SECTIONS):
         raise DataListError(f"fractions are {tuple(fractions)}; three, for {', '.join(SECTIONS)}, are expected")
@@ -172,7 +173,7 @@ def refuse_pictures_of_masks(paths: Sequence[Path], root: Path) -> None:
 def add_masks(items: Sequence[dict[str, Any]], root: Path, masks: Path) -> int:
     """Add to items the masks with their names; return how many masks have no image.
 
-    Raises DataListError: no folder, two masks or two images of one name, or no mask of any image.
+    Raises DataListError if there is no folder, two masks or two images have one name, or no image has a mask.
     """
     if not masks.is_dir():
         raise DataListError(f"{masks}: no such folder. Give the folder of the masks")

@@ -21,7 +21,7 @@ FACTS = ("sex", "age", "view", "source")
 """Optional facts of an item that a CSV column can give."""
 NOT_KNOWN = frozenset(("nan", "na", "n/a", "#n/a", "none", "null", "nil", "?"))
 """Cells, in small letters, by which programs and people say that nothing is known."""
-# as spreadsheets of several languages write their truth values, and people a tick
+# truth values as spreadsheets of several languages write them, and ticks as people write them
 _WORDS: dict[str, float] = {
     **dict.fromkeys(("true", "yes", "y", "ja", "wahr", "oui", "vrai", "si", "sí", "verdadero", "vero", "sim"), 1),
     **dict.fromkeys(("false", "no", "n", "nein", "falsch", "non", "faux", "falso", "nee", "não"), 0),
@@ -36,7 +36,7 @@ def is_not_known(text: str) -> bool:
 def parse_label(row: Row, column: str, blank: int | None = None) -> int | None:
     """Return a label value: 1, 0 or -1 (also as 1.0, TRUE, yes, ja), ``blank`` for an empty cell, None for `nan`.
 
-    Raises DataListError: anything else, with file, line and column.
+    Raises DataListError for anything else, with file, line and column.
     """
     text = row[column]
     if text == "":
@@ -54,7 +54,7 @@ def parse_label(row: Row, column: str, blank: int | None = None) -> int | None:
 def parse_numbers(row: Row, columns: Sequence[str], what: str) -> list[float]:
     """Return finite numbers from cells of a row.
 
-    Raises DataListError: a cell is not a number; file, line and column are named, and ``what`` it is for.
+    Raises DataListError if a cell is not a number; the message names file, line, column and ``what`` it is for.
     """
     numbers = [_number(row[column], row.decimal_comma) for column in columns]
     for column, number in zip(columns, numbers, strict=True):
@@ -109,11 +109,11 @@ def look_alikes(names: Iterable[str], preferred: Sequence[str] = ()) -> dict[str
     """Find names that differ from a more frequent one in case or blanks only.
 
     Args:
-        names: as often as they occur.
-        preferred: spellings that win however frequent they are.
+        names: all names, each as often as it occurs.
+        preferred: spellings that win whatever their frequency.
 
     Returns:
-        The other spelling → the one that counts. Nobody knows whether the same is meant.
+        The other spelling → the one that counts. It is not certain that both mean the same.
     """
     counts = Counter(names)
     families: dict[str, list[str]] = defaultdict(list)

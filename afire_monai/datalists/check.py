@@ -163,13 +163,13 @@ def check_path(
         base_dir: folder that relative paths of the list start from; None for the folder of the list.
         workers: threads; None for the number of cores, at most 8.
         progress: show a bar with the time left.
-        reader: ``modalities``, ``window_index``, ``png16_max`` of `read_picture`; else what the list says.
+        reader: ``modalities``, ``window_index``, ``png16_max`` of `read_picture`; else those of the list.
 
     Returns:
-        The report. ``report.ok`` is False where a file was refused or is blank, or there is none.
+        The report. ``report.ok`` is False if a file was refused or is blank, or there is none.
 
     Raises:
-        DataListError: there is nothing at ``path``, or it is not a data list.
+        DataListError: if there is nothing at ``path``, or it is not a data list.
     """
     path = Path(path)
     if path.is_dir():

@@ -28,8 +28,8 @@ class Row(dict[str, str]):
 
     Attributes:
         path: the file.
-        line: on which the row begins, as an editor counts.
-        decimal_comma: whether 0,5 may stand for 0.5, as it does where cells are not separated by commas.
+        line: number of the line on which the row begins, as an editor counts.
+        decimal_comma: whether 0,5 may stand for 0.5, as it does if cells are not separated by commas.
     """
 
     __slots__ = ("decimal_comma", "line", "path")
@@ -55,21 +55,22 @@ def read_table(
 
     Args:
         path: CSV, perhaps gzipped.
-        columns: that must be there.
+        columns: required columns.
         several_names: name to use → names that published versions of the file give to the column, one of which must be
             there.
-        delimiter: between cells; None to find out: a first line ``sep=;`` as spreadsheets write it, else that of comma,
-            semicolon and tab which gives the columns asked for.
-        encoding: of the text; None to find out: UTF-8 or UTF-16, else cp1252, which spreadsheets of Western Europe and
-            America write.
-        only: keep no other cells than those of ``columns``; of a table with long reports this saves most of the memory.
+        delimiter: separator of cells; None to detect it: that of a first line ``sep=;`` as spreadsheets write it, else
+            the one of comma, semicolon and tab that gives the requested columns.
+        encoding: encoding of the text; None to detect it: UTF-8 or UTF-16, else cp1252, which spreadsheets of Western
+            Europe and America write.
+        only: keep only the cells of ``columns``; for a table with long reports this saves most of the memory.
 
     Returns:
-        One `Row` a line; lines without any cell are passed over.
+        One `Row` for each line; lines without any content are skipped.
 
     Raises:
-        DataListError: no such file, not a table, a missing column (those that are there are named), a column named
-            twice, or a row with more or fewer cells than the header. No cell is quoted: it could be a patient's.
+        DataListError: if there is no such file, it is not a table, a column is missing (the message lists the columns
+            of the file) or named twice, or a row has more or fewer cells than the header. No cell is quoted: it could
+            be a patient's.
     """
     several = several_names or {}
     text, found_encoding = _text(path, encoding)
@@ -125,7 +126,7 @@ def _text(path: Path, encoding: str | None) -> tuple[str, str]:
     zeros = [data[start:400:2].count(0) for start in (0, 1)]
     if marked is None and max(zeros) > 50 > 5 * min(zeros):
         marked = "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"
-    half = r"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}"  # letters of UTF-8, which cp1252 hardly ever writes
+    half = r"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}"  # letters in UTF-8, which hardly ever occur in cp1252
     guesses = ["utf-8"] if re.search(half.encode("latin-1"), data) else ["utf-8", "cp1252"]
     for name in [encoding] if encoding else [marked] if marked else guesses:
         try:
@@ -219,12 +220,12 @@ def one_row_each(rows: Sequence[Row], column: str, used: Sequence[str] | None = 
     """Return the row of each name in a column; rows that repeat another are left out.
 
     Args:
-        rows: of a table.
-        column: of what may have one row only, such as an image.
+        rows: rows of a table.
+        column: column of the names that may have one row only, such as images.
         used: columns that must agree; None for all.
 
     Raises:
-        DataListError: two rows of the same name disagree; both lines and the column are named.
+        DataListError: if two rows of the same name disagree; the message names both lines and the column.
     """
     first: dict[str, Row] = {}
     for row in rows:

@@ -54,12 +54,12 @@ def load_datalist(
         section: "training", "validation" or "test", to get the items of one section.
 
     Returns:
-        The whole list; or with ``section`` its items as any ``DataLoader`` can collate them: each has the same keys,
-        with the patient as ``group``, "" for what an item lacks (``age`` NaN), ``label`` as floats with NaN for not
-        known, and without ``boxes``, whose number differs.
+        The whole list; or with ``section`` its items in a form that any ``DataLoader`` can collate: each has the same
+        keys, with the patient as ``group``, "" for a value that an item lacks (NaN for ``age``), ``label`` as floats
+        with NaN for not known, and without ``boxes``, whose number differs.
 
     Raises:
-        DataListError: no such file, not JSON, not a data list, or no such section.
+        DataListError: if there is no such file or section, or the file is not JSON or not a data list.
     """
     datalist = read_raw(Path(path))
     base = Path(base_dir) if base_dir is not None else Path(path).absolute().parent
@@ -106,7 +106,7 @@ def save_datalist(datalist: DataList, path: StrPath) -> Path:
         path: file to write; its folder is made.
 
     Returns:
-        The path. ``meta.sha256`` in the file is the `datalist_hash` of what was written.
+        The path. ``meta.sha256`` in the file is the `datalist_hash` of the written list.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def save_datalist(datalist: DataList, path: StrPath) -> Path:
             for item in datalist[section]
         ]
     written["meta"] = {**datalist.get("meta", {}), "sha256": datalist_hash(written)}
-    # file names that are no UTF-8 hold lone surrogates, which are escaped as JSON does it
+    # file names that are not UTF-8 hold lone surrogates, which JSON escapes
     with (
         whole_file(path, shared=True, sync=True) as part,
         part.open("w", encoding="utf-8", errors="backslashreplace") as file,
@@ -163,7 +163,7 @@ def training_items(path: StrPath, section: str = "training", base_dir: StrPath |
         base_dir: as in `load_datalist`.
 
     Raises:
-        DataListError: as `load_datalist`, or no item is left.
+        DataListError: as `load_datalist`, or if no item is left.
     """
     datalist = load_datalist(path, base_dir)
     _section(datalist, section, path)
@@ -211,7 +211,7 @@ def normal_label(datalist: DataList) -> str:
 def reader_options(datalist: DataList) -> dict[str, Any]:
     """Return how the images of a list are to be read (``meta.reader``): arguments of `read_picture` by name.
 
-    Raises DataListError: another name or value.
+    Raises DataListError for another name or value.
     """
     options = datalist.get("meta", {}).get("reader", {})
     return checked_options(options, "meta.reader")
@@ -232,7 +232,8 @@ def resolve_paths(datalist: DataList, base: Path, where: str = "data list", in_p
         in_place: the caller has no other use for the list, so its items are changed rather than copied.
 
     Raises:
-        DataListError: there is no section, an item without image, or a value of another type; the place is named.
+        DataListError: if there is no section, an item has no image, or a value has another type; the message names the
+            place.
     """
     sections = present_sections(datalist)
     for key, kind, expected in (("labels", list, "a list of names"), ("meta", dict, "an object")):
@@ -255,7 +256,7 @@ def resolve_paths(datalist: DataList, base: Path, where: str = "data list", in_p
 def read_raw(path: Path) -> DataList:
     """Content of a data list file as it stands, with its paths as they are.
 
-    Raises DataListError: no such file, not JSON, or not an object.
+    Raises DataListError if there is no such file, or it is not JSON or not an object.
     """
     try:
         with _no_collection():
@@ -301,7 +302,7 @@ def _shared() -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
             raise _KeyTwiceError(next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place])))
         label = item.get("label")
         if type(label) is list and len(labels) < 100_000:
-            item["label"] = labels.setdefault(marshal.dumps(label), label)  # tells 1 from 1.0 and from true
+            item["label"] = labels.setdefault(marshal.dumps(label), label)  # distinguishes 1 from 1.0 and from true
         if len(item) > 2:
             for key in _REPEATED:
                 if type(value := item.get(key)) is str:

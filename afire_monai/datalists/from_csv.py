@@ -68,12 +68,12 @@ def datalist_from_csv(
 
     Args:
         path: the CSV file, with a header line.
-        out: JSON file to write, with ``by_source`` a folder for ``<source>.json``; without it the list is only
+        out: JSON file to write, or with ``by_source`` a folder for ``<source>.json``; without it, the list is only
             returned.
         image_column: column of image paths.
-        group_column: column of patients; None, or an empty cell: the image is its own patient.
+        group_column: column of patients; if it is None or a cell is empty, the image is its own patient.
         labels_column: column of label names; None if there is none. An empty cell is "not known" for each label.
-        label_separator: between several names in one cell.
+        label_separator: separator between several names in one cell.
         source_column: column of sources; needed for ``source`` and ``by_source`` only.
         source: keep the rows of this source, or of several with commas between them.
         by_source: one list for each source, so that sources are never mixed by accident.
@@ -81,15 +81,15 @@ def datalist_from_csv(
         boxes_csv: CSV with the columns path, label, x, y, width, height, where path is as in ``image_column``.
         base_dir: folder that paths in the CSV start from; the CSV's own folder unless given.
         fractions: shares of training, validation and test.
-        seed: of the split.
+        seed: seed of the split.
         normal_label: the label that means "no finding"; unless given, Normal or No Finding.
-        name: of the list; the source or the name of the CSV unless given. With ``by_source`` a prefix.
+        name: name of the list; the source or the name of the CSV unless given. With ``by_source``, a prefix.
         label_columns: instead of ``labels_column``: columns of one label each, with 1, 0, -1 (uncertain) or nothing
             (not known); they are the list's labels, in this order.
-        keep: facts for subgroup results, out of ``sex``, ``age``, ``view``, ``source``, each alone or as
+        keep: facts for subgroup results, from ``sex``, ``age``, ``view``, ``source``, each alone or as
             ``sex=column``; auto: those that have a column of that name; none: no facts.
-        delimiter: between the cells of both tables: , ; or tab; found out unless given.
-        encoding: of both tables: utf-8, utf-16, cp1252, …; found out unless given.
+        delimiter: separator between the cells of both tables: , ; or tab; detected unless given.
+        encoding: encoding of both tables: utf-8, utf-16, cp1252, …; detected unless given.
         reader: how the images are to be read (see `reader_options`); kept in ``meta.reader``.
 
     Returns:
@@ -97,8 +97,9 @@ def datalist_from_csv(
         source to list.
 
     Raises:
-        DataListError: no file, a missing column (the present ones are named), two rows of an image or a patient that
-            disagree, another value in a label column, no row left, wrong fractions, no such normal label.
+        DataListError: if there is no file, a column is missing (the present ones are named), two rows of an image or a
+            patient disagree, a label column has another value, no row is left, the fractions are wrong, or there is no
+            such normal label.
     """
     wanted = {source} if isinstance(source, str) else None if source is None else set(source)
     needs_source = by_source or wanted is not None

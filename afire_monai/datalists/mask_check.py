@@ -26,13 +26,13 @@ def mask_problems(
     """Open the masks of items, and list their problems.
 
     Args:
-        entries: items with their places; those without mask are passed over.
+        entries: items with their places; those without mask are skipped.
         classes: name of each class and the mask values that mean it (none: all but 0); None if that is not known.
         ignore: the value of pixels to leave out.
 
     Yields:
         Errors: a mask that cannot be read, in colour, of another size than its image; a class that no mask has.
-        Warnings: an empty mask, values that no class names, masks of one value that is not the others'.
+        Warnings: an empty mask, values that no class names, masks of one value that differs from the usual one.
     """
     masked = [(f"{where}.mask", i) for _, where, i in entries if i.get("mask") and os.path.isfile(i["mask"])]
     with ThreadPoolExecutor(threads()) as pool:
@@ -73,7 +73,7 @@ def _examine(masked: tuple[str, Mapping[str, Any]]) -> Found:
         return where, path, Problem(kind, where, path, getattr(error, "detail", str(error)))
     try:
         size = picture_size(item["image"])
-    except RadiographError:  # said where images are read
+    except RadiographError:  # reported where images are read
         size = mask.shape
     if mask.shape != size:
         seen = f"{path} has {mask.shape[0]} × {mask.shape[1]} pixels, its image {size[0]} × {size[1]}"

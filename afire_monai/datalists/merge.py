@@ -31,11 +31,11 @@ def merge_datalists(paths: Sequence[StrPath], out: StrPath | None = None, name: 
     Args:
         paths: the data lists, at least one.
         out: JSON file to write.
-        name: of the joined list.
+        name: name of the joined list.
 
     Raises:
-        DataListError: no list, a patient in the training images of one list and the validation or test images of
-            another, lists whose images are read in different ways, or as ``load_datalist``.
+        DataListError: if there is no list, a patient is in the training images of one list and the validation or test
+            images of another, or the lists' images are read in different ways; or as ``load_datalist``.
     """
     if not paths:
         raise DataListError("no data list to merge: give the paths of at least one")

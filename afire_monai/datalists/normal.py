@@ -19,7 +19,7 @@ def find_normal(labels: Sequence[str], given: str | None = None) -> str:
         Its name; "Normal" if there is none among the labels.
 
     Raises:
-        DataListError: the name that was given is not among them, or several mean "no finding".
+        DataListError: if the given name is not among the labels, or several mean "no finding".
     """
     if given is not None:
         if labels and given not in labels:

@@ -65,7 +65,7 @@ def names_hash(items: Sequence[Any]) -> str:
     Folders do not count, so that data may move between two parts of a run.
 
     Args:
-        items: data-list items, with ``image`` and, where there are, ``mask`` and ``target``.
+        items: data-list items, with ``image`` and, if present, ``mask`` and ``target``.
     """
     whole = hashlib.sha256()
     if isinstance(items, ImagePaths):

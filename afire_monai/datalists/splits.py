@@ -23,7 +23,7 @@ def split_by_group(
     its share by at most the largest group for each split, and rare strata do not all fall to the first split.
 
     Args:
-        groups: patient, or whatever may not be divided, of each of n items.
+        groups: patient, or another unit that may not be divided, of each of n items.
         strata: label set of each item; None for no stratification.
         fractions: share of each split; not negative, sum 1.
         seed: the same seed and input give the same splits.
@@ -32,7 +32,7 @@ def split_by_group(
         (n,) index of the split of each item.
 
     Raises:
-        DataListError: fractions that are negative or do not sum to 1, or lists of different lengths.
+        DataListError: for fractions that are negative or do not sum to 1, or lists of different lengths.
     """
     shares = np.asarray(fractions, dtype=np.float64)
     if shares.ndim != 1 or (shares < 0).any() or not np.isclose(shares.sum(), 1.0):
@@ -47,7 +47,7 @@ def split_by_group(
     total = 0
     for group in order:
         total += sizes[group]
-        # what is lacking adds up to this group's size, so that a split with a share of 0 never lacks most
+        # the deficits add up to this group's size, so a split with a share of 0 never has the largest
         split = int(np.argmax(shares * total - filled))
         split_of_group[group] = split
         filled[split] += sizes[group]

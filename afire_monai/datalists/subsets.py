@@ -22,7 +22,7 @@ def label_fraction(items: Sequence[Mapping[str, Any]], targets: ArrayLike, fract
     label set spread evenly over the order.
 
     Args:
-        items: of a data list; ``group`` is the patient, an item without it is a patient of its own.
+        items: items of a data list; ``group`` is the patient, and an item without it is a patient of its own.
         targets: (n, C) of 1, 0 and NaN. Items that are NaN throughout are never chosen and do not count.
         fraction: share of the labelled images, above 0 and up to 1.
         seed: decides the order.
@@ -32,7 +32,7 @@ def label_fraction(items: Sequence[Mapping[str, Any]], targets: ArrayLike, fract
         (but there is always one patient).
 
     Raises:
-        DataListError: another fraction, no labelled item, or lengths that differ.
+        DataListError: for another fraction, no labelled item, or lengths that differ.
     """
     if not 0 < fraction <= 1:
         raise DataListError(f"fraction is {fraction}; a number above 0 and up to 1 is expected (0.01 is one per cent)")
@@ -64,7 +64,7 @@ def patient_folds(
         (training, validation) indices for each fold, ascending; each item is in one validation part.
 
     Raises:
-        DataListError: a number of folds that is not possible, or lengths that differ.
+        DataListError: for a number of folds that is not possible, or lengths that differ.
     """
     values = _checked(items, targets)
     patient, sizes = _patients(items)

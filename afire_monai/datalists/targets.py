@@ -27,20 +27,20 @@ def target_matrix(
     """Targets of items: 1 present, 0 absent, NaN where the label is to be left out of loss and metrics.
 
     Args:
-        items: of a data list; ``label`` holds one of 1, 0, -1 (uncertain) and None or NaN (not known) for each of
+        items: items of a data list; ``label`` holds one of 1, 0, -1 (uncertain) and None or NaN (not known) for each of
             ``labels``.
-            An item without ``label`` knows none.
+            No label of an item without ``label`` is known.
         labels: names of the list's labels, in the order of the values.
-        uncertain: what -1 counts as: left out, absent or present (U-Ignore, U-Zeros and U-Ones of CheXpert, Irvin et
+        uncertain: meaning of -1: left out, absent or present (U-Ignore, U-Zeros and U-Ones of CheXpert, Irvin et
             al. 2019). None is always left out.
-        select: the labels to give, in this order; None for all.
+        select: the labels to return, in this order; None for all.
 
     Returns:
         (n, C) float32.
 
     Raises:
-        DataListError: an unknown policy or label (the nearest names are given), a label vector of another length, or
-            another value in it.
+        DataListError: for an unknown policy or label (the nearest names are given), a label vector of another length,
+            or another value in it.
     """
     if uncertain not in get_args(UncertainPolicy):
         raise DataListError(f"uncertain is {uncertain!r}; one of {', '.join(get_args(UncertainPolicy))} is expected")
@@ -58,7 +58,7 @@ def positive_weights(targets: ArrayLike) -> NDArray[np.float32]:
     """Weight of the positive class of each label in a binary cross-entropy: negatives divided by positives.
 
     Args:
-        targets: (n, C) of 1, 0 and NaN, as `target_matrix` gives.
+        targets: (n, C) of 1, 0 and NaN, as `target_matrix` returns.
 
     Returns:
         (C,) float32 in 1/20…20; 1 for a label without a positive or without a negative.

@@ -78,7 +78,7 @@ def validate_datalist(
         Counts and problems; nothing is raised for a list that is merely wrong.
 
     Raises:
-        DataListError: the file cannot be read as a data list at all.
+        DataListError: if the file cannot be read as a data list at all.
     """
     if isinstance(datalist, str | os.PathLike):
         return open_datalist(datalist, base_dir, check_files, decode).report
@@ -106,14 +106,14 @@ def open_datalist(
 
     Args:
         path: the JSON file.
-        base_dir: as for `validate_datalist`, like all that follow.
+        base_dir: as for `validate_datalist`, like ``check_files`` and ``decode``.
         check_files: look whether files exist.
         decode: read every image and mask as well.
         masks: read every mask.
         classes: of the masks, with the values that mean them; see `mask_problems`.
 
     Raises:
-        DataListError: the file cannot be read as a data list at all.
+        DataListError: if the file cannot be read as a data list at all.
     """
     base = Path(base_dir) if base_dir is not None else Path(path).absolute().parent
     raw = read_raw(Path(path))
@@ -250,7 +250,7 @@ def write_without(opened: OpenedDataList, report: CheckReport, path: StrPath, re
     """Write a list without the images that were refused or blank, those listed twice, and masks that cannot be used.
 
     Returns:
-        What was left out, in words.
+        A description of the omissions.
     """
     bad = {refused.path for refused in report.refused} | set(report.blank)
     bad_masks = {p.where for p in opened.report.problems

@@ -25,13 +25,13 @@ from afire_monai.radiographs.dicom import read_dicom
 LONGEST, SHORTEST = 1536, 512
 """Bounds for the longest side of the radiograph in the picture: sharp enough to look at, small enough to send."""
 LONGEST_OF_TWO = 1024
-"""The same where the radiograph is there twice, without and with the heatmap."""
+"""The longest side if the radiograph is there twice, without and with the heatmap."""
 GAP = 8
-"""Pixels between the two."""
+"""Pixels between the two radiographs."""
 BARS = (200, 100, 50, 20, 10, 5)
 """Lengths of the scale bar in millimetres; the largest that is at most a third of the radiograph's width is drawn."""
 LONGEST_NAME = 24
-"""Letters of a finding in the description of its series: 64 are allowed, and the warnings must be in it."""
+"""Most letters of a finding in the description of its series: 64 are allowed, and the warnings must be in it."""
 BANNER, PAPER, INK, STRONG = (176, 0, 0), (16, 16, 16), (235, 235, 235), (255, 170, 60)
 
 
@@ -42,7 +42,7 @@ def draw(
 
     Args:
         picture: (H, W) in 0…1, bright = dense.
-        prediction: with a heatmap of this shape's aspect or none.
+        prediction: prediction with a heatmap of this shape's aspect, or without one.
         spacing: see `SourceImage`; no scale bar unless given.
 
     Returns:
@@ -117,7 +117,7 @@ def _draw_bar(
 def score_lines(prediction: ImagePrediction, shown: str = "Right, in red") -> list[tuple[str, bool]]:
     """Return the lines of text, most probable first, and whether each is to stand out.
 
-    ``shown`` says where and how the heatmap is to be seen.
+    ``shown`` says where and how the heatmap is shown.
     """
     lines = [(unfit_note(prediction), True)] if prediction.unfit else []
     for label, value in sorted(prediction.probabilities.items(), key=lambda entry: -entry[1]):
@@ -170,7 +170,8 @@ def write_capture(
 ) -> Path:
     """Write the radiograph beside itself with the heatmap in red, banner, scale bar and scores: an RGB capture.
 
-    With a ``finding``, its label alone: the capture is named after it, and has the heatmap only if it is that label's.
+    With a ``finding``, the capture shows its label alone and is named after it; it has the heatmap only if that belongs
+    to the label.
 
     The radiograph is shown as a viewer shows it, with its window, MONOCHROME1 the right way round. Raises
     RadiographError if the source cannot carry results, or its pixels cannot be decoded; AfireError if there is nothing
@@ -198,7 +199,7 @@ def write_capture(
             **common(kind, source, prediction, uids, title, *of),
         )
         capture.copy_patient_and_study_information(header)
-        # the constructor wants an orientation; a source without one has none to give
+        # the constructor requires an orientation, but a source may have none
         capture.PatientOrientation = header.get("PatientOrientation")
         keep_side(capture, header)
         _describe(capture, header)
@@ -219,6 +220,6 @@ def _describe(capture: Any, header: Any) -> None:
     for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
         if keyword in header:
             setattr(capture, keyword, header[keyword].value)
-    # what is drawn names nobody; what is in the source's own pixels only its own header can say
+    # the drawn parts name nobody; only the source's header can say whether its own pixels do
     if "BurnedInAnnotation" in header:
         capture.BurnedInAnnotation = header.BurnedInAnnotation

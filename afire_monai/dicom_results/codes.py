@@ -32,9 +32,9 @@ FINDINGS: dict[str, tuple[str, str, str]] = {
     "pneumothorax": ("36118008", "SCT", "Pneumothorax"),
     "tuberculosis": ("56717001", "SCT", "Tuberculosis"),
 }
-"""Labels of ChestX-ray14, CheXpert and the other public lists, in small letters, to value, scheme and meaning. Left out
-on purpose, because a code would say more or less than the label: Hernia (of what), Pleural Thickening, Pleural Other,
-Lung Lesion, Enlarged Cardiomediastinum, Support Devices, No Finding."""
+"""Maps labels of ChestX-ray14, CheXpert and the other public lists, in lower case, to value, scheme and meaning. Some
+labels are left out on purpose, because a code would say more or less than the label: Hernia (of what), Pleural
+Thickening, Pleural Other, Lung Lesion, Enlarged Cardiomediastinum, Support Devices, No Finding."""
 
 PROBABILITY = CodedConcept("122157", "DCM", "Probability")
 THRESHOLD = CodedConcept("122411", "DCM", "Threshold Value")
@@ -113,7 +113,7 @@ class NewUids:
     """Make UIDs under 2.25, the root for UUIDs (DICOM PS3.5 B.2), so that no registered root is needed.
 
     Args:
-        seed: None for random ones, as every delivery should have. With a seed the same source and purpose give the same
+        seed: None for random UIDs, as every delivery should have. With a seed the same source and purpose give the same
             UID again, for tests: a PACS takes two objects with one UID for the same object.
     """
 

@@ -31,9 +31,9 @@ from afire_monai.radiographs.picture import refusal
 
 _WRITERS = {"sr": write_report, "seg": write_heatmap, "sc": write_capture, "gsps": write_presentation}
 KINDS = ("sr", "seg", "sc")
-"""What is written unless kinds are named."""
+"""Kinds that are written unless others are named."""
 FINDING = "finding"
-"""Kind of the captures of one finding each."""
+"""Kind of the captures that show one finding each."""
 
 
 def write_results(
@@ -49,16 +49,16 @@ def write_results(
 
     Args:
         source_file: DICOM radiograph; opened for reading only.
-        prediction: or the record that ``afire predict`` writes for an image (``json/NNNNN.json``).
+        prediction: the prediction, or the record that ``afire predict`` writes for an image (``json/NNNNN.json``).
         out_dir: folder for the files, each named after its UID; made with mode 0700 if need be.
         kinds: ``sr`` (report), ``seg`` (heatmap), ``sc`` (picture), ``gsps`` (outline and scores on the radiograph).
-        heatmap: (h, w) in 0…1, with a record.
+        heatmap: (h, w) in 0…1, if the prediction is a record.
         seed: see `NewUids`; None outside tests.
         per_finding: also write a picture for each of `ImagePrediction.findings`.
 
     Returns:
-        The files, in the order of ``kinds``, then of the findings. If one cannot be written, those before it are taken
-        away again.
+        The files, in the order of ``kinds``, then of the findings. If one cannot be written, those before it are
+        removed again.
 
     Raises:
         RadiographError: if the source cannot carry results.
@@ -121,14 +121,14 @@ def write_dicom_results(
 ) -> DicomSummary:
     """Write the predictions of a folder as DICOM objects of the studies that the radiographs belong to.
 
-    Beside the objects are written ``objects.csv`` (index, kind, file) and, where something was left out,
-    ``left_out.csv`` (index, reason). All are for their owner's eyes only: the objects name patients.
+    The folder also gets ``objects.csv`` (index, kind, file) and, if something was left out, ``left_out.csv`` (index,
+    reason). All are readable only by their owner, because the objects name patients.
 
     Args:
-        predictions: folder of afire predict.
+        predictions: folder that afire predict wrote.
         out: folder to write into; new or empty, so that nothing can be sent twice by mistake.
         index: see `source_files`.
-        kinds: ``sr``, ``seg``, ``sc``, ``gsps``; None for those of `KINDS` that there is something for, image by image.
+        kinds: ``sr``, ``seg``, ``sc``, ``gsps``; None for those of `KINDS` that an image has results for.
         per_finding: also write a picture (secondary capture) for each finding whose probability is at least its
             threshold, named after it, with the heatmap if it is that finding's.
         any: also write for DICOM files that are not frontal chest radiographs, see `predict`; the objects say so.
@@ -155,7 +155,7 @@ def write_dicom_results(
         except MemoryError:
             raise
         except Exception as error:  # one strange file must not end the work on thousands
-            # what it says is left out: other libraries quote the header
+            # its message is left out: other libraries quote the header
             done.left_out[number] = f"unexpected error: {type(error).__name__}; please report this file"
             continue
         rows += [(number, kind, path.name) for kind, path in written]

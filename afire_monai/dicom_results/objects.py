@@ -26,10 +26,10 @@ NOTE = (
     "is not said to be present: its probability is what the model says. Read with the radiograph, by someone who can."
 )
 SERIES_NUMBERS = {"sr": 9801, "seg": 9802, "sc": 9803, "finding": 9804, "gsps": 9805}
-"""High, so that results are listed behind the images of a study."""
+"""High numbers, so that results are listed after the images of a study."""
 
 UNPAIRED = ("CHEST", "ABDOMEN", "PELVIS", "HEAD", "SKULL", "NECK", "SPINE", "CSPINE", "TSPINE", "LSPINE", "HEART")
-"""Body parts that a side must not be named for."""
+"""Body parts for which no side may be named."""
 
 
 def note(prediction: ImagePrediction) -> str:
@@ -79,7 +79,7 @@ def common(
         "device_serial_number": model_digest(prediction.model),
         "series_description": with_warning(f"{title}, UNFIT IMAGE" if prediction.unfit else title),
         "content_qualification": "RESEARCH",
-        # set by `write_new`: highdicom knows fewer of them than there are
+        # set by `write_new`, because highdicom does not know all character sets
         "specific_character_set": None,
     }
 
@@ -128,8 +128,8 @@ def model_parameters(model: Mapping[str, Any]) -> dict[str, str]:
 def write_new(dataset: Any, characters: Any, folder: str | os.PathLike[str]) -> Path:
     """Write a DICOM object under the name of its UID, for its owner's eyes only (file 0600, a new folder 0700).
 
-    The file is there whole or not at all, and an existing one is never overwritten. Raises AfireError if there is such
-    a file; OutputError if the folder cannot be written.
+    The file is written whole or not at all, and an existing one is never overwritten. Raises AfireError if there is
+    such a file; OutputError if the folder cannot be written.
     """
     uid = str(dataset.SOPInstanceUID)
     if not re.fullmatch(r"2\.25\.(0|[1-9][0-9]{0,38})", uid):

@@ -22,20 +22,20 @@ from afire_monai.radiographs.judgement import FIT
 class ImagePrediction:
     """A model's results for one radiograph."""
 
-    #: label to probability in 0…1; labels without one are left out
+    #: probability in 0…1 by label; labels without one are left out
     probabilities: Mapping[str, float] = field(default_factory=dict)
-    #: label to the probability in 0…1 from which it counts as present; need not hold every label
+    #: by label, the probability in 0…1 from which it counts as present; not every label needs one
     thresholds: Mapping[str, float] = field(default_factory=dict)
     anomaly_percentile: float | None = None  #: 0…100, place among normal radiographs; None without an anomaly model
     #: (h, w) in 0…1, of the radiograph's aspect, row 0 at the top; None if there is none
     heatmap: NDArray[np.floating[Any]] | None = None
-    heatmap_kind: str = "anomaly"  #: ``anomaly``, ``gradcam``, ``rollout``, or another word for what it shows
+    heatmap_kind: str = "anomaly"  #: ``anomaly``, ``gradcam``, ``rollout``, or another word for its content
     heatmap_label: str = ""  #: the label that a Grad-CAM is for; "" for others
-    #: what identifies the model (version, SHA-256 of weights); plain values without names of files or patients
+    #: plain values that identify the model (version, SHA-256 of weights), without names of files or patients
     model: Mapping[str, Any] = field(default_factory=dict)
-    #: of the source: `judgement.FIT`, why it is not a frontal chest radiograph, or "" where nobody judged
+    #: judgement of the source: `judgement.FIT`, why it is not a frontal chest radiograph, or "" if not judged
     judgement: str = ""
-    #: label to what its probability rests on, in words; labels of which that is not known are left out
+    #: basis of the probability by label, in words; labels whose basis is not known are left out
     rests_on: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -131,7 +131,7 @@ class ImagePrediction:
     def grid(self, shape: tuple[int, int]) -> NDArray[np.floating[Any]]:
         """Return the heatmap on its own rows and columns, which lie on a picture of this shape.
 
-        Raises AfireError as `fitted`.
+        Raises AfireError as `fitted` does.
         """
         if self.heatmap is None:
             raise AfireError("there is no heatmap; predict with --heatmap, or leave out kind 'seg'")
@@ -149,10 +149,10 @@ class ImagePrediction:
         """Stretch the heatmap to a picture's rows and columns.
 
         Returns:
-            (rows, columns) in 0…1; as it is where the heatmap already has this size.
+            (rows, columns) in 0…1; as it is if the heatmap already has this size.
 
         Raises:
-            AfireError: if there is no heatmap, or its aspect is another than the picture's.
+            AfireError: if there is no heatmap, or its aspect differs from the picture's.
         """
         rows, columns = shape
         heat = np.ascontiguousarray(self.grid(shape), dtype=np.float32)

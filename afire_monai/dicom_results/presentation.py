@@ -44,13 +44,13 @@ from afire_monai.radiographs.dicom_open import open_dataset
 from afire_monai.radiographs.dicom_pixels import lut_of, window_of
 
 LEVEL = 0.5
-"""Where the heatmap is at least this, it is outlined: 3 standard deviations above normal, or half of Grad-CAM's highest
-place."""
+"""The heatmap is outlined where it is at least this: 3 standard deviations above normal, or half of Grad-CAM's highest
+value."""
 MOST_POINTS = 8191
-"""Of an outline: a value of this representation (FL) has at most 65,535 bytes."""
+"""Most points of an outline: a value of this representation (FL) has at most 65,535 bytes."""
 MOST_OUTLINES = 100
 LONGEST_TEXT = 1024
-"""Letters of a text object (ST)."""
+"""Most letters of a text object (ST)."""
 LAYER = "AFIRE"
 OUTLINED, NOWHERE = f"Outlined where it is {LEVEL} or more", f"Nowhere {LEVEL} or more"
 WITHOUT_LEVEL = "Not outlined, as its scale has no level"
@@ -64,7 +64,7 @@ def write_presentation(
 ) -> Path:
     """Write a presentation state (GSPS) of one radiograph: the outline of its heatmap, and one text with the scores.
 
-    It refers to the radiograph, shows all of it, and has its window or VOI LUT (the first where there are several), its
+    It refers to the radiograph, shows all of it, and has its window or VOI LUT (the first if there are several), its
     modality LUT, its polarity and the aspect of its pixels; outline and text lie in a layer of their own. A heatmap of
     anomalies without a reference of normals (no percentile) is not outlined. Raises RadiographError if the source
     cannot carry results; AfireError if there is nothing to show, the heatmap does not fit, or the file cannot be
@@ -114,8 +114,9 @@ def outlines(heat: NDArray[np.floating[Any]], shape: tuple[int, int]) -> list[ND
         shape: rows and columns of the radiograph that it lies on.
 
     Returns:
-        For each outline, also those of holes, (n, 2) column and row, the last point the first: 0 is the outer edge of
-        the first pixel (DICOM PS3.3 C.10.5), so that the centre of a pixel is inside if its heat is at least the level.
+        For each outline, including those of holes, (n, 2) column and row; the last point equals the first. 0 is the
+        outer edge of the first pixel (DICOM PS3.3 C.10.5), so that the centre of a pixel is inside if its heat is at
+        least the level.
     """
     around = np.pad(heat.astype(np.float64), 1)
     scale = np.array([shape[1] / heat.shape[1], shape[0] / heat.shape[0]])
@@ -152,7 +153,7 @@ def scores_text(prediction: ImagePrediction, shown: str = OUTLINED) -> str:
 def _aspect(shown: Any) -> list[int]:
     """Return height and width of a pixel, in no unit; both 1 where the header says nothing that can be."""
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
-        with contextlib.suppress(TypeError, ValueError, ZeroDivisionError):  # absent, no two numbers, or zero
+        with contextlib.suppress(TypeError, ValueError, ZeroDivisionError):  # absent, not two numbers, or zero
             height, width = (Fraction(str(value)) for value in shown.get(keyword))
             aspect = (height / width).limit_denominator(1000)
             if 0.1 <= aspect <= 10:
@@ -170,7 +171,7 @@ def _copy_intensity(shown: Any, state: Any) -> None:
         state.RescaleSlope, state.RescaleIntercept = 1 if slope is None else slope, shown.get("RescaleIntercept") or 0
         state.RescaleType = shown.get("RescaleType") or "US"
     voi = Dataset()
-    with contextlib.suppress(Exception):  # what pydicom raises on a damaged table; the window is used then
+    with contextlib.suppress(Exception):  # errors of pydicom for a damaged table; the window is used then
         if shown.get("VOILUTSequence"):
             voi.VOILUTSequence = [_deep_lut(shown.VOILUTSequence[0], shown)]
     if not len(voi) and (window := window_of(shown)) is not None:

@@ -45,7 +45,7 @@ from afire_monai.dicom_results.prediction import ImagePrediction
 from afire_monai.dicom_results.source import SourceImage, open_source
 
 DIGITS = 9
-"""After the point: a number in a report has room for 16 characters."""
+"""Digits after the point: a number in a report has room for 16 characters."""
 
 
 def write_report(
@@ -56,10 +56,10 @@ def write_report(
 ) -> Path:
     """Write the scores of one radiograph as a Comprehensive SR of its study.
 
-    For each label a measurement group (TID 1501) of the whole image: the finding, its probability, and with a threshold
-    the threshold and whether the probability reaches it. One more group holds the percentile among normal radiographs.
-    Raises RadiographError if the source cannot carry results; AfireError if there is nothing to report, or the file
-    cannot be written.
+    Each label has a measurement group (TID 1501) of the whole image with the finding, its probability and, if there is
+    a threshold, the threshold and whether the probability reaches it. One more group holds the percentile among normal
+    radiographs. Raises RadiographError if the source cannot carry results; AfireError if there is nothing to report, or
+    the file cannot be written.
     """
     source = source if isinstance(source, SourceImage) else open_source(source)
     if not prediction.probabilities and prediction.anomaly_percentile is None:

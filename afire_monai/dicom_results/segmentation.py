@@ -38,9 +38,9 @@ def write_heatmap(
     """Write the heatmap of one radiograph as a Segmentation (FRACTIONAL, PROBABILITY, 8 bit) of its study.
 
     Pixel (row, column) lies on the source's pixel (row, column); 255 stands for 1. DICOM knows fractions only as
-    probability or occupancy; the description says that these are a scale of their own and no calibrated probability.
-    Raises RadiographError if the source cannot carry results; AfireError if there is no heatmap or it does not fit the
-    source, or the file cannot be written.
+    probability or occupancy; the description says that these have a scale of their own and are not a calibrated
+    probability. Raises RadiographError if the source cannot carry results; AfireError if there is no heatmap or it does
+    not fit the source, or the file cannot be written.
     """
     source = source if isinstance(source, SourceImage) else open_source(source)
     heat = prediction.fitted(source.shape)
@@ -59,7 +59,7 @@ def write_heatmap(
             coding_schemes=codes.coding_schemes(),
             **common("seg", source, prediction, uids, f"AFiRe heatmap ({kind})"),
         )
-        # unknown is empty: the standard wants the attribute where there is no orientation in space
+        # empty if unknown: the standard requires the attribute if there is no orientation in space
         segmentation.PatientOrientation = source.header.get("PatientOrientation")
         return write_new(segmentation, character_set(source, prediction), out_dir)
 
@@ -97,7 +97,7 @@ def write_masks(
         mask: (rows, columns) of the source, 0 for background.
         classes: value of each class in the mask; those that are not in the mask get no segment.
         out_dir: folder for the file, which is named after its UID.
-        model: what identifies the model that drew it; None for a map that a person saved.
+        model: values that identify the model that drew it; None for a map that a person saved.
         seed: see `NewUids`; None outside tests.
 
     Raises:
@@ -125,7 +125,7 @@ def write_masks(
             coding_schemes=codes.coding_schemes(),
             **common("seg", source, facts, uids, "AFiRe label" if model is None else "AFiRe segmentation"),
         )
-        # unknown is empty: the standard wants the attribute where there is no orientation in space
+        # empty if unknown: the standard requires the attribute if there is no orientation in space
         segmentation.PatientOrientation = source.header.get("PatientOrientation")
         return write_new(segmentation, character_set(source, facts), out_dir)
 
@@ -134,7 +134,7 @@ def _mask_segment(
     number: int, name: str, source: SourceImage, model: Mapping[str, Any] | None, uids: NewUids
 ) -> SegmentDescription:
     kind = SegmentAlgorithmTypeValues.SEMIAUTOMATIC if model is None else SegmentAlgorithmTypeValues.AUTOMATIC
-    # a person may have corrected what the model drew: the standard then wants the model named as well
+    # a person may have corrected a mask that a model drew: the standard then requires the model's name as well
     algorithm = AlgorithmIdentificationSequence(
         MAKER, codes.ARTIFICIAL_INTELLIGENCE, __version__, MAKER, model_parameters(model or {}) or None
     )

@@ -16,12 +16,12 @@ from afire_monai.radiographs.dicom import RADIOGRAPHY_MODALITIES, integer, looks
 from afire_monai.radiographs.picture import check_size, refusal
 
 MODALITIES = (*RADIOGRAPHY_MODALITIES, "OT", "SC")
-"""Radiographs, and other single grey frames that whoever predicted took for one, such as digitised films."""
+"""Radiographs, and other single grey frames that were predicted as radiographs, such as digitised films."""
 _SOP_CLASSES = (
     *("1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1.1"),
     "1.2.840.10008.5.1.4.1.1.7",
 )
-"""CR, DX for presentation and for processing, Secondary Capture (public collections often store radiographs so)."""
+"""CR, DX for presentation and for processing, Secondary Capture (public collections often use it for radiographs)."""
 
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 _IDENTITY = ("PatientName", "PatientID", "IssuerOfPatientID", "AccessionNumber", "StudyID")
@@ -53,22 +53,22 @@ class SourceImage:
     """A radiograph's header, cleaned."""
 
     path: Path  #: the file; only ever opened for reading
-    #: pydicom data set of what new objects may take over: the identity of patient and study as they are, other
-    #: attributes where valid, those that must be there but are missing empty. No pixels
+    #: pydicom data set with the attributes that new objects may copy: the identity of patient and study as it is, other
+    #: attributes if valid, and required attributes that are missing as empty ones. It has no pixels
     header: Any
     shape: tuple[int, int]  #: rows and columns
     #: millimetres from column to column, and whether that is in the patient (PixelSpacing) rather than at the detector
-    #: (ImagerPixelSpacing), where everything is larger; None if neither is told
+    #: (ImagerPixelSpacing), where everything is larger; None if neither is given
     spacing: tuple[float, bool] | None = None
 
 
 def open_source(path: str | os.PathLike[str]) -> SourceImage:
     """Read the header of a radiograph that results are to be attached to.
 
-    Identity (patient name and ID with issuer, accession number, study ID, UIDs) is taken over letter by letter, valid
-    or not: a PACS files by it. Other attributes whose values their type forbids are left out, or emptied where the
-    standard demands them. Raises RadiographError: not DICOM, broken, not one grey radiograph, or without a UID that the
-    new objects must name.
+    Identity (patient name and ID with issuer, accession number, study ID, UIDs) is copied letter by letter, valid or
+    not, because a PACS files by it. Other attributes whose values their type forbids are left out, or emptied if the
+    standard demands them. Raises RadiographError if the file is not DICOM, broken, not one grey radiograph, or without
+    a UID that the new objects must name.
     """
     path = Path(path)
     with quiet():
@@ -92,7 +92,7 @@ def _spacing(dataset: Any) -> tuple[float, bool] | None:
             continue
         if _SPACINGS[0] <= columns <= _SPACINGS[1]:  # false for NaN
             imager = dataset.get("ImagerPixelSpacing")
-            # some devices copy the detector's spacing, which is then no measure in the patient
+            # some devices copy the detector's spacing, which is then not a measure in the patient
             return columns, keyword == "PixelSpacing" and dataset.get(keyword) != imager
     return None
 
@@ -195,8 +195,8 @@ def _is_valid(element: Any) -> bool:
 def _copy_geometry(dataset: Any, header: Any) -> None:
     """Copy orientation and side if they are plausible.
 
-    Spacing is left: results lie on the source's pixels, and highdicom cannot read a segmentation that has a spacing but
-    no slice thickness, which a radiograph has not.
+    Spacing is left out: results lie on the source's pixels, and highdicom cannot read a segmentation that has a spacing
+    but no slice thickness, which a radiograph does not have.
     """
     try:
         orientation = [str(value) for value in dataset.get("PatientOrientation") or ()]
@@ -211,7 +211,7 @@ def _copy_geometry(dataset: Any, header: Any) -> None:
 def _copy_lossy(dataset: Any, header: Any) -> None:
     """Say whether pixels were ever compressed with loss; derived objects must go on saying so.
 
-    Where the ratio is missing it is that of this file; the method follows from its transfer syntax.
+    If the ratio is missing, it is that of this file; the method follows from its transfer syntax.
     """
     meta = getattr(dataset, "file_meta", None)
     method = _LOSSY.get(str(meta.get("TransferSyntaxUID", "")) if meta is not None else "")
@@ -244,7 +244,7 @@ class SourceFile:
     """A source file and how to know that it is still the same."""
 
     file: str  #: path
-    sop_instance_uid: str = ""  #: that it must have; "" where the table does not say
+    sop_instance_uid: str = ""  #: UID that it must have; "" if the table does not say
     ingested: bool = False  #: the table is that of an ingest, which judged the file
 
 
@@ -260,7 +260,7 @@ def source_files(
             rows are found by the hashes that its images are named after (columns ``image``, ``file``, ``sop_uid``).
 
     Returns:
-        Index to file; images that the table does not hold are not in it.
+        Source file by index; images that the table does not hold are left out.
 
     Raises:
         AfireError: if a table is missing, cannot be read, or has other columns.
@@ -286,7 +286,7 @@ def _found(row: dict[str, str], table: Path) -> SourceFile:
 
 def _rows(path: Path, needed: tuple[str, ...]) -> list[dict[str, str]]:
     try:
-        # names of files need not be text in any encoding
+        # names of files need not be valid text in any encoding
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.reader(file)
             head = next(reader, [])

@@ -58,8 +58,8 @@ def evaluate_masks(
 ) -> dict[str, Any] | None:
     """Judge predicted masks against the list's.
 
-    An image without drawn mask that is known to be normal has an empty one, provided that no image with a drawn mask is
-    normal (then masks show findings, not anatomy); other images without drawn mask are left out.
+    An image without a drawn mask that is known to be normal has an empty mask, provided that no image with a drawn mask
+    is normal (then masks show findings, not anatomy); other images without a drawn mask are left out.
     """
     places = _mask_places(cases, predictions)
     if not places:
@@ -85,9 +85,10 @@ def evaluate_heatmaps(
     """Judge heatmaps against the list's boxes, and its masks if these show lesions, beside two forms of chance.
 
     Returns:
-        ``kind``: what the heatmaps are, as far as the predictions say; ``boxes``: the model's figures for "all boxes",
-        and for each name of a box where there are several; ``chance``: figures of the centre and of the mean lesion of
-        other patients; ``beyond_prior``: figures minus those of the mean lesion, paired; ``difference`` to another one.
+        ``kind``: kind of the heatmaps, as far as the predictions name it; ``boxes``: the model's figures for "all
+        boxes", and for each name of a box if there are several; ``chance``: figures of the centre and of the mean
+        lesion of other patients; ``beyond_prior``: figures minus those of the mean lesion, paired; ``difference`` to
+        another model.
     """
     kinds = ["", *box_names(cases.items)]
     named = [predictions.facts.get(key) for key in ("heatmap", "label")]
@@ -171,7 +172,7 @@ def _pairs(cases: Cases, predictions: Predictions, places: list[int]) -> Iterato
 def _classes(cases: Cases, predictions: Predictions, places: list[int]) -> tuple[dict[str, int] | None, str]:
     """Return the values of the classes of the masks, and remarks on them.
 
-    Of one class all that is not background counts. So it does of several, if the drawn masks have other values.
+    With one class, all that is not background counts; with several classes too, if the drawn masks have other values.
     """
     values = predictions.facts.get("mask_values")
     if not isinstance(values, dict) or len(values) < 2:

@@ -12,7 +12,7 @@ from afire_monai.core.errors import AfireError
 
 Floats = NDArray[np.float64]
 
-# weights held at a time: 32 MB
+# number of weights held at a time: 32 MB
 MOST_WEIGHTS = 4_000_000
 
 
@@ -32,9 +32,9 @@ def patient_weights(groups: NDArray, repeats: int, seed: int, most: int = MOST_W
 
     Args:
         groups: (n,) patient of each case.
-        repeats: draws.
-        seed: of the draws.
-        most: numbers in one block; the draws do not depend on it.
+        repeats: number of draws.
+        seed: seed of the draws.
+        most: largest number of weights in one block; the draws do not depend on it.
 
     Yields:
         Blocks (r, n) of how often each case counts, (1 + repeats) rows in all. The first row counts each case once.
@@ -54,7 +54,7 @@ def percentile_interval(values: NDArray[np.float64], several: bool = True) -> In
 
     Args:
         values: (1 + R,), the sample's own first; draws in which the figure is not defined (NaN) are left out.
-        several: whether there was more than one patient; of one, no interval can be given.
+        several: whether there was more than one patient; with one, no interval can be given.
     """
     draws = values[1:][~np.isnan(values[1:])]
     if np.isnan(values[0]) or not len(draws) or not several:
@@ -70,10 +70,10 @@ def ratio_interval(above: NDArray, below: NDArray, groups: NDArray, repeats: int
 
     Args:
         above: (n,) finite.
-        below: (n,) not negative; the figure is NaN where its sum is 0.
+        below: (n,) not negative; the figure is NaN if its sum is 0.
         groups: (n,) patient of each case.
-        repeats: bootstrap draws.
-        seed: of the draws.
+        repeats: number of bootstrap draws.
+        seed: seed of the draws.
     """
     above, below, groups = (np.asarray(a) for a in (above, below, groups))
     if not len(groups):

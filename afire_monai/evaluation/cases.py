@@ -36,7 +36,7 @@ AGAIN = "Predict again with `afire predict DATALIST --section SECTION --out OUT`
 class Cases:
     """The images that were predicted, with targets."""
 
-    items: list[dict[str, Any]]  #: of the data list, with absolute paths
+    items: list[dict[str, Any]]  #: items of the data list, with absolute paths
     index: NDArray[np.int64]  #: (n,) their places in the section
     groups: NDArray[np.int64]  #: (n,) patient of each, as numbers without meaning
     names: list[str]  #: labels that both the list and the predictions have
@@ -44,11 +44,11 @@ class Cases:
     scores: NDArray[np.float64]  #: (n, C), NaN where there is none
     findings: list[str]  #: those of ``names`` that are not the list's name for normal
     abnormal: NDArray[np.float64]  #: (n,) 1 with any finding, 0 known to be normal, NaN otherwise
-    section: str  #: of the list
+    section: str  #: section of the list
     datalist: str  #: name of the list
-    sha256: str  #: of the list
-    notes: list[str] = field(default_factory=list)  #: what a reader of the figures must know, in words
-    #: how the list says that its images are to be read (see `reader_options`)
+    sha256: str  #: SHA-256 of the list
+    notes: list[str] = field(default_factory=list)  #: remarks for readers of the figures, in words
+    #: the list's options for reading its images (see `reader_options`)
     reader: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -71,9 +71,9 @@ def read_cases(
 
     Args:
         datalist: JSON file.
-        predictions: of images of one section of this very list.
-        section: the section.
-        uncertain: what label value -1 counts as: left out, absent or present.
+        predictions: predictions for images of one section of this very list.
+        section: that section.
+        uncertain: meaning of label value -1: left out, absent or present.
         base_dir: folder that the list's relative paths start from; its own unless given.
 
     Raises:
@@ -214,11 +214,11 @@ def lesion_case(
     """Return the lesions of an item, or None if it has none of that kind.
 
     Args:
-        item: of a data list.
+        item: item of a data list.
         where: section and place, for messages.
         group: patient.
         box_name: take the boxes of this name only; "" for all.
-        masks: the item's mask, if it has one, shows lesions, which then count instead of the boxes' pixels.
+        masks: whether the item's mask, if it has one, shows lesions, which then count instead of the boxes' pixels.
 
     Raises:
         DataListError: for a box that is malformed or outside the picture, or a mask of another size.

@@ -45,14 +45,14 @@ def run_evaluation(
     Args:
         predictions: folder that `afire predict` or fine-tuning wrote.
         datalist: the data list that was predicted.
-        section: of the list: training, validation or test.
+        section: section of the list: training, validation or test.
         out: folder to write to, made if need be.
         compare: folder of another model's predictions of the same section.
-        uncertain: what label value -1 counts as: ``ignore``, ``zeros`` or ``ones``.
+        uncertain: meaning of label value -1: ``ignore``, ``zeros`` or ``ones``.
         lesion_masks: the list's masks show lesions, so judge heatmaps against them as well as against boxes.
         pictures: show the worst cases, with the radiographs, on the page.
-        repeats: bootstrap draws.
-        seed: of the draws.
+        repeats: number of bootstrap draws.
+        seed: seed of the draws.
         base_dir: folder that the list's relative paths start from; the list's own folder unless given.
 
     Raises:
@@ -85,7 +85,7 @@ def evaluate_predictions(
     """Judge predictions against a data list; see :func:`run_evaluation` for the arguments.
 
     Returns:
-        The results: numbers, texts, lists and dictionaries only; None where a figure is not defined.
+        The results: numbers, texts, lists and dictionaries only; None for a figure that is not defined.
 
     Raises:
         AfireError: if predictions and list do not belong together, or nothing can be judged.

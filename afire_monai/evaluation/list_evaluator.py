@@ -21,10 +21,10 @@ class ListEvaluator:
     datalist: str | Path  #: the data list that they are from
     output_dir: str | Path  #: gets predictions/ and evaluation/
     compare: str | Path = ""  #: folder of another model's predictions of the same section
-    uncertain: UncertainPolicy = "ignore"  #: what label value -1 counts as
+    uncertain: UncertainPolicy = "ignore"  #: meaning of label value -1
     batch_size: int = 16
-    repeats: int = 2000  #: bootstrap draws
-    seed: int = 0  #: of the draws
+    repeats: int = 2000  #: number of bootstrap draws
+    seed: int = 0  #: seed of the draws
     base_dir: str | Path = ""  #: folder that the list's relative paths start from; the list's own unless given
 
     def run(self) -> dict[str, Any]:

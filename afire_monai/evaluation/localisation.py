@@ -159,7 +159,7 @@ def _curve(inside: Floats, outside: Floats) -> Curve:
 
 def _pooled(inside: Floats, outside: Floats, groups: NDArray, repeats: int, seed: int) -> tuple[Interval, Interval]:
     area, precision = [], []
-    # each draw holds a whole curve, so blocks follow the levels where these outnumber the cases
+    # each draw holds a whole curve, so blocks follow the levels if these outnumber the cases
     most = 4_000_000 * len(groups) // max(len(groups), inside.shape[1])
     for weights in patient_weights(groups, repeats, seed, max(most, len(groups))):
         curve = _curve(weights @ inside, weights @ outside)
@@ -182,7 +182,7 @@ LEVELS = 2048
 class ImageFigures:
     """Figures of one heatmap."""
 
-    #: 1 if the maximum lies on a lesion; where several pixels are the maximum, the share of them that does
+    #: 1 if the maximum lies on a lesion; if several pixels are the maximum, the share of them that do
     pointing: float
     pointing_tolerant: float  #: the same within 15 pixels of a lesion
     inside: Floats  #: (LEVELS,) lesion pixels at each level of the heatmap, from faint to bright
@@ -270,8 +270,8 @@ def level_counts(heatmap: NDArray, lesion: NDArray[np.bool_]) -> tuple[Floats, F
 def found_boxes(heatmap: NDArray, cut: int) -> Floats:
     """Turn a heatmap into boxes: stretched to 0…255, cut, a box around each connected region (8 neighbours).
 
-    Wang et al. 2017 say that intensities are normalised to 0…255, cut at 60 and at 180, and isolated regions are boxed;
-    that it is done for each picture by itself, and that diagonal neighbours are connected, is this project's reading.
+    Wang et al. 2017 say that intensities are normalised to 0…255, cut at 60 and at 180, and isolated regions are boxed.
+    Doing this for each picture separately, and connecting diagonal neighbours, is this project's reading.
 
     Returns:
         (d, 4) left, top, width, height; none for a constant heatmap.

@@ -74,12 +74,12 @@ def evaluate_labels(
         targets: (n, C), 1 present, 0 absent, NaN unknown.
         scores: (n, C), higher means present, NaN unknown; in 0…1 if Brier score or calibration error are asked for.
         groups: (n,) patient of each case.
-        names: of the C labels.
-        thresholds: for each label the score from which it counts as present; 0.5 where not given.
+        names: names of the C labels.
+        thresholds: for each label the score from which it counts as present; 0.5 if not given.
         macro_over: labels that may count in the macro mean; None for all.
-        figures: of `FIGURES` and `RATES`, those to compute.
-        repeats: bootstrap draws.
-        seed: of the draws.
+        figures: figures to compute, out of `FIGURES` and `RATES`.
+        repeats: number of bootstrap draws.
+        seed: seed of the draws.
 
     Raises:
         AfireError: if shapes do not fit, or targets or scores are out of range.
@@ -165,7 +165,7 @@ def _label_result(targets: Floats, scores: Floats, name: str, threshold: float) 
 
 
 SMALLEST = 10
-"""Cases of a class below which a label is not judged in a group."""
+"""Number of cases of a class below which a label is not judged in a group."""
 AGE_BANDS = ((18, "<18"), (40, "18-39"), (60, "40-59"), (80, "60-79"))
 GROUP_FIGURES = ("auroc", "sensitivity", "specificity")
 UNKNOWN = "not stated"
@@ -202,7 +202,7 @@ class Subgroup:
 
 def age_band(age: Any) -> str | None:
     """Name the age band of an age in years; None if it is not known."""
-    if isinstance(age, bool) or not isinstance(age, int | float) or not age >= 0:  # NaN is not
+    if isinstance(age, bool) or not isinstance(age, int | float) or not age >= 0:  # also true for NaN
         return None
     return next((name for bound, name in AGE_BANDS if age < bound), "80+")
 
@@ -227,8 +227,8 @@ def evaluate_subgroups(
 ) -> list[Subgroup]:
     """Judge the groups of each kind that items tell apart.
 
-    A kind that no item states, or of which all items are alike, gives no groups. Items that do not state it are a group
-    of their own.
+    A kind that no item states, or that is the same for all items, gives no groups. Items that do not state it form a
+    group of their own.
 
     Arguments are as for `evaluate_labels`; targets, scores and groups are those of ``items``.
     """

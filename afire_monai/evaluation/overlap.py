@@ -26,7 +26,7 @@ class OverlapResult:
 
     cases: int  #: images
     positives: int  #: images whose drawn mask is not empty
-    dice: Interval  #: mean over all images; an image where both masks are empty counts 1, where only one is, 0
+    dice: Interval  #: mean over all images; an image counts 1 if both masks are empty, 0 if only one is
     dice_positives: Interval  #: mean over images whose drawn mask is not empty
     hd95: Interval  #: mean over images where neither mask is empty, in pixels
     both_empty: int  #: images without the class in either mask
@@ -47,13 +47,13 @@ def evaluate_overlap(
 
     Args:
         pairs: predicted mask and drawn mask of each image, (H, W) label values; a predicted mask of another size is
-            brought to that of the drawn one, nearest neighbour.
+            brought to that of the drawn one by nearest neighbour.
         groups: (n,) patient of each image.
         classes: label value of each class in both masks; None for one class "foreground", all that is neither 0 nor
             ``ignore``.
         ignore: value in drawn masks that marks pixels to leave out; None if there is none.
-        repeats: bootstrap draws.
-        seed: of the draws.
+        repeats: number of bootstrap draws.
+        seed: seed of the draws.
 
     Raises:
         AfireError: if a mask is not (H, W), or there are not as many pairs as patients.
@@ -99,11 +99,11 @@ def hausdorff95(predicted: Mask, drawn: Mask, spacing: tuple[float, float] | Non
         spacing: millimetres per (row, column) step; None for pixels.
 
     Returns:
-        The distance; NaN where a mask is empty.
+        The distance; NaN if a mask is empty.
     """
     if not predicted.any() or not drawn.any():
         return float("nan")
-    with warnings.catch_warnings():  # MONAI passes an argument to itself that it has deprecated
+    with warnings.catch_warnings():  # MONAI itself passes an argument that it has deprecated
         warnings.simplefilter("ignore", FutureWarning)
         distance = compute_hausdorff_distance(
             _batch(predicted), _batch(drawn), include_background=True, percentile=95, spacing=spacing

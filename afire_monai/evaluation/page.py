@@ -34,7 +34,7 @@ from afire_monai.predictions.format import Predictions
 from afire_monai.radiographs.decode import read_picture
 
 OPEN_LABELS = 3
-"""With more findings than this, the part of each is folded."""
+"""With more findings than this, the section of each finding is folded."""
 
 
 def page_text(
@@ -117,7 +117,7 @@ def _labels(results: dict[str, Any]) -> Iterator[str]:
     ]
     if len(labels["macro_over"]) > 1:
         judged.append((f"mean of {len(labels['macro_over'])}", labels["macro"]["auroc"], comparison["macro"]))
-    # a value less its difference is the other model's, on the cases that both judged
+    # a value minus its difference is the other model's value, on the cases that both judged
     rows = [(n, own, d and {"value": own["value"] - d["auroc"]["value"]}) for n, own, d in judged]
     yield heading("Findings")
     if rows:
@@ -203,8 +203,8 @@ def draw_curves(truth: NDArray[np.bool_], scores: Floats, other: Floats | None, 
     Args:
         truth: (n,), both classes present.
         scores: (n,) probabilities.
-        other: (n,) of the model to compare with, NaN where unknown; None without one.
-        threshold: marked on the curves.
+        other: (n,) probabilities of the model to compare with, NaN where unknown; None without one.
+        threshold: threshold to mark on the curves.
     """
     figure = new_figure(9.3, 3.0)
     roc, precision, reliability = figure.subplots(1, 3)
@@ -312,7 +312,7 @@ def _draw_case(axis: Any, item: dict[str, Any], reader: Mapping[str, Any], heatm
     axis.imshow(small, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
     if heatmap is not None:
         shown = resize_heatmap(heatmap, shape)
-        # faint parts stay clear, so that the picture is seen where the map says nothing
+        # faint parts stay transparent, so that the picture is seen where the map shows nothing
         axis.imshow(shown, cmap="inferno", vmin=0, vmax=1, alpha=0.6 * shown.clip(0, 1), extent=(0, width, height, 0))
     for left, top, wide, tall, *_ in item.get("boxes") or []:
         xs, ys = [left, left + wide, left + wide, left, left], [top, top, top + tall, top + tall, top]

@@ -12,7 +12,7 @@ from afire_monai.pages.elements import paragraph, table
 Results = dict[str, Any]
 DASH = "–"
 FEW = 10
-"""Cases of a class below which a bootstrap interval is not to be trusted."""
+"""Number of cases of a class below which a bootstrap interval cannot be trusted."""
 
 
 def heading(text: str) -> str:

@@ -31,7 +31,7 @@ def extract_features(
         images: (n, C, H, W) in 0…1, or (n, 1, H, W) for an encoder of several channels.
         pooling: ``mean`` of the patch tokens; ``class`` token (AFiRe does not train it); ``class_mean``, the class
             and then the mean, side by side; ``regions``, the patch tokens averaged over a 4 x 4 partition of the
-            picture and put side by side; ``summary``, what the encoder says of itself (`Encoder.summary`).
+            picture and put side by side; ``summary``, the encoder's own summary (`Encoder.summary`).
         batch_size: images at a time.
 
     Returns:
@@ -77,7 +77,7 @@ def knn_probe(train: NDArray, labels: NDArray, test: NDArray, k: int = 20) -> ND
         train: (n, d).
         labels: (n,) 0 or 1.
         test: (m, d).
-        k: neighbours, at most n.
+        k: number of neighbours, at most n.
     """
     scaler = StandardScaler().fit(train)
     model = KNeighborsClassifier(min(k, len(train)), weights=_vote, metric="cosine")

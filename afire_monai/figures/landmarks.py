@@ -21,7 +21,7 @@ from afire_monai.radiographs.masks import MaskReading
 LANDMARKS = (
     "apex", "outer wall", "side of the hilum", "outer angle of the base", "inner angle of the base",
 )  # fmt: skip
-"""Of each lung, first that on the picture's left."""
+"""Landmarks of each lung; the lung on the picture's left comes first."""
 NAMES = tuple(f"{side}: {name}" for side in ("left of the picture", "right of the picture") for name in LANDMARKS)
 SMALLEST_LUNG = 0.02
 """Share of the picture that each of two regions must have to be taken for lungs."""
@@ -30,15 +30,16 @@ SMALLEST_LUNG = 0.02
 def lung_landmarks(mask: NDArray[np.float32]) -> NDArray[np.int64] | None:
     """Find ten points of both lungs in a mask of the lungs.
 
-    The two largest regions are the lungs if they stand side by side. Of each: the middle of the top row (apex); in the
-    row of the centroid the outermost pixel (outer wall) and the innermost (side of the hilum); and the pixels farthest
-    down and out, and down and in (angles of the base: costophrenic and cardiophrenic, as far as the mask goes).
+    The two largest regions are the lungs if they stand side by side. The landmarks of each are the middle of the top
+    row (apex); in the row of the centroid the outermost pixel (outer wall) and the innermost (side of the hilum); and
+    the pixels farthest down and out, and down and in (angles of the base: costophrenic and cardiophrenic, as far as the
+    mask goes).
 
     Args:
-        mask: (H, W), 1 where there is lung; anything else is not.
+        mask: (H, W), 1 in the lungs; anything else is not lung.
 
     Returns:
-        (10, 2) row and column in the order of `NAMES`; None where the mask does not show two lungs.
+        (10, 2) row and column in the order of `NAMES`; None if the mask does not show two lungs.
     """
     regions = sorted(regionprops(label(mask == 1)), key=lambda region: -region.area)[:2]
     if len(regions) < 2 or regions[1].area < SMALLEST_LUNG * mask.size:
@@ -68,7 +69,7 @@ class LandmarkTokens:
 
     tokens: Tensor  #: (m, D)
     landmark: NDArray[np.int64]  #: (m,) index into `NAMES`
-    image: NDArray[np.int64]  #: (m,) which image
+    image: NDArray[np.int64]  #: (m,) index of the image
     crop: NDArray[np.int64]  #: (m,) which of the two crops of the canvas the image was shown as
 
 
@@ -77,17 +78,17 @@ def landmark_tokens(
 ) -> LandmarkTokens:
     """Take the tokens of the cells that hold landmarks.
 
-    Each image is shown as its top left or its bottom right crop, by the seed, so that a landmark is at other places of
-    the picture in other images. Landmarks outside of the crop are left out.
+    Each image is shown as its top left or its bottom right crop, by the seed, so that a landmark is at different places
+    in different pictures. Landmarks outside of the crop are left out.
 
     Args:
         crops: tokens (n, L, D) of the top left and of the bottom right crop.
         points: for each image the landmarks in pixels of the canvas, or None.
         shift: crops of the canvas.
-        seed: of the choice of crops.
+        seed: seed for the choice of crops.
 
     Raises:
-        AfireError: if there are no landmarks of two images.
+        AfireError: if fewer than two images have landmarks.
     """
     usable = [(index, found) for index, found in enumerate(points) if found is not None]
     if len(usable) < 2:
@@ -114,7 +115,7 @@ def landmark_retrieval(found: LandmarkTokens) -> tuple[NDArray[np.float64], floa
         answers would get right.
 
     Raises:
-        AfireError: if landmarks are seen in one of the two crops only.
+        AfireError: if landmarks are seen in only one of the two crops.
     """
     if len(np.unique(found.crop)) < 2:
         raise AfireError("landmarks are seen in one of the two crops only; more images are needed")

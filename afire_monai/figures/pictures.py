@@ -16,7 +16,7 @@ from afire_monai.losses.token_contrastive import similarities
 from afire_monai.pages.elements import LINE, SECOND, new_figure, png
 
 Points = NDArray[np.float32]
-# clear of each other for the colour-blind, and on grey
+# distinguishable for the colour-blind, and on grey
 SEGMENT_COLOURS = np.array(
     [
         (0.00, 0.45, 0.70), (0.90, 0.62, 0.00), (0.00, 0.62, 0.45), (0.80, 0.47, 0.65), (0.34, 0.71, 0.91),

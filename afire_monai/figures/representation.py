@@ -18,7 +18,7 @@ from afire_monai.core.errors import AfireError
 CHUNK = 2**25
 """Similarities held at a time (128 MiB of float32)."""
 MOST_POINTS = 3000
-"""Points of a silhouette, drawn at random where there are more: the cost grows with their square."""
+"""Points of a silhouette; more are sampled at random, because the cost grows with their square."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def cell_retrieval(
 
     Similarity is the cosine after centring both sides. Tokens of the image's own patient do not count as answers. Only
     cells that the gallery shows are asked for. If queries and gallery are crops of the same canvas at other offsets,
-    the same anatomy is at different places of the two, and a network that knows places alone cannot answer.
+    the same anatomy is at different places of the two, and a network that only knows places cannot answer.
 
     Args:
         queries: (n, L, D) tokens.
@@ -63,10 +63,10 @@ def cell_retrieval(
         patients: (n,) patient of each image.
         query_cells: (L,) cell of the canvas that each query token shows.
         gallery_cells: (M,) the same for the gallery.
-        columns: of the canvas, to measure distances.
+        columns: number of columns of the canvas, to measure distances.
 
     Raises:
-        AfireError: fewer than two patients, no cell in common, or shapes that do not fit.
+        AfireError: for fewer than two patients, no cell in common, or shapes that do not fit.
     """
     names, patient = np.unique(np.asarray(patients), return_inverse=True)
     if len(names) < 2 or len(patient) != len(queries) or len(queries) != len(gallery):
@@ -111,12 +111,12 @@ def cell_retrieval(
 def distance_ratio(features: ArrayLike, labels: ArrayLike) -> float | None:
     """Mean cosine distance (1 - cosine, centred) within groups, divided by that between groups: below 1 is cohesion.
 
-    All pairs count, and none is listed: sums of vectors give the sums of their products.
+    All pairs count without being listed: sums of vectors give the sums of their products.
 
     Features are (n, D), labels (n,).
 
     Returns:
-        The ratio; None with one group, or where no group has two members.
+        The ratio; None with one group, or if no group has two members.
     """
     x = centred_unit(torch.as_tensor(np.asarray(features))).double()
     group = torch.from_numpy(np.unique(np.asarray(labels), return_inverse=True)[1])
@@ -138,7 +138,7 @@ def silhouette(features: ArrayLike, labels: ArrayLike, seed: int = 0) -> float |
     Features are (n, D), labels (n,).
 
     Returns:
-        The mean; None where there are not 2 to n - 1 groups.
+        The mean; None unless there are 2 to n - 1 groups.
     """
     x = centred_unit(torch.as_tensor(np.asarray(features))).numpy()
     groups = np.asarray(labels)
@@ -158,7 +158,7 @@ def _distances(wanted: Tensor, cells: Tensor, columns: int) -> Tensor:
 
 
 MOST_CLUSTERS = 12
-"""All unions of clusters are tried, so their number doubles with each."""
+"""All unions of clusters are tried, so their number doubles with each cluster."""
 MOST_TOKENS = 20_000
 
 
@@ -175,13 +175,13 @@ def cluster_tokens(
         grid: rows and columns, L = rows · columns.
         size: height and width of the pictures.
         clusters: k, from 2 to 12.
-        seed: of the start.
+        seed: seed of the start.
 
     Returns:
         (n, H, W) cluster of each pixel, numbered by size, the largest first.
 
     Raises:
-        AfireError: another number of clusters, or fewer tokens than clusters.
+        AfireError: for another number of clusters, or fewer tokens than clusters.
     """
     x = centred_unit(tokens)
     flat = x.flatten(0, 1)

@@ -25,8 +25,8 @@ def draw_figures(
 ) -> tuple[Path, dict[str, Any]]:
     """Draw all figures that the model and the list have material for.
 
-    Written are ``*.png``, ``figures.json`` and ``figures.html``, which needs nothing else. They name no file and no
-    patient, but show radiographs. Nothing is written before all is computed.
+    It writes ``*.png``, ``figures.json`` and ``figures.html``, which needs nothing else. They name no file and no
+    patient, but show radiographs. Nothing is written before everything is computed.
 
     Args:
         encoder: model folder with ``encoder.safetensors`` (and perhaps ``detector.safetensors``), or an encoder file.
@@ -35,7 +35,7 @@ def draw_figures(
         settings: see `Settings`.
 
     Raises:
-        AfireError: settings that cannot be, no such label, or no images of two patients.
+        AfireError: for impossible settings, an unknown label, or no images of two patients.
     """
     s = settings or Settings()
     network, description = load_encoder(encoder), load_module_files(encoder)[1]

@@ -46,7 +46,8 @@ SHOWN = 7
 class Settings:
     """Options of a study of an encoder.
 
-    They are the options of ``afire figures``. Raises AfireError: fewer than two images, or clusters that cannot be.
+    They are the options of ``afire figures``. Raises AfireError for fewer than two images, or an impossible number of
+    clusters.
     """
 
     section: str = "test"

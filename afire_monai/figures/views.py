@@ -41,14 +41,14 @@ class Sample:
 
     items: list[dict[str, Any]]  #: of the data list
     images: Tensor  #: (n, C, H, W) in 0…1 at the encoder's size
-    canvas: Tensor  #: (n, C, Hc, Wc) in 0…1, larger by some cells each way
-    left_out: list[str] = field(default_factory=list)  #: why files could not be used, in words without names
+    canvas: Tensor  #: (n, C, Hc, Wc) in 0…1, larger by some cells in each direction
+    left_out: list[str] = field(default_factory=list)  #: reasons why files could not be used, without names
 
 
 def choose_items(items: Sequence[Mapping[str, Any]], most: int, seed: int) -> list[dict[str, Any]]:
     """Draw images at random, at most one a patient and at most ``most``; those with a mask come first for each patient.
 
-    Raises DataListError: fewer than two patients.
+    Raises DataListError for fewer than two patients.
     """
     order = np.random.default_rng(seed).permutation(len(items))
     chosen: dict[str, dict[str, Any]] = {}
@@ -67,7 +67,7 @@ def read_sample(
 ) -> Sample:
     """Read images at the encoder's size and at the canvas' size, with the reader options that their list keeps.
 
-    Raises DataListError: fewer than two can be used (the reasons are given without names).
+    Raises DataListError if fewer than two can be used (the reasons are given without names).
     """
     sizes = (encoder.image_size, shift.canvas_size)
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 AUDIT = "audit.csv"
 COLUMNS = ("time", "user", "command", "what", "pseudonyms", "peer")
 POINTER = ".afire-audit.json"
-"""In a folder of DICOM results: where its log is, and the pseudonym of the image that each file is of."""
+"""File in a folder of DICOM results: names its log, and the pseudonym of the image that each file belongs to."""
 _A_LINE = 1000
 
 
@@ -39,9 +39,9 @@ def audited(path: Path | None, command: str, peer: str = "") -> Iterator[AuditEn
     """Append a line to a log at the end, also when the block is left by an error, whose type is then noted.
 
     Args:
-        path: of the log; None for none. Its folder exists.
-        command: what is done.
-        peer: address of the archive that things come from or go to.
+        path: log file, in an existing folder; None for no log.
+        command: name of the command.
+        peer: address of the archive that objects are fetched from or sent to.
     """
     entry, ended = AuditEntry(), ""
     try:
@@ -106,7 +106,8 @@ def leave_pointer(folder: Path, log: Path, images: dict[str, str]) -> None:
 def follow(folder: Path) -> tuple[Path | None, dict[str, str]]:
     """Return the log that a pointer in a folder leads to, and the hashes of images by name of file.
 
-    Without a pointer to a log that is there, None and nothing: folders that this program did not write are only read.
+    Without a pointer to an existing log, this returns None and an empty dictionary: folders that this program did not
+    write are only read.
     """
     folder = folder.parent if folder.is_file() else folder
     try:

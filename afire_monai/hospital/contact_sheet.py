@@ -33,7 +33,7 @@ def write_contact_sheet(private: Path, images: Path, hashes: Sequence[str]) -> i
     A page has up to 200 pictures and needs no other file; there are 25 pages at most.
 
     Returns:
-        How many pictures are shown.
+        Number of pictures shown.
 
     Raises:
         AfireError: if a page cannot be written.

@@ -25,23 +25,23 @@ from afire_monai.radiographs.header import Header, check_start, header_of, read_
 from afire_monai.radiographs.judgement import judge
 from afire_monai.radiographs.picture import stretch
 
-LINE_LETTERS = 5  # fewer are no line of text
+LINE_LETTERS = 5  # fewer are not a line of text
 
 
 def burned_in_text(picture: NDArray[np.float32]) -> int:
     """Count shapes like letters in a line, near the borders of a picture.
 
-    Letters are small, much brighter or darker than what is around them, and stand beside each other at one height;
-    the bands are the outer sixth of each side. Single side markers do not count, and neither does text written over
-    the lungs or rotated. It misses text, and proves no picture clean. Of 800 public radiographs it pointed at 34;
-    the twelve that were looked at all bear text, most of it "PORTABLE" and the like: it cannot tell a name from
-    that.
+    Letters are small, much brighter or darker than their surroundings, and stand beside each other at one height. Only
+    the outer sixth of each side is searched. Single side markers do not count, and neither does text that lies over the
+    lungs or is rotated. The search misses some text, so it cannot prove that a picture is clean. It flagged 34 of 800
+    public radiographs; the twelve of these that were inspected all bear text, most of it "PORTABLE" and the like. It
+    cannot tell a name from such text.
 
     Args:
         picture: (H, W) in 0…1.
 
     Returns:
-        Letters in the longest line, 0 if it has fewer than `LINE_LETTERS`.
+        Number of letters in the longest line; 0 if it has fewer than `LINE_LETTERS`.
     """
     height, width = picture.shape
     if min(height, width) < 96:
@@ -120,9 +120,9 @@ class Converted:
     size: int  #: bytes of the PNG
     pixels: str  #: SHA-256 of the picture that was written: equal decoded pixels have equal hashes
     shape: tuple[int, int]  #: rows and columns of the PNG
-    look: float  #: see `frontal_look`; 1 if it was not looked at
-    letters: int  #: see `burned_in_text`; -1 if it was not looked for
-    #: share of the pixels (of large pictures, of every few) in each of `BINS` equal parts of 0…1
+    look: float  #: see `frontal_look`; 1 if it was not computed
+    letters: int  #: see `burned_in_text`; -1 if text was not searched for
+    #: share of the pixels (in large pictures, of a sample) in each of `BINS` equal parts of 0…1
     histogram: tuple[float, ...]
 
 
@@ -130,23 +130,23 @@ class Converted:
 class Reading:
     """A file to read for the first time."""
 
-    number: int  #: of the file
-    source: str  #: its path
-    folder: str  #: where its picture goes for the time being, see `provisional`
+    number: int  #: number of the file
+    source: str  #: path of the file
+    folder: str  #: folder for its picture, which has a provisional name at first, see `provisional`
     max_side: int  #: longest side of the PNG in pixels
     check_text: bool  #: look for text near the borders
     include_laterals: bool  #: convert lateral views as well
-    window_index: int = 0  #: as of `Job`
-    forgotten: Forgotten | None = None  #: patients of whom nothing is read but the header
+    window_index: int = 0  #: as in `Job`
+    forgotten: Forgotten | None = None  #: patients of whose files only the header is read
 
 
 @dataclass(frozen=True)
 class Read:
     """Result of the first reading of a file."""
 
-    header: Header  #: its facts
-    setting: str = ""  #: of the conversion (`Job.setting`), "" if the header speaks against one
-    result: Converted | Failure | None = None  #: of the conversion
+    header: Header  #: header of the file
+    setting: str = ""  #: setting of the conversion (`Job.setting`); "" if the header speaks against one
+    result: Converted | Failure | None = None  #: result of the conversion
 
 
 def provisional(number: int) -> str:
@@ -157,8 +157,9 @@ def provisional(number: int) -> str:
 def read_file(task: Reading) -> Read | Failure:
     """Read a file once: its header and, if that does not speak against it, its picture, under a provisional name.
 
-    Most files of an archive of radiographs are kept, so converting at once is cheaper than coming back: a file is
-    opened, fetched and parsed once. Raw images, which are left out where there is a processed one, wait.
+    Most files of an archive of radiographs are kept, so converting them at once is cheaper than reading them twice: a
+    file is opened, fetched and parsed once. Raw images are not converted yet, as they are left out if there is a
+    processed image.
     """
     path = Path(task.source)
     try:

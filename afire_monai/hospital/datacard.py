@@ -35,8 +35,8 @@ def age_in_band(age: float) -> int | None:
 def count_groups(values: Iterable[tuple[str, str]]) -> dict[str, dict[str, Shown]]:
     """Patients and images of each value, without telling small groups apart.
 
-    A group of fewer than five patients is shown as "<5", its images not at all. Where it is the only one, its size
-    could be told from the total, so the next smallest is withheld as well.
+    A group of fewer than five patients is shown as "<5", and the number of its images is hidden. If it is the only such
+    group, its size could be computed from the total, so the next smallest group is withheld as well.
     """
     patients: dict[str, set[str]] = defaultdict(set)
     images: dict[str, int] = defaultdict(int)
@@ -60,8 +60,8 @@ def describe(
     """Put the figures of a data card together.
 
     Args:
-        datalist: with its sections.
-        facts: for each image (its ``image`` entry) the value of each property, as ``view``, ``sex``, ``age``.
+        datalist: data list with its sections.
+        facts: value of each property, such as ``view``, ``sex`` and ``age``, for each image (its ``image`` entry).
         histogram: mean share of pixels in each equal part of 0…1.
     """
     names = [name for name in ("training", "validation", "test") if name in datalist]

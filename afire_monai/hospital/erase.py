@@ -31,23 +31,23 @@ from afire_monai.radiographs.header import read_header
 class Traces:
     """A patient's traces in the state of an ingest, and what belongs to others and must stay."""
 
-    numbers: list[int] = field(default_factory=list)  #: of files in the state
-    images: set[str] = field(default_factory=set)  #: hashes of images
-    groups: set[str] = field(default_factory=set)  #: hashes of the patient; one
-    others: set[str] = field(default_factory=set)  #: images kept of other patients
-    paths: set[str] = field(default_factory=set)  #: all files known, of whomever
-    values: set[str] = field(default_factory=set)  #: that join labels to images
-    uids: set[str] = field(default_factory=set)  #: of studies, series and instances
-    hashes: set[str] = field(default_factory=set)  #: under which the patient is known again, see `Forgotten`
+    numbers: list[int] = field(default_factory=list)  #: numbers of the patient's files in the state
+    images: set[str] = field(default_factory=set)  #: hashes of the patient's images
+    groups: set[str] = field(default_factory=set)  #: hash of the patient, a single one
+    others: set[str] = field(default_factory=set)  #: hashes of kept images of other patients
+    paths: set[str] = field(default_factory=set)  #: paths of all known files, of any patient
+    values: set[str] = field(default_factory=set)  #: values that join labels to the patient's images
+    uids: set[str] = field(default_factory=set)  #: UIDs of the patient's studies, series and instances
+    hashes: set[str] = field(default_factory=set)  #: hashes by which the patient is recognised, see `Forgotten`
 
 
 @dataclass(frozen=True)
 class Erased:
     """Counts of erased files and entries."""
 
-    files: int = 0  #: of the patient that were known
-    counts: dict[str, int] = field(default_factory=dict)  #: by kind
-    sections: tuple[str, ...] = ()  #: in which the patient's images were
+    files: int = 0  #: number of known files of the patient
+    counts: dict[str, int] = field(default_factory=dict)  #: number of erased files and entries by kind
+    sections: tuple[str, ...] = ()  #: sections that held the patient's images
     before: str = ""  #: SHA-256 of the data list that held the patient; "" if none did
     after: str = ""  #: SHA-256 of the data list now; "" if no image is left
 
@@ -60,8 +60,8 @@ def drop_forgotten(state: State, private: Path) -> int:
     for path in paths:
         path.unlink(missing_ok=True)
         depth = len(path.relative_to(os.path.abspath(private)).parts)
-        for folder in path.parents[: max(0, depth - 3)]:  # below private/unpacked/KEY; names may be the patient's
-            with contextlib.suppress(OSError):  # another file is in it
+        for folder in path.parents[: max(0, depth - 3)]:  # below private/unpacked/KEY; names may identify the patient
+            with contextlib.suppress(OSError):  # the folder holds another file
                 folder.rmdir()
     if forgotten:
         state.erase_forgotten()
@@ -103,14 +103,14 @@ def find_traces(
             + ", ".join(sorted(found.groups))
         )
     found.hashes |= {forgotten.value(value) for value in found.values}
-    found.images -= found.others  # archives that were made anonymous may give one UID to several patients
+    found.images -= found.others  # anonymised archives may give one UID to several patients
     return found
 
 
 def erase(state: State, identity: IdentityKey, forgotten: Forgotten, found: Traces, out: Path) -> Erased:
     """Note that a patient is forgotten, then take them out of all files.
 
-    Raises AfireError: before anything is changed, if the folder is not that of a finished ingest.
+    Raises AfireError, before anything is changed, if the folder is not that of a finished ingest.
     """
     private, facts, options = out / PRIVATE, *_ingested(out)
     datalist = read_raw(out / outputs.DATALIST) if (out / outputs.DATALIST).exists() else {}
@@ -129,7 +129,7 @@ def erase(state: State, identity: IdentityKey, forgotten: Forgotten, found: Trac
         lists = [(group, before, sections), *((group, sha256, "") for sha256 in earlier)]
         forgotten.lists += [one for one in lists if one not in forgotten.lists]
     forgotten.hashes |= found.hashes
-    forgotten.save(private)  # from here on an interruption is completed by the same command
+    forgotten.save(private)  # from here on, the same command completes an interrupted erasure
     erased = {
         "pictures": _delete(_pictures(out, found)),
         "copies of DICOM files": _delete(_unread(forgotten, found, private)),

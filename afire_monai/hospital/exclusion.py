@@ -22,11 +22,12 @@ def read_exclusions(path: Path) -> dict[str, int]:
     """Read which images to leave out; return hash and number of the line.
 
     Args:
-        path: a hash (of the column ``image`` of private/index.csv) or name of a picture in each line, or a CSV with a
-            column ``image`` of these. Empty lines do not count.
+        path: text file with a hash (column ``image`` of private/index.csv) or the name of a picture on each line, or a
+            CSV with these in a column ``image``. Empty lines do not count.
 
     Raises:
-        AfireError: if it cannot be read, or a line holds something else, which is not quoted: it could name a patient.
+        AfireError: if it cannot be read, or a line holds something else. The message does not quote the line, as it
+            could name a patient.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()

@@ -54,21 +54,21 @@ def forget(
 ) -> ForgetSummary:
     """Erase one patient from the folder of an ingest, and keep them out of later ones.
 
-    Erased are pictures, the patient's part of every table, of the state and of the contact sheet, and retrieved DICOM
-    files. First it is noted (by keyed hashes) that the patient is forgotten; if the command is interrupted after that,
-    the same one completes it, and no ingest goes on before. Sources, predictions, results, caches, models and copies
-    stay as they are.
+    This erases the patient's pictures and retrieved DICOM files, and the patient's part of every table, of the state
+    and of the contact sheet. First the command notes, by keyed hashes, that the patient is forgotten. If it is
+    interrupted after that, the same command completes the erasure, and no ingest runs before that. Sources,
+    predictions, results, caches, models and copies stay as they are.
 
     Args:
-        patient: PatientID.
-        folder: that an ingest wrote.
-        hash: of the patient, instead of a PatientID: column group of private/index.csv.
-        key: identity key, if the folder was made with one from elsewhere.
+        patient: PatientID of the patient.
+        folder: folder that an ingest wrote.
+        hash: hash of the patient, instead of a PatientID; it is in the column group of private/index.csv.
+        key: identity key, if the folder was made with a key from elsewhere.
         model: folders of trainings or models; those that name a data list with the patient are reported.
 
     Raises:
-        AfireError: the patient is not known, the folder is of something else or in use, or cannot be written. Nothing
-            was erased then, or the same command goes on.
+        AfireError: if the patient is not known, or the folder is not that of an ingest, is in use or cannot be written.
+            Then nothing was erased, or the same command completes the erasure.
     """
     out = Path(folder)
     private = out / PRIVATE
@@ -93,7 +93,7 @@ def forget(
                 erased = erase(state, identity, forgotten, traces, out)
             else:
                 erased = Erased()
-                state.erase_forgotten()  # an interruption may have left something in its free space
+                state.erase_forgotten()  # after an interruption, erased values may remain in its free space
             groups = traces.groups or ({hash} if hash else {identity.patient(str(patient))})
             sights = models_that_saw(model, forgotten.lists_of(groups))
             entry.what = f"files known: {erased.files}, pictures erased: {erased.counts.get('pictures', 0)}"
@@ -124,10 +124,10 @@ _KEYS = ("data_sha256", "datalist_sha256")
 class Sight:
     """The data lists that a model folder was made from, according to its files."""
 
-    folder: str  #: as it was named
-    #: section of each list that held the patient; "" for an earlier list, of which that is not known
+    folder: str  #: folder as the caller named it
+    #: section of each list that held the patient; "" for an earlier list that may have held the patient
     held: tuple[str, ...]
-    lists: int  #: how many lists it names
+    lists: int  #: number of lists that its files name
 
     def words(self) -> str:
         """Say it in a sentence."""
@@ -147,15 +147,15 @@ class Sight:
 def models_that_saw(folders: Sequence[str | os.PathLike[str]], lists: Mapping[str, str]) -> list[Sight]:
     """Compare the data lists that models name with those that held a patient.
 
-    Read are the JSON files of a folder, of its ``models`` and of the ``models`` of its subfolders: also what an
-    encoder was pre-trained on counts, as far as it is named there.
+    This reads the JSON files of a folder, of its ``models`` and of the ``models`` of its subfolders. The data lists of
+    an encoder's pre-training count too, if these files name them.
 
     Args:
-        folders: of trainings or models.
+        folders: folders of trainings or models.
         lists: SHA-256 of data lists, with the section that the patient was in ("" if not known).
 
     Raises:
-        AfireError: if one is no folder.
+        AfireError: if a path is not a folder.
     """
     check_folders(folders)
     return [_sight(Path(folder), lists) for folder in folders]

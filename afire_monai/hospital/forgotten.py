@@ -23,8 +23,8 @@ class Forgotten:
     """Keyed hashes of erased patients and of table values that name them; can be handed to other processes."""
 
     identity: IdentityKey  #: key of the hashes
-    rule: str  #: which issuers count, as `Issuers`
-    hashes: set[str] = field(default_factory=set)  #: of patients, and of values of theirs in tables of labels
+    rule: str  #: rule by which issuers count, see `Issuers`
+    hashes: set[str] = field(default_factory=set)  #: hashes of patients, and of their values in tables of labels
     #: data lists that held (``section``) or may have held ("") a patient: hash of the patient, SHA-256 of the list,
     #: section
     lists: list[tuple[str, str, str]] = field(default_factory=list)

@@ -19,7 +19,7 @@ PRIVATE = "private"
 INDEX, LEFT_OUT, UNMATCHED = "index.csv", "left_out.csv", "unmatched_labels.csv"
 RETRIEVED, NOT_RETRIEVED = "dicom", "not_retrieved.csv"
 UNPACKED = "unpacked"
-"""Names in the private folder: of the retrieved files, and of the table of what could not be retrieved."""
+"""Names in the private folder, such as those of the retrieved files and of the table of failed retrievals."""
 
 
 def make_private_folder(out: Path) -> Path:
@@ -43,8 +43,8 @@ class IdentityKey:
     """HMAC-SHA256 under a key that stays with the hospital, shortened to 80 bits.
 
     The same patient has the same hash under the same key, in every folder made with it. Without the key no hash can be
-    computed, so a list of all patient numbers does not help anybody to find a patient. Raises AfireError for another
-    length.
+    computed, so a list of all patient numbers does not help anybody to find a patient. Raises AfireError if the key has
+    another length.
     """
 
     def __init__(self, key: bytes) -> None:

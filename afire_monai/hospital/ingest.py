@@ -36,7 +36,7 @@ StrPath = str | os.PathLike[str]
 class IngestSummary:
     """Counts of an ingest; nothing in it identifies anybody.
 
-    ``left_out`` (by reason) and ``kept`` add up to ``seen``; pictures that were copies count as read.
+    ``left_out`` (by reason) and ``kept`` add up to ``seen``; pictures that turned out to be copies count as read.
     """
 
     out: Path
@@ -92,44 +92,45 @@ def ingest(
 ) -> IngestSummary:
     """Make a data list of the frontal chest radiographs among DICOM files, without names, numbers, dates and places.
 
-    Sources are only read. An interrupted run continues where it stopped, and one over unchanged files (size and
-    time of change) reads none of them again. With the same key, options and files the result is the same.
+    Sources are only read. An interrupted run continues where it stopped, and a run over unchanged files (size and time
+    of change) reads none of them again. With the same key, options and files the result is the same.
 
     Args:
-        inputs: folders, DICOMDIR files or single DICOM files; a later run names at least those of the earlier ones.
+        inputs: folders, DICOMDIR files or single DICOM files; a later run must name at least those of earlier runs.
         out: folder to write into (see docs/hospital.md); ``out/private`` stays with the hospital.
-        labels: CSV of labels.
+        labels: CSV file with labels.
         join: key that joins labels to images: accession, patient, study or file.
-        join_column: the CSV's column of it, unless it has a usual name such as AccessionNumber.
-        label_columns: columns of one finding each, with 1, 0, -1 (uncertain) or nothing.
-        labels_column: instead, one column of names of findings.
-        label_separator: between these names.
-        delimiter: between the cells of that table: , ; or tab; found out unless given.
-        encoding: of that table: utf-8, utf-16, cp1252, …; found out unless given.
+        join_column: column of the CSV that holds this key, unless it has a usual name such as AccessionNumber.
+        label_columns: columns with one finding each; a cell holds 1, 0, -1 (uncertain) or nothing.
+        labels_column: one column with the names of findings, instead of label columns.
+        label_separator: separator between these names.
+        delimiter: separator between the cells of the CSV: , ; or tab; detected unless given.
+        encoding: encoding of the CSV: utf-8, utf-16, cp1252, …; detected unless given.
         normal_label: the finding that means "no finding".
-        allow: tags that may go into the data list, out of age (in bands), sex, view, manufacturer_model.
-        key: identity key of an earlier folder, so that patients have the same hashes in both; unless given, the one in
-            ``out/private``, made if need be.
+        allow: tags that may go into the data list: any of age (in bands), sex, view, manufacturer_model.
+        key: identity key of an earlier folder, so that patients have the same hashes in both; unless given, the key in
+            ``out/private``, which is created if needed.
         split: shares of training, validation and test.
         split_by: date:YYYY-MM-DD,YYYY-MM-DD (first days of validation and test) or site, instead of shares.
-        seed: of the split.
-        workers: processes that read; the number of cores, at most 8, unless given. 0 reads in this process, without
-            limits of time and memory for each file.
+        seed: seed of the split.
+        workers: number of processes that read files; the number of cores, at most 8, unless given. With 0, this process
+            reads them, without limits of time and memory for each file.
         include_laterals: keep lateral views as well.
         max_side: longest side of the pictures in pixels; larger ones are averaged down.
-        window_index: which DICOM window or VOI LUT to use where a file has several: 0, 1, …
-        check_text: leave out pictures with something like text near the border.
-        accept_text: with check_text, keep them and count them.
+        window_index: which DICOM window or VOI LUT to use if a file has several: 0, 1, …
+        check_text: leave out pictures that seem to have text near the border.
+        accept_text: with check_text, keep these pictures and count them.
         issuers: one: a PatientID is one patient, whoever issued it; separate: the same PatientID of two issuers is two
             patients. Case and blanks of an issuer never count.
-        exclude: file of images to leave out, one a line by hash or name of the picture, or a CSV with a column image;
+        exclude: file of images to leave out: a hash or name of a picture on each line, or a CSV with a column image;
             they stay left out in later runs (private/excluded.csv).
-        name: of the data list.
+        name: name of the data list.
         progress: show bars with the time left.
-        seconds_per_file: after which a file counts as hanging.
+        seconds_per_file: seconds after which a file counts as hanging.
 
     Raises:
-        AfireError: nothing to read, no image is kept, a wrong option, a key that others may read, a full disk.
+        AfireError: if there is nothing to read, no image is kept, an option is wrong, others may read the key, or the
+            disk is full.
     """
     sources = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
     roots = [Path(os.path.abspath(source)) for source in sources]
@@ -153,7 +154,7 @@ def ingest(
         _same_issuers(state, options.issuers)
         forgotten = Forgotten.load(private, identity, options.issuers)
         refuse_unfinished(state, forgotten)
-        (Path(out) / outputs.SUMMARY).unlink(missing_ok=True)  # without it a folder is not taken for a finished one
+        (Path(out) / outputs.SUMMARY).unlink(missing_ok=True)  # without it, a folder does not count as finished
         before = _groups(Path(out) / outputs.DATALIST)
         with Pool(processes, seconds_per_file) as pool:
             reader = _Reader(state, pool, progress)
@@ -211,7 +212,7 @@ def _check(roots: Sequence[Path], options: Options, out: Path, workers: int, key
         raise AfireError(f"window-index is {options.window_index}; 0, 1, … are expected")
     if workers < 0:
         raise AfireError(f"workers is {workers}; 0 or more are expected")
-    known = [STATE, KEY] if key is None else [STATE, INDEX]  # a damaged state is removed, and what it knew read again
+    known = [STATE, KEY] if key is None else [STATE, INDEX]  # if a damaged state was removed, files are read again
     if out.exists() and not any((out / PRIVATE / name).exists() for name in known):
         others = [name for name in os.listdir(out) if name != PRIVATE] if out.is_dir() else [out.name]
         if others:

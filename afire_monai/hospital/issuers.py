@@ -19,7 +19,7 @@ def plain_issuer(issuer: str) -> str:
 class Issuers:
     """Which issuer counts for each PatientID of an archive.
 
-    ``one``: none does; a PatientID is one patient, so no patient can be in two sections. ``separate``: the same
+    ``one``: no issuer counts; a PatientID is one patient, so no patient can be in two sections. ``separate``: the same
     PatientID of two issuers is two patients; case and blanks do not count, and an image without issuer belongs to the
     only issuer of its PatientID, if there is one. Raises AfireError for another rule.
     """

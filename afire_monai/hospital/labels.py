@@ -24,7 +24,7 @@ JOINS = {
     "study": ("StudyInstanceUID", "study_instance_uid", "study_uid", "study"),
     "file": ("file", "filename", "file_name", "path", "image"),
 }
-"""What labels can be joined by, and names of columns that are taken for it."""
+"""Keys that can join labels to images, and the column names recognised for each."""
 MOST_LABELS = 200
 _SUFFIXES = (".dcm", ".dicom", ".ima")
 
@@ -33,16 +33,16 @@ _SUFFIXES = (".dcm", ".dicom", ".ima")
 class JoinedLabels:
     """Labels of images, and the rows that could not be joined."""
 
-    names: tuple[str, ...]  #: of the labels
+    names: tuple[str, ...]  #: names of the labels
     rows: int = 0  #: lines of the table that hold labels
-    by_image: dict[str, Values] = field(default_factory=dict)  #: values of each image that has some
+    by_image: dict[str, Values] = field(default_factory=dict)  #: values of each image that has any
     #: lines (numbered as in an editor) with at least one image that is kept
     matched: list[int] = field(default_factory=list)
     left_out: list[int] = field(default_factory=list)  #: lines that only belong to images that were left out
     unmatched: list[int] = field(default_factory=list)  #: lines that belong to no file
-    #: lines that say different things of the same thing; none of them is used
+    #: lines that have the same key but different labels; none of them is used
     contradicting: list[int] = field(default_factory=list)
-    ambiguous: list[int] = field(default_factory=list)  #: lines whose file name several files have; not used
+    ambiguous: list[int] = field(default_factory=list)  #: lines whose file name fits several images; not used
     without: int = 0  #: images that have no label
 
 
@@ -63,13 +63,13 @@ def join_labels(
 ) -> JoinedLabels:
     """Find the labels of images.
 
-    A line may belong to several images (all those of an accession); a file name to one only.
+    A line may belong to several images (all images of an accession), but a file name belongs to only one.
 
     Args:
-        table: of the labels.
-        subjects: images that are kept, and those that were left out, so that lines of the latter can be told.
+        table: the label table.
+        subjects: images that are kept, and images that were left out, so that lines of the latter can be recognised.
         roots: folders that paths in the table may start from.
-        detail: is given the line numbers and values that were not used; they are private.
+        detail: list that receives the line numbers and values that were not used; they are private.
     """
     images: dict[str, list[str]] = defaultdict(list)
     known: set[str] = set()
@@ -113,8 +113,8 @@ def join_labels(
 class LabelTable:
     """A CSV of labels, by the key that joins it to images.
 
-    Arguments are as for `ingest.ingest`. Raises DataListError: not a table, a missing column, a value that is no label,
-    or so many labels that the column cannot be one of findings. No cell is quoted: it could be a patient's.
+    Arguments are as for `ingest.ingest`. Raises DataListError if the file is not a table, a column is missing, a value
+    is not a label, or there are too many labels for a column of findings. No cell is quoted: it could be a patient's.
     """
 
     def __init__(

@@ -89,7 +89,7 @@ def write(
 ) -> dict[str, Any]:
     """Write all files of a finished ingest, the summary last.
 
-    Raises AfireError: no image is kept, or a file cannot be written.
+    Raises AfireError if no image is kept or a file cannot be written.
     """
     left_out, seen = write_left_out(state, out)
     kept = collect(state, identity, options)
@@ -235,7 +235,7 @@ def _datalist(kept: Kept, joined: JoinedLabels | None, options: Options) -> dict
     for number, name in enumerate(SECTIONS):
         items = [item for item, section in zip(kept.items, sections, strict=True) if section == number]
         if items:
-            datalist[name] = sorted(items, key=lambda item: item["image"])  # the order of paths could say who is who
+            datalist[name] = sorted(items, key=lambda item: item["image"])  # the order of paths could identify patients
     return datalist
 
 

@@ -34,7 +34,7 @@ class Found:
 def scan(inputs: Collection[Path], without: Collection[Path] = ()) -> Iterator[Found]:
     """Go through folders, DICOMDIR files and single files; each file once, whatever names lead to it.
 
-    Raises AfireError: there is nothing at one of the paths, or a DICOMDIR cannot be read.
+    Raises AfireError if one of the paths does not exist or a DICOMDIR cannot be read.
     """
     seen: set[str] = set()
     for path in inputs:
@@ -53,8 +53,8 @@ def scan(inputs: Collection[Path], without: Collection[Path] = ()) -> Iterator[F
 def scan_folder(folder: Path, without: Collection[Path] = ()) -> Iterator[Found]:
     """List all files below a folder, sorted within each folder; nothing is opened.
 
-    Links are followed, but no folder is entered twice, so circles end. Folders that cannot be entered, broken links
-    and what is no file (pipes, devices) come with a problem.
+    Links are followed, but no folder is entered twice, so circles end. Folders that cannot be entered, broken links,
+    and pipes, devices and the like come with a problem.
     """
     entered = {_identity(os.stat(path)) for path in without if path.exists()}
     waiting = [str(folder.absolute())]
@@ -82,7 +82,7 @@ def scan_folder(folder: Path, without: Collection[Path] = ()) -> Iterator[Found]
 def scan_dicomdir(path: Path) -> Iterator[Found]:
     """List the files that a DICOMDIR refers to; names that lead out of its folder come with a problem.
 
-    Raises AfireError: the DICOMDIR cannot be read.
+    Raises AfireError if the DICOMDIR cannot be read.
     """
     import pydicom
 

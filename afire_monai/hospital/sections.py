@@ -18,15 +18,15 @@ class SplitRule:
     """How to split."""
 
     by: str = "shares"  #: "shares", "date" or "site"
-    shares: tuple[float, ...] = (0.7, 0.1, 0.2)  #: of training, validation and test
+    shares: tuple[float, ...] = (0.7, 0.1, 0.2)  #: shares of training, validation and test
     cuts: tuple[str, ...] = ()  #: with "date": YYYYMMDD of the first day of validation (if there are two) and of test
-    seed: int = 0  #: of what is drawn
+    seed: int = 0  #: seed of the random draws
 
     @classmethod
     def parse(cls, split_by: str | None, shares: Sequence[float], seed: int) -> SplitRule:
         """Build a rule from the words of a command line: None, ``date:YYYY-MM-DD[,YYYY-MM-DD]`` or ``site``.
 
-        Raises DataListError for anything else, or shares that are not three that sum to 1.
+        Raises DataListError for other words, or if the shares are not three numbers that sum to 1.
         """
         if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
             raise DataListError(
@@ -62,14 +62,14 @@ def assign_sections(
 ) -> list[int]:
     """Return the section of each of n images; all images of a patient are in one.
 
-    - shares: patients are dealt out, stratified and seeded (`split_by_group`).
+    - shares: patients are divided at random, stratified and seeded (`split_by_group`).
     - date: a patient's *latest* image decides. So no training image is of the first day of validation or later, and
       some images of later sections are older.
     - site: the site with most images is for training and validation (by their shares), all others are the test set. A
-      patient seen at both kinds is in the test set, so nothing of another site is trained on.
+      patient with images from both is in the test set, so no image of another site is used for training.
 
-    Patients, strata, days (YYYYMMDD) and hashes of sites are those of each image. Raises DataListError: nothing is left
-    for training, or there is one site only.
+    Patients, strata, days (YYYYMMDD) and hashes of sites are given for each image. Raises DataListError if nothing is
+    left for training, or there is only one site.
     """
     if rule.by == "shares":
         return [int(part) for part in split_by_group(groups, strata, rule.shares, rule.seed)]

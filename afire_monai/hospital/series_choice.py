@@ -29,7 +29,7 @@ from afire_monai.hospital.state import KEPT, State
 from afire_monai.radiographs.header import Header
 from afire_monai.radiographs.judgement import LOOKS_OTHER, judge
 
-# what this writes, whole or half; nothing else is ever removed
+# names of the files that this module writes, whole or partial; it removes no others
 _OWN_FILE = re.compile(
     rf"[0-9a-f]{{{HASH_CHARACTERS}}}\.png|\.[0-9a-f]{{{HASH_CHARACTERS}}}\.png\.part|\.+\d+\.png(\.part)+"
 )
@@ -83,7 +83,7 @@ class Chooser:
         again = []
         for task, read in runner(read_file, tasks, len(tasks)):
             if isinstance(read, Failure) and read.kind in (TOO_SLOW, STOPPED, MEMORY, UNEXPECTED):
-                again.append(task)  # its pixels may be at fault, and its header is of use without them
+                again.append(task)  # its pixels may be at fault, and its header is useful without them
                 continue
             self._note_read(task, read)
         for task, read in runner(read_header_only, again, len(again)):
@@ -101,7 +101,7 @@ class Chooser:
         """Choose; pictures of images that are not kept (any more) are removed.
 
         Args:
-            runner: does the conversions, as `pool.run_tasks`.
+            runner: function that does the conversions, as `Pool.run` does.
             excluded: hashes of images to leave out; another image of their series may be kept instead, but none with
                 the same pixels.
 
@@ -128,7 +128,7 @@ class Chooser:
         return self.chosen
 
     def _candidates(self, excluded: Collection[str]) -> Iterator[Candidate]:
-        # numbers follow the order of paths, so that what is chosen does not depend on when files were found
+        # in the order of paths, so that the choice does not depend on when files were found
         for place, entry in enumerate(self.state.entries()):
             if entry.header is None:
                 continue
@@ -146,7 +146,7 @@ class Chooser:
 
     def _candidate(self, place: int, number: int, path: str, header: Header, lateral: bool, raw: bool) -> Candidate:
         alone = f"file {path}"
-        patient = header.patient_id  # archives that were made anonymous may give one UID to several patients
+        patient = header.patient_id  # anonymised archives may give one UID to several patients
         return Candidate(
             number,
             image_of(self.identity, header, path),
@@ -273,7 +273,7 @@ EXCLUDED = "excluded by hand"
 class Candidate:
     """A file that may be kept, as far as choosing among the images of a series needs it.
 
-    Files without series or study have what stands for it; ``place`` is that in the order of paths.
+    Files without a series or study UID have a substitute; ``place`` is the place in the order of paths.
     """
 
     number: int

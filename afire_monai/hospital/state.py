@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS files (
   header TEXT, setting TEXT, result TEXT, verdict TEXT);
 """
 _AT_ONCE = 200
-# what may be otherwise the next time although the file has not changed
+# outcomes worth retrying even if the file is unchanged
 _PASSING = (NOT_READABLE, TOO_SLOW, STOPPED)
 KEPT = "kept"
 
@@ -50,10 +50,10 @@ class State:
 
     Args:
         folder: the private folder.
-        new_run: begin a run; without, what the last one found is shown.
+        new_run: begin a new run; if False, show the files that the last run found.
 
     Raises:
-        AfireError: it is in use, damaged or of another format.
+        AfireError: if the state is in use, damaged or of another format.
     """
 
     def __init__(self, folder: Path, new_run: bool = True) -> None:
@@ -203,7 +203,7 @@ class State:
     def result(self, number: int, setting: str, passing: bool = False) -> Converted | Failure | None:
         """Return the result of converting a file under this setting; None if it is not known.
 
-        With ``passing`` failures are given, too, that may be otherwise the next time.
+        With ``passing``, failures that are worth retrying are returned, too.
         """
         row = self._base.execute("SELECT result FROM files WHERE number=? AND setting=?", (number, setting)).fetchone()
         result = None if row is None else self._result(row[0])

@@ -18,11 +18,11 @@ from afire_monai.hospital.scan import Found, scan_folder
 
 PROBLEM = "zip: unpack it"
 MOST_FILES = 200_000
-"""In one archive."""
+"""Maximum number of files in one archive."""
 ALWAYS, RATIO = 1 << 30, 100
-"""Bytes that any archive may unpack to, and how many times its own size a larger one may: radiographs have less."""
+"""Bytes that any archive may unpack to, and the highest ratio to the size of a larger one: radiographs have less."""
 SPARE = 1 << 30
-"""Bytes of the disk that are left free."""
+"""Bytes to leave free on the disk."""
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError)
 
 
@@ -33,12 +33,12 @@ class _UnsafeError(ValueError):
 def unpacked(found: Iterable[Found], private: Path) -> Iterator[Found]:
     """Yield files as they are found, and in place of each ZIP archive the files in it.
 
-    They lie below ``private/unpacked``, in a folder for each archive, under the names that they have in it, until the
-    archive changes or is found no more. An archive that cannot be unpacked, or not safely, comes with a problem, and
-    so does one inside another.
+    The files lie below ``private/unpacked``, in a folder for each archive, under their names in the archive, until the
+    archive changes or is no longer found. An archive that cannot be unpacked, or not safely, comes with a problem, and
+    so does an archive inside another.
 
     Raises:
-        AfireError: there is not enough room on the disk.
+        AfireError: if there is not enough room on the disk.
     """
     base = Path(os.path.abspath(private / UNPACKED))
     used = set()
@@ -72,7 +72,7 @@ def _unpack(found: Found, folder: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
     with zipfile.ZipFile(found.path) as archive:
         files = [info for info in archive.infolist() if not info.is_dir()]
-        size = sum(info.file_size for info in files)  # no more than this is read, whatever is packed
+        size = sum(info.file_size for info in files)  # at most this much is read, whatever the archive holds
         if len(files) > MOST_FILES or size > max(ALWAYS, RATIO * found.size):
             raise _UnsafeError("too large")
         folder.parent.mkdir(mode=0o700, exist_ok=True)

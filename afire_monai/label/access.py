@@ -23,13 +23,13 @@ _REFUSAL = (
 class TokenRequired:
     """Lets no request pass without the token.
 
-    A browser gets it in the address that is printed (``/?token=…``), and keeps it as a cookie that no script can read
-    and no other page can send; the address is then without it. Programs send the header ``Authorization: Bearer …``.
-    Programs that cannot, such as 3D Slicer, have ``/token/…`` before each path.
+    A browser gets the token in the printed address (``/?token=…``), and keeps it as a cookie that no script can read
+    and no other page can send; the token is then removed from the address. Programs send the header
+    ``Authorization: Bearer …``. Programs that cannot do so, such as 3D Slicer, put ``/token/…`` before each path.
 
     Args:
         app: the rest of the server.
-        token: at least 20 characters.
+        token: the token, of at least 20 characters.
     """
 
     def __init__(self, app: ASGIApp, token: str) -> None:
@@ -45,7 +45,7 @@ class TokenRequired:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         port = (scope.get("server") or ("", 0))[1]
-        cookie = f"afire_label_{port}"  # browsers keep cookies by host, whatever the port
+        cookie = f"afire_label_{port}"  # browsers keep cookies by host, for all its ports
         if scope["method"] == "GET" and (rest := self._without_token(scope)) is not None:
             await self._welcome(cookie, rest)(scope, receive, send)
             return
@@ -91,7 +91,7 @@ def token_of_environment() -> str | None:
     """Return the token that the server was started with; None if it was started without one on purpose.
 
     Raises:
-        SystemExit: if neither was said, or the token is short.
+        SystemExit: if neither a token nor the choice of none is given, or the token is too short.
     """
     token = os.environ.get(TOKEN, "")
     if not token and os.environ.get(NO_TOKEN) == "1":

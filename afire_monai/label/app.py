@@ -247,8 +247,8 @@ class RadiographInfer(InferTask):
     """One of `answers.TASKS`.
 
     Args:
-        task: its name.
-        shelf: models.
+        task: name of the task.
+        shelf: the models.
     """
 
     def __init__(self, task: str, shelf: ModelShelf) -> None:
@@ -282,14 +282,14 @@ class RadiographInfer(InferTask):
     def __call__(self, request: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
         """Answer a request for the image in its ``image``; see `answers.answer` and `answers.write_reply`."""
         start = time.perf_counter()
-        map_suffix(str(request.get("result_extension") or ".nii.gz"))  # before the work, not after it
+        map_suffix(str(request.get("result_extension") or ".nii.gz"))  # refuses before the work, not after it
         reply = answer(self.task, self.shelf, request["image"], request)
         written = time.perf_counter()
         folder = tempfile.mkdtemp(prefix="afire-map-")
         try:
             path = write_reply(reply, folder, "map", request)
             file = None
-            if path is not None:  # MONAI Label deletes the file when it is sent, and nothing but the file
+            if path is not None:  # MONAI Label deletes the file once it is sent, and only the file
                 handle, file = tempfile.mkstemp(suffix=path.name.removeprefix("map"), prefix="afire-map-")
                 os.close(handle)
                 shutil.move(path, file)
@@ -306,8 +306,8 @@ class RadiographTrain(TrainTask):
     """Fine-tuning from saved labels.
 
     Args:
-        what: is trained.
-        workshop: where.
+        what: task and labels to train.
+        workshop: place of the training.
     """
 
     def __init__(self, what: Trainable, workshop: Workshop) -> None:
@@ -335,8 +335,8 @@ class RadiographStrategy(Strategy):
     """One of `choice.STRATEGIES`.
 
     Args:
-        name: of it.
-        chooser: shared by all, as is what it has seen.
+        name: name of the strategy.
+        chooser: shared by all strategies, together with the values that it has computed.
     """
 
     def __init__(self, name: str, chooser: Chooser) -> None:
@@ -353,7 +353,7 @@ class RadiographScoring(ScoringMethod):
 
     Args:
         task: ``segmentation`` (Dice) or ``classification`` (AUROC).
-        shelf: models.
+        shelf: the models.
     """
 
     def __init__(self, task: str, shelf: ModelShelf) -> None:

@@ -29,7 +29,7 @@ class Reply:
 
     Attributes:
         body: bytes.
-        kind: its media type.
+        kind: media type of the body.
     """
 
     body: bytes
@@ -39,13 +39,14 @@ class Reply:
 class ArchiveProxy:
     """Asks an archive on behalf of a browser, and returns only objects in series of the chosen modalities.
 
-    Lists of studies, series and instances lose everything else; what lies below a series is passed on for the chosen
-    ones; the rest of DICOMweb (whole studies, storing, deleting, WADO-URI) does not exist here. Which series there are
-    is asked anew after `LIST_FOR` seconds and when one is not known, but not for `ASK_AGAIN` seconds after a failure.
+    Lists of studies, series and instances are filtered to these series, and requests below a series are passed on for
+    these only. The rest of DICOMweb (whole studies, storing, deleting, WADO-URI) does not exist here. The list of
+    series is requested again after `LIST_FOR` seconds and if a series is not known, but not for `ASK_AGAIN` seconds
+    after a failure.
 
     Args:
-        web: the archive; with a short timeout and without repetitions, as somebody waits.
-        modalities: which series.
+        web: the archive; with a short timeout and without repetitions, as a user waits.
+        modalities: modalities of the series to show.
     """
 
     LIST_FOR = 30.0
@@ -62,13 +63,13 @@ class ArchiveProxy:
         """Answer a GET request.
 
         Args:
-            path: below the root of DICOMweb, perhaps behind ``wado`` or ``qido``.
+            path: path below the root of DICOMweb, possibly after ``wado`` or ``qido``.
             query: names and values.
             accept: media types that the browser takes.
 
         Raises:
-            NotFoundError: there is no such thing, or it is not shown.
-            DicomWebError: the archive does not answer, or refuses.
+            NotFoundError: if the object does not exist or is not shown.
+            DicomWebError: if the archive does not answer, or refuses.
         """
         match _steps(path):
             case ["studies"]:
@@ -89,7 +90,7 @@ class ArchiveProxy:
             now = time.monotonic()
             if now - self._listed > oldest:
                 at, error = self._failure
-                if error is not None and now - at < self.ASK_AGAIN:  # those who waited are not to wait once more
+                if error is not None and now - at < self.ASK_AGAIN:  # requests that have waited must not wait again
                     raise error
                 try:
                     found = self._web.find_series(self._query)
@@ -105,7 +106,7 @@ class ArchiveProxy:
     def _knows(self, study: str, series: str = "") -> bool:
         if not is_uid(study) or (series and not is_uid(series)):
             return False
-        for oldest in (self.LIST_FOR, self.ASK_AGAIN):  # it may have come just now
+        for oldest in (self.LIST_FOR, self.ASK_AGAIN):  # the series may be new
             known = self._known(oldest)
             if series in known.get(study, ()) or (not series and study in known):
                 return True

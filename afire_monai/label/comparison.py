@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from afire_monai.core.errors import AfireError
 
 MIN_PATIENTS = {"classification": 20, "segmentation": 5}
-"""Held-back patients from which a label or class is judged: with a known value, or with the class in the mask."""
+"""Held-back patients needed to judge a label or class: with a known value, or with the class in the mask."""
 MIN_EACH = 5
-"""Of a label's patients, those with the finding, and those without."""
+"""Minimum number of these patients with a label's finding, and of those without it."""
 TOLERATED = 0.02
-"""By so much of AUROC or Dice a judged label may be lower while another one is better."""
+"""A judged label may be lower by this much AUROC or Dice if another one is better."""
 BETTER, WORSE, ALIKE, TOO_FEW = "better", "worse", "not told apart", "too few"
 
 
@@ -26,9 +26,9 @@ class Outcome:
     """A model's results for the n images held back.
 
     Attributes:
-        score: as training scores it.
+        score: score as in training.
         values: (n, C) logits, or Dice of each class.
-        target: (n, C) 1, 0 or NaN where not known; of masks, whether they have the class.
+        target: (n, C) 1, 0 or NaN if not known; for masks, whether they have the class.
         groups: (n,) patient of each image.
     """
 
@@ -45,7 +45,7 @@ def outcome(task: str, classes: Mapping[str, int], model: Path, datalist: Path) 
         task: ``segmentation`` or ``classification``.
         classes: classes or labels, with the value of each in label maps.
         model: weights file.
-        datalist: of the training.
+        datalist: data list of the training.
 
     Raises:
         AfireError: if the model has other classes or labels.
@@ -87,8 +87,8 @@ def compare(task: str, names: Sequence[str], before: Outcome, after: Outcome) ->
     """Judge each label by a paired 95 % bootstrap interval over patients, of AUROC or of Dice where there is the class.
 
     Returns:
-        For each label ``verdict`` (better, worse, not told apart, too few), ``with`` and ``without`` (patients) and
-        ``difference`` (new minus old, with the bounds of its interval; None where there are too few).
+        For each label ``verdict`` (better, worse, not told apart, too few), ``with`` and ``without`` (numbers of
+        patients) and ``difference`` (new minus old, with the bounds of its interval; None if there are too few).
     """
     from afire_monai.evaluation.bootstrap import bootstrap_auroc_difference, mean_interval
 

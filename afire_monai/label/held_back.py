@@ -10,7 +10,7 @@ from afire_monai.core.errors import AfireError
 
 SHARE = 0.25
 LEAST = 5
-"""Patients of a stratum held back where it has twice as many; of a smaller one half."""
+"""Minimum number of patients held back of a stratum; of one with fewer than twice as many, half are held back."""
 TRAINING, HELD_BACK = "training", "validation"
 
 
@@ -24,12 +24,12 @@ def split(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, str]]:
     """Divide items by patient, each finding apart, rare ones first; patients stay where they were.
 
-    A patient who was trained on is never held back later. One who was held back is trained on only where training
-    would otherwise lack a finding.
+    A patient who was used for training is never held back later. A patient who was held back is used for training only
+    if training would otherwise lack a finding.
 
     Args:
         items: each with ``group``, its patient's hash.
-        facts: of each item, what is to be on both sides, for example ``"1 Effusion"`` and ``"0 Effusion"``.
+        facts: for each item, the facts that both sides need, for example ``"1 Effusion"`` and ``"0 Effusion"``.
         earlier: role of patients in earlier trainings, ``training`` or ``validation``.
 
     Returns:
@@ -49,7 +49,7 @@ def split(
     ordered = [members for _, members in sorted(strata.items(), key=lambda entry: (len(entry[1]), entry[0]))]
     for members in [*ordered, groups]:
         _deal(sorted(members), roles)
-    for role, other in ((HELD_BACK, TRAINING), (TRAINING, HELD_BACK)):  # both sides need somebody
+    for role, other in ((HELD_BACK, TRAINING), (TRAINING, HELD_BACK)):  # both sides need a patient
         if all(roles[group] == other for group in groups):
             known = [group for group in sorted(groups) if group not in (earlier or {})]
             roles[(known or sorted(groups))[-1]] = role

@@ -32,10 +32,11 @@ class Grid:
 
     Attributes:
         shape: rows and columns.
-        spacing: millimetres per (row, column) step; 1 where not known.
-        directions: (3, 3), unit vectors to the patient's left, back and head of: a step along a row (to the next
-            column), a step down a column, the normal. ITK places pictures without orientation as the identity.
-        origin: (3,) millimetres, of the first pixel.
+        spacing: millimetres per (row, column) step; 1 if not known.
+        directions: (3, 3), unit vectors of a step along a row (to the next column), a step down a column, and the
+            normal, with axes to the patient's left, back and head. ITK places pictures without orientation as the
+            identity.
+        origin: (3,) millimetres, position of the first pixel.
     """
 
     shape: tuple[int, int]
@@ -54,14 +55,15 @@ def read_label(path: str | os.PathLike[str], grid: Grid, name: str | None = None
 
     Args:
         path: NIfTI, NRRD, PNG, or bare bytes (``.bin``, a byte a pixel, row by row).
-        grid: of the radiograph.
-        name: by whose suffix the format is chosen, if not by that of the path.
+        grid: grid of the radiograph.
+        name: name whose suffix gives the format, instead of the suffix of the path.
 
     Returns:
         (rows, columns), 0 for background.
 
     Raises:
-        AfireError: unreadable, of another size than the radiograph, or with values that are not whole numbers in 0…255.
+        AfireError: if the file is unreadable, has another size than the radiograph, or has values that are not whole
+            numbers in 0…255.
     """
     suffix = map_suffix(name or os.fspath(path))
     readers: dict[str, Callable[[Path, Grid], NDArray[Any]]] = {
@@ -107,7 +109,7 @@ def to_rows(values: NDArray[Any], directions: Matrix, grid: Grid) -> NDArray[Any
     Args:
         values: (n, m) or with further axes of length one.
         directions: (3, axes) direction of each axis (LPS), of any length.
-        grid: of the radiograph.
+        grid: grid of the radiograph.
 
     Raises:
         AfireError: for more than one slice or channel, or axes that do not lie in the picture's plane.
@@ -136,8 +138,8 @@ def write_map(path: str | os.PathLike[str], rows: NDArray[Any], grid: Grid, comp
     Args:
         path: ``.nii``, ``.nii.gz``, ``.nrrd`` or ``.png`` (uint8 and uint16 only).
         rows: (rows, columns).
-        grid: of the radiograph.
-        compress: NRRD with gzip.
+        grid: grid of the radiograph.
+        compress: compress NRRD with gzip.
 
     Raises:
         AfireError: for another suffix, or a type of values that the format does not have.
@@ -165,7 +167,7 @@ def write_map(path: str | os.PathLike[str], rows: NDArray[Any], grid: Grid, comp
     elif suffix == ".png" and rows.dtype in (np.uint8, np.uint16):
         from PIL import Image
 
-        Image.fromarray(rows).save(path, compress_level=1)  # somebody waits for it
+        Image.fromarray(rows).save(path, compress_level=1)  # a user waits for it
     else:
         raise AfireError(
             f"{suffix} with values of type {rows.dtype}: .nii.gz, .nrrd, or .png of whole numbers expected"
@@ -178,7 +180,7 @@ def _read_nifti(path: Path, grid: Grid) -> NDArray[Any]:
 
     image: Any = nibabel.load(path)
     affine = np.asarray(image.affine, dtype=np.float64)
-    # exactly the identity is what a writer leaves that knew no orientation, as in `data.nifti.read_nifti`
+    # a writer that knew no orientation leaves exactly the identity, as in `radiographs.nifti.read_nifti`
     unknown = np.allclose(affine[:3, :3], np.eye(3))
     directions = np.eye(3) @ grid.directions if unknown else _TO_LPS @ affine[:3, :3]
     values = np.asanyarray(image.dataobj)
@@ -251,11 +253,11 @@ def open_image(path: str | Path, reader: Mapping[str, Any] | None = None) -> Sto
     """Read a radiograph, and find out where it lies in space.
 
     Args:
-        path: the file; or a folder of a series, of which the first image by name is taken.
+        path: the file, or the folder of a series, whose first image by name is used.
         reader: options of `RadiographReader`.
 
     Raises:
-        AfireError: if it is not there or no radiograph; without its name.
+        AfireError: if the file does not exist or is not a radiograph; the message does not name it.
     """
     path = file_of(path)
     try:
@@ -276,7 +278,7 @@ def file_of(path: str | Path) -> Path:
     """Return the file itself: of a folder, as clients name a series, the first image by name.
 
     Raises:
-        AfireError: if the folder holds none.
+        AfireError: if the folder holds no image.
     """
     path = Path(path)
     if not path.is_dir():
@@ -290,15 +292,15 @@ def file_of(path: str | Path) -> Path:
 def _dicom_grid(path: Path, shape: Size) -> Grid:
     """Return a DICOM image's place in space as ITK sees it, or maps would not lie on the image in 3D Slicer.
 
-    ITK takes the spacing at the detector for CR and DX, and for secondary captures PixelSpacing; 1 mm where that is
-    absent. Orientation and position, which radiographs seldom have, count if they are there.
+    ITK uses the spacing at the detector for CR and DX, and PixelSpacing for secondary captures; 1 mm if that is absent.
+    Orientation and position, which radiographs seldom have, are used if they are present.
     """
     import pydicom
 
     tags = ["SOPClassUID", "PixelSpacing", "ImagerPixelSpacing", "ImageOrientationPatient", "ImagePositionPatient"]
     try:
         header: Any = pydicom.dcmread(path, force=True, specific_tags=tags)
-    except Exception:  # it was read before; what of its geometry cannot be, is not known
+    except Exception:  # the image was read before; geometry that cannot be read is not known
         return Grid(shape)
     capture = str(header.get("SOPClassUID", "")).startswith(_SECONDARY_CAPTURE)
     spacing = _numbers(header, "PixelSpacing" if capture else "ImagerPixelSpacing", 2)
@@ -323,12 +325,12 @@ def _numbers(header: Any, keyword: str, count: int) -> NDArray[np.float64] | Non
 def patient_of(path: str | Path, image_id: str, key: IdentityKey) -> str:
     """Return the hash of a radiograph's patient, so that no patient is trained and validated on.
 
-    As `afire ingest` does unless told otherwise: a PatientID is one patient, whoever issued it.
+    As in `afire ingest` by default, a PatientID is one patient, whoever issued it.
 
     Args:
-        path: its file.
-        image_id: stands for the patient where the file names none, as a PNG.
-        key: of the store.
+        path: file of the radiograph.
+        image_id: id that stands for the patient if the file names none, such as a PNG.
+        key: key of the store.
     """
     try:
         with Path(path).open("rb") as file:

@@ -33,7 +33,7 @@ _USES: dict[str, tuple[tuple[str, ...], str, bool]] = {
     "gradcam": (("classifier",), "gradcam", False),
     "segmentation": (("segmenter",), "none", False),
 }
-"""What each use of models needs of `Scorer`."""
+"""Options of `Scorer` for each use of models."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Loaded:
     """Models that are ready.
 
     Attributes:
-        scorer: asks them.
+        scorer: runs the models.
         version: 12 hexadecimal digits that stand for exactly these weights.
-        reader: how images are read for them.
-        lock: to hold while they are asked, as heatmaps hook into the network.
+        reader: reader options for these models.
+        lock: to hold while the models run, as heatmaps hook into the network.
     """
 
     scorer: Scorer
@@ -57,13 +57,13 @@ class ModelShelf:
     """Models in folders; one in the first folder, where this server trains, goes before those in later ones.
 
     Args:
-        trained: folder for what is trained here; it need not be there yet.
+        trained: folder for models that are trained here; it need not exist yet.
         given: model folders that are only read.
         device: where to compute; None for a GPU if there is one.
-        reader: reader options that go before those of the models' training.
+        reader: reader options that override those of the models' training.
 
     Raises:
-        CheckpointError: if a given folder is not there.
+        CheckpointError: if a given folder does not exist.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class ModelShelf:
         """Return how images are read: as the server was told, else as the first model that says was trained.
 
         Args:
-            kinds: of models (`model_files.KINDS`), in the order in which they are asked; all unless given.
+            kinds: kinds of models (`model_files.KINDS`), in the order in which they are asked; all unless given.
         """
         files = model_files(self.folders)
         return {**reader_of(files[kind] for kind in kinds or files if kind in files), **self._given_reader}
@@ -131,7 +131,7 @@ class ModelShelf:
             except CheckpointError:
                 if before is None:
                     raise
-                return before[1]  # half-written: the next request sees it whole
+                return before[1]  # half-written: the next request reads the whole file
             hashes = "".join(str(value) for value in scorer.facts.values())
             version = hashlib.sha256(hashes.encode()).hexdigest()[:12]
             loaded = Loaded(scorer, version, {**scorer.reader, **self._given_reader})
@@ -201,9 +201,9 @@ TASKS = {
     "classification": "Probability of each finding; with heatmap: true, also where it is seen (Grad-CAM)",
     "segmentation": "Outline of each class",
 }
-"""Tasks, and what they say; each needs models of the use that `uses` names."""
+"""Tasks and their descriptions; each needs models of the use that `uses` names."""
 HEAT_THRESHOLD = 0.5
-"""Of regions, unless the request says otherwise: 3 standard deviations above normal where there is a reference."""
+"""Threshold of regions unless the request sets one: 3 standard deviations above normal if there is a reference."""
 WARNING = "Research use only. No medical device, no diagnosis."
 
 
@@ -214,7 +214,7 @@ class Reply:
     Attributes:
         params: plain values.
         rows: the map, (rows, columns) of the radiograph, or None.
-        grid: of the radiograph.
+        grid: grid of the radiograph.
     """
 
     params: dict[str, Any]
@@ -241,7 +241,7 @@ def answer(task: str, shelf: ModelShelf, path: str | Path, request: Mapping[str,
     """Ask the models about one radiograph.
 
     Args:
-        task: of `TASKS`.
+        task: one of `TASKS`.
         shelf: the models.
         path: the radiograph's file.
         request: may hold ``threshold`` (of regions, in 0…1) and ``heatmap`` (of classification).
@@ -305,14 +305,14 @@ def write_reply(reply: Reply, folder: str | Path, name: str, request: Mapping[st
     """Write the map of a reply where and as the client wants it.
 
     Args:
-        reply: with a map, or without, which gives None.
-        folder: for the file.
-        name: of the file without suffix.
+        reply: the reply; without a map the result is None.
+        folder: folder for the file.
+        name: name of the file without suffix.
         request: ``result_extension`` (``.nii.gz`` unless given), ``result_dtype`` (``uint8`` and ``uint16`` scale maps
             of 0…1 to their range), ``result_compress``.
 
     Raises:
-        AfireError: for a format that is not written.
+        AfireError: for a format that is not supported.
     """
     if reply.rows is None:
         return None

@@ -45,7 +45,7 @@ class SavedLabel:
     """A label in the store.
 
     Attributes:
-        image_id: of its image.
+        image_id: id of its image.
         image: the image's file or folder.
         label: the label's file.
     """
@@ -64,8 +64,8 @@ def saved_labels(store: Store, findings: bool) -> list[SavedLabel]:
     """Return the labels that people saved, sorted by image.
 
     Args:
-        store: of images and labels.
-        findings: labels that hold findings; else masks.
+        store: store of images and labels.
+        findings: return labels that hold findings; otherwise masks.
     """
     found = []
     for image_id in sorted(store.list_images()):
@@ -78,9 +78,9 @@ def label_file(store: Store, image_id: str, findings: bool) -> str:
     """Return the file of the label that a person saved for an image; "" if there is none.
 
     Args:
-        store: of images and labels.
-        image_id: of an image in it.
-        findings: the label that holds findings; else the mask.
+        store: store of images and labels.
+        image_id: id of an image in the store.
+        findings: return the label that holds findings; otherwise the mask.
     """
     tags = store.get_labels_by_image_id(image_id)
     for tag in (FINDINGS, FINAL) if findings else (FINAL,):
@@ -100,13 +100,13 @@ def read_findings(path: str | Path, known: Sequence[str] = ()) -> dict[str, int 
 
     Args:
         path: JSON file.
-        known: labels that the model has; any name if there are none.
+        known: labels that the model has; if empty, any name is allowed.
 
     Returns:
         1 present, 0 absent, -1 uncertain or None not known, by label.
 
     Raises:
-        AfireError: not such a file, no finding, an unknown name or another value.
+        AfireError: if the file is not of this form, or has no finding, an unknown name or another value.
     """
     expected = 'an object such as {"Effusion": 1, "Mass": 0} is expected (1 present, 0 absent, -1 uncertain, null)'
     try:
@@ -131,7 +131,7 @@ def read_mask(image: str | Path | Grid, label: str | Path, classes: Mapping[str,
     Args:
         image: the radiograph's file, or its grid.
         label: the mask's file.
-        classes: value of each class; any values if there are none.
+        classes: value of each class; if empty, any value is allowed.
 
     Raises:
         AfireError: see `read_label`; or for a value that is not a class.
@@ -149,7 +149,7 @@ def score_masks(shelf: ModelShelf, store: Store) -> dict[str, Any]:
 
     Returns:
         ``images`` (compared), ``left_out`` (labels that could not be used), and for each class its mean Dice over
-        images that have it in the mask or in the prediction; ``dice``, the mean over classes. None where nothing was
+        images that have it in the mask or in the prediction; ``dice``, the mean over classes. None if nothing was
         compared.
 
     Raises:
@@ -184,7 +184,7 @@ def score_findings(shelf: ModelShelf, store: Store) -> dict[str, Any]:
     """Compare the classifier with saved findings.
 
     Returns:
-        ``images``, ``left_out``, and the AUROC of each label that has both values; ``auroc``, their mean; None where a
+        ``images``, ``left_out``, and the AUROC of each label that has both values; ``auroc``, their mean; None if a
         label lacks one.
 
     Raises:

@@ -1,7 +1,7 @@
 """The log of a label server: requests and their duration, and nothing that tells whose picture it was.
 
-MONAI Label itself logs ids, paths and parameters of requests. Its loggers are held to errors, and what still comes is
-passed through a filter that takes out paths and UIDs.
+MONAI Label itself logs ids, paths and parameters of requests. Its loggers are limited to errors, and the remaining
+messages pass through a filter that takes out paths and UIDs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def without_names(text: str) -> str:
 class NoNames(logging.Filter):
     """Removes addresses, paths and UIDs from log records, and tracebacks, which may quote file contents.
 
-    Of what a training process says, only the lines of this package and of its progress bars pass.
+    Of a training process's messages, only the lines of this package and of its progress bars pass.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -60,7 +60,7 @@ def write_log_config(path: str | Path, log_file: str | Path) -> Path:
 
     Args:
         path: JSON file to write.
-        log_file: log, beside what is said on the console.
+        log_file: log file, in addition to the console.
     """
     handlers: dict[str, Any] = {
         "console": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"},
@@ -108,12 +108,12 @@ def problem(error: BaseException) -> tuple[int, str]:
     """Return the HTTP status of an error, and its message.
 
     Args:
-        error: whatever was raised while a request was answered.
+        error: exception that was raised while a request was answered.
 
     Returns:
-        404 for what is not there, 400 for input that cannot be used, 507 for a full disk, 502 for an
-        archive that does not answer, 500 for anything else, of
-        which only the type is told: its text may quote a header.
+        404 if an object does not exist, 400 for input that cannot be used, 507 for a full disk, 502 for an archive that
+        does not answer, and 500 for any other error. For the last, the message names only the type, as the text of the
+        error may quote a header.
     """
     full = _full_disk(error)
     if full is not None:

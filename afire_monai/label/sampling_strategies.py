@@ -42,7 +42,7 @@ _NOT_OFFERED = (LATERAL, OBLIQUE, COLOUR, SEVERAL_FRAMES, NOT_HUMAN, SCREEN)
 def can_be_offered(path: str) -> bool:
     """Whether an image is one to label.
 
-    Not offered are raw, lateral, oblique, colour and multi-frame DICOM images, and those of animals or screens.
+    Raw, lateral, oblique, colour and multi-frame DICOM images are not offered, nor are images of animals or screens.
 
     Args:
         path: the image's file, or a series' folder.
@@ -61,14 +61,14 @@ def can_be_offered(path: str) -> bool:
 class Chooser:
     """Rank images by the results of models.
 
-    Looking at an image costs time, so each call looks at no more than ``most`` that were not looked at before, drawn at
-    random; what was seen is kept for as long as the model stays the same. In a store of thousands the first answers are
-    the best of a sample, and get better.
+    Looking at an image takes time, so each call looks at no more than ``most`` images that it has not looked at before,
+    drawn at random. The results are kept for as long as the model stays the same. In a store of thousands of images the
+    first choices are the best of a sample, and later ones get better.
 
     Args:
         shelf: the models.
-        most: images to look at in one call.
-        seed: of the draws.
+        most: maximum number of images to look at in one call.
+        seed: seed of the draws.
     """
 
     def __init__(self, shelf: ModelShelf, most: int = 48, seed: int = 0) -> None:
@@ -94,8 +94,8 @@ class Chooser:
         """Choose an image without label.
 
         Args:
-            strategy: of `STRATEGIES`.
-            store: of images and labels.
+            strategy: one of `STRATEGIES`.
+            store: store of images and labels.
 
         Returns:
             ``id``, ``score`` (larger is more urgent), ``looked_at`` and ``unlabelled`` (numbers of images); None if all
@@ -121,7 +121,7 @@ class Chooser:
                 return None
             now = time.monotonic()
             fresh = [entry for entry in ranked if now - self._offered.get(entry[1], -math.inf) > AGAIN_AFTER]
-            # all were offered: begin again with the one whose turn is longest ago
+            # all were offered: begin again with the one that was offered longest ago
             score, image_id = fresh[0] if fresh else min(ranked, key=lambda entry: self._offered[entry[1]])
             self._offered[image_id] = now
         logger.info("next sample by %s: looked at %d of %d images without label", strategy, len(ranked), len(waiting))
@@ -184,7 +184,7 @@ class Chooser:
         """Return the values computed from images, after reading some more; unreadable ones are left out."""
         kind = name.partition(" ")[0]
         for old in [key for key in self._seen if key[0] == kind and key[1] != name]:
-            del self._seen[old]  # of an earlier model
+            del self._seen[old]  # values of an earlier model
         kept = self._seen.setdefault((kind, name), {})
         new = [i for i in ids if i not in kept]
         chosen = self._random.sample(new, min(self.most, len(new)))

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 Params = Annotated[dict[str, Any] | None, Body()]
 
-_submitting = threading.Lock()  # held from the look for a training to the submission of another
+_submitting = threading.Lock()  # held from the check for a running training until another is submitted
 
 
 class ErrorsInWords:
@@ -114,7 +114,7 @@ def _params(text: str) -> dict[str, Any]:
     found = json.loads(text) if text else {}
     if not isinstance(found, dict):
         raise AfireError('params: an object is expected, such as {"result_extension": ".nii.gz"}')
-    # an image is named in the address, where it is looked up; here it could name any file of the machine
+    # the image is named in the address and looked up in the store; here it could name any file of the machine
     return {key: value for key, value in found.items() if key not in ("image", "label", "model", "session")}
 
 
@@ -130,8 +130,9 @@ def run_inference(
 ) -> Any:
     """Run a task on an image of the store, an upload or a session.
 
-    In a thread of its own, where MONAI Label would make everybody wait; ids that are not in the store are refused,
-    where it would open any path; and ``output=dicom_seg`` is written by this project, as MONAI Label cannot for CR.
+    The task runs in a thread of its own, whereas MONAI Label would make everybody wait. Ids that are not in the store
+    are refused, whereas MONAI Label would open any path. This project writes ``output=dicom_seg``, as MONAI Label
+    cannot do so for CR.
     """
     app = app_instance()
     asked = _params(params)
@@ -171,7 +172,7 @@ def _dicom_seg(app: Any, background: BackgroundTasks, model: str, image: str, as
 def run_training(model: str, params: Params = None, run_sync: bool = False, enqueue: bool = False) -> Any:
     """Train; a training that cannot work is refused in words before a process is started.
 
-    MONAI Label sees a training only once its process runs, so a second click that comes before would train twice.
+    MONAI Label sees a training only once its process runs, so a second click before that would train twice.
     """
     app_instance().check_training(model)
     if run_sync:
@@ -280,8 +281,8 @@ def use_model(wanted: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
 def _in_thread(endpoint: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
     """Return an answer of MONAI Label as a plain function, which FastAPI runs in a thread.
 
-    MONAI Label's answers never wait for anything but the disk and the archive, and that in the event loop: while an
-    archive hangs, nobody would be answered. They go on being given one after the other.
+    MONAI Label's endpoints wait only for the disk and the archive, but do so in the event loop: while an archive hangs,
+    nobody would be answered. They still run one after the other.
     """
 
     def call(**given: Any) -> Any:

@@ -46,14 +46,14 @@ _SUFFIXES = tuple(
 class CarefulStore(LocalDatastore):
     """A folder of radiographs (not its subfolders) with MONAI Label's ``labels`` and ``datastore_v2.json`` in it.
 
-    Other than MONAI Label's own: labels are checked against their image before they are kept; a full disk destroys
+    Unlike in MONAI Label's own store, labels are checked against their image before they are kept; a full disk destroys
     neither earlier labels nor the list of them; DICOM files without suffix are found; images are never overwritten
     or deleted; new files are seen without a watcher.
 
     Args:
-        folder: of the radiographs.
-        classes: value of each class in masks, or what gives it.
-        findings: labels of the classifier; any if there are none.
+        folder: folder of the radiographs.
+        classes: value of each class in masks.
+        findings: labels of the classifier; if empty, any label is allowed.
         reader: options of `RadiographReader`.
     """
 
@@ -131,7 +131,7 @@ class CarefulStore(LocalDatastore):
         """Take an uploaded radiograph.
 
         Raises:
-            AfireError: for an id that is not a plain name or is taken, or a file that is no radiograph.
+            AfireError: for an id that is not a plain name or is taken, or a file that is not a radiograph.
         """
         if not re.fullmatch(r"\w[\w.+ -]{0,120}", image_id or ""):
             raise AfireError("an image id has letters, digits, blanks and . _ + -, and begins with a letter or digit")
@@ -153,8 +153,8 @@ class CarefulStore(LocalDatastore):
         """Keep a label if it fits its image. If it cannot be kept whole, the label before it stays.
 
         Raises:
-            UnknownImageError: there is no such image.
-            AfireError: a mask of another size or with unknown classes, findings that cannot be read, a strange tag.
+            UnknownImageError: if there is no such image.
+            AfireError: for a mask of another size or with unknown classes, unreadable findings, or an invalid tag.
         """
         with self._guard:
             image = self.get_image_uri(image_id)
@@ -169,7 +169,7 @@ class CarefulStore(LocalDatastore):
         if is_findings(label):
             read_findings(label, self.findings)
             return Path(label)
-        classes = self.classes if tag == FINAL else {}  # what a model drew may be regions, a heatmap, …
+        classes = self.classes if tag == FINAL else {}  # a model's map may be regions, a heatmap, …
         if tag not in (FINAL, FINDINGS):
             return Path(label)
         if tag == FINDINGS:
@@ -231,21 +231,21 @@ class CarefulStore(LocalDatastore):
 class ArchiveStore(CarefulStore):
     """Radiographs of a DICOMweb archive, one image a series, fetched when they are first needed.
 
-    The id of an image is its SeriesInstanceUID. Of a series with several images the first that is no lateral is taken.
-    Labels are kept in the cache folder, and go to the archive as DICOM segmentations if that is wanted.
+    The id of an image is its SeriesInstanceUID. If a series has several images, one is used, preferably a frontal
+    chest. Labels are kept in the cache folder, and go to the archive as DICOM segmentations if ``to_archive`` is set.
 
     Args:
-        web: the archive; with a short timeout and few repetitions, as somebody waits for the answer.
-        folder: cache; holds what identifies patients, so it gets mode 0700.
+        web: the archive; with a short timeout and few repetitions, as a user waits for the answer.
+        folder: cache folder; its content identifies patients, so it gets mode 0700.
         classes: value of each class in masks.
         findings: labels of the classifier.
-        modalities: which series.
+        modalities: modalities of the series.
         to_archive: whether saved masks go to the archive.
         reader: options of `RadiographReader`.
     """
 
     LIST_FOR = 30.0
-    """Seconds for which the archive's list of series is believed."""
+    """Seconds for which the archive's list of series is reused."""
 
     def __init__(
         self,
@@ -271,7 +271,7 @@ class ArchiveStore(CarefulStore):
             if time.monotonic() - self._listed > self.LIST_FOR:
                 self._series = {r.series: r for r in self._web.find_series(self._query)}
                 self._listed = time.monotonic()
-            super().list_images()  # labels that another process saved
+            super().list_images()  # finds labels that another process saved
             return list(self._series)
 
     def get_image_uri(self, image_id: str) -> str:
@@ -287,7 +287,7 @@ class ArchiveStore(CarefulStore):
             path = Path(self._datastore.image_path(), f"{image_id}.dcm")
             if not path.is_file():
                 if image_id not in self.list_images():
-                    self._listed = -self.LIST_FOR  # it may have come just now
+                    self._listed = -self.LIST_FOR  # the series may be new
                 if image_id not in self.list_images():
                     known = ", ".join(self._query.modalities)
                     raise UnknownImageError(f"the archive has no such series among its {known}")

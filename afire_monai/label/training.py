@@ -48,24 +48,24 @@ logger = logging.getLogger(__name__)
 
 MIN_LABELS = 4
 RESULT = "result.json"
-"""In the folder of a run: what the training came to."""
+"""File in the folder of a run: the result of the training."""
 KIND = {"segmentation": "segmenter", "classification": "classifier"}
 DEFAULTS: dict[str, Any] = {
     "max_epochs": 30,
     "batch_size": 8,
     "lr": 0.0,  # 0: the bundle's own
-    "start": ["model", "encoder"],  # go on from the model in use, or put a fresh head on the pre-trained encoder
+    "start": ["model", "encoder"],  # continue from the model in use, or put a fresh head on the pre-trained encoder
 }
-"""What a client may set, as MONAI Label shows it (the first of several is the default)."""
+"""Options that a client may set, as MONAI Label shows them (the first of several is the default)."""
 
 
 class Workshop:
     """Where training takes place.
 
     Args:
-        folder: gets ``runs/NNNN`` (settings, log, model of each training), ``key`` (of patient hashes) and what a
-            training came to. No picture and no name stays in it.
-        shelf: models; what is trained goes to its ``trained`` folder.
+        folder: folder for ``runs/NNNN`` (settings, log, model of each training), ``key`` (of patient hashes) and the
+            results of trainings. No picture and no name stays in it.
+        shelf: the models; new models go to its ``trained`` folder.
     """
 
     def __init__(self, folder: str | Path, shelf: ModelShelf) -> None:
@@ -91,15 +91,15 @@ class Workshop:
         """Train on the labelled images, and use the new model if it is shown to be better on the patients held back.
 
         Args:
-            what: to train.
-            store: of images and labels.
+            what: task and labels to train.
+            store: store of images and labels.
             request: ``max_epochs``, ``batch_size``, ``lr`` (0: the bundle's own), ``start`` (``model`` or ``encoder``).
 
         Returns:
-            What it came to: see :meth:`stats`.
+            The result; see :meth:`stats`.
 
         Raises:
-            AfireError: too few labels, a training that is under way, wrong settings, no room, or no encoder.
+            AfireError: for too few labels, a training that is under way, wrong settings, no room, or no encoder.
         """
         settings = _settings(request)
         labels = self.labels(what, store)
@@ -112,7 +112,7 @@ class Workshop:
                 result = self._run(run, what, datalist, settings, str(_first(request.get("start"), "model")))
             except BaseException as error:
                 _clear(run)
-                with contextlib.suppress(OSError):  # a full disk; what is raised says so
+                with contextlib.suppress(OSError):  # a full disk; the raised error says so
                     failed = without_names(problem(error)[1])
                     self._tell(what.task, {"run": run.name, "failed": failed, "total_time": _clock(started)})
                 raise
@@ -130,8 +130,8 @@ class Workshop:
         Returns:
             ``epoch`` of ``total_epochs``, ``best_metric`` (validation score), ``total_time`` once it ended,
             ``validation_before`` (of the model that was in use, on the same images; None without), ``model``
-            (``replaced``, ``kept``, or ``first`` where there was none), ``judged`` (see `comparison.compare`),
-            ``warnings``, ``training`` and ``validation`` (numbers of images), ``model_version``; or ``failed``, why.
+            (``replaced``, ``kept``, or ``first`` if there was none), ``judged`` (see `comparison.compare`),
+            ``warnings``, ``training`` and ``validation`` (numbers of images), ``model_version``; or ``failed``: why.
         """
         from afire_monai.training.handlers import read_csv_log
 
@@ -171,7 +171,7 @@ class Workshop:
     def _new_run(self) -> Path:
         runs = self.folder / "runs"
         runs.mkdir(exist_ok=True)
-        for stopped in runs.iterdir():  # a training that was killed could not clear up
+        for stopped in runs.iterdir():  # a killed training could not clean up
             _clear(stopped)
         number = max((int(p.name) for p in runs.iterdir() if p.name.isdigit()), default=0) + 1
         run = runs / f"{number:04d}"
@@ -276,7 +276,7 @@ class Workshop:
 
         tensors, description = load_module_files(trained)
         description |= {"warnings": list(warnings), "run": run}
-        if origin is not None:  # what training called random is what the model before it came from
+        if origin is not None:  # training calls its start random; the true origin is that of the earlier model
             description["encoder"] = load_module_files(origin)[1].get("encoder", "not known")
         save_module_files(tensors, description, trained)
 
@@ -300,8 +300,8 @@ def keep_unlearned(trained: Path, current: Path | None, after: comparison.Outcom
 
     Args:
         trained: the new classifier's file, which is changed.
-        current: file of the classifier in use; without one such a label gets none and 0.5.
-        after: what the new one says of the images held back.
+        current: file of the classifier in use; without one, these labels get no calibration and the threshold 0.5.
+        after: results of the new classifier for the images held back.
 
     Returns:
         A sentence about labels that are not calibrated, if there are any; their names are kept with the model.

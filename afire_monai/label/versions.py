@@ -74,7 +74,7 @@ def use_version(workshop: Workshop, task: str, run: str) -> None:
             workshop.publish(kind, trained / f"{kind}.safetensors")
         else:
             weights = workshop.shelf.trained / f"{kind}.safetensors"
-            try:  # weights without a description count for nothing, so this one goes first
+            try:  # weights without a description are ignored, so the description goes first
                 weights.with_suffix(".json").unlink(missing_ok=True)
                 weights.unlink(missing_ok=True)
             except OSError as error:

@@ -49,8 +49,8 @@ class WorkPage:
     def setup(self) -> dict[str, Any]:
         """Return the tasks and labels of this server.
 
-        ``findings`` and ``classes`` that can be labelled, the numbers of ``images`` and of ``labelled`` ones, and the
-        ``versions`` of each trainable model.
+        They are ``findings`` and ``classes`` that can be labelled, the numbers of ``images`` and of ``labelled`` ones,
+        and the ``versions`` of each trainable model.
         """
         labelling, store = self.app.labelling, self.app.datastore()
         images = store.list_images()
@@ -66,8 +66,8 @@ class WorkPage:
         """Return the saved labels of an image.
 
         Returns:
-            ``findings`` (by name, or None), whether there is a ``mask``, ``version``, which is another whenever either
-            was saved again, and ``problems``: why findings that are saved cannot be read.
+            ``findings`` (by name, or None), whether there is a ``mask``, ``version``, which changes whenever either is
+            saved again, and ``problems``: reasons why saved findings cannot be read.
 
         Raises:
             UnknownImageError: if there is no such image.
@@ -118,7 +118,7 @@ class WorkPage:
             wanted: ``task`` and ``run``.
 
         Raises:
-            AfireError: if it cannot be.
+            AfireError: if that model cannot be used.
         """
         task, run = wanted.get("task"), wanted.get("run")
         if not isinstance(task, str) or not isinstance(run, str):

@@ -46,7 +46,7 @@ class CacheIndex:
 
     Attributes:
         settings: how the pictures came about, as `cache_settings` returns it.
-        outcomes: what can come of a file; rows name it by its place here.
+        outcomes: possible results of reading a file; rows give their place in this list.
         rows: (n,) of `ROW`.
     """
 
@@ -59,7 +59,7 @@ class CacheIndex:
         """Read the index; None if there is no cache yet.
 
         Raises:
-            DataListError: it cannot be read, is damaged, or of another format.
+            DataListError: if it cannot be read, is damaged, or has another format.
         """
         try:
             with np.load(folder / "index.npz", allow_pickle=False) as stored:
@@ -72,12 +72,12 @@ class CacheIndex:
                     f"cache {folder}: it has an earlier format; delete the folder, or give another cache_dir"
                 ) from None
             return None
-        except (OSError, MemoryError) as error:  # it may be whole
+        except (OSError, MemoryError) as error:  # the index may be intact
             reason = getattr(error, "strerror", None) or type(error).__name__
             raise DataListError(
                 f"cache {folder}: index.npz cannot be read now ({reason}); try again, or give another cache_dir"
             ) from error
-        except Exception as error:  # a damaged archive raises whatever its bytes lead to
+        except Exception as error:  # a damaged archive can raise any exception
             raise DataListError(
                 f"cache {folder}: index.npz cannot be read ({error}); delete the folder, or give another cache_dir"
             ) from error
@@ -104,10 +104,10 @@ def cache_settings(size: Sequence[int], dtype: str, reader: Mapping[str, Any] | 
     Args:
         size: height and width.
         dtype: uint8 or uint16; its largest value is 1.
-        reader: arguments of `read_picture` where they are not the standard ones.
+        reader: arguments of `read_picture` that differ from the standard ones.
 
     Raises:
-        DataListError: the size or the type is none.
+        DataListError: if the size or the type is not a valid one.
     """
     if dtype not in DTYPES:
         raise DataListError(f"cache_dtype {dtype!r}: {' or '.join(DTYPES)} is expected")
@@ -130,7 +130,7 @@ def _find(table: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.i
     if not len(table):
         return np.full(len(wanted), -1, dtype=np.int64)
     order = np.argsort(table[:, 0], kind="stable")
-    asked = np.argsort(wanted[:, 0], kind="stable")  # looked up in order, a million are found ten times as fast
+    asked = np.argsort(wanted[:, 0], kind="stable")  # sorted look-ups find a million ten times as fast
     at = np.empty(len(wanted), dtype=np.int64)
     at[asked] = np.searchsorted(table[order, 0], wanted[asked, 0])
     rows = order[np.minimum(at, len(order) - 1)]
@@ -142,9 +142,9 @@ class Annotation(Protocol):
 
     #: key in the data set's items
     kind: str
-    #: of the file beside a cache on disk; another one when something else is found
+    #: name of the file beside a cache on disk; it changes with the kind of numbers
     name: str
-    #: how many numbers are found
+    #: number of values for each picture
     values: int
 
     def __call__(self, picture: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -158,17 +158,17 @@ class DiskCache:
     this object in loader processes map them again.
 
     Args:
-        folder: of the cache.
-        paths: of the list's images.
+        folder: folder of the cache.
+        paths: paths of the list's images.
 
     Attributes:
         size: height and width.
         dtype: uint8 or uint16.
         usable: places in the list whose pictures are there, (n,) int64; picture i is that of place ``usable[i]``.
-        reasons: why each of the others is not, by place.
+        reasons: reason why each of the other pictures is missing, by place.
 
     Raises:
-        DataListError: there is no cache in the folder, or it is damaged.
+        DataListError: if there is no cache in the folder, or it is damaged.
     """
 
     def __init__(self, folder: str | Path, paths: ImagePaths) -> None:
@@ -217,10 +217,10 @@ class DiskCache:
         Each is compared with its checksum when a process reads it for the first time.
 
         Raises:
-            DataListError: one is not as it was written.
+            DataListError: if a picture has changed since it was written.
         """
         places = np.asarray(places, dtype=np.int64)
-        # slots lie inside: clip alone spares NumPy a buffer
+        # all slots are in range: only with clip does NumPy need no buffer
         pictures: NDArray[Any] = np.take(self.pixels, self.slots[places], axis=0, out=out, mode="clip")
         for here in np.flatnonzero(self._unchecked[places]).tolist():
             if checksum(pictures[here]) != self._checksums[places[here]]:
@@ -235,7 +235,7 @@ class DiskCache:
         """Return pictures as float32 in 0…1, (B, H, W).
 
         Args:
-            places: of the pictures, each from 0 to the cache's length.
+            places: places of the pictures, each from 0 to the cache's length.
         """
         return np.divide(self.stored(places), np.float32(DTYPES[self.dtype]), dtype=np.float32, casting="unsafe")
 
@@ -243,7 +243,7 @@ class DiskCache:
         """Return the pictures of which it is not known yet, (m,).
 
         Raises:
-            DataListError: the file beside the pictures is damaged.
+            DataListError: if the file beside the pictures is damaged.
         """
         known = self._annotations(annotation)[:, 0]
         there = self.slots < len(known)
@@ -257,7 +257,7 @@ class DiskCache:
             DataListError: as for :meth:`unknown`.
         """
         known, unknown = self._annotations(annotation), self.unknown(annotation)
-        # the pictures of other lists keep theirs
+        # the pictures of other lists keep their annotations
         found = np.full((max(len(self.pixels), len(known)), annotation.values), np.nan, dtype=np.float16)
         found[: len(known)] = known
         with ThreadPoolExecutor() as pool:
@@ -276,7 +276,7 @@ class DiskCache:
         """Return the annotations of pictures, (B, values) float16.
 
         Raises:
-            DataListError: they are not there for all pictures.
+            DataListError: if they are missing for some pictures.
         """
         if annotation.name not in self._beside:
             if count := len(self.unknown(annotation)):
@@ -290,7 +290,7 @@ class DiskCache:
             known = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
         except FileNotFoundError:
             return np.empty((0, annotation.values), dtype=np.float16)
-        except Exception as error:  # a damaged head raises whatever its bytes lead to
+        except Exception as error:  # a damaged header can raise any exception
             raise DataListError(f"cache {self.folder}: {path.name} cannot be read; delete it") from error
         if known.dtype != np.float16 or known.shape[1:] != (annotation.values,):
             raise DataListError(f"cache {self.folder}: {path.name} holds something else; delete it")

@@ -41,8 +41,8 @@ from afire_monai.radiographs.resize import area_average
 logger = logging.getLogger(__name__)
 SECONDS_PER_FILE = 120.0
 FLUSH_SECONDS = 5.0
-FLUSH_SHARE = 20  # an index of millions takes a second: it is written in a twentieth of the time at the most
-_AGAIN = " (tried again next time)"  # ends outcomes that say nothing of the file's content
+FLUSH_SHARE = 20  # writing an index of millions takes a second: it gets a twentieth of the time at most
+_AGAIN = " (tried again next time)"  # ends outcomes that do not depend on the file's content
 
 
 def build_cache(
@@ -60,18 +60,18 @@ def build_cache(
     that a killed build continues where it stopped.
 
     Args:
-        paths: of the images.
-        folder: of the cache; made if absent.
+        paths: paths of the images.
+        folder: folder of the cache; made if absent.
         size: height and width.
         dtype: ``uint8`` (256 grey levels) or ``uint16``.
-        reader: arguments of `read_picture` where they are not the standard ones.
-        workers: processes; None for one a core, 0 for none besides this one.
+        reader: arguments of `read_picture` that differ from the standard ones.
+        workers: number of processes; None for one per core, 0 for none besides this one.
 
     Returns:
-        Files that were read.
+        The number of files that were read.
 
     Raises:
-        DataListError: the folder cannot be written to, is full, or holds a cache with other settings.
+        DataListError: if the folder cannot be written to, is full, or holds a cache with other settings.
     """
     folder, settings = Path(folder), cache_settings(size, dtype, reader)
     if not len(_Survey.of(paths, folder, settings).todo):
@@ -79,7 +79,7 @@ def build_cache(
     with _in_words(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with _one_writer(folder):
-            survey = _Survey.of(paths, folder, settings)  # another process may have been at work
+            survey = _Survey.of(paths, folder, settings)  # another process may have filled the cache
             _fill(paths, folder, survey, _Decode(tuple(settings["size"]), dtype, dict(reader or {})), workers)
             return len(survey.todo)
 
@@ -124,7 +124,7 @@ class _Survey:
         todo = np.flatnonzero(again[stored["outcome"]] | changed)
         _, first = np.unique(facts["path"][todo, 0], return_index=True)  # the list may name a file twice
         todo = todo[np.sort(first)]
-        # the picture of a changed file stays for those who read it, and its file gets another row
+        # the old picture of a changed file stays for processes that read it, and the file gets another row
         old = stored["outcome"][todo] == READY
         rows, before = places[todo], np.where(old, places[todo], -1)
         new = np.flatnonzero(old | (rows < 0))
@@ -158,7 +158,7 @@ def file_facts(paths: ImagePaths) -> tuple[NDArray[np.int64], NDArray[np.int64]]
 
     raw = paths.raw_paths()
     parts = [raw[start : start + 4096] for start in range(0, len(raw), 4096)]
-    with ThreadPoolExecutor(8) as pool:  # a folder on the network answers late, but many at a time
+    with ThreadPoolExecutor(8) as pool:  # a network folder answers slowly, but answers many requests at a time
         facts = [np.array(found, dtype=np.int64) for found in pool.map(look, parts)]
     both = np.concatenate([np.empty(0, dtype=np.int64), *facts]).reshape(-1, 2)
     return both[:, 0].copy(), both[:, 1].copy()
@@ -205,8 +205,8 @@ class CacheWriter:
     """Puts results into a cache; one at a time may be at work in a folder.
 
     Args:
-        folder: of the cache.
-        survey: the files that results come of; its index is written as they come.
+        folder: folder of the cache.
+        survey: the files whose results are stored; its index is written as they arrive.
     """
 
     def __init__(self, folder: Path, survey: _Survey) -> None:
@@ -214,7 +214,7 @@ class CacheWriter:
         self.waiting: dict[int, int] = {}  # outcomes by file that count once the pixels are on the disk
         self.kept = 0
         (folder / PIXELS).touch()
-        # a write goes to the system at once, so that one which fails leaves nothing behind for later
+        # each write goes to the system at once, so that a failed one leaves nothing behind for later
         self.file = open(folder / PIXELS, "r+b", buffering=0)  # noqa: SIM115 - until `close`
         self.next_flush = time.monotonic() + FLUSH_SECONDS
 
@@ -226,12 +226,12 @@ class CacheWriter:
             row = int(self.survey.rows[number])
             self.file.seek(row * reason.nbytes)
             left = memoryview(reason.tobytes())
-            while left:  # a part may be written
+            while left:  # a write may store a part only
                 left = left[self.file.write(left) :]
             index.rows["checksum"][row] = checksum(reason)
             self.waiting[number] = READY
         elif reason.endswith(_AGAIN) and self.survey.before[number] >= 0:
-            self.kept += 1  # what its file had is not given up for an answer that may be another one next time
+            self.kept += 1  # the old picture is kept, because the outcome may be another one next time
         else:
             if reason not in index.outcomes:
                 index.outcomes.append(reason)
@@ -242,7 +242,7 @@ class CacheWriter:
     def flush(self) -> None:
         """Bring pixels to the disk, then the index that counts on them."""
         started = time.monotonic()
-        new, self.waiting = self.waiting, {}  # whoever calls again after an error must not count what may be lost
+        new, self.waiting = self.waiting, {}  # a call after an error must not count pixels that may be lost
         os.fsync(self.file.fileno())
         self.survey.settle(list(new), list(new.values()))
         self.survey.index.save(self.folder)
@@ -309,15 +309,15 @@ def open_cache(
     """Open the cache of a list, completed first; where several processes train, the first completes it.
 
     Args:
-        paths: as for `build_cache`, like all that follow.
-        folder: of the cache.
+        paths: as for `build_cache`, like the arguments up to ``reader``.
+        folder: folder of the cache.
         size: height and width.
         dtype: ``uint8`` or ``uint16``.
         reader: arguments of `read_picture`.
-        annotate: what else is found in each picture and kept beside it.
+        annotate: annotation that is computed from each picture and kept beside it.
 
     Raises:
-        DataListError: as `build_cache`, in all processes alike; or a process of another machine sees no such folder.
+        DataListError: as `build_cache`, in all processes alike; or if a process of another machine sees no such folder.
     """
     from afire_monai.core.distributed import from_first, rank, world_size
 

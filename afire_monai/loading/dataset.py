@@ -33,18 +33,18 @@ class RadiographDataset(Dataset[dict[str, Any]]):
 
     Args:
         data: data-list items, each with ``image``.
-        transform: turns an item into a dictionary with ``image`` (C, H, W) float32 in 0…1.
+        transform: function that turns an item into a dictionary with ``image`` (C, H, W) float32 in 0…1.
         cache: read everything once, in threads, and keep it in shared memory as float16 (2 bytes a pixel): the workers
             of a loader share it. ``"disk"``: keep it in ``cache_dir``, where later runs and other processes find it
-            (`open_cache`). With False each file is read when asked for, and the next usable one takes the place of one
-            that cannot be used.
+            (`open_cache`). With False, each file is read on request, and the next usable one replaces one that
+            cannot be used.
         skip: try all files first and leave out those that cannot be used, so that each usable image comes exactly once
             (for inference); costs a second reading unless ``cache`` is on, which does the same.
-        extras: further keys of the transform's result to give as tensors of one shape each, such as ``target`` or
+        extras: further keys of the transform's result to return as tensors of one shape each, such as ``target`` or
             ``mask``; cached as they are, in memory alone.
         cache_dir: folder for ``"disk"``; the transform must be `startup.reading`'s, which names a size.
-        cache_dtype: what is kept there, ``uint8`` or ``uint16``.
-        annotate: what else is found in each picture, once, and given beside it under the annotation's ``kind``.
+        cache_dtype: type of the pictures there, ``uint8`` or ``uint16``.
+        annotate: annotation that is computed once from each picture, and returned beside it under its ``kind``.
 
     Raises:
         DataListError: if there is no item, none of them can be used, or the cache cannot be made.
@@ -136,7 +136,7 @@ class RadiographDataset(Dataset[dict[str, Any]]):
         except (RadiographError, OSError, RuntimeError) as error:
             # MONAI wraps a transform's error; the cause has the message for the user
             cause = error.__cause__ if isinstance(error.__cause__, RadiographError) else error
-            # names and paths of DICOM files can identify a patient, so logs give the place in the list alone
+            # names and paths of DICOM files can identify a patient, so logs give only the place in the list
             reason = str(cause)
             for spelling in (self.file_of(index), getattr(cause, "path", "")):
                 reason = reason.replace(spelling, f"image {index}") if spelling else reason
@@ -185,7 +185,7 @@ class RadiographDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if self.disk is not None:
-            place = range(len(self))[index]  # also from the end, and refused beyond it
+            place = range(len(self))[index]  # also from the end; an index out of range is refused
             beside = {name: values[0] for name, values in self._beside([place]).items()}
             return {"image": torch.from_numpy(self.disk.gather([place])), **beside, "index": index}
         if self.cached is not None:
@@ -228,7 +228,7 @@ def grey_levels(images: Tensor) -> Tensor:
     """
     if images.is_floating_point():
         return images.float()
-    # by a tensor: a GPU would multiply by the reciprocal of a number
+    # divided by a tensor: with a number, a GPU would multiply by its reciprocal
     full = torch.full((), torch.iinfo(images.dtype).max, dtype=torch.float32, device=images.device)
     return images.float().div_(full)
 

@@ -21,8 +21,8 @@ class EpochSampler(Sampler[int]):
 
     Args:
         dataset: anything with a length.
-        batch_size: images a process takes in one step.
-        seed: of the order.
+        batch_size: images that a process takes in one step.
+        seed: seed of the order.
 
     Raises:
         DataListError: if there are fewer images than one step of all processes needs.

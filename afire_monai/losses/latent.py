@@ -18,11 +18,11 @@ def latent_restoration_loss(predicted: Tensor, teacher: Tensor, matched: Tensor)
 
     Args:
         predicted: (B, L, D).
-        teacher: (B, L, D) tokens without gradient, of the cells that are predicted; any value where not matched.
+        teacher: (B, L, D) tokens without gradient, of the cells that are predicted; any value if not matched.
         matched: (B, L) bool, lesioned cells that the teacher sees.
 
     Returns:
-        Scalar, the mean over tokens and D; averaged over processes that of the global batch. 0 without any match.
+        Scalar, the mean over tokens and D; averaged over processes, it is that of the global batch. 0 without a match.
 
     Raises:
         AfireError: for shapes that do not fit one another.
@@ -44,11 +44,11 @@ def koleo_loss(tokens: Tensor, eps: float = 1e-8) -> Tensor:
     arXiv 2304.07193, §4). Neighbours are looked for in the global batch, in DINOv2 in each process's.
 
     Args:
-        tokens: (B, D), as many in each process.
+        tokens: (B, D), with the same B in each process.
         eps: added to distances, so that equal images have a finite loss.
 
     Returns:
-        Scalar; averaged over processes that of the global batch. 0 for a single image.
+        Scalar; averaged over processes, it is that of the global batch. 0 for a single image.
     """
     with torch.autocast(tokens.device.type, enabled=False):
         own = F.normalize(tokens.float(), dim=1)

@@ -16,7 +16,7 @@ class MaskedBCELoss(nn.Module):
     """Binary cross-entropy over the labels that are known.
 
     Args:
-        positive_weight: (C,) weight of a positive of each label against 1 for a negative (class imbalance); None for 1.
+        positive_weight: (C,) weight of a positive of each label, for class imbalance; a negative has 1. None for 1.
         smoothing: targets are moved from 0 and 1 by half of this, 0…1.
 
     Raises:
@@ -46,7 +46,7 @@ class MaskedBCELoss(nn.Module):
 
         Args:
             logits: (B, C).
-            target: (B, C), 1, 0, or NaN where not known.
+            target: (B, C), 1, 0, or NaN if not known.
 
         Returns:
             Scalar; averaged over processes it is the loss of the global batch. Zero, with zero gradient, if nothing is

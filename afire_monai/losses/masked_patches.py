@@ -56,7 +56,7 @@ class MaskedPatchLoss(nn.Module):
         Args:
             reconstructed: (B, C, H, W) of the decoder.
             images: (B, C, H, W) in the encoder's normalised units.
-            masked: (B, L) bool, row by row; at least one of the global batch.
+            masked: (B, L) bool, row by row; at least one patch of the global batch is masked.
 
         Raises:
             AfireError: for shapes that do not fit one another.

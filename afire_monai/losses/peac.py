@@ -29,7 +29,7 @@ def order_loss(logits: Tensor, order: Tensor) -> Tensor:
 
     Args:
         logits: (B, L, L), the last dimension over patches.
-        order: (B, L) int64, the patch that is there.
+        order: (B, L) int64, the patch at each place.
     """
     return F.cross_entropy(logits.float().flatten(0, 1), order.flatten())
 
@@ -51,7 +51,7 @@ def local_loss(
     """Return the mean squared difference of local projections of matched cells, both directions averaged.
 
     Args:
-        student: projections that are trained.
+        student: projections with gradient.
         teacher: projections without gradient.
         match: (B, L) int64, the cell of view 2 that matches each cell of view 1.
         valid: (B, L) bool, pairs that count.
@@ -75,6 +75,6 @@ def local_loss(
         s, t = s.float(), t.float()
         if normalise:
             s, t = F.normalize(s, dim=-1), F.normalize(t, dim=-1)
-        # a pair that does not count is filled, not multiplied: infinite values times 0 would not be 0
+        # pairs that do not count are filled with 0, not multiplied by it: an infinite value times 0 is not 0
         total = total + (s - t).square().mean(-1).masked_fill(~valid, 0).sum()
     return total / 2 * world_size() / count

@@ -15,7 +15,7 @@ class RestorationLoss(nn.Module):
     is weighted, Σ w e / Σ w over the cells of all processes, so the value stays a mean squared error.
 
     Args:
-        abnormal_weight: weight of abnormal cells against 1 for the others; 1 is the released loss.
+        abnormal_weight: weight of abnormal cells; the others have 1. With a weight of 1 it is the released loss.
 
     Raises:
         AfireError: if the weight is not above zero.

@@ -14,9 +14,9 @@ class SelfDistillationLoss(nn.Module):
 
     Args:
         dim: K, width of the outputs.
-        student_temperature: of the student's softmax; 0.1 in the paper.
-        teacher_temperature: of the teacher's softmax; 0.04 in the paper (after a warm-up for the larger ones).
-        center_momentum: of the moving average of the teacher's outputs; 0.9 in the paper.
+        student_temperature: temperature of the student's softmax; 0.1 in the paper.
+        teacher_temperature: temperature of the teacher's softmax; 0.04 in the paper (larger ones after a warm-up).
+        center_momentum: momentum of the moving average of the teacher's outputs; 0.9 in the paper.
 
     Raises:
         AfireError: for a width below 2, a temperature that is not above 0, or a momentum outside 0…1.
@@ -55,7 +55,7 @@ class SelfDistillationLoss(nn.Module):
         """Compute the loss with the centre as it stands.
 
         Args:
-            student: (V, B, K) outputs for V views, of which the first T are those that the teacher saw.
+            student: (V, B, K) outputs for V views; the teacher saw the first T of them.
             teacher: (T, B, K) outputs without gradient, T at most V; V at least 2.
             all_pairs: the student saw none of the teacher's views, so every pair counts; V and T may be 1.
 
@@ -68,7 +68,7 @@ class SelfDistillationLoss(nn.Module):
         (views, batch, _), (seen, *rest) = student.shape, teacher.shape
         if (views < 2 and not all_pairs) or seen > views or tuple(rest) != tuple(student.shape[1:]):
             raise AfireError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} do not fit")
-        # autocast would round the product to bfloat16, by more than losses of different batches differ
+        # autocast would round the product to bfloat16; this error exceeds the difference between batches
         with torch.autocast(student.device.type, enabled=False):
             target = ((teacher.float() - self.center) / self.teacher_temperature).softmax(-1)
             log_q = (student.float() / self.student_temperature).log_softmax(-1)

@@ -41,10 +41,11 @@ def similarities(student_logits: Tensor, assignment: Tensor, temperature: float)
 
     Returns:
         ``cross`` (B, L, N) and ``log_partition`` (B, L): s(i, j, n) = Σ_k C_nk log q_ijk = cross − log_partition, as
-        the rows of C sum to one. Kept apart because the second cancels in a softmax over n. With several prototypes a
-        cell, e^s is the mean of theirs (this project's reading): a mixture, of which equal ones are as one.
+        the rows of C sum to one. They are kept apart because the second cancels in a softmax over n. With several
+        prototypes a cell, e^s is the mean over them (this project's reading): a mixture, in which equal ones count as
+        one.
     """
-    # autocast would round the product to bfloat16, by more than tokens of one cell differ
+    # autocast would round the product to bfloat16; this error exceeds the difference between tokens of one cell
     with torch.autocast(student_logits.device.type, enabled=False):
         logits = student_logits.float() / temperature
         cross = logits @ assignment.float().flatten(0, -2).T
@@ -85,7 +86,7 @@ class TokenContrastiveLoss(nn.Module):
     sums run over all processes. A term without any token is zero, with zero gradient.
 
     Args:
-        structure: which reading of the first term.
+        structure: the reading of the first term.
         category_weight: weight of the second term; 0 leaves it out (the release).
         student_temperature: τ_s.
         temperature: τ; this project's reading, the paper gives no value.
@@ -137,7 +138,7 @@ class TokenContrastiveLoss(nn.Module):
             student_logits: (B, L, K) cosines of the student for the lesioned twin.
             assignment: (N, K), or (N, M, K) for several prototypes a cell, from ``PrototypeBank.assignment``.
             abnormal: (B, L) bool, cells with lesion.
-            cells: (B, L) int64, the canvas cell that each token shows, none twice in an image; None when token l shows
+            cells: (B, L) int64, the canvas cell that each token shows, no cell twice in an image; None if token l shows
                 cell l (then N = L).
             ignored: (B, L) bool, tokens that count neither as normal nor as abnormal; None for none.
 
@@ -168,13 +169,13 @@ class TokenContrastiveLoss(nn.Module):
         self, structure: Tensor, own: Tensor, normal: Tensor, abnormal: Tensor, cells: Tensor, count: int
     ) -> TokenContrastiveTerms:
         """Average per-token values (all (B, L)) over the tokens of all processes that each term is about."""
-        # each process holds its share of the global mean, times the number of processes that average gradients
+        # each process holds its share of the global mean, times the number of processes, as these average gradients
         scale = world_size()
         normals = sum_over_processes(normal.sum().float())
         structure_term = (structure * normal).sum() * scale / normals.clamp_min(1)
         if self.category_weight == 0:
             return TokenContrastiveTerms(structure_term, torch.zeros_like(structure_term))
-        # from here on by cell of the canvas, (B, N)
+        # from here on, values are by cell of the canvas, (B, N)
         places = token_places(cells, count)
         shown, places = places >= 0, places.clamp(min=0)
         own, normal, abnormal = (

@@ -52,8 +52,8 @@ class TokenMatchLoss(nn.Module):
 
         Args:
             student: (B, L, K) logits of the student.
-            teacher: (B, L, K) logits of the teacher for the cells that the student's tokens show; any value where they
-                are not matched.
+            teacher: (B, L, K) logits of the teacher for the cells that the student's tokens show; any value if they are
+                not matched.
             prototypes: (B, L, K) prototypes of these cells.
             matched: (B, L) bool, normal tokens whose cell the teacher sees as well.
 
@@ -80,7 +80,7 @@ def teacher_tokens(teacher: Tensor, offset: Tensor, grid: tuple[int, int]) -> tu
 
     Args:
         teacher: (B, L, K) tokens of the teacher's crop.
-        offset: (B, 2) rows and columns of cells by which the student's crop lies behind the teacher's.
+        offset: (B, 2) rows and columns of cells from the teacher's crop to the student's.
         grid: rows and columns (h, w) of a crop, L = h·w.
 
     Returns:

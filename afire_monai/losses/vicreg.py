@@ -57,7 +57,7 @@ class VICRegLoss(nn.Module):
 
         Args:
             first: (B, D) embeddings of one view.
-            second: (B, D) embeddings of the other, row by row of the same images; B is the same in each process.
+            second: (B, D) embeddings of the other view, of the same images row by row; B is the same in each process.
 
         Raises:
             AfireError: for other shapes, or fewer than two images over all processes.

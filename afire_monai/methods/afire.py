@@ -28,21 +28,21 @@ class AFiReViews(NamedTuple):
 
     #: the student's crop with lesions
     twin: Tensor
-    #: the student's crop without lesions: what is to be restored
+    #: the student's crop without lesions: the target of the restoration
     clean: Tensor
     #: the teacher's crop, without lesions
     normal: Tensor
-    #: (B, 1, H, W), 1 where lesion was added
+    #: (B, 1, H, W), 1 where a lesion was added
     mask: Tensor
     #: (B, L) bool, cells with lesion
     abnormal: Tensor
-    #: (B, L) bool, cells with too little lesion to be called either; neither normal nor abnormal
+    #: (B, L) bool, cells with too little lesion to be abnormal, which do not count as normal either
     ambiguous: Tensor
     #: (B, L) int64, canvas cell of each student token; None in the published form
     cells: Tensor | None
     #: (B, L) int64, canvas cell of each teacher token; None in the published form
     teacher_cells: Tensor | None
-    #: (B, 2) int64, rows and columns of cells by which the student's crop lies behind the teacher's
+    #: (B, 2) int64, rows and columns of cells from the teacher's crop to the student's
     offset: Tensor
 
 
@@ -124,7 +124,7 @@ def abnormal_cells(twin: Tensor, clean: Tensor, mask: Tensor, patch_size: int, c
     Args:
         twin: (B, C, H, W) in 0…1.
         clean: (B, C, H, W) without the lesion.
-        mask: (B, 1, H, W), above 0 where lesion was added.
+        mask: (B, 1, H, W), above 0 where a lesion was added.
         patch_size: side P of a cell in pixels.
         change: least mean change of an abnormal cell, in grey levels of 0…1; 0 (the published rule) for any pixel.
 
@@ -160,8 +160,8 @@ class AFiRe(Method):
         shift: s, in cells.
         structure_weight: weight of the structure term in the total.
         restoration_weight: weight of the restoration term in the total.
-        abnormal_change: least mean change of grey levels, 0…1, that makes a cell abnormal; a cell that is touched and
-            changes less is in neither contrastive term. 0: any pixel, as published.
+        abnormal_change: least mean change of grey levels, 0…1, that makes a cell abnormal; a cell that a lesion touches
+            but changes by less is in neither contrastive term. 0: any pixel, as published.
         exposure: changes the exposure of student and teacher, each by draws of its own; None for equal grey levels, as
             published. The restoration target has the student's exposure.
         match_loss: matching term; None for none, as published.
@@ -170,9 +170,9 @@ class AFiRe(Method):
             as published.
         class_loss: that loss, of the head's width.
         class_weight: weight of the class term.
-        lesion_weight: weight of the lesion term: a linear layer on the student's tokens tells each cell's share of
-            lesion pixels, and from the class token whether there is any, by binary cross-entropy; cells and image
-            count alike. 0 for none, as published.
+        lesion_weight: weight of the lesion term: a linear layer on the student's tokens predicts each cell's share
+            of lesion pixels, and from the class token whether there is any, by binary cross-entropy; cells and image
+            count equally. 0 for none, as published.
         latent_weight: weight of predicting, for lesioned cells, the teacher's tokens of the normal image from the
             decoder's features (see :func:`~afire_monai.losses.latent.latent_restoration_loss`). 0 for none.
         koleo_weight: weight of spreading the student's class tokens (:func:`~afire_monai.losses.latent.koleo_loss`).
@@ -365,7 +365,7 @@ class AFiRe(Method):
         losses = {"structure": terms.structure, "category": terms.category, "restoration": restoration}
         if self.match_loss is not None:
             losses["match"] = self._match(self.match_loss, v, student_logits, teacher_logits)
-        # in the order in which student and teacher give them
+        # in the order in which student and teacher return them
         rest, shown = iter(more), iter(taught)
         if self.class_loss is not None:
             # as (views, images, width): the twin's view of the image against the teacher's of the normal one

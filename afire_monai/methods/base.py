@@ -29,14 +29,14 @@ class Method(nn.Module, ABC):
     draws: int
     #: weight of each named loss in the total
     loss_weights: dict[str, float]
-    #: what student and teacher run in, by autocast
+    #: type in which student and teacher run, by autocast
     network_dtype: torch.dtype = torch.float32
 
     def __init__(self) -> None:
         super().__init__()
         self.teacher = None
-        # what is called for the student: the student itself, or its distributed or compiled form; kept out of the
-        # module tree, so that state-dict names do not depend on it
+        # the callable for the student: the student itself, or its distributed or compiled form; kept out of the module
+        # tree, so that state-dict names do not depend on it
         self._student_call: list[Callable[..., tuple[Tensor, ...]]] = []
 
     def call_student_through(self, wrapper: Callable[..., tuple[Tensor, ...]]) -> None:
@@ -61,7 +61,7 @@ class Method(nn.Module, ABC):
         ``batch`` holds ``image`` (B, C, Hc, Wc) and what else the data set gives; the rest is as for :meth:`losses`.
 
         Returns:
-            As :meth:`losses`, which is what this calls unless a method needs more than images.
+            As :meth:`losses`, which this calls unless a method needs more than images.
         """
         return self.losses(batch["image"], uniforms, first_epoch)
 

@@ -43,7 +43,7 @@ class DINO(Method):
 
     Args:
         encoder: the student's encoder; the teacher starts as a copy.
-        head: with one shared layer (``cells=None``).
+        head: head with one shared layer (``cells=None``).
         loss: cross-entropy with the centre.
         global_views: the large views, which the teacher sees as well; two in the paper, all of the encoder's size.
         local_views: smaller views for the student; None for none.
@@ -125,8 +125,8 @@ class DINO(Method):
 
         Returns:
             ``feature_std_ratio`` and ``effective_rank`` of whole pictures, ``validation_distillation``, and
-            ``teacher_entropy``: mean entropy of the teacher's sharpened outputs over log K; 1 or 0 for all images
-            alike is how DINO collapses.
+            ``teacher_entropy``: mean entropy of the teacher's sharpened outputs over log K; DINO has collapsed if
+            it is 1 or 0 for all images alike.
         """
         large, small = self.views(images, uniforms)
         (teacher,), (student,) = self.teacher(*large), self.student(*large, *small)

@@ -44,7 +44,7 @@ def rank_auroc(positive: Tensor, negative: Tensor) -> float:
         return 0.5
     scores = torch.cat([positive, negative]).double()
     _, inverse, counts = scores.unique(return_inverse=True, return_counts=True)
-    # summed as whole numbers: a GPU adds up floating-point ones in no fixed order
+    # summed as whole numbers: a GPU adds floating-point numbers in no fixed order
     ranks = (counts.cumsum(0) - (counts - 1).double() / 2)[inverse]
     n, m = len(positive), len(negative)
     return ((ranks[:n].sum() - n * (n + 1) / 2) / (n * m)).item()
@@ -54,7 +54,7 @@ def feature_health(encoder: Callable[[Tensor], Tensor], images: Tensor) -> dict[
     """Measure collapse on images that training does not see.
 
     Args:
-        encoder: images (B, C, H, W) to tokens (B, 1 + L, D), the first a class token, which is left aside.
+        encoder: function from images (B, C, H, W) to tokens (B, 1 + L, D); the first, a class token, is ignored.
         images: (B, C, H, W) in 0…1, B at least 2.
 
     Returns:
@@ -185,7 +185,7 @@ def measure_health(method: TokenMethod, images: Tensor, uniforms: Tensor) -> dic
         ``structure_{real,blank,noise,shuffled}`` (this run's structure loss, all tokens), ``own_cell_{…}``
         (accuracy), ``position_gap`` (least structure loss of the content-free inputs minus that of real images; near
         zero: the task is solved from positions alone), ``validation_restoration`` (mean squared error in normalised
-        units), ``lesion_token_auroc`` (similarity to the own prototype telling lesioned from normal tokens).
+        units), ``lesion_token_auroc`` (of the similarity to the own prototype, for lesioned against normal tokens).
     """
     v = method.views(images, uniforms)
     clean, cells = v.clean, v.cells

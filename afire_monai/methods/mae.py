@@ -23,7 +23,7 @@ class MAEViews(NamedTuple):
     image: Tensor
     #: (B, V) int64, places of the patches that the encoder sees, ascending
     visible: Tensor
-    #: (B, L) bool, the others
+    #: (B, L) bool, the other patches
     masked: Tensor
 
 
@@ -55,12 +55,12 @@ class MAE(Method):
     added in both, so that neither can do what the other cannot).
 
     Args:
-        encoder: what is trained.
-        decoder: on the encoder's grid.
-        mask_ratio: share of the patches that is hidden; 0.75 in the paper.
+        encoder: the encoder to train.
+        decoder: decoder on the encoder's grid.
+        mask_ratio: share of the patches to hide; 0.75 in the paper.
         normalise: reconstruct each patch's normalised pixels. Without it the decoder gives grey levels, and is exported
             as a restorer for anomaly maps.
-        view: augments images; None for none (the image is then the canvas).
+        view: augmentation of the images; None for none (the image is then the canvas).
 
     Raises:
         AfireError: if the parts do not fit one another, for an encoder that cannot leave patches out, or for a ratio

@@ -21,10 +21,10 @@ class MLVICXNetwork(nn.Module):
     """The trained networks: encoder, dense branch and two projectors.
 
     Args:
-        encoder: gives the maps.
-        dense: brings the maps together.
+        encoder: encoder that returns the maps.
+        dense: branch that combines the maps.
         projector_dim: width of both projectors, 4096 in the paper.
-        projector_layers: of both projectors, 3 in the paper.
+        projector_layers: number of layers of both projectors, 3 in the paper.
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class MLVICX(Method):
 
     Args:
         student: encoder and both branches.
-        views: makes two views, each of the encoder's image size.
+        views: maker of two views, each of the encoder's image size.
         canvas_size: height and width in pixels of the pictures that views are cut out of.
         loss: VICReg's terms.
-        invariance_weight: 25 in the paper, as the next.
-        variance_weight: 25 in the paper.
-        covariance_weight: 1 in the paper.
-        dense_weight: of the dense branch's three terms beside the global one's; 1 in the paper.
+        invariance_weight: weight of the invariance term; 25 in the paper.
+        variance_weight: weight of the variance term; 25 in the paper.
+        covariance_weight: weight of the covariance term; 1 in the paper.
+        dense_weight: factor of the dense branch's three terms against the global branch's; 1 in the paper.
 
     Raises:
         AfireError: if there are not two views of the encoder's image size.

@@ -22,9 +22,9 @@ from afire_monai.transforms.perturb import AppearancePerturbation
 class PEACOutput(NamedTuple):
     """Outputs of the student in one step, for B pairs of views."""
 
-    #: (B, L, L) which patch each place of view 1 shows, the last dimension over patches
+    #: (B, L, L) logits of the patch that each place of view 1 shows, the last dimension over patches
     order: Tensor
-    #: (B, C, H, W) view 1 as it was before it was changed, in the encoder's normalised units
+    #: (B, C, H, W) view 1 as before the change, in the encoder's normalised units
     restored: Tensor
     #: of both views
     global_first: Tensor
@@ -194,10 +194,10 @@ class PEAC(Method):
             ``feature_std_ratio`` and ``effective_rank`` of the teacher's encoder; ``validation_{order, restoration,
             global, local}`` (the terms, unweighted, a first view with its order kept and perturbed);
             ``validation_restoration_permuted``; ``order_permuted`` (share of patches of permuted views whose place
-            is found; chance is 1/L; a network that goes by positions alone gets no further); ``projection_spread``
+            is found; chance is 1/L; a network that uses positions alone gets no further); ``projection_spread``
             (standard deviation over images of the teacher's L2-normalised global projections, averaged over
             dimensions, times √G; near 0 is collapse of the projector); ``cells_found`` (share of matched cells
-            whose most like local projection in the other view, student's to teacher's, is the matched one).
+            whose most similar local projection in the other view, student's to teacher's, is the matched one).
         """
         kept = self.views(images, self.views.coins(uniforms, keep=True))
         mixed = self.views(images, self.views.coins(uniforms, keep=False))
@@ -246,8 +246,8 @@ def cells_found(first: Tensor, second: Tensor, match: Tensor, matched: Tensor) -
         matched: (B, L) bool, whether there is one.
 
     Returns:
-        Scalar; 0 where no cell is matched. Means over images and cells are subtracted first: what all tokens share says
-        nothing.
+        Scalar; 0 if no cell is matched. Means over images and cells are subtracted first, because a part that all
+        tokens share carries no information.
     """
     one, other = (F.normalize(x.float() - x.float().mean((0, 1)), dim=-1) for x in (first, second))
     right = (one @ other.transpose(1, 2)).argmax(-1) == match
@@ -261,15 +261,15 @@ class PEACViews(NamedTuple):
     first: Tensor
     #: view 2, always plain
     second: Tensor
-    #: view 1 before either change: what is to be restored
+    #: view 1 before either change: the target of the restoration
     clean: Tensor
-    #: (B, L) int64, the patch of view 1 that each place of ``first`` shows; 0…L-1 where the order is kept
+    #: (B, L) int64, the patch of view 1 that each place of ``first`` shows; 0…L-1 if the order is kept
     order: Tensor
     #: (B,) bool, whether view 1 keeps its order (and so is perturbed)
     kept: Tensor
     #: (B, L) int64, the cell of view 2 that shows the same place of the body as each cell of ``clean``
     match: Tensor
-    #: (B, L) bool, whether there is such a cell; ``match`` holds an arbitrary cell where there is none
+    #: (B, L) bool, whether there is such a cell; ``match`` holds an arbitrary cell if there is none
     matched: Tensor
 
 
@@ -297,7 +297,7 @@ def match_cells(first: Tensor, second: Tensor, grid: tuple[int, int]) -> tuple[T
         grid: rows and columns (h, w) of both.
 
     Returns:
-        Cell of the second crop (B, L) int64, and whether it is inside (B, L) bool; where it is not, the cell is 0.
+        Cell of the second crop (B, L) int64, and whether it is inside (B, L) bool; if it is not, the cell is 0.
     """
     h, w = grid
     away = first - second
@@ -319,8 +319,8 @@ class OverlappingViews(nn.Module):
         grid: rows and columns (h, w) of a view, in cells.
         patch_size: side P of a cell in pixels.
         shift: s, the largest offset of a view in cells; the paper has 4 for 14 x 14 cells.
-        perturbation: of view 1 where its order is kept.
-        keep_probability: that view 1 keeps its order; 0.5 in the paper.
+        perturbation: perturbation of view 1 if its order is kept.
+        keep_probability: probability that view 1 keeps its order; 0.5 in the paper.
 
     Raises:
         AfireError: for a shift that leaves no overlap, or a probability outside 0…1.

@@ -25,7 +25,7 @@ def load_for_bundle(folders: Sequence[str | Path], kind: str | None = None) -> n
     """Load the network of a bundle, in evaluation mode and ready for export (`prepare`).
 
     Args:
-        folders: model folders; what is in several is taken from the first.
+        folders: model folders; a file that is in several is taken from the first.
         kind: one of `BUNDLE_KINDS`; None for the first of them that is there.
 
     Raises:
@@ -150,7 +150,7 @@ def _inference(
 ) -> dict[str, Any]:
     base: dict[str, Any] = ConfigParser.load_config_file(configs / "inference.yaml")
     over: dict[str, Any] = ConfigParser.load_config_file(configs / "inference_model.yaml")
-    if isinstance(network, AnomalyNetwork):  # it has an inferer and a writer of its own there
+    if isinstance(network, AnomalyNetwork):  # `inference.yaml` has an inferer and a writer for it
         over = {key: over[key] for key in ("imports", "model_file", "network")}
     base.pop("model_dir")
     return _loadable({**base, **over, "reader": dict(reader), "network_def": network_def})
@@ -164,9 +164,9 @@ def _training(configs: Path, network: ViTClassifier | ViTSegmenter, network_def:
     config["model_file"] = "$@bundle_root + '/models/model.pt'"
     config |= {"encoder": encoder, "network_def": {**network_def, "encoder": "@encoder"}}
     config["method_def"]["network"] = "$bundle_model.with_weights(@network_def, @model_file)"
-    # the model's own description says that it does not start at random weights
+    # the new model's description says that it does not start at random weights
     config["run"] = [step.replace("facts(@init,", "facts('bundle',") for step in config["run"]]
-    for setting in ("init", "encoder_preset", "image_size", "patch_size"):  # the network has them
+    for setting in ("init", "encoder_preset", "image_size", "patch_size"):  # the network fixes them
         config.pop(setting)
     if isinstance(network, ViTClassifier):
         config["labels"] = network.labels

@@ -32,7 +32,7 @@ class Exportable:
     kind: str  #: encoder, detector, classifier or segmenter
     network: nn.Module  #: maps images (B, C, H, W) in 0…1 to one tensor or a tuple of tensors, each with B first
     size: tuple[int, int, int]  #: (C, H, W) of the images
-    outputs: tuple[str, ...]  #: names of what the network returns
+    outputs: tuple[str, ...]  #: names of the network's outputs
     #: plain values that are written beside the graph: labels, thresholds, hashes of the weights
     description: dict[str, Any] = field(default_factory=dict)
     #: for outputs that move in steps, the height of one step, which is added to the tolerance
@@ -66,15 +66,15 @@ def export_graph(exportable: Exportable, images: Tensor, path: Path, form: str) 
     graph lies a JSON of the same name that describes input and outputs.
 
     Args:
-        exportable: what to write.
-        images: (n, C, H, W) in 0…1, n at least 3, that graph and PyTorch are compared on: one alone, then the others
-            together.
+        exportable: the network to write.
+        images: (n, C, H, W) in 0…1, n at least 3, for the comparison of graph and PyTorch: one alone, then the
+            others together.
         path: file to write; its folder is made if absent.
         form: onnx, torchscript or torch_export.
 
     Raises:
         AfireError: for an unknown form, too few images, a missing library, or a difference above 1e-4 (of the largest
-            value where that is above 1); then nothing is written.
+            value if that is above 1); then nothing is written.
     """
     if form not in SUFFIXES:
         raise AfireError(f"the format is {form!r}; {', '.join(SUFFIXES)} are graphs")
@@ -116,7 +116,7 @@ def open_graph(path: str | Path, form: str) -> Run:
 def compare(exportable: Exportable, images: Tensor, run: Run) -> dict[str, float]:
     """Return the largest absolute difference of each output to PyTorch, for one image alone and the others together.
 
-    Raises AfireError if a difference is above 1e-4, or above 1e-4 of the largest value where that is above 1.
+    Raises AfireError if a difference is above 1e-4, or above 1e-4 of the largest value if that is above 1.
     """
     differences = dict.fromkeys(exportable.outputs, 0.0)
     for some in (images[:1], images[1:]):
@@ -154,7 +154,7 @@ def _write(network: nn.Module, example: Tensor, path: Path, form: str, outputs: 
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.inference_mode():
         warnings.simplefilter("ignore")
         if form == "torchscript":
-            # PyTorch's own writing to a path ends the whole process where the disk is full
+            # PyTorch's own writing to a path ends the whole process if the disk is full
             buffer = io.BytesIO()
             torch.jit.save(torch.jit.freeze(torch.jit.trace(network, example, check_trace=False)), buffer)
             path.write_bytes(buffer.getvalue())

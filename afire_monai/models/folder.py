@@ -40,7 +40,7 @@ def model_files(folders: Sequence[str | Path]) -> dict[str, Path]:
         folders: searched in this order; a file that is in several is taken from the first.
 
     Raises:
-        CheckpointError: if a folder is not there.
+        CheckpointError: if a folder does not exist.
     """
     found: dict[str, Path] = {}
     for folder in map(Path, folders):
@@ -94,13 +94,13 @@ def save_module_files(tensors: dict[str, Any], description: dict[str, Any], path
     gets the SHA-256 of the weights file as ``weights_sha256``, by which reading knows that the file is whole.
 
     Args:
-        tensors: by name.
-        description: what the tensors are; plain values.
+        tensors: tensors by name.
+        description: description of the tensors; plain values.
         path: a ``.safetensors`` file; its folder is made if absent.
         int8: keep matrices as whole numbers of 8 bits (`pack_int8`), a quarter of the size.
 
     Raises:
-        CheckpointError: if there is no room, or no right to write; earlier files are left as they are.
+        CheckpointError: if the disk is full or writing is not allowed; earlier files are left as they are.
     """
     described = path.with_suffix(".json")
     try:
@@ -182,7 +182,7 @@ def export_encoder(encoder: Encoder, path: str | Path, int8: bool = False, **fac
     """Write an encoder for later use.
 
     Args:
-        encoder: what to write.
+        encoder: the encoder to write.
         path: a ``.safetensors`` file, or a folder to write ``encoder.safetensors`` into.
         int8: keep matrices in 8 bits (see `save_module_files`).
         facts: plain values to keep in the JSON: method, training-data hash, epochs.
@@ -248,10 +248,10 @@ def export_task(
     """Write ``classifier.safetensors`` or ``segmenter.safetensors`` and its JSON into a model folder.
 
     Args:
-        network: what to write.
+        network: the network to write.
         folder: the model folder; made if absent.
-        frozen: a file with the network's encoder, where training left that as it was: it is copied into the folder
-            with its JSON, and the network's file holds the rest alone.
+        frozen: a file with the network's encoder, if training left the encoder unchanged: it is copied into the folder
+            with its JSON, and the network's file holds only the rest.
         facts: plain values to keep in the JSON: ``thresholds`` (label to probability), validation figures, data hash.
     """
     kind = "classifier" if isinstance(network, ViTClassifier) else "segmenter"

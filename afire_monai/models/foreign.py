@@ -33,10 +33,10 @@ class ForeignEncoder:
     """An encoder from elsewhere."""
 
     encoder: ViTEncoder  #: with one input channel
-    placed: list[str] = field(default_factory=list)  #: names in the file that went into it
+    placed: list[str] = field(default_factory=list)  #: names in the file that the encoder took over
     #: names in the file that are not part of an encoder: heads, decoders, mask tokens, optimizers
     left_out: list[str] = field(default_factory=list)
-    assumed: list[str] = field(default_factory=list)  #: what neither the file nor a JSON beside it says
+    assumed: list[str] = field(default_factory=list)  #: values that neither the file nor a JSON beside it states
 
 
 def is_foreign(path: str | Path) -> bool:
@@ -58,11 +58,11 @@ def load_foreign(path: str | Path, image_size: int = 0) -> ForeignEncoder:
 
     Args:
         path: ``.pth``, ``.pt``, ``.bin`` (read without running code) or ``.safetensors``; or a folder.
-        image_size: side in pixels; 0 for the size of the positions, 224 where there are none.
+        image_size: side in pixels; 0 for the size of the positions, 224 if there are none.
 
     Raises:
-        CheckpointError: if the file cannot be read or is no such transformer, or if a name in its encoder has no place
-            here, or one that is needed is missing; all such names are listed.
+        CheckpointError: if the file cannot be read or is not such a transformer, if a name in its encoder has no place
+            here, or if a required name is missing; all such names are listed.
     """
     file = _file_of(Path(path))
     try:
@@ -219,7 +219,7 @@ def _rope(entries: Mapping[str, Tensor], extras_gated: bool, patch: int, setting
         return {"rope_base": None, "rope_cells": 0}
     cells = 224 // patch  # EVA-02's and EVA-X's grid of pre-training
     turned = entries.get("rope.freqs_cos")
-    if turned is not None:  # (L, d) of the file's own grid; the second cell of the first row tells
+    if turned is not None:  # (L, d) of the file's own grid; the second cell of the first row decides
         if turned.ndim != 2 or len(turned) < 2 or turned.shape[1] < 1:
             raise CheckpointError(f"rope.freqs_cos is {tuple(turned.shape)}; (L, d) is expected")
         spread = cells / math.isqrt(len(turned))
@@ -269,7 +269,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     names = ("num_attention_heads", "layer_norm_eps", "rope_theta", "hidden_act")
     found: dict[str, Any] = {name: config[name] for name in names if config.get(name) is not None}
     if config.get("model_type") == "dinov2":
-        found.pop("hidden_act", None)  # its gated MLPs use SiLU whatever this says
+        found.pop("hidden_act", None)  # its gated MLPs use SiLU regardless of this value
     arguments, trained = (_object(config, name) for name in ("model_args", "pretrained_cfg"))
     if "num_heads" in arguments:
         found["num_attention_heads"] = arguments["num_heads"]

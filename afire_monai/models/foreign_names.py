@@ -11,10 +11,10 @@ from torch import Tensor
 
 from afire_monai.core.errors import CheckpointError
 
-# where checkpoints keep the weights; a teacher or moving average is what their authors evaluate
+# entries in which checkpoints keep the weights; their authors evaluate a teacher or a moving average
 _ENTRIES = ("teacher", "model_ema", "ema", "model", "state_dict", "module", "student")
 _PATCH = re.compile(r"^(.*?)(?:patch_embed\.proj|embeddings\.patch_embeddings(?:\.projection)?)\.weight$")
-# parts of pre-training that are no encoder, and buffers that are computed here
+# parts of pre-training that are not an encoder, and buffers that are computed here
 _NOT_ENCODER = re.compile(
     r"^(decoder|mask_token|embeddings\.mask_token|head|heads|pre_logits|lm_head|fc(?!_norm)|classifier|pooler|projector|predictor|"
     r"dino_head|ibot_head|contrastive|rope|rope_embed|rope_embeddings|pos_drop)([._].*)?$|\.attn\.k_bias$|\.bias_mask$"
@@ -111,7 +111,7 @@ def to_own_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
         if name.endswith(".attn.qkv.bias") and (mask := state.get(f"{name}_mask")) is not None:
             if mask.shape != value.shape:
                 raise CheckpointError(f"{name}_mask is {tuple(mask.shape)}, and {name} {tuple(value.shape)}")
-            value = torch.where(mask.nan_to_num() == 0, torch.zeros_like(value), value)  # DINOv3 has no bias of keys
+            value = torch.where(mask.nan_to_num() == 0, torch.zeros_like(value), value)  # DINOv3's keys have no bias
         renamed[own], origin[own] = value, name
     _join(renamed, origin, "attn.qkv", ("attn.q_proj", "attn.k_proj", "attn.v_proj"))
     _join(renamed, origin, "mlp.linear1", ("mlp.gate", "mlp.value"))
@@ -150,7 +150,7 @@ def _stacked(name: str, parts: list[Tensor]) -> Tensor:
     """Put tensors under each other.
 
     Raises:
-        CheckpointError: naming what they make up, if their other sides differ.
+        CheckpointError: if their other sides differ, with the name of the joined tensor.
     """
     if not all(part.ndim and part.shape[1:] == parts[0].shape[1:] for part in parts):
         shapes = ", ".join(str(tuple(part.shape)) for part in parts)

@@ -12,7 +12,7 @@ from afire_monai.models.foreign import is_foreign, load_foreign
 from afire_monai.models.shipped import shipped_folder, shipped_names
 from afire_monai.networks import Encoder, build_encoder
 
-#: what a transformer has where nothing else is asked for
+#: settings of a transformer unless others are requested
 _PUBLISHED = {"stem": "patches", "registers": 0}
 
 
@@ -32,7 +32,7 @@ def initial_encoder(
             ``random`` for one with fresh weights.
         preset: size of a fresh encoder (see :data:`ENCODER_PRESETS`).
         image_size: side in pixels that the task wants; 0 for the size that the encoder was trained at (224 if fresh).
-        patch_size: of a fresh encoder.
+        patch_size: patch size of a fresh encoder.
         statistics: grey-level mean and deviation of the training images, for a fresh encoder; called only then.
         options: more arguments of a fresh encoder's class.
 
@@ -58,7 +58,7 @@ def origin_of(init: str) -> str | dict[str, Any]:
         init: see :func:`initial_encoder`; or ``bundle`` for the weights of a MONAI bundle.
 
     Returns:
-        ``random`` or ``bundle``; of a model folder, method, epochs and hash of the data; else the name of the file.
+        ``random`` or ``bundle``; for a model folder, method, epochs and hash of the data; else the name of the file.
 
     Raises:
         CheckpointError: if there is no such encoder.
@@ -82,7 +82,7 @@ def pretraining_encoder(
         init: see :func:`initial_encoder`.
         preset: size of a fresh encoder.
         image_size: side in pixels that pre-training wants.
-        patch_size: side of a cell that the method counts with.
+        patch_size: side of a cell that the method uses.
         statistics: grey-level mean and deviation of the training images, for a fresh encoder.
         options: ``stem`` and ``registers`` of a fresh :class:`~afire_monai.networks.ViTEncoder`.
 

@@ -99,7 +99,7 @@ def to_hf(state: dict[str, Tensor], width: int) -> dict[str, Tensor]:
     """Return weights under the names of transformers' ``ViTModel``, from timm's.
 
     Args:
-        state: by timm's names; with ``head`` they become those of ``ViTForImageClassification``.
+        state: tensors by timm's names; with ``head`` they become those of ``ViTForImageClassification``.
         width: D.
     """
     prefix = "vit." if "head.weight" in state else ""
@@ -153,8 +153,8 @@ def plain_vit(state: dict[str, Tensor], images: Tensor, heads: int, eps: float) 
     Args:
         state: weights by timm's names.
         images: (B, C, H, W), normalised.
-        heads: of the attention.
-        eps: of the layer norms.
+        heads: number of attention heads.
+        eps: ε of the layer norms.
     """
 
     def norm(x: Tensor, name: str) -> Tensor:

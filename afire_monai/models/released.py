@@ -22,7 +22,7 @@ from afire_monai.networks import AnomalyRestorationDecoder, TokenHead, ViTEncode
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_HEAD_WIDTH = 64  # of ViT-Ti, -S and -B alike
+_HEAD_WIDTH = 64  # the same for ViT-Ti, -S and -B
 _ENCODER_EPS = 1e-6
 _DECODER_EPS = 1e-5
 _RENAMED = (
@@ -47,10 +47,10 @@ def find_parts(state: dict[str, Tensor], decoder_heads: int) -> FoundParts:
     """Make encoder, head and decoder from a released state dictionary.
 
     Returns:
-        The networks (head and decoder None where there is nothing of them) and what did not fit.
+        The networks (head and decoder are None if the dictionary has none) and the names that did not fit.
 
     Raises:
-        CheckpointError: sizes cannot be told from the shapes.
+        CheckpointError: if sizes cannot be told from the shapes.
     """
     groups: dict[str, dict[str, Tensor]] = {"encoder": {}, "head": {}, "decoder": {}}
     unplaced: list[str] = []
@@ -258,7 +258,7 @@ def fold_decoder(
 
 logger = logging.getLogger(__name__)
 _KNOWN_ENTRIES = {"student", "teacher", "optimizer", "epoch", "args", "AFiRe_loss", "fp16_scaler"}
-# the authors' own argument parser has neither; those who train with other decoders add one
+# the authors' own argument parser has neither; users who train with other decoders add one
 _HEADS_NAMES = ("decoder_num_heads", "decoder_heads")
 _RELEASED_HEADS = 16
 
@@ -271,7 +271,7 @@ class ImportReport:
     unplaced: list[str] = field(default_factory=list)  #: names in the source that have no place here
     #: names that a network here needs and the source lacks; they kept their random start values
     missing: list[str] = field(default_factory=list)
-    #: what neither the source nor the caller says and was taken for granted, in words
+    #: assumptions on values that neither the source nor the caller gives, in words
     assumed: list[str] = field(default_factory=list)
 
 

@@ -34,7 +34,7 @@ def cell_groups(grid: tuple[int, int], groups: int, device: torch.device | None 
     Args:
         grid: rows and columns (h, w) of cells.
         groups: 2, 4 or 9.
-        device: of the result.
+        device: device of the result.
 
     Returns:
         (h·w,) int64, the group of each cell, row by row. No cell has a neighbour beside it in its own group.
@@ -111,7 +111,7 @@ class AnomalyNetwork(nn.Module):
 
         Args:
             images: (B, C, H, W) in 0…1, at the size that the model was trained on.
-            tokens: (B, 1 + L, D), the encoder's output if it is at hand.
+            tokens: (B, 1 + L, D), the encoder's output if it is available.
         """
         p, (h, w) = self.decoder.patch_size, self.decoder.grid
         group = cell_groups((h, w), self.groups, images.device)

@@ -30,8 +30,9 @@ def shipped_models(population: str = POPULATIONS[0], name: str = DEFAULT) -> lis
     """Return the model folders to predict with: the reference of a population's normals, then the model.
 
     Args:
-        population: ``adults`` or ``children`` (1 to 5 years): whose normal radiographs anomalies are measured against.
-        name: of the model.
+        population: ``adults`` or ``children`` (1 to 5 years): the group whose normal radiographs are the reference
+            for anomalies.
+        name: name of the model.
 
     Raises:
         CheckpointError: for another population or model.

@@ -22,7 +22,7 @@ def resample_positions(table: Tensor, grid: tuple[int, int], target: tuple[int, 
     Args:
         table: (h·w, D), row by row.
         grid: its rows and columns (h, w).
-        target: the rows and columns wanted.
+        target: rows and columns of the result.
     """
     if grid == target:
         return table
@@ -39,7 +39,7 @@ def rotation_of(grid: tuple[int, int], head_dim: int, base: float, cells: int) -
     Args:
         grid: rows and columns (h, w).
         head_dim: channels of a head, a multiple of 4.
-        base: of the geometric frequencies.
+        base: base of the geometric frequencies.
         cells: 0 for coordinates -1…1 between the picture's edges, times 2π (DINOv3); n for 0…n, stretched to the grid
             (EVA-02).
     """

@@ -66,7 +66,7 @@ def transformer_block(dim: int, num_heads: int, mlp_ratio: float, layer_norm_eps
         qkv_bias=True,
         use_flash_attention=True,
     )
-    # not built anew, which would draw weights once more: a seed gives the same weights with either attention
+    # the class is changed because a new layer would draw weights again: a seed gives the same with either attention
     block.attn.__class__ = FusedSelfAttention
     block.norm_cross_attn = nn.Identity()
     block.norm1.eps = layer_norm_eps
@@ -77,8 +77,8 @@ def transformer_block(dim: int, num_heads: int, mlp_ratio: float, layer_norm_eps
 class RecomputedBlock:
     """A mixin for networks of blocks that can forget activations in between and compute them again when needed."""
 
-    #: keep the blocks' inputs only and repeat each block in the backward pass: a fraction of the memory, for a third
-    #: more arithmetic, and the same values
+    #: keep only the blocks' inputs and repeat each block in the backward pass: this takes a fraction of the memory and
+    #: a third more arithmetic, and gives the same values
     recompute: bool = False
 
     def call_block(self, block: nn.Module, tokens: Tensor, *more: object) -> Tensor:
@@ -166,7 +166,7 @@ def synced_batch_norm(module: nn.Module) -> nn.Module:
     """Put :class:`SyncedBatchNorm` in place of each batch norm of a module; names and values stay.
 
     Args:
-        module: changed in place.
+        module: module to change in place.
     """
     for name, child in module.named_children():
         if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):

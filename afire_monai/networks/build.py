@@ -39,7 +39,7 @@ def encoder_from_config(config: Mapping[str, Any], **overrides: Any) -> Encoder:
     """Build an encoder with fresh weights from :attr:`Encoder.config`.
 
     Args:
-        config: arguments of the class; ``kind`` says which, ``vit`` where it does not.
+        config: arguments of the class; ``kind`` names the class, which is ``vit`` if it is missing.
         overrides: arguments to change.
 
     Raises:
@@ -63,12 +63,12 @@ def refuse_kinds(arguments: Mapping[str, Any], *classes: type) -> None:
     """Refuse values that are not numbers where a network needs numbers; else it would fail at the first picture.
 
     Args:
-        arguments: of the network, by name.
-        classes: it and those that it passes arguments on to; annotations other than ``int`` and ``float`` are passed
-            over.
+        arguments: arguments of the network, by name.
+        classes: the network's class and those that it passes arguments on to; annotations other than ``int`` and
+            ``float`` are skipped.
 
     Raises:
-        AfireError: naming the argument; also for an ε of zero or below.
+        AfireError: for such a value, naming the argument; also for an ε of zero or below.
     """
     expected = {name: one.annotation for c in classes for name, one in inspect.signature(c).parameters.items()}
     for name, value in arguments.items():

@@ -62,7 +62,8 @@ class ViTEncoder(RecomputedBlock, Encoder):
         mlp_ratio: hidden width of each MLP as a multiple of D.
         layer_norm_eps: ε of the layer norms.
         position_grid: rows and columns of the token grid whose cells positions count; None for the grid of
-            ``image_size``. An encoder that goes on at another size keeps the grid that it was trained on.
+            ``image_size``. An encoder whose training continues at another size keeps the grid that it was
+            trained on.
         stem: ``patches``, as published, or ``convolutions`` (see :func:`~afire_monai.networks.stem.build_stem`).
         registers: tokens before the class token that take part and are not returned (Darcet et al., ICLR 2024, arXiv
             2309.16588); 0 as published.
@@ -109,7 +110,7 @@ class ViTEncoder(RecomputedBlock, Encoder):
         }
         levels = max(1, patch_size.bit_length() - 1)
         self.feature_maps = (FeatureMap(embed_dim, patch_size),) * levels
-        # block after which each but the last of these maps is taken, evenly spaced
+        # block after which each of these maps but the last is taken, evenly spaced
         self.taps = [max(1, round(depth * level / levels)) for level in range(1, levels)]
         self.register_buffer("positions", sincos_positions(self.grid, embed_dim, self.position_grid), persistent=False)
 
@@ -138,10 +139,10 @@ class ViTEncoder(RecomputedBlock, Encoder):
 
         Args:
             images: (B, C, H, W) in 0…1.
-            residual_scale: (B, depth), what each block's change of the tokens is multiplied by: 0 leaves the block out
-                for that image (stochastic depth); None for 1.
-            visible: (B, V) int64, places of the patch tokens that are encoded, in this order; the others are left
-                out, at no cost (masked autoencoding); None for all.
+            residual_scale: (B, depth), factor of each block's change of the tokens: 0 leaves the block out for that
+                image (stochastic depth); None for 1.
+            visible: (B, V) int64, places of the patch tokens to encode, in this order; the others are left out, at no
+                cost (masked autoencoding); None for all.
 
         Raises:
             AfireError: for a wrong shape or, with ``check_range``, values outside 0…1.

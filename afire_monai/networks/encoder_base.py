@@ -18,7 +18,7 @@ from afire_monai.core.errors import AfireError
 class FeatureMap:
     """A map that an encoder offers to dense tasks."""
 
-    channels: int  #: of the map
+    channels: int  #: number of channels of the map
     stride: int  #: pixels of the picture for each of its cells, along a side
 
 
@@ -125,8 +125,8 @@ class Encoder(nn.Module, ABC):
 
         Args:
             images: (B, C, H, W) in 0…1; H and W multiples of the patch size, not necessarily the trained size.
-            residual_scale: (B, depth), what each block's change is multiplied by: 0 leaves the block out for that
-                image (stochastic depth); None for 1.
+            residual_scale: (B, depth), factor of each block's change: 0 leaves the block out for that image
+                (stochastic depth); None for 1.
 
         Returns:
             (B, 1 + L, D): a token for the whole image, then the L patch tokens in row-major order.
@@ -171,7 +171,7 @@ class Encoder(nn.Module, ABC):
         """Return the submodule whose output Grad-CAM weighs: tokens (B, 1 + L, D) or a map (B, D, h, w).
 
         Args:
-            block: number of a block, negative counts from the end; None for the last place that suits.
+            block: number of a block, counted from the end if negative; None for the last suitable place.
             class_token: whether only the token of the whole image goes on from the encoder.
 
         Raises:

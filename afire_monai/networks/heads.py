@@ -125,9 +125,9 @@ class ProjectionMLP(nn.Module):
     PEAC projects tokens with three layers and layer norm, MLVICX pooled features with three layers and batch norm.
 
     Args:
-        in_dim: width of what comes in.
-        hidden_dim: width of the layers between.
-        out_dim: width of what comes out.
+        in_dim: width of the input.
+        hidden_dim: width of the hidden layers.
+        out_dim: width of the output.
         layers: number of linear layers, at least 1.
         norm: ``layer``, ``batch`` (over the first dimension, so for (B, D) inputs only), or a function that makes a
             module for a width.
@@ -196,10 +196,10 @@ class DenseBranch(nn.Module):
     have no bias, which the batch norm of the projector behind would take away.
 
     Args:
-        encoder: whose :attr:`~Encoder.feature_maps` are used; not kept.
+        encoder: encoder whose :attr:`~Encoder.feature_maps` are used; it is not kept.
         width: channels.
-        side: pixels that maps are resized to.
-        cells: a side, after pooling; must divide ``side``.
+        side: side in pixels to which maps are resized.
+        cells: cells along a side after pooling; must divide ``side``.
 
     Raises:
         AfireError: if ``cells`` does not divide ``side``, or a number is below 1.

@@ -107,7 +107,7 @@ class PrototypeBank(nn.Module):
 
     def _nearest(self, tokens: Tensor, cells: Tensor) -> Tensor:
         """Return which of its cell's prototypes, (B, L) in 0…M − 1, is nearest to each token (B, L, K) of ``cells``."""
-        # |t − p|² less |t|²; one prototype after the other, which holds M times less at once
+        # |t − p|² minus |t|²; one prototype after the other, which takes M times less memory
         distances = [(p - 2 * tokens).mul(p).sum(-1) for p in (each[cells] for each in self.prototypes.unbind(1))]
         return torch.stack(distances, -1).argmin(-1)
 
@@ -148,11 +148,11 @@ class PrototypeBank(nn.Module):
         if self.per_cell > 1:
             if cells is None:
                 cells = torch.arange(tokens, device=values.device).expand(batch, -1)
-            # as EpochSampler deals images to the processes
+            # numbered as EpochSampler deals images to the processes
             images = torch.arange(batch, device=values.device) * world_size() + rank()
             turns = images[:, None] % self.per_cell
             cells = cells * self.per_cell + (turns if replace else self._nearest(values, cells))
-        # one column more for the number of tokens, so that a single small collective is enough
+        # one more column for the number of tokens, so that a single small collective is enough
         totals = values.new_full((rows, dim + 1), float(batch))
         if cells is None:
             totals[:, :dim] = values.sum(0)
@@ -167,14 +167,14 @@ class PrototypeBank(nn.Module):
         mean = totals[:, :dim] / count.clamp_min(1)
         past = 0.0 if replace else self.momentum
         before = self.prototypes.view(rows, dim)
-        # what no token showed stays as it is
+        # a prototype that no token showed stays as it is
         before.copy_(torch.where(count > 0, before * past + mean * (1 - past), before))
 
     def assignment(self) -> Tensor:
         """Return the balanced assignment of prototypes to the K dimensions, each row a distribution.
 
         Returns:
-            (N, K) float32, or (N, M, K) for several prototypes a cell, which are balanced all together.
+            (N, K) float32, or (N, M, K) for several prototypes a cell, all of which are balanced together.
         """
         rows = self.prototypes.flatten(0, -2)
         return sinkhorn(rows, self.temperature, self.iterations).view_as(self.prototypes)

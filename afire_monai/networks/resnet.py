@@ -24,7 +24,7 @@ class ContextBottleneck(nn.Module):
     squashed to 0…1. Places: a 7 x 7 convolution over the mean and the maximum of all channels, squashed likewise.
 
     Args:
-        channels: of the map.
+        channels: channels of the map.
     """
 
     def __init__(self, channels: int) -> None:

@@ -28,14 +28,14 @@ class SwinEncoder(Encoder):
     Args:
         image_size: side in pixels, or (height, width); multiples of 32.
         patch_size: the total stride, 32.
-        embed_dim: width of the first stage; each further one has twice as many, so tokens are 8 times as wide.
+        embed_dim: width of the first stage; each further one is twice as wide, so tokens are 8 times as wide.
         depths: number of blocks of each of the four stages.
         heads: attention heads of each stage.
         window: side of a window in patches. A window that does not divide the maps' sides is padded, which costs time.
         options: as for :class:`Encoder`.
 
     Raises:
-        AfireError: for another patch size, numbers that are not four, or a window larger than the last map.
+        AfireError: for another patch size, depths or heads that are not four, or a window larger than the last map.
 
     Example:
         >>> import torch
@@ -86,7 +86,7 @@ class SwinEncoder(Encoder):
         self.stages = nn.ModuleList(stage.blocks for stage in stages)
         self.merging = nn.ModuleList(stage.downsample for stage in stages[:-1])
         self.norm = nn.LayerNorm(self.embed_dim)
-        # gives the last map; a layer of its own, so that its output can be asked for
+        # returns the last map; a layer of its own, so that its output can be requested
         self.last_map = nn.Identity()
         self._first = [sum(depths[:stage]) for stage in range(5)]
 

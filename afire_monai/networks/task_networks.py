@@ -31,7 +31,7 @@ class NormalDistance(nn.Module):
         super().__init__()
         self.register_buffer("center", torch.zeros(dim))
         self.register_buffer("whitening", torch.eye(dim))
-        self.register_buffer("scale", torch.tensor([0.0, 1.0]))  # mean and deviation of normal ones
+        self.register_buffer("scale", torch.tensor([0.0, 1.0]))  # mean and deviation of normal radiographs
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Return (B, 1) for vectors (B, D); 0 on average for normal radiographs, with a deviation of 1."""
@@ -47,7 +47,7 @@ class ViTClassifier(nn.Module):
         labels: names of the C labels, each once.
         pooling: ``mean`` of the patch tokens (default: AFiRe does not train the class token), ``class``, or both side
             by side, ``class_mean``; ``summary``, those of half the depth as well (`Encoder.summary`).
-        normality: give the head also how unlike normal radiographs the mean patch token is (`NormalDistance`).
+        normality: also give the head the distance of the mean patch token from normal radiographs (`NormalDistance`).
 
     Raises:
         AfireError: for no label, a label named twice, or an unknown pooling.
@@ -98,7 +98,7 @@ class ViTClassifier(nn.Module):
         """Build an untrained classifier from :attr:`config`.
 
         Args:
-            config: as :attr:`config` gives it.
+            config: result of :attr:`config`.
             encoder_overrides: arguments of the encoder's class to change.
         """
         encoder = encoder_from_config(config["encoder"], **encoder_overrides)
@@ -120,7 +120,7 @@ class ViTClassifier(nn.Module):
         """Return pooled tokens (B, …) and, with ``normality``, the distance from normal radiographs beside them.
 
         Args:
-            pooled: as the pooling gives them.
+            pooled: result of the pooling.
             mean: mean patch tokens (B, D); the last D columns of ``pooled`` unless given.
         """
         if self.normality is None:

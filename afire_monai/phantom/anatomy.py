@@ -23,7 +23,7 @@ TABLE_AXIS: Array = np.linspace(-_SPAN, _SPAN, _TABLE, dtype=np.float32)
 def look_up(table: Array, coordinate: Array) -> Array:
     """Evaluate a function of one coordinate on the picture from its table over `TABLE_AXIS`.
 
-    A gather is some ten times faster than powers and exponentials per pixel; a step is a tenth of a pixel at 256.
+    A gather is about ten times faster than powers and exponentials per pixel; a step is a tenth of a pixel at 256.
 
     Args:
         table: (4096,) values over `TABLE_AXIS`.
@@ -71,7 +71,7 @@ def window(u: Array, v: Array, side: float, lowest: float) -> tuple[slice, slice
 def blur(image: Array, width: float) -> Array:
     """Gaussian blur of a picture (H, W) by `width` pixels; wide ones as three running means, which is nearly the same.
 
-    No matrix product: a threaded one is many times slower than this where every core already has a process.
+    No matrix product is used: a threaded one is many times slower than this if every core already has a process.
     """
     if width < 3:
         return gaussian_filter(image, width, truncate=2.5, mode="nearest")
@@ -89,11 +89,11 @@ class Build:
     wall: float  # soft tissue outside the cage
     apex: float  # v of the lung tips
     base: float  # v of the right diaphragm's dome
-    left_drop: float  # how much lower the left dome is
+    left_drop: float  # distance by which the left dome is lower
     heart: float  # scale of the heart
-    turn: float  # how far the heart is thrown sideways by a turned patient
-    spacing: float  # from rib to rib along the spine
-    tilt: float  # how far a rib descends from back to front
+    turn: float  # sideways shift of the heart in a turned patient
+    spacing: float  # distance from rib to rib along the spine
+    tilt: float  # descent of a rib from back to front
     bone: float  # bone density
     vessels: float  # prominence of the vessels
     trunk: float  # depth of the torso
@@ -195,8 +195,8 @@ def branching_tree(rng: Rng, start: Array, heading: Array, length: float, levels
         start: (N, 2) roots (u, v) of the N trunks.
         heading: (N,) direction of each trunk in radians, 0 to the right, positive down.
         length: length of a trunk in the patient frame; each level is 0.8 times as long.
-        levels: how many generations of branches.
-        points: points along a branch.
+        levels: number of generations of branches.
+        points: number of points along a branch.
 
     Returns:
         For each level the (branches · points, 2) points (u, v) along its branches.

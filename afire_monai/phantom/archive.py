@@ -21,11 +21,11 @@ def write_phantom_archive(folder: Path, normal: int = 200, abnormal: int = 40, s
     """Write phantoms as DX objects, one patient and examination each, with a line a patient in ``findings.csv``.
 
     Args:
-        folder: made if needed; gets ``dicom/`` and ``findings.csv``.
+        folder: folder to write; created if absent; gets ``dicom/`` and ``findings.csv``.
         normal: number of normal radiographs.
-        abnormal: number of abnormal ones, the findings taking turns.
+        abnormal: number of abnormal ones, with the findings in turn.
         size: side of the pictures in pixels.
-        seed: decides all of it.
+        seed: seed that decides everything.
 
     Returns:
         Path of the spreadsheet: ``AccessionNumber``, ``Normal`` and a column for each of ``PHANTOM_LABELS``, 0 or 1.

@@ -60,7 +60,7 @@ class Exposure:
     def scattered(self, attenuation: Array) -> Array:
         """Scattered light (H, W) behind a patient, relative to the open beam."""
         light = np.exp(-self.beam * np.minimum(attenuation, 3))
-        # most scatter is born where much light enters the patient; outside the body none is
+        # most scatter arises where much light enters the patient; none arises outside the body
         return self.scatter * blur(light * np.minimum(attenuation * 2, 1), light.shape[0] * 0.08) + 0.004
 
     def signal(self, attenuation: Array, scattered: Array) -> Array:
@@ -203,14 +203,14 @@ class ChestPhantom:
     """Draws frontal chest radiographs from seeds, normal or with one finding.
 
     A patient is a sum of line integrals (torso minus lungs plus heart, vessels and bones); the beam is attenuated
-    exponentially, scattered, blurred, made noisy and shown on a logarithmic scale. This project's own construction.
+    exponentially, scattered, blurred, made noisy and shown on a logarithmic scale. It is this project's construction.
 
     Args:
         size: side of the square picture in pixels, at least 32.
         findings: names of the findings that may be asked for, out of nodule, consolidation, effusion, pneumothorax.
 
     Raises:
-        AfireError: the size is too small, or a finding is not known.
+        AfireError: if the size is too small, or a finding is not known.
     """
 
     def __init__(
@@ -228,11 +228,11 @@ class ChestPhantom:
         """Draw one picture.
 
         Args:
-            seed: decides anatomy, exposure and noise; with and without a finding they are the same.
+            seed: decides anatomy, exposure and noise, which are the same with and without a finding.
             finding: one of `findings`, or None for a normal picture.
 
         Raises:
-            AfireError: the finding is not one of this phantom's.
+            AfireError: if the finding is not one of this phantom's.
         """
         if finding is not None and finding not in self.findings:
             raise AfireError(f"finding: {finding!r} is not one of this phantom's; choose from {list(self.findings)}.")
@@ -247,7 +247,7 @@ class ChestPhantom:
         mask = np.zeros(image.shape, dtype=np.uint8)
         if finding is not None:
             changed = FINDINGS[finding](scene, np.random.default_rng([seed, 2, list(FINDINGS).index(finding)]))
-            # scatter of the normal patient for both: a finding must change no pixel far away from it
+            # both pictures use the scatter of the normal patient: a finding must change no pixel far away from it
             abnormal_signal = exposure.signal(changed, scattered)
             difference = exposure.show(abnormal_signal, window) - exposure.show(signal, window)
             mask = _finding_mask(np.abs(difference))
@@ -282,24 +282,25 @@ def _boxes(mask: Mask, name: str) -> list[Box]:
 def write_phantom_dataset(folder: Path, normal: int = 200, abnormal: int = 40, size: int = 160, seed: int = 0) -> Path:
     """Write a data set of phantoms: 8-bit grey PNG pictures and masks and the data list that names them.
 
-    Seven in ten normal pictures are for training, the others are shared between validation and test. Of abnormal
-    pictures half are for training (of a classifier; pre-training takes normal ones alone), a quarter each for the
-    others. Each picture is a patient of its own. The data list is written last, so it never names a missing file.
+    Seven in ten normal pictures are for training, the others are shared between validation and test. Of the abnormal
+    pictures, half are for training (of a classifier; pre-training takes only normal ones), and a quarter each for
+    validation and test. Each picture is a patient of its own. The data list is written last, so it never names a
+    missing file.
 
     Args:
-        folder: made if needed; gets images/, masks/ and datalist.json.
+        folder: folder to write; created if absent; gets images/, masks/ and datalist.json.
         normal: number of normal pictures, at least 10.
-        abnormal: number of abnormal pictures, the findings taking turns.
+        abnormal: number of abnormal pictures, with the findings in turn.
         size: side of the pictures in pixels.
-        seed: decides all of it.
+        seed: seed that decides everything.
 
     Returns:
         Path of the data list. Its items carry `image`, `label` (one 0 or 1 per label), `group` and, if abnormal,
         `mask` (255 where the finding is) and `boxes` ([x, y, width, height, name]).
 
     Raises:
-        AfireError: the numbers are out of range.
-        DataListError: the folder holds the data list of another data set.
+        AfireError: if the numbers are out of range.
+        DataListError: if the folder holds the data list of another data set.
     """
     if normal < 10 or abnormal < 0 or seed < 0:
         raise AfireError(

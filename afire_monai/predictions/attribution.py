@@ -17,16 +17,16 @@ def grad_cam(model: nn.Module, images: Tensor, label: int, block: int | None = N
     """Map the evidence for a label: Grad-CAM (Selvaraju et al., ICCV 2017) on the encoder's patch tokens or last map.
 
     Channels are weighted by the mean gradient of the label's logit over the patch tokens (the map's cells), summed, and
-    negative values cut off. The class token is no place in the picture and is left out.
+    negative values cut off. The class token is not a place in the picture and is left out.
 
     Args:
-        model: has ``encoder`` (`Encoder`) and gives logits (B, C). Weights are not
+        model: model with an ``encoder`` (`Encoder`) that returns logits (B, C). Weights are not
             changed and collect no gradient.
         images: (B, C, H, W) in 0…1.
         label: column of the logits.
-        block: the map is made of what comes after this block, negative counts from the end; None for the encoder's
-            output or, where a transformer's has no gradient because only the class token goes on (pooling ``class``),
-            for what enters the last block (this project's reading: the paper names no layer for transformers).
+        block: block whose output the map is made of, negative counts from the end; None for the encoder's output or, if
+            a transformer's has no gradient because only the class token is used further (pooling ``class``), for the
+            input of the last block (this project's reading: the paper names no layer for transformers).
 
     Returns:
         (B, h, w) float32, at least 0; comparable within an image, not between images. The grid is that of the tokens;
@@ -40,7 +40,7 @@ def grad_cam(model: nn.Module, images: Tensor, label: int, block: int | None = N
     kept: list[Tensor] = []
 
     def keep(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        # cut off here: what comes before needs no gradient, and frozen weights would give tokens without one
+        # cut off here: earlier layers need no gradient, and frozen weights would give tokens without one
         kept.append(output.detach().requires_grad_())
         return kept[0]
 
@@ -61,13 +61,13 @@ def attention_rollout(model: nn.Module, images: Tensor, start: str = "auto") -> 
     """Map where attention flows from: attention rollout (Abnar and Zuidema, ACL 2020).
 
     Attention is averaged over heads, mixed half and half with the identity for the residual connection, and multiplied
-    over the layers. It says what was looked at, for no label in particular.
+    over the layers. It shows where the model looked, for no label in particular.
 
     Args:
         model: an encoder, or a module with ``encoder``.
         images: (B, C, H, W) in 0…1.
-        start: ``class`` follows the class token, ``mean`` the mean of the patch tokens; ``auto`` what the model pools
-            (mean where it does not say).
+        start: ``class`` follows the class token, ``mean`` the mean of the patch tokens; ``auto`` those that the model
+            pools (the mean if it does not say).
 
     Returns:
         (B, h, w) float32, at least 0: the share of each patch; the class token's share is left out.
@@ -99,7 +99,7 @@ def attention_rollout(model: nn.Module, images: Tensor, start: str = "auto") -> 
 def attention_maps(encoder: Any, images: Tensor) -> list[Tensor]:
     """Return each block's attention, averaged over heads: (B, 1 + L, 1 + L) float32; rows sum to 1, registers first.
 
-    The fused attention of the blocks does not keep its weights; they are computed again from what enters it.
+    The fused attention of the blocks does not keep its weights; they are computed again from its input.
     """
     maps: list[Tensor] = []
 

@@ -29,7 +29,7 @@ class _Writer(ABC):
 
     ``summary.csv`` has a line for each image: its place among all files as ``index``, the file's name if it is a PNG or
     JPEG (names of DICOM files can identify a patient), and further columns of a writer. An item's ``place`` is its
-    index; without one, its place among the items is.
+    index; without one, it is the item's place among the items.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class ModelWriter(_Writer):
             n of the network is n) and the probability of each class as ``probabilities/NNNNN_n_CLASS.png`` (white is 1;
             the class with _ for all but letters, digits and -); or ``tokens/NNNNN.npy`` (1 + L, D).
         items: data-list items in the order of the loader.
-        network: the network that answers.
+        network: network that gave the answers.
     """
 
     def __init__(self, output_dir: str | Path, items: Sequence[Mapping[str, Any]], network: nn.Module) -> None:
@@ -133,7 +133,7 @@ class ModelWriter(_Writer):
             probabilities = answer.sigmoid().cpu()
             mask = label_mask(probabilities, list(self.mask_values.values()), (answer.shape[1], answer.shape[2]))
             for (name, number), of_class in zip(self.mask_values.items(), probabilities, strict=True):
-                plain = re.sub(r"[^\w-]", "_", name)  # "left/right" names no folder
+                plain = re.sub(r"[^\w-]", "_", name)  # "left/right" must not name a folder
                 self._picture(PROBABILITIES, f"{index:05d}_{number}_{plain}.png", of_class)
         else:
             np.save(self._file(TOKENS, f"{index:05d}.npy"), answer.cpu().numpy())

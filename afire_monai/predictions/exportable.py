@@ -85,8 +85,8 @@ def load_exportable(folders: Sequence[str | Path], kind: str | None = None) -> E
     """Load a network for export from model folders.
 
     Args:
-        folders: as a run writes them; what is in several is taken from the first.
-        kind: one of `EXPORT_KINDS`; None for the first of them that is there.
+        folders: model folders as a run writes them; a file in several of them is taken from the first.
+        kind: one of `EXPORT_KINDS`; None for the first of them that the folders hold.
 
     Raises:
         AfireError: for an unknown kind or one that the folders do not hold.
@@ -133,7 +133,7 @@ def _detector(files: dict[str, Path], hashes: dict[str, str]) -> Exportable:
         "normals": reference.count if reference else 0,
         **hashes,
     }
-    # an image between two normal ones whose scores differ less than rounding may be ranked before or behind one
+    # an image between two normal ones whose scores differ by less than rounding may be ranked before or after one
     steps = {"percentile": 100 / reference.count} if reference else {}
     size = (detector.encoder.in_channels, *detector.canvas_size)
     return Exportable("detector", prepare(graph), size, graph.outputs, facts, steps)
@@ -143,10 +143,10 @@ def comparison_images(size: tuple[int, int, int], inputs: Sequence[str], section
     """Read radiographs to compare exports on, or draw phantoms where none are named.
 
     Args:
-        size: (C, H, W) that the network wants.
+        size: (C, H, W) that the network expects.
         inputs: folders and files, or one data list; empty for phantoms.
-        section: of the data list.
-        most: number of images; fewer where there are fewer.
+        section: section of the data list.
+        most: largest number of images.
 
     Returns:
         (n, C, H, W) float32 in 0…1.

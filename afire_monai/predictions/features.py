@@ -45,7 +45,7 @@ class FeatureReader:
     """Reads images once and returns the features of each embedding; remembers images that cannot be used.
 
     Raises:
-        AfireError: for a batch or a number of workers that cannot be.
+        AfireError: for an impossible batch size or number of workers.
     """
 
     embeddings: Mapping[str, Embedding]

@@ -98,7 +98,7 @@ class PredictionsWriter:
     is refused by `load_predictions` instead of read in part. Old tables, heatmaps and masks are replaced.
 
     Args:
-        folder: made if need be.
+        folder: folder to write; created if absent.
         labels: names of the columns.
         facts: as `Predictions.facts`.
         anomaly: whether there is a column for the anomaly percentile.
@@ -153,7 +153,7 @@ class PredictionsWriter:
 
         Args:
             index: place in the section or in the sorted folder.
-            scores: probability of each label; a label that is not in it is written as unknown.
+            scores: probability of each label; a missing label is written as unknown.
             anomaly_percentile: 0…100.
             heatmap: (H, W) in 0…1.
             mask: (H, W) label values 0…255.
@@ -226,9 +226,9 @@ class Predictions:
     #: (n,) float64 in 0…100, NaN where there is none; None without an anomaly model
     anomaly_percentile: NDArray[np.float64] | None = None
     #: ``section``, ``datalist_sha256`` (both "" for a folder), ``model`` (dictionary), ``thresholds`` (label to
-    #: probability), and what else the writer wants to pass on; JSON values only, never names of files or patients
+    #: probability), and other values that the writer passes on; JSON values only, never names of files or patients
     facts: dict[str, Any] = field(default_factory=dict)
-    folder: Path | None = None  #: where heatmaps and masks lie; None if there are none
+    folder: Path | None = None  #: folder of heatmaps and masks; None if there are none
 
     def __post_init__(self) -> None:
         _check(self)
@@ -315,8 +315,8 @@ def save_predictions(
     """Write predictions that are all at hand.
 
     Args:
-        predictions: what to write.
-        folder: made if need be.
+        predictions: predictions to write.
+        folder: folder to write; created if absent.
         heatmaps: (H, W) in 0…1 for each image in the order of ``predictions.index``; None where there is none.
         masks: (H, W) label values, likewise.
 
@@ -341,7 +341,7 @@ def save_predictions(
 def load_predictions(folder: str | Path) -> Predictions:
     """Read the table and the facts of a folder of predictions; heatmaps and masks are read when asked for.
 
-    Raises AfireError: what is missing or wrong, with file, column and value.
+    Raises AfireError if something is missing or wrong; its message has file, column and value.
     """
     folder = Path(folder)
     facts = read_facts(folder / FACTS)

@@ -52,10 +52,10 @@ def find_source(inputs: Sequence[str | os.PathLike[str]], section: str = "test")
     Args:
         inputs: folders (searched with their subfolders, sorted by path) and files, in this order and each file once; or
             one data list (.json).
-        section: which section of the data list.
+        section: section of the data list.
 
     Raises:
-        DataListError: for something that is not there, a data list beside other inputs, or no file at all.
+        DataListError: for an input that does not exist, a data list beside other inputs, or no file at all.
     """
     paths = [Path(os.fspath(name)) for name in inputs]
     if not paths:
@@ -134,29 +134,29 @@ def predict(
     """Predict radiographs with the models of a folder.
 
     DICOM files that `afire_monai.radiographs.judgement` finds not to be frontal chest radiographs for presentation are
-    left out with the reason, or predicted all the same with ``any``, which all that is written then says.
+    left out with the reason. With ``any`` they are predicted all the same, and everything that is written says so.
 
     The folder gets ``predictions.csv`` and ``.json`` (see `afire_monai.predictions.format`); for each image
     ``json/NNNNN.json`` and, if asked for, a picture in ``heatmaps/``, ``overlays/``, ``restored/`` or ``masks/``;
     ``left_out.csv``; and ``index.csv``, which alone names the file of each index and which only its owner can read.
     Only a few batches are in memory. Under ``torchrun`` each process takes its share of the files. From Python,
-    ``inputs`` may also be what `find_source` returned, and ``model`` a `Scorer` with its own heatmap, label and device.
+    ``inputs`` may also be the result of `find_source`, and ``model`` a `Scorer` with its own heatmap, label and device.
 
     Args:
         inputs: folders and files (PNG, JPEG, NIfTI, DICOM), or one data list (.json).
         model: model folders (see `Scorer`).
         out: folder to write into.
-        section: of the data list.
-        heatmap: anomaly, gradcam, rollout, none; auto takes the first that the model can.
-        label: which label Grad-CAM is for; each image's most probable finding unless given.
+        section: section of the data list.
+        heatmap: anomaly, gradcam, rollout, none; auto takes the first that the model can give.
+        label: label for Grad-CAM; each image's most probable finding unless given.
         restored: also write restored pictures.
         overlays: also write the heatmaps in colour over the radiographs, for people.
         batch_size: radiographs computed at once.
         workers: threads that read; the number of cores, at most 8, unless given. 0 reads without threads.
         resume: continue an earlier run in ``out``; files that it left out are tried again.
         any: also predict DICOM files that are not frontal chest radiographs (laterals, raw, burned-in text, …).
-        reader: reader options that go before those of the list or, for folders and files, of the models' training.
-        device: where to compute; None for a GPU if there is one.
+        reader: reader options that override those of the list or, for folders and files, of the models' training.
+        device: device to compute on; None for a GPU if there is one.
         progress: show a bar with the time left.
 
     Raises:
@@ -280,7 +280,7 @@ def _own_device() -> torch.device:
 def join_processes() -> tuple[int, int]:
     """Join the processes that ``torchrun`` started, if it did; give this one's number and how many there are.
 
-    Raises AfireError if WORLD_SIZE is set, but nothing says where the other processes are.
+    Raises AfireError if WORLD_SIZE is set, but the place of the other processes is not given.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return 0, 1

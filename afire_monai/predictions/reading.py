@@ -70,10 +70,10 @@ def read_radiograph(
         sizes: (height, width) of each network.
         display: also keep a picture for people.
         options: of the reader, as a data list keeps them.
-        unfit: what to do with DICOM files that are not frontal chest radiographs, see `RadiographReader`.
+        unfit: treatment of DICOM files that are not frontal chest radiographs, see `RadiographReader`.
 
     Returns:
-        The radiograph or, for whatever is wrong with the file, the reason why there is none.
+        The radiograph or, if anything is wrong with the file, the reason why there is none.
     """
     try:
         reader = RadiographReader(**(options or {}), unfit=unfit)
@@ -89,7 +89,7 @@ def read_radiograph(
     except RadiographError as error:
         return LeftOut(index, error.reason(file))
     except Exception as error:  # one strange file must not end the prediction of thousands
-        # what it says is left out: other libraries quote the header
+        # its message is left out: other libraries quote the header
         return LeftOut(index, f"unexpected error: {type(error).__name__} while reading; please report this file")
 
 
@@ -104,10 +104,10 @@ def ahead(work: Callable[[T], R], tasks: Sequence[T], workers: int, depth: int) 
     """Do work in threads, at most `depth` tasks ahead of whoever takes the results, which keep their order.
 
     Args:
-        work: done for each task; threads suffice, as decoders and PyTorch let go of the interpreter.
-        tasks: what to do.
-        workers: threads; 0 does the work in the caller's thread.
-        depth: how many results may wait.
+        work: function to call for each task; threads suffice, as decoders and PyTorch release the interpreter.
+        tasks: arguments of these calls.
+        workers: number of threads; 0 does the work in the caller's thread.
+        depth: number of results that may wait.
     """
     if workers == 0:
         yield from map(work, tasks)

@@ -69,8 +69,8 @@ class ResultFolder:
         """Make the folder ready, or check that an earlier run's files in it belong to the same work.
 
         Args:
-            run: what the results depend on: model, options. Plain values without names of files or patients.
-            key: table of indices and files; written for its owner's eyes only (mode 0600).
+            run: values that the results depend on: model, options. Plain values without names of files or patients.
+            key: table of indices and files; readable only by its owner (mode 0600).
             resume: continue an earlier run in the folder.
 
         Raises:
@@ -94,7 +94,7 @@ class ResultFolder:
             # a folder without facts is not taken for finished predictions
             (self.folder / FACTS).unlink(missing_ok=True)
             write_text(self.folder / KEY, key, private=True)
-            write_text(earlier, json.dumps(run, indent=1, ensure_ascii=False) + "\n")  # last: then all is there
+            write_text(earlier, json.dumps(run, indent=1, ensure_ascii=False) + "\n")  # last, when the rest is there
         except OSError as error:
             raise AfireError(
                 f"{self.folder}: {error.strerror}; give a folder that can be written with --out"
@@ -144,7 +144,7 @@ class ResultFolder:
             pictures: by folder (``heatmaps``, …): (h, w) uint16 or uint8, or (h, w, 3) uint8.
         """
         for kind, pixels in pictures.items():
-            # runs alone are looked for: smooth maps hardly get smaller with more effort
+            # the compression only looks for runs: smooth maps hardly get smaller with more effort
             write_png(self._path(kind, index, "png"), pixels, shared=True, compress_level=1, compress_type=3)
         text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         write_text(self._path(RECORDS, index, "json"), text, shared=True)
@@ -159,7 +159,7 @@ class ResultFolder:
     ) -> Gathered:
         """Gather the records into ``predictions.csv`` and ``.json``, and the reasons into ``left_out.csv``."""
         for part in self.folder.glob("*/.[0-9]*.part"):
-            part.unlink()  # of a process that was killed
+            part.unlink()  # remains of a killed process
         found = {i: r for i in range(count) if (r := self.record(i)) is not None}
         columns = {name: [_number(r["labels"].get(name), "probability") for r in found.values()] for name in labels}
         percentiles = [_number(r.get("anomaly"), "percentile") for r in found.values()]
@@ -177,7 +177,7 @@ class ResultFolder:
         write_text(self.folder / LEFT_OUT, csv_text([["index", "reason"], *sorted(left_out.items())]))
         for kind in (HEATMAPS, MASKS, OVERLAYS, RESTORED):
             with contextlib.suppress(OSError):
-                (self.folder / kind).rmdir()  # where it is empty
+                (self.folder / kind).rmdir()  # only if it is empty
         sizes = [(r.get("anomaly") or {}).get("normals", 0) for r in found.values()]
         fit = _fit(np.array(list(found)), np.array(percentiles), normal, max(sizes, default=0))
         described = {**facts, "format": FORMAT, "labels": labels, "count": len(table), "anomaly": anomaly}
@@ -224,8 +224,8 @@ def _csv_of(table: Predictions, judged: list[str] | None) -> str:
 
 MASK_THRESHOLD = 0.5
 MAP_SIDE = 256
-"""Longest side of heatmaps and restored pictures, in pixels: networks see no more, and writing more costs as much time
-as the smaller networks take."""
+"""Longest side of heatmaps and restored pictures, in pixels: networks see no more, and writing larger ones takes as
+much time as the smaller networks need."""
 
 
 def pictures_of(

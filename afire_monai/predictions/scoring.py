@@ -49,21 +49,21 @@ class _Batch:
 class Scorer:
     """Use whatever models there are in one or more model folders.
 
-    A classifier gives probabilities, a segmenter masks, an encoder or detector with its normal reference the anomaly
-    percentile and its map, a restorer restored pictures.
+    A classifier gives probabilities, and a segmenter gives masks. An encoder or detector with its normal reference
+    gives the anomaly percentile and its map, and a restorer gives restored pictures.
 
     Args:
-        folders: model folders; what is in several of them is taken from the first.
-        device: where to compute.
+        folders: model folders; a file in several of them is taken from the first.
+        device: device to compute on.
         heatmap: ``anomaly``, ``gradcam``, ``rollout``, ``none``, or ``auto``: the anomaly map if there is a detector,
             else Grad-CAM if there is a classifier.
-        label: which label Grad-CAM is for; None for each image's most probable one (but for normal).
+        label: label for Grad-CAM; None for each image's most probable one (except normal).
         restored: also give restored pictures.
-        kinds: weights to use (`model_files.KINDS`), where not everything that there is should be computed.
+        kinds: weights to use (`model_files.KINDS`), if not everything available should be computed.
 
     Raises:
         CheckpointError: if a folder is missing, holds no model, or a model cannot be read.
-        AfireError: for a heatmap, label or restored picture that the models there cannot give.
+        AfireError: for a heatmap, label or restored picture that these models cannot give.
     """
 
     def __init__(
@@ -237,7 +237,7 @@ class Scorer:
             label = self.labels[int(chosen[place])] if chosen is not None else None
             record["heatmap"] = {"kind": self.heatmap, **({"label": label} if label else {})}
             if label and batch.heatmap is not None and not batch.heatmap[place].any():
-                record["heatmap"]["empty"] = True  # black is what Grad-CAM says here, and no picture that went missing
+                record["heatmap"]["empty"] = True  # Grad-CAM gives black here; no picture is missing
 
         def of_image(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[place].float()
@@ -259,7 +259,7 @@ def _stretched(maps: Tensor, images: Tensor) -> Tensor:
 def _distinct(classes: Sequence[str], values: dict[str, int]) -> dict[str, int]:
     """Return each class's value in a mask: that of the training, or 1, 2, … if it does not tell classes apart.
 
-    Masks of training may be a file for each class, all with 255; what is written here is one mask of all classes.
+    Masks of training may be a file for each class, all with 255; the mask that is written here holds all classes.
     """
     given = {name: int(values.get(name, 255)) for name in classes}
     apart = len(set(given.values())) == len(given) and all(0 < value < 256 for value in given.values())
@@ -269,7 +269,7 @@ def _distinct(classes: Sequence[str], values: dict[str, int]) -> dict[str, int]:
 def reader_of(files: Iterable[Path]) -> dict[str, Any]:
     """Return the reader options that the list of the first model with some had; none if no model has.
 
-    Raises RadiographError: an option that the reader does not have.
+    Raises RadiographError for an option that the reader does not have.
     """
     for path in files:
         description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))

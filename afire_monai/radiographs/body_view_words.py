@@ -114,7 +114,7 @@ _ACCENTS = re.compile(r"[\u0300-\u036f]")
 def normalise(text: str) -> str:
     """Return a text in capitals, without accents, with a single blank for all but letters and digits."""
     plain = _ACCENTS.sub("", unicodedata.normalize("NFKD", text)).upper()
-    # letters of other scripts that were taken apart are put together again
+    # letters of other scripts that were decomposed are composed again
     return " ".join(re.sub(r"[\W_]+", " ", unicodedata.normalize("NFC", plain)).split())
 
 

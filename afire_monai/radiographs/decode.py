@@ -41,11 +41,11 @@ def read_picture(
     Args:
         path: PNG, JPEG, NIfTI or DICOM file.
         modalities: DICOM modalities to read; None for any. See `read_dicom`.
-        window_index: which DICOM window to use where there are several.
+        window_index: number of the DICOM window to use if there are several.
         png16_max: white level of 16-bit PNG. See `read_raster`.
 
     Raises:
-        RadiographError: missing, empty, not an image, or refused by the decoder of its format.
+        RadiographError: if the file is missing, empty, not an image, or refused by the decoder of its format.
     """
     path = Path(path)
     head = _first_bytes(path)
@@ -75,11 +75,11 @@ def checked_options(options: object, where: str = "reader") -> dict[str, Any]:
 
     Args:
         options: ``modalities`` (names, or None for any), ``window_index`` (0, 1, …), ``png16_max`` (1…65535, "dtype" or
-            "image"), each where it was given.
-        where: for messages.
+            "image"), each if it was given.
+        where: origin of the options, for messages.
 
     Raises:
-        RadiographError: another name or value.
+        RadiographError: for another name or value.
     """
     rules: dict[str, tuple[Callable[[Any], bool], str]] = {
         "modalities": (lambda v: v is None or modality_names(v) is not None, "names such as CR,DX, or null for any"),
@@ -146,7 +146,7 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def _looks_like_nifti(path: Path, head: bytes) -> bool:
-    if head[:2] == b"\x1f\x8b":  # gzip: of what is read, only NIfTI is packed so
+    if head[:2] == b"\x1f\x8b":  # gzip: of the formats that are read, only NIfTI is packed so
         return True
     if head[344:348] in (b"n+1\x00", b"ni1\x00") or head[4:8] in (b"n+2\x00", b"ni2\x00"):
         return True

@@ -46,11 +46,12 @@ def read_dicom(
     Args:
         path: the file.
         modalities: modalities to read; None reads any single-frame grey image. Secondary captures ("OT", "SC") are
-            left out by default because they are mostly pictures of screens; name them to have them.
-        window_index: which window or VOI LUT to use where a file offers several.
+            left out by default because they are mostly pictures of screens; name them to include them.
+        window_index: number of the window or VOI LUT to use if a file offers several.
 
     Raises:
-        RadiographError: wrong modality, multi-frame, colour, no pixels, broken, truncated, too large, no codec.
+        RadiographError: if the file has the wrong modality, several frames, colour or no pixels, is broken, truncated
+            or too large, or needs a codec that is not installed.
     """
     return picture_of(path, open_dataset(path), modalities, window_index)
 
@@ -106,7 +107,7 @@ def looks_like_dicom(head: bytes) -> bool:
 def drop_unusable(path: Path, dataset: Any) -> list[str]:
     """Convert all elements in use, which shows damage; return optional ones that were removed as unusable.
 
-    Raises RadiographError if something that is needed is damaged, or the file is no image.
+    Raises RadiographError if something that is needed is damaged, or the file is not an image.
     """
     from pydicom import Sequence
 
@@ -129,7 +130,7 @@ def drop_unusable(path: Path, dataset: Any) -> list[str]:
                 ) from error
             del dataset[keyword]
             odd.append(keyword)
-    if odd and not _RESCALE.isdisjoint(odd):  # a window is in rescaled values
+    if odd and not _RESCALE.isdisjoint(odd):  # a window refers to rescaled values
         for keyword in (*_RESCALE, "WindowCenter", "WindowWidth"):
             dataset.pop(keyword, None)
     for keyword in ("VOILUTSequence", "ModalityLUTSequence"):
@@ -180,11 +181,11 @@ def _decode(path: Path, dataset: Any) -> NDArray[np.integer[Any]]:
         stored = _shifted(dataset) if shift else np.asarray(dataset.pixel_array)
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except BaseException as error:  # each codec raises its own types; those written in Rust none that is an Exception
+    except BaseException as error:  # each codec raises its own types; codecs in Rust raise no Exception
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = (
             "; ".join(lines[1:] or lines) or type(error).__name__
-        )  # one line for each decoder follows a general one
+        )  # a general line comes first, then one for each decoder
         kind = "pixels do not decode" if syntax.is_compressed else "broken or truncated"
         raise refusal(
             path,
@@ -232,7 +233,7 @@ def _check_codestream(path: Path, dataset: Any) -> None:
     """Refuse pixels whose own header says another size than the file: decoders make room for what it says."""
     try:
         size = codestream_size(_frame(dataset)[:_HEAD])
-    except Exception:  # the decoder says what is wrong with the fragments
+    except Exception:  # the decoder reports the fault of the fragments
         return
     shape = (integer(dataset, "Rows", 0), integer(dataset, "Columns", 0))
     if size is not None and size != shape:
@@ -253,7 +254,7 @@ def codestream_size(data: bytes) -> tuple[int, int] | None:
                 return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         return None
-    at = data.find(b"\xff\x4f\xff\x51")  # at the start, or behind the boxes of a JP2 file
+    at = data.find(b"\xff\x4f\xff\x51")  # at the start, or after the boxes of a JP2 file
     if at < 0 or len(data) < at + 24:
         return None
     x, y, left, top = (int.from_bytes(data[at + 8 + 4 * n : at + 12 + 4 * n], "big") for n in range(4))
@@ -304,7 +305,7 @@ def _transfer_syntax(path: Path, dataset: Any) -> Any:
     if meta is not None and "TransferSyntaxUID" in meta:
         uid = meta.TransferSyntaxUID
         if isinstance(uid, MultiValue) and uid:
-            uid = meta.TransferSyntaxUID = uid[0]  # several are written by mistake; the first is the file's
+            uid = meta.TransferSyntaxUID = uid[0]  # some files name several by mistake; the first is right
         if not isinstance(uid, UID):
             raise refusal(
                 path, "broken or truncated", "its transfer syntax is not a UID. Copy it again from its source"

@@ -28,11 +28,12 @@ def open_dataset(path: Path, header_only: bool = False, tags: Sequence[str] | No
         tags: keywords of the elements that are needed; None for all.
 
     Returns:
-        The pydicom data set. One that was deflated looks like one that was never deflated and has no file meta
+        The pydicom data set. A deflated one is returned as if it had never been deflated and had no file meta
         information.
 
     Raises:
-        RadiographError: not readable (permissions), too large, inflating beyond `MAX_INFLATED_BYTES`, or broken.
+        RadiographError: if the file is not readable (permissions), too large, inflates beyond `MAX_INFLATED_BYTES`, or
+            is broken.
     """
     import pydicom
 
@@ -49,10 +50,11 @@ def open_in_two(path: Path, check: Callable[[bytes], None]) -> Iterator[tuple[An
 
     Args:
         path: as for `open_dataset`.
-        check: is given the first 132 bytes before anything is parsed, and raises if they are not those of DICOM.
+        check: function that gets the first 132 bytes before anything is parsed, and raises if they are not those of
+            DICOM.
 
     Yields:
-        The data set as read so far, and a function that adds the pixels and what follows them to it.
+        The data set as read so far, and a function that adds the pixels and all later elements to it.
 
     Raises:
         RadiographError: as `open_dataset`, at the start or from the function.

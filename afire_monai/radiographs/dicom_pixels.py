@@ -33,14 +33,14 @@ def render(
     Args:
         stored: (H, W) decoded values.
         dataset: the pydicom data set.
-        window_index: which window or VOI LUT to use where there are several.
-        odd: is given the keywords of optional elements that make no sense and therefore count as absent.
+        window_index: number of the window or VOI LUT to use if there are several.
+        odd: list that gets the keywords of optional elements that make no sense and therefore count as absent.
 
     Returns:
-        Pixels (H, W) float32 in 0…1, how intensity was mapped in words, and whether polarity was inverted.
+        Pixels (H, W) float32 in 0…1, the mapping of the intensity in words, and whether polarity was inverted.
 
     Raises:
-        ValueError: a LUT or window that cannot be applied, or nothing but padding.
+        ValueError: if a LUT or window cannot be applied, or all pixels are padding.
     """
     odd = [] if odd is None else odd
     levels, place = _levels(stored)
@@ -100,7 +100,7 @@ def _padding(stored: Integers, dataset: Any, odd: list[str]) -> NDArray[np.bool_
         if isinstance(value, bytes):
             value = int.from_bytes(value[:2], "little")
         if isinstance(value, int):
-            # written as unsigned by some devices although the pixels are signed
+            # some devices write it as unsigned although the pixels are signed
             signed = dataset.get("PixelRepresentation") == 1 and value > 0x7FFF
             bounds.append(value - 0x10000 if signed else value)
         elif value is not None:
@@ -143,7 +143,7 @@ def window_of(dataset: Any, window_index: int = 0, odd: list[str] | None = None)
 
     Args:
         dataset: the pydicom data set.
-        window_index: which one, where there are several; ValueError if there are not so many.
+        window_index: number of the window, if there are several; ValueError if there are fewer.
         odd: as for `render`.
     """
     odd = [] if odd is None else odd
@@ -191,10 +191,10 @@ def lut_of(item: Any, dataset: Any) -> tuple[NDArray[Any], int, int]:
 
     The white level is the largest number of as many bits as the largest entry needs; the depth in the descriptor is not
     believed. Tables of 12-bit entries are often declared 16 bits deep, and would come out nearly black (this project's
-    reading). Raises ValueError, or what pydicom does on a damaged element, for an item that is not a LUT.
+    reading). Raises ValueError, or pydicom's error on a damaged element, for an item that is not a LUT.
     """
     count, first, _ = (int(v) for v in item.LUTDescriptor)
-    count = count & 0xFFFF or 0x10000  # unsigned also where the values are signed and so the descriptor is
+    count = count & 0xFFFF or 0x10000  # unsigned, even if the values and hence the descriptor are signed
     data = _lut_data(item.LUTData, count, dataset)
     return data, 2 ** max(int(data.max()).bit_length(), 1) - 1, first
 

@@ -9,7 +9,7 @@ from PIL import Image
 LEAST_LUNG_FIELDS = 0.05
 LEAST_LIKENESS = -4.0
 _SIDE, _CELLS = 64, 8
-# of `benchmarks/look.py --fit`: weights of the left four columns of 8 × 8 grey levels, and of their mirror images
+# from `benchmarks/look.py --fit`: weights of the left four columns of 8 × 8 grey levels, and of their mirror images
 WEIGHTS = np.array([
     [-0.45, -0.92, 1.01, -0.13],
     [0.22, -0.07, 0.03, -0.89],

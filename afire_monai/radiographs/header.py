@@ -106,7 +106,7 @@ class Header:
     def from_values(cls, values: dict[str, Any]) -> Header:
         """Build a header from the result of `as_values`, also after a passage through JSON.
 
-        Raises TypeError for a fact that there is not, or of another type.
+        Raises TypeError for an unknown fact, or one of another type.
         """
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         for name, value in plain.items():
@@ -127,7 +127,7 @@ _CAPITALS = (
 def read_header(path: Path) -> Header:
     """Read the header of a DICOM file; elements that are damaged count as absent.
 
-    Raises RadiographError: not DICOM, not readable, or broken before the first element that is needed.
+    Raises RadiographError if the file is not DICOM, not readable, or broken before the first element that is needed.
     """
     with in_words(path), path.open("rb") as file:
         check_start(path, file.read(132))
@@ -137,7 +137,7 @@ def read_header(path: Path) -> Header:
 def header_of(path: Path, dataset: Any) -> Header:
     """Take the facts from a data set that has been read; elements that are damaged count as absent.
 
-    Raises RadiographError: nothing in it says that it is an image.
+    Raises RadiographError if nothing in it says that it is an image.
     """
     texts = {name: _text(dataset, keyword) for name, keyword in _TEXTS.items()}
     for name in _CAPITALS:

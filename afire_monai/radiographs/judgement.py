@@ -56,11 +56,11 @@ _LATERAL_POSITIONS = ("LL", "RL", "LAT", "LATERAL", "LLAT", "RLAT", "L LAT", "R 
 class Verdict:
     """A header's verdict on an image."""
 
-    reason: str = ""  #: why it is left out; "" if nothing in the header speaks against it
-    lateral: bool = False  #: it is a lateral view that was asked for
+    reason: str = ""  #: reason for leaving the image out; "" if nothing in the header speaks against it
+    lateral: bool = False  #: the image is a lateral view, and lateral views were requested
     view: str = ""  #: ``PA``, ``AP``, ``LATERAL`` or ""
-    stated: bool = False  #: the tags name the chest and a view; where they do not, the picture has to show it
-    raw: bool = False  #: for processing, not for presentation
+    stated: bool = False  #: the tags name the chest and a view; if they do not, the picture has to show it
+    raw: bool = False  #: the image is for processing, not for presentation
 
     @property
     def needs_look(self) -> bool:
@@ -77,9 +77,9 @@ def judge(
     the tags name: most are pictures of screens.
 
     Args:
-        header: what `read_header` gives.
+        header: result of `read_header`.
         include_laterals: keep lateral views as well.
-        modalities: of radiographs; None for any.
+        modalities: modalities of radiographs; None for any.
     """
     reason, stated = _kind(header, modalities), True
     if not reason:
@@ -108,7 +108,7 @@ def reason_with_look(verdict: Verdict, picture: NDArray[np.float32]) -> str:
     """Return why an image is left out, where the tags are silent by its look; "" for a frontal chest radiograph.
 
     Args:
-        verdict: of its header.
+        verdict: verdict on its header.
         picture: (H, W) in 0…1, bright = dense.
     """
     looks_other = verdict.needs_look and not looks_frontal(picture)
@@ -145,7 +145,7 @@ def _kind(header: Header, modalities: Collection[str] | None) -> str:
         return COLOUR
     if any(name in re.sub(r"[^A-Z]", "", header.image_type) for name in _SCREEN_TYPES):
         return SCREEN
-    # devices write Y for YES; whatever is not a clear no may be a yes
+    # devices write Y for YES; any value that is not a clear no may be a yes
     return "" if header.burned_in in ("", "NO", "N") else BURNED_IN
 
 
@@ -167,7 +167,7 @@ def _body(header: Header) -> tuple[str, bool]:
         return NOT_CHEST, False
     if chest:
         return "", True
-    if order[0] and order[1]:  # an examination of several parts, and the image does not say of which it is
+    if order[0] and order[1]:  # an examination of several parts, and the image does not name its own
         return UNCLEAR_BODY, False
     return (NOT_CHEST, False) if order[1] else ("", order[0])
 

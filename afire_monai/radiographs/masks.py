@@ -31,7 +31,7 @@ def read_mask(path: str | PathLike[str]) -> NDArray[np.integer[Any]]:
     and 255.
 
     Raises:
-        RadiographError: not a picture of `MASK_FORMATS`, too large, several frames, or not grey.
+        RadiographError: if it is not a picture of `MASK_FORMATS`, is too large, has several frames, or is not grey.
     """
     try:
         with Image.open(fspath(path), formats=MASK_FORMATS) as picture:
@@ -74,7 +74,7 @@ class MaskReading:
     """Read an item's image and its mask: (classes, H, W) float32 of 1, 0, and NaN for pixels to ignore.
 
     Args:
-        reading: reads the image of an item.
+        reading: function that reads the image of an item.
         size: height and width to bring the mask to; a pixel belongs to a class if more than half of its area does.
         classes: name of each class and the mask values that mean it; an empty list means every value but 0 and
             ``ignore``.
@@ -113,7 +113,7 @@ class MaskReading:
         planes = [np.isin(values, v) if v else (values > 0) & ~ignored for v in self.classes.values()]
         stack = torch.from_numpy(np.stack([*planes, ignored])).float()[None]
         shrunk = F.adaptive_avg_pool2d(stack, self.size)[0]
-        # where a cell of the smaller grid is mostly "ignore", nothing is known
+        # a cell of the smaller grid that is mostly "ignore" counts as not known
         return (shrunk[:-1] > 0.5).float().masked_fill(shrunk[-1] > 0.5, float("nan"))
 
 

@@ -24,14 +24,14 @@ def ends_early(stream: bytes, pixels: NDArray[Any], decode: Callable[[bytes], ND
     Args:
         stream: from the start marker to the end marker; without an end marker, decoders say that it is cut off.
         pixels: (H, W) or (H, W, C), decoded from it.
-        decode: a picture of a stream; it may raise any exception.
+        decode: function from a stream to its picture; it may raise any exception.
     """
     end = stream.rfind(_END)
     if end < 0:
         return False
     try:
         return not np.array_equal(pixels, decode(stream[:end] + _MORE + stream[end:]))
-    except Exception:  # the data were used, and are no picture
+    except Exception:  # the data were used, and are not a picture
         return True
 
 

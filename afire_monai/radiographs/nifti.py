@@ -72,7 +72,7 @@ def _decoded(path: Path, image: Any) -> Picture:
         raise refusal(path, "not finite", f"{bad} values are NaN or infinite. Replace them when the file is written")
     pixels, intensity = _to_unit_range(values, stored)
     known = bool(image.header["qform_code"] or image.header["sform_code"])
-    affine = image.affine if known else np.eye(4)  # without a code the affine is made up by the reading library
+    affine = image.affine if known else np.eye(4)  # without a code, the reading library makes up the affine
     return _upright(pixels, intensity, affine, axes, zooms, stored.itemsize * 8)
 
 

@@ -20,12 +20,12 @@ class Picture:
 
     pixels: NDArray[np.float32]  #: (H, W) float32 in 0…1, bright = dense, row 0 at the top
     format: str  #: "PNG", "JPEG", "NIfTI" or "DICOM"
-    intensity: str  #: how the stored values became 0…1, in words
+    intensity: str  #: mapping of the stored values to 0…1, in words
     bits: int  #: bits that the file stores per pixel
-    #: millimetres per (row, column) step; NaN where the file does not say
+    #: millimetres per (row, column) step; NaN if the file does not say
     spacing: tuple[float, float] = (float("nan"), float("nan"))
     spacing_source: str = "none"  #: "PixelSpacing", "ImagerPixelSpacing", "NIfTI" or "none"
-    polarity_inverted: bool = False  #: whether stored values were bright = lucent and were turned round
+    polarity_inverted: bool = False  #: whether stored values were bright = lucent and were inverted
     modality: str = ""  #: DICOM modality, "" for other formats
     odd: tuple[str, ...] = ()  #: optional DICOM elements that cannot be used and count as absent
 
@@ -36,7 +36,7 @@ def refusal(path: str | PathLike[str], kind: str, detail: str) -> RadiographErro
     Args:
         path: the file.
         kind: short constant reason ("colour image"), by which refusals are counted.
-        detail: what was seen, what was expected, the way out. Never values that identify a patient.
+        detail: the observation, the expectation and the remedy. Never values that identify a patient.
     """
     return RadiographError(f"{fspath(path)}: {kind}: {detail}", fspath(path), kind, detail)
 
@@ -59,7 +59,7 @@ def stretch(values: NDArray[np.float64], keep: NDArray[np.bool_] | None = None) 
 
     Args:
         values: any shape.
-        keep: same shape; where False, a value does not count for minimum and maximum, and is clipped.
+        keep: same shape; a value marked False does not count for minimum and maximum, and is clipped.
     """
     counted = values if keep is None else values[keep]
     low, high = float(counted.min()), float(counted.max())

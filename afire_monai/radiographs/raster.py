@@ -40,12 +40,12 @@ def read_raster(path: Path, png16_max: WhiteLevel = "dtype") -> Picture:
 
     Args:
         path: the file.
-        png16_max: what is white in a 16-bit PNG: "dtype" 65535; "image" the largest value of the image (12-bit pictures
-            in 16-bit files would be nearly black otherwise, but each image then has its own scale); or a number such
-            as 4095 for all images, which is best where the depth is known.
+        png16_max: white level of a 16-bit PNG: "dtype" for 65535; "image" for the largest value of the image (12-bit
+            pictures in 16-bit files would be nearly black otherwise, but each image then has its own scale); or a
+            number such as 4095 for all images, which is best if the depth is known.
 
     Raises:
-        RadiographError: broken, truncated, colour, animated or too large.
+        RadiographError: if the file is broken, truncated, in colour, animated or too large.
     """
     with _opened(path) as image:
         frames = getattr(image, "n_frames", 1)
@@ -99,7 +99,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             yield image
     except Image.DecompressionBombError as error:
         raise refusal(path, "image too large", f"{error}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:  # a part may name any length
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:  # a part may claim any length
         if hasattr(error, "kind"):  # a refusal of our own
             raise
         reason = str(error).replace(str(path), "").strip(" '\"") or type(error).__name__
@@ -152,7 +152,7 @@ def _deep_picture(path: Path, image: Any, raw: str, png16_max: WhiteLevel) -> Pi
 def _to_picture(path: Path, image: Image.Image, raw: str, png16_max: WhiteLevel) -> Picture:
     name = "JPEG" if image.format == "MPO" else str(image.format)
     clear = image.info.get("transparency") if name == "PNG" and image.mode in ("1", "L", "I;16", "I") else None
-    if isinstance(clear, int):  # a grey value; fewer bits than 8 are spread over 0…255 by the decoder
+    if isinstance(clear, int):  # a grey value; the decoder spreads fewer than 8 bits over 0…255
         if raw.startswith("L;"):
             clear = clear * 255 // (2 ** int(raw[2]) - 1)
         values = np.asarray(image)

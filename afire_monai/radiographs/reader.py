@@ -56,11 +56,11 @@ class RadiographReader(ImageReader):
 
     Args:
         modalities: DICOM modalities to read; None for any single-frame grey image.
-        window_index: which DICOM window or VOI LUT to use where a file offers several.
+        window_index: number of the DICOM window or VOI LUT to use if a file offers several.
         png16_max: white level of 16-bit PNG: "dtype" (65535), "image" (its largest value) or a number.
-        unfit: what to do with DICOM files that `judgement` finds not to be frontal chest radiographs for presentation
-            (other parts, laterals, raw images, burned-in text, …): ``read`` them without a look, ``refuse`` them, or
-            ``note`` it in the metadata. Other formats say nothing of it and are always read.
+        unfit: treatment of DICOM files that `judgement` does not accept as frontal chest radiographs for presentation
+            (other parts, laterals, raw images, burned-in text, …): ``read`` them without a check, ``refuse`` them, or
+            ``note`` the reason in the metadata. Other formats do not give this information and are always read.
 
     Example:
         >>> import tempfile
@@ -102,7 +102,7 @@ class RadiographReader(ImageReader):
         """Decode; return array (1, H, W) float32 in 0…1, and the metadata described at the class.
 
         Raises:
-            RadiographError: the file is not a radiograph that can be used.
+            RadiographError: if the file is not a radiograph that can be used.
         """
         path, *others = img.paths
         if others:

@@ -29,7 +29,7 @@ def _average_rows(pixels: NDArray[np.float32], count: int) -> NDArray[np.float32
     ends = -(-np.arange(1, count + 1) * length // count)
     if count > length:
         pixels = np.concatenate([pixels, pixels[-1:]])  # several areas end with the last row
-    # sums between neighbours of start, end, start, end …; every other one is between two areas and not wanted
+    # sums between neighbours of start, end, start, end …; every other one lies between two areas and is dropped
     edges = np.stack([starts, ends], 1).reshape(-1)
     sums = np.add.reduceat(pixels, edges if count > length else edges[:-1], axis=0)[::2]
     return np.asarray(sums / (ends - starts)[:, None].astype(np.float32), dtype=np.float32)

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from afire_monai.training.trainer import PretrainTrainer
 
 logger = logging.getLogger(__name__)
-# of the minutes, for what is not measured: MLflow, the progress bar, the interpreter's end
+# share of the minutes that is reserved for unmeasured work: MLflow, the progress bar, the interpreter's end
 RESERVE = 0.03
-# of what is left, for timing steps; at most so many seconds, and at least so many updates
+# share of the remaining time for timing steps, with at most this many seconds and at least this many updates
 TIMED_SHARE, TIMED_SECONDS, TIMED_UPDATES = 0.05, 20.0, 3
 
 _began: list[float] = []
@@ -41,9 +41,9 @@ class Costs:
     """Seconds that a command has taken, and seconds of its remaining parts."""
 
     before: float  #: from the command's start until training begins
-    step: float  #: an iteration, with reading its images
-    epoch_end: float  #: what follows an epoch, on average: health, log, checkpoints, pictures
-    after: float  #: what follows training: the last pictures, export and report
+    step: float  #: an iteration, including the reading of its images
+    epoch_end: float  #: work after an epoch, on average: health, log, checkpoints, pictures
+    after: float  #: work after training: the last pictures, export and report
 
     def epochs(self, minutes: float, steps: int) -> int:
         """Return how many epochs of so many iterations fit into the minutes; 0 or less if not even one does."""
@@ -75,12 +75,12 @@ def planned_epochs(epochs: int, minutes: float, output_dir: str | Path) -> int:
     """Return the length of a run: the number decided on for its minutes, if any, else ``epochs``.
 
     Args:
-        epochs: of the settings; they count if there is no time budget.
+        epochs: number of epochs in the settings; it counts if there is no time budget.
         minutes: the time budget, 0 for none.
         output_dir: the run's folder.
 
     Raises:
-        AfireError: if the folder's run was planned for other minutes.
+        AfireError: if the folder's run was planned for another number of minutes.
     """
     decided = from_first(_decided(Path(output_dir), minutes)) if minutes else None
     return epochs if decided is None else decided
@@ -104,12 +104,12 @@ def fit(
 ) -> None:
     """Decide how many epochs a run has, so that the whole command ends within the minutes, and write it down.
 
-    A few steps, an epoch's end, export and report are done once and timed, then all is put back: the run is that of
-    ``--epochs`` with the number decided on, to the bit. A run that was decided on before, and is resumed or restarted,
-    keeps its number. Process 0 decides for all. If the machine gets slower later, the run ends later.
+    A few steps, the end of an epoch, export and report are run once and timed. Then everything is restored, so the run
+    is bit for bit the one that ``--epochs`` with this number gives. A resumed or restarted run keeps the number decided
+    on before. Process 0 decides for all. If the machine gets slower later, the run ends later.
 
     Args:
-        trainer: after :meth:`~PretrainTrainer.resume`.
+        trainer: the trainer, after :meth:`~PretrainTrainer.resume`.
         minutes: from the command's start until its end; 0 leaves the trainer as it is.
         output_dir: the run's folder; gets ``time_budget.json``, and the number of epochs in its ``settings.yaml``.
         compare: the comparison of encoders at the end (`finish.write_worth`); takes the run's folder.
@@ -186,7 +186,7 @@ def _seconds_per_step(trainer: PretrainTrainer, make_step: Callable[[Any], None]
         make_step(next(batches))
     _finish(trainer)
     start, count = time.perf_counter(), 0
-    # processes have to make equally many steps
+    # all processes must make the same number of steps
     while from_first(count < TIMED_UPDATES * trainer.accumulation_steps or time.perf_counter() - start < most):
         make_step(next(batches))
         count += 1

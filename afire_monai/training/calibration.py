@@ -20,7 +20,7 @@ from afire_monai.networks.task_networks import ViTClassifier
 CalibrationMethod = Literal["temperature", "platt", "none"]
 ThresholdRule = Literal["youden", "specificity95"]
 logger = logging.getLogger(__name__)
-_STEEPEST = 20.0  # of a fitted slope: a validation set that is told apart perfectly would ask for an infinite one
+_STEEPEST = 20.0  # limit of a fitted slope: a perfectly separated validation set would give an infinite one
 
 
 def fit_calibration(logits: Tensor, target: Tensor, method: CalibrationMethod = "temperature") -> tuple[Tensor, Tensor]:
@@ -62,7 +62,7 @@ def fit_calibration(logits: Tensor, target: Tensor, method: CalibrationMethod = 
 
 def _fit(logits: Tensor, truth: Tensor, with_bias: bool) -> tuple[float, float]:
     logits, truth = logits.double(), truth.double()
-    if with_bias:  # Platt's targets, which keep the fit finite where the classes are told apart perfectly
+    if with_bias:  # Platt's targets keep the fit finite if the classes are perfectly separated
         positive, negative = truth.sum(), (1 - truth).sum()
         truth = torch.where(truth > 0, (positive + 1) / (positive + 2), 1 / (negative + 2))
     log_scale = torch.zeros((), dtype=torch.float64, requires_grad=True)
@@ -98,7 +98,7 @@ def choose_thresholds(probabilities: np.ndarray, target: np.ndarray, rule: Thres
             95 % specificity.
 
     Returns:
-        One threshold a label; 0.5 for a label without both classes.
+        One threshold for each label; 0.5 for a label without both classes.
 
     Raises:
         AfireError: for an unknown rule.
@@ -116,14 +116,14 @@ def choose_thresholds(probabilities: np.ndarray, target: np.ndarray, rule: Thres
         allowed = false_positive <= 0.05 if rule == "specificity95" else np.ones(len(cuts), bool)
         best = int(np.argmax(np.where(allowed, sensitivity - (rule == "youden") * false_positive, -1.0)))
         # half-way to the next lower score, so that a rounding error of a later prediction does not change the side; the
-        # lowest score marks every case, which is never better than to mark none, and that comes first
+        # lowest score marks every case, which is never better than marking none, and marking none comes first
         upper = cuts[best] if np.isfinite(cuts[best]) else 1.0
         thresholds.append(float((upper + cuts[best + 1]) / 2))
     return thresholds
 
 
 DRAWN = 2_000_000
-"""Images drawn in all for one interval, so that a large test section costs seconds; at least 200 draws."""
+"""Total number of images drawn for one interval, so that a large test section takes seconds; at least 200 draws."""
 
 
 def calibration_words(target: NDArray[np.floating], method: str) -> list[str]:

@@ -21,14 +21,14 @@ _NAME = re.compile(r"checkpoint_(\d+)\.pt")
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Write a checkpoint so that a reader sees the old file or the whole new one, never half of it.
 
-    Raises CheckpointError if there is no room, or no right to write; older files are left as they are.
+    Raises CheckpointError if there is no room, or no permission to write; older files are left as they are.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path, shared=True, sync=True) as part, part.open("wb") as file:
             torch.save(state, file)
-    except (OSError, RuntimeError) as error:  # torch's writer raises the latter where a disk is full
-        if isinstance(error.__context__, KeyboardInterrupt):  # or where it could not end its archive
+    except (OSError, RuntimeError) as error:  # torch's writer raises the latter if a disk is full
+        if isinstance(error.__context__, KeyboardInterrupt):  # or if it could not finish its archive
             raise error.__context__ from None
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         reason = getattr(cause, "strerror", None) or str(cause).split("\n")[0][:150]
@@ -41,8 +41,8 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint with ``weights_only=True``, to the CPU, once its checksums have been found right.
 
-    The file is a ZIP archive with a CRC-32 of each tensor, which PyTorch writes but does not look at. Raises
-    CheckpointError if the file cannot be read, is damaged, or is none of ours.
+    The file is a ZIP archive with a CRC-32 of each tensor, which PyTorch writes but does not check. Raises
+    CheckpointError if the file cannot be read, is damaged, or is not from this project.
     """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint {path}: --resume true finds the newest of output_dir")
@@ -52,7 +52,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
                 raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail anywhere inside torch's reader
-        reason = str(error).split(". ")[0][:150]  # torch goes on about file systems
+        reason = str(error).split(". ")[0][:150]  # torch adds remarks on file systems
         raise CheckpointError(f"{path.name} is not a checkpoint that can be read ({reason})") from error
     if not isinstance(state, dict) or not all(isinstance(state.get(part), dict) for part in PARTS):
         raise CheckpointError(f"{path.name} is not a checkpoint of this project: it lacks one of {', '.join(PARTS)}")

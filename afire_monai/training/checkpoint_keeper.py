@@ -19,16 +19,16 @@ from afire_monai.training.trainer import PretrainTrainer
 class CheckpointKeeper:
     """Write checkpoints during training: the last few, the best, and one when a scheduler asks the run to stop.
 
-    After SIGTERM or SIGUSR1, in whichever process, all processes write a checkpoint at the same update, the next one,
-    and end with :data:`~afire_monai.training.stopping.EXIT_STATUS`. In the last epoch's end training ends as usual.
+    After SIGTERM or SIGUSR1 in any process, all processes write a checkpoint at the same update, which is the next one,
+    and end with :data:`~afire_monai.training.stopping.EXIT_STATUS`. At the end of the last epoch, it ends as usual.
 
     Args:
-        folder: where to; made if absent.
-        every_epochs: write at the end of each so many epochs and at the end of training.
-        every_iterations: also write each so many iterations, for long epochs; 0 switches it off.
-        keep: how many of the last ones to keep.
-        best_key: name in the trainer's metrics whose lowest value marks the best checkpoint; None keeps no best. One
-            that is not there when others are measured ends the run after its first checkpoint.
+        folder: folder to write into; created if absent.
+        every_epochs: epochs between checkpoints; one is also written at the end of training.
+        every_iterations: also write after this many iterations, for long epochs; 0 switches it off.
+        keep: number of the latest checkpoints to keep.
+        best_key: name in the trainer's metrics whose lowest value marks the best checkpoint; None keeps no best. A name
+            that is absent when others are measured ends the run after its first checkpoint.
     """
 
     def __init__(
@@ -108,10 +108,10 @@ class CheckpointKeeper:
 
     def _write(self, state: dict[str, Any], iteration: int, best: bool) -> None:
         newest = self.folder / f"checkpoint_{iteration:08d}.pt"
-        if best:  # first: a run that is killed in between goes on from before it and comes to the same best again
+        if best:  # first: a run killed in between continues from an earlier state and finds the same best again
             save_checkpoint(state, self.folder / "best.pt")
         save_checkpoint(state, newest)
-        # damaged files with higher numbers may be left from before: what was just written must not make room for them
+        # damaged files with higher numbers may be left from before: the new file must not be deleted for their sake
         others = [path for path in list_checkpoints(self.folder) if path != newest]
         for old in others[: len(others) - (self.keep - 1)] if len(others) >= self.keep else []:
             old.unlink(missing_ok=True)

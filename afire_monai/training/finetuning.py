@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from afire_monai.training.trainer import PretrainTrainer
 
 
-_FEW = 5  # images with or without a finding, below which its AUROC says next to nothing
+_FEW = 5  # number of images with or without a finding below which its AUROC means little
 _NEXT = "next: afire predict FOLDER --model %s --out results"
 
 
@@ -98,13 +98,13 @@ def finish_classification(
     """Calibrate the best weights on the validation set, export them, and write predictions; process 0 only.
 
     Args:
-        trainer: at the end of training.
+        trainer: the trainer, at the end of training.
         datasets: ``validation`` and ``test`` (None if the list has no test images), each with ``target``.
         output_dir: gets ``models/classifier.safetensors``, ``predictions/validation`` and ``predictions/test``.
         data_hash: SHA-256 of the data list.
-        calibration: how probabilities are calibrated.
-        threshold_rule: how thresholds are chosen.
-        about: plain values to keep with the model: where the encoder came from, fraction, fold, seed.
+        calibration: method for calibrating probabilities.
+        threshold_rule: rule for choosing thresholds.
+        about: plain values to keep with the model: origin of the encoder, fraction, fold, seed.
     """
     if rank():
         return
@@ -183,7 +183,7 @@ def leave_classifier(
 ) -> dict[str, float]:
     """Calibrate a classifier, export it and write its predictions.
 
-    ``answers`` of ``validation`` decide calibration and thresholds; ``frozen`` is that of `export_task`.
+    The ``answers`` of ``validation`` decide calibration and thresholds; ``frozen`` is as for `export_task`.
 
     Returns:
         Figures of the validation section (see `Classification.figures`).
@@ -248,7 +248,7 @@ def finish_segmentation(
     """Export the best weights and write figures of validation and test set; process 0 only.
 
     Args:
-        trainer: at the end of training.
+        trainer: the trainer, at the end of training.
         datasets: ``validation`` and ``test`` (None if the list has no test masks), each with ``mask``.
         output_dir: gets ``models/segmenter.safetensors``, ``segmentation.json`` (Dice at the model's resolution, with
             95 % intervals over patients, and of each image by its place in the section) and ``predictions/SECTION``

@@ -23,9 +23,9 @@ def export_run(trainer: PretrainTrainer, folder: str | Path, data_hash: str) -> 
     """Write the encoder for later tasks and, if there is one, the restorer; process 0 only.
 
     Args:
-        trainer: at the end of training.
-        folder: gets ``encoder.safetensors`` (the teacher's where there is one, as the papers fine-tune it),
-            ``restorer.safetensors`` (the student's encoder and decoder) where a decoder gives grey levels and, for
+        trainer: the trainer, at the end of training.
+        folder: gets ``encoder.safetensors`` (the teacher's if there is one, as the papers fine-tune it),
+            ``restorer.safetensors`` (the student's encoder and decoder) if a decoder gives grey levels and, for
             AFiRe, ``detector.safetensors`` (the student's token head and the prototypes), each with a JSON.
         data_hash: SHA-256 of the data list.
     """
@@ -52,14 +52,14 @@ def export_run(trainer: PretrainTrainer, folder: str | Path, data_hash: str) -> 
 def write_worth(run_dir: str | Path, datalist: str | Path, dataset_dir: str, images: int) -> None:
     """Compare the encoder with others on the list's labels, for the run's page; process 0 only.
 
-    Nothing is written where the list has too few labels on validation patients. As with the page, a failure is a
+    Nothing is written if the list has too few labels on validation patients. As with the page, a failure only gives a
     warning in the log.
 
     Args:
         run_dir: the run's output_dir, with ``models/``; gets ``worth.json``.
         datalist: the data list.
         dataset_dir: base of its relative paths; empty for its own folder.
-        images: at most so many are judged; 0 compares nothing.
+        images: largest number of images to judge; 0 compares nothing.
     """
     if rank() or not images:
         return
@@ -80,8 +80,8 @@ def write_worth(run_dir: str | Path, datalist: str | Path, dataset_dir: str, ima
 def write_run_report(run_dir: str | Path, dataset: RadiographDataset) -> None:
     """Write the run's report page and the mean picture behind its prototype map; process 0 only.
 
-    A page that cannot be drawn must not lose a run that has been trained: any failure is a warning in the log, but for
-    a disk that is full.
+    If the page cannot be drawn, the trained run must not be lost: any failure except a full disk only gives a warning
+    in the log.
 
     Args:
         run_dir: the run's output_dir.
@@ -92,7 +92,7 @@ def write_run_report(run_dir: str | Path, dataset: RadiographDataset) -> None:
     """
     if rank():
         return
-    # here, because drawing is not needed by those who import this module for anything else
+    # imported here, because other users of this module do not need drawing
     from afire_monai.training.report.page import write_mean_image, write_report
 
     try:
@@ -127,7 +127,7 @@ def log_run(trainer: PretrainTrainer, run_dir: str | Path) -> None:
 def export_restorer(method: Method, folder: Path, **facts: Any) -> Path:
     """Write the student's encoder and decoder, which restore pictures, as ``restorer.safetensors``.
 
-    ``shift`` in its JSON says by how many cells the radiograph that it is to see is larger than its grid. Raises
+    ``shift`` in its JSON is the number of cells by which its input radiograph is larger than its grid. Raises
     AfireError if the method has no such decoder.
     """
     decoder = method.export_decoder

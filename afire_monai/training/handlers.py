@@ -33,11 +33,11 @@ logger = logging.getLogger(__name__)
 class ProgressBar:
     """Show losses, images a second and an estimate of the time left for the whole run, on process 0.
 
-    Where the standard error output is not a terminal, a line is logged each epoch instead.
+    If the standard error output is not a terminal, a line is logged each epoch instead.
 
     Args:
-        seconds: between updates; each reads the losses from the device.
-        name: of what is going on.
+        seconds: time between updates; each update reads the losses from the device.
+        name: name of the work in progress.
     """
 
     def __init__(self, seconds: float = 2.0, name: str = "pre-training") -> None:
@@ -98,8 +98,8 @@ class ProgressBar:
 class CsvLogger:
     """Append one line an epoch with everything in the trainer's metrics: losses, schedules, speed, health.
 
-    Attach it after the handlers whose figures it shall hold. A resumed run keeps the lines of the epochs before and
-    replaces the later ones.
+    Attach it after the handlers whose figures it is to log. A resumed run keeps the lines of earlier epochs and
+    replaces later ones.
 
     Args:
         path: the CSV file; its folder is made if absent.
@@ -148,12 +148,12 @@ def fixed_batch(dataset: RadiographDataset, count: int) -> Tensor:
 class HealthMonitor:
     """Measure each epoch, on normal images that training does not see, whether training is sound.
 
-    Figures go to the trainer's metrics (so to the CSV log, MLflow and the choice of the best checkpoint); what is wrong
-    is logged in plain words. They are measured in float32, as exported, whatever precision the training uses.
+    Figures go to the trainer's metrics (and so to the CSV log, MLflow and the choice of the best checkpoint); problems
+    are logged in plain words. Figures are measured in float32, as exported, whatever precision the training uses.
 
     Args:
         dataset: normal validation images.
-        count: how many of them. With fewer than 2, health is not measured and a warning is logged.
+        count: number of images. With fewer than 2, health is not measured and a warning is logged.
         every_epochs: epochs between measurements; the last epoch is always measured.
     """
 
@@ -202,11 +202,11 @@ class HealthMonitor:
 class PanelWriter:
     """Write a picture that shows how the method changes a few images, at intervals and at the end.
 
-    A :class:`RunTracker` or :class:`TensorBoardWriter` among the trainer's handlers gets each.
+    A :class:`RunTracker` or :class:`TensorBoardWriter` among the trainer's handlers gets each picture.
 
     Args:
         dataset: images to show.
-        folder: where the PNG files go.
+        folder: folder for the PNG files.
         count: images in a panel.
         every_epochs: epochs between panels.
     """
@@ -249,7 +249,7 @@ def write_panel(pictures: dict[str, Tensor], path: Path) -> None:
 
     Args:
         pictures: each (B, 1, H, W) in 0…1.
-        path: where to; its folder is made if absent.
+        path: PNG to write; its folder is created if absent.
     """
     rows = [torch.cat(list(p[:, 0].cpu()), dim=1) for p in pictures.values()]
     grey = (torch.cat(rows, dim=0) * 255).round().clamp(0, 255).numpy().astype(np.uint8)
@@ -288,7 +288,7 @@ class TensorBoardWriter:
             engine.add_event_handler(Events.COMPLETED | Events.TERMINATE | Events.EXCEPTION_RAISED, self._close)
 
     def _open(self, engine: PretrainTrainer) -> None:
-        # what a killed run wrote after its last checkpoint is not shown
+        # entries that a killed run wrote after its last checkpoint are not shown
         self.writer = self._make(str(self.folder), purge_step=engine.state.epoch + 1)
 
     def _write(self, engine: PretrainTrainer) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from afire_monai.training.trainer import PretrainTrainer
 
 logger = logging.getLogger(__name__)
-MOST = 256  # images that are judged
+MOST = 256  # largest number of images to judge
 
 
 def knn_auroc(features: NDArray, images: Labelled) -> float:
@@ -30,8 +30,8 @@ def knn_auroc(features: NDArray, images: Labelled) -> float:
 class LabelProbe:
     """Measure every few epochs how well nearest neighbours tell the labels of validation patients, on process 0.
 
-    The figure ``label_auroc`` goes to the trainer's metrics, so to the CSV log, MLflow and the report. Training does
-    not see the labels. Where the list has too few, nothing is measured.
+    The figure ``label_auroc`` goes to the trainer's metrics and so to the CSV log, MLflow and the report. Training does
+    not see the labels. If the list has too few, nothing is measured.
 
     Args:
         datalist: the data list.

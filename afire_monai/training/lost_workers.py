@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 def lost_workers_in_words() -> Iterator[None]:
     """Turn the loss of a loader's process within the block into words and an exit status.
 
-    PyTorch raises an error wherever the main thread happens to be, in the middle of writing a checkpoint for example.
-    Here that is noted only, and the loader finds out when it waits for the next batch.
+    PyTorch raises an error at whatever point the main thread has reached, for example in the middle of writing a
+    checkpoint. Here the error is only noted, and the loader notices the loss when it waits for the next batch.
 
     Raises:
         SystemExit: with status 75.

@@ -22,10 +22,10 @@ class TrainingPlan:
     lr: float = 5e-4  #: peak learning rate for a global batch of 256; scaled linearly with the batch
     final_lr: float = 1e-6  #: learning rate at the end
     warmup: float = 0.1  #: fraction of training with a linearly rising learning rate, in 0…1
-    weight_decay: float = 0.04  #: at the start
-    final_weight_decay: float = 0.4  #: at the end; a cosine leads there
-    momentum: float = 0.996  #: of the teacher at the start; a cosine leads to 1
-    clip: float = 3.0  #: largest gradient norm, applied to each parameter tensor by itself; 0 switches it off
+    weight_decay: float = 0.04  #: weight decay at the start
+    final_weight_decay: float = 0.4  #: weight decay at the end, reached along a cosine
+    momentum: float = 0.996  #: teacher momentum at the start; it reaches 1 along a cosine
+    clip: float = 3.0  #: largest gradient norm, applied to each parameter tensor separately; 0 switches it off
     freeze_last_layer_epochs: int = 1  #: epochs during which the head's last layer is not updated
 
     def __post_init__(self) -> None:
@@ -43,7 +43,7 @@ class TrainingPlan:
         """Return the values at a point of training.
 
         Args:
-            fraction: how far training is, 0 at the first step, 1 after the last.
+            fraction: fraction of training that is done: 0 at the first step, 1 after the last.
             global_batch: images in one optimiser step over all processes.
 
         Returns:
@@ -71,7 +71,7 @@ def parameter_groups(method: Method) -> list[dict[str, Any]]:
     Biases, layer norms and other one-dimensional tensors get none (DINO's rule, which the release follows).
 
     Returns:
-        Two groups for an optimiser; ``decay`` in each says which it is.
+        Two groups for an optimiser; ``decay`` in each says whether it has weight decay.
     """
     named = method.trainable()
     with_decay = [p for name, p in named if p.ndim > 1 and not name.endswith(".bias")]
@@ -88,7 +88,7 @@ class LARS(Optimizer):
     gradient's, is 0.
 
     Args:
-        params: parameters or groups; ``decay`` in a group (true where absent) says whether it is adapted, and
+        params: parameters or groups; ``decay`` in a group (true if absent) says whether it is adapted, and
             ``trust`` overrides η.
         lr: learning rate γ.
         momentum: m.

@@ -16,7 +16,7 @@ from afire_monai.core.errors import AfireError
 from afire_monai.core.precision import set_precision
 from afire_monai.transforms.anatomy import anatomy_of
 
-# two batches through which the line of memory over batch size is drawn
+# two batch sizes through which the line of memory over batch size is drawn
 COUNTED_BATCHES = (2, 4)
 
 
@@ -28,9 +28,9 @@ class StepCost:
     #: two
     flops_per_image: float
     trained: int  #: parameters that the optimiser changes
-    state_bytes: int  #: weights, teacher, gradients and optimiser's moments, whatever the batch
-    activation_bytes: float  #: what is kept for the backward pass, per image
-    fixed_activation_bytes: float  #: the same, whatever the batch
+    state_bytes: int  #: weights, teacher, gradients and optimiser's moments, independent of the batch
+    activation_bytes: float  #: bytes kept for the backward pass, per image
+    fixed_activation_bytes: float  #: the same, independent of the batch
     seconds_per_image: float | None = None  #: measured here, at ``measured_batch``; None if it was not
     measured_batch: int = 0  #: images in the steps that were timed
 
@@ -62,7 +62,7 @@ def build_training(configs: Sequence[str | Path], settings: dict[str, Any]) -> t
 
     config = ConfigParser.load_config_files([str(path) for path in configs])
     refuse_unknown_keys(config, list(settings))
-    # grey levels of an image of nothing in particular: they change no cost
+    # arbitrary grey-level statistics: they do not change the cost
     parser = ConfigParser({**config, **settings, "statistics": [0.5, 0.25]})
     parser.parse()
     return parser.get_parsed_content("method"), parser.get_parsed_content("optimizer")

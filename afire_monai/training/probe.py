@@ -30,14 +30,14 @@ from afire_monai.training.tasks import Classification
 from afire_monai.training.worth import STRENGTH
 
 TRUST = 10.0
-"""Factor of the distance from normal radiographs among those features: its weight is penalised a hundredth as much."""
+"""Scale of the distance from normal radiographs among those features: its weight is penalised a hundredth as much."""
 
 
 @dataclass
 class Probe:
     """A classifier that was fitted.
 
-    ``left_out`` holds reasons by place for each section, ``scores`` a line for each section and label.
+    ``left_out`` holds reasons by place for each section, ``scores`` holds a line for each section and label.
     """
 
     labelled: int
@@ -64,9 +64,9 @@ def fit_probe(
     """Fit a classifier to the labels of a data list without training the encoder.
 
     Features are the encoder's summary, standardised over the training section (labels are not needed for that), and the
-    logarithm of the mean token's Mahalanobis distance to normal radiographs, which is what the encoder was pre-trained
-    to tell and stands in for labels where there are few. Normal are the images of the training section that are known
-    to be so, each judged without its own patient; with fewer than 20 the distance is left out.
+    logarithm of the mean token's Mahalanobis distance to normal radiographs. The encoder was pre-trained to measure
+    this distance; it stands in for labels if there are few. Images of the training section that are known to be normal
+    serve as normal radiographs, each judged without its own patient; with fewer than 20 the distance is left out.
     Strength and trust are fixed (chosen on validation images, docs/finetune.md), so that five labelled images suffice.
 
     Args:
@@ -75,17 +75,17 @@ def fit_probe(
         model: folder with the encoder; the one that comes with the package unless given.
         labels: names to learn, with commas between them on a command line; ``all`` for every label but the one for
             normal.
-        uncertain: what -1 counts as: ignore, zeros or ones.
+        uncertain: meaning of -1: ignore, zeros or ones.
         fraction: share of the training images whose labels are used; all of the normal ones still count as normal.
-        seed: of that share.
-        calibration: of probabilities on the validation images: temperature, platt or none.
-        threshold_rule: youden, or specificity95.
+        seed: seed for choosing that share.
+        calibration: method for calibrating probabilities on the validation images: temperature, platt or none.
+        threshold_rule: rule for choosing thresholds: youden or specificity95.
         batch_size: radiographs computed at once.
         workers: threads that read.
         progress: show bars with the time left.
 
     Raises:
-        DataListError: for a list that cannot be used, or a label of which one class only is known.
+        DataListError: for a list that cannot be used, or a label with only one known class.
         CheckpointError: if the model cannot be read.
     """
     set_precision("float32")

@@ -119,7 +119,7 @@ class Resumable:
     def _restore(self, state: dict[str, Any], source: str) -> None:
         progress = state["progress"]
         for key, value in self.run_identity().items():
-            before = progress.get(key, value)  # checkpoints of older versions say nothing of their data
+            before = progress.get(key, value)  # checkpoints of older versions do not describe their data
             if before != value:
                 seen = f"{key} {before}, this run has {value}"
                 if key == "data":
@@ -183,12 +183,12 @@ class Resumable:
         """Let steps be made before training; at the end all is put back, as if nothing had been.
 
         Yields:
-            What makes the next step with a batch of the loader, without handlers.
+            A function that makes the next step with a batch of the loader, without handlers.
         """
         trainer: Any = self
         before, metrics = copy.deepcopy(self.checkpoint_state()), dict(self.state.metrics)
         trainer._wrap_student()
-        self.state.epoch = 2  # nothing of the first epoch's ways
+        self.state.epoch = 2  # not the first epoch, which has rules of its own
 
         def step(batch: dict[str, Any]) -> None:
             self.state.iteration += 1
@@ -234,11 +234,11 @@ class Resumable:
                 for a fresh start.
 
         Raises:
-            CheckpointError: if a fresh start would mix with the checkpoints of an earlier run, or none of those that
-                are there can be read.
+            CheckpointError: if a fresh start would mix with the checkpoints of an earlier run, or none of the
+                existing ones can be read.
         """
         if isinstance(resume, str) and resume.lower() in ("true", "false"):
-            resume = resume.lower() == "true"  # as the bundle's command line hands it on
+            resume = resume.lower() == "true"  # as the bundle's command line passes it on
         self._take_up(folder, resume)
         run_folder.settings_hold()
 

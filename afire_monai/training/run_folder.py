@@ -22,9 +22,9 @@ from afire_monai.core.locks import lock_file
 logger = logging.getLogger(__name__)
 LOCK = ".running"
 BEAT = 30.0
-"""Seconds between signs of life, which other machines go by."""
+"""Seconds between signs of life, by which other machines judge a run."""
 SILENT = 300.0
-"""Seconds without one, after which an owner on another machine counts as gone."""
+"""Seconds without a sign of life after which an owner on another machine counts as gone."""
 
 _SINCE = time.strftime("%Y-%m-%d %H:%M:%S")
 _held: dict[Path, threading.Event] = {}
@@ -34,10 +34,11 @@ _waiting: dict[Path, str] = {}
 def claim(folder: Path) -> None:
     """Make a run's folder this process's own until it ends or calls :func:`release`; twice is as good as once.
 
-    An owner on the same machine is asked for by its number and start; what a killed one left is taken over. One on
-    another machine counts as gone if it gave no sign of life for :data:`SILENT` seconds of the file server's clock, nor
-    while this process watches for three beats, as that clock may have been set; or if ``torchrun``, which ends all
-    processes first, has restarted the same job. Raises AfireError if another run writes into it.
+    An owner on the same machine is looked up by its number and start; the remains of a killed one are taken over. One
+    on another machine counts as gone if it gave no sign of life for :data:`SILENT` seconds of the file server's clock,
+    nor while this process watches for three beats, as that clock may have been set. It also counts as gone if
+    ``torchrun``, which ends all processes first, has restarted the same job. Raises AfireError if another run writes
+    into the folder.
     """
     path = folder.resolve() / LOCK
     if path in _held:
@@ -63,7 +64,7 @@ def release(folder: Path) -> None:
 
 
 def _release(path: Path, process: int) -> None:
-    if process != os.getpid() or path not in _held:  # a forked child is no owner
+    if process != os.getpid() or path not in _held:  # a forked child is not an owner
         return
     _held.pop(path).set()
     with contextlib.suppress(OSError), _guarded(path, make=False) as file:
@@ -80,11 +81,11 @@ def _guarded(path: Path, make: bool = True) -> Iterator[int]:
             with contextlib.suppress(OSError):
                 lock_file(file)
             if not path.exists() or path.stat().st_ino != os.fstat(file).st_ino:
-                continue  # its owner took it away in between
+                continue  # its owner removed it in between
             yield file
             return
         finally:
-            os.close(file)  # and with it the lock
+            os.close(file)  # this also releases the lock
 
 
 def _self() -> dict[str, Any]:

@@ -27,7 +27,7 @@ TABLES = ("runs", "params", "tags", "metrics", "latest_metrics")
 def make_store(path: Path) -> None:
     """Make an SQLite store that takes its name when it is whole: one that was killed in between never opens again.
 
-    Until then MLflow waits for the disk at none of its many steps: one second in place of five.
+    Until then MLflow does not wait for the disk at its many steps: this takes one second instead of five.
     """
     import mlflow
     from sqlalchemy import event
@@ -50,7 +50,7 @@ def find_stores(folders: Sequence[str | Path]) -> list[Path]:
     """Return the MLflow stores of run folders, or of the folders that hold them, sorted by path.
 
     Raises:
-        AfireError: for a folder that is not there, or if no run below them was logged.
+        AfireError: for a folder that does not exist, or if no run below the folders was logged.
     """
     for folder in folders:
         if not Path(folder).is_dir():
@@ -90,7 +90,7 @@ class CombinedStore:
             try:
                 self._take(store)
             except sqlite3.OperationalError as error:
-                if "locked" in str(error):  # its run is writing: next time
+                if "locked" in str(error):  # its run is writing: try again next time
                     continue
                 logger.warning("%s is left out: %s", store, error)
             except sqlite3.DatabaseError as error:
@@ -116,7 +116,7 @@ class CombinedStore:
                     # the folder may have been moved since
                     _, found, rest = str(artifacts).rpartition("/mlruns")
                     moved = here + rest if found else artifacts
-                    # runs are called the same unless somebody named them, their folders are not
+                    # runs have the same name unless somebody named them; their folders have different names
                     label = f"{store.parent.name}/{name}"
                     combined.execute(
                         "UPDATE main.runs SET experiment_id = ?, artifact_uri = ?, name = ? WHERE run_uuid = ?",
@@ -141,17 +141,17 @@ REFRESH_SECONDS = 10.0
 def show_runs(folders: Sequence[str | Path], port: int = 5000) -> int:
     """Open MLflow's pages on this machine over all runs below some folders, until interrupted.
 
-    The runs' own stores are only read, again each few seconds; the combined one is temporary.
+    The runs' own stores are only read, again every few seconds; the combined store is temporary.
 
     Args:
         folders: run folders, or folders that hold them.
-        port: where the pages are served, on 127.0.0.1 only.
+        port: port at which the pages are served, on 127.0.0.1 only.
 
     Returns:
         The exit status of MLflow's server; 0 if it was interrupted.
 
     Raises:
-        AfireError: without a run that was logged, or for a port that is in use.
+        AfireError: if no run was logged, or the port is in use.
     """
     stores = find_stores(folders)
     with socket.socket() as probe:
@@ -191,7 +191,7 @@ def _until_it_ends(server: subprocess.Popen[bytes], refresh: Callable[[], int]) 
     except KeyboardInterrupt:
         return 0
     finally:
-        if os.name == "posix":  # its workers with it
+        if os.name == "posix":  # this also ends its workers
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGTERM)
         else:

@@ -17,21 +17,21 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from afire_monai.core.errors import AfireError
 from afire_monai.core.precision import PRECISIONS
 
-# what `python -m monai.bundle run` takes for itself
+# arguments that `python -m monai.bundle run` uses itself
 _RUNNER_ARGUMENTS = {
     "run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file",
     "workflow_type",
 }  # fmt: skip
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    # what only the end of a run looks at, when hours have gone by, or what is looked at after the list is read
+    # settings that are used only at the end of a run, hours later, or after the list has been read
     "calibration": ("temperature", "platt", "none"),
     "threshold_rule": ("youden", "specificity95"),
     "cache_dtype": ("uint8", "uint16"),
     "precision": PRECISIONS,
 }
 
-# the least value that means something; of what is absent here, any finite number of the right kind is passed on
+# the least meaningful value; for a setting that is absent here, any finite number of the right kind is accepted
 _LEAST: dict[str, float] = {
     **dict.fromkeys(("epochs", "batch_size", "accumulation_steps", "image_size", "patch_size"), 1),
     **dict.fromkeys(("checkpoint_every", "checkpoint_keep", "health_every", "panel_every"), 1),
@@ -51,13 +51,13 @@ _LEAST: dict[str, float] = {
     **dict.fromkeys(("exposure", "match_weight", "class_weight", "lesion_weight", "latent_weight"), 0),
     "class_dim": 2,
     **dict.fromkeys(("invariance_weight", "variance_weight", "covariance_weight"), 0),
-    "health_images": 2,  # features of a single image differ from nothing
-    "head_dim": 2,  # a softmax over one value says nothing
+    "health_images": 2,  # features of a single image cannot differ
+    "head_dim": 2,  # a softmax over one value carries no information
     "crop_scale": 0.01,
-    "global_scale": 0.05,  # where the shares of local crops begin
+    "global_scale": 0.05,  # lower end of the shares of local crops
 }
 
-# shares and probabilities, which end at 1
+# shares and probabilities, whose largest value is 1
 _MOST: dict[str, float] = dict.fromkeys(
     (
         *("mask_ratio", "crop_scale", "global_scale", "flip", "jitter", "brightness", "contrast", "keep_probability"),
@@ -127,7 +127,7 @@ def parse_value(text: str) -> Any:
 def read_settings(words: Iterable[str], taken: Collection[str]) -> dict[str, Any]:
     """Read settings of a command line.
 
-    Raises AfireError: one is not written key=value, or is among those that the command sets itself.
+    Raises AfireError if one is not written key=value, or is among those that the command sets itself.
     """
     values = {}
     for word in words:
@@ -145,10 +145,10 @@ def refuse_wrong_values(config: Mapping[str, Any], overrides: Mapping[str, str])
 
     Args:
         config: the merged config files.
-        overrides: keys and values as on the command line; expressions, references and nested keys are not looked at.
+        overrides: keys and values as on the command line; expressions, references and nested keys are not checked.
 
     Raises:
-        AfireError: naming the key, the value and what is expected.
+        AfireError: naming the key, its value and the values that are expected.
     """
     for key, text in overrides.items():
         default = config.get(key)
@@ -160,7 +160,7 @@ def refuse_wrong_values(config: Mapping[str, Any], overrides: Mapping[str, str])
             if key == "cache" and text == "disk" and "cache_dir" in config:
                 continue
             if text not in ("True", "False"):
-                # the bundle's command line would hand this on as a word, and any word counts as true
+                # the bundle's command line would pass this on as a string, and any string counts as true
                 likely = f"write --{key} {text.capitalize()}" if text in ("true", "false") else "True or False expected"
                 raise AfireError(f"--{key} {text}: {likely}")
         elif isinstance(default, int | float):
@@ -170,7 +170,7 @@ def refuse_wrong_values(config: Mapping[str, Any], overrides: Mapping[str, str])
 def refuse_changed_names(overrides: Mapping[str, str]) -> None:
     """Refuse names and paths that the bundle's command line does not hand on as they were typed (``a,b``, ``a#b``, 12).
 
-    Raises AfireError: naming key and value, and how to write it.
+    Raises AfireError, which names key and value and says how to write it.
     """
     import fire.parser
 
@@ -192,7 +192,7 @@ def _refuse_wrong_number(key: str, text: str, whole: bool) -> None:
     elif least is not None:
         expected += f" of at least {least}"
     right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    right = right and abs(value) < math.inf  # which whole numbers of any length can be compared with
+    right = right and abs(value) < math.inf  # a limit that whole numbers of any length can be compared with
     if not right or (least is not None and value < least) or (most is not None and value > most):
         raise AfireError(f"--{key} {text}: {expected} is expected")
 
@@ -214,9 +214,9 @@ def running_workflow() -> ConfigWorkflow | None:
 def checked_settings(workflow: ConfigWorkflow) -> dict[str, Any]:
     """Return a workflow's config, with its overrides, as plain values; the metadata is left out.
 
-    A workflow does not keep the names of its files. They are those of its config folder whose keys it has all of; a key
-    that none of them has counts as misspelt unless something in the config refers to it, as a config of the caller's
-    own may. Raises AfireError for a setting that does not exist, or a value that it cannot have.
+    A workflow does not keep the names of its files. They are the files in its config folder all of whose keys it has. A
+    key that none of them has counts as misspelt unless something in the config refers to it, which a config of the
+    caller's own may do. Raises AfireError for a setting that does not exist, or a value that it cannot have.
     """
     config = {key: value for key, value in workflow.parser.get().items() if key != "_meta_"}
     files = list(_own_files(Path(workflow.config_root_path), config))

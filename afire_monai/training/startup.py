@@ -54,14 +54,14 @@ logger = logging.getLogger(__name__)
 def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) -> None:
     """Check the settings, claim the run's folder and write the resolved settings to its ``settings.yaml``.
 
-    Where the folder holds checkpoints the settings wait until the run is taken up, which may be refused.
+    If the folder holds checkpoints, the settings are kept back until the run is resumed, because that may be refused.
 
-    From here on float32 numbers are computed with as float32 on a GPU, too, until a trainer is told otherwise.
+    From here on, a GPU also computes with float32 numbers as float32, until a trainer sets something else.
 
     Args:
         output_dir: the run's folder; made if absent.
-        arguments: defaults to ``sys.argv``. If that is not a bundle run, the settings are those of the workflow that
-            Python started and that is calling; without one, nothing is checked or written.
+        arguments: defaults to ``sys.argv``. If that is not a bundle run, the settings are those of the calling workflow
+            that Python started; without one, nothing is checked or written.
 
     Raises:
         AfireError: for a setting that does not exist, a value that it cannot have, or another run in the folder.
@@ -78,16 +78,16 @@ def prepare_run(output_dir: str | Path, arguments: Sequence[str] | None = None) 
         raise AfireError(f"output_dir {folder}: {error.strerror}; give a folder that can be written to") from error
     files, overrides = _bundle_run(sys.argv if arguments is None else arguments)
     if files:
-        if arguments is None:  # on the runner's own command line; elsewhere the hook is the caller's
+        if arguments is None:  # on the runner's own command line; elsewhere the hook belongs to the caller
             sys.excepthook = _say_the_cause
         settings = _checked_words(files, overrides)
     elif arguments is None and (workflow := running_workflow()) is not None:
         settings = checked_settings(workflow)
     else:
         return
-    if rank() == 0 and os.environ.get("RANK", "0") == "0":  # before the processes have met as well
+    if rank() == 0 and os.environ.get("RANK", "0") == "0":  # also before the processes have joined their group
         run_folder.claim(folder)
-        # folders of the machine are nobody's business in a log that is passed on
+        # a log that is passed on must not reveal folders of the machine
         shown = {
             key: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
             for key, value in settings.items()
@@ -132,7 +132,7 @@ def fix_seeds(seed: int, deterministic: bool = False) -> None:
     """Seed all random number generators, and on request choose kernels that add up in a fixed order.
 
     Args:
-        seed: of Python, NumPy and PyTorch.
+        seed: seed for Python, NumPy and PyTorch.
         deterministic: refuse kernels whose result depends on chance. On a GPU, call this before anything is computed.
     """
     if deterministic:
@@ -255,7 +255,7 @@ def data_hash(datalist: Path) -> str:
     """Return the SHA-256 of a data list's content, which identifies an encoder's training data."""
     if read := _known(datalist):
         return read.sha256
-    return datalist_hash(read_raw(datalist))  # with paths as they stand, so that the folder makes no difference
+    return datalist_hash(read_raw(datalist))  # with unchanged paths, so that the folder makes no difference
 
 
 def _known(datalist: Path) -> _ReadList | None:
@@ -273,8 +273,8 @@ def reading(
     Args:
         size: height and width in pixels.
         datalist: a list that may say how its images are to be read (see `reader_options`).
-        reader: reader options that go before those of the list.
-        unfit: what to do with DICOM files that are not frontal chest radiographs, see `RadiographReader`.
+        reader: reader options that override those of the list.
+        unfit: treatment of DICOM files that are not frontal chest radiographs, see `RadiographReader`.
     """
     from monai.transforms import Compose, EnsureTyped, LoadImaged, Resized
 
@@ -290,7 +290,7 @@ def reading(
             EnsureTyped(keys="image", dtype=torch.float32, track_meta=False),
         ]
     )
-    vars(composed).update(size=tuple(size), options=options)  # what a cache on disk goes by
+    vars(composed).update(size=tuple(size), options=options)  # a cache on disk depends on these
     return composed
 
 
@@ -299,8 +299,8 @@ def cache_folder(datalist: Path, cache_dir: str, output_dir: str | Path) -> Path
 
     Args:
         datalist: the data list; the folder beside it is ``list.cache`` for ``list.json``.
-        cache_dir: empty to choose.
-        output_dir: takes it if the list's folder cannot be written to and holds no cache.
+        cache_dir: folder of the cache; empty to choose one.
+        output_dir: folder that takes the cache if the list's folder cannot be written to and holds no cache.
     """
     if cache_dir:
         return Path(cache_dir)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-#: EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command with --resume true goes on
+#: EX_TEMPFAIL of sysexits.h: nothing is wrong; the same command with --resume true continues
 EXIT_STATUS = 75
 SIGNALS = (signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))  # Windows has no SIGUSR1
 
@@ -18,12 +18,12 @@ SIGNALS = (signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else
 class StopRequest:
     """Whether a scheduler asked this process to stop; listens as a context, in a main thread only.
 
-    Slurm sends a signal of choice before a time limit or a pre-emption, Kubernetes SIGTERM before it kills. Signals
-    after the first change nothing: launchers and schedulers send several.
+    Slurm sends a chosen signal before a time limit or a pre-emption; Kubernetes sends SIGTERM before it kills. Signals
+    after the first have no effect: launchers and schedulers send several.
     """
 
     def __init__(self) -> None:
-        #: name of the signal, empty as long as there was none
+        #: name of the signal, empty until there is one
         self.signal = ""
         self._before: dict[int, Any] = {}
 
@@ -52,7 +52,7 @@ def shield_workers(loader: DataLoader) -> None:
 
 def _obey_parent_only(_: int) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    # blocked here, so that the thread gets it, and with it the sender; the parent sends it when all is over
+    # blocked here, so that the thread gets it together with its sender; the parent sends it when everything is over
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 

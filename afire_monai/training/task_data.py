@@ -35,8 +35,8 @@ class TaskData:
     #: items to train on, each with ``place`` (its place in the section; with folds, in the training section followed by
     #: the validation section) and, for labels, ``target``
     training: Items
-    validation: Items  #: items to stop early, calibrate and choose thresholds on
-    test: Items  #: items to judge on; may be empty
+    validation: Items  #: items for early stopping, calibration and the choice of thresholds
+    test: Items  #: items for evaluation; may be empty
 
     def positive_weights(self) -> list[float]:
         """Negatives over positives of each label among the training items (see :func:`positive_weights`)."""
@@ -77,13 +77,13 @@ def classification_data(
         datalist: JSON data list.
         dataset_dir: base of relative paths; empty for the list's own folder.
         labels: names to learn; ``all`` for every label of the list but the one for normal.
-        uncertain: what -1 counts as: ``ignore``, ``zeros`` or ``ones``.
+        uncertain: meaning of -1: ``ignore``, ``zeros`` or ``ones``.
         fraction: share of the training images whose labels are used, above 0 and up to 1; by patient, stratified, and a
             smaller share lies within a larger one.
         folds: 0 for the list's own validation section; k for k-fold cross-validation over its training and validation
             sections together. The test section is the same for all folds.
-        fold: which fold validates, 0…folds − 1.
-        seed: of fraction and folds.
+        fold: fold to validate on, 0…folds − 1.
+        seed: seed for fraction and folds.
 
     Returns:
         Items with at least one known label.
@@ -185,8 +185,8 @@ def segmentation_data(
         empty_masks: ``normal``: an image without mask that is known to be normal has an empty mask, if any image with a
             mask is not normal (so not for lungs, which every image has); ``none``: images without mask are left out.
         fraction: share of the training images, above 0 and up to 1, by patient.
-        seed: of the fraction.
-        classes: names of the classes; with the mask values that mean them, all masks are opened and checked.
+        seed: seed for the fraction.
+        classes: names of the classes; if their mask values are given, all masks are opened and checked.
         ignore: the mask value of pixels to leave out.
 
     Raises:

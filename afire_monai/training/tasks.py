@@ -26,8 +26,8 @@ class Task(Method):
     """A supervised task as a :class:`Method`, so that trainer, checkpoints, resuming and processes are the same.
 
     Args:
-        network: what is trained; its ``encoder`` may come from any pre-training.
-        augment: changes training images (and masks); None for none.
+        network: network to train; its ``encoder`` may come from any pre-training.
+        augment: change of training images (and masks); None for none.
         drop_path: probability that a block is left out for an image, rising linearly from 0 at the first block to this
             at the last (stochastic depth, Huang et al., ECCV 2016).
         average: keep a moving average of the weights and use it for validation and export; its momentum is the plan's.
@@ -51,7 +51,7 @@ class Task(Method):
         super().__init__()
         if not 0 <= drop_path < 1:
             raise AfireError(f"drop_path must be in 0…1, got {drop_path}")
-        # encoders that were loaded from a file look at the range of their input, which costs a wait for the device
+        # encoders that were loaded from a file check the range of their input, which makes them wait for the device
         network.encoder.check_range = False
         network.encoder.requires_grad_(not frozen_encoder)
         self.student = network
@@ -135,7 +135,7 @@ def task_parameter_groups(task: Task, layer_decay: float = 1.0) -> list[dict[str
     """Sort a task's parameters by weight decay and by depth.
 
     Args:
-        task: what is trained.
+        task: task to train.
         layer_decay: the learning rate of block l of d is multiplied by ``layer_decay`` to the power d − l, that of the
             patch embedding by its power d + 1 (layer-wise decay, as for BEiT and MAE); the rest keeps the full rate.
 
@@ -151,7 +151,7 @@ def task_parameter_groups(task: Task, layer_decay: float = 1.0) -> list[dict[str
     depth = encoder.depth
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in task.trainable():
-        level = depth + 1  # what lies behind the encoder
+        level = depth + 1  # parameters after the encoder
         if name.startswith("encoder."):
             level = encoder.block_of(name.removeprefix("encoder."))
         decay = parameter.ndim > 1 and not name.endswith((".bias", "cls_token"))
@@ -185,11 +185,11 @@ class Classification(Task):
     def figures(self, logits: Tensor, batch: dict[str, Tensor]) -> dict[str, float]:
         """Return the loss, the AUROC of each label that has both classes, and their mean, which is the score.
 
-        Where no label has both classes, minus the loss is the score.
+        If no label has both classes, the score is minus the loss.
 
         Logits and ``target`` are (n, labels).
         """
-        total, known = self.loss.sums(logits, batch["target"])  # process 0 alone comes here
+        total, known = self.loss.sums(logits, batch["target"])  # only process 0 gets here
         loss = (total / known.clamp(min=1)).item()
         values = {}
         for place, label in enumerate(self.network.labels):

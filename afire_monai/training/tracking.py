@@ -22,7 +22,7 @@ from afire_monai.core.errors import AfireError
 from afire_monai.training.run_stores import make_store
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric  # a training with use_mlflow false runs where MLflow is not installed
+    from mlflow.entities import Metric  # a training with use_mlflow false also runs without MLflow installed
 
     from afire_monai.training.trainer import PretrainTrainer
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 #: figures in one request; MLflow's limit
 CHUNK = 1000
-#: settings that hold folders of the machine, or say nothing about what was trained
+#: settings that hold folders of the machine, or do not describe the training
 NOT_LOGGED = {"bundle_root", "dataset_dir", "output_dir", "cache_dir", "resume", "device", "run_name", "use_mlflow"}
 
 
@@ -43,7 +43,7 @@ class RunTracker(MLFlowHandler):
     Args:
         settings: ``settings.yaml`` of the run; its values are logged as parameters, paths by their last part.
         tags: plain values to find runs by.
-        options: those of :class:`monai.handlers.MLFlowHandler`.
+        options: options of :class:`monai.handlers.MLFlowHandler`.
     """
 
     cur_run: Any
@@ -63,7 +63,7 @@ class RunTracker(MLFlowHandler):
         """Begin the MLflow run, or take it up, with settings and tags by which runs can be compared."""
         super().start(engine)
         self.run_id = self.cur_run.info.run_id
-        known = self.client.get_run(self.run_id).data.params  # MLflow refuses another value
+        known = self.client.get_run(self.run_id).data.params  # MLflow refuses to change a value
         for name, value in logged_settings(self.settings).items():
             if name not in known:
                 self._attempt(partial(self.client.log_param, self.run_id, name, value))
@@ -90,7 +90,7 @@ class RunTracker(MLFlowHandler):
     def complete(self) -> None:
         """Log the artefacts that were named at the start, and entries that could not be logged before.
 
-        Where nothing was left to train, this ends the run of a process that was killed after its last epoch.
+        If nothing was left to train, this ends the run of a process that was killed after its last epoch.
         """
         if self.cur_run is None:
             self._attempt(self._take_up)
@@ -174,8 +174,8 @@ def log_results(trainer: PretrainTrainer, figures: Mapping[str, float], files: S
     """Add final figures and files to the run in MLflow, if the trainer has one.
 
     Args:
-        trainer: after the training.
-        figures: by name.
+        trainer: the trainer, after the training.
+        figures: values by name.
         files: existing ones are kept as artefacts; those in ``models/`` stay in such a folder.
     """
     for handler in trainer.attached:
@@ -196,10 +196,10 @@ def mlflow_handler(
 
     Args:
         output_dir: the run's folder; the store is an SQLite file in it, unless ``MLFLOW_TRACKING_URI`` names another.
-        run_name: of this run; one that was killed is taken up again under the same name, an ended one is not.
+        run_name: name of this run; a killed run is continued under the same name, an ended one is not.
         experiment: MLflow experiment.
         every: iterations between logged losses.
-        seconds: least time between them. Each costs a tenth of a second, in which a GPU would have nothing to do.
+        seconds: least time between them. Each costs a tenth of a second, in which a GPU would be idle.
         tags: plain values to find runs by; the package's version and the method are among them in any case.
         artifacts: files or folders to keep with the run at its end.
 
@@ -212,7 +212,7 @@ def mlflow_handler(
     # MLflow's own would stop the training for up to 2 minutes, 8 times, whenever a server does not answer
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    # it shows the traceback of each failure, which is told in a sentence here
+    # it shows the traceback of each failure, which is reported in one sentence here
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     folder = Path(output_dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)

@@ -40,26 +40,26 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
     """Train a `Method` on normal radiographs.
 
     All random numbers of a step are drawn on the CPU from (seed, iteration) for the global batch, and each process
-    takes its share: the result does not depend on the number of processes, and a resumed run draws what it would have
-    drawn.
+    takes its share. The result therefore does not depend on the number of processes, and a resumed run draws the same
+    numbers as an uninterrupted one.
 
     Args:
-        device: where to train.
+        device: device to train on.
         max_epochs: length of training; the schedules span it.
         train_data_loader: yields ``image`` (B, C, Hc, Wc), for `grey_levels`, and ``index`` (B,), with an
             :class:`EpochSampler`.
-        method: what to train, already on ``device``.
-        optimizer: over ``parameter_groups(method)``.
+        method: method to train, already on ``device``.
+        optimizer: optimiser over ``parameter_groups(method)``.
         plan: schedules.
-        seed: of every random number in the steps.
+        seed: seed of every random number in the steps.
         precision: ``float32``, ``tf32`` or ``bfloat16`` (see `set_precision`); bfloat16
             needs no gradient scaler.
         accumulation_steps: batches whose gradients are averaged before each update; the last update of an epoch
-            averages those that are left. Prototypes and the category term see one batch at a time.
+            averages the remaining ones. Prototypes and the category term see one batch at a time.
         compile: compile student and teacher with ``torch.compile`` (see ``compile_networks``).
         recompute: keep only the inputs of transformer blocks and compute the rest again in the backward pass.
-        finite_check_interval: iterations between looks at whether the losses are finite; 0 chooses 1 on a CPU and 20
-            on a GPU, where each look waits for the device.
+        finite_check_interval: iterations between checks that the losses are finite; 0 chooses 1 on a CPU and 20
+            on a GPU, where each check waits for the device.
         train_handlers: handlers with ``attach``.
         inferer: unused; bundles must be able to name one.
 
@@ -119,7 +119,7 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         )
         self.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._summarise_epoch)
-        #: the handlers that were given; those that are switched off in the config are None
+        #: the given handlers; those that are switched off in the config are None and left out
         self.attached = [handler for handler in train_handlers or () if handler is not None]
         for handler in self.attached:
             handler.attach(self)
@@ -175,15 +175,15 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
 
     def uniforms(self, iteration: int, batch: int, draws: int) -> Tensor:
         """Return this process's share (batch, draws) of the random numbers in 0…1 of one iteration."""
-        # numpy's, as torch's generator on a CPU looks at 32 bits of a seed only, too few to hold two numbers
+        # NumPy's generator, as torch's on a CPU uses only 32 bits of a seed, too few to hold two numbers
         generator = np.random.default_rng([self.seed, iteration])
         everybody = torch.from_numpy(generator.random((batch * world_size(), draws), dtype=np.float32))
         return everybody[rank() :: world_size()].to(self.state.device, non_blocking=True)
 
     def _start_epoch(self) -> None:
-        wait_for_all()  # process 0 may still write what the last epoch leaves
+        wait_for_all()  # process 0 may still be writing the files of the last epoch
         done, local = divmod(self.state.iteration, self.state.epoch_length)
-        # the first epoch's pass goes on through all others, and their settings are for a loader that begins anew
+        # the first epoch's pass continues through all others, whose settings are for a loader that starts again
         self.sampler.start_at(done, local, epochs=max(1, self.state.max_epochs - done))
         self._epoch_sums = {}
         self._epoch_images = 0
@@ -241,7 +241,7 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
     def check_finite(self) -> None:
         """Stop if a loss since the last look is not finite.
 
-        Raises TrainingHaltedError: naming the batch's files, and where the last good checkpoint is.
+        Raises TrainingHaltedError, which names the batch's files and tells of the earlier checkpoints.
         """
         recent, self._recent = self._recent, []
         if not recent or torch.stack([loss for loss, _ in recent]).isfinite().all():
@@ -249,7 +249,7 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         first = next(indices for loss, indices in recent if not loss.isfinite())
         dataset = self.data_loader.dataset
         files = [dataset.file_of(i) if isinstance(dataset, RadiographDataset) else str(i) for i in first.tolist()]
-        # names of DICOM files can identify a patient: of those, only the place in the list
+        # names of DICOM files can identify a patient: for those, show only the place in the list
         shown = [
             f"no. {i}" if not f.lower().endswith((".png", ".jpg", ".jpeg")) else Path(f).name
             for i, f in zip(first.tolist(), files, strict=True)
@@ -268,7 +268,7 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         """
         if self.state.epoch >= self.state.max_epochs:
             logger.warning("already trained for %d epochs: ask for more with --epochs", self.state.epoch)
-            self.fire_event(Events.COMPLETED)  # a run that was killed just after its last epoch is logged to its end
+            self.fire_event(Events.COMPLETED)  # completes the log of a run that was killed just after its last epoch
             return
         if self.stopped_early:
             logger.warning("this training was stopped early, after epoch %d: it is left as it is", self.state.epoch)

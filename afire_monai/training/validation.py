@@ -37,8 +37,8 @@ def predict_dataset(
 class ValidationMonitor:
     """Score a task on its validation set each epoch, and stop when it has not got better for a while.
 
-    Figures go to the trainer's metrics, so to the CSV log, MLflow and the choice of the best checkpoint
-    (``validation_error`` is minus the score). Attach it before the handlers that use them. Where several processes
+    Figures go to the trainer's metrics and so to the CSV log, MLflow and the choice of the best checkpoint
+    (``validation_error`` is minus the score). Attach it before the handlers that use them. If several processes
     train, process 0 scores all images and decides; the others wait.
 
     Args:
@@ -68,7 +68,7 @@ class ValidationMonitor:
     def _validate(self, engine: PretrainTrainer) -> None:
         epoch = engine.state.epoch
         if epoch % self.every_epochs and epoch != engine.state.max_epochs:
-            # an old figure must not be written down, or taken for the best, a second time
+            # an old figure must not be logged, or taken for the best, a second time
             for name in [n for n in engine.state.metrics if n.startswith("validation_")]:
                 del engine.state.metrics[name]
             return
@@ -78,7 +78,7 @@ class ValidationMonitor:
         if rank() == 0:
             logits, batch = predict_dataset(task, self.dataset, self.batch_size, engine.state.device)
             figures = task.figures(logits, batch)
-        # process 0's figures decide everywhere: others, rounded otherwise, could let some processes stop and some go on
+        # process 0's figures decide for all: differently rounded figures could stop some processes and not others
         figures = from_first(figures)
         error = -figures.pop("validation_score")
         engine.state.metrics.update({**figures, "validation_error": error})

@@ -1,6 +1,6 @@
 """Find out whether the pre-training paid off: compare encoders on the labels of validation patients.
 
-A logistic regression on frozen features tells each label, out of fold: an image is judged by a model that saw other
+A logistic regression on frozen features predicts each label, out of fold: an image is judged by a model that saw other
 patients of the section. Each encoder gets the same images, folds and strength. The choice of the probe and of its
 strength is this project's reading; no label takes part in pre-training.
 """
@@ -35,9 +35,9 @@ from afire_monai.predictions.features import Embedding, FeatureReader
 from afire_monai.training.task_data import label_names
 
 WORTH_FILE = "worth.json"
-"""In a run's folder: the comparison, for its page."""
+"""File in a run's folder: the comparison, for the run's page."""
 MIN_EACH = 10
-"""Images with and without a label, and half as many patients, from which on encoders are compared by it."""
+"""Least number of images with a label and of images without it to compare encoders by it; of patients, half as many."""
 FOLDS = 5
 SECTIONS = ("validation", "test", "training")
 STRENGTH = 0.003
@@ -52,8 +52,8 @@ Predict = Callable[[NDArray, NDArray, NDArray], Floats]
 class Labelled:
     """Images of a section with labels by which encoders can be compared."""
 
-    items: list[dict[str, Any]]  #: of the data list
-    labels: list[str]  #: names
+    items: list[dict[str, Any]]  #: items of the data list
+    labels: list[str]  #: names of the labels
     targets: NDArray[np.float32]  #: (n, labels) 1, 0 or NaN where it is not known
     patients: NDArray[np.str_]  #: (n,) of each image
     reader: dict[str, Any]  #: options of the reader
@@ -67,10 +67,10 @@ def labelled_images(
     Args:
         datalist: the data list; uncertain labels count as not known.
         dataset_dir: base of relative paths; empty for the list's own folder.
-        section: whose patients judge.
-        most: images; of more, patients are drawn one after the other until there are so many (of the last one perhaps
-            not all).
-        seed: of that draw.
+        section: section whose patients serve for judging.
+        most: largest number of images; if there are more, patients are drawn one after the other until this number is
+            reached (of the last one perhaps not all).
+        seed: seed of that draw.
     """
     content = load_datalist(datalist, dataset_dir or None)
     items = content.get(section) or []
@@ -105,7 +105,7 @@ class CrossFitted:
     """Scores of images by models that were fitted to other patients."""
 
     scores: Floats  #: (n, labels); NaN where the label is not known, or could not be learned
-    folds: NDArray[np.intp]  #: (n, labels) that each image was judged in
+    folds: NDArray[np.intp]  #: (n, labels) fold in which each image was judged
 
 
 def out_of_fold(features: NDArray, images: Labelled, predict: Predict, seed: int = 0) -> CrossFitted:
@@ -128,8 +128,8 @@ def out_of_fold(features: NDArray, images: Labelled, predict: Predict, seed: int
 def mean_auroc(images: Labelled, scored: CrossFitted, repeats: int = 0) -> Floats:
     """Return the mean over labels of the AUROC, (1 + repeats,): of the sample, then of draws of patients.
 
-    Images are compared within their fold alone, and folds count by their pairs: scores of different folds differ by how
-    many positives were left to be learned from, which draws a pooled AUROC below chance where labels are rare.
+    Images are compared only within their fold, and folds count by their pairs: scores of different folds depend on the
+    number of positives that were left for learning, which draws a pooled AUROC below chance if labels are rare.
     """
     return np.asarray(np.mean([_auroc(images, scored, label, repeats) for label in range(len(images.labels))], axis=0))
 
@@ -160,7 +160,7 @@ def _linear(train: NDArray, truth: NDArray, test: NDArray) -> Floats:
 class Comparison:
     """How well each encoder predicts the labels.
 
-    ``gains`` are of the judged encoder, the first, over each of the others, paired on the same patients.
+    ``gains`` are those of the judged encoder, the first, over each of the others, paired on the same patients.
     """
 
     section: str
@@ -244,17 +244,18 @@ def compare_encoders(
     Args:
         datalist: data list with labels on its validation patients.
         model: folder with the encoder to judge; the one that comes with the package unless given.
-        section: whose patients judge: validation, test, or training (whose normal images pre-training may have seen).
+        section: section whose patients serve for judging: validation, test, or training (whose normal images
+            pre-training may have seen).
         dataset_dir: base of relative paths; empty for the list's own folder.
-        images: at most so many, patient by patient.
-        seed: of the fresh weights, the choice of patients and the folds.
+        images: largest number of images, taken patient by patient.
+        seed: seed of the fresh weights, the choice of patients and the folds.
         batch_size: radiographs computed at once.
         workers: threads that read.
         progress: show a bar with the time left.
 
     Raises:
         AfireError: for an unknown section or too few images.
-        DataListError: if the list has not enough labels, or no image can be used.
+        DataListError: if the list does not have enough labels, or no image can be used.
         CheckpointError: if the model cannot be read.
     """
     if section not in SECTIONS:

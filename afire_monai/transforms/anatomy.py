@@ -30,7 +30,7 @@ class Anatomy:
     """
 
     kind = "anatomy"
-    #: of the file beside a cache on disk; the number changes with what is found
+    #: name of the file beside a cache on disk; its number changes with the kind of values
     name = "anatomy1"
     values = ANATOMY_VALUES
 

@@ -80,7 +80,7 @@ class RadiographAugment(nn.Module):
         angle = signed[:, 0] * math.radians(self.rotate)
         size = 1 + signed[:, 1] * self.scale
         mirror = torch.where(uniforms[:, 7] < self.flip, -1.0, 1.0)
-        aspect = images.shape[2] / images.shape[3]  # a rotation is one in pixels, not in -1…1
+        aspect = images.shape[2] / images.shape[3]  # a rotation must be one in pixels, not in -1…1
         cos, sin = angle.cos() / size, angle.sin() / size
         rows = torch.stack([cos * mirror, -sin * aspect, signed[:, 2] * 2 * self.translate], dim=1)
         columns = torch.stack([sin / aspect * mirror, cos, signed[:, 3] * 2 * self.translate], dim=1)

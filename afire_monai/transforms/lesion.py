@@ -37,7 +37,7 @@ class LesionRecord:
     def from_dict(cls, values: Mapping[str, Any]) -> LesionRecord:
         """Return the record that `to_dict` described, also after a round trip through JSON.
 
-        Raises AfireError: a key is missing or a value has the wrong form.
+        Raises AfireError if a key is missing or a value has the wrong form.
         """
         try:
             height, width = values["image_size"]
@@ -66,8 +66,8 @@ class SyntheticLesionMask(Randomizable, Transform):
         settings: sizes and options; the published ones by default.
 
     Attributes:
-        draws: how many uniform numbers one image takes.
-        record: what made the last single image's twin; give it to `replay`.
+        draws: number of uniform numbers that one image takes.
+        record: record of the last single image's twin; give it to `replay`.
 
     Example:
         >>> import torch
@@ -108,14 +108,14 @@ class SyntheticLesionMask(Randomizable, Transform):
             uniforms: (B, draws) float32 in [0, 1); drawn if not given.
             centers: (B, 2) row and column in pixels that the texture comes from; searched if not given.
             lungs: (B, 1, h, w) lung map in 0…1 over the whole image; estimated if not given and needed.
-            name: what errors call the image.
+            name: name of the image in errors.
 
         Returns:
-            Twin of the image's shape and type, and mask (1, H, W) or (B, 1, H, W) float32, 1 where lesion was added.
+            Twin of the image's shape and type, and mask (1, H, W) or (B, 1, H, W) float32, 1 where a lesion was added.
 
         Raises:
-            RadiographError: an image has another shape, or a single one unequal channels or values outside 0…1.
-            AfireError: uniforms of another shape, or an image smaller than 8 pixels.
+            RadiographError: if an image has another shape, or a single one has unequal channels or values outside 0…1.
+            AfireError: for uniforms of another shape, or an image smaller than 8 pixels.
         """
         single = img.ndim == 3
         images = _checked(img, name)[None] if single else _batch_of(img, name)
@@ -177,10 +177,10 @@ class SyntheticLesionMaskd(MapTransform, Randomizable):
         mask_key: key of the mask to write.
         record_key: key of the record of a single image (a plain dictionary) to write; not written if None.
         settings: sizes and options; the published ones by default.
-        allow_missing_keys: do nothing where the image is missing.
+        allow_missing_keys: do nothing if the image is missing.
 
     Raises:
-        RadiographError: more than one key, or an output key that is the image's.
+        RadiographError: for more than one key, or an output key that is the image's.
 
     Example:
         >>> import torch

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from afire_monai.transforms.lesion_settings import FIELD_SIDE, GREY_LEVEL, TEXTURE_SIDE, LesionSettings, side_range
 
-# what is kept is at least one grey level; F.threshold keeps what is more than its threshold
+# kept values are at least one grey level; F.threshold keeps values above its threshold
 _BELOW_GREY_LEVEL = math.nextafter(GREY_LEVEL, 0)
 _WORK_SIDE = 64  # rows and columns in which opacities are drawn; they are smooth
 # shares of the kinds of lesions in the lungs; the rest are nodules
@@ -62,11 +62,11 @@ def added_by_lesions(
         settings: sizes and options.
         images: (B, H, W) float32 in 0…1.
         uniforms: (B, draws) float32 in [0, 1).
-        centers: (B, 2) row and column in pixels where the texture comes from.
+        centers: (B, 2) row and column in pixels that the texture comes from.
         lungs: (B, 1, h, w) in 0…1, over the whole image; needed if ``settings.lung_probability`` is above 0.
 
     Returns:
-        (B, H, W), at least one grey level where there is lesion and 0 elsewhere.
+        (B, H, W), at least one grey level where there is a lesion, and 0 elsewhere.
     """
     height, width = images.shape[1:]
     boxes = lesion_boxes(settings, uniforms, height, width)
@@ -94,7 +94,7 @@ def add_to_images(settings: LesionSettings, images: Tensor, added: Tensor, unifo
     """Add (or subtract, in the share of dark lesions); the clip never moves a pixel against the lesion's direction.
 
     Args:
-        settings: for the clip and the share of dark lesions.
+        settings: settings with the clip and the share of dark lesions.
         images: (B, C, H, W) float32 in 0…1.
         added: (B, 1, H, W).
         uniforms: (B, draws).
@@ -195,7 +195,7 @@ def _move_to_lungs(
     """Make the boxes of some images nodules whose centres are drawn from the lung map.
 
     Args:
-        settings: for the sides.
+        settings: settings with the sides.
         boxes: the published ones, which the other images keep.
         uniforms: (B, draws).
         lungs: (B, 64, 64).
@@ -207,7 +207,7 @@ def _move_to_lungs(
     slots = uniforms[:, settings.box_slice].unflatten(1, (-1, 4))
     rows = low + (slots[..., 0] * (high - low + 1)).floor()
     columns = (rows * (0.75 + 0.5 * slots[..., 1])).round().clamp(1, width)  # nearly round
-    # whole numbers, whose running sum does not depend on the order of adding; a map without lungs is one everywhere
+    # whole numbers, whose running sum does not depend on the order of adding; a map without lungs gets one everywhere
     mass = (lungs.flatten(1) * 255).round().long() + 1
     running = mass.square().cumsum(1)
     target = (slots[..., 2] * running[:, -1:]).long()
@@ -228,7 +228,7 @@ def _opacities(settings: LesionSettings, numbers: Tensor, lungs: Tensor) -> Tens
     one lung only.
 
     Args:
-        settings: for the strength.
+        settings: settings with the strength.
         numbers: (B, 311) uniform: share of lungs, kind, strength, extent, side, one unused, 49 knots, 256 knots.
         lungs: (B, 64, 64) in 0…1.
     """
@@ -241,7 +241,7 @@ def _opacities(settings: LesionSettings, numbers: Tensor, lungs: Tensor) -> Tens
     high = torch.where(inside, field, -2.0).amax((1, 2), keepdim=True)
     level = 0.3 + 0.5 * (1 - extent)
     opacity = _soft_step((field - low) / (high - low).clamp(min=1e-3), level, 0.08)
-    # share of each column's lung that lies above a place; a product, as running sums differ between GPU runs
+    # share of each column's lung that lies above a place; by a product, as running sums differ between GPU runs
     rows = torch.ones(side, device=lungs.device).tril()
     above = (rows @ lungs) / lungs.sum(1, keepdim=True).clamp(min=1e-3)
     layer = _soft_step(above, 1 - (0.08 + 0.42 * extent), 0.05)

@@ -37,7 +37,7 @@ class LesionSettings:
         free_probability: share of images that get no lesion at all.
 
     Raises:
-        AfireError: a value is out of its range; the message names it.
+        AfireError: if a value is out of its range; the message names it.
     """
 
     texture_side: float = 60 / 224
@@ -65,7 +65,7 @@ class LesionSettings:
         for name in ("lesion_count", "lesion_side", "lung_strength", "nodule_side"):
             value = getattr(self, name)
             _require(len(value) == 2, name, value, "a pair (smallest, largest)")
-            object.__setattr__(self, name, tuple(value))  # lists come from YAML; a frozen value must hash
+            object.__setattr__(self, name, tuple(value))  # YAML gives lists; a frozen value must be hashable
         low, high = self.lesion_count
         whole = float(low).is_integer() and float(high).is_integer()
         _require(whole and 1 <= low <= high, "lesion_count", self.lesion_count, "whole numbers, 1 ≤ smallest ≤ largest")
@@ -78,9 +78,9 @@ class LesionSettings:
         """Return how many uniform numbers one image takes."""
         return self.lung_slice.stop + (1 if self.free_probability else 0)
 
-    # what the uniform numbers decide, in this order: the number of lesions, their polarity, whether the texture comes
-    # from elsewhere, its row and column; for each lesion height, width, top and left; then the lungs' part;
-    # the last one, whether there is a lesion at all
+    # meaning of the uniform numbers, in this order: the number of lesions, their polarity, whether the texture comes
+    # from elsewhere, its row and column; the height, width, top and left of each lesion; the numbers for the lungs;
+    # and last, whether there is a lesion at all
 
     @property
     def box_slice(self) -> slice:

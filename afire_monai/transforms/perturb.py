@@ -67,7 +67,7 @@ def shuffle_windows(images: Tensor, uniforms: Tensor, windows: int, largest: flo
     left = whole_numbers(place[..., 3], 0, width - columns)
     slots = torch.arange(tallest * widest, device=images.device)
     inside = slots < (rows * columns)[..., None]
-    # sorting random keys permutes the slots of a window among themselves: the others have the highest keys
+    # sorting random keys permutes the slots of a window among themselves: slots outside it have the highest keys
     random = hashed_uniforms(keys, windows * len(slots)).view(batch, windows, -1).masked_fill(~inside, 2.0)
     order = random.argsort(stable=True, dim=-1)
 
@@ -76,7 +76,7 @@ def shuffle_windows(images: Tensor, uniforms: Tensor, windows: int, largest: flo
         return row * width + left[..., None] + slot % columns[..., None]
 
     number = torch.arange(1, windows * len(slots) + 1, device=images.device).expand(batch, -1)
-    # slots that a window does not have write to a pixel behind the last
+    # slots outside a window write to a pixel after the last one
     target = torch.where(inside, pixels(slots), height * width).flatten(1)
     latest = torch.zeros(batch, height * width + 1, dtype=torch.long, device=images.device)
     latest = latest.scatter_reduce(1, target, number, "amax")[:, :-1]
@@ -148,15 +148,15 @@ class AppearancePerturbation(nn.Module):
     Everything is a function of given uniform numbers, so a draw can be repeated.
 
     Args:
-        windows: of local pixel shuffling; 40 as released.
+        windows: number of windows of local pixel shuffling; 40 as released.
         largest_window: largest side of a window as a fraction of the image's; a tenth as released.
-        curve_probability: of an intensity curve; 0.9 as released.
+        curve_probability: probability of an intensity curve; 0.9 as released.
         falling: share of curves that fall and so invert the picture; 0.5 as released.
-        paint_probability: of in- or out-painting; 0.9 as released.
+        paint_probability: probability of in- or out-painting; 0.9 as released.
         outside: share of out-painting; 0.8 as released.
 
     Raises:
-        AfireError: for a value that cannot be.
+        AfireError: for a value that is out of its range.
     """
 
     def __init__(

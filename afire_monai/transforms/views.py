@@ -21,7 +21,7 @@ def crop_weights(start: Tensor, length: Tensor, size: int, out: int) -> Tensor:
         start: (B,) beginning of the interval in pixels, 0 … ``size``; need not be whole.
         length: (B,) its length in pixels, above 0.
         size: pixels of the axis.
-        out: pixels wanted.
+        out: pixels of the result.
 
     Returns:
         (B, out, size); rows sum to 1.
@@ -71,7 +71,7 @@ class ViewAugment(nn.Module):
         sigma: least and largest standard deviation of the blur, in pixels of the view.
         solarise: probability that grey levels of ``threshold`` and above are inverted, x → 1 − x. On radiographs,
             bright is dense: bone and mediastinum turn dark, lungs stay.
-        threshold: of the solarisation, 0…1.
+        threshold: threshold of the solarisation, 0…1.
 
     Raises:
         AfireError: for a range that is empty or outside its bounds, or a probability outside 0…1.
@@ -187,7 +187,7 @@ class RandomViews(nn.Module):
     """Make several views of each image, each from its own share of the uniform numbers.
 
     Args:
-        views: what makes each; at least one.
+        views: makers of the views; at least one.
 
     Raises:
         AfireError: for no view.

@@ -5,7 +5,7 @@ and Montgomery write mask pictures, and MedMNIST all its pictures, into a folder
 as one picture each. ``out`` is the JSON file to write, ``fractions`` are shares of training, validation and test, and
 ``seed`` is that of the split.
 
-Each raises DataListError where a file or column is missing, a value is not as published, or there is no image.
+Each raises DataListError if a file or column is missing, a value is not as published, or there is no image.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ def datalist_from_bmad(folder: StrPath, out: StrPath | None = None) -> DataList:
     as one.
 
     Args:
-        folder: that holds ``train`` and ``test``; or the one above, where a single folder named after the chest does.
+        folder: folder that holds ``train`` and ``test``; or the one above, if a single folder named after the chest
+            holds them.
     """
     root = _root(Path(folder))
     gathered = Gathered(list(LABELS))

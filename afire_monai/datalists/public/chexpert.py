@@ -40,13 +40,13 @@ def datalist_from_chexpert(
     ``train.csv`` by patient. Uncertain (-1) stays -1. "No Finding" becomes the label "Normal".
 
     Args:
-        folder: that holds ``train.csv``, ``valid.csv`` and the folders ``train`` and ``valid``; or the folders of the
-            full set's batches, or one level above.
+        folder: folder that holds ``train.csv``, ``valid.csv`` and the folders ``train`` and ``valid``; or the folders
+            of the full set's batches, or one level above.
         labels: ``chexpert14`` or ``chexpert5``.
         unmentioned: a blank cell is ``negative`` (0, as most work does) or ``missing`` (null).
         lateral: take lateral views too.
         validation: share of the training images that goes to validation, by patient, stratified.
-        seed: of that choice.
+        seed: seed of that choice.
     """
     root = Path(folder)
     roots = _roots(root)
@@ -102,7 +102,7 @@ def _image(roots: list[Path], published: str) -> Path | None:
     for place, root in enumerate(roots):
         for path in (root / below, root / below.partition("/")[2]):
             if path.is_file():
-                roots.insert(0, roots.pop(place))  # the next one most likely lies there, too
+                roots.insert(0, roots.pop(place))  # the next image most likely lies there, too
                 return path
     return None
 
@@ -115,6 +115,6 @@ def _patient(row: Row) -> str:
 
 
 def _facts(row: Row) -> dict[str, str | float]:
-    # the tables give age 0 where it is not known
+    # the tables give age 0 if it is not known
     age = row["Age"] if row["Age"] not in ("0", "0.0") else ""
     return facts_of(row["Sex"], age, row["AP/PA"] or row["Frontal/Lateral"])

@@ -27,7 +27,7 @@ class Gathered:
     """Items that an adapter has found so far, and counts."""
 
     labels: list[str]  #: names of the labels
-    #: items by section; what is in "training" alone is divided by `hold_out` or `divide`
+    #: items by section; `hold_out` and `divide` divide only the items in "training"
     sections: dict[str, list[Item]] = field(default_factory=lambda: {section: [] for section in SECTIONS})
     #: number of images left out, by reason
     skipped: Counter[str] = field(default_factory=lambda: Counter(missing_image=0))
@@ -36,7 +36,7 @@ class Gathered:
     def hold_out(self, fraction: float, seed: int) -> None:
         """Move a share of the training patients, stratified by their labels, to validation.
 
-        Raises DataListError: not a share from 0 to below 1.
+        Raises DataListError for a share that is not from 0 to below 1.
         """
         if not 0 <= fraction < 1:
             raise DataListError(
@@ -66,15 +66,15 @@ def finish(
     """Check the gathered items, assemble the list and write it.
 
     Args:
-        name: of the list.
-        gathered: items by section, labels, what was left out.
-        folder: where images were looked for, for messages.
+        name: name of the list.
+        gathered: items by section, labels, and counts of omitted images.
+        folder: folder that was searched for images, for messages.
         out: JSON file to write; None to only return.
         official: sections whose images the publishers chose. A patient who is in one of these and elsewhere is reported
             as ``meta.patients_in_two_sections``; between other sections it is an error.
 
     Raises:
-        DataListError: no image was found, or a patient is in two sections that are not official.
+        DataListError: if no image was found, or a patient is in two sections that are not official.
     """
     sections = {section: gathered.sections[section] for section in SECTIONS if gathered.sections[section]}
     if not sections:
@@ -108,7 +108,7 @@ def finish(
 def first_file(folder: Path, *patterns: str) -> Path:
     """Return a file in a folder that fits a pattern; the first pattern that any file fits decides.
 
-    Raises DataListError: there is none.
+    Raises DataListError if there is none.
     """
     for pattern in patterns:
         found = sorted(path for path in folder.glob(pattern) if path.is_file())
@@ -161,15 +161,16 @@ def find_files(
     """Return the files below a folder by name. Links are followed.
 
     Args:
-        folder: searched with its sub-folders, but not hidden ones and, unless ``masks``, none with "mask" in its name.
+        folder: folder to search with its sub-folders, but without hidden ones and, unless ``masks``, without those
+            with "mask" in their name.
         suffixes: in lower case, with dot.
-        published: folders in it or one below that the images were published in; where one is there, the others are not
-            searched.
+        published: folders, in it or one level below, in which the images were published; if any of them exists, only
+            these are searched.
         without: a folder that is this command's own output.
         masks: search folders of masks, too.
 
     Raises:
-        DataListError: there is no such folder.
+        DataListError: if there is no such folder.
     """
     if not folder.is_dir():
         raise DataListError(f"{folder}: no such folder. Give the folder that the data set was unpacked into")
@@ -231,7 +232,7 @@ def header_facts(path: Path) -> dict[str, Any]:
     tags = ["PatientSex", "PatientAge", "ViewPosition"]
     try:
         with warnings.catch_warnings():
-            # remarks on odd headers quote their values, which can be a patient's
+            # warnings about odd headers quote their values, which can be a patient's
             warnings.simplefilter("ignore")
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
     except Exception:  # pydicom raises many types; one strange header must not end the reading of thousands

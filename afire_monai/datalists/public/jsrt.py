@@ -41,7 +41,7 @@ def datalist_from_jsrt(
     published (``.IMG``, 2048 x 2048, 12 bit big-endian, no header) have to be converted first.
 
     Args:
-        folder: that holds the pictures as PNG, CLNDAT_EN.txt, CNNDAT_EN.txt and the SCR masks.
+        folder: folder that holds the pictures as PNG, CLNDAT_EN.txt, CNNDAT_EN.txt and the SCR masks.
     """
     root = Path(folder)
     target = output_folder(masks, out)

@@ -12,7 +12,7 @@ from afire_monai.datalists.public.common import Gathered, find_files, finish
 
 LABELS = ("Normal", "Pneumonia")
 SECTION = {"train": "training", "val": "training", "test": "test"}
-# names of the copy that is passed on most, then those of the original archive
+# names of the most widespread copy, then those of the original archive
 PATIENT = (
     re.compile(r"person(\d+)_(bacteria|virus)_\d+"),
     re.compile(r"((?:NORMAL\d*-)?IM-\d+)-"),
@@ -31,9 +31,10 @@ def datalist_from_kermany(
     project's reading: the publishers do not say).
 
     Args:
-        folder: that holds ``train`` and ``test`` (or ``chest_xray/train`` …), each with ``NORMAL`` and ``PNEUMONIA``.
+        folder: folder that holds ``train`` and ``test`` (or ``chest_xray/train`` …), each with ``NORMAL`` and
+            ``PNEUMONIA``.
         validation: share of the training images that goes to validation, by patient, stratified.
-        seed: of that choice.
+        seed: seed of that choice.
     """
     root = _root(Path(folder))
     gathered = Gathered(list(LABELS))

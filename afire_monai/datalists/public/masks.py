@@ -36,7 +36,7 @@ def write_picture(pixels: NDArray[np.uint8], path: Path) -> str:
 def union_of_pictures(paths: Sequence[Path], size: tuple[int, int]) -> NDArray[np.bool_]:
     """Union (H, W) of mask pictures that are not black, brought to a size (width, height) by nearest neighbours.
 
-    Raises DataListError: a file is no picture.
+    Raises DataListError if a file is not a picture.
     """
     mask = np.zeros((size[1], size[0]), dtype=bool)
     for path in paths:

@@ -68,7 +68,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         raise DataListError(f"{path}: {error}. Fetch the file again") from error
     except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError, RuntimeError, ValueError,
             OSError) as error:  # fmt: skip
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a place outside the file is none of the disk's
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # an offset outside the file is not a disk error
             raise
         raise DataListError(f"{path}: it is broken or has other content ({error}). Fetch the file again") from error
 

@@ -30,7 +30,7 @@ def datalist_from_mimic(
     studies without report labels are left out. "No Finding" becomes the label "Normal".
 
     Args:
-        folder: that holds mimic-cxr-2.0.0-chexpert.csv.gz, -metadata, -split and files.
+        folder: folder that holds mimic-cxr-2.0.0-chexpert.csv.gz, -metadata, -split and files.
         labels: ``chexpert14`` or ``chexpert5``.
         unmentioned: a blank cell is ``negative`` (0) or ``missing`` (null).
         views: values of ``ViewPosition`` to take.

@@ -34,9 +34,9 @@ def datalist_from_nih(
     ``images_001/images`` … or ``images``, of any size (boxes are scaled).
 
     Args:
-        folder: that holds Data_Entry_2017*.csv, the two lists and the images.
+        folder: folder that holds Data_Entry_2017*.csv, the two lists and the images.
         validation: share of the images of ``train_list`` that goes to validation, by patient, stratified.
-        seed: of that choice.
+        seed: seed of that choice.
         train_list: names of training and validation images, one a line.
         test_list: names of test images. The official lists share no patient and give 25,596 test images; lists of other
             names are refused if they share patients.

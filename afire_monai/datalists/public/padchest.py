@@ -40,8 +40,8 @@ def datalist_from_padchest(
     Images whose labels are missing or say "exclude" are left out.
 
     Args:
-        folder: that holds the table and the unpacked images.
-        at_least: a finding becomes a label if so many of the images that were found have it.
+        folder: folder that holds the table and the unpacked images.
+        at_least: a finding becomes a label if at least so many of the found images have it.
         physicians_only: leave out labels that a network read from the reports.
         views: values of ``Projection`` to take.
         reader: how the images are to be read (see `reader_options`), such as ``{"png16_max": 4095}``; kept in

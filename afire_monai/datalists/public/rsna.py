@@ -39,7 +39,7 @@ def datalist_from_rsna(
     random; its ``patientId`` is one for each image, so patients with several images cannot be recognised.
 
     Args:
-        folder: that holds stage_2_train_labels.csv, stage_2_detailed_class_info.csv and stage_2_train_images.
+        folder: folder that holds stage_2_train_labels.csv, stage_2_detailed_class_info.csv and stage_2_train_images.
     """
     root = Path(folder)
     boxes = _boxes(first_file(root, "stage_2_train_labels.csv"))

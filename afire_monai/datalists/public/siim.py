@@ -46,7 +46,7 @@ def datalist_from_siim(
     at random. A picture without pneumothorax gets label 0 and no mask file; it may well show other disease.
 
     Args:
-        folder: that holds train-rle.csv and the DICOM files.
+        folder: folder that holds train-rle.csv and the DICOM files.
     """
     root = Path(folder)
     target = output_folder(masks, out)
@@ -83,7 +83,7 @@ def decode_relative_rle(text: str, height: int, width: int, where: str) -> NDArr
         text: the pairs; "-1" for an empty mask.
         height: rows.
         width: columns.
-        where: for messages.
+        where: origin of the pairs, for messages.
 
     Returns:
         (H, W) bool.

@@ -27,7 +27,7 @@ def datalist_from_shenzhen(
     age), and lung masks in a folder named ``mask`` or ``masks`` as ``CHNCXR_nnnn_0_mask.png``, where they are there.
 
     Args:
-        folder: that holds CXR_png, ClinicalReadings and perhaps mask.
+        folder: folder that holds CXR_png, ClinicalReadings and perhaps mask.
     """
     root = Path(folder)
     masks = {
@@ -55,7 +55,7 @@ def datalist_from_montgomery(
     age) and ``ManualMask/leftMask`` and ``rightMask``.
 
     Args:
-        folder: that holds CXR_png, ClinicalReadings and ManualMask.
+        folder: folder that holds CXR_png, ClinicalReadings and ManualMask.
     """
     root = Path(folder)
     target = output_folder(masks, out)

@@ -24,7 +24,7 @@ from afire_monai.datalists.public.common import (
 
 NO_FINDING = "No finding"
 CORNERS = ["x_min", "y_min", "x_max", "y_max"]
-# the two tables do not spell it alike
+# the two tables spell it differently
 SPELLING = {"Other disease": "Other diseases"}
 
 
@@ -38,10 +38,10 @@ def datalist_from_vindr(
     "Normal". The data set tells no patients, so each image counts as one.
 
     Args:
-        folder: that holds ``annotations`` (or its tables), ``train`` and ``test`` (``.dicom``, ``.dcm`` or pictures of
-            the original size).
+        folder: folder that holds ``annotations`` (or its tables), ``train`` and ``test`` (``.dicom``, ``.dcm`` or
+            pictures of the original size).
         validation: share of the training images that goes to validation, stratified.
-        seed: of that choice.
+        seed: seed of that choice.
     """
     root = Path(folder)
     tables = root / "annotations" if (root / "annotations").is_dir() else root

@@ -49,10 +49,11 @@ class Query:
     """Which series are wanted.
 
     Attributes:
-        modalities: any of them.
+        modalities: accepted modalities.
         first: earliest study date, YYYYMMDD; "" for any.
         last: latest study date; "" for any.
-        words: any of them must be in the description of the study or the series, whatever the case; none for all.
+        words: the description of the study or the series must contain one of these, in upper or lower case; empty for
+            all series.
     """
 
     modalities: tuple[str, ...] = ("CR", "DX")
@@ -70,7 +71,7 @@ class Query:
             words: see the class.
 
         Raises:
-            DicomWebError: for anything else.
+            DicomWebError: for other values.
         """
         names = tuple(dict.fromkeys(name.strip().upper() for name in modalities))
         if not names or not all(re.fullmatch(r"[A-Z0-9_ ]{1,16}", name) for name in names):
@@ -127,9 +128,9 @@ def _range(date: str | None) -> tuple[str, str]:
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 PAGE = 500
-"""Series asked for at once."""
+"""Number of series to request at once."""
 MOST_PAGES = 10_000
-"""Of an answer to a query; a server that has more to say of one modality may never end."""
+"""Pages of an answer to a query; a server that sends more for one modality may never end."""
 _DUPLICATE = 0x0111
 _FAILURES = {
     0x0110: "processing failure",
@@ -151,12 +152,12 @@ class DicomWeb:
         ca: PEM file of the authorities to trust instead of the built-in ones.
         insecure: allow credentials over plain http to another machine.
         first_wait: seconds before the first repetition; doubled each time.
-        cert: PEM file of the own certificate, for a server that asks for one.
+        cert: PEM file of this client's certificate, for a server that asks for one.
         key: PEM file of its private key, without a password.
 
     Raises:
-        DicomWebError: for a wrong address, incomplete or unprotected credentials, files of certificates that are none,
-            numbers out of range, or if dicomweb-client is not installed.
+        DicomWebError: for a wrong address, incomplete or unprotected credentials, files that hold no certificate or
+            key, numbers out of range, or if dicomweb-client is not installed.
     """
 
     def __init__(
@@ -194,7 +195,7 @@ class DicomWeb:
             permissive_uid=True,
             timeout=timeout,
         )
-        self._client.set_http_retry_params(retry=False)  # it repeats no lost connections, and empty bodies
+        self._client.set_http_retry_params(retry=False)  # it never repeats lost connections, and repeats empty bodies
         self._client.host = parts.netloc  # sent as the Host header, where the port belongs
         self._retries, self._first_wait = retries, first_wait
 
@@ -202,14 +203,14 @@ class DicomWeb:
         """Ask for series, page by page.
 
         Args:
-            query: which ones.
-            page: how many to ask for at once; the server may give fewer.
+            query: series to find.
+            page: number of series to request at once; the server may send fewer.
 
         Returns:
             Each series once, in the order that the server gives.
 
         Raises:
-            DicomWebError: if the server does not answer, refuses, or speaks no DICOMweb.
+            DicomWebError: if the server does not answer, refuses, or does not speak DICOMweb.
         """
         found: dict[SeriesReference, None] = {}
         for modality in query.modalities:
@@ -231,7 +232,7 @@ class DicomWeb:
                 self._client.search_for_series, fields=fields, limit=page, offset=offset, search_filters=filters
             )
             fresh = [entry for entry in entries_of(entries) if value(entry, "0020000E") not in seen]
-            if not fresh:  # the end, or a server that begins anew whatever the offset
+            if not fresh:  # the end, or a server that ignores the offset and begins again
                 return
             yield from fresh
             seen.update(value(entry, "0020000E") for entry in fresh)
@@ -242,12 +243,12 @@ class DicomWeb:
         """Read the body at a path below the root of the services, unchanged.
 
         Args:
-            path: without slash before it; whoever calls has checked it.
+            path: path without a leading slash, checked by the caller.
             query: names and values.
-            accept: media types.
+            accept: media types to accept.
 
         Returns:
-            The body and its media type; None if the server has no such thing.
+            The body and its media type; None if the server has nothing at this path.
 
         Raises:
             DicomWebError: as :meth:`find_series`.
@@ -268,7 +269,7 @@ class DicomWeb:
         """Ask for the SOPInstanceUIDs of a series.
 
         Raises:
-            DicomWebError: as :meth:`find_series`; also for a UID that is none.
+            DicomWebError: as :meth:`find_series`; also if a UID is not valid.
         """
         entries = self._ask(self._client.search_for_instances, series.study, series.series)
         uids = [value(entry, "00080018") for entry in entries_of(entries)]
@@ -280,9 +281,9 @@ class DicomWeb:
         """Fetch one instance in the transfer syntax that the server has it in, into a file, as it is.
 
         Raises:
-            AnswerError: the server has it no more, or answers with something else.
+            AnswerError: if the server no longer has the instance, or answers with something else.
             DicomWebError: as :meth:`find_series`.
-            OSError: the file cannot be written.
+            OSError: if the file cannot be written.
         """
         if not all(map(is_uid, (series.study, series.series, instance))):
             raise AnswerError("an instance is asked for by something that is not a UID")
@@ -304,7 +305,7 @@ class DicomWeb:
             Whether it was new; False if the server says that it has it already.
 
         Raises:
-            AnswerError: the server does not take it, or does not confirm that it did.
+            AnswerError: if the server does not accept the instance, or does not confirm that it stored it.
             DicomWebError: as :meth:`find_series`.
         """
         uid = str(dataset.get("SOPInstanceUID", ""))

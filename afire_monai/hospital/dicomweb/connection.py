@@ -25,7 +25,7 @@ def check_url(url: str) -> SplitResult:
     """Return the parts of a DICOMweb address, or refuse it in a message that does not repeat it.
 
     Raises:
-        DicomWebError: not http(s), no host, credentials in it, a query or a fragment.
+        DicomWebError: if it is not http(s), has no host, or holds credentials, a query or a fragment.
     """
     way_out = "give it as https://HOST/PATH (Orthanc: http://localhost:8042/dicom-web)"
     try:
@@ -68,16 +68,16 @@ def open_session(
     Proxies that the environment names are not used: pictures of patients go to the named host only.
 
     Args:
-        parts: of the address.
-        credentials: may be empty.
+        parts: parts of the address.
+        credentials: credentials for the server; may be empty.
         ca: PEM file of the authorities to trust instead of the built-in ones.
-        insecure: allow credentials over plain http to another machine. Certificates are checked even so.
-        cert: PEM file of the own certificate, for a server that asks for one.
+        insecure: allow credentials over plain http to another machine. Certificates are still checked.
+        cert: PEM file of this client's certificate, for a server that asks for one.
         key: PEM file of its private key, without a password.
 
     Raises:
-        DicomWebError: credentials over plain http without `insecure`, certificates for plain http, or files that are
-            missing or none.
+        DicomWebError: for credentials over plain http without `insecure`, certificates for plain http, or files that
+            are missing or not of the expected kind.
     """
     import requests
 
@@ -158,11 +158,11 @@ def _within_limits(response: requests.Response, most: int, end: float, timeout: 
 
 T = TypeVar("T")
 LARGEST_OBJECT, LARGEST_LIST = 2**28, 2**26
-"""Bytes of an answer with an object, and of any other."""
+"""Largest size in bytes of an answer with an object, and of any other answer."""
 PATIENCE = 10
-"""The whole body of an answer may take so many times the timeout of its parts."""
+"""The whole body of an answer may take this many times the timeout of its parts."""
 LONGEST_WAIT = 60.0
-"""Seconds; more is not waited between two tries, whatever the server asks for."""
+"""Longest wait between two tries in seconds, even if the server asks for more."""
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _TRY_AGAIN = (408, 429, 500, 502, 503, 504)
 
@@ -179,15 +179,15 @@ def ask(request: Callable[[], T], retries: int, first_wait: float) -> T:
     """Make a request as often as it takes, and turn failures into messages without addresses.
 
     Args:
-        request: what to do.
+        request: function that makes the request.
         retries: how often to repeat it.
         first_wait: seconds before the first repetition; doubled each time, more if the server asks for more.
 
     Raises:
-        AnswerError: for this request alone.
-        ConnectionLostError: without an answer after the last repetition.
+        AnswerError: if only this request failed.
+        ConnectionLostError: if there is no answer after the last repetition.
         DicomWebError: if no other request can succeed either (certificate, credentials).
-        OSError: what was answered cannot be kept.
+        OSError: if the answer cannot be written to disk.
     """
     for attempt in range(retries + 1):
         try:
@@ -287,6 +287,6 @@ def refused_list(error: Exception) -> Dataset | None:
         return None
     try:
         answer = Dataset.from_json(error.response.json())
-    except Exception:  # no such list, whatever else it is
+    except Exception:  # the body is not such a list
         return None
     return answer if "FailedSOPSequence" in answer else None

@@ -29,10 +29,10 @@ class Credentials:
     """Credentials for a server; never shown, not even by `repr`.
 
     Attributes:
-        user: with `password`, for HTTP Basic authentication; "" for none.
+        user: user name for HTTP Basic authentication, with `password`; "" for none.
         password: see `user`.
         token: bearer token; "" for none.
-        token_file: file that holds the token, read for each request, as something else may renew it; "" for none.
+        token_file: file that holds the token, read for each request, as another program may renew it; "" for none.
     """
 
     user: str = field(default="", repr=False)
@@ -51,7 +51,7 @@ class Credentials:
         elif self.user:
             from requests.auth import HTTPBasicAuth
 
-            # as bytes: requests would turn text into Latin-1, which not every password is
+            # as bytes: requests would encode text as Latin-1, which does not suit every password
             return HTTPBasicAuth(self.user.encode(), self.password.encode())(request)
         return request
 
@@ -59,13 +59,14 @@ class Credentials:
 def find_credentials(host: str) -> Credentials:
     """Look for credentials in the environment, then for the host in the netrc file ($NETRC, else ~/.netrc).
 
-    The netrc file's `default` entry is not used: it would tell any host a password meant for others.
+    The netrc file's `default` entry is not used: it would send any host a password that is meant for others.
 
     Args:
         host: name or address of the server.
 
     Raises:
-        DicomWebError: half a pair, both kinds at once, or a netrc file that others can read or nobody can parse.
+        DicomWebError: if only one of user and password is set, several kinds of credentials are set, or the netrc file
+            can be read by others or cannot be parsed.
     """
     user, password, token, file = (os.environ.get(name, "") for name in (USER, PASSWORD, TOKEN, TOKEN_FILE))
     if bool(token) + bool(file) + bool(user or password) > 1:

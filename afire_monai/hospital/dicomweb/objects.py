@@ -20,17 +20,18 @@ def save_object(response: requests.Response, path: Path) -> None:
     """Write the one object that an answer holds, as it is, without the lines around it.
 
     Args:
-        response: with status 200, its body not yet read.
-        path: of the file; the body lies in the same folder meanwhile, under no name.
+        response: response with status 200 whose body has not been read.
+        path: file to write; meanwhile the body is in a nameless temporary file in the same folder.
 
     Raises:
-        requests.ConnectionError: cut off; without a length in its head such an answer would look like a short one.
-        AnswerError: it holds something else, or several objects, or is beyond the limits.
-        OSError: the file cannot be written.
+        requests.ConnectionError: if the answer is cut off; without a length in its header, such an answer would look
+            like a short one.
+        AnswerError: if the answer holds something else or several objects, or exceeds the limits.
+        OSError: if the file cannot be written.
     """
     kind = str(response.headers.get("Content-Type", ""))
     media = kind.partition(";")[0].strip().lower()
-    if media not in ("multipart/related", "application/dicom"):  # the latter is what some servers send by mistake
+    if media not in ("multipart/related", "application/dicom"):  # some servers send the latter by mistake
         raise not_dicomweb()
     boundary = re.search(r"boundary=\"?([^\";]+)", kind) if media == "multipart/related" else None
     with tempfile.TemporaryFile(dir=path.parent) as body:
@@ -65,7 +66,7 @@ def check_object(path: Path, instance: str) -> None:
     """See that a file is the object that was asked for; it is not read into memory.
 
     Raises:
-        AnswerError: it is another one, or no DICOM file.
+        AnswerError: if the file is another object or not a DICOM file.
     """
     import pydicom
 

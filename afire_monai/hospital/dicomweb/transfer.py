@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Archive(Protocol):
     """An archive to fetch radiographs from and send results to: `DicomWeb`, or `Pacs` over DICOM's own protocol."""
 
-    peer: str  # address, for the audit log alone
+    peer: str  # address, only for the audit log
 
     def find_series(self, query: Query) -> list[SeriesReference]:
         """Return the series that a query finds."""
@@ -47,9 +47,9 @@ class Archive(Protocol):
 
 
 AT_ONCE = 500
-"""Objects that an archive is asked to commit itself to at a time."""
+"""Number of objects in one request for storage commitment."""
 GIVE_UP = 5
-"""So many failures of the connection one after the other end a transfer."""
+"""Number of consecutive connection failures that end a transfer."""
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Transfer:
     Attributes:
         done: instances that crossed the network.
         already: instances that were there before.
-        failed: (what, reason) of the others; `what` is a UID or a file, for its owner's eyes only.
+        failed: (what, reason) of the others; `what` is a UID or a file, which only the owner may see.
         skipped: files that are not DICOM.
     """
 
@@ -91,17 +91,17 @@ def retrieve_series(
 ) -> Transfer:
     """Fetch all instances of series, one at a time, each into a file of its own.
 
-    A file is written under another name and renamed when it is whole, so whatever is there is whole and is not fetched
-    again. The folder gets mode 0700, the files 0600.
+    A file is written under another name and renamed when it is complete, so every file in the folder is complete and is
+    not fetched again. The folder gets mode 0700, the files 0600.
 
     Args:
-        web: the server.
-        series: what to fetch.
-        folder: made if need be; files are named by SOPInstanceUID.
+        web: the archive.
+        series: series to fetch.
+        folder: folder for the files, created if needed; files are named by SOPInstanceUID.
         progress: show a bar with the time left.
 
     Raises:
-        DicomWebError: if the server refuses the credentials or is lost for good; what came before is kept.
+        DicomWebError: if the server refuses the credentials or is lost for good; files fetched before that are kept.
         AfireError: if the folder cannot be written.
     """
     folder = Path(folder)
@@ -136,7 +136,7 @@ def forget(folder: str | Path) -> int:
         Number of files deleted.
 
     Raises:
-        AfireError: if they cannot be.
+        AfireError: if they cannot be deleted.
     """
     names = _names(Path(folder))
     try:
@@ -151,14 +151,14 @@ def send_folder(web: Archive, folder: str | Path, progress: bool = False, audit:
     """Store every DICOM file of a folder and its subfolders in an archive; other files are passed over.
 
     Args:
-        web: the server.
-        folder: searched with its subfolders; files that are not DICOM are passed over. One file is possible too.
+        web: the archive.
+        folder: folder to send, with its subfolders; files that are not DICOM are skipped. It may also be a single file.
         progress: show a bar with the time left.
-        audit: audit log to append to (CSV); unless given, that of the ingest whose DICOM results are sent, and none for
-            other folders.
+        audit: audit log (CSV) to append to; unless given, the log of the ingest whose DICOM results are sent, and no
+            log for other folders.
 
     Raises:
-        DicomWebError: if the server refuses the credentials or is lost for good; what was sent stays sent.
+        DicomWebError: if the server refuses the credentials or is lost for good; objects sent before stay there.
         AfireError: if there is no such folder, or no DICOM file in it.
     """
     folder = Path(folder)
@@ -196,7 +196,7 @@ def _send_all(web: Archive, folder: Path, progress: bool) -> Transfer:
             if len(stored) >= AT_ONCE:
                 _settle(web, stored, result)
     except AfireError:
-        with contextlib.suppress(AfireError):  # what was sent before need not be sent again
+        with contextlib.suppress(AfireError):  # so that objects sent before need not be sent again
             _settle(web, stored, result)
         raise
     _settle(web, stored, result)
@@ -206,7 +206,7 @@ def _send_all(web: Archive, folder: Path, progress: bool) -> Transfer:
 def _settle(web: Archive, stored: dict[str, list[tuple[str, bool]]], result: Transfer) -> None:
     """Count objects that the archive does not keep as failed, and begin anew.
 
-    ``stored`` is UID to files, and whether each was new.
+    ``stored`` maps each UID to its files, and whether each was new.
     """
     for uid, reason in web.settle().items():
         for file, new in stored[uid]:
@@ -285,7 +285,7 @@ def _has_magic_word(file: Path) -> bool:
     try:
         with file.open("rb") as opened:
             return opened.read(132)[128:] == b"DICM"
-    except OSError:  # reading it all says what is wrong
+    except OSError:  # reading the whole file reports the problem
         return True
 
 
@@ -305,9 +305,9 @@ class Fetched:
     """Counts of a retrieval.
 
     Attributes:
-        folder: that holds all that was retrieved, in this run and in earlier ones.
+        folder: folder with all retrieved files, of this run and of earlier ones.
         series: number of series that the query found.
-        transfer: what became of their instances.
+        transfer: result of the transfer of their instances.
     """
 
     folder: Path
@@ -335,8 +335,8 @@ def fetch(web: Archive, query: Query, out: str | Path, progress: bool = False) -
     """Retrieve the series that a query finds into ``out/private/dicom``; present files are not fetched again.
 
     Args:
-        web: the server.
-        query: which series.
+        web: the archive.
+        query: series to fetch.
         out: folder of the ingest.
         progress: show a bar with the time left.
 

@@ -22,14 +22,14 @@ from afire_monai.predictions.results import pictures_of
 from afire_monai.predictions.scoring import Answer, Scorer
 
 MOST_TRIES = 5
-"""An object that the program ended with so often is left out."""
+"""An object is left out after the program ended this many times while it was predicted."""
 ENDED = f"the program ended {MOST_TRIES} times while it was predicted"
 
 
 class Predictor:
     """Work on the queue, as `afire predict` and `afire dicom-results` do on files.
 
-    ``state`` is that in which an object is left when its results are written.
+    ``state`` is the state of an object once its results are written.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class Predictor:
         """Take a batch and finish it; return how many objects were taken; 0 if none waits.
 
         Args:
-            stop: ends the work after the radiograph that is being written; the others wait for another time.
+            stop: event that ends the work after the radiograph that is being written; the others wait in the queue.
 
         Raises:
             OutputError: if results cannot be written (a full disk); the objects wait for another try.
-            OSError: if the queue cannot be.
+            OSError: if the queue cannot be written.
         """
         stop = stop or threading.Event()
         held = self._queue.take(RECEIVED, self._batch_size)
@@ -95,7 +95,7 @@ class Predictor:
                 raise OutputError(f"results cannot be written: {error.strerror}") from error
             except MemoryError:
                 raise
-            except Exception as error:  # one strange object must not stop the node; what it says may quote a header
+            except Exception as error:  # one faulty object must not stop the node; the error may quote a header
                 self._queue.end(key, REFUSED, f"unexpected error: {type(error).__name__}")
 
     def _reading(self, held: Sequence[Held]) -> Callable[[int], Radiograph | LeftOut]:
@@ -111,7 +111,7 @@ class Predictor:
             return []
         try:
             return list(zip(radiographs, self._scorer.score(radiographs), strict=True))
-        except (AfireError, RuntimeError):  # what PyTorch raises, too little memory included
+        except (AfireError, RuntimeError):  # raised by PyTorch, also if memory is too small
             if len(radiographs) == 1:
                 return [(radiographs[0], None)]
         return [pair for one in radiographs for pair in self._scored([one])]

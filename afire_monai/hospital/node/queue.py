@@ -21,10 +21,10 @@ from afire_monai.core.files import whole_file
 from afire_monai.core.locks import lock_file
 
 RECEIVED, REFUSED, PREDICTED, KEPT, SENT, UNSENT = "received", "refused", "predicted", "kept", "sent", "unsent"
-"""States: to be predicted; left out; results to be sent; results with nobody to send to; done; given up."""
+"""States: to be predicted; left out; results to be sent; results without a destination; done; given up."""
 INCOMING, RESULTS, BASE, KEY, LOCK = "incoming", "results", "node.sqlite", "key", "lock"
 _VERSION = 1
-"""Of the tables."""
+"""Version of the tables."""
 _TABLES = f"""
 BEGIN;
 CREATE TABLE IF NOT EXISTS objects (
@@ -42,22 +42,22 @@ class Held:
     """An object of the queue."""
 
     key: str  #: keyed hash of its UID and content, which also names its files
-    tries: int  #: how often work on it has begun without an end
+    tries: int  #: how often work on it has begun without being finished
 
 
 class Queue:
     """Objects in a folder that only its owner can enter; safe for several threads, and for one process at a time.
 
-    An object is noted after its file is on the disk, and its file goes after its end is noted, so that a kill at any
-    moment loses nothing and repeats at most what nobody was told of.
+    An object is noted after its file is on the disk, and its file is removed after its new state is noted. So a kill at
+    any moment loses nothing, and repeats at most work that was not yet reported to anyone.
 
     Args:
-        folder: made if need be, mode 0700.
-        most: objects that may wait.
-        most_bytes: bytes of the objects that may wait.
+        folder: folder of the queue, created if needed (mode 0700).
+        most: maximum number of waiting objects.
+        most_bytes: maximum size of all waiting objects in bytes.
 
     Raises:
-        AfireError: the folder is in use, holds something else, or cannot be written.
+        AfireError: if the folder is in use, holds something else, or cannot be written.
     """
 
     def __init__(self, folder: str | Path, most: int = 10_000, most_bytes: int = 20 << 30) -> None:
@@ -134,8 +134,8 @@ class Queue:
         """Keep an object; when this returns True it is on the disk, or was before.
 
         Args:
-            uid: its SOPInstanceUID.
-            head: preamble and file meta information; does not count for what the object is known by.
+            uid: SOPInstanceUID of the object.
+            head: preamble and file meta information; it is not part of the object's key.
             content: the data set.
 
         Returns:
@@ -171,7 +171,7 @@ class Queue:
     def take(self, state: str, count: int) -> list[Held]:
         """Return the oldest objects of a state, after noting that work on them begins.
 
-        One that had a try is given alone, so that it harms no others.
+        An object that was tried before is returned alone, so that it harms no others.
         """
         with self._using():
             rows = self._base.execute(
@@ -227,7 +227,7 @@ class Queue:
             self._base.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, text))
 
     def _count(self, name: str) -> None:
-        with contextlib.suppress(sqlite3.OperationalError):  # a count is worth no failure
+        with contextlib.suppress(sqlite3.OperationalError):  # a count must not cause a failure
             self._base.execute(
                 "INSERT INTO facts VALUES (?, '1') ON CONFLICT (name) DO UPDATE SET value=CAST(value AS INTEGER)+1",
                 (name,),
@@ -251,7 +251,7 @@ class Queue:
 def open_base(folder: Path) -> sqlite3.Connection:
     """Open the data base of a folder; each statement is on the disk when it is done."""
     path = folder / BASE
-    if not path.exists():  # closing a file that is there would take SQLite's locks from this process
+    if not path.exists():  # closing an existing file would release this process's SQLite locks
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
     return sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
 
@@ -279,7 +279,7 @@ def is_running(folder: Path) -> bool:
 
 def _take(path: Path) -> int:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-    for _ in range(20):  # `is_running` holds it for a moment
+    for _ in range(20):  # `is_running` may hold the lock for a moment
         with contextlib.suppress(OSError):
             lock_file(handle, wait=False)
             return handle

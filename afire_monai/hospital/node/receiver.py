@@ -16,17 +16,17 @@ from afire_monai.hospital.pacs.commitment import Reports, report_context
 from afire_monai.hospital.pacs.listener import scp_contexts, start
 
 ASSOCIATIONS = 8
-"""At the same time; further ones are told to come again."""
+"""Maximum number at the same time; further ones are told to try again."""
 GRACE = 5.0
-"""Seconds that connections are given to end when the node does."""
+"""Seconds that connections have to finish when the node ends."""
 SUCCESS, NOT_AUTHORISED, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0x0124, 0xA700, 0xC000
 
 
 class Receiver:
     """Listen until `close`; an object whose receipt was confirmed is on disk.
 
-    Arguments are as for `run_node`; port 0 is any that is free. With ``reports``, the archive may report there what it
-    keeps, whoever else is let in. Raises AfireError for wrong values, or an address that
+    Arguments are as for `run_node`; port 0 stands for any free port. With ``reports``, the archive may report here
+    which objects it keeps, even if it is not allowed to send. Raises AfireError for wrong values, or an address that
     cannot be listened on.
     """
 

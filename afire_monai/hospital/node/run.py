@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 DISK_WAIT = 30.0
 """Seconds to wait when results cannot be written."""
 SENDER_GRACE = 5.0
-"""Seconds that the archive is given for an answer when the node ends."""
+"""Seconds that the archive has for an answer when the node ends."""
 
 
 def run_node(
@@ -74,36 +74,36 @@ def run_node(
 ) -> None:
     """Take radiographs by C-STORE, judge and predict them, and send report, segmentation and picture to an archive.
 
-    What is answered with success is on the disk, and survives a kill at any moment. Each object (UID and content) is
-    predicted once, and its results have the same UIDs however often they are sent. SIGTERM and SIGINT end the node
-    after the radiograph that is being written.
+    An object that was answered with success is on the disk and survives a kill at any moment. Each object (UID and
+    content) is predicted once, and its results have the same UIDs however often they are sent. SIGTERM and SIGINT end
+    the node after the radiograph that is being written.
 
     Args:
-        state: folder of the queue (mode 0700); one node at a time.
+        state: folder of the queue (mode 0700), for one node at a time.
         model: model folders (see `Scorer`).
-        aet: own AE title, which callers must name.
-        host: address to listen on; others than loopback need ``allow``.
+        aet: AE title of this node, which callers must name.
+        host: address to listen on; any address other than loopback needs ``allow``.
         port: TCP port to listen on.
         allow: AE titles that may send, with commas between them; all unless given.
-        tls_cert: PEM file of the own certificate: callers must use TLS.
+        tls_cert: PEM file of this node's certificate; callers must then use TLS.
         tls_key: PEM file of its private key.
-        tls_ca: PEM file of authorities: callers must have a certificate of theirs.
-        send_to: archive that gets the results, as AET@HOST:PORT; they stay in the state folder unless given.
-        send_tls_ca: PEM file of the authorities to trust there; connects with TLS.
-        commit: have that archive say that it keeps the results (storage commitment) before they count as sent; it may
-            report to this node's address and port.
+        tls_ca: PEM file of authorities; callers must then have a certificate from one of them.
+        send_to: archive that gets the results, as AET@HOST:PORT; unless given, they stay in the state folder.
+        send_tls_ca: PEM file of the authorities to trust for that archive; the connection then uses TLS.
+        commit: ask that archive to confirm that it keeps the results (storage commitment) before they count as sent; it
+            may report to this node's address and port.
         kinds: sr (report), seg (heatmap), sc (picture), gsps (outline and scores, drawn on the radiograph by the
-            viewer), with commas between them; unless given, the first three as far as there is something for them.
-        heatmap: anomaly, gradcam, rollout, none; auto takes the first that the model can.
-        batch_size: radiographs computed at once.
-        workers: threads that read; the number of cores, at most 8, unless given. 0 reads without threads.
-        queue: objects that may wait; more are answered with "out of resources" (A700).
-        queue_gib: GiB of objects that may wait.
-        object_mib: MiB of the largest object; a connection that sends more is closed.
-        timeout: seconds of quiet after which a connection is closed, and to wait for the archive's answers.
-        status_port: TCP port of loopback for a page with the counts of --status; none unless given.
-        stop: ends the node when it is set.
-        ready: is called with the port once the node listens.
+            viewer), with commas between them; unless given, those of the first three that there is content for.
+        heatmap: anomaly, gradcam, rollout or none; auto takes the first that the model supports.
+        batch_size: number of radiographs computed at once.
+        workers: number of threads that read; the number of cores, at most 8, unless given. 0 reads without threads.
+        queue: maximum number of waiting objects; further ones are answered with "out of resources" (A700).
+        queue_gib: maximum size of all waiting objects in GiB.
+        object_mib: maximum size of an object in MiB; a connection that sends more is closed.
+        timeout: seconds of silence after which a connection is closed, and seconds to wait for the archive's answers.
+        status_port: TCP port on loopback for a page with the counts of --status; no page unless given.
+        stop: event that ends the node when it is set.
+        ready: function that is called with the port once the node listens.
 
     Raises:
         AfireError: for wrong options, models that cannot be read, or a folder or port that is in use.
@@ -208,7 +208,7 @@ def _until_signal(stop: threading.Event) -> Iterator[None]:
 class NodeStatus:
     """Counts of received objects by state; nothing in it identifies anybody.
 
-    Counts are by state, ``refused`` and ``unsent`` by reason; ``trouble`` is the last one with the archive.
+    ``counts`` are by state, ``refused`` and ``unsent`` by reason; ``trouble`` is the last problem with the archive.
     """
 
     running: bool

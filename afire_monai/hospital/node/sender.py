@@ -18,13 +18,13 @@ from afire_monai.hospital.pacs.client import Pacs
 
 logger = logging.getLogger(__name__)
 MOST_TRIES = 8
-"""An object that the archive refused so often is given up until the node is started again."""
+"""An object that the archive refused this many times is given up until the node is started again."""
 FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0
 """Seconds between two tries: doubled each time, up to the longest."""
 AT_ONCE = 50
-"""Radiographs whose results an archive is asked to commit itself to at a time."""
+"""Number of radiographs whose results are in one request for storage commitment."""
 TROUBLE = "trouble"
-"""Name of the fact that holds the last trouble with the archive; "" if there is none."""
+"""Name of the fact that holds the last problem with the archive; "" if there is none."""
 
 
 class Sender:
@@ -36,8 +36,8 @@ class Sender:
     def __init__(self, queue: Queue, pacs: Pacs, commit: bool = False) -> None:
         self._queue, self._pacs, self._commit = queue, pacs, commit
         self._failures = self._accepted = 0
-        self._broken: dict[str, int] = {}  # how many were accepted before a connection was lost with an object, by key
-        self._stored: dict[str, tuple[str, int]] = {}  # of objects without commitment: key and tries, by UID
+        self._broken: dict[str, int] = {}  # objects accepted before the connection was lost with an object, by its key
+        self._stored: dict[str, tuple[str, int]] = {}  # stored objects without commitment: key and tries, by UID
 
     def run(self, stop: threading.Event) -> None:
         """Send until asked to stop."""
@@ -70,7 +70,7 @@ class Sender:
             return self._settle() or trouble
         except AfireError as error:
             if not stop.is_set():
-                with contextlib.suppress(AfireError):  # what went in before need not be sent again
+                with contextlib.suppress(AfireError):  # so that objects stored before need not be sent again
                     self._settle()
             return str(error)
 
@@ -93,22 +93,22 @@ class Sender:
             self._send(key, tries)
             return ""
         except StatusError as error:
-            if error.status >> 8 == 0xA7:  # it is full, and will not be less so for the next one
+            if error.status >> 8 == 0xA7:  # the archive is full, also for the next object
                 raise
             reason = str(error)
         except AnswerError as error:
             reason = str(error)
         except ConnectionLostError as error:
             before = self._broken.pop(key, self._accepted)
-            self._broken[key] = self._accepted  # the last to be tried from now on
+            self._broken[key] = self._accepted  # it is tried last from now on
             if before == self._accepted:
                 raise
-            reason = str(error)  # others went through since it broke the exchange before: it is not the archive
+            reason = str(error)  # others succeeded since its last failure: the archive works
         except AfireError:
             raise
         except OSError as error:
             reason = f"results cannot be read: {error.strerror}"
-        except Exception as error:  # pydicom raises many types on damaged files; what it says may quote a header
+        except Exception as error:  # pydicom raises many types on damaged files; the error may quote a header
             reason = f"unexpected error: {type(error).__name__}"
         self._refused(key, tries, reason)
         return reason
@@ -129,7 +129,7 @@ class Sender:
     def _settle(self) -> str:
         """End objects that the archive keeps; others are sent again. Return why one is not kept, "" if all are.
 
-        Raises AfireError as `Pacs.settle`: everything is sent again then.
+        Raises AfireError as `Pacs.settle` does; everything is then sent again.
         """
         stored, self._stored = self._stored, {}
         failed = self._pacs.settle()

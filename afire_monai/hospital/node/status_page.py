@@ -22,10 +22,10 @@ _HOSTS = ("127.0.0.1", "localhost")
 def status_page(port: int | None, lines: Callable[[], list[str]]) -> Iterator[None]:
     """Show lines of text on loopback, rendered again for each request; nothing without a port.
 
-    Requests that name another host are refused, as they come from pages of others.
+    Requests that name another host are refused, as they come from other sites' pages.
 
     Raises:
-        AfireError: the port cannot be listened on.
+        AfireError: if the port cannot be listened on.
     """
     if port is None:
         yield
@@ -45,7 +45,7 @@ def status_page(port: int | None, lines: Callable[[], list[str]]) -> Iterator[No
         thread.join()
 
 
-class _Server(ThreadingTCPServer):  # that of http.server asks the network for the machine's name
+class _Server(ThreadingTCPServer):  # the server of http.server asks the network for the machine's name
     daemon_threads = allow_reuse_address = True
 
     def handle_error(self, *_: Any) -> None:

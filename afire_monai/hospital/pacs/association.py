@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 MISSING = "pynetdicom is not installed: pip install 'afire-monai[pacs]'"
 PDU = 2**17
-"""Bytes of the largest PDU that is taken, as announced to the other side."""
+"""Size of the largest accepted PDU in bytes, as announced to the other side."""
 LARGEST_OBJECT = 2**28
-"""Bytes of the largest object that is taken."""
+"""Size of the largest accepted object in bytes."""
 CONNECTION_SECONDS = 10.0
-"""To wait for a TCP connection at most: unlike an answer, that takes no work of the other side."""
+"""Longest wait for a TCP connection: unlike an answer, it needs no work on the other side."""
 UNCOMPRESSED = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
 """Explicit and Implicit VR Little Endian."""
 COMPRESSED = tuple(
@@ -71,7 +71,7 @@ def ae_title(text: str, option: str) -> str:
 class Tls:
     """Files of a TLS connection; none of them for a plain one.
 
-    PEM files: authorities to trust, own certificate, its private key.
+    The fields name PEM files: authorities to trust, own certificate, its private key.
     """
 
     ca: str | None = None
@@ -81,7 +81,7 @@ class Tls:
     def client(self) -> ssl.SSLContext | None:
         """Return the TLS context for connections to an archive; certificate and host name are checked.
 
-        Raises AfireError for a file that is missing or not what it should be.
+        Raises AfireError for a file that is missing or not of the expected kind.
         """
         if not (self.ca or self.cert or self.key):
             return None
@@ -90,7 +90,7 @@ class Tls:
     def server(self) -> ssl.SSLContext | None:
         """Return a listener's TLS context; with `ca`, only clients with a certificate that it signed are let in.
 
-        Raises AfireError as `client`; also without a certificate of its own.
+        Raises AfireError as `client` does; also if there is no own certificate.
         """
         if not (self.ca or self.cert or self.key):
             return None
@@ -125,7 +125,7 @@ class StatusError(AnswerError):
     """The archive answered with a status that is not a success.
 
     Attributes:
-        status: the code; 0xA7.. if it is out of resources, which may pass.
+        status: the code; 0xA7.. if the archive is out of resources, which may pass.
     """
 
     def __init__(self, message: str, status: int) -> None:
@@ -150,7 +150,7 @@ def application(aet: str, timeout: float) -> ApplicationEntity:
         from pynetdicom.ae import ApplicationEntity
     except ImportError:
         raise AfireError(MISSING) from None
-    # what it logs quotes AE titles, addresses and, at lower levels, data sets
+    # its log quotes AE titles, addresses and, at lower levels, data sets
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
     entity = ApplicationEntity(aet)
     entity.maximum_pdu_size = PDU
@@ -162,13 +162,13 @@ def application(aet: str, timeout: float) -> ApplicationEntity:
 def limit_connection(event: Any, timeout: float, largest: int = LARGEST_OBJECT) -> None:
     """Bound the input of a new connection: time for each PDU, its size, and bytes of an object.
 
-    pynetdicom itself would read a PDU of any length into memory. Beyond the limits the connection is closed. What is
-    sent leaves at once: the end of a message would otherwise wait 40 ms until the other side confirms its beginning.
+    pynetdicom itself would read a PDU of any length into memory. Beyond the limits the connection is closed. Data is
+    sent at once: otherwise the end of a message would wait 40 ms until the other side confirms its beginning.
 
     Args:
         event: EVT_CONN_OPEN of pynetdicom.
         timeout: seconds for each part of a PDU; ten times as much for all of it.
-        largest: bytes since the last call of `object_received`.
+        largest: maximum number of bytes since the last call of `object_received`.
     """
     plain = event.assoc.dul.socket
     connection = plain.socket
@@ -198,10 +198,10 @@ def limit_connection(event: Any, timeout: float, largest: int = LARGEST_OBJECT) 
 def cut(association: Any) -> None:
     """Close the connection under an association, from any thread.
 
-    What pynetdicom offers waits for a peer that has stalled, and fails for one that has not said yet who it is.
+    pynetdicom's own methods wait for a stalled peer, and fail for a peer that has not identified itself yet.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # it is closed already
-        # that of a TLS socket gives up its keys first: what another thread sends then would go out unencrypted
+        # a TLS socket's own shutdown drops its keys first: data from another thread would then go out unencrypted
         socket.socket.shutdown(association.dul.socket.socket, socket.SHUT_RDWR)
 
 
@@ -214,9 +214,9 @@ def note_rejection(event: Any) -> None:
 def leave_answers(association: Any) -> None:
     """Have each answer reach the request that waits for it.
 
-    The thread of an association takes messages while nobody asks, and pauses while somebody does. If it loses the
-    processor on its way past that check, it takes one more message afterwards: the answer, and the request waits for
-    it in vain. Of an association that was asked for, nobody needs what this thread takes.
+    The thread of an association takes messages while no request waits, and pauses while one does. If the thread is
+    suspended just after that check, it later takes one more message: the answer, for which the request then waits in
+    vain. For an association that this side requested, nobody needs the messages that this thread takes.
     """
     take = association.dimse.get_msg
     association.dimse.get_msg = lambda block=False: take(block) if block else (None, None)
@@ -273,7 +273,7 @@ def status_error(status: Any, words: dict[int, str]) -> Exception:
 
     Args:
         status: data set that pynetdicom returns; empty if there was no answer.
-        words: for single codes.
+        words: explanations of single codes.
     """
     if status is None or "Status" not in status:
         return ConnectionLostError("the archive did not answer in time or ended the connection; raise --timeout")

@@ -44,9 +44,9 @@ FIND, GET, MOVE = (f"1.2.840.10008.5.1.4.1.2.2.{end}" for end in (1, 3, 2))
 OTHERS = tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("88.11", "88.22", "88.33", "88.34", "66.4", "11.1"))
 """Classes of reports, segmentations and presentation states, which a query for SR, SEG or PR finds."""
 MOST = 1_000_000
-"""Answers to one query."""
+"""Maximum number of answers to one query."""
 MOVE_GRACE = 2.0
-"""Seconds to wait for an object that the archive says it has sent: it got the answer to it before it said so."""
+"""Seconds to wait for an object that the archive reports as sent; its receipt was answered before that report."""
 _PENDING = (0xFF00, 0xFF01)
 _MOST_CONTEXTS = 128
 
@@ -57,13 +57,13 @@ class Pacs:
     Args:
         pacs: ``AET@HOST:PORT`` of the archive.
         aet: own AE title, as the archive knows it.
-        move_to: ``AET:PORT`` of an own listener to have objects sent to (C-MOVE); C-GET unless given.
+        move_to: ``AET:PORT`` of an own listener that the archive sends objects to (C-MOVE); C-GET unless given.
         tls: certificates; none for a plain connection.
         timeout: seconds to wait for a connection and for each answer.
         retries: how often a request is repeated after a lost connection.
         first_wait: seconds before the first repetition; doubled each time.
-        reports: have the archive say that it keeps what was stored; it may report on the same connection or to a
-            listener of these.
+        reports: ask the archive to confirm that it keeps stored objects; it may report on the same connection or to the
+            listener of this `Reports`.
 
     Raises:
         AfireError: for a wrong address, numbers out of range, or if pynetdicom is not installed.
@@ -149,9 +149,9 @@ class Pacs:
         """Fetch one instance into a file, in the transfer syntax that the archive has it in if it can send that.
 
         Raises:
-            AnswerError: the archive does not send it, or sends something else.
+            AnswerError: if the archive does not send it, or sends something else.
             AfireError: as :meth:`find_series`.
-            OSError: the file cannot be written.
+            OSError: if the file cannot be written.
         """
         import pydicom
 
@@ -171,7 +171,7 @@ class Pacs:
         """Send one instance; return whether it was new; False if the archive says that it has it already.
 
         Raises:
-            AnswerError: the archive does not take it.
+            AnswerError: if the archive does not accept it.
             AfireError: as :meth:`find_series`.
         """
         new = self._repeated(lambda: self._store(dataset))
@@ -183,10 +183,10 @@ class Pacs:
         """Ask for storage commitment of the objects stored since the last time, and wait for the report.
 
         Returns:
-            Why objects are not kept, by SOPInstanceUID; empty if all are, or this was not wanted (``reports``).
+            Reasons why objects are not kept, by SOPInstanceUID; empty if all are kept, or without ``reports``.
 
         Raises:
-            AnswerError: the archive does not offer it, or refuses the request.
+            AnswerError: if the archive does not offer storage commitment, or refuses the request.
             AfireError: as :meth:`find_series`; also if no report comes within the time for an answer.
         """
         objects, self._unsettled = self._unsettled, {}
@@ -373,7 +373,7 @@ class Pacs:
         return [build_context({"find": FIND, "move": MOVE, "echo": VERIFY, "commit": COMMITMENT}[purpose])]
 
     def _keep(self, event: Any) -> int:
-        self._incoming.clear()  # one at a time is asked for
+        self._incoming.clear()  # only one object is requested at a time
         self._incoming[str(event.request.AffectedSOPInstanceUID)] = event.encoded_dataset()
         object_received(event)
         return 0x0000

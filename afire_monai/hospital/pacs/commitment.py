@@ -34,14 +34,14 @@ class Reports:
     def listen(self, aet: str, port: int, pacs: PacsAddress, tls: Tls, timeout: float) -> None:
         """Let the archive report on a connection of its own, to the address that faces it, and try it by C-ECHO.
 
-        Raises AfireError for a port that is taken.
+        Raises AfireError for a port that is in use.
 
         Args:
-            aet: own AE title, by which the archive calls.
-            port: as the archive knows it.
+            aet: own AE title, which the archive calls.
+            port: port to listen on, as the archive knows it.
             pacs: the archive.
-            tls: for a listener with TLS; only with a certificate of its own.
-            timeout: seconds of quiet after which a connection is closed.
+            tls: files for a listener with TLS; used only if they include an own certificate.
+            timeout: seconds of silence after which a connection is closed.
         """
         entity = application(aet, timeout)
         entity.require_called_aet = True
@@ -67,8 +67,8 @@ class Reports:
         """Take the report on one transaction while the block runs.
 
         Yields:
-            A function that waits so many seconds, and returns by UID why objects are not kept, "" for those that are;
-            None without a report.
+            A function that waits for the given number of seconds and returns, by UID, the reason why an object is not
+            kept, or "" if it is kept; None if no report came.
         """
 
         def arrived(timeout: float) -> dict[str, str] | None:

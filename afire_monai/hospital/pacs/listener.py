@@ -24,7 +24,7 @@ from afire_monai.hospital.pacs.association import (
 )
 
 SPEECHLESS = 2.0
-"""Seconds after which a connection could have said who it is."""
+"""Seconds after which a connection should have identified itself."""
 
 
 class MoveListener:
@@ -33,11 +33,11 @@ class MoveListener:
     Args:
         move_to: ``AET:PORT``, as the archive knows it.
         pacs: the archive.
-        tls: for a listener with TLS; only with a certificate of its own.
-        timeout: seconds of quiet after which a connection is closed.
+        tls: files for a listener with TLS; used only if they include an own certificate.
+        timeout: seconds of silence after which a connection is closed.
 
     Raises:
-        AfireError: for something else than ``AET:PORT``, or a port that is taken.
+        AfireError: for a value other than ``AET:PORT``, or a port that is in use.
     """
 
     def __init__(self, move_to: str, pacs: PacsAddress, tls: Tls, timeout: float) -> None:
@@ -62,7 +62,7 @@ class MoveListener:
         """Take one object while the block runs.
 
         Yields:
-            A function that waits so many seconds for the object and returns it as a file's bytes, or None.
+            A function that waits for the given number of seconds and returns the bytes of the object's file, or None.
         """
 
         def arrived(timeout: float) -> bytes | None:
@@ -101,7 +101,7 @@ def start(
     """Start to listen in threads of their own; return pynetdicom's server, with `shutdown` and `server_address`.
 
     ``store`` is called for each object and returns the status, ``report`` for each N-EVENT-REPORT; ``timeout`` is
-    seconds of quiet.
+    seconds of silence.
 
     Raises:
         AfireError: if the address or port cannot be used.
@@ -140,7 +140,7 @@ def _leave_room(event: Any) -> None:
 def _let_go(event: Any) -> None:
     """End the thread of a connection that was closed before it asked for an association, as port checks do.
 
-    It would wait for the request, and count among the associations, until the time for that is over.
+    Otherwise the thread would wait for the request, and count among the associations, until the time for that is over.
     """
     association = event.assoc
     if association.requestor.primitive is None:
@@ -162,7 +162,7 @@ def facing(pacs: PacsAddress) -> str:
     try:
         family, kind, _, _, where = socket.getaddrinfo(pacs.host, pacs.port, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:
-            probe.connect(where)  # a datagram socket sends nothing by that
+            probe.connect(where)  # this sends nothing from a datagram socket
             return str(probe.getsockname()[0])
     except OSError as error:
         raise AfireError(f"the archive's address cannot be found: {error.strerror}; check --pacs") from None

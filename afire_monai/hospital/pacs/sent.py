@@ -16,16 +16,16 @@ from afire_monai.hospital.pacs.client import Pacs
 from afire_monai.hospital.pacs.commitment import Reports
 
 SENT, KEPT = ".afire-sent", " kept"
-"""Name of the list; mark of an object that the archive said it keeps."""
+"""Name of the list; mark of an object that the archive confirmed to keep."""
 
 
 class SentObjects:
     """A list of hashes, a line for each object that an archive confirmed; only its owner can read it.
 
     Args:
-        folder: that is sent; of a single file, the folder that it lies in.
-        pacs: the archive; another one is sent everything anew.
-        committed: what the archive took counts only if it said that it keeps it.
+        folder: folder or single file that is sent; the list is in the folder, or beside the file.
+        pacs: the archive; to another one, everything is sent again.
+        committed: an object counts only if the archive confirmed that it keeps it.
 
     Raises:
         AfireError: by all methods, if the list cannot be read or written, or another process uses it.
@@ -49,7 +49,7 @@ class SentObjects:
                 pass
             file.seek(0)
             *lines, rest = file.read().decode("ascii", "replace").split("\n")
-            if rest:  # what a killed process began to write stays a line of its own
+            if rest:  # the partial line of a killed process stays a line of its own
                 file.write(b"\n")
         except OSError as error:
             raise self._unusable(error) from None
@@ -96,7 +96,7 @@ class RememberingPacs(Pacs):
     """An archive that gets no object again that it took before, by a list beside the files that are sent.
 
     Args:
-        folder: that is sent; the list lies in it, hidden and for its owner's eyes only.
+        folder: folder that is sent; it holds the list as a hidden file that only its owner can read.
         commit: port of a listener for the archive's reports that it keeps the objects; 0 for reports on the same
             connection, None for no reports.
         options: as for `Pacs`.

@@ -28,9 +28,9 @@ from afire_monai.predictions.reading import LeftOut, Radiograph, ahead, batches,
 MIN_NORMALS = 20
 FOLDS = 10
 Source: TypeAlias = tuple[str | None, int | None]
-RESERVED = 100_000  # for means, deviations and scores
+RESERVED = 100_000  # bytes for means, deviations and scores
 MOST_BYTES = 20_000_000
-"""Size that a reference file is kept below by keeping the tokens of fewer radiographs as neighbours."""
+"""Size below which a reference file is kept, by keeping the tokens of fewer radiographs as neighbours."""
 
 
 @torch.no_grad()
@@ -90,7 +90,7 @@ def _gather(
     for images in batches:
         found = detector.features(images, parts, layers=layers)
         count += len(images)
-        # of the pictures themselves nothing is kept, of thousands they would fill the memory
+        # the pictures themselves are not kept: thousands of them would fill the memory
         for source, measure in needed.items():
             values = measure.vectors(found) if measure.fitted else found.cells[measure.part]
             kept[source].append(values.cpu() if measure.of_image or not measure.fitted else values.half().cpu())
@@ -112,7 +112,7 @@ def _fit(
     """Fit the measures that compare vectors; return the models, and each measure's values of the normals."""
     models: dict[str, Fitted] = {}
     raw: dict[str, Tensor] = {}
-    # neighbours come last: they take the room that the others leave
+    # neighbours come last: they take the space that the others leave
     for measure in sorted(measures, key=lambda m: m.part == "neighbours"):
         values = gathered[_source(measure)]
         if not measure.fitted:
@@ -148,13 +148,13 @@ def _patients(groups: Sequence[str], count: int) -> Tensor:
 class MadeReference:
     """A reference that was written."""
 
-    reference: NormalReference  #: what was written
-    path: Path  #: where
-    left_out: int  #: how many normal radiographs could not be used
-    #: whether the model was pre-trained on these radiographs; None where the model does not say: a list that was merged
-    #: into the training's has another hash, so a difference tells nothing
+    reference: NormalReference  #: the reference
+    path: Path  #: its file
+    left_out: int  #: number of normal radiographs that could not be used
+    #: whether the model was pre-trained on these radiographs; None if the model does not say: a list that was merged
+    #: into that of the training has another hash, so a difference proves nothing
     seen: bool | None
-    corrections: Corrections | None = None  #: what marked radiographs changed, if there are any
+    corrections: Corrections | None = None  #: changes made by marked radiographs, if there are any
 
 
 def make_reference(
@@ -177,19 +177,19 @@ def make_reference(
 
     Args:
         model: folder with ``restorer.safetensors`` or ``encoder.safetensors``.
-        datalist: data list; its normal radiographs are taken: those whose labels say so, all of a list without labels.
+        datalist: data list; its normal radiographs are used: those labelled normal, or all of a list without labels.
         section: ``training``, ``validation`` or ``test``.
         base_dir: folder that the list's relative paths start from; the list's own folder unless given.
-        parts: what to judge by (see `AnomalyDetector`); None for those that the model names, or the default.
-        pooling: of cells into the image's score: mean, top (mean of the highest 5 %) or max.
-        most: use at most so many radiographs, evenly spaced over the section; they are held in memory as tokens.
+        parts: parts to judge by (see `AnomalyDetector`); None for those that the model names, or the default.
+        pooling: method of pooling cells into the image's score: mean, top (mean of the highest 5 %) or max.
+        most: largest number of radiographs to use, evenly spaced over the section; they are held in memory as tokens.
         batch_size: radiographs computed at once.
         workers: threads that read.
         progress: show a bar with the time left.
         layers: blocks whose tokens are judged besides the encoder's output; 0 is the first, -1 the last.
-        window: for neighbours, cells that a normal token may be away from the place of the one it is compared with.
-        normal: data list of false alarms: its images join the normals, whatever labels it has.
-        not_normal: data list of misses: its images are no normals, and 5 or more set the percentile of an alarm.
+        window: for neighbours, largest distance in cells of a normal token from the token that is compared with it.
+        normal: data list of false alarms: its images join the normals, whatever their labels.
+        not_normal: data list of misses: its images are not normal, and 5 or more of them set the alarm percentile.
 
     Raises:
         DataListError: if the list or the section is missing, or holds no normal radiograph.
@@ -278,6 +278,6 @@ class _Pictures:
         bar = tqdm(reading, total=len(items), desc=name, unit="image", disable=hidden(self.progress))
         for batch in batches(bar, self.batch_size):
             used += [radiograph.index for radiograph in batch]
-            # without a patient each radiograph counts as one of its own
+            # a radiograph without a patient counts as a patient of its own
             owners += [patient_of(items[radiograph.index]) for radiograph in batch]
             yield torch.stack([image for radiograph in batch for image in radiograph.images.values()]).to(self.device)

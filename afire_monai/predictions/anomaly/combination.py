@@ -14,7 +14,7 @@ Pooling = Literal["mean", "top", "max"]
 class Combined(NamedTuple):
     """Standardised measures of a batch, and their sums."""
 
-    #: (B, R, N) standard deviations above the normal mean of that cell, of `places` that of all cells, for each measure
+    #: (B, R, N) standard deviations above the normal mean of that cell (for `places`, of all cells), for each measure
     cells: Tensor
     #: (B, N) their weighted mean, in its own standard deviations; None without a measure that has a weight
     heat: Tensor | None
@@ -121,7 +121,7 @@ class Combination(nn.Module):
         drawn = heat if self.only_drawn is None else standard[:, self.only_drawn]
         values = self._columns(heat, images)
         standard_values = (values - self.image_mean) / self.image_std
-        # a map alone is pooled and left at that: its own unit is the same for all references
+        # a map without measures of images is only pooled: its own unit is the same for all references
         score = standard_values @ self.image_weights if images.shape[1] else values[:, 0]
         return Combined(standard, heat, drawn, standard_values[:, values.shape[1] - images.shape[1] :], score)
 

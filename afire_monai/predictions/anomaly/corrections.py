@@ -14,9 +14,9 @@ from afire_monai.core.errors import DataListError
 from afire_monai.datalists.file import load_datalist, reader_options
 
 USUAL_ALARM = 95.0
-"""Percentile from which on a radiograph counts as unusual unless misses say otherwise."""
+"""Percentile from which on a radiograph counts as unusual unless misses set another one."""
 MIN_MISSES = 5
-"""Marked misses from which on they move that percentile."""
+"""Number of marked misses from which on they move that percentile."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Corrections:
     """Changes made by marked radiographs."""
 
     normal: int  #: number of false alarms that joined the normals
-    not_normal: int  #: number of misses that were looked at
+    not_normal: int  #: number of misses that were judged
     alarm: float  #: percentile from which on a radiograph counts as unusual
-    #: how many false alarms are at or above it: by the reference before (None without one) and now, each judged without
-    #: its own patient now
+    #: number of false alarms at or above it: by the reference before (None without one) and by the new one, which
+    #: judges each without its own patient
     normal_alarms: tuple[int | None, int]
     not_normal_alarms: tuple[int | None, int]  #: the same for the misses
 
@@ -52,9 +52,9 @@ def corrections_of(false_alarms: Sequence[Tensor], misses: Sequence[Tensor]) -> 
     """Count the changes made by marked radiographs.
 
     Args:
-        false_alarms: percentiles (n,) of those that are normal, by the new reference and, where there was one, by the
-            one before.
-        misses: the same of those that are not.
+        false_alarms: percentiles (n,) of the false alarms, by the new reference and, if there was one, by the one
+            before.
+        misses: the same for the misses.
     """
     alarm = alarm_percentile(misses[0])
     counts = [[int((values >= alarm).sum()) for values in some] for some in (false_alarms, misses)]
@@ -65,7 +65,7 @@ def corrections_of(false_alarms: Sequence[Tensor], misses: Sequence[Tensor]) -> 
 def marked_items(datalist: str | Path | None) -> list[dict[str, Any]]:
     """Return all images of a data list with their reader's options (``reader``); none without a list.
 
-    What labels the list may have is not looked at: who gives it says what its images are. Raises DataListError if it
+    The labels of the list are ignored: whoever gives the list says what its images are. Raises DataListError if it
     cannot be read, or has no image.
     """
     if datalist is None:
@@ -94,11 +94,11 @@ def percentiles(scores: Tensor, normals: Tensor) -> Tensor:
 def alarm_percentile(misses: Tensor) -> float:
     """Return the percentile from which on to raise an alarm, that misses are told from normals best.
 
-    Of normals, by definition, 100 - p of 100 lie above percentile p, so Youden's index of an alarm from p on is the
-    share of misses there less (100 - p) / 100. It is largest at one of the misses; of several the highest counts.
+    By definition, 100 - p of 100 normals lie above percentile p, so Youden's index of an alarm from p on is the
+    share of misses there minus (100 - p) / 100. It is largest at one of the misses; of several, the highest counts.
 
     Args:
-        misses: (m,) percentiles of radiographs that are not normal; with fewer than 5 it stays at 95.
+        misses: (m,) percentiles of radiographs that are not normal; with fewer than 5, the result stays at 95.
     """
     if len(misses) < MIN_MISSES:
         return USUAL_ALARM

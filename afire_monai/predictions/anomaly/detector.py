@@ -21,11 +21,11 @@ from afire_monai.models.restorer import AnomalyNetwork, box_mean, load_restorer
 from afire_monai.networks import Encoder, TokenHead
 
 PARTS = ("tokens", "neighbours", "residual", "difference", "prototypes", "density", "class_density", "places")
-"""What a radiograph can be judged by; see `AnomalyDetector`."""
+"""Parts by which a radiograph can be judged; see `AnomalyDetector`."""
 MOST_SHIFT = 64
-"""Cells by which a picture may be larger than the grid: in no tensor where there are no prototypes."""
+"""Cells by which a picture may be larger than the grid; no tensor holds this number if there are no prototypes."""
 DEFAULT_PARTS = ("tokens", "density")
-"""Those that are taken unless others are named; every encoder has them (docs/predict.md has figures)."""
+"""Parts that are used unless others are named; every encoder has them (docs/predict.md has figures)."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class AnomalyFeatures:
     #: (B, Hc, Wc) absolute difference of picture and restoration, smoothed over a cell; or None
     difference: Tensor | None = None
     class_token: Tensor | None = None  #: (B, D) of the encoder, averaged over crops
-    #: for each block that was asked for its tokens (B, N, D'), each of zero mean and unit variance
+    #: for each requested block its tokens (B, N, D'), each of zero mean and unit variance
     layers: dict[int, Tensor] = field(default_factory=dict)
     middle: Tensor | None = None  #: for ``places``, tokens after half of the blocks, like those of `layers`
 
@@ -49,7 +49,7 @@ class AnomalyDetector(nn.Module):
 
     A model of the grid-shifted form was trained on crops of a canvas that is larger by ``shift`` cells. The whole
     radiograph is read at the canvas' size, seen through the crops at its corners (which together show every cell), and
-    what overlapping crops say of a cell is averaged (this project's reading). With ``shift`` 0 there is one crop.
+    overlapping crops' values of a cell are averaged (this project's reading). With ``shift`` 0 there is one crop.
 
     Parts, each a number for each cell; the first two need a `NormalReference`:
 
@@ -57,7 +57,7 @@ class AnomalyDetector(nn.Module):
       way of PaDiM, Defard et al., ICPR 2021);
     - ``neighbours``: cosine distance of the cell's token to the nearest tokens of the same cell in normal radiographs
       (in the way of PatchCore, Roth et al., CVPR 2022);
-    - ``residual``: grey level minus that of the restoration, averaged over the cell: above 0 what is denser;
+    - ``residual``: grey level minus that of the restoration, averaged over the cell: above 0 if it is denser;
     - ``difference``: the same without sign;
     - ``prototypes``: cross-entropy of the cell's token to the prototype of its cell (the structure term's similarity).
 
@@ -74,12 +74,12 @@ class AnomalyDetector(nn.Module):
       the last ones, as in PatchCore.
 
     Args:
-        encoder: gives the tokens; the restorer's where there is one.
+        encoder: encoder that gives the tokens; the restorer's if there is one.
         shift: s, in cells.
         restorer: for ``residual`` and ``difference``; its encoder must be ``encoder``.
         head: token head on ``encoder``, for ``prototypes``.
         assignment: (N, K) of the prototypes (`PrototypeBank.assignment`), for ``prototypes``.
-        temperature: of the head's softmax, τ_s.
+        temperature: temperature of the head's softmax, τ_s.
 
     Raises:
         AfireError: if the parts do not fit.
@@ -140,8 +140,8 @@ class AnomalyDetector(nn.Module):
 
         Args:
             images: (B, 1 or C, Hc, Wc) in 0…1, of :attr:`canvas_size`.
-            parts: which to compute; None for all that there are.
-            restore: give the restored pictures and the difference whatever the parts.
+            parts: parts to compute; None for all that are available.
+            restore: return the restored pictures and the difference, whatever the parts.
             layers: blocks whose tokens are wanted besides the encoder's output; 0 is the first, -1 the last.
 
         Raises:
@@ -181,8 +181,8 @@ class AnomalyDetector(nn.Module):
             for block, kept in outputs.items():
                 module = self.encoder.attribution_layer(block, class_token=False)
                 hooks.enter_context(module.register_forward_hook(lambda _, __, output, kept=kept: kept.append(output)))
-            # one crop of all images after the other: a third faster on a CPU, whose cache they fill otherwise; an
-            # exported graph holds the encoder once
+            # one crop of all images after the other: this is a third faster on a CPU, as all crops together would fill
+            # its cache; an exported graph holds the encoder once
             groups = [torch.cat(list(crops))] if torch.compiler.is_exporting() else crops
             seen = torch.cat([self.encoder(some) for some in groups])
         return seen, {block: self._patch_tokens(torch.cat(kept).float()) for block, kept in outputs.items()}
@@ -237,7 +237,7 @@ class AnomalyDetector(nn.Module):
 def heat_of(standardised: Tensor) -> Tensor:
     """Turn standard deviations above the normal mean into 0…1: z / (z + 3) above 0, 0 below; 3 gives a half.
 
-    Never saturated, so that places keep their order, and comparable between images.
+    The result never saturates, so that places keep their order, and it is comparable between images.
     """
     above = standardised.clamp_min(0)
     return above / (above + 3)
@@ -257,10 +257,10 @@ def enlarge_cells(cells: Tensor, grid: tuple[int, int], size: tuple[int, int]) -
 def load_detector(path: str | Path | Mapping[str, Path]) -> AnomalyDetector:
     """Build a detector from the weights in a model folder, in evaluation mode.
 
-    Taken are the restorer (``restorer.safetensors``) or, without one, the encoder (``encoder.safetensors``); and the
+    It uses the restorer (``restorer.safetensors``) or, without one, the encoder (``encoder.safetensors``), and the
     student's token head with the prototypes (``detector.safetensors``) if they are there. A restorer that an earlier
-    version wrote does not say its shift; it is then taken to be 0. Raises CheckpointError if there is neither encoder
-    nor restorer, or a file is damaged.
+    version wrote does not say its shift, which is then taken to be 0. Raises CheckpointError if there is neither
+    encoder nor restorer, or a file is damaged.
     """
     files = dict(path) if isinstance(path, Mapping) else _files_of(Path(path))
     if "restorer" not in files:

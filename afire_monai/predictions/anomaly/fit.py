@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-#: fewer percentiles than this say nothing
+#: fewer percentiles than this are not judged
 MIN_COUNT = 20
 #: below this probability of such percentiles, normal radiographs are said not to be those of the reference
 LEVEL = 0.01
@@ -20,7 +20,7 @@ HIGH_MEDIAN = 80.0
 class ReferenceFit:
     """How anomaly percentiles are spread.
 
-    Of normal radiographs a median of 50 is expected, and a share of 0.05 above 95.
+    For normal radiographs, a median of 50 and a share of 0.05 above 95 are expected.
     """
 
     count: int
@@ -55,16 +55,16 @@ def reference_fit(percentiles: ArrayLike, known_normal: bool, reference: int) ->
     """Judge whether a reference fits, from the anomaly percentiles of radiographs.
 
     Percentiles of normal radiographs of the reference's population are spread evenly over 0…100, as far as the
-    reference's own size lets them: both samples count in the Kolmogorov-Smirnov test (its asymptotic distribution).
+    reference's own size allows: both samples count in the Kolmogorov-Smirnov test (its asymptotic distribution).
     Radiographs of any kind are judged by their median alone, as disease moves it too.
 
     Args:
         percentiles: (n,) in 0…100; those that are not finite are left out.
-        known_normal: whether all of them are of normal radiographs, which are not those of the reference itself.
+        known_normal: whether all of them belong to normal radiographs other than those of the reference itself.
         reference: number of normal radiographs in the reference.
 
     Returns:
-        None for fewer than 20.
+        The fit; None for fewer than 20 percentiles.
     """
     values = np.asarray(percentiles, dtype=np.float64)
     values = values[np.isfinite(values)]

@@ -21,7 +21,7 @@ class CellGaussian(nn.Module):
     Args:
         mean: (N, D).
         whitening: (D, D) W with W Wᵀ the inverse of the covariance.
-        cells: N, where it is known.
+        cells: N, if it is known.
 
     Raises:
         ValueError: if shapes do not fit.
@@ -93,7 +93,7 @@ def fit_tokens(tokens: Tensor, fold: Tensor) -> tuple[CellGaussian, Tensor]:
 
     Args:
         tokens: (n, N, D).
-        fold: (n,) int64; radiographs of a fold are judged by the fit to the others.
+        fold: (n,) int64; radiographs of a fold are judged by the fit to the other folds.
     """
     parts = [Moments.of(tokens[fold == number]) for number in range(int(fold.max()) + 1)]
     total = Moments.sum(parts)
@@ -106,8 +106,8 @@ def fit_tokens(tokens: Tensor, fold: Tensor) -> tuple[CellGaussian, Tensor]:
 def fit_images(values: Tensor, patients: Tensor) -> tuple[CellGaussian, Tensor]:
     """Fit a Gaussian with the shrunk covariance of Ledoit and Wolf (2004) to one vector an image.
 
-    There may be fewer images than dimensions, so that a fit without a tenth of the patients would differ much from
-    that to all: each patient is left out alone, with the shrinkage of all.
+    There may be fewer images than dimensions, so that a fit without a tenth of the patients would differ much from the
+    fit to all. Therefore, each patient is left out separately, with the shrinkage of all.
 
     Args:
         values: (n, 1, D).
@@ -116,7 +116,7 @@ def fit_images(values: Tensor, patients: Tensor) -> tuple[CellGaussian, Tensor]:
     Returns:
         The Gaussian of all, and distances (n, 1) of each image to the Gaussian without its patient.
     """
-    from sklearn.covariance import LedoitWolf  # takes long to import, and nobody needs it to judge
+    from sklearn.covariance import LedoitWolf  # slow to import, and not needed for judging
 
     images = values[:, 0].double()
     fitted = LedoitWolf(store_precision=False).fit(images.numpy())
@@ -195,7 +195,7 @@ class CellNeighbours(nn.Module):
             raise ValueError(f"a window of {window} cells in a canvas of {canvas}")
         self.nearest = nearest
         self.window = window
-        # float16 is what is written; with its precision here, a saved reference judges as before
+        # references are saved as float16; with its precision here, a saved reference judges as before
         self.register_buffer("bank", F.normalize(bank.float(), dim=-1).half().float())
         places, inside = _moved(canvas, window)
         self.register_buffer("places", places, persistent=False)
@@ -210,7 +210,7 @@ class CellNeighbours(nn.Module):
         """
         queries = F.normalize(tokens, dim=-1).transpose(0, 1)
         found = []
-        # the bank stays where it is and the queries move, as they are far fewer
+        # the queries are moved and not the bank, as they are far fewer
         for step, inside in enumerate(self.inside):
             cosine = queries[self.places[-1 - step]] @ self.bank.transpose(1, 2)
             if excluded is not None:
@@ -242,7 +242,7 @@ def fit_neighbours(
         tokens: (n, N, D).
         patients: (n,) int64, number of the patient of each.
         canvas: rows and columns of the cells.
-        most: keep at most so many radiographs; as many patients as there can be.
+        most: largest number of radiographs to keep, from as many patients as possible.
         window: see :class:`CellNeighbours`.
 
     Returns:
@@ -260,7 +260,7 @@ def fit_neighbours(
 def _varied(patients: Tensor, most: int) -> Tensor:
     """Return (m,) places of at most ``most`` radiographs: the first of each patient, then the second, and so on.
 
-    Where only some of the patients can be taken, they are spread over the list.
+    If only some of the patients can be taken, they are spread over the list.
     """
     by_patient = patients.argsort(stable=True)
     counts = patients.bincount()

@@ -27,7 +27,7 @@ from afire_monai.predictions.anomaly.normals import CellGaussian, CellNeighbours
 IMAGE_PARTS = ("density", "class_density")
 """Parts that give one number for the whole image, and no map."""
 LAYER_PARTS = ("tokens", "neighbours", "density")
-"""Parts that judge each layer by itself."""
+"""Parts that judge each layer separately."""
 
 Fitted: TypeAlias = CellGaussian | CellNeighbours
 
@@ -36,10 +36,10 @@ Fitted: TypeAlias = CellGaussian | CellNeighbours
 class Measure:
     """One way of measuring."""
 
-    part: str  #: of the detector
-    #: of the encoder whose tokens are judged; None for the encoder's output, or where tokens play no role
+    part: str  #: part of the detector
+    #: block of the encoder whose tokens are judged; None for the encoder's output, or if tokens play no role
     block: int | None = None
-    #: of its standardised value among the measures of its kind; those of a part add up to 1; 0 where it is only drawn
+    #: weight of its standardised value among the measures of its kind; those of a part add up to 1; 0 if only drawn
     weight: float = 1.0
 
     @property
@@ -95,7 +95,7 @@ class Judgement:
     """Results of the reference for a batch."""
 
     score: Tensor  #: (B,) combined standard deviations above the normal mean
-    percentile: Tensor  #: (B,) in 0…100, how many of the normal radiographs score lower
+    percentile: Tensor  #: (B,) in 0…100, share of the normal radiographs that score lower
     heat: Tensor | None  #: (B, Hc, Wc) in 0…1, `heat_of` the combined cells; None if no part judges cells
     #: for each measure of cells (B, N) standard deviations above the normal mean of that cell; ``combined`` as well, if
     #: there is one
@@ -108,19 +108,18 @@ class Judgement:
 class NormalReference(nn.Module):
     """Statistics of normal radiographs.
 
-    Every part of a detector is standardised by the normal radiographs, in each cell where it judges cells, and the
-    parts are averaged (see `Combination`). The image's score is ranked among
-    those of the normal radiographs. Where tokens are compared with those of normal radiographs, the distances and
-    scores of these are cross-fitted (each patient's from the statistics of others), or new normals would seem more
-    unusual than they are.
+    Every part of a detector is standardised by the normal radiographs, in each cell if it judges cells, and the parts
+    are averaged (see `Combination`). The image's score is ranked among those of the normal radiographs. If tokens are
+    compared with those of normal radiographs, the distances and scores of the normal radiographs are cross-fitted (each
+    patient's from the statistics of others). Otherwise, new normals would seem more unusual than they are.
 
     Args:
-        parts: of the detector.
+        parts: parts of the detector.
         layers: blocks whose tokens are judged besides the encoder's output.
         canvas: rows and columns of the detector's cells.
-        models: what was fitted to normal radiographs, by the measures' names.
-        combination: of the measures.
-        scores: (n,) of the normal radiographs.
+        models: models fitted to normal radiographs, by the measures' names.
+        combination: combination of the measures.
+        scores: (n,) scores of the normal radiographs.
         facts: plain values, as saved.
     """
 
@@ -145,7 +144,7 @@ class NormalReference(nn.Module):
         self.models = nn.ModuleDict(dict(models))
         self.combination = combination
         self.register_buffer("scores", scores.float().sort().values)
-        #: scores of the normals in the order in which they were given, for whoever builds a reference
+        #: scores of the normals in the order in which they were given, for code that builds a reference
         self.crossed = scores.float()
 
     @property
@@ -167,7 +166,7 @@ class NormalReference(nn.Module):
         found = self.combination.combine(
             torch.stack(cells, 1) if cells else none[:, :, None], torch.cat(images, 1) if images else none
         )
-        # above the ties and half of them; by comparison, as ONNX has no sorted search
+        # lower scores and half of the ties; by comparison, as ONNX has no sorted search
         below = (self.scores < found.score[:, None]).sum(1) + (self.scores <= found.score[:, None]).sum(1)
         standard = {m.name: found.cells[:, place] for place, m in enumerate(self.of_cells)}
         heat = None
@@ -180,7 +179,7 @@ class NormalReference(nn.Module):
 
     def _by_part(self, found: Combined) -> dict[str, Tensor]:
         """Return for each part (B,) the mean over layers of its pooled standardised values."""
-        # by index: an exported program cannot unbind what has no columns
+        # by index: an exported program cannot unbind a tensor without columns
         pooled = [pool(found.cells[:, place], self.combination.pooling) for place in range(len(self.of_cells))]
         values = torch.stack([*pooled, *(found.images[:, place] for place in range(len(self.of_images)))], 1)
         measures = [*self.of_cells, *self.of_images]

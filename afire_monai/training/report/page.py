@@ -25,7 +25,7 @@ from afire_monai.training.report import pictures
 from afire_monai.training.worth import WORTH_FILE, Comparison, figures_table
 
 BUDGET_FILE = "time_budget.json"
-"""In a run's folder: the minutes, the epochs that were decided on, and the seconds that they were decided from."""
+"""File in a run's folder: the minutes, the number of epochs decided on, and the seconds behind that decision."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def budget_in_words(budget: dict[str, Any]) -> str:
     )
 
 
-# rows of a panel whose names in the method do not say enough
+# labels of panel rows whose names in the method are not clear enough
 PANEL_ROWS = {
     "image": "normal",
     "twin": "twin with\nlesions",
@@ -122,11 +122,11 @@ def write_report(run_dir: str | Path) -> Path:
     """Write ``report.html``, one file that needs nothing else, and its pictures as PNG, into a run's folder.
 
     Args:
-        run_dir: output_dir of a pre-training run; what it lacks is left out of the page.
+        run_dir: output_dir of a pre-training run; missing parts are left out of the page.
 
     Raises:
         AfireError: if there is no log of a run in the folder.
-        CheckpointError: if no checkpoint can be read though there are some.
+        CheckpointError: if there are checkpoints but none can be read.
     """
     run = RunFiles.read(Path(run_dir))
     drawn = draw_pictures(run, run.folder / "pictures")
@@ -179,9 +179,9 @@ def _draw_panel(panel: Path, size: tuple[int, int], path: Path) -> Path | None:
     return pictures.draw_panel(panel, path, names[:rows], size)
 
 
-# key, name, what is healthy, what it is
-# of the variance of grey levels, from which a restoration is hardly better than none
+# share of the grey-level variance from which on a restoration is hardly better than none
 UNRESTORED = 0.8
+# key, name, healthy values, meaning
 HEALTH_TABLE = (
     ("feature_std_ratio", "spread of features", "above 0.05; 1 is ideal", "near 0: all images look alike"),
     ("effective_rank", "effective rank", "above 2", "directions in which images differ"),
@@ -269,7 +269,7 @@ def verdicts(run: RunFiles) -> list[tuple[str, str]]:
         )
     words = shortcut_in_words(figures)
     if words is not None:
-        # the published form cannot but take the shortcut: that is a property, not a fault of this run
+        # the published form always takes the shortcut: this is a property, not a fault of this run
         without = "bad" if run.settings.get("shift") else "note"
         verdicts.append(("good" if words.startswith("Position shortcut: none") else without, words))
     error = figures.get("validation_restoration", 0.0)
@@ -293,7 +293,7 @@ def facts(run: RunFiles) -> list[list[str]]:
     """Describe the run, without folders of the machine."""
     s, progress = run.settings, (run.checkpoint or {}).get("progress", {})
     shift = s.get("shift")
-    # a run that went on for other epochs than were decided on has left its budget behind
+    # the budget no longer applies to a run that was continued for another number of epochs
     budget = run.budget if run.budget.get("epochs") == progress.get("max_epochs") else None
     speeds = [row["images_per_second"] for row in run.log if "images_per_second" in row]
     rows = [
@@ -320,7 +320,7 @@ def facts(run: RunFiles) -> list[list[str]]:
 
 def next_commands(run: RunFiles) -> str:
     """Return the next commands: use the encoder, then train on one's own images."""
-    # an absolute path would tell of the machine, and be wrong on the next one
+    # an absolute path would reveal details of the machine, and be wrong on another one
     folder = run.folder.name if run.folder.is_absolute() else run.folder.as_posix()
     return f"""# use the encoder: images (B, 1, H, W) in 0…1 to tokens (B, 1 + L, D)
 python -c "import afire_monai; print(afire_monai.load_encoder('{folder}/models').config)"

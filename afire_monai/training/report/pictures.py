@@ -41,14 +41,14 @@ def prototype_colours(prototypes: Tensor) -> NDArray[np.float64]:
     """Turn prototypes into colours: cells with like prototypes get like colours.
 
     The rows are projected on their first three principal components, each stretched to 0…1 from its 2nd to its 98th
-    percentile. A component's sign is chosen so that its largest loading is positive. (Rows of the assignment would not
-    do: they are close to one-hot, so all pairs of cells are about equally unlike.)
+    percentile. A component's sign is chosen so that its largest loading is positive. (Rows of the assignment are not
+    suitable: they are close to one-hot, so all pairs of cells are about equally unlike.)
 
     Args:
         prototypes: (N, K).
 
     Returns:
-        (N, 3) red, green and blue in 0…1; mid grey where all rows are equal.
+        (N, 3) red, green and blue in 0…1; mid grey if all rows are equal.
     """
     rows = prototypes.double()
     centred = rows - rows.mean(0)
@@ -56,7 +56,7 @@ def prototype_colours(prototypes: Tensor) -> NDArray[np.float64]:
     directions = directions[:3]
     strongest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
     scores = torch.zeros(len(rows), 3, dtype=torch.float64)
-    # components of rounding noise only carry no colour
+    # components that are only rounding noise get no colour
     real = int((strengths[:3] > 1e-6).sum())
     scores[:, :real] = (centred @ (directions * strongest.sign()).T)[:, :real]
     low, high = scores.quantile(0.02, dim=0), scores.quantile(0.98, dim=0)
@@ -68,7 +68,7 @@ def prototype_colours(prototypes: Tensor) -> NDArray[np.float64]:
 def draw_prototypes(prototypes: Tensor, grid: tuple[int, int], mean_image: Path | None, path: Path) -> Path:
     """Draw the prototypes' colours on the grid of cells, beside and over the mean picture if there is one.
 
-    The grid has as many cells as there are prototypes (N, K); of several a cell, (N, M, K), the mean is drawn.
+    The grid has as many cells as there are prototypes (N, K); of several per cell, (N, M, K), the mean is drawn.
     """
     colours = prototype_colours(prototypes.view(len(prototypes), -1, prototypes.shape[-1]).mean(1)).reshape(*grid, 3)
     mean = None if mean_image is None else np.asarray(Image.open(mean_image).convert("L")) / 255
