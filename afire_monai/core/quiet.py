@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 _LOGGERS = ("pydicom", "highdicom")
+_changing = threading.Lock()
+_blocks = 0  # that run in all threads
+_undo = ExitStack()
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence warnings, and the logs of pydicom and highdicom, while the block runs."""
+    """Silence warnings, and the logs of pydicom and highdicom, while the block runs.
+
+    Filters and levels belong to the whole process, so the first of several threads sets them and the last one restores
+    them.
+    """
+    global _blocks
+    with _changing:
+        if not _blocks:
+            _undo.enter_context(_silenced())
+        _blocks += 1
+    try:
+        yield
+    finally:
+        with _changing:
+            _blocks -= 1
+            if not _blocks:
+                _undo.close()
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [logger.level for logger in loggers]
     with warnings.catch_warnings():

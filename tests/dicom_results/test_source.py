@@ -121,6 +121,7 @@ def test_nothing_of_the_patient_is_said_by_logs_warnings_or_errors(write_source,
         good = write_source("good.dcm", **odd, StudyTime="SECRETTIME")
         bad = write_source("bad.dcm", **odd, SOPInstanceUID="SECRETUID")
     caplog.clear()
+    capfd.readouterr()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         write_results(good, PREDICTION, tmp_path / "out")
