@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from afire_monai.core.quiet import quiet
 from afire_monai.radiographs.dicom_open import open_dataset
 from afire_monai.radiographs.dicom_pixels import render
 from afire_monai.radiographs.missing_data import DATA_MISSING, ends_early, ends_flat
@@ -35,6 +36,7 @@ _OPTIONAL = frozenset(
 """Without these an image can still be shown."""
 
 
+@quiet()
 def read_dicom(
     path: Path, modalities: Collection[str] | str | None = RADIOGRAPHY_MODALITIES, window_index: int = 0
 ) -> Picture:

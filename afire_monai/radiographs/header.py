@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from afire_monai.core.age_sex import OLDEST, parse_age, parse_sex
+from afire_monai.core.quiet import quiet
 from afire_monai.radiographs.dicom import looks_like_dicom
 from afire_monai.radiographs.dicom_open import in_words, open_dataset
 from afire_monai.radiographs.picture import refusal
@@ -124,6 +125,7 @@ _CAPITALS = (
 )  # fmt: skip
 
 
+@quiet()
 def read_header(path: Path) -> Header:
     """Read the header of a DICOM file; elements that are damaged count as absent.
 

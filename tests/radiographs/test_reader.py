@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import logging
 import pickle
+import warnings
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import torch
+from hospital_files import radiograph
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImage, LoadImaged, Resized, SaveImage
 from PIL import Image
@@ -185,6 +188,22 @@ def test_loadimaged_and_resized_work_with_the_metadata(tmp_path: Path) -> None:
 def test_reader_can_be_named_by_a_string(tmp_path: Path) -> None:
     image = LoadImage(reader="afire_monai.radiographs.reader.RadiographReader")(png(tmp_path / "a.png"))
     assert image.shape == (1, H, W)
+
+
+@pytest.mark.parametrize("unfit", ["read", "note"])
+def test_values_of_headers_that_break_the_rules_are_in_no_log_and_no_warning(unfit, tmp_path, caplog, recwarn):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        radiograph(
+            SOPInstanceUID="SECRETUID", PatientID="SECRETID" * 9, StudyDate="SECRETDATE", PatientAge="SECRETAGE"
+        ).save_as(tmp_path / "odd.dcm")
+    caplog.clear()
+    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "pydicom")
+    recwarn.clear()
+    reader = RadiographReader(unfit=unfit)
+    assert reader.get_data(reader.read(tmp_path / "odd.dcm"))[0].ndim == 3
+    assert "SECRET" not in caplog.text + "".join(str(one.message) for one in recwarn.list)
 
 
 def test_metadata_says_what_was_read_and_nothing_about_the_patient(tmp_path: Path) -> None:
