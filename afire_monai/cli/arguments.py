@@ -43,7 +43,8 @@ def parse(tree: CommandTree, arguments: Sequence[str]) -> Callable[[], int] | st
     import fire
 
     words, at = _named(tree, arguments)
-    if isinstance(at, Command) and "settings" in at.signature.parameters:
+    settings = at.signature.parameters.get("settings") if isinstance(at, Command) else None
+    if settings is not None and settings.kind is settings.VAR_POSITIONAL:  # and not the option of `crossvalidate`
         arguments = [*words, *_with_settings(at, arguments[len(words) :])]
     if len(words) < len(arguments) and any(word in ("-h", "--help") for word in arguments):
         arguments = [*words, "--help"]
