@@ -83,6 +83,7 @@ def _with_settings(command: Command, typed: Sequence[str]) -> list[str]:
     Settings are options of MONAI's bundle runner, so people and messages write them in that way.
     """
     own = [name.replace("_", "-") for name in command.signature.parameters if name != "settings"]
+    switches = _switches(command)
     others: list[str] = []
     settings: list[str] = []
     waiting = list(typed)
@@ -90,7 +91,9 @@ def _with_settings(command: Command, typed: Sequence[str]) -> list[str]:
         word = waiting.pop(0)
         key, equals, value = word[2:].partition("=")
         known = not word.startswith("--") or difflib.get_close_matches(key.replace("_", "-"), own, 1, 0.8)
-        if known or key in ("help", "") or not (equals or (waiting and not waiting[0].startswith("--"))):
+        if key in switches and not equals and not (waiting and waiting[0].lower() in SWITCHES):
+            others.append(f"{word}=True")  # or it would take a setting behind it for its value
+        elif known or key in ("help", "") or not (equals or (waiting and not waiting[0].startswith("--"))):
             others.append(word)
         else:
             settings.append(f"{key.replace('-', '_')}={value if equals else waiting.pop(0)}")
@@ -197,9 +200,13 @@ def _explain(message: str, at: Any, words: Sequence[str], arguments: Sequence[st
     return f"{line} (`{' '.join(['afire', *words])} --help` shows what there is)"
 
 
+def _switches(command: Command) -> list[str]:
+    return [name for name, p in command.signature.parameters.items() if "bool" in p.annotation.split(" | ")]
+
+
 def _taken_by_a_switch(command: Command, arguments: Sequence[str]) -> str:
     """Return the hint that a switch stands before a word that was meant for something else; "" if none does."""
-    switches = [name for name, p in command.signature.parameters.items() if "bool" in p.annotation.split(" | ")]
+    switches = _switches(command)
     for option, word in itertools.pairwise(arguments):
         typed = option.lstrip("-").replace("-", "_")
         meant = [name for name in switches if typed in (name, name[0])]

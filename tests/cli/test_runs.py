@@ -39,13 +39,16 @@ def test_fine_tuning_starts_at_the_model_that_is_named(datalist, tmp_path, monke
     [
         ["mine.json", "--out", "a", "--epochs", "3", "--init", "x/y", "--final-lr=-1", "lr=2"],
         ["--epochs", "3", "--init=x/y", "--final_lr", "-1", "mine.json", "--out", "a", "lr=2"],
+        ["mine.json", "--out", "a", "--resume", "--epochs", "3", "--init=x/y", "--final_lr", "-1", "lr=2"],
+        ["mine.json", "--resume", "epochs=3", "--init=x/y", "--final_lr", "-1", "lr=2", "--out", "a"],
+        ["mine.json", "--resume", "true", "epochs=3", "--init=x/y", "--final_lr", "-1", "lr=2", "--out", "a"],
     ],
 )
 def test_settings_can_be_written_as_for_the_bundle_runner(words, monkeypatch):
     seen = {}
     monkeypatch.setattr("afire_monai.cli.runs._run", lambda _, settings, given, __: seen.update(given, s=settings) or 0)
     assert run(["pretrain", *words]) == 0
-    assert (seen["datalist"], seen["output_dir"], seen["resume"]) == ("mine.json", "a", False)
+    assert (seen["datalist"], seen["output_dir"], seen["resume"]) == ("mine.json", "a", "--resume" in words)
     assert set(seen["s"]) == {"epochs=3", "init=x/y", "final_lr=-1", "lr=2"}
 
 
