@@ -82,21 +82,32 @@ def _with_settings(command: Command, typed: Sequence[str]) -> list[str]:
 
     Settings are options of MONAI's bundle runner, so people and messages write them in that way.
     """
-    own = [name.replace("_", "-") for name in command.signature.parameters if name != "settings"]
+    own = [name for name in command.signature.parameters if name != "settings"]
     switches = _switches(command)
     others: list[str] = []
     settings: list[str] = []
+    named = False
     waiting = list(typed)
     while waiting:
         word = waiting.pop(0)
-        key, equals, value = word[2:].partition("=")
-        known = not word.startswith("--") or difflib.get_close_matches(key.replace("_", "-"), own, 1, 0.8)
-        if key in switches and not equals and not (waiting and waiting[0].lower() in SWITCHES):
-            others.append(f"{word}=True")  # or it would take a setting behind it for its value
-        elif known or key in ("help", "") or not (equals or (waiting and not waiting[0].startswith("--"))):
+        spelt, equals, value = word.lstrip("-").partition("=")
+        key = spelt.replace("-", "_")
+        meant = [name for name in own if word.startswith("-") and key in (name, name[0])]
+        if not word.startswith("-"):
+            (settings if named else others).append(word)
+            named = True
+        elif meant and not equals:
+            # with its value at once, or it would take a setting behind it for one
+            has_value = bool(waiting) and (
+                waiting[0].lower() in SWITCHES if meant[0] in switches else not waiting[0].startswith("--")
+            )
+            others.append(f"--{meant[0]}={waiting.pop(0) if has_value else True}")
+        elif meant or not word.startswith("--") or key == "help" or difflib.get_close_matches(key, own, 1, 0.8):
             others.append(word)
+        elif equals or (waiting and not waiting[0].startswith("--")):
+            settings.append(f"{key}={value if equals else waiting.pop(0)}")
         else:
-            settings.append(f"{key.replace('-', '_')}={value if equals else waiting.pop(0)}")
+            others.append(word)
     return [*others, *settings]
 
 

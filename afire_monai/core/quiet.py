@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 _LOGGERS = ("pydicom", "highdicom")
-_changing = threading.Lock()
+_changing = threading.RLock()
 _blocks = 0  # that run in all threads
 _undo = ExitStack()
 

@@ -68,7 +68,7 @@ def raw_pixels(images: Tensor, side: int = 32) -> NDArray[np.float32]:
 
 
 def knn_probe(train: NDArray, labels: NDArray, test: NDArray, k: int = 20) -> NDArray[np.float64]:
-    """Score test features by their nearest training features; return (m,) share of positive votes in 0…1.
+    """Score test features by their nearest training features; return (m,) share of positive votes in 0…1, or NaN.
 
     Features are standardised with the training set's mean and deviation, then compared by cosine; the k nearest vote
     with weight exp(similarity / 0.07), as is usual for self-supervised encoders (Wu et al., CVPR 2018).
@@ -79,6 +79,8 @@ def knn_probe(train: NDArray, labels: NDArray, test: NDArray, k: int = 20) -> ND
         test: (m, d).
         k: number of neighbours, at most n.
     """
+    if not (np.isfinite(train).all() and np.isfinite(test).all()):
+        return np.full(len(test), np.nan)
     scaler = StandardScaler().fit(train)
     model = KNeighborsClassifier(min(k, len(train)), weights=_vote, metric="cosine")
     model.fit(scaler.transform(train), labels)

@@ -42,6 +42,10 @@ logger = logging.getLogger(__name__)
 
 Params = Annotated[dict[str, Any] | None, Body()]
 
+STARTS_WITHIN = 60.0
+"""Seconds after which a training that has not begun no longer keeps others from being asked for."""
+
+_submitted = -STARTS_WITHIN
 _submitting = threading.Lock()  # held from the check for a running training until another is submitted
 
 
@@ -177,9 +181,13 @@ def run_training(model: str, params: Params = None, run_sync: bool = False, enqu
     app_instance().check_training(model)
     if run_sync:
         return train.run_model(model, params, run_sync, enqueue)
+    global _submitted
     with _submitting:
-        if not enqueue and any(task["status"] in ("SUBMITTED", "RUNNING") for task in tasks("train")):
-            raise HTTPException(429, "a training is running already; wait for its end, stop it, or set enqueue=true")
+        # one that could not be started at all stays submitted for ever
+        starting = time.monotonic() - _submitted < STARTS_WITHIN
+        if not enqueue and starting and any(task["status"] == "SUBMITTED" for task in tasks("train")):
+            raise HTTPException(429, "a training is about to start; wait for its end, stop it, or set enqueue=true")
+        _submitted = time.monotonic()
         return train.run_model(model, params, run_sync, enqueue)
 
 

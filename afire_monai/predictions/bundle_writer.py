@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from afire_monai.core.errors import AfireError
 from afire_monai.core.files import write_rows
 from afire_monai.networks import ViTClassifier, ViTSegmenter
 from afire_monai.predictions.format import PredictionsWriter
-from afire_monai.predictions.results import RESTORED, label_mask
+from afire_monai.predictions.results import RESTORED, RUN, label_mask
 from afire_monai.radiographs.raster import write_png
 
 PROBABILITIES, TOKENS, SUMMARY = "probabilities", "tokens", "summary.csv"
@@ -42,22 +43,38 @@ class _Writer(ABC):
     ) -> None:
         self.folder = Path(output_dir)
         self.items = items
-        self.predictions = PredictionsWriter(self.folder, labels, {"section": "", "datalist_sha256": "", **facts})
-        self.rows: list[Sequence[Any]] = [("index", "name", *columns)]
+        self.labels, self.columns = labels, columns
+        self.facts = {"section": "", "datalist_sha256": "", **facts}
+        self.predictions = PredictionsWriter(self.folder, labels, self.facts)
+        self.rows: list[Sequence[Any]] = []
+        self.written: set[int] = set()
 
     def attach(self, engine: Any) -> None:
         """Register with an evaluator."""
         from ignite.engine import Events
 
-        engine.add_event_handler(Events.STARTED, lambda: self.predictions.__enter__())
+        engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._write)
         engine.add_event_handler(Events.COMPLETED, self._finish)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._give_up)
+
+    def _start(self) -> None:
+        if (self.folder / RUN).exists():
+            raise AfireError(f"{self.folder}: holds predictions of `afire predict`; give another output_dir")
+        self.predictions = PredictionsWriter(self.folder, self.labels, self.facts)
+        self.rows, self.written = [], set()
+        self.predictions.__enter__()
+        (self.folder / SUMMARY).unlink(missing_ok=True)
+        for old in (path for kind in (RESTORED, TOKENS, PROBABILITIES) for path in (self.folder / kind).glob("[0-9]*")):
+            old.unlink()
 
     def _write(self, engine: Any) -> None:
         for row, number in enumerate(engine.state.batch["index"].tolist()):
             item = self.items[number]
             index = item.get("place", number)
+            if index in self.written:  # it came in place of a file that could not be read a second time
+                continue
+            self.written.add(index)
             values = self._write_one(engine.state.output["pred"], row, index)
             file = Path(str(item["image"]))
             shown = file.name if file.suffix.lower() in (".png", ".jpg", ".jpeg") else ""
@@ -75,9 +92,9 @@ class _Writer(ABC):
         write_png(self._file(kind, name), (values.clamp(0, 1) * 255).round().numpy().astype(np.uint8))
 
     def _finish(self) -> None:
-        write_rows(self.folder / SUMMARY, self.rows)
+        write_rows(self.folder / SUMMARY, [("index", "name", *self.columns), *self.rows])
         self.predictions.__exit__(None, None, None)
-        logger.info("%d images: results written to %s", len(self.items), self.folder.name)
+        logger.info("%d images: results written to %s", len(self.rows), self.folder.name)
 
     def _give_up(self, _engine: Any, error: BaseException) -> None:
         self.predictions.__exit__(type(error), error, error.__traceback__)
@@ -99,7 +116,8 @@ class ResultWriter(_Writer):
 
     def _write_one(self, output: Any, row: int, index: int) -> Sequence[float]:
         anomaly = output["anomaly"][row, 0].float().cpu()
-        self.predictions.add(index, heatmap=(anomaly * 2).clamp(0, 1).numpy())
+        finite = bool(anomaly.isfinite().all())
+        self.predictions.add(index, heatmap=(anomaly * 2).clamp(0, 1).numpy() if finite else None)
         self._picture(RESTORED, f"{index:05d}.png", output["restored"][row].float().mean(0).cpu())
         np.save(self._file(TOKENS, f"{index:05d}.npy"), output["tokens"][row].float().cpu().numpy())
         return anomaly.mean().item(), anomaly.max().item()

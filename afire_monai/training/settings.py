@@ -134,7 +134,7 @@ def read_settings(words: Iterable[str], taken: Collection[str]) -> dict[str, Any
         key, equals, value = word.partition("=")
         if not equals or not key.isidentifier():
             raise AfireError(f"{word}: settings are written key=value, for example epochs=20")
-        if key in taken:
+        if key in taken or key in _RUNNER_ARGUMENTS:
             raise AfireError(f"{word}: set by the command itself; use its own option")
         values[key] = parse_value(value)
     return values

@@ -41,6 +41,7 @@ def test_fine_tuning_starts_at_the_model_that_is_named(datalist, tmp_path, monke
         ["--epochs", "3", "--init=x/y", "--final_lr", "-1", "mine.json", "--out", "a", "lr=2"],
         ["mine.json", "--out", "a", "--resume", "--epochs", "3", "--init=x/y", "--final_lr", "-1", "lr=2"],
         ["mine.json", "--resume", "epochs=3", "--init=x/y", "--final_lr", "-1", "lr=2", "--out", "a"],
+        ["mine.json", "--out", "a", "-r", "--epochs", "3", "--init=x/y", "--final_lr", "-1", "lr=2"],
         ["mine.json", "--resume", "true", "epochs=3", "--init=x/y", "--final_lr", "-1", "lr=2", "--out", "a"],
     ],
 )
@@ -48,8 +49,25 @@ def test_settings_can_be_written_as_for_the_bundle_runner(words, monkeypatch):
     seen = {}
     monkeypatch.setattr("afire_monai.cli.runs._run", lambda _, settings, given, __: seen.update(given, s=settings) or 0)
     assert run(["pretrain", *words]) == 0
-    assert (seen["datalist"], seen["output_dir"], seen["resume"]) == ("mine.json", "a", "--resume" in words)
+    assert (seen["datalist"], seen["output_dir"], seen["resume"]) == (
+        "mine.json",
+        "a",
+        bool({"--resume", "-r"} & {*words}),
+    )
     assert set(seen["s"]) == {"epochs=3", "init=x/y", "final_lr=-1", "lr=2"}
+
+
+def test_the_last_of_two_values_of_a_setting_counts(monkeypatch):
+    seen = []
+    monkeypatch.setattr("afire_monai.cli.runs._run", lambda _, settings, *rest: seen.extend(settings) or 0)
+    assert run(["pretrain", "mine.json", "--out", "a", "--epochs", "3", "epochs=5", "--epochs=7"]) == 0
+    assert seen == ["epochs=3", "epochs=5", "epochs=7"]
+
+
+@pytest.mark.parametrize("words", [["--out", "--epochs", "3"], ["--epochs", "3", "--out"], ["--out", "a", "--preset"]])
+def test_an_option_without_its_value_takes_no_setting_for_one(words, capsys):
+    assert run(["pretrain", "mine.json", *words]) == 2
+    assert "needs a value" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -59,6 +77,7 @@ def test_settings_can_be_written_as_for_the_bundle_runner(words, monkeypatch):
         (["--preset", "huge"], "gpu, paper"),
         (["epochs"], "key=value"),
         (["datalist=other.json"], "own option"),
+        (["--logging_file", "x"], "own option"),
         (["epoch=3"], "epoch"),
         (["--epoch", "3"], "nearest: epochs"),
         (["--metod", "mae"], "did you mean --method?"),

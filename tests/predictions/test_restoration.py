@@ -188,6 +188,29 @@ def test_pictures_tokens_and_summary_hold_the_answers(results):
         assert float(row["anomaly_max"]) == pytest.approx(0.06 * index + 0.1, abs=1e-6)
 
 
+def test_an_image_that_comes_twice_is_written_once_and_an_earlier_run_leaves_nothing(tmp_path):
+    def answer(_, batch):
+        picture = torch.zeros(len(batch["index"]), 1, 6, 8)
+        return {"pred": {"restored": picture, "anomaly": picture, "tokens": torch.zeros(len(batch["index"]), 3, 3)}}
+
+    for batches in ([[0, 1, 2]], [[1, 1], [1]]):
+        engine = Engine(answer)
+        ResultWriter(tmp_path, ITEMS).attach(engine)
+        engine.run([{"index": torch.tensor(indices)} for indices in batches], max_epochs=1)
+    assert load_predictions(tmp_path).index.tolist() == [1]
+    assert {path.name for path in tmp_path.glob("*/*")} == {"00001.png", "00001.npy"}
+    assert len((tmp_path / "summary.csv").read_text().splitlines()) == 2
+
+
+def test_a_folder_of_afire_predict_is_refused(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    engine = Engine(lambda *_: None)
+    ResultWriter(tmp_path, ITEMS).attach(engine)
+    with pytest.raises(AfireError, match="output_dir"):
+        engine.run([{"index": torch.tensor([0])}], max_epochs=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
 def test_an_inference_that_fails_leaves_nothing_that_counts_as_predictions(tmp_path):
     def answer(_, batch):
         if batch["index"][0] > 0:

@@ -36,6 +36,7 @@ class Sender:
     def __init__(self, queue: Queue, pacs: Pacs, commit: bool = False) -> None:
         self._queue, self._pacs, self._commit = queue, pacs, commit
         self._failures = self._accepted = 0
+        self._counted = -1  # how many were accepted when a lost connection last counted as a try
         self._broken: dict[str, int] = {}  # objects accepted before the connection was lost with an object, by its key
         self._stored: dict[str, tuple[str, int]] = {}  # stored objects without commitment: key and tries, by UID
 
@@ -101,8 +102,9 @@ class Sender:
         except ConnectionLostError as error:
             before = self._broken.pop(key, self._accepted)
             self._broken[key] = self._accepted  # it is tried last from now on
-            if before == self._accepted:
+            if self._accepted in (before, self._counted):
                 raise
+            self._counted = self._accepted
             reason = str(error)  # others succeeded since its last failure: the archive works
         except AfireError:
             raise
