@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -108,9 +107,6 @@ class FolderStore:
 
     def get_image_uri(self, image_id: str) -> str:
         return str(next(self.folder.glob(f"{image_id}.*")))
-
-    def get_image_info(self, image_id: str) -> dict[str, Any]:
-        return {}
 
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         return {tag: i for i, tag in self.labels if i == image_id}

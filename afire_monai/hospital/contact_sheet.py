@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,7 +88,7 @@ def _thumbnail(path: Path) -> str:
         with Image.open(path) as picture:
             values = np.asarray(picture, dtype=np.float32) / 65535
     except (OSError, ValueError):
-        return html.escape("(cannot be shown)")
+        return "(cannot be shown)"
     small = Image.fromarray((values * 255).astype(np.uint8))
     small.thumbnail((_SIDE, _SIDE), Image.Resampling.BOX)
     buffer = io.BytesIO()

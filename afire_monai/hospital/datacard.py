@@ -95,7 +95,7 @@ def write_datacard(card: Mapping[str, Any], folder: Path) -> None:
 
 
 def _labels(datalist: Mapping[str, Any], sections: Sequence[str]) -> list[dict[str, Any]]:
-    """Known and positive images of each label in each section; fewer than five positive patients are shown as such."""
+    """Known and positive images of each label in each section; groups of fewer than five patients are hidden."""
     rows = []
     for place, label in enumerate(datalist.get("labels", [])):
         for section in sections:
@@ -107,7 +107,7 @@ def _labels(datalist: Mapping[str, Any], sections: Sequence[str]) -> list[dict[s
             share = None if few or not known else round(len(positive) / len(known), 4)
             rows.append(
                 {"label": label, "section": section, "known": len(known) if not _few(known) else FEW,
-                 "positive": FEW if few else len(positive), "prevalence": share,
+                 "positive": FEW if _few(positive) else WITHHELD if few else len(positive), "prevalence": share,
                  "uncertain": FEW if _few(uncertain) else len(uncertain)}
             )  # fmt: skip
     return rows

@@ -142,7 +142,6 @@ class LabelTable:
         wanted = [*(label_columns or ()), *([labels_column] if labels_column else [])]
         rows = read_table(path, [*wanted, *([join_column] if join_column else [])], several, delimiter, encoding)
         numbered = [row for row in rows if row[column]]
-        self.skipped = len(rows) - len(numbered)
         if label_columns is not None:
             self.names = tuple(different_columns(label_columns))
             values = [self._one_each(row) for row in numbered]

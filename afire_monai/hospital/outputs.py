@@ -295,9 +295,9 @@ def _remarks(
     yield from kept.issuers.remarks()
     if joined is not None and joined.without:
         yield f"{joined.without} images have no label"
-    expected = [
-        s for s, share in zip(SECTIONS, options.split.shares, strict=True) if share > 0 or options.split.by != "shares"
-    ]
-    missing = [section for section in expected if section not in datalist]
+    rule = options.split
+    by_shares = tuple(share > 0 for share in rule.shares)
+    wanted = {"date": (True, len(rule.cuts) == 2, True), "site": (*by_shares[:2], True)}.get(rule.by, by_shares)
+    missing = [name for name, expected in zip(SECTIONS, wanted, strict=True) if expected and name not in datalist]
     if missing:
         yield f"no image for {', '.join(missing)}: too few patients, or other dates are needed"

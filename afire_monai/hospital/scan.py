@@ -1,4 +1,4 @@
-"""Find the files, and read the header values that selection needs."""
+"""Find the files of an ingest."""
 
 from __future__ import annotations
 

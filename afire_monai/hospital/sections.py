@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 
@@ -75,7 +75,9 @@ def assign_sections(
         return [int(part) for part in split_by_group(groups, strata, rule.shares, rule.seed)]
     if rule.by == "date":
         parts = (TEST,) if len(rule.cuts) == 1 else (VALIDATION, TEST)
-        latest = _of_patient(groups, days, max)
+        latest: dict[str, str] = {}  # day of each patient's last image
+        for group, day in zip(groups, days, strict=True):
+            latest[group] = max(day, latest.get(group, day))
         sections = [max((p for p, cut in zip(parts, rule.cuts, strict=True) if latest[g] >= cut), default=TRAINING) for g in groups]  # fmt: skip  # noqa: E501
     else:
         sections = _by_site(rule, groups, strata, sites)
@@ -98,10 +100,3 @@ def _by_site(rule: SplitRule, groups: Sequence[str], strata: Sequence[str], site
     for place, part in zip(inside, parts, strict=True):
         sections[place] = int(part)
     return sections
-
-
-def _of_patient(groups: Sequence[str], values: Sequence[str], choose: Callable[[list[str]], str]) -> dict[str, str]:
-    collected: dict[str, list[str]] = defaultdict(list)
-    for group, value in zip(groups, values, strict=True):
-        collected[group].append(value)
-    return {group: choose(found) for group, found in collected.items()}

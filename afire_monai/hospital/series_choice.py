@@ -26,7 +26,6 @@ from afire_monai.hospital.forgotten import Forgotten
 from afire_monai.hospital.identity import HASH_CHARACTERS, IdentityKey
 from afire_monai.hospital.outputs import IMAGES, Options, image_of
 from afire_monai.hospital.state import KEPT, State
-from afire_monai.radiographs.header import Header
 from afire_monai.radiographs.judgement import LOOKS_OTHER, judge
 
 # names of the files that this module writes, whole or partial; it removes no others
@@ -136,27 +135,25 @@ class Chooser:
             if verdict.reason:
                 self.chosen.verdicts[entry.number] = verdict.reason
                 continue
-            if image_of(self.identity, entry.header, entry.path) in excluded:
+            image = image_of(self.identity, entry.header, entry.path)
+            if image in excluded:
                 self.chosen.verdicts[entry.number] = EXCLUDED
                 if isinstance(entry.result, Converted):
                     self._excluded_pixels.add(entry.result.pixels)
                 continue
             self.needs_look[entry.number] = verdict.needs_look
-            yield self._candidate(place, entry.number, entry.path, entry.header, verdict.lateral, verdict.raw)
-
-    def _candidate(self, place: int, number: int, path: str, header: Header, lateral: bool, raw: bool) -> Candidate:
-        alone = f"file {path}"
-        patient = header.patient_id  # anonymised archives may give one UID to several patients
-        return Candidate(
-            number,
-            image_of(self.identity, header, path),
-            f"{header.series_uid or alone} {patient}",
-            f"{header.study_uid or alone} {patient}",
-            lateral,
-            raw,
-            header.rows * header.columns,
-            place,
-        )
+            alone = f"file {entry.path}"
+            patient = entry.header.patient_id  # anonymised archives may give one UID to several patients
+            yield Candidate(
+                entry.number,
+                image,
+                f"{entry.header.series_uid or alone} {patient}",
+                f"{entry.header.study_uid or alone} {patient}",
+                verdict.lateral,
+                verdict.raw,
+                entry.header.rows * entry.header.columns,
+                place,
+            )
 
     def _try(self, slots: Sequence[Sequence[Candidate]], runner: Runner) -> None:
         """Convert the first of each slot; where it cannot be used, the next, until one can."""
@@ -196,12 +193,8 @@ class Chooser:
         look = self.needs_look[candidate.number]
         return Job(candidate.number, source, str(target), o.max_side, o.check_text, look, o.window_index)
 
-    def _setting(self, candidate: Candidate) -> str:
-        """Everything that the result of a conversion depends on besides the file."""
-        return self._job(candidate).setting
-
     def _judge_result(self, candidate: Candidate) -> str:
-        result = self.state.result(candidate.number, self._setting(candidate), passing=True)
+        result = self.state.result(candidate.number, self._job(candidate).setting, passing=True)
         if isinstance(result, Converted):
             return self._reason(candidate, result)
         return result.kind if result is not None else "unexpected error"
@@ -250,7 +243,7 @@ class Chooser:
             self.chosen.verdicts[job.number] = self._judge_result(by_number[job.number])
 
     def _result(self, candidate: Candidate) -> Converted | Failure | None:
-        return self.state.result(candidate.number, self._setting(candidate))
+        return self.state.result(candidate.number, self._job(candidate).setting)
 
     def _tidy(self, slots: Sequence[Sequence[Candidate]]) -> None:
         """Remove pictures of images that are not kept, and half-written files of an interrupted run."""

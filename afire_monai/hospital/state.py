@@ -268,12 +268,12 @@ class State:
 
     def _text(self, value: Any) -> str:
         if not isinstance(value, str | None):
-            raise self.damaged(TypeError(f"{value!r} is not text"))
+            raise self.damaged(TypeError(f"a value of type {type(value).__name__} is not text"))
         return value or ""
 
     def _path(self, value: Any) -> str:
         if not isinstance(value, bytes):
-            raise self.damaged(TypeError(f"{value!r} is not a path"))
+            raise self.damaged(TypeError(f"a value of type {type(value).__name__} is not a path"))
         return os.fsdecode(value)
 
     def _header(self, text: str | None) -> Header | None:
@@ -317,7 +317,7 @@ _CONVERTED = {"size": int, "pixels": str, "shape": tuple, "look": (int, float), 
 
 
 def _of_types(values: dict[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values as they are."""
+    """Return the values; raises TypeError, without the value, for an unknown name or another type."""
     if wrong := [name for name, value in values.items() if not isinstance(value, types.get(name, ()))]:
-        raise TypeError(f"{wrong[0]} is {values[wrong[0]]!r}")
+        raise TypeError(f"{wrong[0]} is of type {type(values[wrong[0]]).__name__}")
     return values

@@ -244,7 +244,7 @@ _FILES = {"segmentation": "segmenter", "classification": "classifier", "restorat
 
 
 class RadiographInfer(InferTask):
-    """One of `answers.TASKS`.
+    """One of `inference_service.TASKS`.
 
     Args:
         task: name of the task.
@@ -280,7 +280,7 @@ class RadiographInfer(InferTask):
         return str(path) if path else None
 
     def __call__(self, request: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
-        """Answer a request for the image in its ``image``; see `answers.answer` and `answers.write_reply`."""
+        """Answer a request for the image in its ``image``; see `answer` and `write_reply`."""
         start = time.perf_counter()
         map_suffix(str(request.get("result_extension") or ".nii.gz"))  # refuses before the work, not after it
         reply = answer(self.task, self.shelf, request["image"], request)
@@ -332,7 +332,7 @@ class RadiographTrain(TrainTask):
 
 
 class RadiographStrategy(Strategy):
-    """One of `choice.STRATEGIES`.
+    """One of `sampling_strategies.STRATEGIES`.
 
     Args:
         name: name of the strategy.

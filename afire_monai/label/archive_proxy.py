@@ -7,7 +7,6 @@ import re
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from afire_monai.hospital.dicomweb.client import DicomWeb, Query, is_uid, value
@@ -21,19 +20,6 @@ _SERVICES = ("wado", "qido")
 _STEP = re.compile(r"(?!\.+$)[\w.,:-]{1,128}", re.ASCII)
 _PAGING = ("limit", "offset")
 Pairs = Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer to pass on.
-
-    Attributes:
-        body: bytes.
-        kind: media type of the body.
-    """
-
-    body: bytes
-    kind: str = JSON
 
 
 class ArchiveProxy:
@@ -59,8 +45,8 @@ class ArchiveProxy:
         self._series: dict[str, set[str]] = {}
         self._failure: tuple[float, DicomWebError | None] = (0.0, None)
 
-    def answer(self, path: str, query: Pairs, accept: str) -> Reply:
-        """Answer a GET request.
+    def answer(self, path: str, query: Pairs, accept: str) -> tuple[bytes, str]:
+        """Return the body that answers a GET request, and its media type.
 
         Args:
             path: path below the root of DICOMweb, possibly after ``wado`` or ``qido``.
@@ -79,9 +65,7 @@ class ArchiveProxy:
             case ["studies", study, "series" | "instances" | "metadata" as what] if self._knows(study):
                 return self._filtered(f"studies/{study}/{what}", query, study)
             case ["studies", study, "series", series, *rest] if self._knows(study, series):
-                below = "/".join(["studies", study, "series", series, *rest])
-                body, kind = self._get(below, query, accept)
-                return Reply(body, kind)
+                return self._get("/".join(["studies", study, "series", series, *rest]), query, accept)
         shown = ", ".join(self._query.modalities)
         raise NotFoundError(f"the archive has no such thing, or it is not shown here: only series of {shown} are")
 
@@ -112,7 +96,7 @@ class ArchiveProxy:
                 return True
         return False
 
-    def _studies(self, query: Pairs) -> Reply:
+    def _studies(self, query: Pairs) -> tuple[bytes, str]:
         """List studies, for one modality after the other: an archive has many more of others."""
         known = self._known(self.LIST_FOR)
         wanted = {part for name, text in query if name in ("ModalitiesInStudy", _MODALITIES) and text
@@ -133,7 +117,7 @@ class ArchiveProxy:
         shown = [name for name in element["Value"] if name in self._query.modalities]
         return {**entry, _MODALITIES: {**element, "Value": shown}}
 
-    def _filtered(self, path: str, query: Pairs, study: str = "") -> Reply:
+    def _filtered(self, path: str, query: Pairs, study: str = "") -> tuple[bytes, str]:
         known = self._known(self.LIST_FOR)
         entries = self._list(path, query)
         shown = [entry for entry in entries if value(entry, _SERIES) in known.get(study or value(entry, _STUDY), ())]
@@ -160,7 +144,7 @@ def _steps(path: str) -> list[str]:
     return steps if all(_STEP.fullmatch(step) for step in steps) else []
 
 
-def _page(entries: list[dict[str, Any]], query: Pairs) -> Reply:
+def _page(entries: list[dict[str, Any]], query: Pairs) -> tuple[bytes, str]:
     numbers = {name: int(text) for name, text in query if name in _PAGING and re.fullmatch("[0-9]{1,9}", text)}
     start = numbers.get("offset", 0)
-    return Reply(json.dumps(entries[start : start + numbers.get("limit", len(entries))]).encode())
+    return json.dumps(entries[start : start + numbers.get("limit", len(entries))]).encode(), JSON

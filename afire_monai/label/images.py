@@ -182,7 +182,7 @@ def _read_nifti(path: Path, grid: Grid) -> NDArray[Any]:
     affine = np.asarray(image.affine, dtype=np.float64)
     # a writer that knew no orientation leaves exactly the identity, as in `radiographs.nifti.read_nifti`
     unknown = np.allclose(affine[:3, :3], np.eye(3))
-    directions = np.eye(3) @ grid.directions if unknown else _TO_LPS @ affine[:3, :3]
+    directions = grid.directions if unknown else _TO_LPS @ affine[:3, :3]
     values = np.asanyarray(image.dataobj)
     return to_rows(values, _padded(directions, values.ndim), grid)
 

@@ -88,14 +88,14 @@ class ModelShelf:
         return [*([self.trained] if self.trained.is_dir() else []), *self.given]
 
     def file(self, kind: str) -> Path | None:
-        """Return the weights file of a kind (`model_files.KINDS`), or None."""
+        """Return the weights file of a kind (`models.folder.KINDS`), or None."""
         return model_files(self.folders).get(kind)
 
     def reader(self, *kinds: str) -> dict[str, Any]:
         """Return how images are read: as the server was told, else as the first model that says was trained.
 
         Args:
-            kinds: kinds of models (`model_files.KINDS`), in the order in which they are asked; all unless given.
+            kinds: kinds of models (`models.folder.KINDS`), in the order in which they are asked; all unless given.
         """
         files = model_files(self.folders)
         return {**reader_of(files[kind] for kind in kinds or files if kind in files), **self._given_reader}

@@ -30,9 +30,6 @@ class Store(Protocol):
     def get_image_uri(self, image_id: str) -> str:
         """Return the file or folder of an image; "" for an unknown id."""
 
-    def get_image_info(self, image_id: str) -> dict[str, Any]:
-        """Return the stored facts about an image."""
-
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         """Return the id of the label under each tag."""
 
@@ -125,18 +122,18 @@ def read_findings(path: str | Path, known: Sequence[str] = ()) -> dict[str, int 
     return {str(name): None if value is None else int(value) for name, value in content.items()}
 
 
-def read_mask(image: str | Path | Grid, label: str | Path, classes: Mapping[str, int]) -> NDArray[np.uint8]:
+def read_mask(grid: Grid, label: str | Path, classes: Mapping[str, int]) -> NDArray[np.uint8]:
     """Read a saved mask as the rows and columns of its radiograph.
 
     Args:
-        image: the radiograph's file, or its grid.
+        grid: the radiograph's rows and columns; see `open_image`.
         label: the mask's file.
         classes: value of each class; if empty, any value is allowed.
 
     Raises:
         AfireError: see `read_label`; or for a value that is not a class.
     """
-    mask = read_label(label, image if isinstance(image, Grid) else open_image(image).grid)
+    mask = read_label(label, grid)
     allowed: Collection[int] = {0, *classes.values()}
     if classes and (strange := sorted(set(np.unique(mask).tolist()) - set(allowed))):
         known = ", ".join(f"{value} {name}" for name, value in classes.items())

@@ -179,6 +179,7 @@ def run_training(model: str, params: Params = None, run_sync: bool = False, enqu
     MONAI Label sees a training only once its process runs, so a second click before that would train twice.
     """
     app_instance().check_training(model)
+    _check_gpus(params)
     if run_sync:
         return train.run_model(model, params, run_sync, enqueue)
     global _submitted
@@ -191,10 +192,18 @@ def run_training(model: str, params: Params = None, run_sync: bool = False, enqu
         return train.run_model(model, params, run_sync, enqueue)
 
 
+def _check_gpus(params: Params) -> None:
+    gpus = params.get("gpus") if isinstance(params, dict) else None
+    if gpus and not isinstance(gpus, str):  # MONAI Label would fail in silence when it starts the process
+        raise AfireError(f'gpus is {gpus}; "all" or a string of device numbers such as "0,1" is expected')
+
+
 def run_all_training(params: Params = None, run_sync: bool = False) -> Any:
     """Train everything that has enough labels, as OHIF asks for."""
     app = app_instance()
     names, refused = [], []
+    for of_model in (params or {}).values():
+        _check_gpus(of_model)
     for name in app.info()["trainers"]:
         try:
             app.check_training(name)
@@ -234,8 +243,8 @@ async def show_archive(request: Request, path: str) -> Response:
         raise NotFoundError("this server has a folder of radiographs, and no archive")
     accept = request.headers.get("accept", "*/*")
     ask = functools.partial(proxy.answer, path, request.query_params.multi_items(), accept)
-    reply = await run_sync(ask, limiter=_archive_threads)
-    return Response(reply.body, media_type=reply.kind, headers={"Cache-Control": "no-store"})
+    body, kind = await run_sync(ask, limiter=_archive_threads)
+    return Response(body, media_type=kind, headers={"Cache-Control": "no-store"})
 
 
 def only_read(path: str) -> None:
@@ -254,36 +263,6 @@ def keep_model(model: str) -> None:
         AfireError: always.
     """
     raise AfireError("models are neither replaced nor deleted over the network; the model folders are only read")
-
-
-def show_page(name: str = "index.html") -> Response:
-    """Return a file of the page to work in."""
-    return WorkPage(app_instance()).file(name)
-
-
-def show_setup() -> dict[str, Any]:
-    """Return the labels that can be saved, and the models."""
-    return WorkPage(app_instance()).setup()
-
-
-def show_case(image: str) -> dict[str, Any]:
-    """Return the saved labels of an image."""
-    return WorkPage(app_instance()).case(image)
-
-
-def show_pixels(image: str) -> Response:
-    """Return a radiograph as the models see it."""
-    return WorkPage(app_instance()).pixels(image)
-
-
-def show_mask(image: str) -> Response:
-    """Return a saved mask."""
-    return WorkPage(app_instance()).mask(image)
-
-
-def use_model(wanted: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
-    """Put an earlier model in use."""
-    return WorkPage(app_instance()).use(wanted)
 
 
 def _in_thread(endpoint: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
@@ -312,7 +291,7 @@ def _prepare(app: FastAPI) -> FastAPI:
     """Put this module's answers before MONAI Label's own, for the same users."""
     user, annotator = settings.MONAI_LABEL_AUTH_ROLE_USER, settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR
     admin = settings.MONAI_LABEL_AUTH_ROLE_ADMIN
-    count = len(app.router.routes)
+    count, page = len(app.router.routes), WorkPage(app_instance)
     for path, method, answering, role in (
         ("/infer/{model}", "POST", run_inference, user),
         ("/train/{model}", "POST", run_training, admin),
@@ -321,13 +300,13 @@ def _prepare(app: FastAPI) -> FastAPI:
         ("/datastore/label", "PUT", save_label, annotator),
         ("/proxy/dicom/{path:path}", "GET", show_archive, user),
         *(("/proxy/dicom/{path:path}", m, only_read, user) for m in ("POST", "PUT", "PATCH", "DELETE")),
-        ("/work/", "GET", show_page, user),
-        ("/work/{name}", "GET", show_page, user),
-        ("/work/api/setup", "GET", show_setup, user),
-        ("/work/api/case", "GET", show_case, user),
-        ("/work/api/pixels", "GET", show_pixels, user),
-        ("/work/api/mask", "GET", show_mask, user),
-        ("/work/api/version", "POST", use_model, admin),
+        ("/work/", "GET", page.file, user),
+        ("/work/{name}", "GET", page.file, user),
+        ("/work/api/setup", "GET", page.setup, user),
+        ("/work/api/case", "GET", page.case, user),
+        ("/work/api/pixels", "GET", page.pixels, user),
+        ("/work/api/mask", "GET", page.mask, user),
+        ("/work/api/version", "POST", page.use, admin),
         ("/model/{model}", "PUT", keep_model, annotator),
         ("/model/{model}", "DELETE", keep_model, annotator),
     ):

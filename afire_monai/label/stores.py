@@ -122,11 +122,6 @@ class CarefulStore(LocalDatastore):
             raise UnknownImageError("there is no image of this id in the store; /datastore/?output=all names them")
         return uri
 
-    def get_image_info(self, image_id: str) -> dict[str, Any]:
-        """Return the stored facts about an image; nothing for an unknown one."""
-        info: dict[str, Any] = super().get_image_info(image_id)
-        return info
-
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Take an uploaded radiograph.
 
@@ -321,7 +316,7 @@ class ArchiveStore(CarefulStore):
         from afire_monai.dicom_results import write_masks
 
         image = self.get_image_uri(image_id)
-        mask = read_mask(image, label, {})
+        mask = read_mask(open_image(image, self.reader).grid, label, {})
         if not mask.any():
             return
         classes = self.classes or {f"class {value}": int(value) for value in set(mask.ravel().tolist()) - {0}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,18 @@ class WorkPage:
     """Answers the page's requests.
 
     Args:
-        app: a `RadiographLabelApp`: its store, models and trainings.
+        app: gives the `RadiographLabelApp`: its store, models and trainings; called at each request.
     """
 
-    def __init__(self, app: Any) -> None:
-        self.app = app
+    def __init__(self, app: Callable[[], Any]) -> None:
+        self._app = app
 
-    def file(self, name: str) -> Response:
+    @property
+    def app(self) -> Any:
+        """The application in use."""
+        return self._app()
+
+    def file(self, name: str = "index.html") -> Response:
         """Return a file of the page, which may load nothing but other such files.
 
         Raises:

@@ -43,11 +43,9 @@ class _Writer(ABC):
     ) -> None:
         self.folder = Path(output_dir)
         self.items = items
-        self.labels, self.columns = labels, columns
-        self.facts = {"section": "", "datalist_sha256": "", **facts}
-        self.predictions = PredictionsWriter(self.folder, labels, self.facts)
-        self.rows: list[Sequence[Any]] = []
-        self.written: set[int] = set()
+        self.columns = columns
+        self.predictions = PredictionsWriter(self.folder, labels, {"section": "", "datalist_sha256": "", **facts})
+        self.rows: list[Sequence[Any]]
 
     def attach(self, engine: Any) -> None:
         """Register with an evaluator."""
@@ -61,8 +59,7 @@ class _Writer(ABC):
     def _start(self) -> None:
         if (self.folder / RUN).exists():
             raise AfireError(f"{self.folder}: holds predictions of `afire predict`; give another output_dir")
-        self.predictions = PredictionsWriter(self.folder, self.labels, self.facts)
-        self.rows, self.written = [], set()
+        self.rows = []
         self.predictions.__enter__()
         (self.folder / SUMMARY).unlink(missing_ok=True)
         for old in (path for kind in (RESTORED, TOKENS, PROBABILITIES) for path in (self.folder / kind).glob("[0-9]*")):
@@ -72,9 +69,8 @@ class _Writer(ABC):
         for row, number in enumerate(engine.state.batch["index"].tolist()):
             item = self.items[number]
             index = item.get("place", number)
-            if index in self.written:  # it came in place of a file that could not be read a second time
+            if index in self.predictions:  # it came in place of a file that could not be read a second time
                 continue
-            self.written.add(index)
             values = self._write_one(engine.state.output["pred"], row, index)
             file = Path(str(item["image"]))
             shown = file.name if file.suffix.lower() in (".png", ".jpg", ".jpeg") else ""

@@ -127,6 +127,7 @@ class PredictionsWriter:
         check_names(self.labels)
 
     def __enter__(self) -> PredictionsWriter:
+        self._seen = set()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / FACTS).unlink(missing_ok=True)
@@ -166,7 +167,7 @@ class PredictionsWriter:
         given = dict(scores or {})
         if unknown := [name for name in given if name not in self.labels]:
             raise AfireError(f"image {index}: no column for {unknown[0]!r}; columns are {', '.join(self.labels)}")
-        if index in self._seen or index < 0:
+        if index in self or index < 0:
             raise AfireError(f"image {index}: a place in the section counts from 0 and is written once")
         row = [_cell(given.get(name), 1, f"image {index}: {name}") for name in self.labels]
         if self.anomaly:
@@ -178,6 +179,10 @@ class PredictionsWriter:
             self._save(MASKS, index, _picture_values(mask, 255, f"image {index}: mask").astype(np.uint8))
         self._seen.add(index)
         self._rows.writerow([index, *row])
+
+    def __contains__(self, index: object) -> bool:
+        """Return whether the image with this index has been written."""
+        return index in self._seen
 
     def _save(self, kind: str, index: int, pixels: NDArray) -> None:
         (self.folder / kind).mkdir(exist_ok=True)

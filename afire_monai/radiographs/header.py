@@ -115,7 +115,7 @@ class Header:
             wanted = (int, float) if isinstance(default, float) else type(default)
             texts = value if isinstance(value, tuple) else ()
             if not isinstance(value, wanted) or not all(isinstance(text, str) for text in texts):
-                raise TypeError(f"{name} of a header is {value!r}")
+                raise TypeError(f"{name} of a header is of type {type(value).__name__}")
         return cls(**plain)
 
 

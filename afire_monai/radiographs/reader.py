@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -29,13 +28,6 @@ from afire_monai.radiographs.raster import WhiteLevel
 Unfit = Literal["read", "refuse", "note"]
 _DECODER_REFUSES = (NOT_RADIOGRAPH, SEVERAL_FRAMES, COLOUR)
 """The decoder has better words for these."""
-
-
-@dataclass(frozen=True)
-class RadiographFile:
-    """The input of `RadiographReader.get_data`: one path, or several that it will refuse."""
-
-    paths: tuple[Path, ...]
 
 
 class RadiographReader(ImageReader):
@@ -90,23 +82,23 @@ class RadiographReader(ImageReader):
         """Whether all names have a suffix of a supported format; content decides later."""
         return all(str(name).lower().endswith(RADIOGRAPH_SUFFIXES) for name in ensure_tuple(filename))
 
-    def read(self, data: Sequence[str | PathLike[str]] | str | PathLike[str], **kwargs: Any) -> RadiographFile:
-        """Take the file name; `get_data` decodes.
+    def read(self, data: Sequence[str | PathLike[str]] | str | PathLike[str], **kwargs: Any) -> tuple[Path, ...]:
+        """Take the file name, or several that `get_data`, which decodes, will refuse.
 
         ``LoadImage`` answers an error in this method by trying MONAI's own readers, which would accept what this
         reader refuses, transposed. An error in `get_data` reaches the user.
         """
-        return RadiographFile(tuple(Path(name) for name in ensure_tuple(data)))
+        return tuple(Path(name) for name in ensure_tuple(data))
 
-    def get_data(self, img: RadiographFile) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    def get_data(self, img: tuple[Path, ...]) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Decode; return array (1, H, W) float32 in 0…1, and the metadata described at the class.
 
         Raises:
             RadiographError: if the file is not a radiograph that can be used.
         """
-        path, *others = img.paths
+        path, *others = img
         if others:
-            raise refusal(path, "several files", f"{len(img.paths)} files for one image; a radiograph is one file")
+            raise refusal(path, "several files", f"{len(img)} files for one image; a radiograph is one file")
         judged = self.unfit != "read" and is_dicom(path)
         verdict = judge_file(path, self.modalities) if judged else Verdict(stated=True)
         if verdict.reason not in _DECODER_REFUSES:

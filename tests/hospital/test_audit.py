@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom import Dataset
 
 pytest.importorskip("dicomweb_client")
 pytest.importorskip("highdicom")
@@ -24,7 +25,10 @@ from hospital_files import chest, write
 
 from afire_monai.cli.main import run as afire
 from afire_monai.core.errors import AfireError
-from afire_monai.hospital.audit import audited, follow
+from afire_monai.hospital.audit import audited, follow, leave_pointer
+from afire_monai.hospital.dicomweb.client import Query, SeriesReference
+from afire_monai.hospital.dicomweb.credentials import DicomWebError
+from afire_monai.hospital.dicomweb.transfer import fetch, send_folder
 from afire_monai.hospital.ingest import ingest
 from afire_monai.predictions.format import Predictions, save_predictions
 
@@ -103,6 +107,56 @@ def test_a_run_that_fails_is_in_the_log_without_what_was_wrong(tmp_path: Path) -
         ingest(tmp_path / "in", tmp_path / "out", workers=0)
     (line,) = rows(tmp_path / "out" / "private" / "audit.csv")
     assert line["what"] == "ended by AfireError"
+
+
+class Refusing:
+    """An archive that takes one object and then refuses the credentials."""
+
+    peer = "archive"
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def _take(self) -> bool:
+        if self.taken:
+            raise DicomWebError("refused")
+        self.taken += 1
+        return True
+
+    def find_series(self, query: Query) -> list[SeriesReference]:
+        return [SeriesReference("1.2", "1.2.3")]
+
+    def find_instances(self, series: SeriesReference) -> list[str]:
+        return ["1.2.3.4", "1.2.3.5"]
+
+    def retrieve(self, series: SeriesReference, instance: str, path: Path) -> None:
+        self._take()
+        path.write_bytes(b"")
+
+    def store(self, dataset: Dataset) -> bool:
+        return self._take()
+
+    def settle(self) -> dict[str, str]:
+        return {}
+
+
+def test_only_what_an_archive_took_is_named_also_when_the_transfer_ends_early(tmp_path: Path) -> None:
+    objects, log = tmp_path / "objects", tmp_path / "audit.csv"
+    for number, name in enumerate("abc"):
+        write(objects / f"{name}.dcm", number)
+    log.touch()
+    leave_pointer(objects, log, {f"{name}.dcm": f"image-{name}" for name in "abcd"})
+    with pytest.raises(DicomWebError):
+        send_folder(Refusing(), objects)
+    send_folder(Refusing(), objects / "b.dcm")
+    with pytest.raises(DicomWebError):
+        fetch(Refusing(), Query.of(["DX"]), tmp_path / "out")
+    assert [(line["what"], line["pseudonyms"]) for line in rows(log)] == [
+        ("1 files sent, 0 were there, 0 failed, ended by DicomWebError", "image-a"),
+        ("1 files sent, 0 were there, 0 failed", "image-b"),
+    ]
+    (line,) = rows(tmp_path / "out" / "private" / "audit.csv")
+    assert line["what"] == "1 files of 1 series fetched, 0 were there, 0 failed, ended by DicomWebError"
 
 
 @pytest.mark.parametrize("obstacle", ["folder", "link"])

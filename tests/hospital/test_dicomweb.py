@@ -36,7 +36,7 @@ from afire_monai.hospital.dicomweb import connection
 from afire_monai.hospital.dicomweb.client import DicomWeb, Query, SeriesReference, is_uid
 from afire_monai.hospital.dicomweb.connection import PASSWORD, TOKEN, AnswerError, ConnectionLostError
 from afire_monai.hospital.dicomweb.credentials import TOKEN_FILE, USER, DicomWebError, find_credentials
-from afire_monai.hospital.dicomweb.transfer import GIVE_UP, forget, retrieve_series, send_folder
+from afire_monai.hospital.dicomweb.transfer import GIVE_UP, Fetched, Transfer, retrieve_series, send_folder
 
 
 @pytest.fixture(autouse=True)
@@ -206,7 +206,7 @@ def test_what_was_forgotten_is_gone(server, tmp_path):
     folder = tmp_path / "private" / "dicom"
     retrieve_series(client(server), references(small(1), small(2)), folder)
     (folder / "another file").write_bytes(b"mine")
-    assert forget(folder) == 2
+    assert Fetched(folder, 0, Transfer()).forget() == 2
     assert [p.name for p in folder.iterdir()] == ["another file"]
     assert retrieve_series(client(server), references(small(1)), folder).done == 1
 

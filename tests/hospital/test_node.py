@@ -107,6 +107,17 @@ def wait_for(state: Path, done: Callable[[NodeStatus], bool], seconds: float = 6
     return status
 
 
+def queue_of_results(model: Path, state: Path, count: int, **options: object) -> Queue:
+    """The queue of a node that received ``count`` radiographs and ended; their results wait to be sent."""
+    with running_node(state, model, **options) as port, client(port) as router:
+        for number in range(count):
+            router.store(radiograph(number))
+        wait_for(state, lambda status: status.counts[KEPT] == count)
+    queue = Queue(state)
+    queue.send_what_was_kept()
+    return queue
+
+
 def client(port: int, called: str = "AFIRE", **options: object) -> Pacs:
     values = {"aet": "ROUTER", "timeout": 20, "retries": 0, **options}
     return Pacs(f"{called}@127.0.0.1:{port}", **values)  # type: ignore[arg-type]
@@ -418,12 +429,7 @@ def test_the_end_does_not_wait_for_a_whole_batch(model, tmp_path, monkeypatch):
 
 def test_results_that_are_gone_do_not_hold_up_the_others(model, tmp_path):
     state = tmp_path / "s"
-    with running_node(state, model, kinds=("sr",)) as port, client(port) as router:
-        for number in range(2):
-            router.store(radiograph(number))
-        wait_for(state, lambda status: status.counts[KEPT] == 2)
-    queue = Queue(state)
-    queue.send_what_was_kept()
+    queue = queue_of_results(model, state, 2, kinds=("sr",))
     _, first, _ = next(queue.waiting(PREDICTED))
     shutil.rmtree(queue.results(first))
     with fake_pacs() as pacs, Pacs(pacs.address, retries=0) as archive:
@@ -561,12 +567,7 @@ def test_what_a_kill_left_half_done_is_cleaned_up(tmp_path):
 
 def test_what_the_archive_refuses_is_given_up_after_some_tries_and_taken_up_at_the_next_start(model, tmp_path):
     state = tmp_path / "s"
-    with running_node(state, model) as port, client(port) as router:
-        for number in range(2):
-            router.store(radiograph(number))
-        wait_for(state, lambda status: status.counts[KEPT] == 2)
-    queue = Queue(state)
-    queue.send_what_was_kept()
+    queue = queue_of_results(model, state, 2)
     with fake_pacs(status=0x0122) as pacs, Pacs(pacs.address, retries=0) as archive:
         sender = Sender(queue, archive)
         for _ in range(sending.MOST_TRIES):
@@ -587,12 +588,7 @@ def test_what_the_archive_refuses_is_given_up_after_some_tries_and_taken_up_at_t
 
 def test_results_that_always_break_the_exchange_do_not_hold_up_the_others(model, tmp_path):
     state = tmp_path / "s"
-    with running_node(state, model, kinds=("sr",)) as port, client(port) as router:
-        for number in range(3):
-            router.store(radiograph(number))
-        wait_for(state, lambda status: status.counts[KEPT] == 3)
-    queue = Queue(state)
-    queue.send_what_was_kept()
+    queue = queue_of_results(model, state, 3, kinds=("sr",))
     _, first, _ = next(queue.waiting(PREDICTED))
     (path,) = queue.results(first).iterdir()
     with (
@@ -609,12 +605,7 @@ def test_results_that_always_break_the_exchange_do_not_hold_up_the_others(model,
 
 def test_an_archive_that_ends_every_connection_is_waited_for_and_nothing_is_given_up(model, tmp_path):
     state = tmp_path / "s"
-    with running_node(state, model, kinds=("sr",)) as port, client(port) as router:
-        for number in range(3):
-            router.store(radiograph(number))
-        wait_for(state, lambda status: status.counts[KEPT] == 3)
-    queue = Queue(state)
-    queue.send_what_was_kept()
+    queue = queue_of_results(model, state, 3, kinds=("sr",))
     with fake_pacs(breaks_after=0) as pacs, Pacs(pacs.address, retries=0) as archive:
         sender = Sender(queue, archive)
         for _ in range(3 * sending.MOST_TRIES):
@@ -656,11 +647,7 @@ def test_results_stay_until_the_archive_says_that_it_keeps_them(model, tmp_path,
 
 def test_what_the_archive_refuses_is_not_given_up_because_it_keeps_the_rest(model, tmp_path):
     state = tmp_path / "s"
-    with running_node(state, model) as port, client(port) as router:
-        router.store(radiograph(1))
-        wait_for(state, lambda status: status.counts[KEPT] == 1)
-    queue, reports = Queue(state), Reports()
-    queue.send_what_was_kept()
+    queue, reports = queue_of_results(model, state, 1), Reports()
     with fake_pacs(refused=frozenset({"SR"})) as pacs, client(pacs.port, called=AET, reports=reports) as archive:
         sender = Sender(queue, archive, commit=True)
         assert "does not take this kind" in sender.send_all(threading.Event())
@@ -674,12 +661,7 @@ def test_what_the_archive_refuses_is_not_given_up_because_it_keeps_the_rest(mode
 
 def test_what_went_into_an_archive_before_it_was_full_is_not_sent_again(model, tmp_path):
     state = tmp_path / "s"
-    with running_node(state, model) as port, client(port) as router:
-        for number in range(2):
-            router.store(radiograph(number))
-        wait_for(state, lambda status: status.counts[KEPT] == 2)
-    queue, reports = Queue(state), Reports()
-    queue.send_what_was_kept()
+    queue, reports = queue_of_results(model, state, 2), Reports()
     with fake_pacs(room=KINDS) as pacs, client(pacs.port, called=AET, reports=reports) as archive:
         sender = Sender(queue, archive, commit=True)
         assert "out of resources" in sender.send_all(threading.Event())
@@ -692,12 +674,7 @@ def test_what_went_into_an_archive_before_it_was_full_is_not_sent_again(model, t
 
 def test_what_went_in_before_an_object_that_ends_the_connection_is_not_sent_again(model, tmp_path):
     state = tmp_path / "s"
-    with running_node(state, model) as port, client(port) as router:
-        for number in range(2):
-            router.store(radiograph(number))
-        wait_for(state, lambda status: status.counts[KEPT] == 2)
-    queue, reports = Queue(state), Reports()
-    queue.send_what_was_kept()
+    queue, reports = queue_of_results(model, state, 2), Reports()
     with fake_pacs(drop_every=KINDS + 1) as pacs, client(pacs.port, called=AET, reports=reports) as archive:
         assert "ended the connection" in Sender(queue, archive, commit=True).send_all(threading.Event())
         assert node_status(state).counts == {SENT: 1, PREDICTED: 1}
@@ -706,12 +683,7 @@ def test_what_went_in_before_an_object_that_ends_the_connection_is_not_sent_agai
 
 def test_with_commitment_a_radiograph_without_results_is_not_waited_for(model, tmp_path):
     state = tmp_path / "s"
-    with running_node(state, model, kinds=("sr",)) as port, client(port) as router:
-        for number in range(2):
-            router.store(radiograph(number))
-        wait_for(state, lambda status: status.counts[KEPT] == 2)
-    queue, reports = Queue(state), Reports()
-    queue.send_what_was_kept()
+    queue, reports = queue_of_results(model, state, 2, kinds=("sr",)), Reports()
     _, first, _ = next(queue.waiting(PREDICTED))
     for result in queue.results(first).iterdir():
         result.unlink()
@@ -723,11 +695,7 @@ def test_with_commitment_a_radiograph_without_results_is_not_waited_for(model, t
 
 def test_an_archive_that_never_reports_is_asked_less_and_less_often(model, tmp_path, monkeypatch):
     state = tmp_path / "s"
-    with running_node(state, model) as port, client(port) as router:
-        router.store(radiograph(1))
-        wait_for(state, lambda status: status.counts[KEPT] == 1)
-    queue, reports, waits = Queue(state), Reports(), []
-    queue.send_what_was_kept()
+    queue, reports, waits = queue_of_results(model, state, 1), Reports(), []
 
     class Stop(threading.Event):
         def wait(self, timeout: float | None = None) -> bool:

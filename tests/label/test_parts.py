@@ -183,7 +183,7 @@ def test_findings_are_read_as_they_are(tmp_path):
 def test_masks_with_values_of_no_class_are_refused(pngs, tmp_path):
     Image.fromarray(np.full(SHAPE, 7, np.uint8)).save(tmp_path / "m.png")
     with pytest.raises(AfireError, match=r"\[7\].*1 right_lung"):
-        read_mask(pngs / "chest00.png", tmp_path / "m.png", {"right_lung": 1})
+        read_mask(open_image(pngs / "chest00.png").grid, tmp_path / "m.png", {"right_lung": 1})
 
 
 # choice ---------------------------------------------------------------------------------------------------------------

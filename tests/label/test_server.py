@@ -264,6 +264,8 @@ def test_labels_train_a_better_model_that_answers_upright(server, tmp_path):
         assert (read_label(stored, Grid(SHAPE, (0.4, 0.5))) == mask).all()
     assert server.info()["datastore"]["completed"] == IMAGES
     score = server.http.post(f"{server.url}scoring/dice?run_sync=true", timeout=120).json()
+    refused = server.train("segmentation", gpus=1)  # MONAI Label could not start it, and it would hold up the others
+    assert (refused.status_code, "device numbers" in refused.json()["detail"]) == (400, True), refused.text
     with ThreadPoolExecutor(2) as clicks:  # at once, as by a double click: one is trained, one refused
         started = list(clicks.map(lambda _: server.train("segmentation", max_epochs=40, lr=1.0), range(2)))
     assert sorted(answer.status_code for answer in started) == [200, 429], [answer.text for answer in started]
@@ -415,8 +417,9 @@ def test_an_archive_with_its_own_authority_certificates_and_credentials_is_reach
         (tmp_path / "token").chmod(0o600)
         monkeypatch.setenv("AFIRE_DICOMWEB_TOKEN_FILE", os.path.relpath(tmp_path / "token"))
         expected = "Bearer abc.def"
-    source = radiograph(1)
+    source = radiograph(1, Modality="DX" if way == "password" else "OT")
     options = {
+        "modalities": "DX,OT",
         "ca": str(files / "server.pem"),
         "tls_cert": str(files / "client.pem"),
         "tls_key": str(files / "client.key"),

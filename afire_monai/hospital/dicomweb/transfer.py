@@ -61,12 +61,14 @@ class Transfer:
         already: instances that were there before.
         failed: (what, reason) of the others; `what` is a UID or a file, which only the owner may see.
         skipped: files that are not DICOM.
+        sent: names of the files that the archive took.
     """
 
     done: int = 0
     already: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     skipped: int = 0
+    sent: set[str] = field(default_factory=set)
 
     @property
     def status(self) -> int:
@@ -87,7 +89,11 @@ class Transfer:
 
 
 def retrieve_series(
-    web: Archive, series: Sequence[SeriesReference], folder: str | Path, progress: bool = False
+    web: Archive,
+    series: Sequence[SeriesReference],
+    folder: str | Path,
+    progress: bool = False,
+    result: Transfer | None = None,
 ) -> Transfer:
     """Fetch all instances of series, one at a time, each into a file of its own.
 
@@ -99,15 +105,18 @@ def retrieve_series(
         series: series to fetch.
         folder: folder for the files, created if needed; files are named by SOPInstanceUID.
         progress: show a bar with the time left.
+        result: counts to go on with, for whoever needs them after an error, too; it is returned.
 
     Raises:
         DicomWebError: if the server refuses the credentials or is lost for good; files fetched before that are kept.
         AfireError: if the folder cannot be written.
     """
     folder = Path(folder)
-    result = Transfer()
+    result = Transfer() if result is None else result
     try:
-        private_folder(folder)
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.chmod(0o700)
         known = _names(folder)
         for broken in folder.glob("*.part"):
             broken.unlink()
@@ -129,24 +138,6 @@ def retrieve_series(
     return result
 
 
-def forget(folder: str | Path) -> int:
-    """Delete the retrieved files. The same transfer would fetch them again.
-
-    Returns:
-        Number of files deleted.
-
-    Raises:
-        AfireError: if they cannot be deleted.
-    """
-    names = _names(Path(folder))
-    try:
-        for name in names:
-            (Path(folder) / f"{name}.dcm").unlink(missing_ok=True)
-    except OSError as error:
-        raise _cannot_write(error) from None
-    return len(names)
-
-
 def send_folder(web: Archive, folder: str | Path, progress: bool = False, audit: str | Path | None = None) -> Transfer:
     """Store every DICOM file of a folder and its subfolders in an archive; other files are passed over.
 
@@ -165,16 +156,17 @@ def send_folder(web: Archive, folder: str | Path, progress: bool = False, audit:
     if not folder.exists():
         raise AfireError("the folder to send is not there; give one that holds DICOM files")
     log, images = follow(folder)
+    result = Transfer()
     with audited(log if audit is None else Path(audit), "send", web.peer) as entry:
-        result = _send_all(web, folder, progress)
-        failed = {os.path.basename(file) for file, _ in result.failed}
-        entry.what = result.counts("sent")
-        entry.pseudonyms = sorted({image for name, image in images.items() if name not in failed})
+        try:
+            _send_all(web, folder, progress, result)
+        finally:
+            entry.what = result.counts("sent")
+            entry.pseudonyms = sorted({image for name, image in images.items() if name in result.sent})
     return result
 
 
-def _send_all(web: Archive, folder: Path, progress: bool) -> Transfer:
-    result = Transfer()
+def _send_all(web: Archive, folder: Path, progress: bool, result: Transfer) -> None:
     files = [folder] if folder.is_file() else sorted(_files(folder, result))
     wanted = [file for file in files if _has_magic_word(file)]
     result.skipped = len(files) - len(wanted)
@@ -191,6 +183,7 @@ def _send_all(web: Archive, folder: Path, progress: bool) -> Transfer:
                     new = web.store(dataset)
                     result.done += new
                     result.already += not new
+                    result.sent.add(file.name)
                     stored.setdefault(str(dataset.SOPInstanceUID), []).append((str(file), new))
                 patience.answered()
             if len(stored) >= AT_ONCE:
@@ -200,7 +193,6 @@ def _send_all(web: Archive, folder: Path, progress: bool) -> Transfer:
             _settle(web, stored, result)
         raise
     _settle(web, stored, result)
-    return result
 
 
 def _settle(web: Archive, stored: dict[str, list[tuple[str, bool]]], result: Transfer) -> None:
@@ -212,15 +204,9 @@ def _settle(web: Archive, stored: dict[str, list[tuple[str, bool]]], result: Tra
         for file, new in stored[uid]:
             result.done -= new
             result.already -= not new
+            result.sent.discard(os.path.basename(file))
             result.failed.append((file, reason))
     stored.clear()
-
-
-def private_folder(folder: Path) -> None:
-    """Make a folder that only its owner can enter (mode 0700), its parent likewise if it has to be made."""
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    folder.chmod(0o700)
 
 
 class _Patience:
@@ -327,8 +313,18 @@ class Fetched:
         return lines
 
     def forget(self) -> int:
-        """Delete the retrieved files and give their number; see :func:`~.dicomweb_transfer.forget`."""
-        return forget(self.folder)
+        """Delete the retrieved files, which the same transfer would fetch again, and return their number.
+
+        Raises:
+            AfireError: if they cannot be deleted.
+        """
+        names = _names(self.folder)
+        try:
+            for name in names:
+                (self.folder / f"{name}.dcm").unlink(missing_ok=True)
+        except OSError as error:
+            raise _cannot_write(error) from None
+        return len(names)
 
 
 def fetch(web: Archive, query: Query, out: str | Path, progress: bool = False) -> Fetched:
@@ -351,9 +347,12 @@ def fetch(web: Archive, query: Query, out: str | Path, progress: bool = False) -
             "this user may see the studies"
         )
     private = make_private_folder(Path(out))
+    transfer = Transfer()
     with audited(private / AUDIT, "fetch", web.peer) as entry:
-        transfer = retrieve_series(web, series, private / RETRIEVED, progress)
-        entry.what = transfer.counts(f"of {len(series)} series fetched")
+        try:
+            retrieve_series(web, series, private / RETRIEVED, progress, transfer)
+        finally:
+            entry.what = transfer.counts(f"of {len(series)} series fetched")
     if transfer.failed:
         transfer.write_failures(private / NOT_RETRIEVED)
     else:

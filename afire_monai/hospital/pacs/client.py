@@ -292,7 +292,7 @@ class Pacs:
         def ask() -> None:
             found.clear()
             final = self._exchange("find", lambda association: association.send_c_find(identifier, FIND), found)
-            if final is None or getattr(final, "Status", None) != 0:
+            if getattr(final, "Status", None) != 0:
                 raise status_error(final, {})
 
         self._repeated(ask)
