@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from anomaly import by_detector
 from downstream import FRESH, segmentation_run
-from judging import Cases, localisation, pictures, reference_and_test
+from judging import Cases, groups_of, localisation, pictures, reference_and_test
 from probe import cases
 
 from afire_monai.datalists.file import load_datalist
@@ -86,8 +86,8 @@ def outlines_run(datalist: str, model: Path, seed: int, work: Path) -> Scores:
     """Fine-tune a segmenter; Dice of each test image."""
     images = segmentation_run(datalist, str(model), 1.0, seed, work)["images"]
     items = load_datalist(datalist)["test"]
-    groups = [str(items[place].get("group", items[place]["image"])) for place in images["place"]]
-    return {"case_dice": np.array(images["dice/lung"]), "case_groups": np.array(groups)}
+    groups = groups_of([items[place] for place in images["place"]])
+    return {"case_dice": np.array(images["dice/lung"]), "case_groups": groups}
 
 
 def stored_rows(log: Path, mend: bool = False) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from compare_chart import methods_chart
 from compare_parts import stored_rows
-from judging import interval
+from judging import groups_of, interval
 
 from afire_monai.core.files import whole_file, write_rows
 from afire_monai.datalists.file import load_datalist
@@ -29,7 +29,7 @@ def classification_truth(row: dict[str, Any], saved: Any) -> tuple[np.ndarray, n
     content = load_datalist(row["datalist"])
     items = [content["test"][i] for i in saved["index"]]
     truth = target_matrix(items, content["labels"], select=[str(x) for x in saved["labels"]]).astype(float)
-    return truth, np.array([i.get("group", i["image"]) for i in items])
+    return truth, groups_of(items)
 
 
 def auroc_draws(truth: np.ndarray, scores: np.ndarray, groups: np.ndarray, repeats: int = REPEATS) -> np.ndarray:

@@ -145,7 +145,7 @@ def compare_steps(report: Report, device: str, chosen: list[str]) -> None:
 
 
 def compare_detector(report: Report, device: str) -> None:
-    """Scores of the anomaly detector."""
+    """Tokens of the anomaly detector."""
     scores = []
     for where in ("cpu", device):
         torch.manual_seed(0)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from judging import interval
+from judging import groups_of, interval
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -218,7 +218,7 @@ def macro_draws(rows: list[dict[str, Any]], folder: Path) -> tuple[np.ndarray, l
         saved = np.load(folder / "scores" / f"{row['key'].replace('/', '_')}.npz")
         items = [content["test"][i] for i in saved["index"]]
         truth = target_matrix(items, content["labels"], select=[str(x) for x in saved["labels"]]).astype(float)
-        groups = np.array([i.get("group", i["image"]) for i in items])
+        groups = groups_of(items)
         enough = [c for c, t in enumerate(truth.T) if min((t == 1).sum(), (t == 0).sum()) >= LEAST_POSITIVES]
         levels = np.full(truth.shape[1], 0.5)
         figure = figure_draws(truth, saved["scores"].astype(float), groups, levels, ("auroc",), REPEATS, 0)["auroc"]

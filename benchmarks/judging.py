@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from afire_monai.datalists.file import is_normal, load_datalist
+from afire_monai.datalists.patients import patient_of
 from afire_monai.evaluation.cases import lesion_case
 from afire_monai.evaluation.localisation import LesionCase, Localisation, image_figures, summarise
 from afire_monai.evaluation.probes import extract_features, knn_probe, linear_probe
@@ -68,7 +69,7 @@ class Population:
 
 def groups_of(items: Items) -> np.ndarray:
     """Return the patient of each item (n,); without one each image counts as a patient."""
-    return np.array([str(item.get("group") or item["image"]) for item in items])
+    return np.array([patient_of(item) for item in items])
 
 
 def pictures(items: Items, sizes: Iterable[Size], workers: int = 2) -> dict[Size, Tensor]:

@@ -67,7 +67,7 @@ def build(
 
 
 class Steps:
-    """The three steps over one set of weights, so that they can be timed in turns."""
+    """All kinds of steps over one set of weights, so that they can be timed in turns."""
 
     def __init__(self, method: AFiRe, images: Tensor, precision: str) -> None:
         self.method, self.images = method, images

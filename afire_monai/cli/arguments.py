@@ -168,7 +168,7 @@ def convert(name: str, text: str, annotation: str) -> Any:
         raise UsageError(f"{option} needs a value")
     sequences = [match[1] for kind in kinds if (match := re.match(r"(?:Sequence|Collection|tuple)\[(\w+)", kind))]
     kind = sequences[0] if sequences else next((kind for kind in kinds if kind in _SCALARS), "str")
-    scalar = _SCALARS.get(kind, str)
+    scalar = _count if kind == "int" and not sequences else _SCALARS.get(kind, str)
     try:
         return tuple(scalar(one) for one in text.strip("()[] ").split(",")) if sequences else scalar(text)
     except ValueError:
@@ -176,8 +176,14 @@ def convert(name: str, text: str, annotation: str) -> Any:
         raise UsageError(f"{option} must be {expected}, got {text!r}") from None
 
 
+def _count(text: str) -> int:
+    if (number := int(text)) < 0:  # no option of one number has a meaning below 0
+        raise ValueError
+    return number
+
+
 _SCALARS: dict[str, Callable[[str], Any]] = {"int": int, "float": float}
-_SINGULARS = {"int": "a whole number", "float": "a number"}
+_SINGULARS = {"int": "a whole number of at least 0", "float": "a number"}
 _PLURALS = {"int": "whole numbers with commas between them", "float": "numbers with commas between them"}
 
 

@@ -36,7 +36,7 @@ def check(
         base_dir: folder that the list's relative paths start from; the list's own folder unless given.
         classes: classes of the masks and the grey values that stand for them, such as lung=255,heart=128.
         write: file for a list without the images and masks that cannot be used; it keeps these reader options.
-        workers: number of threads that read; the number of cores unless given.
+        workers: number of threads that read; the number of cores, at most 8, unless given.
     """
     from afire_monai.core.errors import DataListError
     from afire_monai.datalists.check import check_path

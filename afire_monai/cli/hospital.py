@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from afire_monai.cli.fronts import front
-from afire_monai.cli.predictions import exception_lines
+from afire_monai.cli.predictions import exception_lines, model_folders
 from afire_monai.core.errors import AfireError
 
 
@@ -231,7 +231,7 @@ def node(
     *,
     state: str,
     model: Sequence[str] | None = None,
-    population: str = "adults",
+    population: str | None = None,
     status: bool = False,
     **options: Any,
 ) -> int:
@@ -248,7 +248,8 @@ def node(
 
     Args:
         model: model folder, or several with commas between them; the model that comes with the package unless given.
-        population: normal radiographs that the package's model compares with: adults or children (1 to 5 years).
+        population: normal radiographs that the package's model compares with: adults or children (1 to 5 years); adults
+            unless given.
         status: print the state of the received objects, and end.
     """
     try:
@@ -261,9 +262,11 @@ def node(
 
         print("\n".join(node_status(state).lines()))
         return 0
-    from afire_monai.models.shipped import shipped_models
-
-    folders = tuple(map(str, shipped_models(population))) if model is None else model
-    work(state, folders, ready=lambda port: print(f"listening: port {port}; Ctrl-C ends it", flush=True), **options)
+    work(
+        state,
+        model_folders(model, population),
+        ready=lambda port: print(f"listening: port {port}; Ctrl-C ends it", flush=True),
+        **options,
+    )
     print("ended; waiting objects are kept; run the same command to continue")
     return 0

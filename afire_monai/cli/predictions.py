@@ -1,4 +1,4 @@
-"""Commands that use a model: ``afire reference``, ``predict``, ``evaluate`` and ``figures``."""
+"""Commands that use a model: ``afire reference``, ``predict``, ``evaluate``, ``figures`` and ``export``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from afire_monai.cli.fronts import front
-from afire_monai.core.errors import require_path
+from afire_monai.core.errors import AfireError, require_path
 from afire_monai.core.quiet import silence
 
+ADULTS = "adults"
 LIST = "make a data list with `afire datalist`"
 MODEL = "a run writes its model folder as models/ below its output folder"
 
@@ -20,7 +21,7 @@ def predict(
     *,
     inputs: Sequence[str] = (),
     model: Sequence[str] | None = None,
-    population: str = "adults",
+    population: str | None = None,
     **options: Any,
 ) -> int:
     """Predict radiographs: probabilities, masks, anomaly percentile and maps, as far as there are models for them.
@@ -35,21 +36,24 @@ def predict(
 
     Args:
         model: model folder, or several with commas between them; the model that comes with the package unless given.
-        population: normal radiographs that the package's model compares with: adults or children (1 to 5 years).
+        population: normal radiographs that the package's model compares with: adults or children (1 to 5 years); adults
+            unless given.
     """
     silence()
     for path in inputs:
         require_path("input", path, "give folders, radiographs, or one data list")
     for folder in model or ():
         require_path("--model", folder, MODEL)
-    from afire_monai.models.shipped import DEFAULT, shipped_models
+    folders = model_folders(model, population)
+    from afire_monai.models.shipped import DEFAULT
     from afire_monai.predictions.results import KEY
 
     if model is None:
-        model = tuple(map(str, shipped_models(population)))
         print(f"model:    {DEFAULT}, which comes with the package: research only, not a medical device")
-        print(f"          percentiles are among normal radiographs of {population}; --population names others")
-    done = work(inputs, model, **options)
+        print(
+            f"          percentiles are among normal radiographs of {population or ADULTS}; --population names others"
+        )
+    done = work(inputs, folders, **options)
     if done.rank:
         # a process that ends with another status than 0 would make torchrun end the others
         return 0
@@ -61,6 +65,23 @@ def predict(
         print(f"{'reference:' if done.fit.fits else 'WARNING:'} {done.fit.words}")
     print(f"results:  {options['out']} ({KEY} there says which file an index is; it can identify patients, keep it)")
     return int(done.status)
+
+
+def model_folders(model: Sequence[str] | None, population: str | None) -> Sequence[str]:
+    """Return the given model folders, or those of the package's model with its reference of a population.
+
+    Raises AfireError for an unknown population, or for both.
+    """
+    from afire_monai.models.shipped import shipped_models
+
+    if model is None:
+        return tuple(map(str, shipped_models(population or ADULTS)))
+    if population is not None:
+        raise AfireError(
+            f"--population {population} chooses among the references of the package's model; a model of --model "
+            "has its own, so leave one of the two out"
+        )
+    return model
 
 
 def exception_lines(left_out: Mapping[int, str], unfit: Mapping[str, int]) -> list[str]:

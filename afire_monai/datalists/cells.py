@@ -21,7 +21,7 @@ FACTS = ("sex", "age", "view", "source")
 """Optional facts of an item that a CSV column can give."""
 NOT_KNOWN = frozenset(("nan", "na", "n/a", "#n/a", "none", "null", "nil", "?"))
 """Cells, in small letters, by which programs and people say that nothing is known."""
-# truth values as spreadsheets of several languages write them, and ticks as people write them
+# truth values as spreadsheets of several languages and people write them
 _WORDS: dict[str, float] = {
     **dict.fromkeys(("true", "yes", "y", "ja", "wahr", "oui", "vrai", "si", "sí", "verdadero", "vero", "sim"), 1),
     **dict.fromkeys(("false", "no", "n", "nein", "falsch", "non", "faux", "falso", "nee", "não"), 0),

@@ -53,9 +53,10 @@ class FileFacts:
 
     @property
     def intensity_problem(self) -> str | None:
-        """One of "all black", "constant", "nearly black 16-bit PNG", "only two values", "hardly any contrast"; or None.
+        """Return what is wrong with the grey levels, or None.
 
-        The last one is the only one that does not spoil a training.
+        It is "all black", "constant", "nearly black 16-bit PNG", "only two values, as masks have" or "hardly any
+        contrast". The last one is the only one that does not spoil a training.
         """
         low, high = self.extremes
         if high <= 0:
@@ -190,7 +191,7 @@ def check_path(
 def check_files(files: list[str], workers: int | None = None, progress: bool = False, **reader: Any) -> CheckReport:
     """As `check_path`, for the given image files. Threads suffice: decoding leaves the interpreter lock alone."""
     report = CheckReport()
-    with ThreadPoolExecutor(workers or threads()) as pool:
+    with ThreadPoolExecutor(threads(workers) or 1) as pool:
         results = pool.map(_examiner(reader), files)
         for result in tqdm(results, total=len(files), desc="reading", unit="file", disable=hidden(progress)):
             if isinstance(result, RefusedFile):

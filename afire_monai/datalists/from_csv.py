@@ -222,8 +222,8 @@ class _Manifest:
                 item["mask"] = os.path.join(self.base, mask)
             else:
                 skipped["missing_mask"] += 1
-        if image in self.boxes:
-            item["boxes"] = self.boxes[image]
+        if boxes := self.boxes.get(os.path.normpath(image)):
+            item["boxes"] = boxes
         facts = facts_of(**{fact: row[column] for fact, column in self.facts.items()})
         unusable.update(fact for fact in ("sex", "age") if fact not in facts and _cell(row, self.facts.get(fact)))
         return item | facts

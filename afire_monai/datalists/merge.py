@@ -9,10 +9,12 @@ from typing import Any
 
 from afire_monai.core.errors import DataListError
 from afire_monai.datalists.file import (
+    DEFAULT_NORMAL,
     SECTIONS,
     DataList,
     StrPath,
     datalist_hash,
+    is_normal,
     load_datalist,
     normal_label,
     patient_of,
@@ -24,9 +26,10 @@ from afire_monai.datalists.file import (
 def merge_datalists(paths: Sequence[StrPath], out: StrPath | None = None, name: str = "merged") -> DataList:
     """Join lists section by section; an image keeps the section that its own list gave it.
 
-    Label names are those of all lists in order of appearance; a label that a list does not know is null for its
-    images, except that an image known to be normal has none of the others' findings. Without ``out`` the list is only
-    returned.
+    Label names are those of all lists in order of appearance; the label that means "no finding" has the name that the
+    first list with one gives it. A label that a list does not know is null for its images. An image that is normal in
+    its own list, as `normal_of` says, is so in the joined one: it has none of the others' findings. Without ``out`` the
+    list is only returned.
 
     Args:
         paths: the data lists, at least one.
@@ -40,10 +43,16 @@ def merge_datalists(paths: Sequence[StrPath], out: StrPath | None = None, name: 
     if not paths:
         raise DataListError("no data list to merge: give the paths of at least one")
     lists = [load_datalist(path) for path in paths]
-    labels = list(dict.fromkeys(label for datalist in lists for label in datalist.get("labels", [])))
+    normal = next((own for d in lists if (own := normal_label(d)) in d.get("labels", [])), DEFAULT_NORMAL)
+    names = [[normal if label == normal_label(d) else label for label in d.get("labels", [])] for d in lists]
+    labels = list(dict.fromkeys(label for own in names for label in own))
     merged: DataList = {"name": name, "labels": labels}
     for section in SECTIONS:
-        merged[section] = [_relabel(item, d, labels) for d in lists for item in d.get(section, [])]
+        merged[section] = [
+            _relabel(item, own, labels, normal)
+            for d, own in zip(lists, names, strict=True)
+            for item in d.get(section, [])
+        ]
     _refuse_shared(merged)
     readers = [reader_options(datalist) for datalist in lists]
     if other := next((place for place, reader in enumerate(readers) if reader != readers[0]), 0):
@@ -54,6 +63,8 @@ def merge_datalists(paths: Sequence[StrPath], out: StrPath | None = None, name: 
         )
     merged["meta"] = {"merged": [{"name": d.get("name", Path(p).stem), "sha256": datalist_hash(d)}
                                  for d, p in zip(lists, paths, strict=True)]}  # fmt: skip
+    if normal in labels:
+        merged["meta"]["normal_label"] = normal
     if readers[0]:
         merged["meta"]["reader"] = readers[0]
     if out is not None:
@@ -61,13 +72,15 @@ def merge_datalists(paths: Sequence[StrPath], out: StrPath | None = None, name: 
     return merged
 
 
-def _relabel(item: dict[str, Any], datalist: DataList, labels: list[str]) -> dict[str, Any]:
-    own = datalist.get("labels", [])
-    if not item.get("label") or len(item["label"]) != len(own):
-        return item
-    values = dict(zip(own, item["label"], strict=True))
-    normal = values.get(normal_label(datalist)) == 1
-    return {**item, "label": [values.get(label, 0 if normal else None) for label in labels]}
+def _relabel(item: dict[str, Any], own: list[str], labels: list[str], normal: str) -> dict[str, Any]:
+    values, absent = {}, None
+    if own:
+        if not item.get("label") or len(item["label"]) != len(own):
+            return item
+        values = dict(zip(own, item["label"], strict=True))
+    if labels and (not own or is_normal(item, own, normal)):
+        values, absent = {normal: 1, **values}, 0
+    return {**item, "label": [values.get(label, absent) for label in labels]} if labels else item
 
 
 def _refuse_shared(merged: DataList) -> None:

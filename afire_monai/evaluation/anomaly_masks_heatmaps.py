@@ -73,7 +73,7 @@ def evaluate_masks(
         others = evaluate_overlap(_pairs(cases, other, shared), cases.groups[shared], classes, repeats=1, seed=seed)
         keep = np.isin(places, shared)
         part["difference"] = {
-            name: _difference(result[name].values[keep], others[name].values, groups[keep], repeats, seed)
+            name: mean_interval(result[name].values[keep] - others[name].values, groups[keep], repeats, seed)
             for name in result
         }
     return part
@@ -107,7 +107,7 @@ def evaluate_heatmaps(
                 part["chance"][PRIOR] = prior
                 groups = cases.groups[[p for p, _ in places]]
                 part["beyond_prior"] = {
-                    name: _difference(values, prior.per_case[name], groups, repeats, seed)
+                    name: mean_interval(values - prior.per_case[name], groups, repeats, seed)
                     for name, values in result.per_case.items()
                 }
             if other is not None:
@@ -125,7 +125,7 @@ def _heatmap_difference(
     others = summarise(_figures(cases, other, shared), [lesion for _, lesion in shared], 1, seed)
     groups = cases.groups[[p for p, _ in shared]]
     return {
-        name: _difference(values[keep], others.per_case[name], groups, repeats, seed)
+        name: mean_interval(values[keep] - others.per_case[name], groups, repeats, seed)
         for name, values in ours.per_case.items()
     }
 
@@ -193,9 +193,3 @@ def _aligned(cases: Cases, other: Predictions, column: NDArray[np.float64]) -> N
     _, ours, others = np.intersect1d(cases.index, other.index, return_indices=True)
     values[ours] = column[others]
     return values
-
-
-def _difference(
-    ours: NDArray[np.float64], others: NDArray[np.float64], groups: NDArray, repeats: int, seed: int
-) -> Interval:
-    return mean_interval(ours - others, groups, repeats, seed)

@@ -7,10 +7,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from afire_monai.evaluation.bootstrap import FIGURES, RANKING
 from afire_monai.pages.elements import paragraph, table
 
 Results = dict[str, Any]
 DASH = "–"
+_HEADS = ("AUROC", "average precision", "sensitivity at 95 % specificity", "Brier", "ECE")  # of FIGURES
 FEW = 10
 """Number of cases of a class below which a bootstrap interval cannot be trusted."""
 
@@ -40,25 +42,16 @@ def _cell(figure: dict[str, Any] | None, digits: int = 3, signed: bool = False) 
 def labels(results: Results) -> str:
     """Figures of each label and their mean."""
     found = results["labels"]
-    head = [
-        "finding",
-        "with / without",
-        "AUROC",
-        "average precision",
-        "sensitivity at 95 % specificity",
-        "Brier",
-        "ECE",
-    ]
-    figures = ("auroc", "average_precision", "sensitivity_at_95_specificity", "brier", "ece")
+    head = ["finding", "with / without", *_HEADS]
     rows = []
     for row in found["labels"]:
         counts = f"{row['positives']} / {row['negatives']}"
         if row["figures"]:
-            rows.append([row["name"], counts, *(_cell(row["figures"][f]) for f in figures)])
+            rows.append([row["name"], counts, *(_cell(row["figures"][f]) for f in FIGURES)])
         else:
             rows.append([row["name"], counts, f"not judged: {row['status']}", *[""] * 4])
     if len(found["macro_over"]) > 1:
-        rows.append([f"mean of {len(found['macro_over'])}", "", *(_cell(found["macro"][f]) for f in figures)])
+        rows.append([f"mean of {len(found['macro_over'])}", "", *(_cell(found["macro"][f]) for f in FIGURES)])
     note = few_images(found["labels"])
     return table(head, rows) + (paragraph(note, "small") if note else "")
 
@@ -94,11 +87,10 @@ def comparison(results: Results) -> str:
     compared = results["comparison"]
     parts = []
     if compared:
-        figures = ("auroc", "average_precision", "sensitivity_at_95_specificity", "brier", "ece")
-        head = ["finding", "AUROC", "average precision", "sensitivity at 95 % specificity", "Brier", "ECE"]
-        rows = [[name, *(_cell(row[f], signed=True) for f in figures)] for name, row in compared["labels"].items()]
+        head = ["finding", *_HEADS]
+        rows = [[name, *(_cell(row[f], signed=True) for f in FIGURES)] for name, row in compared["labels"].items()]
         if len(compared["macro_over"]) > 1:
-            mean = [_cell(compared["macro"][f], signed=True) for f in figures]
+            mean = [_cell(compared["macro"][f], signed=True) for f in FIGURES]
             rows.append([f"mean of {len(compared['macro_over'])}", *mean])
         note = f"On {compared['cases']} images that both judged. For Brier and ECE, negative is better."
         parts = [table(head, rows), paragraph(note, "small")]
@@ -171,9 +163,8 @@ def anomaly(results: Results) -> str:
     row = results["anomaly"]["result"]
     if not row["figures"]:
         return paragraph(f"Not judged: {row['status']}.", "note")
-    head = ["abnormal / normal", "AUROC", "average precision", "sensitivity at 95 % specificity"]
-    figures = ("auroc", "average_precision", "sensitivity_at_95_specificity")
-    first = table(head, [[f"{row['positives']} / {row['negatives']}", *(_cell(row["figures"][f]) for f in figures)]])
+    head = ["abnormal / normal", *_HEADS[: len(RANKING)]]
+    first = table(head, [[f"{row['positives']} / {row['negatives']}", *(_cell(row["figures"][f]) for f in RANKING)]])
     text = (
         f"From the {row['threshold']:.0f}th percentile on: sensitivity {_cell(row['figures']['sensitivity'], 2)}, "
         f"specificity {_cell(row['figures']['specificity'], 2)}. Normals that are like the reference give "

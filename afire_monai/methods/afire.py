@@ -20,7 +20,7 @@ from afire_monai.methods.health import measure_health
 from afire_monai.networks import AnomalyRestorationDecoder, PrototypeBank, TokenHead, ViTEncoder
 from afire_monai.transforms import ExposureChange, SyntheticLesionMaskd
 from afire_monai.transforms.anatomy import anatomy_of
-from afire_monai.transforms.lesion import centers_in_pixels, crop_lungs, lungs_of
+from afire_monai.transforms.lesion import centers_in_pixels, lungs_of
 
 
 class AFiReViews(NamedTuple):
@@ -214,6 +214,7 @@ class AFiRe(Method):
     ) -> None:
         super().__init__()
         self.grid_shift = GridShift(encoder.grid, encoder.patch_size, shift)
+        self.lung_shift = GridShift(encoder.grid, 4, shift)  # of lung maps with four samples a cell
         self._check_parts(encoder, head, decoder, prototypes, self.grid_shift)
         if (class_head is None) != (class_loss is None):
             raise AfireError("class_head and class_loss belong together: give both or neither")
@@ -335,8 +336,8 @@ class AFiRe(Method):
     def _place(self, anatomy: Tensor, offsets: Tensor) -> dict[Hashable, Tensor]:
         """Return texture centres (B, 2) in pixels of the crop and its part of the lung map (B, 1, 4 h, 4 w)."""
         centers = centers_in_pixels(anatomy, *self.canvas_size) - offsets * self.grid_shift.patch_size
-        lungs = crop_lungs(lungs_of(anatomy), offsets, self.grid_shift.canvas_grid, self.grid_shift.grid)
-        return {"centers": centers, "lungs": lungs}
+        lungs = F.interpolate(lungs_of(anatomy), self.lung_shift.canvas_size, mode="bilinear", align_corners=False)
+        return {"centers": centers, "lungs": self.lung_shift.crop(lungs, offsets)}
 
     def batch_losses(self, batch: dict[str, Tensor], uniforms: Tensor, first_epoch: bool) -> dict[str, Tensor]:
         """Compute the losses of one step from ``image`` and, where the data set gives it, ``anatomy``."""

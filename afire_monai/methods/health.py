@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from afire_monai.losses import RestorationLoss, TokenContrastiveLoss, own_cell_accuracy
+from afire_monai.losses import own_cell_accuracy
 from afire_monai.losses.token_contrastive import cell_indices, similarities
-from afire_monai.methods.grid_shift import GridShift
-from afire_monai.networks import PrototypeBank, TokenHead, ViTEncoder
 
 
 def feature_std_ratio(tokens: Tensor) -> float:
@@ -94,60 +92,6 @@ def shortcut_in_words(figures: dict[str, float]) -> str | None:
     return f"Position shortcut: none; without the anatomy the structure loss is higher by {gap:.3f} (real {real:.3f})."
 
 
-class TokenStudent(Protocol):
-    """The part of a student (`AFiReStudent`) that :func:`measure_health` needs."""
-
-    encoder: ViTEncoder
-    head: TokenHead
-
-    def __call__(self, twin: Tensor, abnormal: Tensor) -> tuple[Tensor, ...]:
-        """Return token logits (B, L, K), the restored image (B, C, H, W) in normalised units, and what may follow."""
-
-
-class TokenViews(Protocol):
-    """The part of one step's views (`AFiReViews`) that :func:`measure_health` needs."""
-
-    @property
-    def twin(self) -> Tensor:
-        """Images with lesions, (B, C, H, W)."""
-
-    @property
-    def clean(self) -> Tensor:
-        """The same without."""
-
-    @property
-    def abnormal(self) -> Tensor:
-        """Cells with lesion, (B, L) bool."""
-
-    @property
-    def ambiguous(self) -> Tensor:
-        """Cells with too little of one, (B, L) bool."""
-
-    @property
-    def cells(self) -> Tensor | None:
-        """Canvas cell of each token, (B, L) int64; None where token l shows cell l."""
-
-
-class TokenMethod(Protocol):
-    """The part of a method (`AFiRe`) that :func:`measure_health` needs."""
-
-    prototypes: PrototypeBank
-    token_loss: TokenContrastiveLoss
-    restoration_loss: RestorationLoss
-    grid_shift: GridShift
-
-    @property
-    def student(self) -> TokenStudent:
-        """Encoder, head and decoder."""
-
-    @property
-    def export_encoder(self) -> ViTEncoder:
-        """The teacher's encoder."""
-
-    def views(self, images: Tensor, uniforms: Tensor) -> TokenViews:
-        """Return the inputs of student and teacher for one step."""
-
-
 def content_free_inputs(images: Tensor, patch_size: int) -> dict[str, Tensor]:
     """Make inputs that hold the grid but not the anatomy.
 
@@ -174,18 +118,19 @@ def content_free_inputs(images: Tensor, patch_size: int) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def measure_health(method: TokenMethod, images: Tensor, uniforms: Tensor) -> dict[str, float]:
+def measure_health(method: Any, images: Tensor, uniforms: Tensor) -> dict[str, float]:
     """Measure collapse and the position shortcut on normal images that training does not see.
 
-    Images and uniform numbers are as for :meth:`Method.losses`.
+    The method is an `AFiRe`; images and uniform numbers are as for :meth:`Method.losses`.
 
     Returns:
         ``feature_std_ratio``, ``effective_rank`` (teacher, pooled tokens), ``prototype_entropy`` (mean row entropy of
         the assignment over log K), ``prototype_usage`` (share of distinct strongest dimensions among min(N, K)),
         ``structure_{real,blank,noise,shuffled}`` (this run's structure loss, all tokens), ``own_cell_{…}``
         (accuracy), ``position_gap`` (least structure loss of the content-free inputs minus that of real images; near
-        zero: the task is solved from positions alone), ``validation_restoration`` (mean squared error in normalised
-        units), ``lesion_token_auroc`` (of the similarity to the own prototype, for lesioned against normal tokens).
+        zero: the task is solved from positions alone), ``validation_restoration`` (the run's restoration loss, in
+        normalised units), ``lesion_token_auroc`` (of the similarity to the own prototype, for lesioned against normal
+        tokens).
     """
     v = method.views(images, uniforms)
     clean, cells = v.clean, v.cells
@@ -216,6 +161,6 @@ def measure_health(method: TokenMethod, images: Tensor, uniforms: Tensor) -> dic
     return figures
 
 
-def _student_logits(method: TokenMethod, images: Tensor) -> Tensor:
+def _student_logits(method: Any, images: Tensor) -> Tensor:
     """Return the student's token logits (B, L, K) without the decoder."""
     return method.student.head(method.student.encoder(images)[:, 1:])

@@ -15,7 +15,7 @@ from afire_monai.methods.base import Method
 from afire_monai.methods.grid_shift import GridShift
 from afire_monai.methods.health import feature_health
 from afire_monai.networks.encoder_base import Encoder
-from afire_monai.networks.heads import PatchAppearanceHead, PatchOrderHead, ProjectionMLP
+from afire_monai.networks.heads import PatchAppearanceHead, ProjectionMLP
 from afire_monai.transforms.perturb import AppearancePerturbation
 
 
@@ -72,7 +72,7 @@ class PEACTeacher(PEACProjector):
 class PEACStudent(PEACProjector):
     """Encoder, both projectors (and predictors), and the heads of order and appearance; called once a step."""
 
-    order_head: PatchOrderHead
+    order_head: nn.Linear
     appearance_head: PatchAppearanceHead
 
     def __init__(
@@ -80,7 +80,7 @@ class PEACStudent(PEACProjector):
         encoder: Encoder,
         global_projector: ProjectionMLP,
         local_projector: ProjectionMLP,
-        order_head: PatchOrderHead,
+        order_head: nn.Linear,
         appearance_head: PatchAppearanceHead,
         predictors: tuple[nn.Module, nn.Module] | None = None,
     ) -> None:
@@ -142,11 +142,11 @@ class PEAC(Method):
             )
         dim, (h, w) = encoder.embed_dim, encoder.grid
         appearance = PatchAppearanceHead(dim, encoder.grid, encoder.patch_size, encoder.in_channels)
-        whole, each = (ProjectionMLP(dim, projector_dim, projector_dim, 3, "layer", last_bias=False) for _ in range(2))
+        whole, each = (ProjectionMLP(dim, projector_dim, projector_dim, 3, last_bias=False) for _ in range(2))
         self.views = views
         width = projector_dim, predictor_dim, projector_dim
         predictors = (ProjectionMLP(*width, layers=2), ProjectionMLP(*width, layers=2)) if predictor_dim else None
-        self.student = PEACStudent(encoder, whole, each, PatchOrderHead(dim, h * w), appearance, predictors)
+        self.student = PEACStudent(encoder, whole, each, nn.Linear(dim, h * w), appearance, predictors)
         self.teacher = PEACTeacher(copy.deepcopy(encoder), copy.deepcopy(whole), copy.deepcopy(each))
         self.teacher.requires_grad_(False)
         self.draws = views.draws

@@ -80,6 +80,7 @@ class RecomputedBlock:
     #: keep only the blocks' inputs and repeat each block in the backward pass: this takes a fraction of the memory and
     #: a third more arithmetic, and gives the same values
     recompute: bool = False
+    blocks: nn.ModuleList
 
     def call_block(self, block: nn.Module, tokens: Tensor, *more: object) -> Tensor:
         """Return ``block(tokens, *more)``."""
@@ -104,7 +105,7 @@ def compile_networks(*networks: nn.Module | None) -> None:
     """
     for network in networks:
         if network is not None:
-            blocks = [module for module in network.modules() if isinstance(module, TransformerBlock)]
+            blocks = [block for part in network.modules() if isinstance(part, RecomputedBlock) for block in part.blocks]
             for module in blocks or [network]:
                 if module._compiled_call_impl is None:
                     module.compile()

@@ -82,18 +82,6 @@ class TokenHead(nn.Module):
         return logits.transpose(0, 1)
 
 
-class PatchOrderHead(nn.Linear):
-    """Say of each token which of L patches it shows: one linear classifier for all tokens (PEAC, arXiv 2312.00335).
-
-    Args:
-        in_dim: encoder width D.
-        cells: number of patches L.
-    """
-
-    def __init__(self, in_dim: int, cells: int) -> None:
-        super().__init__(in_dim, cells)
-
-
 class PatchAppearanceHead(nn.Module):
     """Draw a picture from the token map: a 1 x 1 convolution to P²·C and a pixel shuffle (PEAC, arXiv 2312.00335).
 
@@ -115,10 +103,6 @@ class PatchAppearanceHead(nn.Module):
         return self.shuffle(self.convolution(tokens.transpose(1, 2).unflatten(2, self.grid)))
 
 
-#: norms by name; any other is given as a function of the width
-PROJECTION_NORMS: dict[str, Callable[[int], nn.Module]] = {"layer": nn.LayerNorm, "batch": nn.BatchNorm1d}
-
-
 class ProjectionMLP(nn.Module):
     """Linear layers with a norm and ReLU after each but the last.
 
@@ -129,12 +113,11 @@ class ProjectionMLP(nn.Module):
         hidden_dim: width of the hidden layers.
         out_dim: width of the output.
         layers: number of linear layers, at least 1.
-        norm: ``layer``, ``batch`` (over the first dimension, so for (B, D) inputs only), or a function that makes a
-            module for a width.
+        norm: a function that makes a module for a width.
         last_bias: whether the last linear layer has a bias.
 
     Raises:
-        AfireError: for an unknown norm, or a width or number of layers below 1.
+        AfireError: for a width or number of layers below 1.
     """
 
     def __init__(
@@ -143,7 +126,7 @@ class ProjectionMLP(nn.Module):
         hidden_dim: int,
         out_dim: int,
         layers: int = 3,
-        norm: str | Callable[[int], nn.Module] = "layer",
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
         last_bias: bool = True,
     ) -> None:
         super().__init__()
@@ -152,10 +135,6 @@ class ProjectionMLP(nn.Module):
                 "projector_dim, predictor_dim, dense_dim, projector_layers: a projector needs widths and layers of at "
                 f"least 1, got {in_dim}, {hidden_dim}, {out_dim} and {layers}"
             )
-        if isinstance(norm, str):
-            if norm not in PROJECTION_NORMS:
-                raise AfireError(f"norm must be one of {', '.join(PROJECTION_NORMS)} or a function, got {norm!r}")
-            norm = PROJECTION_NORMS[norm]
         widths = [in_dim, *[hidden_dim] * (layers - 1), out_dim]
         parts: list[nn.Module] = []
         for place, (before, after) in enumerate(pairwise(widths)):

@@ -369,10 +369,16 @@ def load_predictions(folder: str | Path) -> Predictions:
         raise AfireError(f"{folder / TABLE}: {error}. {AGAIN}") from error
 
 
+def _index_faults(index: NDArray) -> str:
+    if index.ndim != 1:
+        return f"its shape is {index.shape}"
+    return f"{len(index) - len(np.unique(index))} of {len(index)} are repeated, the lowest is {index.min()}"
+
+
 def _check(predictions: Predictions) -> None:
     index = predictions.index
     if index.ndim != 1 or len(np.unique(index)) != len(index) or (len(index) and index.min() < 0):
-        raise AfireError(f"column {INDEX!r} must hold each place from 0 on once, got {index.shape} with repetitions")
+        raise AfireError(f"column {INDEX!r} must hold each place from 0 on once; {_index_faults(index)}")
     check_names(list(predictions.scores))
     columns = {**predictions.scores}
     if predictions.anomaly_percentile is not None:

@@ -180,7 +180,7 @@ def predict(
         folder.start(run, source.key(), resume)
     wait_for_all()
     share = range(rank, len(source.files), world)
-    todo = [index for index in share if not folder.finished(index)]
+    todo = [index for index in share if folder.record(index) is None]
     job = _Job(source, scorer, folder, overlays, batch_size, threads(workers), "note" if any else "refuse")
     left_out, earlier = _gathered(job.run(todo, progress and rank == 0), len(share) - len(todo), world)
     facts = {**run, "thresholds": scorer.thresholds, "mask_values": scorer.mask_values, "note": NOTE}

@@ -51,14 +51,6 @@ class Gathered:
     fit: ReferenceFit | None
 
 
-def _fit(
-    index: NDArray[np.int64], percentiles: NDArray[np.float64], normal: Collection[int], reference: int
-) -> ReferenceFit | None:
-    """Judge the reference by the images known to be normal, or by all if too few are."""
-    of_normals = reference_fit(percentiles[np.isin(index, list(normal))], True, reference)
-    return of_normals or reference_fit(percentiles, False, reference)
-
-
 class ResultFolder:
     """Write results image by image; an image counts as done when its record, written last, is whole."""
 
@@ -123,10 +115,6 @@ class ResultFolder:
                 "or give another folder with --out"
             )
 
-    def finished(self, index: int) -> bool:
-        """Whether an image has a whole record."""
-        return self.record(index) is not None
-
     def record(self, index: int) -> dict[str, Any] | None:
         """Read the record of an image; None if there is none or it is damaged."""
         try:
@@ -179,11 +167,14 @@ class ResultFolder:
             with contextlib.suppress(OSError):
                 (self.folder / kind).rmdir()  # only if it is empty
         sizes = [(r.get("anomaly") or {}).get("normals", 0) for r in found.values()]
-        fit = _fit(np.array(list(found)), np.array(percentiles), normal, max(sizes, default=0))
+        values, reference = np.array(percentiles), max(sizes, default=0)
+        of_normals = reference_fit(values[np.isin(list(found), list(normal))], True, reference)
+        fit = of_normals or reference_fit(values, False, reference)  # by all where too few are known to be normal
         described = {**facts, "format": FORMAT, "labels": labels, "count": len(table), "anomaly": anomaly}
         if fit is not None:
             described["reference_fit"] = {**asdict(fit), "words": fit.words}
-        described |= {JUDGEMENT: named, "left_out": _sorted(counted_reasons(left_out)), "unfit": _sorted(unfit)}
+        reasons = dict(sorted(counted_reasons(left_out).items()))
+        described |= {JUDGEMENT: named, "left_out": reasons, "unfit": dict(sorted(unfit.items()))}
         write_text(self.folder / FACTS, json.dumps(described, indent=1, ensure_ascii=False) + "\n")
         return Gathered(len(table), unfit, fit)
 
@@ -194,10 +185,6 @@ class ResultFolder:
 def counted_reasons(left_out: Mapping[int, str]) -> Counter[str]:
     """Count reasons by their first words, those before a colon."""
     return Counter(reason.partition(":")[0] for reason in left_out.values())
-
-
-def _sorted(counts: Counter[str]) -> dict[str, int]:
-    return dict(sorted(counts.items()))
 
 
 def _number(entry: Mapping[str, Any] | None, name: str) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError
 from afire_monai.core.precision import best_device, set_precision
+from afire_monai.datalists.cells import means_normal
 from afire_monai.models.folder import KINDS, names, used_model_files, weights_hashes
 from afire_monai.predictions.anomaly.detector import AnomalyDetector, load_detector
 from afire_monai.predictions.anomaly.reference import NormalReference
@@ -59,7 +60,7 @@ class Scorer:
             else Grad-CAM if there is a classifier.
         label: label for Grad-CAM; None for each image's most probable one (except normal).
         restored: also give restored pictures.
-        kinds: weights to use (`model_files.KINDS`), if not everything available should be computed.
+        kinds: weights to use (`models.folder.KINDS`), if not everything available should be computed.
 
     Raises:
         CheckpointError: if a folder is missing, holds no model, or a model cannot be read.
@@ -220,8 +221,9 @@ class Scorer:
         if self.label is not None:
             return torch.full((len(probabilities),), self.labels.index(self.label), device=probabilities.device)
         findings = probabilities.clone()
-        if "Normal" in self.labels and len(self.labels) > 1:
-            findings[:, self.labels.index("Normal")] = -1
+        normal = [place for place, name in enumerate(self.labels) if means_normal(name)]
+        if len(normal) < len(self.labels):
+            findings[:, normal] = -1
         return findings.argmax(1)
 
     def _answer(self, place: int, index: int, batch: _Batch, chosen: Tensor | None) -> Answer:

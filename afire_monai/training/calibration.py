@@ -127,7 +127,7 @@ DRAWN = 2_000_000
 
 
 def calibration_words(target: NDArray[np.floating], method: str) -> list[str]:
-    """Return for each label on how many images its probability was calibrated (see `finetuning.fit_calibration`).
+    """Return for each label on how many images its probability was calibrated (see `fit_calibration`).
 
     Args:
         target: (n, labels) of the validation set: 1, 0, or NaN where not known.

@@ -45,11 +45,14 @@ _FEW = 5  # number of images with or without a finding below which its AUROC mea
 _NEXT = "next: afire predict FOLDER --model %s --out results"
 
 
-def statistics_of(data: TaskData) -> Callable[[], tuple[float, float]]:
-    """Return a function that measures grey-level mean and deviation of a task's training images when called."""
+def statistics_of(data: TaskData, datalist: str | Path) -> Callable[[], tuple[float, float]]:
+    """Return a function that measures grey-level mean and deviation of a task's training images when called.
+
+    The images are read as their data list says, as in the training.
+    """
 
     def measure() -> tuple[float, float]:
-        return image_statistics(RadiographDataset(data.training, reading((64, 64))))
+        return image_statistics(RadiographDataset(data.training, reading((64, 64), datalist=Path(datalist))))
 
     return measure
 

@@ -148,7 +148,8 @@ def export_restorer(method: Method, folder: Path, **facts: Any) -> Path:
 def export_detector(method: AFiRe, folder: Path, **facts: Any) -> Path:
     """Write ``detector.safetensors``: head and prototypes to compare the tokens of the restorer's encoder with.
 
-    Tensors: ``head.*`` (the student's token head), ``prototypes`` and ``assignment``, both (N, K) for N canvas cells.
+    Tensors: ``head.*`` (the student's token head), ``prototypes`` and ``assignment``, both (N, K) for N canvas cells,
+    or (N, M, K) with M > 1 prototypes a cell.
     """
     head, bank = method.student.head, method.prototypes
     tensors = {f"head.{name}": tensor for name, tensor in head.state_dict().items()}

@@ -45,7 +45,7 @@ class StepCost:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
-    """Measure floating-point operations a second of a large matrix product, best of five."""
+    """Measure floating-point operations a second of a large matrix product, best of six."""
     size = 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / min(_seconds(lambda: torch.mm(a, b), device) for _ in range(6))

@@ -158,7 +158,7 @@ class Resumable:
             if given.keys() != group.keys():
                 raise ValueError(f"a parameter group holds {sorted(given)}")
             for key, value in group.items():
-                if key != "params" and type(given[key]) is not type(value):
+                if key != "params" and _kind(given[key]) is not _kind(value):
                     raise ValueError(f"{key} of a parameter group is {str(given[key])[:50]}")
         kinds = {frozenset(moments) for moments in state["state"].values()}
         if len(kinds) > 1 or (kinds and set(state["state"]) - set(range(len(parameters)))):
@@ -262,3 +262,8 @@ class Resumable:
                 f"{folder} holds checkpoints of an earlier run; "
                 "continue with --resume true, or choose another --output_dir"
             )
+
+
+def _kind(value: object) -> type:
+    """Return the type of a setting; a whole number counts as a float, which it becomes at the first step."""
+    return float if type(value) is int else type(value)

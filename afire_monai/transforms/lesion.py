@@ -13,7 +13,6 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable, Transform
 from monai.utils import TransformBackends, convert_to_dst_type
 from torch import Tensor
-from torch.nn import functional as F
 
 from afire_monai.core.errors import AfireError, RadiographError
 from afire_monai.transforms.anatomy import LUNG_SIDE, anatomy_of
@@ -246,22 +245,6 @@ def centers_in_pixels(anatomy: Tensor, height: int, width: int) -> Tensor:
 def lungs_of(anatomy: Tensor) -> Tensor:
     """Return the lung map (B, 1, 32, 32) from `Anatomy`'s values (B, 1026)."""
     return anatomy[:, 2:].float().unflatten(1, (1, LUNG_SIDE, LUNG_SIDE))
-
-
-def crop_lungs(lungs: Tensor, offsets: Tensor, canvas_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Cut the part of a lung map that a crop at whole cells shows; return (B, 1, 4 h, 4 w), four samples a cell.
-
-    Args:
-        lungs: (B, 1, 32, 32) over the whole canvas.
-        offsets: (B, 2) row and column of the crop in cells.
-        canvas_grid: rows and columns of cells of the canvas.
-        grid: of the crop.
-    """
-    fine = F.interpolate(lungs, [4 * side for side in canvas_grid], mode="bilinear", align_corners=False)
-    rows = offsets[:, :1] * 4 + torch.arange(4 * grid[0], device=lungs.device)
-    columns = offsets[:, 1:] * 4 + torch.arange(4 * grid[1], device=lungs.device)
-    strip = fine.gather(2, rows[:, None, :, None].expand(-1, 1, -1, fine.shape[3]))
-    return strip.gather(3, columns[:, None, None, :].expand(-1, 1, strip.shape[2], -1))
 
 
 def _batch_of(images: NdarrayOrTensor, name: str) -> Tensor:

@@ -67,9 +67,14 @@ def test_command_counts_what_it_leaves_out(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--size", "0"], ["--size", "24", "--dtype", "float"], ["--size", "24", "--workers", "-1"]]
+    ("wrong", "words"),
+    [
+        (["--size", "0"], "expected"),
+        (["--size", "24", "--dtype", "float"], "expected"),
+        (["--size", "24", "--workers", "-1"], "--workers must be a whole number of at least 0"),
+    ],
 )
-def test_command_refuses_what_cannot_be_meant(tmp_path, capsys, wrong):
+def test_command_refuses_what_cannot_be_meant(tmp_path, capsys, wrong, words):
     write_phantom_dataset(tmp_path, normal=12, abnormal=2, size=48)
     assert run(["cache", str(tmp_path / "datalist.json"), "--size", *wrong]) == 2
-    assert "expected" in capsys.readouterr().err
+    assert words in capsys.readouterr().err

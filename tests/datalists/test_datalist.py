@@ -109,6 +109,12 @@ def test_boxes_are_joined_by_path(tmp_path: Path) -> None:
     (tmp_path / "boxes.csv").write_text("path,label,x,y,width,height\na.png,Nodule,1,2,3,4.5\na.png,Mass,0,0,1,1\n")
     (item,) = all_items(datalist_from_csv(tmp_path / "m.csv", boxes_csv=tmp_path / "boxes.csv"))
     assert item["boxes"] == [[1, 2, 3, 4.5, "Nodule"], [0, 0, 1, 1, "Mass"]]
+    (tmp_path / "tables").mkdir()
+    for name in ("m.csv", "boxes.csv"):  # paths that lead out of the tables' folder
+        table = (tmp_path / name).read_text().replace("a.png", "../a.png")
+        (tmp_path / "tables" / name).write_text(table)
+    (other,) = all_items(datalist_from_csv(tmp_path / "tables" / "m.csv", boxes_csv=tmp_path / "tables" / "boxes.csv"))
+    assert other["boxes"] == item["boxes"]
 
 
 @pytest.mark.parametrize(
@@ -335,6 +341,33 @@ def test_label_that_a_list_does_not_know_is_null_unless_the_image_is_normal(tmp_
     merged = merge_datalists([one, two])
     assert merged["labels"] == ["Normal", "Mass", "Edema"]
     assert [item["label"] for item in merged["training"]] == [[1, 0, 0], [0, -1, None], [None, None, 1]]
+
+
+def test_an_image_that_is_normal_in_its_own_list_is_so_in_the_joined_one(tmp_path: Path) -> None:
+    """Whatever the list calls it, whether it has a label for it, or any label at all."""
+    mine = {"image": "a", "label": [1, 0]}, {"image": "b", "label": [0, 1]}
+    lists = [
+        {"labels": ["gesund", "Mass"], "meta": {"normal_label": "gesund"}, "training": list(mine)},
+        {
+            "labels": ["No Finding", "Edema"],
+            "training": [{"image": "c", "label": [1, 0]}, {"image": "d", "label": [0, 1]}],
+        },
+        {"labels": ["Edema"], "training": [{"image": "e", "label": [0]}, {"image": "f", "label": [1]}]},
+        {"training": [{"image": "g"}]},
+    ]
+    paths = [save_datalist(datalist, tmp_path / f"{number}.json") for number, datalist in enumerate(lists)]
+    merged = merge_datalists(paths, tmp_path / "all.json")
+    assert (merged["labels"], merged["meta"]["normal_label"]) == (["gesund", "Mass", "Edema"], "gesund")
+    assert [item["label"] for item in merged["training"]] == [
+        [1, 0, 0], [0, 1, None], [1, 0, 0], [0, None, 1], [1, 0, 0], [None, None, 1], [1, 0, 0],
+    ]  # fmt: skip
+    assert [Path(item["image"]).name for item in training_items(tmp_path / "all.json")] == ["a", "c", "e", "g"]
+    unlabelled = save_datalist({"training": [{"image": "h"}]}, tmp_path / "unlabelled.json")
+    assert (
+        merge_datalists([paths[3], unlabelled])["training"]
+        == load_datalist(paths[3])["training"] + load_datalist(unlabelled)["training"]
+    )
+    assert len(training_items(save_datalist(merge_datalists([paths[2], unlabelled]), tmp_path / "two.json"))) == 2
 
 
 # ---- validation

@@ -18,6 +18,7 @@ from afire_monai.methods.afire import abnormal_cells
 from afire_monai.networks import AnomalyRestorationDecoder, PrototypeBank, TokenHead, ViTEncoder
 from afire_monai.transforms import SyntheticLesionMaskd
 from afire_monai.transforms.anatomy import anatomy_of
+from afire_monai.transforms.lesion import lungs_of
 
 
 def uniforms_for(method: AFiRe, batch: int, seed: int = 0) -> torch.Tensor:
@@ -240,6 +241,17 @@ def test_texture_comes_from_the_place_found_in_the_canvas_moved_into_the_crop():
     offsets = torch.tensor([[1, 2]])
     place = method._place(found, offsets)["centers"]
     assert place[0].tolist() == pytest.approx([34.5 - 8, 16.5 - 16], abs=0.01)
+
+
+def test_lungs_of_a_crop_are_those_of_the_canvas_at_its_place():
+    method = tiny_afire(shift=2)
+    anatomy = torch.rand(2, 1026)
+    offsets = torch.tensor([[0, 2], [1, 0]])
+    lungs = method._place(anatomy, offsets)["lungs"]
+    side = 4 * method.grid_shift.grid[0]
+    canvas = torch.nn.functional.interpolate(lungs_of(anatomy), (side + 8, side + 8), mode="bilinear")
+    for place, (row, column) in enumerate((offsets * 4).tolist()):
+        assert torch.equal(lungs[place], canvas[place, :, row : row + side, column : column + side])
 
 
 # teacher -------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from afire_monai.models.foreign import is_foreign, load_foreign
 from afire_monai.models.initial import initial_encoder, pretraining_encoder
 from afire_monai.models.shipped import DEFAULT, shipped_names
 from afire_monai.networks import AdaptedViTEncoder, ViTEncoder, resample_positions, sincos_positions
+from afire_monai.networks.blocks import compile_networks
 from afire_monai.predictions.attribution import attention_rollout
 
 IMAGES = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -112,6 +113,14 @@ def test_rad_dino_folder_with_its_own_normalisation(tmp_path):
     assert found.assumed == []
     assert found.left_out == ["embeddings.mask_token"]
     assert same_tokens(found.encoder, slow_tokens(vit, IMAGES))
+
+
+def test_blocks_of_foreign_weights_are_compiled_one_by_one(tmp_path):
+    foreign = load_foreign(saved(facebook_names(random_vit(gated=True, scaled=True)), tmp_path)).encoder
+    assert isinstance(foreign, AdaptedViTEncoder)
+    compile_networks(foreign)
+    assert foreign._compiled_call_impl is None
+    assert all(block._compiled_call_impl is not None for block in foreign.blocks)
 
 
 def test_eva_x_keeps_rotary_positions_inner_norms_and_biases_of_queries_and_values(tmp_path):

@@ -58,3 +58,11 @@ def test_no_image_of_the_official_test_was_trained_on(name, real_data):
     tested = {hashlib.sha256(path.read_bytes()).hexdigest() for path in open_test.rglob("*.jp*g")}
     assert tested
     assert not trained & tested
+
+
+def test_a_population_is_refused_beside_a_model_that_has_its_own_reference(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    command = ["predict", str(tmp_path / "in"), "--model", str(tmp_path), "--population", "children"]
+    assert run([*command, "--out", str(tmp_path / "out")]) == 2
+    assert "leave one of the two out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -316,6 +316,17 @@ def test_moments_that_the_optimizer_does_not_keep_are_refused(tmp_path):
     trainer.restore(whole, "it")
 
 
+def test_a_whole_number_as_learning_rate_which_becomes_a_float_is_no_other_setting(tmp_path):
+    trainer = make(tmp_path)
+    state = moments(trainer)
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = 2
+    trainer.restore(state, "it")
+    trainer.optimizer.param_groups[0]["amsgrad"] = 0
+    with pytest.raises(CheckpointError, match="amsgrad of a parameter group is False"):
+        trainer.restore(state, "it")
+
+
 def test_rehearsed_steps_leave_nothing_behind(tmp_path):
     trainer = make(tmp_path)
     trainer.state.metrics = {"loss": 1.0}

@@ -88,6 +88,16 @@ def test_health_is_measured_at_intervals_and_always_at_the_end():
     assert measured == [2, 3]
 
 
+def test_an_old_figure_of_health_does_not_make_later_weights_the_best():
+    known = []
+    trainer = trainer_with(HealthMonitor(UNSEEN, 6, every_epochs=2), epochs=4)
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda: known.append("feature_std_ratio" in trainer.state.metrics)
+    )
+    trainer.run()
+    assert known == [False, True, False, True]
+
+
 def test_health_of_a_single_picture_is_not_measured_and_raises_no_alarm(caplog):
     trainer = trainer_with(HealthMonitor(UNSEEN, 1), epochs=1)
     trainer.run()

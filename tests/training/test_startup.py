@@ -13,6 +13,8 @@ from PIL import Image
 from afire_monai.core.errors import AfireError, CheckpointError, DataListError
 from afire_monai.datalists.file import datalist_hash, load_datalist, save_datalist
 from afire_monai.training import startup
+from afire_monai.training.finetuning import statistics_of
+from afire_monai.training.task_data import TaskData
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundle" / "configs"
 FILES = [str(CONFIGS / name) for name in ("pretrain.yaml", "method_afire.yaml")]
@@ -280,6 +282,8 @@ def test_reader_options_of_the_list_are_those_of_training_and_prediction(tmp_pat
     predicted = read_radiograph(0, source.files[0], [(16, 16)], options=source.reader)
     torch.testing.assert_close(predicted.images[(16, 16)], trained)
     assert float(startup.reading((16, 16))(items[0])["image"].max()) < 0.07
+    mean, _ = statistics_of(TaskData([], items, [], []), path)()  # of fresh weights, at 64 px
+    assert mean == pytest.approx(float(trained.mean()), abs=0.01)
     cached = RadiographDataset(items, transform, cache="disk", cache_dir=tmp_path / "c")
     torch.testing.assert_close(cached[0]["image"], trained, atol=0.5 / 255, rtol=0)
     with pytest.raises(DataListError, match=r"built with options \{'png16_max': 4095\}, but \{\} is requested"):

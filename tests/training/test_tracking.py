@@ -135,9 +135,13 @@ def test_run_that_was_killed_after_its_last_epoch_is_ended_by_the_next_start_and
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     states = []
     for _ in range(2):
-        start().run()
+        trainer = start()
+        trainer.run()
         (run,) = client.search_runs([client.get_experiment_by_name("afire-pretraining").experiment_id])
         states.append((run.info.status, run.info.end_time, [a.path for a in client.list_artifacts(run.info.run_id)]))
+        tracking.log_results(trainer, {"worth/this_encoder": 0.75}, [])  # also of a run that ended before they came
+        (run,) = client.search_runs([client.get_experiment_by_name("afire-pretraining").experiment_id])
+        assert run.data.metrics["worth/this_encoder"] == 0.75
     assert states[0] == states[1]
     assert states[0][0] == "FINISHED"
     assert states[0][2] == ["settings.yaml"]

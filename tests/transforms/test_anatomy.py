@@ -11,7 +11,7 @@ from skimage.measure import label, regionprops
 
 from afire_monai.transforms.anatomy import LUNG_SIDE, Anatomy, Anatomyd, anatomy_of, enclosing_circle, lung_map
 from afire_monai.transforms.anatomy import texture_center as center_of
-from afire_monai.transforms.lesion import centers_in_pixels, crop_lungs, lungs_of
+from afire_monai.transforms.lesion import centers_in_pixels, lungs_of
 
 
 def slow_circle(points: np.ndarray) -> tuple[np.ndarray, float]:
@@ -103,12 +103,3 @@ def test_anatomy_gives_fractions_that_lead_back_to_pixels_and_to_the_map():
         item = Anatomyd("image")({"image": pictures[place]})
         assert torch.equal(item["anatomy"], found[place])
         np.testing.assert_array_equal(Anatomy()(picture), found[place].numpy())
-
-
-def test_crop_of_a_lung_map_shows_what_the_crop_of_the_canvas_shows():
-    lungs = torch.nn.functional.interpolate(torch.rand(3, 1, 4, 4), (32, 32), mode="bilinear", align_corners=True)
-    offsets = torch.tensor([[0, 0], [2, 1], [1, 2]])
-    cropped = crop_lungs(lungs, offsets, (10, 10), (8, 8))
-    canvas = torch.nn.functional.interpolate(lungs, (40, 40), mode="bilinear", align_corners=False)
-    for place, (row, column) in enumerate((offsets * 4).tolist()):
-        assert torch.equal(cropped[place], canvas[place, :, row : row + 32, column : column + 32])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from afire_monai.core.errors import DataListError
+from afire_monai.core.quiet import quiet
 from afire_monai.datalists.cells import facts_of
 from afire_monai.datalists.file import DEFAULT_NORMAL, SECTIONS, DataList, StrPath, save_datalist
 from afire_monai.datalists.patients import patient_of, shared_patients
 from afire_monai.datalists.splits import split_by_group
+from afire_monai.radiographs.decode import is_dicom
+from afire_monai.radiographs.dicom_open import open_dataset
 
 Item = dict[str, Any]
 Unmentioned = Literal["negative", "missing"]
@@ -227,14 +229,10 @@ def read_names(folder: Path, name: str) -> set[str]:
 
 def header_facts(path: Path) -> dict[str, Any]:
     """Sex, age and view from a DICOM header; nothing else is read from it, and a file that is none gives nothing."""
-    import pydicom
-
     tags = ["PatientSex", "PatientAge", "ViewPosition"]
     try:
-        with warnings.catch_warnings():
-            # warnings about odd headers quote their values, which can be a patient's
-            warnings.simplefilter("ignore")
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+        with quiet():  # warnings about odd headers quote their values, which can be a patient's
+            header = open_dataset(path, header_only=True, tags=tags) if is_dicom(path) else {}
     except Exception:  # pydicom raises many types; one strange header must not end the reading of thousands
         return {}
     return facts_of(*(str(header.get(tag) or "") for tag in tags))

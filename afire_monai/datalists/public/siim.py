@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +65,8 @@ def datalist_from_siim(
             raise DataListError(f"{table}: {image} has both a mask and -1; one or the other is expected")
         item = {"image": str(files[image].absolute()), "group": image, "label": [int(bool(positive))]}
         if positive:
-            mask = union_of_runs(positive, SIDE, SIDE, f"{table}: {image}")
+            drawn = [decode_relative_rle(text, SIDE, SIDE, f"{table}: {image}") for text in positive]
+            mask = np.logical_or.reduce(drawn)
             if target is not None:
                 item["mask"] = write_mask(mask, target / f"{image}.png")
         gathered.sections["training"].append(item | (header_facts(files[image]) if read_headers else {}))
@@ -105,11 +106,3 @@ def decode_relative_rle(text: str, height: int, width: int, where: str) -> NDArr
     for end, length in zip(ends, numbers[1::2], strict=True):
         mask[end - length : end] = True
     return mask.reshape(width, height).T
-
-
-def union_of_runs(texts: Iterable[str], height: int, width: int, where: str) -> NDArray[np.bool_]:
-    """Union of several run-length masks of one picture; see `decode_relative_rle`."""
-    mask = np.zeros((height, width), dtype=bool)
-    for text in texts:
-        mask |= decode_relative_rle(text, height, width, where)
-    return mask

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from afire_monai.core.errors import DataListError
-from afire_monai.datalists.public.siim import decode_relative_rle, union_of_runs
+from afire_monai.datalists.public.siim import decode_relative_rle
 
 
 def slow_decode(text: str, height: int, width: int) -> list[list[int]]:
@@ -38,11 +38,6 @@ def test_random_runs_equal_the_slow_decoder(seed: int) -> None:
     numbers = draw.integers(0, 9, 2 * draw.integers(1, 12))
     text = " ".join(map(str, numbers))
     np.testing.assert_array_equal(decode_relative_rle(text, 17, 13, "table"), slow_decode(text, 17, 13))
-
-
-def test_union_joins_several_rows_of_one_picture() -> None:
-    np.testing.assert_array_equal(union_of_runs(["0 1", "3 1"], 2, 2, "table"), [[1, 0], [0, 1]])
-    assert not union_of_runs([], 2, 2, "table").any()
 
 
 @pytest.mark.parametrize("text", ["", "1", "1 2 3", "a b", "-1 2", "1 -2", "1.5 2", "99999999999999999999 1"])
