@@ -14,38 +14,38 @@ from typing import Any
 
 import afire_monai
 
-PROGRESS = {"quiet": ("bool", False, "no progress bar.")}
-READER = {
-    "png16_max": (
-        "str | None",
-        None,
-        "white level of 16-bit PNG: a number such as 4095, dtype (65535) or image (its largest value).",
-    ),
-    "modalities": ("Sequence[str] | None", None, "DICOM modalities to read, with commas between them; any for all."),
-    "window_index": ("int | None", None, "which DICOM window or VOI LUT to use if a file has several."),
-}
-SERVER = {
-    "ca": ("str | None", None, "PEM file of the authorities to trust instead of the built-in ones."),
-    "timeout": ("float", 60.0, "seconds to wait for a connection or a part of an answer."),
-    "retries": ("int", 4, "how often to repeat a request that got no answer."),
-    "insecure": ("bool", False, "allow credentials over plain http to another machine."),
-}
-DIMSE = {
-    "pacs": ("str | None", None, "archive without DICOMweb, as AET@HOST:PORT; needs pip install 'afire-monai[pacs]'."),
-    "aet": ("str", "AFIRE", "AE title of this program, as the archive knows it."),
-    "tls_ca": ("str | None", None, "PEM file of the authorities to trust; the connection then uses TLS."),
-    "tls_cert": (
-        "str | None",
-        None,
-        "PEM file of your certificate, for an archive (also DICOMweb) that asks for one.",
-    ),
-    "tls_key": ("str | None", None, "PEM file of its private key."),
-}
 EXPANDED: dict[str, dict[str, tuple[str, Any, str]]] = {
-    "progress": PROGRESS,
-    "reader": READER,
-    "server": SERVER,
-    "dimse": DIMSE,
+    "progress": {"quiet": ("bool", False, "no progress bar.")},
+    "reader": {
+        "png16_max": (
+            "str | None",
+            None,
+            "white level of 16-bit PNG: a number such as 4095, dtype (65535) or image (its largest value).",
+        ),
+        "modalities": ("Sequence[str] | None", None, "DICOM modalities to read, separated by commas; any for all."),
+        "window_index": ("int | None", None, "which DICOM window or VOI LUT to use if a file has several."),
+    },
+    "server": {
+        "ca": ("str | None", None, "PEM file of the authorities to trust instead of the built-in ones."),
+        "timeout": ("float", 60.0, "seconds to wait for a connection or a part of an answer."),
+        "retries": ("int", 4, "how often to repeat a request that got no answer."),
+        "insecure": ("bool", False, "allow credentials over plain http to another machine."),
+    },
+    "dimse": {
+        "pacs": (
+            "str | None",
+            None,
+            "archive without DICOMweb, as AET@HOST:PORT; needs pip install 'afire-monai[pacs]'.",
+        ),
+        "aet": ("str", "AFIRE", "AE title of this program, as the archive knows it."),
+        "tls_ca": ("str | None", None, "PEM file of the authorities to trust; the connection then uses TLS."),
+        "tls_cert": (
+            "str | None",
+            None,
+            "PEM file of your certificate, for an archive (also DICOMweb) that asks for one.",
+        ),
+        "tls_key": ("str | None", None, "PEM file of its private key."),
+    },
 }
 """Parameters of functions, and the options that a command has in their place."""
 USUAL = {
@@ -119,9 +119,12 @@ class Command:
 
     def call(self, given: dict[str, Any]) -> int:
         """Run the command with the given options; other options keep the defaults of the function."""
-        for name, collect in _COLLECTED:
-            if set(EXPANDED[name]) <= set(self.signature.parameters):
-                given[name] = collect(**{key: given.pop(key) for key in EXPANDED[name] if key in given})
+        for name, options in EXPANDED.items():
+            if set(options) <= set(self.signature.parameters):
+                some = {key: given.pop(key) for key in options if key in given}
+                given[name] = reader_arguments(**some) if name == "reader" else some
+        if "progress" in given:
+            given["progress"] = not given["progress"].get("quiet", False)
         if self.work:
             return self.run(functools.partial(_do, self.work), **given)
         order = inspect.signature(self.run)
@@ -152,18 +155,6 @@ def reader_arguments(
     if window_index is not None:
         given["window_index"] = window_index
     return checked_options(given, "command line")
-
-
-def _progress(quiet: bool = False) -> bool:
-    return not quiet
-
-
-_COLLECTED: tuple[tuple[str, Callable[..., Any]], ...] = (
-    ("progress", _progress),
-    ("reader", reader_arguments),
-    ("server", dict),
-    ("dimse", dict),
-)
 
 
 def _do(work: str, *values: Any, **options: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,30 +215,41 @@ def make_reference(
     items = [{**item, "reader": reader_options(raw)} for item in items] + without(false_alarms, misses)
 
     kept = len(items) - len(without(false_alarms, misses))
-    pictures = _Pictures(detector.canvas_size, batch_size, workers, progress, device)
+
+    def pictures(items: Sequence[dict], name: str, used: list[int], owners: list[str]) -> Iterator[Tensor]:
+        """Read pictures and gather them into batches, and place and patient of each into lists."""
+
+        def read(index: int) -> Radiograph | LeftOut:
+            item = items[index]
+            return read_radiograph(index, str(item["image"]), [detector.canvas_size], options=item["reader"])
+
+        reading = ahead(read, range(len(items)), workers, 2 * max(batch_size, workers))
+        bar = tqdm(reading, total=len(items), desc=name, unit="image", disable=hidden(progress))
+        for batch in batches(bar, batch_size):
+            used += [radiograph.index for radiograph in batch]
+            # a radiograph without a patient counts as a patient of its own
+            owners += [patient_of(items[radiograph.index]) for radiograph in batch]
+            yield torch.stack([image for radiograph in batch for image in radiograph.images.values()]).to(device)
+
     needed = {base, "detector"} if "prototypes" in (parts or ()) else {base}
     hashes = {kind: value for kind, value in weights_hashes(files).items() if kind in needed}
     sha256 = datalist_hash(raw)
     seen = section == "training" if described.get("data_sha256") == sha256 else None
     facts = {"section": section, "datalist_sha256": sha256, "model_sha256": hashes, "seen_in_training": seen}
     used, owners = list[int](), list[str]()
-    normals = pictures.batches(items, "normal radiographs", used, owners)
+    normals = pictures(items, "normal radiographs", used, owners)
     reference = build_reference(detector, normals, owners, parts, pooling, facts, layers, window)
     corrections = None
     if false_alarms or misses:
         earlier = _earlier(model, detector, hashes)
         judges = [reference.to(device), *([] if earlier is None else [earlier.to(device)])]
-        alarms = _judge(judges, detector, pictures.batches(items[kept:], "false alarms", [], []))
-        found = _judge(judges, detector, pictures.batches(misses, "misses", [], []))
+        alarms = _judge(judges, detector, pictures(items[kept:], "false alarms", [], []))
+        found = _judge(judges, detector, pictures(misses, "misses", [], []))
         own = torch.tensor([place for place, index in enumerate(used) if index >= kept], dtype=torch.long)
         alarms[0] = percentiles(reference.crossed[own], reference.crossed)
         corrections = corrections_of(alarms, found)
         reference.facts["corrections"] = corrections.facts()
     return MadeReference(reference, reference.cpu().save(model), len(items) - reference.count, seen, corrections)
-
-
-def _read(items: Sequence[dict], size: tuple[int, int], index: int) -> Radiograph | LeftOut:
-    return read_radiograph(index, str(items[index]["image"]), [size], options=items[index]["reader"])
 
 
 def _earlier(model: str | Path, detector: AnomalyDetector, hashes: dict[str, str]) -> NormalReference | None:
@@ -261,23 +271,3 @@ def _judge(judges: Sequence[NormalReference], detector: AnomalyDetector, batches
             features = detector.features(images, judge.parts, layers=judge.layers)
             values.append(judge.judge(features, judge.canvas).percentile.cpu())
     return [torch.cat(values) if values else torch.empty(0, dtype=torch.float64) for values in found]
-
-
-@dataclass(frozen=True)
-class _Pictures:
-    size: tuple[int, int]
-    batch_size: int
-    workers: int
-    progress: bool
-    device: torch.device
-
-    def batches(self, items: Sequence[dict], name: str, used: list[int], owners: list[str]) -> Iterator[Tensor]:
-        """Read pictures and gather them into batches, and place and patient of each into lists."""
-        read = functools.partial(_read, items, self.size)
-        reading = ahead(read, range(len(items)), self.workers, 2 * max(self.batch_size, self.workers))
-        bar = tqdm(reading, total=len(items), desc=name, unit="image", disable=hidden(self.progress))
-        for batch in batches(bar, self.batch_size):
-            used += [radiograph.index for radiograph in batch]
-            # a radiograph without a patient counts as a patient of its own
-            owners += [patient_of(items[radiograph.index]) for radiograph in batch]
-            yield torch.stack([image for radiograph in batch for image in radiograph.images.values()]).to(self.device)
