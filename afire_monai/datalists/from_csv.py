@@ -186,7 +186,7 @@ class _Manifest:
         made = [(row, item) for row in rows if (item := self._item(row, skipped, unusable)) is not None]
         self._say_missing(rows, len(made), name, skipped["missing_image"])
         labels, strata = self._label(made)
-        used = {item["image"] for _, item in made}
+        used = {os.path.normpath(item["image"]) for _, item in made}
         unused = sum(len(boxes) for image, boxes in self.boxes.items() if image not in used)
         skipped += Counter(repeated_row=self.repeated, box_without_image=unused)
         kinds = {"missing_image": 0, "missing_mask": 0, **skipped}

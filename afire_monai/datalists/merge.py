@@ -27,9 +27,9 @@ def merge_datalists(paths: Sequence[StrPath], out: StrPath | None = None, name: 
     """Join lists section by section; an image keeps the section that its own list gave it.
 
     Label names are those of all lists in order of appearance; the label that means "no finding" has the name that the
-    first list with one gives it. A label that a list does not know is null for its images. An image that is normal in
-    its own list, as `normal_of` says, is so in the joined one: it has none of the others' findings. Without ``out`` the
-    list is only returned.
+    first list with one gives it. An image that is normal in its own list, as `normal_of` says, is so in the joined one.
+    A label that a list does not know is null for its images, except that an image whose list names it normal has none
+    of the others' findings. Without ``out`` the list is only returned.
 
     Args:
         paths: the data lists, at least one.
@@ -38,20 +38,25 @@ def merge_datalists(paths: Sequence[StrPath], out: StrPath | None = None, name: 
 
     Raises:
         DataListError: if there is no list, a patient is in the training images of one list and the validation or test
-            images of another, or the lists' images are read in different ways; or as ``load_datalist``.
+            images of another, the lists' images are read in different ways, or two labels of a list mean that nothing
+            was found; or as ``load_datalist``.
     """
     if not paths:
         raise DataListError("no data list to merge: give the paths of at least one")
     lists = [load_datalist(path) for path in paths]
     normal = next((own for d in lists if (own := normal_label(d)) in d.get("labels", [])), DEFAULT_NORMAL)
     names = [[normal if label == normal_label(d) else label for label in d.get("labels", [])] for d in lists]
+    # never the first, whose own name is used
+    if twice := next((place for place, own in enumerate(names) if own.count(normal) > 1), 0):
+        both = f"{normal_label(lists[twice])!r} and {normal!r}"
+        raise DataListError(f"{paths[twice]}: both {both} mean that nothing was found; keep one of these labels")
     labels = list(dict.fromkeys(label for own in names for label in own))
     merged: DataList = {"name": name, "labels": labels}
     for section in SECTIONS:
         merged[section] = [
-            _relabel(item, own, labels, normal)
-            for d, own in zip(lists, names, strict=True)
-            for item in d.get(section, [])
+            _relabel(item, datalist, own, labels, normal)
+            for datalist, own in zip(lists, names, strict=True)
+            for item in datalist.get(section, [])
         ]
     _refuse_shared(merged)
     readers = [reader_options(datalist) for datalist in lists]
@@ -72,15 +77,17 @@ def merge_datalists(paths: Sequence[StrPath], out: StrPath | None = None, name: 
     return merged
 
 
-def _relabel(item: dict[str, Any], own: list[str], labels: list[str], normal: str) -> dict[str, Any]:
-    values, absent = {}, None
-    if own:
-        if not item.get("label") or len(item["label"]) != len(own):
-            return item
-        values = dict(zip(own, item["label"], strict=True))
-    if labels and (not own or is_normal(item, own, normal)):
-        values, absent = {normal: 1, **values}, 0
-    return {**item, "label": [values.get(label, absent) for label in labels]} if labels else item
+def _relabel(
+    item: dict[str, Any], datalist: DataList, own: list[str], labels: list[str], normal: str
+) -> dict[str, Any]:
+    known = item.get("label") or []
+    if not labels or len(known) != len(own):
+        return item
+    values, absent = dict(zip(own, known, strict=True)), None
+    if not own or is_normal(item, datalist["labels"], normal_label(datalist)):
+        absent = 0 if normal in own or normal not in labels else None
+        values[normal] = 1
+    return {**item, "label": [values.get(label, absent) for label in labels]}
 
 
 def _refuse_shared(merged: DataList) -> None:

@@ -160,7 +160,6 @@ class HealthMonitor:
     def __init__(self, dataset: RadiographDataset, count: int = 64, every_epochs: int = 1) -> None:
         self.images = fixed_batch(dataset, count)
         self.every_epochs = every_epochs
-        self._measured: list[str] = []
 
     def attach(self, engine: PretrainTrainer) -> None:
         """Register with the trainer."""
@@ -172,11 +171,8 @@ class HealthMonitor:
     def _measure(self, engine: PretrainTrainer) -> None:
         last = engine.state.epoch == engine.state.max_epochs
         if engine.state.epoch % self.every_epochs and not last:
-            for name in self._measured:  # an old figure must not be logged, or taken for the best, a second time
-                engine.state.metrics.pop(name, None)
             return
         figures = self._figures(engine)
-        self._measured = list(figures)
         if rank():
             return
         for warning in health_warnings(figures):

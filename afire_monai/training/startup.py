@@ -308,11 +308,10 @@ def cache_folder(datalist: Path, cache_dir: str, output_dir: str | Path) -> Path
     return beside if beside.is_dir() or os.access(beside.parent, os.W_OK) else Path(output_dir) / "cache"
 
 
-def start_processes(backend: str = "") -> torch.device:
+def start_processes() -> torch.device:
     """Join the process group that ``torchrun`` set up, and give this process's device.
 
-    Args:
-        backend: ``nccl`` or ``gloo``; empty chooses by whether there is a GPU.
+    They talk through NCCL if there is a GPU, else through Gloo.
 
     Raises:
         AfireError: if the processes were not started by ``torchrun``, or cannot be restarted on several nodes.
@@ -324,7 +323,7 @@ def start_processes(backend: str = "") -> torch.device:
     if gpu:
         torch.cuda.set_device(local)
     if not dist.is_initialized():
-        join_group(backend or ("nccl" if gpu else "gloo"))
+        join_group("nccl" if gpu else "gloo")
     if rank():
         logging.getLogger().setLevel(logging.ERROR)
     return torch.device("cuda", local) if gpu else torch.device("cpu")

@@ -115,10 +115,11 @@ class RunTracker(MLFlowHandler):
     def _take_up(self) -> None:
         experiment = self.client.get_experiment_by_name(self.experiment_name)
         runs = self.client.search_runs([experiment.experiment_id]) if experiment else []
-        own = [run for run in runs if run.info.run_name == self.run_name]  # the newest first
+        own = [run for run in runs if run.info.run_name == self.run_name]
         self.cur_run = next((run for run in own if run.info.status != self.run_finish_status), None)
-        # results of an ended run may still be missing
-        self.run_id = next((run.info.run_id for run in (self.cur_run, *own) if run is not None), "")
+        # results of an ended run may still be missing; of several, nobody knows which was this one
+        found = self.cur_run or (own[0] if len(own) == 1 else None)
+        self.run_id = found.info.run_id if found is not None else ""
 
     def _log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         from mlflow.entities import Metric

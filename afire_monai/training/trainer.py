@@ -185,6 +185,7 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         done, local = divmod(self.state.iteration, self.state.epoch_length)
         # the first epoch's pass continues through all others, whose settings are for a loader that starts again
         self.sampler.start_at(done, local, epochs=max(1, self.state.max_epochs - done))
+        self.state.metrics.clear()  # an old figure must not be logged again, nor stand for later weights
         self._epoch_sums = {}
         self._epoch_images = 0
         self._epoch_start = time.perf_counter()

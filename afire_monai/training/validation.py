@@ -68,9 +68,6 @@ class ValidationMonitor:
     def _validate(self, engine: PretrainTrainer) -> None:
         epoch = engine.state.epoch
         if epoch % self.every_epochs and epoch != engine.state.max_epochs:
-            # an old figure must not be logged, or taken for the best, a second time
-            for name in [n for n in engine.state.metrics if n.startswith("validation_")]:
-                del engine.state.metrics[name]
             return
         task = engine.method
         assert isinstance(task, Task)

@@ -113,8 +113,9 @@ def test_boxes_are_joined_by_path(tmp_path: Path) -> None:
     for name in ("m.csv", "boxes.csv"):  # paths that lead out of the tables' folder
         table = (tmp_path / name).read_text().replace("a.png", "../a.png")
         (tmp_path / "tables" / name).write_text(table)
-    (other,) = all_items(datalist_from_csv(tmp_path / "tables" / "m.csv", boxes_csv=tmp_path / "tables" / "boxes.csv"))
-    assert other["boxes"] == item["boxes"]
+    outside = datalist_from_csv(tmp_path / "tables" / "m.csv", boxes_csv=tmp_path / "tables" / "boxes.csv")
+    assert [other["boxes"] for other in all_items(outside)] == [item["boxes"]]
+    assert "box_without_image" not in outside["meta"]["skipped"]
 
 
 @pytest.mark.parametrize(
@@ -359,9 +360,13 @@ def test_an_image_that_is_normal_in_its_own_list_is_so_in_the_joined_one(tmp_pat
     merged = merge_datalists(paths, tmp_path / "all.json")
     assert (merged["labels"], merged["meta"]["normal_label"]) == (["gesund", "Mass", "Edema"], "gesund")
     assert [item["label"] for item in merged["training"]] == [
-        [1, 0, 0], [0, 1, None], [1, 0, 0], [0, None, 1], [1, 0, 0], [None, None, 1], [1, 0, 0],
+        [1, 0, 0], [0, 1, None], [1, 0, 0], [0, None, 1], [1, None, 0], [None, None, 1], [1, None, None],
     ]  # fmt: skip
     assert [Path(item["image"]).name for item in training_items(tmp_path / "all.json")] == ["a", "c", "e", "g"]
+    both = {"labels": ["Normal", "gesund"], "training": [{"image": "i", "label": [1, 1]}]}
+    twice = save_datalist(both, tmp_path / "t.json")
+    with pytest.raises(DataListError, match="both 'Normal' and 'gesund' mean that nothing was found"):
+        merge_datalists([paths[0], twice])
     unlabelled = save_datalist({"training": [{"image": "h"}]}, tmp_path / "unlabelled.json")
     assert (
         merge_datalists([paths[3], unlabelled])["training"]

@@ -88,14 +88,14 @@ def test_health_is_measured_at_intervals_and_always_at_the_end():
     assert measured == [2, 3]
 
 
-def test_an_old_figure_of_health_does_not_make_later_weights_the_best():
-    known = []
-    trainer = trainer_with(HealthMonitor(UNSEEN, 6, every_epochs=2), epochs=4)
-    trainer.add_event_handler(
-        Events.EPOCH_COMPLETED, lambda: known.append("feature_std_ratio" in trainer.state.metrics)
-    )
+def test_an_old_figure_of_health_does_not_make_later_weights_the_best(tmp_path):
+    keeper = CheckpointKeeper(tmp_path, every_epochs=3, best_key="validation_restoration")
+    trainer = trainer_with(HealthMonitor(UNSEEN, 6, every_epochs=2), CsvLogger(tmp_path / "log.csv"), keeper, epochs=5)
     trainer.run()
-    assert known == [False, True, False, True]
+    rows = read_csv_log(tmp_path / "log.csv")
+    assert ["validation_restoration" in row for row in rows] == [False, True, False, True, True]
+    # of the epochs with a checkpoint, 3 and 5, only the last was measured
+    assert trainer.best_value == rows[4]["validation_restoration"]
 
 
 def test_health_of_a_single_picture_is_not_measured_and_raises_no_alarm(caplog):

@@ -61,7 +61,7 @@ class Transfer:
         already: instances that were there before.
         failed: (what, reason) of the others; `what` is a UID or a file, which only the owner may see.
         skipped: files that are not DICOM.
-        sent: names of the files that the archive took.
+        sent: paths of the files that the archive has, new or not.
     """
 
     done: int = 0
@@ -156,13 +156,14 @@ def send_folder(web: Archive, folder: str | Path, progress: bool = False, audit:
     if not folder.exists():
         raise AfireError("the folder to send is not there; give one that holds DICOM files")
     log, images = follow(folder)
+    root = folder.parent if folder.is_file() else folder
     result = Transfer()
     with audited(log if audit is None else Path(audit), "send", web.peer) as entry:
         try:
             _send_all(web, folder, progress, result)
         finally:
             entry.what = result.counts("sent")
-            entry.pseudonyms = sorted({image for name, image in images.items() if name in result.sent})
+            entry.pseudonyms = sorted({image for name, image in images.items() if str(root / name) in result.sent})
     return result
 
 
@@ -183,7 +184,7 @@ def _send_all(web: Archive, folder: Path, progress: bool, result: Transfer) -> N
                     new = web.store(dataset)
                     result.done += new
                     result.already += not new
-                    result.sent.add(file.name)
+                    result.sent.add(str(file))
                     stored.setdefault(str(dataset.SOPInstanceUID), []).append((str(file), new))
                 patience.answered()
             if len(stored) >= AT_ONCE:
@@ -204,7 +205,7 @@ def _settle(web: Archive, stored: dict[str, list[tuple[str, bool]]], result: Tra
         for file, new in stored[uid]:
             result.done -= new
             result.already -= not new
-            result.sent.discard(os.path.basename(file))
+            result.sent.discard(file)
             result.failed.append((file, reason))
     stored.clear()
 
