@@ -152,9 +152,11 @@ def comparison_images(size: tuple[int, int, int], inputs: Sequence[str], section
         (n, C, H, W) float32 in 0…1.
 
     Raises:
-        AfireError: if fewer than 3 can be read.
+        AfireError: if fewer than 3 are wanted, or can be read.
     """
     channels, height, width = size
+    if most < 3:
+        raise AfireError(f"--compared is {most}; at least 3 images are needed to check an export")
     if inputs:
         source = find_source(inputs, section)
         files, options = source.files, source.reader

@@ -122,6 +122,8 @@ def test_phantoms_are_drawn_where_no_images_are_named():
     images = comparison_images((1, 24, 40), [], "test", 3)
     assert images.shape == (3, 1, 24, 40)
     assert 0 <= images.min() < images.max() <= 1
+    with pytest.raises(AfireError, match="--compared is 2; at least 3 images are needed"):
+        comparison_images((1, 24, 40), [], "test", 2)
 
 
 def test_wrong_words_are_refused_with_what_there_is(model, tmp_path, capsys):
