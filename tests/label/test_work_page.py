@@ -178,6 +178,30 @@ def test_masks_of_other_clients_are_shown_and_the_models_can_be_taken_over(page,
     assert (shown_mask(page) == (site.map("segmentation", "chest02", tmp_path) == 1)).all()
 
 
+def test_what_is_being_drawn_is_saved_and_an_undone_or_empty_stroke_is_no_label(page, site, tmp_path):
+    show(page, "chest05")
+    brush(page)
+    page.press("e")
+    page.value("document.getElementById('canvas').focus()")
+    page.press("Enter")
+    page.press("Enter")  # the eraser on an empty mask
+    assert page.value("document.getElementById('unsaved').hidden")
+    page.press("b")
+    page.press("Enter")
+    page.press("Enter")
+    assert not page.value("document.getElementById('unsaved').hidden")
+    page.press("u")
+    assert page.value("document.getElementById('unsaved').hidden")
+    page.press("Enter")
+    page.press("ArrowDown", shift=True)
+    save(page)  # without the second Enter
+    x, y = COLUMNS / 2, ROWS / 2
+    assert (saved_mask(site, "chest05", tmp_path) == disc_along([(x, y), (x, y + 10)], 20)).all()
+    page.press("u")
+    assert not page.value("document.getElementById('unsaved').hidden")  # unlike what is saved
+    page.press("z", control=True, shift=True)
+
+
 def test_everything_can_be_done_by_keyboard_alone(page, site, tmp_path):
     show(page, "chest03")
     for _ in range(60):

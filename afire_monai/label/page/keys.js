@@ -17,7 +17,9 @@ export function listen(keys, control, digit) {
   }
   document.addEventListener("keydown", (event) => {
     if (document.querySelector("dialog[open]") || event.altKey || event.isComposing) return;
-    const number = Number(/^(?:Digit|Numpad)([0-9])$/.exec(event.code)?.[1]), plain = event.key.toUpperCase();
+    // the numeric pad's keys are arrows and the like while NumLock is off, or (Windows) while Shift is down
+    const [, pad, digitOf] = /^(Digit|Numpad)([0-9])$/.exec(event.code) ?? [], plain = event.key.toUpperCase();
+    const number = pad === "Digit" || digitOf === event.key ? Number(digitOf) : NaN;
     const name = ARROWS[event.key] ?? (number === 0 ? "0" : plain);
     if (event.key in ARROWS && event.target.matches("select")) return;
     let action = keys.find(([key]) => key === name)?.[2];

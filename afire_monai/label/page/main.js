@@ -16,6 +16,15 @@ const LAST = "afire-image"; // in this tab only, so that reloading shows the sam
 const viewer = new Viewer($("canvas"));
 const board = {
   mask: null, classes: {}, history: new History(), showMask: (area) => viewer.setFill(board.mask, area), maskDrawn,
+  /** Keep a step of the mask. Undone, the mask is as little changed as before, unless it was saved meanwhile. */
+  record({ undo, ...step }) {
+    const work = current, { maskChanged, saves } = work;
+    board.history.add({ ...step, undo: () => {
+      undo();
+      work.maskChanged = maskChanged || work.saves !== saves;
+      render();
+    } });
+  },
 };
 const tools = new Tools(viewer, board);
 const opinions = new Opinions(viewer, board, render);
@@ -23,7 +32,7 @@ const ahead = new Ahead(opinions);
 const training = new Training(() => readInfo());
 let known = { findings: [], classes: {}, versions: {} }; // what can be labelled
 let info = { models: {}, strategies: {} };
-let current = null; // {id, mask, findings (null, 1, 0 or -1 by name), saved (of them), maskChanged, hasLabel, version}
+let current = null; // {id, mask, findings (null, 1, 0 or -1 by name), saved (of them), maskChanged, saves, hasLabel, version}
 const visited = [];
 let moving = false; // to another image: what is entered meanwhile would be lost, so nothing can be
 let saving = Promise.resolve();
@@ -45,7 +54,7 @@ async function open(id, fetched = Promise.reject()) {
     problems.push(`The saved mask cannot be shown: ${error.message}`);
   }) : undefined;
   current = {
-    id, findings: kept.findings ?? {}, saved: "", maskChanged: false, hasLabel: Boolean(values || kept.findings),
+    id, findings: kept.findings ?? {}, saved: "", maskChanged: false, saves: 0, hasLabel: Boolean(values || kept.findings),
     version: kept.version,
   };
   current.saved = entered(current);
@@ -91,6 +100,7 @@ async function next() {
 async function move(action) {
   const lock = (on) => { moving = tools.locked = on; $("stage").setAttribute("aria-busy", String(on)); };
   if (moving) return;
+  tools.finish(); // what is being drawn belongs to this image
   lock(true);
   try { await action(); } finally { lock(false); }
   const id = current?.id;
@@ -120,6 +130,7 @@ async function previous() {
 
 /** Save what changed, after what is being saved already. */
 const save = (nothingNew = "There is nothing new to save.") => {
+  tools.finish();
   saving = saving.catch(() => {}).then(() => (unsaved() ? saveChanges(current) : say(nothingNew)));
   return saving;
 };
@@ -143,6 +154,7 @@ async function saveChanges(work) {
   }
   if (work.maskChanged) {
     work.maskChanged = false; // a stroke while it is being sent makes it true again
+    work.saves += 1;
     await keep(() => api.saveMask(work.id, work.mask.values)).catch((error) => {
       work.maskChanged = true;
       render();
@@ -184,12 +196,13 @@ function maskDrawn() {
 /** Put other values into the mask, as a step that can be taken back. */
 function fillMask(values) {
   if (!current || moving || !board.mask || !values) return;
+  tools.finish();
   const put = (content) => () => {
     board.mask.values.set(content);
     board.showMask(board.mask.everything);
     maskDrawn();
   };
-  board.history.add({ undo: put(board.mask.values.slice()), redo: put(values), bytes: 2 * values.length });
+  board.record({ undo: put(board.mask.values.slice()), redo: put(values), bytes: 2 * values.length });
   put(values)();
 }
 
@@ -235,7 +248,7 @@ function render() {
 }
 
 const toggle = (id) => () => ($(id).closest("[hidden]") ? say(`${$(id).dataset.absent}`) : $(id).click());
-const step = (way) => () => { if (!moving) { tools.forget(); board.history[way](); } };
+const step = (way) => () => { if (!moving) { tools.finish(); board.history[way](); } };
 const nextClass = () => {
   const values = Object.values(known.classes);
   tools.value = values[(values.indexOf(tools.value) + 1) % values.length] ?? 1;
@@ -275,7 +288,7 @@ const KEYS = [ // key, what the help says, what is done, button
 
 listen(KEYS, { s: () => save(), z: step("undo"), "shift+z": step("redo"), y: step("redo") },
   (number, shift) => pressFinding(number - 1, shift));
-window.addEventListener("beforeunload", (event) => { if (unsaved()) event.preventDefault(); });
+window.addEventListener("beforeunload", (event) => { tools.finish(); if (unsaved()) event.preventDefault(); });
 
 await attempt(() => move(async () => {
   await readInfo();

@@ -68,8 +68,12 @@ export class Opinions {
     const turn = ++this.#turn;
     const show = (id, put) => attempt(async () => {
       const task = this.#task(id);
-      const answer = $(id).checked && this.models[task] && this.#image !== null ? await this.#answer(id, task) : null;
-      if (turn === this.#turn) put(answer, task);
+      let answer = null;
+      try {
+        if ($(id).checked && this.models[task] && this.#image !== null) answer = await this.#answer(id, task);
+      } finally { // an answer to an earlier choice must not stay under this one
+        if (turn === this.#turn) put(answer, task);
+      }
     });
     if (this.#prepared) this.prepare(this.#prepared.image); // something else may be switched on now
     $("heat-note").textContent = $("heat").checked ? "Heatmap: asking the model …" : "";

@@ -17,16 +17,16 @@ export class Tools {
   size = null; // of the brush: its diameter in pixels of the image
   locked = false; // while another image comes, nothing is drawn
   value = 1; // class that is drawn
-  #gesture = null; // {kind, before, from, last, value}
+  #gesture = null; // {kind, before, from, last, value, pointer (its id, or null by keyboard)}
 
-  /** `board` has `mask` (or null), `history`, `showMask(area)` and `maskDrawn()`. */
+  /** `board` has `mask` (or null), `record(step)`, `showMask(area)` and `maskDrawn()`. */
   constructor(viewer, board) {
     Object.assign(this, { viewer, board });
     const { canvas } = viewer;
     canvas.addEventListener("pointerdown", (event) => this.#down(event));
     canvas.addEventListener("pointermove", (event) => this.#move(event));
-    canvas.addEventListener("pointerup", () => this.#up());
-    canvas.addEventListener("pointercancel", () => this.#up());
+    canvas.addEventListener("pointerup", (event) => { if (this.#isOwn(event)) this.finish(); });
+    canvas.addEventListener("pointercancel", (event) => { if (this.#isOwn(event)) this.finish(); });
     canvas.addEventListener("pointerleave", () => { if (!this.#gesture) this.#point(null); });
     canvas.addEventListener("contextmenu", (event) => event.preventDefault());
     canvas.addEventListener("dblclick", () => { if (this.tool === "window") viewer.resetWindow(); });
@@ -35,7 +35,7 @@ export class Tools {
       viewer.zoom(1.0015 ** -event.deltaY, event.offsetX, event.offsetY);
     }, { passive: false });
     canvas.addEventListener("keydown", (event) => this.#key(event));
-    canvas.addEventListener("blur", () => this.#up());
+    canvas.addEventListener("blur", () => this.finish());
     $("tools").append(...Object.entries(TOOLS).map(([name, [key, title, help]]) => el("button", {
       type: "button", id: `tool-${name}`, title: `${help} (${key})`, "aria-pressed": "false",
       "aria-keyshortcuts": key, onclick: () => this.choose(name),
@@ -50,7 +50,7 @@ export class Tools {
       say("Nothing can be outlined here: the server was started without classes (--classes).", "bad");
       return;
     }
-    this.#up();
+    this.finish();
     this.tool = name;
     for (const tool of Object.keys(TOOLS)) $(`tool-${tool}`).setAttribute("aria-pressed", String(tool === name));
     this.viewer.canvas.dataset.tool = name;
@@ -74,11 +74,13 @@ export class Tools {
     if (!this.viewer.image) return;
     this.viewer.canvas.setPointerCapture(event.pointerId);
     const kind = { 1: "move", 2: "window" }[event.button] ?? this.tool;
-    this.#begin(kind, this.viewer.point(event), event.shiftKey);
+    this.#begin(kind, this.viewer.point(event), event.shiftKey, event.pointerId);
   }
 
+  #isOwn(event) { return this.#gesture?.pointer === event.pointerId; }
+
   #move(event) {
-    if (!this.viewer.image) return;
+    if (!this.viewer.image || (this.#gesture && !this.#isOwn(event))) return; // a palm beside the pen draws nothing
     const point = this.viewer.point(event);
     this.#point(point);
     if (this.#gesture?.kind === "window") this.#adjust(event.movementX, event.movementY);
@@ -86,10 +88,11 @@ export class Tools {
     else if (this.#gesture) this.#draw(point);
   }
 
-  #begin(kind, point, shift) {
+  #begin(kind, point, shift, pointer = null) {
+    this.finish();
     if (kind !== "window" && kind !== "move" && (this.locked || !this.board.mask)) return;
     const value = kind === "erase" || (kind === "box" && shift) ? 0 : this.value;
-    this.#gesture = { kind, from: point, last: point, value, before: this.board.mask?.values.slice() };
+    this.#gesture = { kind, from: point, last: point, value, pointer, before: this.board.mask?.values.slice() };
     if (kind === "brush" || kind === "erase") this.#draw(point);
   }
 
@@ -104,14 +107,16 @@ export class Tools {
     this.#gesture.last = point;
   }
 
-  #up() {
+  /** End what is being drawn, as a step that can be taken back; nothing if no pixel changed. */
+  finish() {
     const gesture = this.#gesture;
     this.forget();
     if (!gesture || gesture.kind === "window" || gesture.kind === "move") return;
-    const { mask, history } = this.board;
+    const { mask } = this.board;
     if (gesture.kind === "box") this.board.showMask(mask.box(gesture.from, gesture.last, gesture.value));
     const step = maskStep(mask, gesture.before, (area) => { this.board.showMask(area); this.board.maskDrawn(); });
-    if (step) history.add(step);
+    if (!step) return;
+    this.board.record(step);
     this.board.maskDrawn();
   }
 
@@ -133,7 +138,7 @@ export class Tools {
       this.#point(point);
       if (this.#gesture) this.#draw(point);
     } else if ((event.key === "Enter" || event.key === " ") && this.draws) {
-      if (this.#gesture) this.#up();
+      if (this.#gesture) this.finish();
       else this.#begin(this.tool, at, event.shiftKey);
     } else return;
     event.preventDefault();

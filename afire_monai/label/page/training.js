@@ -23,7 +23,18 @@ export class Training {
 
   async open() {
     $("training").showModal();
-    await attempt(() => this.refresh());
+    await this.#try(() => this.refresh());
+  }
+
+  /** As `attempt`, but what is wrong stands in the dialog, too, as the line of messages lies behind it. */
+  async #try(action) {
+    $("training-message").textContent = "";
+    try {
+      await action();
+    } catch (error) {
+      say(error.message, "bad");
+      $("training-message").textContent = error.message;
+    }
   }
 
   async refresh() {
@@ -67,22 +78,18 @@ export class Training {
     const field = $(`epochs-${task}`) ?? el("input", { // the same one each time, as somebody may be typing in it
       id: `epochs-${task}`, type: "number", min: 1, max: 10000, value: info.trainers[task].config?.max_epochs ?? 30 });
     const start = el("button", { id: `train-${task}`, type: "button", class: "primary", disabled: this.#busy,
-      onclick: () => attempt(async () => {
+      onclick: () => this.#try(async () => {
         await api.train(task, { max_epochs: Number(field.value) });
         await this.refresh();
-      }).then(() => this.#repeatMessage()) }, "Train");
+      }) }, "Train");
     const stop = el("button", { id: `stop-${task}`, type: "button", hidden: !mine,
-      onclick: () => attempt(async () => { await api.stopTraining(); await this.refresh(); }) }, "Stop");
+      onclick: () => this.#try(async () => { await api.stopTraining(); await this.refresh(); }) }, "Stop");
     return el("section", { "aria-label": NAMES[task] },
       el("h3", {}, `${NAMES[task]} `, el("small", {}, info.trainers[task].description ?? "")),
       el("p", { class: "row" }, el("label", {}, "Epochs ", field), start, stop),
       mine ? el("progress", { max: stats.total_epochs || 1, value: stats.total_epochs ? stats.epoch || 0 : null,
         "aria-label": "epochs" }) : null,
       this.#result(stats, mine), this.#versions(task, versions));
-  }
-
-  #repeatMessage() {
-    $("training-message").textContent = $("message").className === "bad" ? $("message").textContent : "";
   }
 
   #result(stats, mine) {
@@ -119,7 +126,7 @@ export class Training {
   async #use(task, { run }) {
     const which = run ? `the model of run ${run}` : "the model that the server was started with";
     if (!(await confirmed(`Put ${which} in use in place of the present one? No model is deleted.`, "Use it"))) return;
-    await attempt(async () => {
+    await this.#try(async () => {
       await api.useVersion(task, run);
       await this.refresh();
       say(`In use now: ${which}`, "good");
