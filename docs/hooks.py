@@ -16,7 +16,7 @@ SETTING = re.compile(
 def settings_tables() -> str:
     """Return a table of keys, defaults and meanings for each config that has some."""
     parts = []
-    for path in sorted(CONFIGS.glob("*.yaml")):
+    for path in sorted(path for path in CONFIGS.glob("*.yaml") if not path.is_symlink()):
         rows = [match.groupdict() for match in SETTING.finditer(path.read_text(encoding="utf-8"))]
         if rows:
             cells = [f"| `{r['key']}` | `{r['value']}` | {r['meaning'] or ''} |".replace("`''`", "") for r in rows]

@@ -13,7 +13,7 @@ end="${1:-}"
 }
 shift
 venv="${AFIRE_RANGE_VENV:-.venv-$end}"
-[[ -x "$venv/bin/python" ]] || python3 -m venv "$venv"
+[[ -x "$venv/bin/python" && -f "$venv/bin/activate" ]] || python3 -m venv "$venv"
 "$venv/bin/python" - "$end" <<'PYTHON' >"$venv/wanted.txt"
 import pathlib
 import re
@@ -25,7 +25,8 @@ for requirement in project["dependencies"] + project["optional-dependencies"]["d
     print(re.sub(r">=([^,]+).*", r"==\1", requirement) if sys.argv[1] == "lowest" else requirement)
 PYTHON
 pip() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
-if [[ ! -f "$venv/installed.txt" ]] || ! cmp -s "$venv/wanted.txt" "$venv/installed.txt"; then
+if [[ "$end" == newest || ! -f "$venv/installed.txt" ]] || ! cmp -s "$venv/wanted.txt" "$venv/installed.txt"; then
+    rm -f "$venv/installed.txt"
     # torch first and alone, as in scripts/environment.sh
     grep '^torch' "$venv/wanted.txt" >"$venv/torch.txt"
     pip --upgrade ${AFIRE_TORCH_INDEX:+--index-url "$AFIRE_TORCH_INDEX"} -r "$venv/torch.txt"

@@ -11,7 +11,7 @@ afire_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 afire_venv="${AFIRE_VENV:-$afire_root/.venv}"
 
 if [[ "${BASH_SOURCE[0]}" != "$0" ]]; then
-    bash "${BASH_SOURCE[0]}" "${1:-dicom,pacs,export,dev}" || return 1
+    AFIRE_VENV="$afire_venv" bash "${BASH_SOURCE[0]}" "${1:-dicom,pacs,export,dev}" || return 1
     # shellcheck disable=SC1091  # exists only after the line above
     source "$afire_venv/bin/activate" || return 1
     unset afire_root afire_venv
@@ -44,7 +44,8 @@ import hashlib
 import pathlib
 import sys
 
-content = [(pathlib.Path(sys.argv[1]) / name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
+names = ("pyproject.toml", "constraints.txt", *(["requirements.lock"] if sys.argv[4] else []))
+content = [(pathlib.Path(sys.argv[1]) / name).read_bytes() for name in names]
 print(hashlib.sha256(b"".join(content) + "\n".join([sys.version, *sys.argv[2:]]).encode()).hexdigest())
 PYTHON
 }
@@ -66,7 +67,8 @@ PYTHON
         "with AFIRE_TORCH_INDEX set to the index that PyTorch's installation page names for your CUDA version." >&2
 }
 
-if [[ ! -x "$python" ]]; then
+# an environment whose making was interrupted has a python, but nothing to activate it by
+if [[ ! -x "$python" || ! -f "$afire_venv/bin/activate" ]]; then
     base="$(find_python)"
     echo "afire: making the environment $afire_venv ($("$base" --version))"
     "$base" -m venv "$afire_venv" || {
@@ -83,15 +85,20 @@ wanted="$(fingerprint)"
 if [[ ! -f "$stamp" || "$(cat "$stamp")" != "$wanted" ]]; then
     echo "afire: installing (a few minutes and about 2 GB the first time)"
     export PIP_DISABLE_PIP_VERSION_CHECK=1
-    # first and alone: what comes after must find this machine's build and not choose another one
+    rm -f "$stamp" # until all is installed, it is no environment of any version
+    # with the lock, everything but torch and its own packages comes with a hash
+    no_deps=()
+    if [[ -n "${AFIRE_LOCKED:-}" ]]; then
+        no_deps=(--no-deps)
+        "$python" -m pip install --quiet --no-deps --require-hashes -r "$afire_root/requirements.lock"
+    fi
+    # before the others and alone: what comes after must find this machine's build and not choose another one
     if [[ -n "${AFIRE_TORCH_INDEX:-}" ]]; then
         "$python" -m pip install --quiet --index-url "$AFIRE_TORCH_INDEX" "$(torch_pin)"
     else
         "$python" -m pip install --quiet "$(torch_pin)"
     fi
-    [[ -z "${AFIRE_LOCKED:-}" ]] ||
-        "$python" -m pip install --quiet --no-deps --require-hashes -r "$afire_root/requirements.lock"
-    "$python" -m pip install --quiet -c "$afire_root/constraints.txt" -e "${afire_root}[$extras]"
+    "$python" -m pip install --quiet "${no_deps[@]}" -c "$afire_root/constraints.txt" -e "${afire_root}[$extras]"
     echo "$wanted" >"$stamp"
 fi
 advise_on_gpu

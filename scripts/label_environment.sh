@@ -22,10 +22,10 @@ mkdir -p "$(dirname "$AFIRE_VENV")"
     bash "$root/scripts/environment.sh" label >&2
     python="$AFIRE_VENV/bin/python"
     if ! "$python" -m pip show --quiet "${monailabel%%==*}" 2>/dev/null; then
-        # with its dependencies it would replace torch and pydicom
-        "$python" -m pip install --quiet --disable-pip-version-check --no-deps "$monailabel"
         # MONAI Label imports this package, which does not go with pydicom 3, and this app has no use for it
         touch "$("$python" -c 'import site; print(site.getsitepackages()[0])')/pydicom_seg.py"
+        # last, as it is looked for above; with its dependencies it would replace torch and pydicom
+        "$python" -m pip install --quiet --disable-pip-version-check --no-deps "$monailabel"
     fi
 ) 9<"$AFIRE_VENV.lock" # only read: who uses an environment need not be who made it
 

@@ -101,6 +101,9 @@ case "$command" in
         ;;
 esac
 
+mkdir -p "$work/app"
+exec 8>"$work/start.lock" # held until this ends: the first start takes minutes, in which nothing runs yet
+flock -n 8 || fail "another start is under way in $work; wait for it, or give another --work"
 running && fail "a server runs here already: $(cat "$work/address"); stop it first, or give another --work"
 [[ "$port" =~ ^[0-9]+$ ]] || fail "--port $port: a number is expected"
 if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
@@ -110,8 +113,7 @@ if [[ ! "$studies" =~ ^https?:// ]]; then
     [[ -d "$studies" ]] || fail "$studies: no such folder"
     studies="$(cd "$studies" && pwd)"
 fi
-venv="$(bash "$root/scripts/label_environment.sh")"
-mkdir -p "$work/app"
+venv="$(bash "$root/scripts/label_environment.sh" 8>&-)"
 chmod 700 "$work"
 work="$(cd "$work" && pwd)"
 pid_file="$work/server.pid"
@@ -154,8 +156,9 @@ fi
 cd "$work"
 setsid "$venv/bin/python" -m afire_monai.label.start start_server --app "$work/app" --studies "$studies" \
     --host 127.0.0.1 --port "$port" --uvicorn_app afire_monai.label.server:app --log_config "$work/logging.json" \
-    --conf work "$work" "${conf[@]}" >"$work/console.log" 2>&1 &
+    --conf work "$work" "${conf[@]}" >"$work/console.log" 2>&1 8>&- &
 echo $! >"$pid_file"
+trap 'stop; exit 130' INT TERM # until it answers, nobody knows its address
 echo "$page/$query" >"$work/address"
 
 for ((tries = 0; tries < 300; tries++)); do
@@ -180,6 +183,8 @@ done
     stop >/dev/null
     fail "the server does not answer; all it said is in $work/console.log"
 }
+trap - INT TERM
+exec 8>&- # with --foreground this stays
 echo "$page/$query"
 echo "Page to work in: $page/work/$query"
 [[ ! "$studies" =~ ^https?:// ]] || echo "OHIF: $page/ohif/$query"
