@@ -89,7 +89,7 @@ if [[ ! -f "$stamp" || "$(cat "$stamp")" != "$wanted" ]]; then
     # with the lock, everything but torch and its own packages comes with a hash
     no_deps=()
     if [[ -n "${AFIRE_LOCKED:-}" ]]; then
-        no_deps=(--no-deps)
+        [[ "$extras" == *label* ]] || no_deps=(--no-deps) # MONAI Label's packages are not in the lock
         "$python" -m pip install --quiet --no-deps --require-hashes -r "$afire_root/requirements.lock"
     fi
     # before the others and alone: what comes after must find this machine's build and not choose another one

@@ -10,7 +10,6 @@ from afire_monai.cli.fronts import front
 from afire_monai.core.errors import AfireError, require_path
 from afire_monai.core.quiet import silence
 
-ADULTS = "adults"
 LIST = "make a data list with `afire datalist`"
 MODEL = "a run writes its model folder as models/ below its output folder"
 
@@ -45,14 +44,13 @@ def predict(
     for folder in model or ():
         require_path("--model", folder, MODEL)
     folders = model_folders(model, population)
-    from afire_monai.models.shipped import DEFAULT
+    from afire_monai.models.shipped import DEFAULT, POPULATIONS
     from afire_monai.predictions.results import KEY
 
     if model is None:
         print(f"model:    {DEFAULT}, which comes with the package: research only, not a medical device")
-        print(
-            f"          percentiles are among normal radiographs of {population or ADULTS}; --population names others"
-        )
+        normals = population or POPULATIONS[0]
+        print(f"          percentiles are among normal radiographs of {normals}; --population names others")
     done = work(inputs, folders, **options)
     if done.rank:
         # a process that ends with another status than 0 would make torchrun end the others
@@ -72,10 +70,10 @@ def model_folders(model: Sequence[str] | None, population: str | None) -> Sequen
 
     Raises AfireError for an unknown population, or for both.
     """
-    from afire_monai.models.shipped import shipped_models
+    from afire_monai.models.shipped import POPULATIONS, shipped_models
 
     if model is None:
-        return tuple(map(str, shipped_models(population or ADULTS)))
+        return tuple(map(str, shipped_models(population or POPULATIONS[0])))
     if population is not None:
         raise AfireError(
             f"--population {population} chooses among the references of the package's model; a model of --model "
