@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import run_bundle, tiny_afire
+from helpers import cause_of, run_bundle, tiny_afire
+from hospital_files import write
 from monai.bundle import ConfigParser
 from PIL import Image
 
@@ -22,6 +23,7 @@ from afire_monai.models.restorer import AnomalyNetwork
 from afire_monai.networks import AnomalyRestorationDecoder, ViTClassifier, ViTSegmenter, encoder_from_config
 from afire_monai.phantom import write_phantom_dataset
 from afire_monai.predictions.format import load_predictions
+from afire_monai.radiographs.judgement import LATERAL
 from afire_monai.training.finish import export_restorer
 
 SMALL = {"image_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -250,3 +252,22 @@ def test_the_restorers_config_reads_images_as_in_its_training(tmp_path):
     parser["model_dir"] = str(tmp_path / "models")
     read = parser.get_parsed_content("preprocessing")
     assert float(read({"image": str(tmp_path / "deep.png")})["image"].max()) == 1.0
+
+
+def test_inference_configs_refuse_what_is_no_frontal_chest(tmp_path):
+    shutil.copytree(bundle_root(), tmp_path / "bundle", ignore=shutil.ignore_patterns("models"))
+    fill_bundle(tmp_path / "bundle", network_of("classifier"))
+    export_restorer(tiny_afire(2), tmp_path / "models")
+    frontal = write(tmp_path / "frontal.dcm", 0)
+    lateral = write(tmp_path / "lateral.dcm", 1, ViewPosition="LL")
+    for config, models in (
+        (tmp_path / "bundle" / "configs" / "inference.json", tmp_path / "bundle" / "models"),
+        (bundle_root() / "configs" / "inference.yaml", tmp_path / "models"),
+    ):
+        parser = ConfigParser(ConfigParser.load_config_file(config))
+        parser["model_dir"] = str(models)
+        read = parser.get_parsed_content("preprocessing")
+        assert read({"image": str(frontal)})["image"].shape == (1, 32, 32)
+        with pytest.raises(Exception) as refused:
+            read({"image": str(lateral)})
+        assert f"lateral.dcm: {LATERAL}" in str(cause_of(refused.value))
