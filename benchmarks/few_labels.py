@@ -16,20 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from judging import Population, read_population
+from judging import PIXELS, Population, read_population
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from afire_monai.evaluation.probes import extract_features, raw_pixels
 from afire_monai.models.folder import load_encoder
-from afire_monai.networks import ViTClassifier, ViTEncoder
+from afire_monai.networks import Encoder, ViTClassifier, ViTEncoder
 from afire_monai.training.probe import fit_distance, fit_head, logits_of
-
-
-def stand_in(width: int) -> ViTClassifier:
-    """Return a classifier whose encoder is not used, for features (4 · width,)."""
-    encoder = ViTEncoder(16, 16, embed_dim=width, depth=1, num_heads=1)
-    return ViTClassifier(encoder, ["abnormal"], "summary", normality=True)
 
 
 def draws(truth: np.ndarray, count: int, number: int) -> list[np.ndarray]:
@@ -41,8 +35,10 @@ def draws(truth: np.ndarray, count: int, number: int) -> list[np.ndarray]:
     return [np.concatenate([rng.choice(kind, count // 2, False) for kind in kinds]) for _ in range(number)]
 
 
-def scores(features: dict[str, Tensor], population: Population, section: str, count: int, number: int) -> np.ndarray:
-    """Return (draws, 2) AUROC without and with the distance from normal images."""
+def scores(
+    encoder: Encoder, features: dict[str, Tensor], population: Population, section: str, count: int, number: int
+) -> np.ndarray:
+    """Return (draws, 2) AUROC without and with the distance from normal images; features are those of the encoder."""
     train, scored = population.training, population.scored[section]
     known = dict(enumerate(features["training"]))
     normal = np.flatnonzero(train.abnormal == 0).tolist()
@@ -51,7 +47,7 @@ def scores(features: dict[str, Tensor], population: Population, section: str, co
         chosen = [{"place": int(k), "target": [float(train.abnormal[k])]} for k in places]
         row = []
         for some in ([], normal):
-            network: Any = stand_in(features["training"].shape[1] // 4)
+            network: Any = ViTClassifier(encoder, ["abnormal"], "summary", normality=True)
             distance = fit_distance(network.normality, known, some, [train.groups[k] for k in some])
             fit_head(network, known, distance, chosen, "training")
             row.append(roc_auc_score(scored.abnormal, logits_of(network, features[section])[:, 0]))
@@ -68,7 +64,8 @@ def main() -> None:
     parser.add_argument("--section", default="test", choices=("validation", "test"))
     args = parser.parse_args()
     encoders = {name: load_encoder(folder) for name, folder in (pair.split("=", 1) for pair in args.encoder)}
-    sizes = [(128, 128), *(encoder.image_size for encoder in encoders.values())]
+    sizes = [PIXELS, *(encoder.image_size for encoder in encoders.values())]
+    pixels = ViTEncoder(16, 16, embed_dim=32 * 32, depth=1, num_heads=1)  # only for the width of its summary
     for name, path in (pair.split("=", 1) for pair in args.data):
         population = read_population(path, sizes)
         sections = {"training": population.training, args.section: population.scored[args.section]}
@@ -79,14 +76,15 @@ def main() -> None:
             features = {}
             for section, cases in sections.items():
                 if label == "pixels":
-                    flat = torch.from_numpy(raw_pixels(cases.pictures[128, 128].float()))
+                    flat = torch.from_numpy(raw_pixels(cases.pictures[PIXELS].float()))
                     features[section] = flat.repeat(1, 4)
                 else:
                     pictures = cases.pictures[encoders[label].image_size]
                     features[section] = torch.from_numpy(extract_features(encoders[label], pictures, "summary"))
             cells = []
             for count in counts:
-                values = scores(features, population, args.section, count, args.draws)
+                encoder = encoders.get(label, pixels)
+                values = scores(encoder, features, population, args.section, count, args.draws)
                 (without, with_it), deviation = values.mean(0), values.std(0)
                 cells.append(f"{without:.3f} ± {deviation[0]:.3f}, {with_it:.3f} ± {deviation[1]:.3f}")
             print(f"| {label} | {' | '.join(cells)} |", flush=True)

@@ -10,6 +10,11 @@ mean alone), AUROC of anomaly scores (each part alone, and their calibrated sum)
 boxes where there are boxes. Positive are images with any finding. Choices are made on the validation section; the test
 section is for what was chosen.
 
+`--cross` judges the test section of each list by the normals and the labels of each other list, as a hospital does with
+an encoder and a classifier from elsewhere; a list without normal and abnormal training images is only judged.
+`--baselines SEEDS` adds fresh weights in the networks that arms.py trains (`fresh`, `fresh_patches` without the stem of
+convolutions, `fresh_resnet`) and `pixels`, probes of the image itself at 32 x 32.
+
 The reference of normals is the training section's, without what `--pretraining` has, if 20 remain.
 `--runs OUT` takes every OUT/NAME/SEED/models, the layout of compare.py; `--encoder NAME=FOLDER` adds a folder, and the
 same NAME again adds a seed. Images are read once for all encoders. Each encoder is one line in OUT/judged.jsonl and one
@@ -22,7 +27,7 @@ one includes 0.
 from __future__ import annotations
 
 import argparse
-import hashlib
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -32,16 +37,33 @@ import numpy as np
 import torch
 from compare_parts import stored_rows
 from compare_tables import Seeds, auroc_draws, level_with_best, mean_draws, seed_mean
-from judging import Population, anomaly_scores, interval, localisation, probe_scores, read_population, reference_of
+from judging import (
+    PIXELS,
+    Population,
+    anomaly_scores,
+    interval,
+    localisation,
+    named,
+    part_of,
+    probe_scores,
+    read_population,
+    reference_of,
+)
 
 from afire_monai.datalists.file import datalist_hash, read_raw
-from afire_monai.models.folder import load_encoder
-from afire_monai.networks import Encoder
+from afire_monai.models.folder import export_encoder, load_encoder, model_files, weights_hashes
+from afire_monai.networks import Encoder, build_encoder
 from afire_monai.predictions.anomaly.detector import PARTS, AnomalyDetector, load_detector
 
 LOG = "judged.jsonl"
 POINTS = "points: "
 SEEN = {True: "not seen by pre-training", False: "seen by pre-training", None: "perhaps seen by pre-training"}
+FRESH: dict[str, dict[str, Any]] = {
+    "fresh": {"preset": "vit_ti6", "stem": "convolutions"},
+    "fresh_patches": {"preset": "vit_ti6"},
+    "fresh_resnet": {"preset": "resnet18"},
+}
+"""Baselines with fresh weights: the networks that arms.py trains."""
 Encoders = list[tuple[str, int, Path]]
 
 
@@ -60,45 +82,61 @@ def chosen_encoders(args: argparse.Namespace) -> Encoders:
     return found
 
 
+def add_baselines(encoders: Encoders, out: Path, seeds: int) -> Encoders:
+    """Write fresh weights into OUT/fresh/NAME/SEED, with the size and grey levels of the first encoder; add them."""
+    config = load_encoder(encoders[0][2]).config
+    shared = {name: config[name] for name in ("image_size", "mean", "std")}
+    for name, seed in ((name, seed) for name in FRESH for seed in range(seeds)):
+        folder = out / "fresh" / name / str(seed)
+        if not (folder / "encoder.safetensors").exists():
+            torch.manual_seed(seed)
+            export_encoder(build_encoder(**FRESH[name], **shared), folder)
+        encoders = [*encoders, (name, seed, folder)]
+    return encoders
+
+
 def detector_of(folder: Path, args: argparse.Namespace) -> AnomalyDetector:
     """Load what `afire reference` would take, or the exported encoder whatever else lies there."""
     return load_detector(folder if args.detector == "product" else {"encoder": folder / "encoder.safetensors"})
-
-
-def named(pairs: list[str]) -> dict[str, str]:
-    """Read NAME=datalist.json; ends the program for what cannot be meant."""
-    lists = dict(pair.partition("=")[::2] for pair in pairs)
-    if not lists or not all(name and "/" not in name and Path(path).is_file() for name, path in lists.items()):
-        raise SystemExit(f"--data {' '.join(pairs)}: NAME=datalist.json is expected, with no / in the name")
-    return lists
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return what decides figures besides the encoder; ends the program for what cannot be meant."""
     if missing := [path for path in args.pretraining if not Path(path).is_file()]:
         raise SystemExit(f"--pretraining {missing[0]}: no such file; a data list is expected")
-    hashes = {name: datalist_hash(read_raw(Path(path))) for name, path in named(args.data).items()}
+    if not args.data:
+        raise SystemExit("nothing to judge by: give --data NAME=datalist.json")
+    hashes = {name: datalist_hash(read_raw(Path(path))) for name, path in named("--data", args.data).items()}
     seen = [datalist_hash(read_raw(Path(path))) for path in args.pretraining]
-    options = {name: getattr(args, name) for name in ("parts", "layers", "window", "detector")}
+    options = {name: getattr(args, name) for name in ("parts", "layers", "window", "detector", "cross")}
     return {**options, "data": hashes, "pretraining": seen}
 
 
 def run(args: argparse.Namespace) -> None:
     """Judge what is not yet judged."""
-    encoders, settings = chosen_encoders(args), settings_of(args)
+    (part, parts), encoders, settings = part_of(args.share), chosen_encoders(args), settings_of(args)
     out = Path(args.out)
     (out / "scores").mkdir(parents=True, exist_ok=True)
     done = {row["key"]: row for row in stored_rows(out / LOG, mend=True)}
-    jobs: list[tuple[dict[str, Any], Encoder, AnomalyDetector]] = []
-    part, _, parts = args.share.partition("/")
-    for name, seed, folder in encoders[int(part) :: int(parts)]:
-        digest = hashlib.sha256((folder / "encoder.safetensors").read_bytes()).hexdigest()
-        row: dict[str, Any] = {"key": f"{name}/{seed}", "encoder_sha256": digest, "settings": settings}
+    encoders = add_baselines(encoders, out, args.baselines) if args.baselines else encoders
+    jobs: list[tuple[dict[str, Any], Encoder | None, AnomalyDetector | None]] = []
+    for name, seed, folder in encoders[part::parts]:
+        row: dict[str, Any] = {
+            "key": f"{name}/{seed}",
+            "weights": weights_hashes(model_files([folder])),
+            "settings": settings,
+        }
         if not row.items() <= done.get(row["key"], {}).items():
             jobs.append((row, load_encoder(folder).to(args.device), detector_of(folder, args).to(args.device)))
-    sizes = {size for _, encoder, detector in jobs for size in (encoder.image_size, detector.canvas_size)}
-    lists = named(args.data) if jobs else {}
-    populations = {name: read_population(path, sizes, args.pretraining) for name, path in lists.items()}
+    pixels = {"key": "pixels/0", "settings": settings}
+    if args.baselines and not pixels.items() <= done.get("pixels/0", {}).items():
+        jobs.append((pixels, None, None))
+    sizes = {PIXELS, *(size for _, e, d in jobs if e and d for size in (e.image_size, d.canvas_size))}
+    lists = named("--data", args.data) if jobs else {}
+    needed = ["test"] if args.cross else ["training"]
+    populations = {name: read_population(path, sizes, args.pretraining, needed) for name, path in lists.items()}
+    if args.cross:
+        populations = crossed(populations)
     normals = {name: {"normals": len(p.normals.groups), "unseen": p.unseen} for name, p in populations.items()}
     for number, (row, encoder, detector) in enumerate(jobs):
         begin = time.monotonic()
@@ -114,16 +152,26 @@ def run(args: argparse.Namespace) -> None:
         print(f"[{number + 1}/{len(jobs)}] {row['key']}: {row['seconds']} s", flush=True)
 
 
+def crossed(populations: dict[str, Population]) -> dict[str, Population]:
+    """Return each list that has normal and abnormal training images with the test sections of all lists."""
+    tests = {name: population.scored["test"] for name, population in populations.items()}
+    fitted = {name: p for name, p in populations.items() if len(set(p.training.abnormal)) == 2}
+    return {name: dataclasses.replace(p, scored=tests) for name, p in fitted.items()}
+
+
 def scores_of(
-    encoder: Encoder, detector: AnomalyDetector, population: Population, args: argparse.Namespace
+    encoder: Encoder | None, detector: AnomalyDetector | None, population: Population, args: argparse.Namespace
 ) -> dict[str, np.ndarray]:
     """Return by section and figure the scores of single images, with truth and patients."""
-    reference = reference_of(detector, population.normals, args.parts, layers=args.layers, window=args.window)
     scores = {f"{section}/{what}": v for (section, what), v in probe_scores(encoder, population).items()}
+    for section, cases in population.scored.items():
+        scores |= {f"{section}/abnormal": cases.abnormal, f"{section}/groups": cases.groups}
+    if detector is None:
+        return scores
+    reference = reference_of(detector, population.normals, args.parts, layers=args.layers, window=args.window)
     for section, cases in population.scored.items():
         found, heat = anomaly_scores(detector, reference, cases)
         scores |= {f"{section}/{part}": values for part, values in found.items()}
-        scores |= {f"{section}/abnormal": cases.abnormal, f"{section}/groups": cases.groups}
         if cases.lesions:
             for part, maps in heat.items():
                 scores[f"{section}/{POINTS}{part}"] = localisation(maps, cases.lesions, repeats=1).per_case["pointing"]
@@ -155,7 +203,9 @@ def table(args: argparse.Namespace) -> None:
     if not rows:
         raise SystemExit(f"{out / LOG} holds no results; `judge.py run` writes it")
     if len({json.dumps(row["settings"], sort_keys=True) for row in rows.values()}) > 1:
-        print("**Encoders were judged with different settings**: give `judge.py run` for all of them again.\n")
+        raise SystemExit(
+            f"{out}: encoders were judged with different settings; give `judge.py run` for all of them again"
+        )
     figures: dict[tuple[str, str], dict[str, dict[str, Seeds]]] = {}
     for key in rows:
         name, _, seed = key.rpartition("/")
@@ -175,11 +225,12 @@ def print_columns(columns: dict[str, dict[str, Seeds]]) -> None:
     """Print encoders in rows and figures in columns: mean over seeds with its interval; bold: level with the best."""
     print(f"\n| encoder | seeds | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 2)}")
     level = {what: level_with_best(by_name) for what, by_name in columns.items()}
-    first = next(iter(columns.values()))
-    for name, seeds in first.items():
-        texts = {what: interval(seed_mean(by_name[name])) for what, by_name in columns.items()}
+    seeds = {name: len(some) for by_name in columns.values() for name, some in by_name.items()}
+    for name, count in seeds.items():
+        draws = {what: by_name.get(name) for what, by_name in columns.items()}
+        texts = {what: interval(seed_mean(some)) if some else "" for what, some in draws.items()}
         cells = [f"**{text}**" if name in level[what] else text for what, text in texts.items()]
-        print(f"| {name} | {len(seeds)} | {' | '.join(cells)} |")
+        print(f"| {name} | {count} | {' | '.join(cells)} |")
     print()
 
 
@@ -202,6 +253,8 @@ def main() -> None:
         default="product",
         help="of anomalies: what `afire reference` takes (of AFiRe the student), or the exported encoder (the teacher)",
     )
+    parser.add_argument("--cross", action="store_true", help="judge the test images of each list by each other list")
+    parser.add_argument("--baselines", type=int, default=0, help="seeds of fresh weights, and pixels once; 0: none")
     parser.add_argument("--share", default="0/1", help="PART/PARTS of the encoders, for several processes at a time")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()

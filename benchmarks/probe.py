@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from judging import groups_of, pictures
 
-from afire_monai.datalists.file import is_normal, load_datalist
+from afire_monai.datalists.file import is_normal, load_datalist, normal_label
 from afire_monai.evaluation.bootstrap import bootstrap_auroc, bootstrap_auroc_difference
 from afire_monai.evaluation.probes import extract_features, knn_probe, linear_probe, raw_pixels
 from afire_monai.models.folder import load_encoder
@@ -31,7 +31,7 @@ def cases(datalist: str, label: str, sections: tuple[str, ...]) -> tuple[list[di
     content = load_datalist(datalist)
     place = content["labels"].index(label)
     items = [item for section in sections for item in content.get(section, [])]
-    items = [i for i in items if is_normal(i, content["labels"]) or i["label"][place] == 1]
+    items = [i for i in items if is_normal(i, content["labels"], normal_label(content)) or i["label"][place] == 1]
     values = np.array([int(i["label"][place] == 1) for i in items])
     return items, values, groups_of(items)
 

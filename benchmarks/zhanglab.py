@@ -1,19 +1,23 @@
-"""The paediatric radiographs of Kermany, Zhang and Goldbaum, as others report them (ZhangLab, PneumoniaMNIST).
+"""Public yardsticks with published figures: ZhangLab, PneumoniaMNIST, and the chest radiographs of BMAD.
 
     python benchmarks/zhanglab.py one-class --out zhanglab --root chest_xray --set epochs=20 --seeds 3
     python benchmarks/zhanglab.py supervised --out zhanglab --root chest_xray
     python benchmarks/zhanglab.py one-class --out others --root chest_xray --encoder mine=runs/mine/models
+    python benchmarks/zhanglab.py supervised --out mnist --medmnist pneumoniamnist_224.npz
+    python benchmarks/zhanglab.py one-class --out bmad --bmad RSNA
 
 `one-class`: pre-train on the normal images of the training folder alone, once for each seed; the same images are the
-reference of `afire reference`; score the test folder; AUROC of pneumonia against normal. No label is used but that
-training images are normal, and no figure of the test chooses anything: `--parts` is given beforehand.
+reference; score the test folder; AUROC of abnormal against normal. The only label used is that training images are
+normal, and no figure of the test chooses anything: `--parts` is given beforehand.
 `supervised`: fine-tune these encoders on the training folder with labels; AUROC, and accuracy at the threshold of
 Youden's index on a tenth of the training patients, which also choose the epoch. With `--probe` the encoders stay as
 they are, and a logistic regression is fitted (`afire probe`): minutes on a CPU.
 
 `--root` is the folder as published (train, test, each with NORMAL and PNEUMONIA). `--cxr` is a folder with
 manifest.csv that names the sources kermany and kermany224 (training) and with kermany_test_open/manifest.csv, half of
-the test patients. Pictures are squashed to the encoder's size. `--config` and `--set key=value` are those of the
+the test patients; its groups do not show whether a patient is in both. `--medmnist` is a file of PneumoniaMNIST, whose
+pictures are unpacked into OUT; `--bmad` a folder with train, valid and test, of which valid is not used. Pictures are
+squashed to the encoder's size. `--config` and `--set key=value` are those of the
 bundle, `--tune key=value` those of fine-tuning. With `--encoder NAME=FOLDER` (NAME again: another seed) nothing is
 pre-trained. What is finished is not repeated, and what was cut off goes on.
 
@@ -36,17 +40,24 @@ from compare import bundle_command
 from compare_parts import stored_rows
 from compare_tables import Seeds, auroc_draws, mean_draws
 from judge import chosen_encoders, print_columns
-from judging import anomaly_scores, cases_of, reference_of
+from judging import anomaly_scores, cases_of, reference_of, refuse_shared
 
-from afire_monai.datalists.file import datalist_hash, save_datalist
+from afire_monai.datalists.file import datalist_hash, normal_of, read_raw, save_datalist
 from afire_monai.datalists.from_csv import datalist_from_csv
-from afire_monai.datalists.public import datalist_from_kermany
+from afire_monai.datalists.public import datalist_from_bmad, datalist_from_kermany, datalist_from_medmnist
+from afire_monai.models.folder import model_files, weights_hashes
 from afire_monai.predictions.anomaly.detector import PARTS, load_detector
 from afire_monai.predictions.format import load_predictions
 from afire_monai.training.probe import fit_probe
 
-LABELS = ["Normal", "Pneumonia"]
 PUBLISHED = {
+    "bmad": {
+        "BMAD, RSNA, image": "AUROC",
+        "CS-Flow": "0.832",
+        "CutPaste": "0.826",
+        "PatchCore": "0.761",
+        "DRAEM": "0.677",
+    },
     "one-class": {
         "official test of 234 normal and 390 with pneumonia, trained on 1,349 normals": "AUROC",
         "MemAE": "0.778",
@@ -69,29 +80,30 @@ PUBLISHED = {
 
 
 def sections_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the data list with its sections: training, validation (a tenth of the training patients), test."""
+    """Return the data list: training, test, and for ZhangLab's folder validation, a tenth of the training patients."""
     if args.root:
         return datalist_from_kermany(args.root, validation=0.1)
+    if args.medmnist:
+        return datalist_from_medmnist(args.medmnist, images=Path(args.out) / "images")
+    if args.bmad:
+        return {**datalist_from_bmad(args.bmad), "validation": []}
     folder = Path(args.cxr)
     training: Any = datalist_from_csv(
         folder / "manifest.csv", source=["kermany", "kermany224"], fractions=(0.9, 0.1, 0), name="zhanglab", keep=None
     )
     manifest = folder / "kermany_test_open" / "manifest.csv"
     test: Any = datalist_from_csv(manifest, base_dir=folder, fractions=(0, 0, 1), keep=None)
-    if training["labels"] != LABELS or test["labels"] != LABELS:
-        raise SystemExit(f"{folder}: labels {training['labels']} and {test['labels']}; {LABELS} are expected in both")
     return {**training, "test": test["test"]}
 
 
 def write_lists(args: argparse.Namespace) -> dict[str, Any]:
     """Write OUT/supervised.json and OUT/one_class.json, whose training section is all normals; return the latter."""
     out, content = Path(args.out), sections_of(args)
-    place = content["labels"].index("Normal")
-    normal = [i for name in ("training", "validation") for i in content[name] if i["label"][place] == 1]
+    if len(content["labels"]) != 2 or content["labels"][0] != "Normal":
+        raise SystemExit(f"labels {content['labels']}; Normal and one other are expected")
+    normal = [item for name in ("training", "validation") for item in normal_of(content, name)]
     alone = {"name": "zhanglab", "labels": content["labels"], "training": normal, "test": content["test"]}
-    shared = {str(i["group"]) for i in normal} & {str(i["group"]) for i in content["test"]}
-    if shared:
-        raise SystemExit(f"{len(shared)} patients are in training and test; get the folder as it was published")
+    refuse_shared({name: content[name] for name in ("training", "validation", "test")}, out)
     save_datalist(content, out / "supervised.json")
     save_datalist(alone, out / "one_class.json")
     return alone
@@ -110,7 +122,7 @@ def pretrain(args: argparse.Namespace, content: dict[str, Any]) -> None:
     chosen = {"config": args.config, "set": settings_of(args.set), "data": datalist_hash(content)}
     record = out / "settings.json"
     if record.exists() and json.loads(record.read_text()) != chosen:
-        raise SystemExit(f"{out} has encoders of other settings ({record}); give another --out, or these settings")
+        raise SystemExit(f"{out}: it was pre-trained with other settings ({record}); use another --out, or the same")
     record.write_text(json.dumps(chosen, indent=1))
     for seed in range(args.seeds):
         folder = out / "runs" / args.name / str(seed)
@@ -133,7 +145,7 @@ def run_bundle(configs: list[str], settings: dict[str, Any], log: Path) -> None:
 def one_class(folder: Path, args: argparse.Namespace, content: dict[str, Any]) -> dict[str, Any]:
     """Score the test images by an encoder's distance to the normal training images."""
     detector = load_detector(folder).to(args.device)
-    normals, test = (cases_of(content[name], LABELS, [detector.canvas_size]) for name in ("training", "test"))
+    normals, test = (cases_of(content, content[name], [detector.canvas_size]) for name in ("training", "test"))
     reference = reference_of(detector, normals, args.parts, layers=args.layers, window=args.window)
     scores, _ = anomaly_scores(detector, reference, test)
     scores = scores if len(args.parts) > 1 else {name: scores[name] for name in args.parts}
@@ -147,16 +159,18 @@ def supervised(folder: Path, args: argparse.Namespace, content: dict[str, Any], 
     identity = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:8]
     run = out / "tuned" / f"{key.partition('/')[2].replace('/', '_')}_{identity}"
     if args.probe:
-        fit_probe(out / "supervised.json", run, folder, labels=["Pneumonia"], progress=True)
+        fit_probe(out / "supervised.json", run, folder, progress=True)
     else:
         settings: dict[str, Any] = {"datalist": out / "supervised.json", "output_dir": run, "init": folder}
         settings |= {"resume": True, "seed": int(key.rpartition("/")[2]), "device": f"$torch.device('{args.device}')"}
-        settings |= {"labels": ["Pneumonia"], **settings_of(args.tune)}
+        settings |= {"labels": content["labels"][1:], **settings_of(args.tune)}
         print(f"fine-tuning, {key}; see {run / 'output.txt'}", flush=True)
         run_bundle(["finetune_classification.yaml"], settings, run / "output.txt")
     predictions = load_predictions(run / "predictions" / "test")
+    if len(predictions.index) < len(content["test"]):
+        raise SystemExit(f"{run}: {len(content['test']) - len(predictions.index)} test images could not be used")
     items = [content["test"][place] for place in predictions.index]
-    truth = np.array([item["label"][content["labels"].index("Pneumonia")] for item in items])
+    truth = np.array([item["label"][1] for item in items])
     scores, groups = predictions.scores["Pneumonia"], np.array([str(item["group"]) for item in items])
     right = (scores >= predictions.thresholds["Pneumonia"]) == (truth == 1)
     return {"truth": truth, "groups": groups, "scores": scores, "accuracy": right.astype(float)}
@@ -175,11 +189,12 @@ def table(args: argparse.Namespace, keys: list[str]) -> None:
                 else:
                     draws = auroc_draws(truth[:, None], saved[what][:, None], groups)[0]
                 columns.setdefault("AUROC" if what == "scores" else what, {}).setdefault(name, {})[int(seed)] = draws
-    part = "official test" if args.root else "half of the official test"
-    print(f"\n**{args.what}, {part}**: {(truth == 0).sum()} normal, {(truth == 1).sum()} with pneumonia, ", end="")
+    part = "half of the official test" if args.cxr else "official test"
+    print(f"\n**{args.what}, {part}**: {(truth == 0).sum()} normal, {(truth == 1).sum()} abnormal, ", end="")
     print(f"{len(set(groups))} patients{'; AUROC' if args.what == 'one-class' else ''}")
     print_columns(columns)
-    header, *rows = (f"| {name} | {figure} |" for name, figure in PUBLISHED[args.what].items())
+    published = PUBLISHED["bmad" if args.bmad else args.what]
+    header, *rows = (f"| {name} | {figure} |" for name, figure in published.items())
     print("\n".join([header, "|---|---|", *rows]))
 
 
@@ -190,18 +205,22 @@ def main() -> None:
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--root", help="the folder chest_xray as published")
     data.add_argument("--cxr", help="folder with manifest.csv and kermany_test_open/manifest.csv")
-    parser.add_argument("--name", default="pretrained", help="of these settings in the table")
+    data.add_argument("--medmnist", help="pneumoniamnist.npz of any size")
+    data.add_argument("--bmad", help="BMAD's folder of chest radiographs")
+    parser.add_argument("--name", default="pretrained", help="name of this pre-training in the table")
     parser.add_argument("--config", nargs="+", default=["method_afire.yaml"], help="config files after pretrain.yaml")
     parser.add_argument("--set", nargs="+", default=[], action="extend", help="key=value of pre-training")
     parser.add_argument("--tune", nargs="+", default=[], action="extend", help="key=value of fine-tuning")
-    parser.add_argument("--probe", action="store_true", help="of `supervised`: leave the encoder as it is")
+    parser.add_argument("--probe", action="store_true", help="with `supervised`: do not train the encoder")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--encoder", nargs="+", default=[], action="extend", help="NAME=model folder, or a folder")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["tokens", "neighbours", "density"])
     parser.add_argument("--layers", type=int, nargs="+", default=[], help="blocks judged besides the encoder's output")
-    parser.add_argument("--window", type=int, default=0, help="of the part neighbours")
+    parser.add_argument("--window", type=int, default=0, help="cells around a cell that `neighbours` looks at")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
+    if args.bmad and args.what == "supervised":
+        parser.error("BMAD has no abnormal images to train on; give one-class")
     out = Path(args.out)
     (out / "scores").mkdir(parents=True, exist_ok=True)
     content = write_lists(args)
@@ -211,10 +230,11 @@ def main() -> None:
     used = ("parts", "layers", "window") if args.what == "one-class" else ("tune", "probe")
     options = {name: getattr(args, name) for name in used}
     done = {row["key"]: row for row in stored_rows(out / "results.jsonl", mend=True)}
+    options["data"] = datalist_hash(read_raw(out / f"{args.what.replace('-', '_')}.json"))
     keys = []
     for name, seed, folder in chosen_encoders(args):
-        digest = hashlib.sha256((folder / "encoder.safetensors").read_bytes()).hexdigest()
-        row = {"key": f"{args.what}/{name}/{seed}", "encoder_sha256": digest, "data": datalist_hash(content), **options}
+        weights = weights_hashes(model_files([folder]))
+        row = {"key": f"{args.what}/{name}/{seed}", "weights": weights, **options}
         keys.append(row["key"])
         if not row.items() <= done.get(row["key"], {}).items():
             if args.what == "one-class":

@@ -18,7 +18,7 @@ import marshal
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -187,8 +187,8 @@ def normal_of(datalist: DataList, section: str) -> list[dict[str, Any]]:
     return [item for item in items if is_normal(item, datalist["labels"], normal)]
 
 
-def is_normal(item: dict[str, Any], labels: list[str], normal: str = DEFAULT_NORMAL) -> bool:
-    """Whether an item is known to be without finding.
+def is_normal(item: Mapping[str, Any], labels: Sequence[str], normal: str) -> bool:
+    """Whether an item is known to be without finding; ``normal`` is the list's `normal_label`.
 
     With a label for normal: it is 1 and no other label is 1. Without such a label: all labels are 0 (none unknown).
     An item without labels is not known to be normal.
@@ -200,6 +200,14 @@ def is_normal(item: dict[str, Any], labels: list[str], normal: str = DEFAULT_NOR
         place = labels.index(normal)
         return values[place] == 1 and 1 not in values[:place] and 1 not in values[place + 1 :]
     return values.count(0) == len(values)
+
+
+def abnormality(item: Mapping[str, Any], labels: Sequence[str], normal: str) -> float:
+    """Return 1 for an item with a finding, 0 for one that `is_normal`, and NaN for one of which neither is known."""
+    values = item.get("label") or []
+    if any(value == 1 for name, value in zip(labels, values, strict=False) if name != normal):
+        return 1.0
+    return 0.0 if is_normal(item, labels, normal) else float("nan")
 
 
 def normal_label(datalist: DataList) -> str:

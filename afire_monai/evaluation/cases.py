@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from numpy.typing import NDArray
 from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.datalists.file import (
     SECTIONS,
+    abnormality,
     datalist_hash,
-    is_normal,
     normal_label,
     read_raw,
     reader_options,
@@ -102,7 +101,7 @@ def read_cases(
         targets=targets.astype(np.float64),
         scores=np.stack(columns, 1) if columns else np.zeros((len(chosen), 0)),
         findings=[name for name in names if name != normal] or names,
-        abnormal=np.array([_abnormal(item, labels, normal) for item in chosen]),
+        abnormal=np.array([abnormality(item, labels, normal) for item in chosen]),
         section=section,
         datalist=str(raw.get("name") or path.stem),
         sha256=sha256,
@@ -176,13 +175,6 @@ def _refuse_shared_patients(content: dict[str, Any], section: str, path: Path) -
                 f"{path}: {len(shared)} patients (or images) are in both {one} and {other}, so the figures would "
                 "be too good. Build the list again by patient; `afire datalist validate` names them"
             )
-
-
-def _abnormal(item: dict[str, Any], labels: Sequence[str], normal: str) -> float:
-    values = item.get("label") or []
-    if any(value == 1 for name, value in zip(labels, values, strict=False) if name != normal):
-        return 1.0
-    return 0.0 if is_normal(item, list(labels), normal) else float("nan")
 
 
 def _notes(predictions: Predictions, names: list[str], count: int, section: str, normal: str) -> list[str]:

@@ -12,7 +12,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
+from torch import Tensor, nn
 
 from afire_monai.core.errors import AfireError
 from afire_monai.networks import Encoder
@@ -91,17 +91,57 @@ def _vote(distances: NDArray) -> NDArray[np.float64]:
     return np.exp((1 - distances) / 0.07)
 
 
+def fit_logistic(
+    head: nn.Linear, features: Tensor, target: NDArray, mean: Tensor, deviation: Tensor, strength: float
+) -> list[int]:
+    """Fit a logistic regression for each label to standardised features, and write it into a head for them as they are.
+
+    Args:
+        head: layer that gets weight and bias, d columns to the labels' logits.
+        features: (n, d).
+        target: (n, labels) 1, 0 or NaN where not known.
+        mean: (d,) subtracted first.
+        deviation: (d,) above 0, divided by then.
+        strength: C of the regression: the smaller, the more weights are penalised.
+
+    Returns:
+        Places of the labels whose known values are all the same; their rows of the head are left as they were.
+    """
+    rows = ((features.double() - mean) / deviation).cpu().numpy()
+    alike = []
+    for number, values in enumerate(target.T):
+        known = ~np.isnan(values)
+        if len(np.unique(values[known])) < 2:
+            alike.append(number)
+            continue
+        fitted = LogisticRegression(C=strength, max_iter=1000).fit(rows[known], values[known])
+        weight = torch.from_numpy(fitted.coef_[0]).to(deviation) / deviation
+        with torch.no_grad():
+            head.weight[number] = weight
+            head.bias[number] = float(fitted.intercept_[0]) - float(weight @ mean)
+    return alike
+
+
 def linear_probe(train: NDArray, labels: NDArray, test: NDArray, groups: NDArray, seed: int = 0) -> NDArray[np.float64]:
     """Fit a logistic regression on frozen features; its strength is chosen inside the training set, by patient.
+
+    Five folds choose, or as many as there are patients of the rarer label.
 
     Arguments are as for `knn_probe`; ``groups`` (n,) are the patients of the training cases.
 
     Returns:
         (m,) decision values, higher means positive.
+
+    Raises:
+        AfireError: if a label has fewer than two patients.
     """
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    folds = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
+    labels = np.asarray(labels)
+    patients = min(len(set(np.asarray(groups)[labels == kind])) for kind in (0, 1))
+    if patients < 2:
+        raise AfireError(f"{patients} patients have the rarer label; a linear probe needs two")
+    folds = StratifiedGroupKFold(min(5, patients), shuffle=True, random_state=seed)
     strengths = {"logisticregression__C": np.logspace(-5, 1, 7)}
     search = GridSearchCV(model, strengths, cv=folds, scoring="roc_auc")
-    search.fit(train, np.asarray(labels), groups=groups)
+    search.fit(train, labels, groups=groups)
     return np.asarray(search.decision_function(test), dtype=np.float64)

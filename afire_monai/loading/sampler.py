@@ -17,12 +17,15 @@ class EpochSampler(Sampler[int]):
 
     With ``world`` processes of batch n, the images of one step are those that one process of batch n · ``world`` would
     take, whatever the number of processes. Every epoch has the same number of whole batches; the images that do not
-    fill a batch are left out, others in each epoch.
+    fill a batch are left out, others in each epoch. With few images an epoch can show them several times, each time in
+    another order.
 
     Args:
         dataset: anything with a length.
         batch_size: images that a process takes in one step.
         seed: seed of the order.
+        least_batches: smallest number of batches of a process in one epoch; all images are shown once more until there
+            are as many.
 
     Raises:
         DataListError: if there are fewer images than one step of all processes needs.
@@ -34,17 +37,19 @@ class EpochSampler(Sampler[int]):
         (8, 8)
     """
 
-    def __init__(self, dataset: Sized, batch_size: int, seed: int = 0) -> None:
+    def __init__(self, dataset: Sized, batch_size: int, seed: int = 0, least_batches: int = 1) -> None:
         self.length = len(dataset)
         self.batch_size = batch_size
         self.seed = seed
         self.rank, self.world = rank(), world_size()
-        self.batches = self.length // (batch_size * self.world)
-        if self.batches == 0:
+        once = self.length // (batch_size * self.world)
+        if once == 0:
             raise DataListError(
                 f"{self.length} training images are fewer than one step needs ({self.world} process(es) of batch "
                 f"{batch_size}); add images or set a smaller batch_size"
             )
+        self.passes = -(-least_batches // once)
+        self.batches = self.passes * once
         self.epoch = 0
         self.start_batch = 0
         self.epochs = 1
@@ -73,5 +78,6 @@ class EpochSampler(Sampler[int]):
     def _order(self, epoch: int) -> list[int]:
         """Return this process's images of one epoch."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        images: list[int] = torch.randperm(self.length, generator=generator)[self.rank :: self.world].tolist()
-        return images[: len(self)]
+        taken = len(self) // self.passes
+        orders = [torch.randperm(self.length, generator=generator) for _ in range(self.passes)]
+        return [image for order in orders for image in order[self.rank :: self.world][:taken].tolist()]

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Subset
 
 from afire_monai import __version__
 from afire_monai.core.distributed import rank, world_size
 from afire_monai.core.files import write_text
 from afire_monai.datalists.patients import patient_of
 from afire_monai.evaluation.bootstrap import mean_interval
-from afire_monai.loading.dataset import RadiographDataset, image_statistics, reader_facts
+from afire_monai.evaluation.probes import fit_logistic
+from afire_monai.loading.dataset import RadiographDataset, grey_levels, image_statistics, reader_facts
 from afire_monai.models.folder import export_task
 from afire_monai.models.initial import origin_of
 from afire_monai.predictions.format import Predictions, save_predictions
@@ -36,11 +39,14 @@ from afire_monai.training.task_data import TaskData
 from afire_monai.training.tasks import Classification, Task, image_dice
 from afire_monai.training.tracking import log_results
 from afire_monai.training.validation import predict_dataset
+from afire_monai.training.worth import STRENGTH
 
 if TYPE_CHECKING:
     from afire_monai.training.trainer import PretrainTrainer
 
 
+HEAD_IMAGES = 4096
+"""Most training images to which a head is fitted before training."""
 _FEW = 5  # number of images with or without a finding below which its AUROC means little
 _NEXT = "next: afire predict FOLDER --model %s --out results"
 
@@ -63,6 +69,37 @@ def usable_batch(batch_size: int, dataset: RadiographDataset) -> int:
     if share < batch_size:
         logger.warning("%d training images: batch_size %d becomes %d", len(dataset), batch_size, max(share, 1))
     return max(1, min(batch_size, share))
+
+
+@torch.no_grad()
+def fit_head_first(trainer: PretrainTrainer, dataset: RadiographDataset, wanted: bool = True) -> None:
+    """Fit a classifier's head to the features of the encoder as it is, so that training starts from a linear probe.
+
+    A head with random weights would change the encoder before it knows what to look for (Kumar et al., ICLR 2022). The
+    regression is that of `afire probe`, on at most 4096 training images. A resumed training has a head already.
+
+    Args:
+        trainer: of a `Classification`, before its run.
+        dataset: training images with ``target``.
+        wanted: False does nothing.
+    """
+    if not wanted or trainer.state.iteration:
+        return
+    task: Any = trainer.method
+    network: Any = task.student.eval()
+    images = len(dataset)
+    places = np.random.default_rng(0).permutation(images)[:HEAD_IMAGES].tolist()
+    features, targets = [], []
+    for batch in DataLoader(Subset(dataset, places), trainer.batch_size):
+        features.append(network.features(grey_levels(batch["image"].to(trainer.state.device))).float().cpu())
+        targets.append(batch["target"])
+    columns = torch.cat(features)
+    deviation = columns.double().std(0, correction=0).clamp_min(1e-6)
+    head = network.head.cpu()
+    fit_logistic(head, columns, torch.cat(targets).numpy(), columns.double().mean(0), deviation, STRENGTH)
+    head.to(trainer.state.device)
+    if task.average:
+        task.teacher.head.load_state_dict(head.state_dict())
 
 
 def test_dataset(data: TaskData, transform: Callable[[Any], Any], extra: str) -> RadiographDataset | None:

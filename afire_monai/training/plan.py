@@ -26,6 +26,7 @@ class TrainingPlan:
     final_weight_decay: float = 0.4  #: weight decay at the end, reached along a cosine
     momentum: float = 0.996  #: teacher momentum at the start; it reaches 1 along a cosine
     clip: float = 3.0  #: largest gradient norm, applied to each parameter tensor separately; 0 switches it off
+    least_batch: int = 1  #: global batch below which the learning rate is not scaled down further
     freeze_last_layer_epochs: int = 1  #: epochs during which the head's last layer is not updated
 
     def __post_init__(self) -> None:
@@ -49,7 +50,7 @@ class TrainingPlan:
         Returns:
             ``lr``, ``weight_decay`` and ``momentum``.
         """
-        peak = self.lr * global_batch / 256
+        peak = self.lr * max(global_batch, self.least_batch) / 256
         if fraction < self.warmup:
             lr = peak * fraction / self.warmup
         else:

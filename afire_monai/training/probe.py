@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from afire_monai.core.errors import DataListError
 from afire_monai.core.precision import best_device, set_precision
-from afire_monai.datalists.file import datalist_hash, is_normal, load_datalist, read_raw, reader_options
+from afire_monai.datalists.file import datalist_hash, is_normal, load_datalist, normal_label, read_raw, reader_options
 from afire_monai.datalists.patients import patient_of
 from afire_monai.datalists.targets import UncertainPolicy
+from afire_monai.evaluation.probes import fit_logistic
 from afire_monai.models.folder import load_encoder, model_files
 from afire_monai.models.shipped import shipped_folder
 from afire_monai.networks.task_networks import NormalDistance, ViTClassifier
@@ -66,7 +66,8 @@ def fit_probe(
     Features are the encoder's summary, standardised over the training section (labels are not needed for that), and the
     logarithm of the mean token's Mahalanobis distance to normal radiographs. The encoder was pre-trained to measure
     this distance; it stands in for labels if there are few. Images of the training section that are known to be normal
-    serve as normal radiographs, each judged without its own patient; with fewer than 20 the distance is left out.
+    serve as normal radiographs, each judged without its own patient; with fewer than 20, or of one
+    patient alone, the distance is left out.
     Strength and trust are fixed (chosen on validation images, docs/finetune.md), so that five labelled images suffice.
 
     Args:
@@ -100,9 +101,12 @@ def fit_probe(
     reader = FeatureReader({"": embedding}, batch_size, workers, progress, options)
     training = content["training"]
     features = reader.features(training, "training")[""]
-    known = [place for place in features if is_normal(training[place], content["labels"])]
-    known = known if len(known) >= MIN_NORMALS else []
-    distance = fit_distance(network.normality, features, known, [patient_of(training[place]) for place in known])
+    normal = normal_label(content)
+    known = [place for place in features if is_normal(training[place], content["labels"], normal)]
+    patients = [patient_of(training[place]) for place in known]
+    if len(known) < MIN_NORMALS or len(set(patients)) < 2:
+        known, patients = [], []
+    distance = fit_distance(network.normality, features, known, patients)
     chosen = [item for item in data.training if item["place"] in features]
     fit_head(network, features, distance, chosen, f"{datalist}, section training")
     given = {"validation": data.validation, "test": data.test}
@@ -145,28 +149,26 @@ def fit_head(
     distance: dict[int, float],
     chosen: Sequence[dict[str, Any]],
     where: str,
+    strength: float = STRENGTH,
+    trust: float = TRUST,
 ) -> None:
     """Fit a logistic regression for each label, and write it into the head for features as the encoder gives them."""
     every = torch.stack([*features.values()]).double()
-    mean, deviation = every.mean(0), every.std(0, correction=0).clamp_min(1e-6)
+    deviation = every.std(0, correction=0).clamp_min(1e-6)
     places = [item["place"] for item in chosen]
-    columns = (torch.stack([features[place] for place in places]).double() - mean) / deviation
-    unlike = TRUST * torch.tensor([distance[place] for place in places], dtype=torch.float64)
-    rows = torch.cat([columns, unlike[:, None]], 1).numpy()
+    unlike = torch.tensor([distance[place] for place in places], dtype=torch.float64)
+    columns = torch.cat([torch.stack([features[place] for place in places]), unlike[:, None]], 1)
     target = np.array([item["target"] for item in chosen])
-    for number, label in enumerate(network.labels):
-        there = ~np.isnan(target[:, number])
-        if len(np.unique(target[there, number])) < 2:
-            raise DataListError(
-                f"{where}: the {there.sum()} images whose label {label!r} is known all have the same value; label "
-                "images of both kinds, or leave it out with --labels"
-            )
-        fitted = LogisticRegression(C=STRENGTH, max_iter=1000).fit(rows[there], target[there, number])
-        weight = torch.from_numpy(fitted.coef_[0])
-        scaled = torch.cat([weight[:-1] / deviation, TRUST * weight[-1:]])
-        with torch.no_grad():
-            network.head.weight[number] = scaled
-            network.head.bias[number] = float(fitted.intercept_[0]) - float(scaled[:-1] @ mean)
+    mean = torch.cat([every.mean(0), torch.zeros(1)])
+    alike = fit_logistic(
+        network.head, columns, target, mean, torch.cat([deviation, torch.tensor([1 / trust])]), strength
+    )
+    if alike:
+        known = (~np.isnan(target[:, alike[0]])).sum()
+        raise DataListError(
+            f"{where}: the {known} images whose label {network.labels[alike[0]]!r} is known all have the same value; "
+            "label images of both kinds, or leave it out with --labels"
+        )
 
 
 @torch.no_grad()

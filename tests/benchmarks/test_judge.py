@@ -108,13 +108,62 @@ def test_reference_takes_what_pretraining_saw_where_too_few_others_remain(data, 
     assert not any(name.startswith("kids/test/points") for name in row["figures"])
 
 
+def test_lists_are_judged_by_one_another_and_by_fresh_weights_and_pixels(data, tmp_path, monkeypatch, capsys):
+    content = json.loads((data / "list.json").read_text())
+    others = [{**item, "group": f"other {item['group']}"} for item in content["test"]]
+    (data / "alone.json").write_text(json.dumps({"labels": ["Mass"], "test": others}))
+    encoder = ViTEncoder(32, 8, embed_dim=32, depth=2, num_heads=2)
+    export_encoder(encoder, tmp_path / "models")
+    words = ["--out", str(tmp_path / "out"), "--device", "cpu", "--parts", "density"]
+    words += ["--encoder", f"a={tmp_path}/models"]
+    words += ["--data", f"here={data / 'list.json'}", "--data", f"there={data / 'alone.json'}"]
+    with pytest.raises(SystemExit, match="section training is missing"):
+        judge(monkeypatch, "run", *words)
+    judge(monkeypatch, "run", *words, "--cross", "--baselines", "1")
+    rows = {row["key"]: row for row in map(json.loads, (tmp_path / "out" / "judged.jsonl").read_text().splitlines())}
+    assert [*rows] == ["a/0", "fresh/0", "fresh_patches/0", "fresh_resnet/0", "pixels/0"]
+    # the other list has the same pictures, and none of its own to learn from
+    figures = rows["a/0"]["figures"]
+    assert {name.split("/")[0] for name in figures} == {"here"}
+    assert figures["here/there/density"] == figures["here/here/density"]
+    truth, pixels = np.arange(10) % 2, np.load(tmp_path / "out" / "scores" / "pixels_0.npz")
+    assert rows["pixels/0"]["figures"]["here/there/k-NN, mean"] == roc_auc_score(truth, pixels["here/there/k-NN, mean"])
+    assert "here/there/density" not in rows["pixels/0"]["figures"]
+    capsys.readouterr()
+    judge(monkeypatch, "table", "--out", str(tmp_path / "out"))
+    shown = capsys.readouterr().out
+    assert "**here, there** (no choice" in shown
+    assert "| pixels | 1 |" in shown
+
+
+def test_normals_alone_give_no_probe_and_unknown_labels_are_left_out(data, tmp_path, monkeypatch, capsys):
+    content = json.loads((data / "list.json").read_text())
+    content["labels"] = ["No Finding", "Mass"]
+    for section in ("training", "validation", "test"):
+        for item in content[section]:
+            item["label"] = [1 - item["label"][0], item["label"][0]]
+    content["training"] = content["training"][::2]
+    content["test"][0]["label"] = [None, None]
+    (data / "normals.json").write_text(json.dumps(content))
+    words = ["--data", f"kids={data / 'normals.json'}", "--encoder", f"a={tiny_encoder(tmp_path / 'models', 0)}"]
+    judge(monkeypatch, "run", "--out", str(tmp_path / "out"), "--device", "cpu", "--parts", "density", *words)
+    assert "1 of 10 images are neither known to be normal nor abnormal" in capsys.readouterr().out
+    (row,) = map(json.loads, (tmp_path / "out" / "judged.jsonl").read_text().splitlines())
+    assert row["reference"]["kids"]["normals"] == 25
+    assert "kids/test/density" in row["figures"]
+    assert not [name for name in row["figures"] if "linear" in name]
+    saved = np.load(tmp_path / "out" / "scores" / "a_0.npz")
+    assert saved["kids/test/abnormal"].tolist() == [1, 0, 1, 0, 1, 0, 1, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["run"], "no encoder: give --runs"),
         (["run", "--encoder", "a=absent"], "NAME=FOLDER with encoder.safetensors"),
-        (["run", "--encoder", "a=MODELS"], "--data : NAME=datalist.json is expected"),
-        (["run", "--encoder", "a=MODELS", "--data", "x=absent.json"], "--data x=absent.json: NAME"),
+        (["run", "--encoder", "a=MODELS"], "nothing to judge by: give --data"),
+        (["run", "--encoder", "a=MODELS", "--data", "x=absent.json"], "--data x=absent.json: no such file"),
+        (["run", "--encoder", "a=MODELS", "--data", f"x={__file__}", "--share", "1/1"], "PART/PARTS is expected"),
         (["run", "--encoder", "a=MODELS", "--pretraining", "absent.json"], "--pretraining absent.json: no such file"),
         (["table"], "holds no results"),
     ],

@@ -80,7 +80,7 @@ def test_given_encoders_are_scored_by_normal_training_images_and_printed_beside_
         saved = np.load(tmp_path / "out" / "scores" / f"one-class_tiny_{seed}.npz")
         assert saved["truth"].tolist() == [0] * 6 + [1] * 8
         figures.append(roc_auc_score(saved["truth"], saved["neighbours"]))
-    assert "6 normal, 8 with pneumonia, 14 patients; AUROC" in shown
+    assert "6 normal, 8 abnormal, 14 patients; AUROC" in shown
     assert "| encoder | seeds | tokens | neighbours | density | sum |" in shown
     assert f"{np.mean(figures):.3f} (" in shown
     assert "| AnatPaste | 0.921 |" in shown
@@ -112,7 +112,7 @@ def test_pretraining_has_given_settings_and_is_not_repeated_or_mixed_with_others
     assert (runs[0]["--resume"], runs[0]["--device"]) == ("True", "$torch.device('cpu')")
     assert "method_afire.yaml" in runs[0]["--config_file"]
     assert Path(runs[0]["--datalist"]) == tmp_path / "out" / "one_class.json"
-    with pytest.raises(SystemExit, match="has encoders of other settings"):
+    with pytest.raises(SystemExit, match="pre-trained with other settings"):
         call(*words, "--set", "epochs=4")
     with pytest.raises(SystemExit, match="epochs: key=value is expected"):
         call(*words, "--set", "epochs")
@@ -155,15 +155,46 @@ def test_a_probe_leaves_the_encoder_as_it_is_and_is_judged_alike(call, module, r
 def test_patient_of_both_folders_is_refused(call, root, tmp_path):
     first = next((root / "train" / "NORMAL").iterdir())
     (root / "test" / "NORMAL" / first.name).write_bytes(first.read_bytes())
-    with pytest.raises(SystemExit, match="1 patients are in training and test"):
+    with pytest.raises(SystemExit, match="1 in training and test"):
         call("one-class", "--out", str(tmp_path / "out"), "--root", str(root), "--encoder", "x")
+
+
+def test_pneumoniamnist_is_read_from_its_file(call, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("train", 40), ("val", 4), ("test", 8)):
+        arrays[f"{part}_images"] = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        arrays[f"{part}_labels"] = (np.arange(count) % 2)[:, None].astype(np.uint8)
+    np.savez(tmp_path / "pneumoniamnist.npz", **arrays)
+    words = ["--out", str(tmp_path / "out"), "--medmnist", str(tmp_path / "pneumoniamnist.npz"), "--parts", "density"]
+    call("one-class", *words, "--encoder", str(tiny_encoder(tmp_path / "m")))
+    assert "one-class, official test**: 4 normal, 4 abnormal, 8 patients" in capsys.readouterr().out
+    content = json.loads((tmp_path / "out" / "one_class.json").read_text())
+    assert len(content["training"]) == 22
+
+
+def test_bmad_is_trained_on_its_normal_training_images_alone(call, tmp_path, capsys):
+    counts = {"train/good": 20, "valid/good": 2, "valid/Ungood": 2, "test/good": 4, "test/Ungood": 4}
+    for place, count in counts.items():
+        folder = tmp_path / "RSNA" / place
+        folder.mkdir(parents=True)
+        for number, image in enumerate(smooth_images(count, (32, 32), seed=len(place))):
+            Image.fromarray((image[0] * 255).byte().numpy()).save(folder / f"{number}.png")
+    words = ["--out", str(tmp_path / "out"), "--bmad", str(tmp_path / "RSNA"), "--parts", "density"]
+    call("one-class", *words, "--encoder", str(tiny_encoder(tmp_path / "m")))
+    shown = capsys.readouterr().out
+    assert "4 normal, 4 abnormal" in shown
+    assert "| CS-Flow | 0.832 |" in shown
+    assert len(json.loads((tmp_path / "out" / "one_class.json").read_text())["training"]) == 20
+    with pytest.raises(SystemExit):
+        call("supervised", *words, "--encoder", "x")
 
 
 @pytest.mark.real_data
 def test_real_lists_have_all_normal_training_images_and_half_of_the_official_test(module, real_data, tmp_path):
     if not (real_data / "cxr" / "kermany_test_open").is_dir():
         pytest.skip("no kermany_test_open among the real data")
-    args = SimpleNamespace(root=None, cxr=str(real_data / "cxr"), out=str(tmp_path))
+    args = SimpleNamespace(root=None, medmnist=None, bmad=None, cxr=str(real_data / "cxr"), out=str(tmp_path))
     content = module.write_lists(args)
     assert (len(content["training"]), len(content["test"])) == (1084, 309)
     assert sum(item["label"][0] == 1 for item in content["test"]) == 109

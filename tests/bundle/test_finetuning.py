@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 from helpers import CONFIGS, METADATA, cause_of, run_bundle
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from afire_monai.cli.main import run
 from afire_monai.datalists.file import load_datalist
@@ -20,6 +23,7 @@ from afire_monai.predictions.format import load_predictions
 from afire_monai.radiographs.masks import MaskReading
 from afire_monai.training.handlers import read_csv_log
 from afire_monai.training.startup import reading
+from afire_monai.training.worth import STRENGTH
 
 CLASSIFY, SEGMENT = str(CONFIGS / "finetune_classification.yaml"), str(CONFIGS / "finetune_segmentation.yaml")
 TINY = {"epochs": 2, "batch_size": 8, "image_size": 32, "patch_size": 8, "device": "cpu"}
@@ -133,6 +137,27 @@ def test_each_switch_runs(phantoms, foreign, encoder, settings, tmp_path):
     _, description = load_classifier(tmp_path / "models")
     assert description["fraction"] == settings.get("fraction", 1.0)
     assert description.get("fold") == settings.get("fold")
+
+
+def test_training_starts_from_the_head_that_scikit_learn_fits_to_the_encoder_as_it_is(
+    phantoms, foreign, encoder, tmp_path
+):
+    given = {**TINY, "init": str(encoder), "epochs": 1, "lr": 0.0, "final_lr": 0.0}
+    label = load_datalist(phantoms)["labels"][-1]
+    for name, first in (("fitted", True), ("random", False)):
+        settings = {**given, "labels": [label], "head_first": first, "output_dir": str(tmp_path / name)}
+        run_bundle(foreign, CLASSIFY, datalist=str(phantoms), **settings)
+    heads = [load_classifier(tmp_path / name / "models")[0] for name in ("fitted", "random")]
+    content = load_datalist(phantoms)
+    read = reading((32, 32))
+    images = torch.stack([read(item)["image"] for item in content["training"]])
+    truth = [item["label"][content["labels"].index(label)] for item in content["training"]]
+    with torch.no_grad():
+        columns = heads[0].features(images).numpy()
+        logits = heads[0](images)[:, 0].numpy()
+    expected = make_pipeline(StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=1000)).fit(columns, truth)
+    np.testing.assert_allclose(logits, expected.decision_function(columns), atol=1e-3)
+    assert not torch.equal(heads[0].head.weight, heads[1].head.weight)
 
 
 def test_same_seed_same_model_and_another_seed_another(phantoms, foreign, encoder, classified, tmp_path):

@@ -123,6 +123,18 @@ def test_strength_of_the_linear_probe_is_chosen_with_whole_patients_and_both_cla
     assert sorted(np.concatenate([outside for _, outside in folds])) == list(range(60))
 
 
+def test_linear_probe_of_a_rare_label_has_as_many_folds_as_patients_with_it():
+    rng = np.random.default_rng(0)
+    labels = np.zeros(100, int)
+    labels[:3] = 1
+    features = rng.normal(0, 1, (100, 4)) + 3 * labels[:, None]
+    with pytest.raises(AfireError, match="1 patients have the rarer label"):
+        linear_probe(features[2:], labels[2:], features, np.arange(98))
+    scores = linear_probe(features, labels, features, np.arange(100))
+    assert np.isfinite(scores).all()
+    assert scores[:3].min() > np.sort(scores[3:])[-5]
+
+
 def test_linear_probe_gives_the_same_scores_for_the_same_seed():
     train, labels = clouds(60, 0)
     groups = np.arange(60) // 2

@@ -77,3 +77,15 @@ def test_one_pass_may_go_on_through_several_epochs(monkeypatch):
 def test_fewer_images_than_one_step_takes_are_refused_with_the_numbers(monkeypatch):
     with pytest.raises(DataListError, match=r"7 training images .* \(2 process\(es\) of batch 4\).*smaller batch_size"):
         order(monkeypatch, 7, 4, 0, 2)
+
+
+def test_few_images_are_shown_several_times_in_an_epoch_each_time_in_another_order(monkeypatch):
+    often = order(monkeypatch, 9, 4, least_batches=5)
+    assert len(often) == 3 * 8
+    passes = [often[start : start + 8] for start in (0, 8, 16)]
+    assert all(len(set(some)) == 8 for some in passes)
+    assert len({tuple(some) for some in passes}) == 3
+    assert passes[0] == order(monkeypatch, 9, 4)
+    assert order(monkeypatch, 24, 4, least_batches=6) == order(monkeypatch, 24, 4)
+    shares = [order(monkeypatch, 9, 2, rank, 2, least_batches=5) for rank in range(2)]
+    assert [shares[k % 2][k // 2] for k in range(24)] == often

@@ -43,6 +43,12 @@ def test_peak_learning_rate_follows_the_global_batch_and_the_end_does_not():
     assert PLAN.at(1.0, 512)["lr"] == pytest.approx(0.1)
 
 
+def test_learning_rate_is_not_scaled_below_the_least_batch():
+    plan = TrainingPlan(lr=1.0, warmup=0.0, least_batch=16)
+    assert plan.at(0, 4)["lr"] == plan.at(0, 16)["lr"] == pytest.approx(1 / 16)
+    assert plan.at(0, 32)["lr"] == pytest.approx(1 / 8)
+
+
 def test_schedules_only_go_one_way_after_the_warm_up():
     points = [PLAN.at(f / 100, 256) for f in range(101)]
     for name in ("weight_decay", "momentum"):

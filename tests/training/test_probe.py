@@ -144,3 +144,18 @@ def test_a_label_of_one_kind_is_refused(study, tmp_path):
     (folder / "one.json").write_text(json.dumps(one))
     with pytest.raises(DataListError, match="Square"):
         fit_probe(folder / "one.json", tmp_path, folder / "models", labels=["Square"])
+
+
+@pytest.mark.parametrize("meta", [{}, {"meta": {"normal_label": "Healthy"}}])
+def test_normal_images_are_those_of_the_lists_own_label(study, tmp_path, meta):
+    folder, content, _ = study
+    named = {**content, "labels": ["Square", "Healthy" if meta else "No Finding"], **meta}
+    (folder / "named.json").write_text(json.dumps(named))
+    assert fit_probe(folder / "named.json", tmp_path, folder / "models").normals == 30
+
+
+def test_normal_images_of_one_patient_leave_the_distance_out(study, tmp_path):
+    folder, content, _ = study
+    one = [{**item, "group": "one"} if item["label"][1] else item for item in content["training"]]
+    (folder / "one_patient.json").write_text(json.dumps({**content, "training": one}))
+    assert fit_probe(folder / "one_patient.json", tmp_path, folder / "models").normals == 0
