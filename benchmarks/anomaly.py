@@ -6,8 +6,8 @@ bootstrap 95 % intervals over patients.
 
     python benchmarks/anomaly.py --datalist nih.json --model afire=runs/first/models
 
-Rows: each model with its default parts and with tokens alone; fresh weights of the same architecture (tokens; several
-seeds, each judged by itself, their figures averaged); principal
+Rows: each model with the parts tokens and density (the default where a model names none) and with tokens alone; fresh
+weights of the same architecture (tokens; several seeds, each judged by itself, their figures averaged); principal
 components of raw pixels (squared error of the reconstruction from 32 components); and two maps that see no picture.
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from judging import Cases, anomaly_scores, localisation, reference_and_test, reference_of
+from judging import Cases, anomaly_scores, localisation, named, reference_and_test, reference_of
 from sklearn.decomposition import PCA
 from torch import Tensor
 
@@ -67,14 +67,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datalist", required=True)
     parser.add_argument("--model", action="append", default=[], required=True, help="NAME=model folder")
-    parser.add_argument("--seeds", type=int, default=3, help="of fresh weights")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of fresh weights")
     args = parser.parse_args()
-    detectors = {name: load_detector(folder) for name, _, folder in (pair.partition("=") for pair in args.model)}
+    detectors = {name: load_detector(folder) for name, folder in named("--model", args.model, "folder").items()}
     sizes = {detector.canvas_size for detector in detectors.values()}
     normal, test = reference_and_test(args.datalist, sizes)
     abnormal, cases = test.abnormal, test.lesions
     print(f"{args.datalist}: {len(normal.groups)} normal images as reference, {len(abnormal)} test images")
-    print(f"({abnormal.sum()} abnormal) of {len(set(test.groups))} patients, {len(cases)} of them with boxes\n")
+    print(f"({abnormal.sum()} abnormal, {len(cases)} with boxes) of {len(set(test.groups))} patients\n")
     print("| scored by | AUROC (95 %) |" + (" pointing | pixel AUROC |" if cases else ""))
     print("|---|---|" + ("---|---|" if cases else ""))
     show: Callable[..., None] = lambda name, runs: print(row(name, runs, test), flush=True)  # noqa: E731

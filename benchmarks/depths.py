@@ -5,8 +5,8 @@
 Class and mean patch token of some blocks, each through the last norm, side by side; with *zones*, the mean tokens of
 six regions (three rows, two columns) as well. Labels are drawn as in few_labels.py, and the distance from normal
 radiographs, that of the last block's mean token, is given as `afire probe` gives it. Printed is the AUROC of abnormal
-against normal for each strength C of the logistic regression: on the validation section, by which is chosen, and after
-a slash on the test section.
+against normal for each strength C of the logistic regression: on the validation section, which decides, and after a
+slash on the test section.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import argparse
 
 import numpy as np
 import torch
-from few_labels import draws
-from judging import read_population
+from few_labels import counts_of, draws
+from judging import named, read_population
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -57,23 +57,21 @@ def main() -> None:
     parser.add_argument("model", help="model folder with the encoder of a vision transformer")
     parser.add_argument("--data", action="append", required=True, help="NAME=datalist.json with labels")
     parser.add_argument("--counts", type=int, nargs="+", default=[8, 28, 86, 10_000], help="labelled images")
-    parser.add_argument("--strengths", type=float, nargs="+", default=[0.01, 0.003, 0.001], help="C")
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0.01, 0.003, 0.001], help="strengths C to try")
     parser.add_argument("--draws", type=int, default=20)
     args = parser.parse_args()
     encoder = load_encoder(args.model)
     if not isinstance(encoder, ViTEncoder):
         raise SystemExit(f"{args.model}: the encoder is a {type(encoder).__name__}; a vision transformer is expected")
-    for name, path in (pair.split("=", 1) for pair in args.data):
-        population = read_population(path, [encoder.image_size])
+    for name, path in named("--data", args.data).items():
+        population = read_population(path, [encoder.image_size], needed=("training", "validation", "test"))
+        counts = counts_of(args.counts, len(population.training.abnormal))
         sections = {"training": population.training, **population.scored}
         tokens = {s: tokens_of(encoder, cases.pictures[encoder.image_size]) for s, cases in sections.items()}
         truth = {s: cases.abnormal for s, cases in sections.items()}
         distance = distances(tokens, truth["training"], population.training.groups)
-        print(
-            f"\n**{name}, validation / test**\n\n| blocks, C | "
-            + " | ".join(f"{count} labels" for count in args.counts)
-        )
-        print("|---" * (len(args.counts) + 1) + "|")
+        print(f"\n**{name}, validation / test**\n\n| blocks, C | " + " | ".join(f"{count} labels" for count in counts))
+        print("|---" * (len(counts) + 1) + "|")
         for choice, shares in CHOICES.items():
             for zones, parts in (("", 2), (", zones", 8)):
                 blocks = [round(share * encoder.depth) - 1 for share in shares]
@@ -81,7 +79,7 @@ def main() -> None:
                 center, scale = features["training"].mean(0), features["training"].std(0) + 1e-6
                 rows = {s: np.c_[(f - center) / scale, TRUST * distance[s]] for s, f in features.items()}
                 for strength in args.strengths:
-                    cells = [cell(rows, truth, count, args.draws, strength) for count in args.counts]
+                    cells = [cell(rows, truth, count, args.draws, strength) for count in counts]
                     print(f"| {choice}{zones}, {strength:g} | {' | '.join(cells)} |", flush=True)
 
 

@@ -167,14 +167,16 @@ def reference_and_test(datalist: str | Path, sizes: Iterable[Size]) -> tuple[Cas
     return cases_of(content, normal_of(content, "training"), sizes), cases_of(content, test, sizes)
 
 
-def named(option: str, pairs: Sequence[str], kind: str = "datalist.json") -> dict[str, str]:
-    """Read NAME=PATH; ends the program for what cannot be meant, a name that comes twice or an absent path."""
+def named(option: str, pairs: Sequence[str], kind: str | None = "datalist.json") -> dict[str, str]:
+    """Read NAME=PATH, or NAME=VALUE if there is no kind; ends the program for a name given twice or an absent path."""
     found: dict[str, str] = {}
     for pair in pairs:
         name, equals, path = pair.partition("=")
         if not name or not equals or "/" in name or name in found:
-            raise SystemExit(f"{option} {pair}: NAME={kind} is expected, with no / in the name and each name once")
-        if not Path(path.partition(":")[0]).exists():
+            raise SystemExit(
+                f"{option} {pair}: NAME={kind or 'VALUE'} is expected, no / in the name and each name once"
+            )
+        if kind and not Path(path.partition(":")[0]).exists():
             raise SystemExit(f"{option} {pair}: no such file {path.partition(':')[0]}; NAME={kind} is expected")
         found[name] = path
     return found

@@ -44,17 +44,18 @@ def main() -> None:
     parser.add_argument("--pooling", nargs="+", default=["mean", "regions"])
     parser.add_argument("--seed", type=int, default=0, help="of the encoder before pre-training, and of the folds")
     args = parser.parse_args()
-    encoders = {Path(p).resolve().parent.name: load_encoder(p) for p in args.encoder}
+    encoders = {path: load_encoder(path) for path in args.encoder}
     first = next(iter(encoders.values()))
+    if any(encoder.config != first.config for encoder in encoders.values()):
+        raise SystemExit("--encoder: one architecture, size and grey levels are expected; judge.py takes any")
     train, train_labels, train_groups = cases(args.datalist, args.label, ("training", "validation"))
     test, labels, groups = cases(args.datalist, args.label, ("test",))
     if shared := set(train_groups) & set(groups):
         raise SystemExit(f"{len(shared)} patients are in training and test images")
     train_images, test_images = (pictures(x, [first.image_size])[first.image_size].float() for x in (train, test))
-    print(
-        f"{Path(args.datalist).name}, {args.label} against normal: {len(train)} training images ({train_labels.sum()}"
-    )
-    print(f"positive), {len(test)} test images ({labels.sum()} positive) of {len(set(groups))} patients\n")
+    print(f"{Path(args.datalist).name}, {args.label} against normal: {len(train)} training images", end=" ")
+    print(f"({train_labels.sum()} positive), {len(test)} test images ({labels.sum()} positive) ", end="")
+    print(f"of {len(set(groups))} patients\n")
     torch.manual_seed(args.seed)
     before = encoder_from_config(first.config).eval()
     features = {("raw pixels, 32 x 32", "-"): (raw_pixels(train_images), raw_pixels(test_images))}

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from judging import Cases, anomaly_scores, localisation, read_population, reference_of
+from judging import Cases, anomaly_scores, localisation, named, read_population, reference_of
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
@@ -93,19 +93,15 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_grad_enabled(False)
     detector = load_detector(args.model)
-    for pair in args.data:
-        data, _, path = pair.partition("=")
-        population = read_population(path, [detector.canvas_size])
-        reference = reference_of(detector, population.normals, PARTS)
-        scores = {
-            section: anomaly_scores(detector, reference, cases)[0] for section, cases in population.scored.items()
-        }
+    for data, path in named("--data", args.data).items():
+        population = read_population(path, [detector.canvas_size], needed=("training", "validation", "test"))
         print(f"\n{data}: {len(population.normals.groups)} normals\n\n| parts | AUROC |\n|---|---|")
         for count in (1, 2, 3):
             for parts in itertools.combinations(PARTS, count):
+                reference = reference_of(detector, population.normals, parts)
                 found = (
-                    roc_auc_score(cases.abnormal, sum(scores[section][part] for part in parts))
-                    for section, cases in population.scored.items()
+                    roc_auc_score(cases.abnormal, anomaly_scores(detector, reference, cases)[0]["sum"])
+                    for cases in population.scored.values()
                 )
                 print(f"| {', '.join(parts)} | {' / '.join(f'{value:.3f}' for value in found)} |", flush=True)
         known = [population.training, population.scored["validation"]]
