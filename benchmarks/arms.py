@@ -6,8 +6,9 @@
     python benchmarks/judge.py table --out judged
 
 Every arm is a method and settings of its config, in a YAML file; a seed of all arms comes before the next seed. Runs
-lie in OUT/ARM/SEED, the layout of compare.py. What is finished is not repeated, and what was cut off goes on from its
-newest checkpoint. Each process trains one arm after the other; decoded pictures are shared by all (`cache: disk`).
+lie in OUT/ARM/SEED, the layout of compare.py. What is finished is not repeated; what was stopped by TERM goes on from
+its newest checkpoint, and what was killed begins again unless the arm sets `checkpoint_every`. Each process trains one
+arm after the other; decoded pictures are shared by all (`cache: disk`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from compare import keep_settings
 
 Job = tuple[str, int, dict[str, Any]]
 
@@ -45,6 +47,7 @@ def train(job: Job, images: str, out: Path, epochs: int, device: str) -> None:
     from afire_monai.cli.bundle import bundle_root
 
     name, seed, arm = job
+    keep_settings(out / name / str(seed), {"arm": arm, "epochs": epochs}, images)
     configs = bundle_root() / "configs"
     files = [str(configs / "pretrain.yaml"), str(configs / f"method_{arm.pop('method', 'afire')}.yaml")]
     folder = out / name / str(seed)
@@ -68,6 +71,8 @@ def train(job: Job, images: str, out: Path, epochs: int, device: str) -> None:
 
 def work(number: int, jobs: Any, args: argparse.Namespace, until: float) -> None:
     """Take jobs until there are none, or no time for another one."""
+    from afire_monai.training.stopping import EXIT_STATUS
+
     out = Path(args.out)
     log = (out / f"worker_{number}.txt").open("ab", buffering=0)
     os.dup2(log.fileno(), 1)
@@ -84,7 +89,7 @@ def work(number: int, jobs: Any, args: argparse.Namespace, until: float) -> None
             train(job, args.images, out, args.epochs, args.device)
         except BaseException as error:
             (out / "failed.txt").open("a").write(f"{name}, seed {seed}: {error!r}\n")
-            if isinstance(error, KeyboardInterrupt):
+            if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == EXIT_STATUS):
                 raise
         longest = max(longest, time.time() - begin)
 
@@ -93,13 +98,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", type=Path, default=Path(__file__).with_name("arms.yaml"))
     parser.add_argument("--arm", nargs="*", default=[], help="names; all of the file if none")
-    parser.add_argument("--images", required=True, help="data list whose normal training images are learned from")
+    parser.add_argument("--images", required=True, help="data list; its normal training images are used")
     parser.add_argument("--out", required=True)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--parallel", type=int, default=1, help="trainings at a time")
-    parser.add_argument("--minutes", type=float, default=0.0, help="start nothing that would end later; 0: no limit")
+    parser.add_argument(
+        "--minutes", type=float, default=0.0, help="start no training that would end after this many; 0: no limit"
+    )
     args = parser.parse_args()
     arms, out = read_arms(args.arms, args.arm), Path(args.out)
     out.mkdir(parents=True, exist_ok=True)

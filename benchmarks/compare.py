@@ -8,22 +8,28 @@
 Everything is resumable: what is finished is not repeated, a pre-training that was cut off goes on from its newest
 checkpoint. `NAME=EPOCHS` gives a method epochs of its own, for a comparison at equal computing time.
 
-`evaluate` takes every encoder that is finished in OUT/NAME/SEED/models and, with the same seed for everything that
-follows: probes its frozen features (k-NN, logistic regression), fine-tunes it on 1, 10 and 100 % of the labels,
-fine-tunes a segmenter, and scores anomalies without labels (with pointing where test images have boxes). `fresh` and
-`fresh_resnet` are the same encoders with the weights that the seed gives. Scores of single images are kept in
-OUT/scores. `--share 0/2` and `--share 1/2` are two halves of the work, for two processes at a time.
+`evaluate` takes every encoder that is finished in OUT/NAME/SEED/models, or given by `--encoder NAME=FOLDER` (the same
+NAME again: another seed), and with the same seed for everything that follows: probes its frozen features (k-NN,
+logistic regression; class and mean token side by side, and the mean alone), fine-tunes it on 1, 10 and 100 % of the
+labels by the bundle's defaults, fine-tunes a segmenter, and scores anomalies without labels (with pointing where test
+images have boxes). `fresh`, `fresh_patches` and `fresh_resnet` are the encoders of AFiRe, of AFiRe without the stem of
+convolutions and of MLVICX with the weights that the seed gives; `--pixels` adds the image itself: its 32 x 32 pixels,
+and the masks of the training images that are most alike. Scores of single images are kept in OUT/scores; what is there
+with the same weights and data list is not repeated. `--share 0/2` and `--share 1/2` are two halves of the work, for two
+processes at a time. Anomalies of a grid-shifted model are judged on its larger canvas, those of others on the encoder's
+pictures.
 
 Table: mean over seeds, with 95 % bootstrap intervals over patients and seeds (three seeds tell their spread only
 roughly: the intervals are a little too narrow), the standard deviation over seeds, and the paired difference to
 `--against`, with the number of seeds that are ahead of it. Bold: methods whose paired difference to the best one
-includes 0. With `--images` (and `--method`, `--epochs` as in `pretrain`) the minutes of each training are told at the
-speed that `cost` met.
+includes 0. With `--images` (and `--method`, `--epochs` as in `pretrain`) the minutes of each training are shown, at the
+speed that `cost` measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -54,7 +60,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "mae": ("method_mae.yaml", {}),
     "dino": ("method_dino.yaml", {}),
 }
-FRESH = {"fresh": "afire", "fresh_resnet": "mlvicx"}  # baselines: fresh weights in the architecture of a method
+# baselines: fresh weights in the architecture of a method
+FRESH = {"fresh": "afire", "fresh_patches": "afire_terms", "fresh_resnet": "mlvicx"}
 FRACTIONS = (1.0, 0.1, 0.01)
 
 
@@ -110,27 +117,34 @@ def named_lists(option: str, pairs: list[str], label: bool = False) -> dict[str,
     return named
 
 
+def keep_settings(folder: Path, settings: Mapping[str, Any], images: str) -> None:
+    """Write the settings of a run into its folder; ends the program if the run that is there has others."""
+    from afire_monai.datalists.file import datalist_hash, read_raw
+
+    record, wanted = folder / "benchmark.json", json.dumps({**settings, "data": datalist_hash(read_raw(Path(images)))})
+    if record.exists() and record.read_text() != wanted:
+        raise SystemExit(
+            f"{folder} was pre-trained with other settings ({record}); use another --out, or the same ones"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    record.write_text(wanted)
+
+
 def pretrain(args: argparse.Namespace) -> None:
     """Pre-train every method with every seed; a seed of all methods before the next seed."""
     chosen = chosen_methods(args)
     jobs = [(seed, name) for seed in range(args.seeds) for name in chosen]
-    jobs = [(s, n) for s, n in jobs if not (Path(args.out) / n / str(s) / "models" / "encoder.safetensors").exists()]
+    folders = {(s, n): Path(args.out) / n / str(s) for s, n in jobs}
+    for (_, name), folder in folders.items():
+        keep_settings(folder, {"method": METHODS[name], "epochs": chosen[name]}, args.images)
+    jobs = [job for job in jobs if not (folders[job] / "models" / "encoder.safetensors").exists()]
     for number, (seed, name) in enumerate(jobs):
-        folder = Path(args.out) / name / str(seed)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = folders[seed, name]
         print(f"[{number + 1}/{len(jobs)}] {name}, seed {seed}, {chosen[name]} epochs", flush=True)
         with (folder / "output.txt").open("a") as log:
             command = train_command(name, args.images, folder, chosen[name], seed)
             if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode:
                 raise SystemExit(f"{name}, seed {seed} failed; see {folder / 'output.txt'}")
-
-
-def finished(out: Path) -> list[tuple[str, int, Path]]:
-    """Return name, seed and model folder of every encoder that is there, in the order of METHODS."""
-    paths = [p for p in out.glob("*/*/models/encoder.safetensors") if p.parts[-3].isdecimal()]  # not those of `cost`
-    found = [(p.parts[-4], int(p.parts[-3]), p.parent) for p in paths]
-    order = [*METHODS, *FRESH]
-    return sorted(found, key=lambda f: (f[1], order.index(f[0]) if f[0] in order else len(order), f[0]))
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -140,40 +154,38 @@ def evaluate(args: argparse.Namespace) -> None:
     if not (tasks or segments or anomalies):
         raise SystemExit("nothing to evaluate: give --task, --segment or --anomaly")
     out = Path(args.out)
-    part, _, parts = args.share.partition("/")
-    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
-        raise SystemExit(f"--share {args.share}: PART/PARTS is expected, with parts counted from 0")
-    if not finished(out):
-        raise SystemExit(f"--out {out}: no finished encoder in OUT/NAME/SEED/models; `compare.py pretrain` makes them")
-    from compare_parts import anomaly_run, outlines_run, probe_run, stored_rows, write_fresh
-    from downstream import classification_run
+    import compare_parts
+    from judge import chosen_encoders
+    from judging import part_of
 
+    from afire_monai.datalists.file import datalist_hash, read_raw
+    from afire_monai.models.folder import model_files, weights_hashes
+
+    part, parts = part_of(args.share)
+    args.runs = str(out)
+    chosen_encoders(args)
+    compare_parts.write_fresh(out, FRESH, args.seeds)
     (out / "scores").mkdir(parents=True, exist_ok=True)
     log = out / "results.jsonl"
-    done = {row["key"] for row in stored_rows(log, mend=True)}
-    write_fresh(out, FRESH, args.seeds)
-    encoders = finished(out)
+    done = {row["key"]: row for row in compare_parts.stored_rows(log, mend=True)}
+    encoders: list[tuple[str, int, Path | None]] = sorted(chosen_encoders(args), key=lambda found: found[1])
+    encoders += [("pixels", seed, None) for seed in range(args.seeds) if args.pixels]
+    weights = {path: weights_hashes(model_files([path])) if path else {} for _, _, path in encoders}
     lists = {"probe": tasks, "anomaly": anomalies, "segmentation": segments, "classification": tasks}
-    jobs: list[tuple[str, str, str, float, int, Path]] = []
+    jobs: list[tuple[dict[str, Any], Path | None]] = []
     for kind, names in lists.items():
         fractions = tuple(args.fraction) if kind == "classification" else (1.0,)
-        jobs += [(kind, t, name, f, seed, path) for name, seed, path in encoders for t in names for f in fractions]
-    keys = ["/".join(map(str, job[:5])) for job in jobs]
-    # by name and not by place, so that parts stay apart while encoders are added
-    jobs = [j for j, k in zip(jobs, keys, strict=True) if k not in done and crc32(k.encode()) % int(parts) == int(part)]
+        for (name, seed, path), task, fraction in itertools.product(encoders, names, fractions):
+            key = "/".join(map(str, (kind, task, name, fraction, seed)))
+            data = datalist_hash(read_raw(Path(names[task].partition(":")[0])))
+            row: dict[str, Any] = {"key": key, "task": names[task], "data": data, "weights": weights[path]}
+            # by name and not by place, so that parts stay apart while encoders are added
+            if (path or kind != "anomaly") and crc32(key.encode()) % parts == part:
+                jobs += [] if row.items() <= done.get(key, {}).items() else [(row, path)]
     work, started = out / f"work_{os.getpid()}", time.monotonic()
-    for number, (kind, task, name, fraction, seed, path) in enumerate(jobs):
+    for number, (row, path) in enumerate(jobs):
         begin = time.monotonic()
-        datalist, _, labels = lists[kind][task].partition(":")
-        row: dict[str, Any] = {"key": "/".join(map(str, (kind, task, name, fraction, seed))), "datalist": datalist}
-        if kind == "segmentation":
-            scores = outlines_run(datalist, path, seed, work)
-        elif kind == "classification":
-            scores = classification_run(datalist, labels, str(path), fraction, seed, work)
-        elif kind == "probe":
-            scores = probe_run(datalist, labels, path, seed)
-        else:
-            scores = anomaly_run(datalist, path)
+        scores = compare_parts.run_job(row, path, work)
         np.savez(out / "scores" / f"{row['key'].replace('/', '_')}.npz", **scores)
         row["seconds"] = round(time.monotonic() - begin, 1)
         with log.open("a") as file:
@@ -225,14 +237,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["pretrain", "evaluate", "cost", "table"])
     parser.add_argument("--out", required=True, help="folder of runs and results")
-    parser.add_argument("--images", help="data list whose normal training images are learned from")
+    parser.add_argument("--images", help="data list; its normal training images are used")
     parser.add_argument("--method", nargs="+", default=list(METHODS), help="names, or NAME=EPOCHS")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--fraction", type=float, nargs="+", default=FRACTIONS)
+    parser.add_argument("--fraction", type=float, nargs="+", default=FRACTIONS, help="shares of the labels")
+    parser.add_argument("--encoder", action="append", default=[], help="NAME=model folder; NAME again: another seed")
+    parser.add_argument("--pixels", action="store_true", help="also the image itself, without an encoder")
     parser.add_argument("--task", action="append", default=[], help="NAME=datalist.json:label")
     parser.add_argument("--segment", action="append", default=[], help="NAME=datalist.json with masks")
-    parser.add_argument("--anomaly", action="append", default=[], help="NAME=datalist.json, with boxes if there are")
+    parser.add_argument("--anomaly", action="append", default=[], help="NAME=datalist.json, perhaps with boxes")
     parser.add_argument("--share", default="0/1", help="PART/PARTS of the evaluation that this process does")
     parser.add_argument("--against", default="fresh", help="method that the table shows differences to")
     parser.add_argument("--chart", help="PNG that `table` draws: each figure of each method with its interval")

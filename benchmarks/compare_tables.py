@@ -8,28 +8,16 @@ from typing import Any
 
 import numpy as np
 from compare_chart import methods_chart
-from compare_parts import stored_rows
-from judging import groups_of, interval
+from compare_parts import PROBES, stored_rows
+from judging import interval
 
 from afire_monai.core.files import whole_file, write_rows
-from afire_monai.datalists.file import load_datalist
 from afire_monai.evaluation.bootstrap import figure_draws, macro_mean, patient_weights
 
 REPEATS = 1000
-PROBES = ("k-NN", "linear")
 WORDS = {"dice": "Dice", "pointing": "heatmap points at the lesion", "pixel_auroc": "pixel AUROC of heatmaps"}
 Seeds = dict[int, np.ndarray]  # seed -> (1 + R,): the value and its bootstrap draws
 Draws = dict[tuple[str, str, str], dict[str, Seeds]]  # (kind, task, what) -> method -> seeds
-
-
-def classification_truth(row: dict[str, Any], saved: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return targets (n, C) and patients of a fine-tuning's test images."""
-    from afire_monai.datalists.targets import target_matrix
-
-    content = load_datalist(row["datalist"])
-    items = [content["test"][i] for i in saved["index"]]
-    truth = target_matrix(items, content["labels"], select=[str(x) for x in saved["labels"]]).astype(float)
-    return truth, groups_of(items)
 
 
 def auroc_draws(truth: np.ndarray, scores: np.ndarray, groups: np.ndarray, repeats: int = REPEATS) -> np.ndarray:
@@ -52,8 +40,7 @@ def row_draws(row: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:
     saved = np.load(folder / "scores" / f"{row['key'].replace('/', '_')}.npz")
     draws = {}
     if kind == "classification":
-        truth, groups = classification_truth(row, saved)
-        found = auroc_draws(truth, saved["scores"], groups)
+        found = auroc_draws(saved["truth"], saved["scores"], saved["groups"])
         draws[f"{float(fraction):.0%} of labels"] = macro_mean(found, list(range(len(found))))
     elif "scores" in saved:
         found = auroc_draws(saved["truth"].astype(float), saved["scores"], saved["groups"])

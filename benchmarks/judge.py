@@ -78,7 +78,7 @@ def chosen_encoders(args: argparse.Namespace) -> Encoders:
             raise SystemExit(f"--encoder {pair}: NAME=FOLDER with encoder.safetensors in it is expected")
         found.append((name, sum(other == name for other, _, _ in found), Path(folder)))
     if not found:
-        raise SystemExit("no encoder: give --runs OUT (of compare.py) or --encoder NAME=FOLDER")
+        raise SystemExit("no finished encoder in OUT/NAME/SEED/models, and none given by --encoder NAME=FOLDER")
     return found
 
 

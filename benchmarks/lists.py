@@ -7,16 +7,18 @@ Writes into OUT:
 - ``adults.json`` (source ``nih``) and ``children.json`` (``kermany``) with sections training, validation and test. The
   test section is that of docs/results.md. Settings are chosen on validation patients alone; normals of the training
   section are the reference of anomaly scores.
-- ``pretrain.json``: 1,826 normals that are in no section of these lists, so that the reference is of patients that
+- ``pretrain.json``: some 1,826 normals that are in no section of these lists, so that the reference is of patients that
   pre-training did not see: ``crd_normal`` (adults) and ``kermany224`` (children), patients of the other lists left out.
 - ``pretrain_all.json``: all normals but those of the validation and test patients, for an encoder that is passed on:
   only sources whose terms allow that (NIH ChestX-ray14 and what derives from it, and the paediatric set).
-- ``jsrt.json``, ``cohen.json``, ``tb_pk.json`` where the collection has them: other sources, all in one test section.
+- ``jsrt.json``, ``tb_pk.json``, ``cohen.json`` where the collection has them: other sources, half of their patients for
+  testing; of ``cohen``, which has hardly any normal image, all.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ from afire_monai.datalists.from_csv import datalist_from_csv
 from afire_monai.datalists.splits import split_by_group
 
 JUDGED = {"adults": "nih", "children": "kermany"}
-OTHERS = ("jsrt", "cohen", "tb_pk")
+OTHERS = {"jsrt": 0.5, "tb_pk": 0.5, "cohen": 0.0}
+"""Share of the images that are for training."""
 PRETRAIN_IMAGES = 1826
 
 
@@ -57,7 +60,7 @@ def write_pretraining(path: Path, items: list[dict[str, Any]]) -> None:
     groups = {item["group"] for item in datalist["training"]}
     datalist["validation"] = [item for item in bare[::20] if item["group"] not in groups]
     save_datalist({"name": path.stem, "meta": {}, "test": [], **datalist}, path)
-    print(f"{path.name}: {len(datalist['training'])} normals to train on, {len(datalist['validation'])} for health")
+    print(f"{path.name}: {len(datalist['training'])} normals to train on, {len(datalist['validation'])} for health checks")
 
 
 def main() -> None:
@@ -83,14 +86,13 @@ def main() -> None:
     write_pretraining(out / "pretrain.json", [*adults, *children[: max(0, count - len(adults))]])
     everything = [*adults, *normals(cxr, "kermany224", unseen), *training]
     write_pretraining(out / "pretrain_all.json", everything)
-    for source in OTHERS:
-        try:
-            datalist = datalist_from_csv(
-                cxr / "manifest.csv", source=source, fractions=(0, 0, 1), mask_column="lung_mask"
-            )
-        except ValueError:
-            continue
-        save_datalist(datalist, out / f"{source}.json")
+    with (cxr / "manifest.csv").open(encoding="utf-8", newline="") as file:
+        sources = {row["source"] for row in csv.DictReader(file)}
+    for source, share in OTHERS.items():
+        if source in sources:
+            shares = (share, 0, 1 - share)
+            other = datalist_from_csv(cxr / "manifest.csv", source=source, fractions=shares, mask_column="lung_mask")
+            save_datalist(other, out / f"{source}.json")
 
 
 if __name__ == "__main__":

@@ -36,11 +36,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from compare import bundle_command
+from compare import bundle_command, keep_settings
 from compare_parts import stored_rows
 from compare_tables import Seeds, auroc_draws, mean_draws
 from judge import chosen_encoders, print_columns
-from judging import anomaly_scores, cases_of, reference_of, refuse_shared
+from judging import anomaly_scores, cases_of, named, reference_of, refuse_shared
 
 from afire_monai.datalists.file import datalist_hash, normal_of, read_raw, save_datalist
 from afire_monai.datalists.from_csv import datalist_from_csv
@@ -109,29 +109,18 @@ def write_lists(args: argparse.Namespace) -> dict[str, Any]:
     return alone
 
 
-def settings_of(pairs: list[str]) -> dict[str, str]:
-    """Read key=value; ends the program for what cannot be meant."""
-    if wrong := [pair for pair in pairs if not pair.partition("=")[0] or "=" not in pair]:
-        raise SystemExit(f"{wrong[0]}: key=value is expected, a setting of the bundle's config")
-    return dict(pair.partition("=")[::2] for pair in pairs)
-
-
-def pretrain(args: argparse.Namespace, content: dict[str, Any]) -> None:
+def pretrain(args: argparse.Namespace) -> None:
     """Pre-train on the normal training images, once for each seed, unless another run of OUT already has."""
-    out = Path(args.out)
-    chosen = {"config": args.config, "set": settings_of(args.set), "data": datalist_hash(content)}
-    record = out / "settings.json"
-    if record.exists() and json.loads(record.read_text()) != chosen:
-        raise SystemExit(f"{out}: it was pre-trained with other settings ({record}); use another --out, or the same")
-    record.write_text(json.dumps(chosen, indent=1))
+    out, settings = Path(args.out), named("--set", args.set, None)
     for seed in range(args.seeds):
         folder = out / "runs" / args.name / str(seed)
+        keep_settings(folder, {"config": args.config, "set": settings}, str(out / "one_class.json"))
         if (folder / "models" / "encoder.safetensors").exists():
             continue
-        settings = {"datalist": out / "one_class.json", "output_dir": folder, "resume": True, "seed": seed}
-        settings |= {"use_mlflow": False, "device": f"$torch.device('{args.device}')", **chosen["set"]}
+        given: dict[str, Any] = {"datalist": out / "one_class.json", "output_dir": folder, "resume": True, "seed": seed}
+        given |= {"use_mlflow": False, "device": f"$torch.device('{args.device}')", **settings}
         print(f"pre-training, seed {seed}; see {folder / 'output.txt'}", flush=True)
-        run_bundle(["pretrain.yaml", *args.config], settings, folder / "output.txt")
+        run_bundle(["pretrain.yaml", *args.config], given, folder / "output.txt")
 
 
 def run_bundle(configs: list[str], settings: dict[str, Any], log: Path) -> None:
@@ -163,7 +152,7 @@ def supervised(folder: Path, args: argparse.Namespace, content: dict[str, Any], 
     else:
         settings: dict[str, Any] = {"datalist": out / "supervised.json", "output_dir": run, "init": folder}
         settings |= {"resume": True, "seed": int(key.rpartition("/")[2]), "device": f"$torch.device('{args.device}')"}
-        settings |= {"labels": content["labels"][1:], **settings_of(args.tune)}
+        settings |= {"labels": content["labels"][1:], **named("--tune", args.tune, None)}
         print(f"fine-tuning, {key}; see {run / 'output.txt'}", flush=True)
         run_bundle(["finetune_classification.yaml"], settings, run / "output.txt")
     predictions = load_predictions(run / "predictions" / "test")
@@ -225,7 +214,7 @@ def main() -> None:
     (out / "scores").mkdir(parents=True, exist_ok=True)
     content = write_lists(args)
     if not args.encoder:
-        pretrain(args, content)
+        pretrain(args)
     args.runs = None if args.encoder else str(out / "runs")
     used = ("parts", "layers", "window") if args.what == "one-class" else ("tune", "probe")
     options = {name: getattr(args, name) for name in used}

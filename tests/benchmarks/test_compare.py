@@ -4,10 +4,16 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers import smooth_images
 from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from afire_monai.models.folder import export_encoder
+from afire_monai.networks import ViTEncoder
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -67,7 +73,7 @@ def test_table_of_stored_results_has_means_over_seeds_and_marks_who_is_level_wit
             scores = np.where(np.arange(40) < right, truth, 1 - truth)[:, None].astype(float)
             dice = np.full(40, right / 100 + 0.1 * seed)
             rows.append(f'{{"key": "probe/a/{name}/1.0/{seed}"}}')
-            columns = {"scores": np.repeat(scores, 2, 1), "truth": np.stack([truth, truth], 1), "groups": groups}
+            columns = {"scores": np.repeat(scores, 4, 1), "truth": np.stack([truth] * 4, 1), "groups": groups}
             np.savez(tmp_path / "scores" / f"probe_a_{name}_1.0_{seed}.npz", **columns)
             rows.append(f'{{"key": "segmentation/b/{name}/1.0/{seed}"}}')
             np.savez(tmp_path / "scores" / f"segmentation_b_{name}_1.0_{seed}.npz", case_dice=dice, case_groups=groups)
@@ -86,13 +92,13 @@ def test_table_of_stored_results_has_means_over_seeds_and_marks_who_is_level_wit
     assert "| afire | 0.5 | 1.00 | 240 | 8 |\n| mae | 2.0 | 0.50 |  |  |" in told
     assert "| | afire | mae | fresh |" in told
     # 24 of 40 cases scored rightly are 12 positives above and 8 below the others
-    assert "| probe, a, k-NN | **1.000** | 0.600 | 0.000 |" in told
+    assert "| probe, a, k-NN, mean | **1.000** | 0.600 | 0.000 |" in told
     assert "| segmentation, b, Dice | **0.450** | 0.290 | 0.050 |" in told
     # every patient has the same Dice, so the intervals are the seeds' alone, and cancel in the difference
     assert "| afire | **0.450 (0.400 to 0.500)** | 2 | 0.071 | +0.160 (+0.160 to +0.160) | 2 of 2 |" in told
     assert "| fresh | 0.050 (0.000 to 0.100) | 2 | 0.071 | -0.240 (-0.240 to -0.240) | 0 of 2 |" in told
     lines = (tmp_path / "all.csv").read_text().splitlines()
-    assert len(lines) == 10
+    assert len(lines) == 16
     assert lines[0].startswith("task,data,figure,method,mean,low,high,level_with_best,seeds,")
     assert "segmentation,b,Dice,afire,0.450,0.400,0.500,yes,2,0.071,mae,0.160,0.160,0.160,2" in lines
     assert "segmentation,b,Dice,mae,0.290,0.240,0.340,no,2,0.071,,,,," in lines
@@ -100,6 +106,68 @@ def test_table_of_stored_results_has_means_over_seeds_and_marks_who_is_level_wit
         assert chart.format == "PNG"
         # one row of three panels with three methods each
         assert chart.width > 3 * chart.height
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """60 pictures of 32 x 32, every second with a bright square."""
+    items = []
+    for number, image in enumerate(0.2 * smooth_images(60, (32, 32))):
+        image[:, 8:16, 16:24] += 0.6 * (number % 2)
+        Image.fromarray((image[0] * 255).byte().numpy()).save(tmp_path / f"{number}.png")
+        items.append({"image": f"{number}.png", "label": [number % 2], "group": f"patient {number}"})
+    content = {"labels": ["Mass"], "training": items[:30], "validation": items[30:40], "test": items[40:]}
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    return tmp_path / "list.json"
+
+
+def test_evaluation_is_repeated_only_for_other_weights_or_other_data(data, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    done = []
+
+    def pretend(row, path, work):
+        done.append(row["key"])
+        return {"scores": np.arange(20.0)[:, None], "truth": np.arange(20)[:, None] % 2, "groups": np.arange(20)}
+
+    monkeypatch.setattr(importlib.import_module("compare_parts"), "run_job", pretend)
+    out = tmp_path / "out"
+    export_encoder(ViTEncoder(32, 8, embed_dim=32, depth=2, num_heads=2), out / "mae" / "0" / "models")
+    words = ["evaluate", "--out", str(out), "--task", f"a={data}:Mass", "--fraction", "0.1", "--seeds", "1", "--pixels"]
+    run(monkeypatch, *words)
+    run(monkeypatch, *words)
+    assert done == [
+        "probe/a/mae/1.0/0",
+        "probe/a/pixels/1.0/0",
+        "classification/a/mae/0.1/0",
+        "classification/a/pixels/0.1/0",
+    ]
+    export_encoder(ViTEncoder(32, 8, embed_dim=32, depth=2, num_heads=2), out / "mae" / "0" / "models")
+    run(monkeypatch, *words)
+    assert done[4:] == ["probe/a/mae/1.0/0", "classification/a/mae/0.1/0"]
+    content = json.loads(data.read_text())
+    data.write_text(json.dumps({**content, "test": content["test"][1:]}))
+    run(monkeypatch, *words)
+    assert len(done) == 10
+
+
+def test_the_image_itself_is_probed_and_classified_like_an_encoder(data, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    parts = importlib.import_module("compare_parts")
+    for kind, columns in (("probe", 4), ("classification", 1)):
+        found = parts.run_job({"key": f"{kind}/a/pixels/1.0/0", "task": f"{data}:Mass"}, None, data.parent / "work")
+        assert found["scores"].shape == found["truth"].shape == (20, columns)
+        assert found["truth"][:, 0].tolist() == [0, 1] * 10
+        figures = [roc_auc_score(found["truth"][:, 0], column) for column in found["scores"].T]
+        assert min(figures) > 0.85, figures
+
+
+def test_run_of_other_settings_is_not_gone_on_with(data, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    keep = importlib.import_module("compare").keep_settings
+    keep(tmp_path / "run", {"epochs": 20}, str(data))
+    keep(tmp_path / "run", {"epochs": 20}, str(data))
+    with pytest.raises(SystemExit, match="other settings"):
+        keep(tmp_path / "run", {"epochs": 100}, str(data))
 
 
 def test_methods_are_compared_on_the_seeds_that_both_have(monkeypatch):
@@ -122,6 +190,6 @@ def test_finished_encoders_are_found_by_seed_and_those_of_the_cost_are_not(monke
     for folder in ("mae/1", "afire/1", "fresh/0", "mae/0", "other/0", "cost/afire"):
         (tmp_path / folder / "models").mkdir(parents=True)
         (tmp_path / folder / "models" / "encoder.safetensors").touch()
-    found = importlib.import_module("compare").finished(tmp_path)
-    assert [entry[:2] for entry in found] == [("mae", 0), ("fresh", 0), ("other", 0), ("afire", 1), ("mae", 1)]
-    assert found[0][2] == tmp_path / "mae" / "0" / "models"
+    found = importlib.import_module("judge").chosen_encoders(SimpleNamespace(runs=str(tmp_path), encoder=[]))
+    assert [entry[:2] for entry in found] == [("afire", 1), ("fresh", 0), ("mae", 0), ("mae", 1), ("other", 0)]
+    assert found[2][2] == tmp_path / "mae" / "0" / "models"

@@ -159,7 +159,7 @@ def test_normals_alone_give_no_probe_and_unknown_labels_are_left_out(data, tmp_p
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["run"], "no encoder: give --runs"),
+        (["run"], "no finished encoder in OUT"),
         (["run", "--encoder", "a=absent"], "NAME=FOLDER with encoder.safetensors"),
         (["run", "--encoder", "a=MODELS"], "nothing to judge by: give --data"),
         (["run", "--encoder", "a=MODELS", "--data", "x=absent.json"], "--data x=absent.json: no such file"),

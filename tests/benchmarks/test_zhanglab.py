@@ -114,7 +114,7 @@ def test_pretraining_has_given_settings_and_is_not_repeated_or_mixed_with_others
     assert Path(runs[0]["--datalist"]) == tmp_path / "out" / "one_class.json"
     with pytest.raises(SystemExit, match="pre-trained with other settings"):
         call(*words, "--set", "epochs=4")
-    with pytest.raises(SystemExit, match="epochs: key=value is expected"):
+    with pytest.raises(SystemExit, match="--set epochs: NAME=VALUE is expected"):
         call(*words, "--set", "epochs")
 
 
