@@ -60,7 +60,8 @@ def write_pretraining(path: Path, items: list[dict[str, Any]]) -> None:
     groups = {item["group"] for item in datalist["training"]}
     datalist["validation"] = [item for item in bare[::20] if item["group"] not in groups]
     save_datalist({"name": path.stem, "meta": {}, "test": [], **datalist}, path)
-    print(f"{path.name}: {len(datalist['training'])} normals to train on, {len(datalist['validation'])} for health checks")
+    counts = {name: len(datalist[name]) for name in ("training", "validation")}
+    print(f"{path.name}: {counts['training']} normals to train on, {counts['validation']} for health checks")
 
 
 def main() -> None:
