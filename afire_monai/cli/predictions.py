@@ -118,8 +118,8 @@ def reference(work: Callable[..., Any], *, model: str, datalist: str, section: s
 
     Args:
         model: model folder, into which reference.safetensors and reference.json are written.
-        parts: parts to judge by, with commas between them: tokens, neighbours, residual, difference, prototypes (of
-            cells), density, class_density (of the whole image), places (only for the map).
+        parts: parts to judge by, with commas between them: tokens, neighbours, residual, difference, prototypes,
+            lesions (of cells), density, class_density, class_lesion (of the whole image), places (only for the map).
     """
     silence()
     require_path("--model", model, MODEL)

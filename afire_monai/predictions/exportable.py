@@ -15,7 +15,7 @@ from afire_monai.models.export import Exportable, prepare
 from afire_monai.models.folder import load_classifier, load_encoder, load_segmenter, model_files, names, weights_hashes
 from afire_monai.networks import ViTClassifier, ViTSegmenter
 from afire_monai.phantom import ChestPhantom
-from afire_monai.predictions.anomaly.detector import AnomalyDetector, load_detector
+from afire_monai.predictions.anomaly.detector import HEAD_PARTS, AnomalyDetector, load_detector
 from afire_monai.predictions.anomaly.reference import NormalReference
 from afire_monai.predictions.predict import find_source
 from afire_monai.predictions.reading import LeftOut, read_radiograph, resize
@@ -122,7 +122,7 @@ def load_exportable(folders: Sequence[str | Path], kind: str | None = None) -> E
 
 def _detector(files: dict[str, Path], hashes: dict[str, str]) -> Exportable:
     reference = NormalReference.load(files["reference"]) if "reference" in files else None
-    if reference is not None and "prototypes" not in reference.parts:
+    if reference is not None and not HEAD_PARTS & set(reference.parts):
         files.pop("detector", None)
     detector = load_detector(files)
     if reference is not None:

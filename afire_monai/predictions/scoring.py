@@ -16,7 +16,7 @@ from afire_monai.core.errors import AfireError
 from afire_monai.core.precision import best_device, set_precision
 from afire_monai.datalists.cells import means_normal
 from afire_monai.models.folder import KINDS, names, used_model_files, weights_hashes
-from afire_monai.predictions.anomaly.detector import AnomalyDetector, load_detector
+from afire_monai.predictions.anomaly.detector import HEAD_PARTS, AnomalyDetector, load_detector
 from afire_monai.predictions.anomaly.reference import NormalReference
 from afire_monai.predictions.attribution import attention_rollout, grad_cam
 from afire_monai.predictions.reading import Radiograph, Size
@@ -110,7 +110,7 @@ class Scorer:
             self.mask_values = _distinct(self.segmenter.classes, description.get("mask_values") or {})
         if "reference" in self.files:
             self.reference = NormalReference.load(self.files["reference"]).to(self.device)
-            if "prototypes" not in self.reference.parts:
+            if not HEAD_PARTS & set(self.reference.parts):
                 self.files.pop("detector", None)
         if self.reference is not None or "restorer" in self.files:
             self.detector = load_detector(self.files).to(self.device)

@@ -146,13 +146,16 @@ def export_restorer(method: Method, folder: Path, **facts: Any) -> Path:
 
 
 def export_detector(method: AFiRe, folder: Path, **facts: Any) -> Path:
-    """Write ``detector.safetensors``: head and prototypes to compare the tokens of the restorer's encoder with.
+    """Write ``detector.safetensors``: what judges the tokens of the restorer's encoder.
 
     Tensors: ``head.*`` (the student's token head), ``prototypes`` and ``assignment``, both (N, K) for N canvas cells,
-    or (N, M, K) with M > 1 prototypes a cell.
+    or (N, M, K) with M > 1 prototypes a cell; with the lesion term its ``lesion_head.*``.
     """
     head, bank = method.student.head, method.prototypes
     tensors = {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
+    if method.student.lesion_head is not None:
+        lesions = method.student.lesion_head.state_dict()
+        tensors |= {f"lesion_head.{name}": tensor for name, tensor in lesions.items()}
     tensors |= {"prototypes": bank.prototypes, "assignment": bank.assignment()}
     description = {
         "format": "afire-monai detector 1",

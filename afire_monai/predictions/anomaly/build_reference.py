@@ -19,7 +19,7 @@ from afire_monai.datalists.patients import patient_of
 from afire_monai.models.folder import load_module_files, model_files, weights_hashes
 from afire_monai.predictions.anomaly.combination import Combination, Pooling
 from afire_monai.predictions.anomaly.corrections import Corrections, corrections_of, marked_items, percentiles, without
-from afire_monai.predictions.anomaly.detector import DEFAULT_PARTS, AnomalyDetector, load_detector
+from afire_monai.predictions.anomaly.detector import DEFAULT_PARTS, HEAD_PARTS, AnomalyDetector, load_detector
 from afire_monai.predictions.anomaly.normals import CellGaussian, fit_images, fit_neighbours, fit_tokens
 from afire_monai.predictions.anomaly.reference import Fitted, Measure, NormalReference, measures_of
 from afire_monai.predictions.reading import LeftOut, Radiograph, ahead, batches, read_radiograph
@@ -231,7 +231,7 @@ def make_reference(
             owners += [patient_of(items[radiograph.index]) for radiograph in batch]
             yield torch.stack([image for radiograph in batch for image in radiograph.images.values()]).to(device)
 
-    needed = {base, "detector"} if "prototypes" in (parts or ()) else {base}
+    needed = {base, "detector"} if HEAD_PARTS & set(parts or ()) else {base}
     hashes = {kind: value for kind, value in weights_hashes(files).items() if kind in needed}
     sha256 = datalist_hash(raw)
     seen = section == "training" if described.get("data_sha256") == sha256 else None

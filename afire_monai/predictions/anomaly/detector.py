@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +21,11 @@ from afire_monai.models.folder import load_encoder, load_module_files, weights_t
 from afire_monai.models.restorer import AnomalyNetwork, box_mean, load_restorer
 from afire_monai.networks import Encoder, TokenHead
 
-PARTS = ("tokens", "neighbours", "residual", "difference", "prototypes", "density", "class_density", "places")
+CELL_PARTS = ("tokens", "neighbours", "residual", "difference", "prototypes", "lesions")
+PARTS = (*CELL_PARTS, "density", "class_density", "class_lesion", "places")
 """Parts by which a radiograph can be judged; see `AnomalyDetector`."""
+HEAD_PARTS = {"prototypes", "lesions", "class_lesion"}
+"""Parts that need ``detector.safetensors``."""
 MOST_SHIFT = 64
 """Cells by which a picture may be larger than the grid; no tensor holds this number if there are no prototypes."""
 DEFAULT_PARTS = ("tokens", "density")
@@ -33,7 +37,7 @@ class AnomalyFeatures:
     """Features of a batch, by cells of the canvas (N cells, row by row)."""
 
     tokens: Tensor  #: (B, N, D) of the encoder
-    #: for ``residual``, ``difference`` and ``prototypes`` a number a cell, (B, N)
+    #: for ``residual``, ``difference``, ``prototypes`` and ``lesions`` a number a cell, (B, N); ``class_lesion`` (B, 1)
     cells: dict[str, Tensor] = field(default_factory=dict)
     restored: Tensor | None = None  #: (B, C, Hc, Wc) in 0…1, or None
     #: (B, Hc, Wc) absolute difference of picture and restoration, smoothed over a cell; or None
@@ -59,12 +63,15 @@ class AnomalyDetector(nn.Module):
       (in the way of PatchCore, Roth et al., CVPR 2022);
     - ``residual``: grey level minus that of the restoration, averaged over the cell: above 0 if it is denser;
     - ``difference``: the same without sign;
-    - ``prototypes``: cross-entropy of the cell's token to the prototype of its cell (the structure term's similarity).
+    - ``prototypes``: cross-entropy of the cell's token to the prototype of its cell (the structure term's similarity);
+    - ``lesions``: logit of the share of the cell that the lesion term's head takes for a synthetic lesion (in the way
+      of DRAEM, Zavrtanik et al., ICCV 2021, and NSA, Schlüter et al., ECCV 2022).
 
     Parts that give one number for the whole image, and need a reference:
 
     - ``density``: distance of the mean patch token to those of normal radiographs;
-    - ``class_density``: the same for the class token.
+    - ``class_density``: the same for the class token;
+    - ``class_lesion``: logit of any lesion, of the lesion term's head on the class token.
 
     ``tokens``, ``neighbours`` and ``density`` can judge the tokens of earlier blocks as well.
 
@@ -80,6 +87,7 @@ class AnomalyDetector(nn.Module):
         head: token head on ``encoder``, for ``prototypes``.
         assignment: (N, K) of the prototypes (`PrototypeBank.assignment`), for ``prototypes``.
         temperature: temperature of the head's softmax, τ_s.
+        lesion_head: layer on tokens of ``encoder``, for ``lesions`` and ``class_lesion``.
 
     Raises:
         AfireError: if the parts do not fit.
@@ -96,11 +104,13 @@ class AnomalyDetector(nn.Module):
         head: TokenHead | None = None,
         assignment: Tensor | None = None,
         temperature: float = 0.1,
+        lesion_head: nn.Linear | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.restorer = restorer
         self.head = head
+        self.lesion_head = lesion_head
         self.temperature = temperature
         self.canvas = GridShift(encoder.grid, encoder.patch_size, shift)
         self.register_buffer("assignment", assignment, persistent=False)
@@ -124,6 +134,8 @@ class AnomalyDetector(nn.Module):
             "residual": self.restorer is not None,
             "difference": self.restorer is not None,
             "prototypes": self.head is not None,
+            "lesions": self.lesion_head is not None,
+            "class_lesion": self.lesion_head is not None,
         }
         return tuple(part for part in PARTS if able.get(part, True))
 
@@ -165,6 +177,11 @@ class AnomalyDetector(nn.Module):
         )
         if "prototypes" in parts:
             found.cells["prototypes"] = self._prototype_distance(seen)
+        if {"lesions", "class_lesion"} & set(parts):
+            assert self.lesion_head is not None
+            logits = self.lesion_head(seen.float())
+            found.cells["lesions"] = self._on_canvas(logits[:, 1:])[..., 0]
+            found.cells["class_lesion"] = logits[:, 0].unflatten(0, (len(self.offsets()), -1)).mean(0)
         if restore or {"residual", "difference"} & set(parts):
             self._compare(images, torch.cat(crops), seen, parts, found)
         return found
@@ -258,7 +275,7 @@ def load_detector(path: str | Path | Mapping[str, Path]) -> AnomalyDetector:
     """Build a detector from the weights in a model folder, in evaluation mode.
 
     It uses the restorer (``restorer.safetensors``) or, without one, the encoder (``encoder.safetensors``), and the
-    student's token head with the prototypes (``detector.safetensors``) if they are there. A restorer that an earlier
+    student's heads with the prototypes (``detector.safetensors``) if they are there. A restorer that an earlier
     version wrote does not say its shift, which is then taken to be 0. Raises CheckpointError if there is neither
     encoder nor restorer, or a file is damaged.
     """
@@ -269,11 +286,9 @@ def load_detector(path: str | Path | Mapping[str, Path]) -> AnomalyDetector:
         return AnomalyDetector(load_encoder(files["encoder"]), _shift_of(files["encoder"])).eval()
     restorer = load_restorer(files["restorer"])
     shift = _shift_of(files["restorer"])
-    head, assignment, temperature = None, None, 0.1
-    if "detector" in files:
-        head, assignment, temperature = _load_head(files["detector"])
+    heads = _load_heads(files["detector"]) if "detector" in files else {}
     with weights_that_fit(files["restorer"]):
-        return AnomalyDetector(restorer.encoder, shift, restorer, head, assignment, temperature).eval()
+        return AnomalyDetector(restorer.encoder, shift, restorer, **heads).eval()
 
 
 def _files_of(folder: Path) -> dict[str, Path]:
@@ -289,7 +304,7 @@ def _shift_of(path: Path) -> int:
         return shift
 
 
-def _load_head(path: Path) -> tuple[TokenHead, Tensor, float]:
+def _load_heads(path: Path) -> dict[str, Any]:
     tensors, description = load_module_files(path)
     with weights_that_fit(path):
         refuse_sizes(description["head"], tensors, path)
@@ -297,4 +312,9 @@ def _load_head(path: Path) -> tuple[TokenHead, Tensor, float]:
         head.load_state_dict({k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")})
         if head.cells is not None and head.cells != len(head.weight):
             raise ValueError(f"cells is {head.cells!r}, the head has layers for {len(head.weight)}")
-        return head, tensors["assignment"], float(description["temperature"])
+        found = {"head": head, "assignment": tensors["assignment"], "temperature": float(description["temperature"])}
+        if "lesion_head.weight" in tensors:
+            lesions = nn.Linear(tensors["lesion_head.weight"].shape[1], 1)
+            lesions.load_state_dict({name: tensors[f"lesion_head.{name}"] for name in ("weight", "bias")})
+            found["lesion_head"] = lesions
+        return found

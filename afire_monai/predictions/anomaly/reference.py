@@ -24,7 +24,7 @@ from afire_monai.predictions.anomaly.detector import (
 )
 from afire_monai.predictions.anomaly.normals import CellGaussian, CellNeighbours
 
-IMAGE_PARTS = ("density", "class_density")
+IMAGE_PARTS = ("density", "class_density", "class_lesion")
 """Parts that give one number for the whole image, and no map."""
 LAYER_PARTS = ("tokens", "neighbours", "density")
 """Parts that judge each layer separately."""
@@ -55,7 +55,7 @@ class Measure:
     @property
     def fitted(self) -> bool:
         """Whether it compares vectors with those of normal radiographs."""
-        return self.of_image or self.part in (*LAYER_PARTS, "places")
+        return self.part in (*LAYER_PARTS, "class_density", "places")
 
     def vectors(self, features: AnomalyFeatures) -> Tensor:
         """Return the compared vectors, (B, N, D), or (B, 1, D) for an image; AfireError if the features lack them."""

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers import PATCH, smooth_images, tiny_afire
+from helpers import PATCH, full_afire, smooth_images, tiny_afire
 
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.models.folder import export_encoder
@@ -12,6 +12,7 @@ from afire_monai.models.restorer import AnomalyNetwork, box_mean, cell_groups, h
 from afire_monai.networks import AnomalyRestorationDecoder, ViTEncoder, build_encoder
 from afire_monai.predictions.anomaly.build_reference import build_reference
 from afire_monai.predictions.anomaly.detector import AnomalyDetector, enlarge_cells, heat_of, load_detector
+from afire_monai.predictions.anomaly.reference import NormalReference
 from afire_monai.training.finish import export_detector, export_restorer
 
 
@@ -138,6 +139,38 @@ def test_exported_detector_sees_what_the_method_sees(tmp_path):
     assert torch.equal(found.tokens, expected.tokens)
     for name, values in expected.cells.items():
         assert torch.equal(found.cells[name], values)
+
+
+@torch.no_grad()
+def test_lesions_are_the_logits_of_the_lesion_terms_head_averaged_over_crops(tmp_path):
+    method = full_afire(2)
+    export_restorer(method, tmp_path)
+    export_detector(method, tmp_path)
+    detector = load_detector(tmp_path)
+    images = smooth_images(24, (48, 48))
+    found = detector.features(images[:2], ("lesions", "class_lesion"))
+    student = method.student.eval()
+    cells, count, whole = torch.zeros(2, 6, 6), torch.zeros(6, 6), torch.zeros(2, 1)
+    for row, column in detector.offsets():
+        crop = images[:2, :, row * PATCH : row * PATCH + 32, column * PATCH : column * PATCH + 32]
+        logits = student.lesion_head(student.encoder(crop))[..., 0]
+        cells[:, row : row + 4, column : column + 4] += logits[:, 1:].view(2, 4, 4)
+        count[row : row + 4, column : column + 4] += 1
+        whole += logits[:, :1] / len(detector.offsets())
+    torch.testing.assert_close(found.cells["lesions"], (cells / count).flatten(1))
+    torch.testing.assert_close(found.cells["class_lesion"], whole)
+    parts = ("lesions", "class_lesion")
+    reference = build_reference(detector, [images], [str(k) for k in range(24)], parts)
+    reference.save(tmp_path)
+    judged = NormalReference.load(tmp_path).judge(detector.features(images, parts), (48, 48))
+    # against each of the two by itself, standardised by the same images
+    every = detector.features(images, parts).cells
+    expected = [(every[name] - every[name].mean(0)) / every[name].std(0) for name in parts]
+    torch.testing.assert_close(judged.parts["lesions"], expected[0].mean(1), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(judged.parts["class_lesion"], expected[1][:, 0], atol=1e-4, rtol=1e-4)
+    export_detector(tiny_afire(2), tmp_path)
+    with pytest.raises(AfireError, match="has no lesions"):
+        load_detector(tmp_path).features(images, ("lesions",))
 
 
 def test_restorer_of_an_earlier_version_is_taken_without_shift(tmp_path):
