@@ -169,7 +169,7 @@ def _training(configs: Path, network: ViTClassifier | ViTSegmenter, network_def:
     for setting in ("init", "encoder_preset", "image_size", "patch_size"):  # the network fixes them
         config.pop(setting)
     if isinstance(network, ViTClassifier):
-        config["labels"] = network.labels
+        config |= {"labels": network.labels, "head_first": False}  # it has a head already
     return _loadable(config)
 
 

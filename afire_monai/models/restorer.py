@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
-from afire_monai.core.errors import AfireError, CheckpointError
+from afire_monai.core.errors import CheckpointError
 from afire_monai.models.bounds import refuse_sizes
 from afire_monai.models.folder import load_module_files, weights_in, weights_that_fit
 from afire_monai.networks import AnomalyRestorationDecoder, Encoder, encoder_from_config
@@ -28,44 +28,6 @@ class AnomalyOutput(NamedTuple):
     tokens: Tensor
 
 
-def cell_groups(grid: tuple[int, int], groups: int, device: torch.device | None = None) -> Tensor:
-    """Divide cells into interleaved groups: two make a checkerboard, n² repeat an n x n pattern.
-
-    Args:
-        grid: rows and columns (h, w) of cells.
-        groups: 2, 4 or 9.
-        device: device of the result.
-
-    Returns:
-        (h·w,) int64, the group of each cell, row by row. No cell has a neighbour beside it in its own group.
-
-    Raises:
-        AfireError: for another number of groups.
-    """
-    rows, columns = torch.arange(grid[0], device=device)[:, None], torch.arange(grid[1], device=device)[None]
-    if groups == 2:
-        return ((rows + columns) % 2).flatten()
-    if groups not in (4, 9):
-        raise AfireError(f"cells can be masked in 2, 4 or 9 groups, got {groups}")
-    side = 2 if groups == 4 else 3
-    return (rows % side * side + columns % side).flatten()
-
-
-def hide_cells(images: Tensor, hidden: Tensor, patch_size: int) -> Tensor:
-    """Replace cells by the mean of the visible surroundings of each pixel, so that nothing of them is left.
-
-    Args:
-        images: (B, C, H, W).
-        hidden: (h, w) bool.
-        patch_size: side P of a cell in pixels; the mean is taken over 2 P + 1 pixels each way.
-    """
-    pixels = _pixels(hidden, patch_size)
-    seen = (~pixels).to(images.dtype)
-    window = 2 * patch_size + 1
-    total, weight = box_mean(images * seen, window), box_mean(seen, window)
-    return torch.where(pixels, total / weight.clamp_min(1e-6), images)
-
-
 def box_mean(images: Tensor, window: int) -> Tensor:
     """Average (B, C, H, W) over a square of ``window`` pixels a side (odd), at the border over the part inside."""
     half = window // 2
@@ -74,37 +36,23 @@ def box_mean(images: Tensor, window: int) -> Tensor:
     return F.avg_pool2d(columns, (1, window), stride=1, padding=(0, half), count_include_pad=False)
 
 
-def _pixels(cells: Tensor, patch_size: int) -> Tensor:
-    """Turn cells (h, w) into pixels (1, 1, H, W)."""
-    return cells[None, None].repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
-
-
 class AnomalyNetwork(nn.Module):
     """Restore a radiograph cell by cell from its surroundings, and show where it differs.
 
-    The cells are masked in complementary groups, so that each is restored from cells of other groups (this project's
-    reading: the paper restores synthetic lesions, whose place is known; for a real picture no cell is known to be
-    abnormal). As in training, masking replaces tokens before the decoder; the encoder has seen the whole picture, so
-    that other tokens can tell of a masked cell. ``hide_input`` hides the cells from the encoder as well, at the price
-    of one encoder pass a group and of pictures that it was not trained on. The map is a difference of grey levels and
-    no probability.
+    The cells are masked in the two halves of a checkerboard, so that each is restored from its neighbours (this
+    project's reading: the paper restores synthetic lesions, whose place is known; for a real picture no cell is known
+    to be abnormal). As in training, masking replaces tokens before the decoder; the encoder has seen the whole picture,
+    so that other tokens can tell of a masked cell. The map is a difference of grey levels and no probability.
 
     Args:
         encoder: the student's encoder.
         decoder: the restoration decoder.
-        groups: number of groups, 2, 4 or 9.
-        hide_input: hide masked cells from the encoder.
     """
 
-    def __init__(
-        self, encoder: Encoder, decoder: AnomalyRestorationDecoder, groups: int = 2, hide_input: bool = False
-    ) -> None:
+    def __init__(self, encoder: Encoder, decoder: AnomalyRestorationDecoder) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
-        cell_groups((1, 1), groups)
-        self.groups = groups
-        self.hide_input = hide_input
 
     def restore(self, images: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Restore each cell from the others.
@@ -114,18 +62,12 @@ class AnomalyNetwork(nn.Module):
             tokens: (B, 1 + L, D), the encoder's output if it is available.
         """
         p, (h, w) = self.decoder.patch_size, self.decoder.grid
-        group = cell_groups((h, w), self.groups, images.device)
-        if tokens is None and not self.hide_input:
-            tokens = self.encoder(images)
-        restored = torch.zeros_like(images)
-        for number in range(self.groups):
-            masked = group == number
-            seen = tokens
-            if self.hide_input or seen is None:
-                seen = self.encoder(hide_cells(images, masked.view(h, w), p))
-            picture = self.encoder.denormalise(self.decoder(seen, masked.expand(images.shape[0], -1)).float())
-            restored = torch.where(_pixels(masked.view(h, w), p), picture.clamp(0, 1), restored)
-        return restored
+        tokens = self.encoder(images) if tokens is None else tokens
+        rows, columns = (torch.arange(side, device=images.device) for side in (h, w))
+        board = (rows[:, None] + columns) % 2 == 1
+        halves = (self.decoder(tokens, half.flatten().expand(images.shape[0], -1)) for half in (~board, board))
+        even, odd = (self.encoder.denormalise(picture.float()).clamp(0, 1) for picture in halves)
+        return torch.where(board.repeat_interleave(p, 0).repeat_interleave(p, 1), odd, even)
 
     def analyse(self, images: Tensor) -> AnomalyOutput:
         """Restore and compare."""

@@ -8,7 +8,7 @@ from helpers import PATCH, full_afire, smooth_images, tiny_afire
 
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.models.folder import export_encoder
-from afire_monai.models.restorer import AnomalyNetwork, box_mean, cell_groups, hide_cells
+from afire_monai.models.restorer import AnomalyNetwork, box_mean
 from afire_monai.networks import AnomalyRestorationDecoder, ViTEncoder, build_encoder
 from afire_monai.predictions.anomaly.build_reference import build_reference
 from afire_monai.predictions.anomaly.detector import AnomalyDetector, enlarge_cells, heat_of, load_detector
@@ -239,47 +239,18 @@ def test_planted_bright_blob_is_the_most_abnormal_in_its_own_cell():
 # restoration ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("groups", [2, 4, 9])
-def test_cells_of_a_group_have_no_neighbour_in_it(groups):
-    board = cell_groups((5, 7), groups).view(5, 7)
-    assert board.unique().tolist() == list(range(groups))
-    assert (board[1:] != board[:-1]).all()
-    assert (board[:, 1:] != board[:, :-1]).all()
-    if groups > 2:
-        assert (board[1:, 1:] != board[:-1, :-1]).all()
-
-
-def test_other_numbers_of_groups_are_refused():
-    with pytest.raises(AfireError, match="2, 4 or 9 groups, got 3"):
-        AnomalyNetwork(tiny_afire().student.encoder, tiny_afire().student.decoder, groups=3)
-
-
-def test_nothing_of_a_hidden_cell_is_left():
-    images = smooth_images(2, (32, 40))
-    hidden = torch.zeros(4, 5, dtype=torch.bool)
-    hidden[1, 3] = hidden[3, 0] = True
-    changed = images.clone()
-    changed[..., 8:16, 24:32], changed[..., 24:32, :8] = 0.9, 0.0
-    filled = hide_cells(images, hidden, PATCH)
-    torch.testing.assert_close(hide_cells(changed, hidden, PATCH), filled)
-    seen = ~hidden.repeat_interleave(8, 0).repeat_interleave(8, 1)
-    assert torch.equal(filled[..., seen], images[..., seen])
-    window = images[0, 0, 2:19, 20:37][seen[2:19, 20:37]]  # 17 pixels a side around (10, 28)
-    assert filled[0, 0, 10, 28].item() == pytest.approx(window.mean().item(), abs=1e-5)
-
-
 @torch.no_grad()
-def test_hidden_cells_do_not_leak_into_their_restoration():
+def test_each_cell_is_restored_while_its_half_of_the_checkerboard_is_masked():
     student = tiny_afire().student.eval()
-    image = smooth_images(1, (32, 32))
-    other = image.clone()
-    other[..., 8:16, 16:24] = torch.rand(8, 8)
-    cell = (..., slice(8, 16), slice(16, 24))
-    for groups in (2, 4):
-        network = AnomalyNetwork(student.encoder, student.decoder, groups, hide_input=True)
-        torch.testing.assert_close(network.restore(other)[cell], network.restore(image)[cell])
-        leaking = AnomalyNetwork(student.encoder, student.decoder, groups)
-        assert not torch.equal(leaking.restore(other)[cell], leaking.restore(image)[cell])
+    images = smooth_images(2, (32, 32))
+    found = AnomalyNetwork(student.encoder, student.decoder).restore(images)
+    tokens = student.encoder(images)
+    for row in range(4):
+        for column in range(4):
+            masked = torch.tensor([[(r + c - row - column) % 2 == 0 for c in range(4)] for r in range(4)])
+            picture = student.encoder.denormalise(student.decoder(tokens, masked.flatten().expand(2, -1))).clamp(0, 1)
+            cell = (..., slice(row * PATCH, (row + 1) * PATCH), slice(column * PATCH, (column + 1) * PATCH))
+            torch.testing.assert_close(found[cell], picture[cell])
 
 
 def test_box_mean_is_the_mean_of_what_there_is_of_the_window():
