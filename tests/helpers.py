@@ -58,7 +58,7 @@ def full_afire(shift: int = 2) -> AFiRe:
         SyntheticLesionMaskd(settings=settings),
         shift=shift,
         abnormal_change=0.03,
-        exposure=ExposureChange(),
+        exposure=ExposureChange(blur=1.0),
         match_loss=TokenMatchLoss(),
         class_head=TokenHead(32, None, out_dim=8, hidden_dim=16, bottleneck_dim=8),
         class_loss=SelfDistillationLoss(8),

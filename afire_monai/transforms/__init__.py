@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from afire_monai.transforms.anatomy import Anatomy, Anatomyd
+from afire_monai.transforms.anatomy import Anatomy
 from afire_monai.transforms.augment import ExposureChange, RadiographAugment
 from afire_monai.transforms.lesion import LesionRecord, SyntheticLesionMask, SyntheticLesionMaskd
 from afire_monai.transforms.lesion_settings import LesionSettings
@@ -10,7 +10,6 @@ from afire_monai.transforms.views import RandomViews, ViewAugment
 
 __all__ = [
     "Anatomy",
-    "Anatomyd",
     "ExposureChange",
     "LesionRecord",
     "LesionSettings",

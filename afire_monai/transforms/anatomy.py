@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Hashable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
-from monai.config import KeysCollection
-from monai.transforms import MapTransform
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 from torch import Tensor
@@ -45,19 +41,6 @@ class Anatomy:
         row, column = texture_center(picture)
         place = [(row + 0.5) / height, (column + 0.5) / width]
         return np.concatenate([np.asarray(place, dtype=np.float32), lung_map(picture).ravel()])
-
-
-class Anatomyd(MapTransform):
-    """Dictionary form of `Anatomy`: adds the anatomy of an image (1, H, W) as ``anatomy``, a tensor (1026,)."""
-
-    def __init__(self, keys: KeysCollection = "image") -> None:
-        super().__init__(keys)
-        self.anatomy = Anatomy()
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Look at the image of a dictionary."""
-        picture = np.asarray(data[self.keys[0]][0], dtype=np.float32)
-        return {**data, "anatomy": torch.from_numpy(self.anatomy(picture))}
 
 
 def anatomy_of(images: Tensor) -> Tensor:

@@ -88,12 +88,13 @@ class RadiographAugment(nn.Module):
 
 
 class ExposureChange(nn.Module):
-    """Change gamma, contrast and brightness, a pure function of given uniform numbers.
+    """Change gamma, contrast, brightness and sharpness, a pure function of given uniform numbers.
 
     Args:
         gamma: the exponent is drawn log-uniformly from 1/(1 + gamma) … 1 + gamma.
         contrast: largest relative change of contrast about the picture's mean, either way.
         brightness: largest added grey level, either way.
+        blur: largest standard deviation in pixels of a Gaussian blur, drawn uniformly from 0; it comes first.
 
     Raises:
         AfireError: for a value that is negative.
@@ -105,27 +106,40 @@ class ExposureChange(nn.Module):
         True
     """
 
-    #: uniform numbers that one image needs
-    draws = 3
-
-    def __init__(self, gamma: float = 0.4, contrast: float = 0.3, brightness: float = 0.08) -> None:
+    def __init__(self, gamma: float = 0.4, contrast: float = 0.3, brightness: float = 0.08, blur: float = 0.0) -> None:
         super().__init__()
-        if min(gamma, contrast, brightness) < 0:
+        if min(gamma, contrast, brightness, blur) < 0:
             raise AfireError(
                 f"changes of exposure must not be negative, got gamma {gamma}, contrast {contrast}, "
-                f"brightness {brightness}"
+                f"brightness {brightness}, blur {blur}"
             )
-        self.gamma, self.contrast, self.brightness = gamma, contrast, brightness
+        self.gamma, self.contrast, self.brightness, self.blur = gamma, contrast, brightness, blur
+        #: uniform numbers that one image needs
+        self.draws = 4 if blur else 3
 
     def forward(self, images: Tensor, uniforms: Tensor) -> Tensor:
         """Change images.
 
         Args:
             images: (B, C, H, W) in 0…1.
-            uniforms: (B, 3) in 0…1; 0.5 changes nothing.
+            uniforms: (B, draws) in 0…1; 0.5 changes nothing, 0 as the fourth does not blur.
         """
-        gamma, contrast, brightness = (uniforms * 2 - 1)[:, :, None, None, None].unbind(1)
+        if self.blur:
+            images = self._blurred(images, uniforms[:, 3] * self.blur)
+        gamma, contrast, brightness = (uniforms[:, :3] * 2 - 1)[:, :, None, None, None].unbind(1)
         images = images.clamp(min=1e-4) ** torch.exp(gamma * math.log1p(self.gamma))
         mean = images.mean((1, 2, 3), keepdim=True)
         images = mean + (images - mean) * (1 + contrast * self.contrast)
         return (images + brightness * self.brightness).clamp(0, 1)
+
+    def _blurred(self, images: Tensor, deviations: Tensor) -> Tensor:
+        """Blur each image by its own Gaussian, cut off at 4 of the largest deviations; edges are reflected."""
+        radius = min(math.ceil(4 * self.blur), *(side - 1 for side in images.shape[2:]))
+        steps = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
+        kernels = torch.softmax(-(steps**2) / (2 * deviations[:, None].clamp_min(1e-3) ** 2), 1)
+        batch, channels = images.shape[:2]
+        kernels = kernels.repeat_interleave(channels, 0)[:, None, :, None]
+        flat = F.pad(images.flatten(0, 1)[None], (0, 0, radius, radius), mode="reflect")
+        flat = F.conv2d(flat, kernels, groups=batch * channels)
+        flat = F.conv2d(F.pad(flat, (radius, radius, 0, 0), mode="reflect"), kernels.mT, groups=batch * channels)
+        return flat[0].unflatten(0, (batch, channels))

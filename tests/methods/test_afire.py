@@ -216,8 +216,8 @@ def test_exposure_differs_between_student_and_teacher_and_the_target_has_the_stu
     images, uniforms = smooth_images(4, (32, 32)), uniforms_for(method, 4)
     v = method.views(images, uniforms)
     draws = uniforms[:, method.lesion.draws :]
-    assert torch.equal(v.clean, method.exposure(images, draws[:, :3]))
-    assert torch.equal(v.normal, method.exposure(images, draws[:, 3:6]))
+    assert torch.equal(v.clean, method.exposure(images, draws[:, :4]))
+    assert torch.equal(v.normal, method.exposure(images, draws[:, 4:8]))
     assert torch.equal(v.twin[v.mask == 0], v.clean[v.mask == 0])
     assert not torch.allclose(v.clean, v.normal, atol=0.01)
 

@@ -9,7 +9,7 @@ import torch
 from skimage.filters import threshold_otsu
 from skimage.measure import label, regionprops
 
-from afire_monai.transforms.anatomy import LUNG_SIDE, Anatomy, Anatomyd, anatomy_of, enclosing_circle, lung_map
+from afire_monai.transforms.anatomy import LUNG_SIDE, Anatomy, anatomy_of, enclosing_circle, lung_map
 from afire_monai.transforms.anatomy import texture_center as center_of
 from afire_monai.transforms.lesion import centers_in_pixels, lungs_of
 
@@ -100,6 +100,4 @@ def test_anatomy_gives_fractions_that_lead_back_to_pixels_and_to_the_map():
     for place, picture in enumerate(pictures[:, 0]):
         assert centers[place].tolist() == pytest.approx(center_of(picture), abs=1e-3)
         np.testing.assert_array_equal(lungs[place, 0].numpy(), lung_map(picture))
-        item = Anatomyd("image")({"image": pictures[place]})
-        assert torch.equal(item["anatomy"], found[place])
         np.testing.assert_array_equal(Anatomy()(picture), found[place].numpy())

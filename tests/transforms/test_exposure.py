@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from afire_monai.core.errors import AfireError
 from afire_monai.transforms import ExposureChange
@@ -17,6 +18,17 @@ def test_change_equals_the_formula_written_out_image_by_image():
         expected = bent.mean() + (bent - bent.mean()) * (1 + 0.2 * (2 * u[1] - 1)) + 0.1 * (2 * u[2] - 1)
         np.testing.assert_allclose(result, expected.clip(0, 1), atol=1e-6)
     torch.testing.assert_close(changed[2], images[2])
+
+
+def test_each_image_is_blurred_by_its_own_gaussian_before_its_exposure_changes():
+    images = torch.rand(3, 2, 12, 15, generator=torch.Generator().manual_seed(0))
+    uniforms = torch.tensor([[0.5, 0.5, 0.5, 0.0], [0.5, 0.5, 0.5, 1.0], [0.5, 0.5, 1.0, 0.4]])
+    changed = ExposureChange(brightness=0.1, blur=1.5)(images, uniforms)
+    torch.testing.assert_close(changed[0], images[0])
+    for place, deviation, added in ((1, 1.5, 0.0), (2, 0.6, 0.1)):
+        for image, result in zip(images[place].numpy(), changed[place].numpy(), strict=True):
+            expected = gaussian_filter(image.astype(np.float64), deviation, mode="mirror", radius=6) + added
+            np.testing.assert_allclose(result, expected.clip(0, 1), atol=1e-5)
 
 
 def test_negative_changes_are_refused():
