@@ -56,6 +56,7 @@ from afire_monai.networks import Encoder, build_encoder
 from afire_monai.predictions.anomaly.detector import PARTS, AnomalyDetector, load_detector
 
 LOG = "judged.jsonl"
+WAYS = ("layers", "scales", "window")  # of comparing tokens
 POINTS = "points: "
 SEEN = {True: "not seen by pre-training", False: "seen by pre-training", None: "perhaps seen by pre-training"}
 FRESH: dict[str, dict[str, Any]] = {
@@ -108,7 +109,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit("nothing to judge by: give --data NAME=datalist.json")
     hashes = {name: datalist_hash(read_raw(Path(path))) for name, path in named("--data", args.data).items()}
     seen = [datalist_hash(read_raw(Path(path))) for path in args.pretraining]
-    options = {name: getattr(args, name) for name in ("parts", "layers", "window", "detector", "cross")}
+    options = {name: getattr(args, name) for name in ("parts", *WAYS, "detector", "cross")}
     return {**options, "data": hashes, "pretraining": seen}
 
 
@@ -168,7 +169,8 @@ def scores_of(
         scores |= {f"{section}/abnormal": cases.abnormal, f"{section}/groups": cases.groups}
     if detector is None:
         return scores
-    reference = reference_of(detector, population.normals, args.parts, layers=args.layers, window=args.window)
+    ways = {name: getattr(args, name) for name in WAYS}
+    reference = reference_of(detector, population.normals, args.parts, **ways)
     for section, cases in population.scored.items():
         found, heat = anomaly_scores(detector, reference, cases)
         scores |= {f"{section}/{part}": values for part, values in found.items()}
@@ -246,6 +248,7 @@ def main() -> None:
         "--parts", nargs="+", choices=PARTS, default=["tokens", "neighbours", "density"], help="of anomaly scores"
     )
     parser.add_argument("--layers", type=int, nargs="+", default=[], help="blocks judged besides the encoder's output")
+    parser.add_argument("--scales", type=int, nargs="+", default=[1], help="cells over which tokens are averaged; odd")
     parser.add_argument("--window", type=int, default=0, help="of the part neighbours")
     parser.add_argument(
         "--detector",

@@ -39,7 +39,7 @@ import torch
 from compare import bundle_command, keep_settings
 from compare_parts import stored_rows
 from compare_tables import Seeds, auroc_draws, mean_draws
-from judge import chosen_encoders, print_columns
+from judge import WAYS, chosen_encoders, print_columns
 from judging import anomaly_scores, cases_of, named, reference_of, refuse_shared
 
 from afire_monai.datalists.file import datalist_hash, normal_of, read_raw, save_datalist
@@ -135,7 +135,8 @@ def one_class(folder: Path, args: argparse.Namespace, content: dict[str, Any]) -
     """Score the test images by an encoder's distance to the normal training images."""
     detector = load_detector(folder).to(args.device)
     normals, test = (cases_of(content, content[name], [detector.canvas_size]) for name in ("training", "test"))
-    reference = reference_of(detector, normals, args.parts, layers=args.layers, window=args.window)
+    ways = {name: getattr(args, name) for name in WAYS}
+    reference = reference_of(detector, normals, args.parts, **ways)
     scores, _ = anomaly_scores(detector, reference, test)
     scores = scores if len(args.parts) > 1 else {name: scores[name] for name in args.parts}
     return {"truth": test.abnormal, "groups": test.groups, **scores}
@@ -205,6 +206,7 @@ def main() -> None:
     parser.add_argument("--encoder", nargs="+", default=[], action="extend", help="NAME=model folder, or a folder")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["tokens", "neighbours", "density"])
     parser.add_argument("--layers", type=int, nargs="+", default=[], help="blocks judged besides the encoder's output")
+    parser.add_argument("--scales", type=int, nargs="+", default=[1], help="cells over which tokens are averaged; odd")
     parser.add_argument("--window", type=int, default=0, help="cells around a cell that `neighbours` looks at")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -216,7 +218,7 @@ def main() -> None:
     if not args.encoder:
         pretrain(args)
     args.runs = None if args.encoder else str(out / "runs")
-    used = ("parts", "layers", "window") if args.what == "one-class" else ("tune", "probe")
+    used = ("parts", *WAYS) if args.what == "one-class" else ("tune", "probe")
     options = {name: getattr(args, name) for name in used}
     done = {row["key"]: row for row in stored_rows(out / "results.jsonl", mend=True)}
     options["data"] = datalist_hash(read_raw(out / f"{args.what.replace('-', '_')}.json"))

@@ -26,7 +26,7 @@ from afire_monai.predictions.reading import LeftOut, Radiograph, ahead, batches,
 
 MIN_NORMALS = 20
 FOLDS = 10
-Source: TypeAlias = tuple[str | None, int | None]
+Source: TypeAlias = tuple[str | None, int | None, int]
 RESERVED = 100_000  # bytes for means, deviations and scores
 MOST_BYTES = 20_000_000
 """Size below which a reference file is kept, by keeping the tokens of fewer radiographs as neighbours."""
@@ -42,6 +42,7 @@ def build_reference(
     facts: Mapping[str, Any] | None = None,
     layers: Sequence[int] = (),
     window: int = 0,
+    scales: Sequence[int] = (1,),
 ) -> NormalReference:
     """Gather the statistics of normal radiographs.
 
@@ -56,7 +57,7 @@ def build_reference(
     canvas = detector.canvas.canvas_grid
     if not 0 <= window <= max(canvas):
         raise AfireError(f"the window of neighbours must be at least 0 cells, at most {max(canvas)}, got {window}")
-    of_cells, of_images = measures_of(parts, layers)
+    of_cells, of_images = measures_of(parts, layers, scales)
     measures = [*of_cells, *of_images]
     gathered, count = _gather(detector, batches, parts, layers, measures)
     patients = _patients(groups, count)
@@ -72,7 +73,7 @@ def build_reference(
         torch.cat(images, 1) if images else torch.zeros(count, 0),
     )
     described = {**(facts or {}), "patients": len(set(groups))}
-    return NormalReference(parts, layers, canvas, models, combination, scores, described).eval()
+    return NormalReference(parts, layers, canvas, models, combination, scores, described, scales).eval()
 
 
 def _gather(
@@ -98,7 +99,7 @@ def _gather(
 
 def _source(measure: Measure) -> Source:
     """Name the features that a measure needs; measures that compare the same tokens share them."""
-    return (None if measure.part in ("tokens", "neighbours") else measure.part), measure.block
+    return (None if measure.part in ("tokens", "neighbours") else measure.part), measure.block, measure.scale
 
 
 def _fit(
@@ -169,6 +170,7 @@ def make_reference(
     progress: bool = False,
     layers: Sequence[int] = (),
     window: int = 0,
+    scales: Sequence[int] = (1,),
     normal: str | Path | None = None,
     not_normal: str | Path | None = None,
 ) -> MadeReference:
@@ -187,6 +189,8 @@ def make_reference(
         progress: show a bar with the time left.
         layers: blocks whose tokens are judged besides the encoder's output; 0 is the first, -1 the last.
         window: for neighbours, largest distance in cells of a normal token from the token that is compared with it.
+        scales: sides in cells, odd, of the squares over which tokens are averaged before ``tokens`` and ``neighbours``
+            compare them; several are judged separately.
         normal: data list of false alarms: its images join the normals, whatever their labels.
         not_normal: data list of misses: its images are not normal, and 5 or more of them set the alarm percentile.
 
@@ -238,7 +242,7 @@ def make_reference(
     facts = {"section": section, "datalist_sha256": sha256, "model_sha256": hashes, "seen_in_training": seen}
     used, owners = list[int](), list[str]()
     normals = pictures(items, "normal radiographs", used, owners)
-    reference = build_reference(detector, normals, owners, parts, pooling, facts, layers, window)
+    reference = build_reference(detector, normals, owners, parts, pooling, facts, layers, window, scales)
     corrections = None
     if false_alarms or misses:
         earlier = _earlier(model, detector, hashes)

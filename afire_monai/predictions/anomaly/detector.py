@@ -37,6 +37,7 @@ class AnomalyFeatures:
     """Features of a batch, by cells of the canvas (N cells, row by row)."""
 
     tokens: Tensor  #: (B, N, D) of the encoder
+    grid: tuple[int, int]  #: rows and columns of the cells
     #: for ``residual``, ``difference``, ``prototypes`` and ``lesions`` a number a cell, (B, N); ``class_lesion`` (B, 1)
     cells: dict[str, Tensor] = field(default_factory=dict)
     restored: Tensor | None = None  #: (B, C, Hc, Wc) in 0…1, or None
@@ -171,6 +172,7 @@ class AnomalyDetector(nn.Module):
         seen, hidden = self._encode(crops, {*layers, middle} if "places" in parts else layers)
         found = AnomalyFeatures(
             self._on_canvas(seen[:, 1:].float()),
+            self.canvas.canvas_grid,
             class_token=seen[:, 0].float().unflatten(0, (len(self.offsets()), -1)).mean(0),
             layers={block: self._on_canvas(hidden[block]) for block in layers},
             middle=self._on_canvas(hidden[middle]) if "places" in parts else None,

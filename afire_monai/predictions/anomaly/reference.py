@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afire_monai import __version__
@@ -28,6 +30,8 @@ IMAGE_PARTS = ("density", "class_density", "class_lesion")
 """Parts that give one number for the whole image, and no map."""
 LAYER_PARTS = ("tokens", "neighbours", "density")
 """Parts that judge each layer separately."""
+SCALE_PARTS = ("tokens", "neighbours")
+"""Parts that judge each scale separately."""
 
 Fitted: TypeAlias = CellGaussian | CellNeighbours
 
@@ -39,13 +43,16 @@ class Measure:
     part: str  #: part of the detector
     #: block of the encoder whose tokens are judged; None for the encoder's output, or if tokens play no role
     block: int | None = None
+    #: side in cells of the square over which tokens are averaged before they are compared; odd
+    scale: int = 1
     #: weight of its standardised value among the measures of its kind; those of a part add up to 1; 0 if only drawn
     weight: float = 1.0
 
     @property
     def name(self) -> str:
-        """The part, with ``@block`` for an earlier block."""
-        return self.part if self.block is None else f"{self.part}@{self.block}"
+        """The part, with ``@block`` for an earlier block and ``x3`` for a scale of 3 cells."""
+        block = "" if self.block is None else f"@{self.block}"
+        return f"{self.part}{block}" + (f"x{self.scale}" if self.scale > 1 else "")
 
     @property
     def of_image(self) -> bool:
@@ -65,6 +72,8 @@ class Measure:
             raise AfireError(
                 f"the features do not contain what {self.name} compares; request this part and layer from the detector"
             )
+        if self.scale > 1:
+            tokens = _averaged(tokens, features.grid, self.scale)
         if self.part == "density":
             return tokens.mean(1, keepdim=True)
         return tokens[:, None] if self.part == "class_density" else tokens
@@ -76,14 +85,23 @@ class Measure:
         return models[self.name].distance(self.vectors(features))
 
 
-def measures_of(parts: Sequence[str], layers: Sequence[int]) -> tuple[list[Measure], list[Measure]]:
-    """List the measures of cells and of whole images."""
-    blocks = [None, *layers]
-    found = [
-        Measure(part, block, float(part != "places") / (len(blocks) if part in LAYER_PARTS else 1))
-        for part in parts
-        for block in (blocks if part in LAYER_PARTS else [None])
-    ]
+def _averaged(tokens: Tensor, grid: tuple[int, int], scale: int) -> Tensor:
+    """Average tokens (B, N, D) over squares of cells, at the border over those that there are."""
+    cells = tokens.transpose(1, 2).unflatten(2, grid)
+    return F.avg_pool2d(cells, scale, 1, scale // 2, count_include_pad=False).flatten(2).transpose(1, 2)
+
+
+def measures_of(
+    parts: Sequence[str], layers: Sequence[int], scales: Sequence[int] = (1,)
+) -> tuple[list[Measure], list[Measure]]:
+    """List the measures of cells and of whole images; AfireError for scales that are not odd."""
+    if not scales or any(scale < 1 or scale % 2 == 0 for scale in scales):
+        raise AfireError(f"scales are odd numbers of cells, such as 1,3; got {list(scales)}")
+    found: list[Measure] = []
+    for part in parts:
+        blocks = [None, *layers] if part in LAYER_PARTS else [None]
+        variants = [*itertools.product(blocks, scales if part in SCALE_PARTS else [1])]
+        found += [Measure(part, *variant, weight=float(part != "places") / len(variants)) for variant in variants]
     return [m for m in found if not m.of_image], [m for m in found if m.of_image]
 
 
@@ -121,6 +139,7 @@ class NormalReference(nn.Module):
         combination: combination of the measures.
         scores: (n,) scores of the normal radiographs.
         facts: plain values, as saved.
+        scales: sides in cells of the squares over which tokens are averaged before they are compared.
     """
 
     scores: Tensor
@@ -134,13 +153,15 @@ class NormalReference(nn.Module):
         combination: Combination,
         scores: Tensor,
         facts: Mapping[str, Any] | None = None,
+        scales: Sequence[int] = (1,),
     ) -> None:
         super().__init__()
         self.parts = tuple(parts)
         self.layers = tuple(layers)
+        self.scales = tuple(scales)
         self.canvas = canvas
         self.facts = dict(facts or {})
-        self.of_cells, self.of_images = measures_of(parts, layers)
+        self.of_cells, self.of_images = measures_of(parts, layers, scales)
         self.models = nn.ModuleDict(dict(models))
         self.combination = combination
         self.register_buffer("scores", scores.float().sort().values)
@@ -207,6 +228,7 @@ class NormalReference(nn.Module):
             "version": __version__,
             "parts": list(self.parts),
             "layers": list(self.layers),
+            "scales": list(self.scales),
             "pooling": self.combination.pooling,
             "canvas": list(self.canvas),
             "neighbours": {"nearest": neighbours[0].nearest, "window": neighbours[0].window} if neighbours else None,
@@ -251,12 +273,15 @@ class NormalReference(nn.Module):
 def _built(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> NormalReference:
     """Build a reference from its files."""
     parts, layers, pooling = (description[key] for key in ("parts", "layers", "pooling"))
+    scales = description.get("scales", [1])
     canvas = (int(description["canvas"][0]), int(description["canvas"][1]))
     if pooling not in get_args(Pooling):
         raise ValueError(f"pooling is {pooling!r}")
     if not isinstance(description.get("model_sha256") or {}, dict):
         raise ValueError("'model_sha256' must give a hash for each kind of weights")
-    measures = measures_of(parts, layers)
+    if not isinstance(scales, list) or not all(isinstance(scale, int) and scale % 2 == 1 for scale in scales):
+        raise ValueError(f"scales is {scales!r}")
+    measures = measures_of(parts, layers, scales)
     models: dict[str, Fitted] = {}
     for measure in (m for some in measures for m in some if m.fitted):
         name = f"models.{measure.name}"
@@ -272,4 +297,4 @@ def _built(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> Nor
     combination = Combination(of_cells, of_images, pooling, **values)
     if tensors["scores"].ndim != 1 or not len(tensors["scores"]):
         raise ValueError(f"scores are of shape {tuple(tensors['scores'].shape)}")
-    return NormalReference(parts, layers, canvas, models, combination, tensors["scores"], description)
+    return NormalReference(parts, layers, canvas, models, combination, tensors["scores"], description, scales)

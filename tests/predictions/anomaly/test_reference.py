@@ -27,7 +27,7 @@ class Told:
     canvas = SimpleNamespace(canvas_grid=(1, 3))
 
     def features(self, images, parts=None, restore=False, layers=()):
-        return AnomalyFeatures(images[..., :2], {"residual": images[..., 2]}, class_token=images[:, 0])
+        return AnomalyFeatures(images[..., :2], (1, 3), {"residual": images[..., 2]}, class_token=images[:, 0])
 
 
 class Wide(Told):
@@ -37,7 +37,7 @@ class Wide(Told):
 
     def features(self, images, parts=None, restore=False, layers=()):
         layers = dict.fromkeys(layers, images**3)
-        return AnomalyFeatures(images, class_token=images[:, 0], layers=layers, middle=images**3)
+        return AnomalyFeatures(images, (4, 5), class_token=images[:, 0], layers=layers, middle=images**3)
 
 
 def normals(count=40) -> torch.Tensor:
@@ -102,7 +102,7 @@ def test_the_order_of_batches_does_not_matter_and_ties_count_half():
     [
         (("tokens",), {}),
         (("neighbours",), {}),
-        (("neighbours",), {"window": 1, "layers": (0,)}),
+        (("neighbours",), {"window": 1, "layers": (0,), "scales": (1, 3)}),
         (("density",), {}),
         (("class_density",), {}),
         (("tokens", "neighbours", "density"), {"pooling": "top"}),
@@ -187,6 +187,29 @@ def test_layers_of_a_part_count_as_one():
     torch.testing.assert_close(found.parts["tokens"], means[0].mean(1))
 
 
+def test_scales_of_a_part_count_as_one_and_compare_tokens_averaged_over_squares():
+    values = torch.randn(40, 20, 6, generator=torch.Generator().manual_seed(1))
+
+    def averaged(tokens):
+        means = torch.zeros_like(tokens)
+        for row in range(4):
+            for column in range(5):
+                near = [5 * r + c for r in range(4) for c in range(5) if abs(r - row) < 2 and abs(c - column) < 2]
+                means[:, 5 * row + column] = tokens[:, near].mean(1)
+        return means
+
+    reference = build_reference(Wide(), [values], patients(), ("tokens", "density"), scales=(1, 3))
+    found = reference.judge(Wide().features(2 * values[:3]), (4, 5))
+    assert [*found.cells] == ["tokens", "tokensx3", "combined"]
+    smooth = build_reference(Wide(), [averaged(values)], patients(), ("tokens",))
+    expected = smooth.judge(Wide().features(averaged(2 * values[:3])), (4, 5))
+    torch.testing.assert_close(found.cells["tokensx3"], expected.cells["tokens"], atol=1e-3, rtol=1e-3)
+    both = (found.cells["tokens"] + found.cells["tokensx3"]) / 2
+    torch.testing.assert_close(found.parts["tokens"], both.mean(1))
+    with pytest.raises(AfireError, match=r"odd numbers of cells, such as 1,3; got \[2\]"):
+        build_reference(Wide(), [values], patients(), ("tokens",), scales=(2,))
+
+
 def test_parts_of_whole_images_give_a_score_and_no_map():
     reference = build_reference(Told(), [normals()], patients(), ("density", "class_density"))
     found = reference.judge(Told().features(normals(5)), (4, 12))
@@ -262,6 +285,7 @@ def real_reference(tmp_path, **options):
 EVERYTHING = {
     "parts": ("tokens", "neighbours", "residual", "density", "class_density", "places"),
     "layers": (0, -1),
+    "scales": (1, 3),
     "window": 1,
     "pooling": "top",
 }
@@ -297,6 +321,9 @@ def test_reference_of_other_weights_or_parts_is_refused(tmp_path):
         {"parts": None},
         {"canvas": [5, 7]},
         {"layers": [0]},
+        {"scales": [1]},
+        {"scales": [2]},
+        {"scales": "x"},
         {"pooling": "sum"},
         {"neighbours": {"nearest": 30, "window": 1}},
         {"neighbours": None},
