@@ -51,7 +51,11 @@ def slow_boxes(settings: LesionSettings, uniforms: list[float], height: int, wid
 
 
 def slow_twin(
-    image: np.ndarray, uniforms: list[float], center: tuple[float, float], settings: LesionSettings
+    image: np.ndarray,
+    uniforms: list[float],
+    center: tuple[float, float],
+    settings: LesionSettings,
+    boxes: list[tuple[int, ...]] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The recipe pixel by pixel, in double precision: twin (H, W) and the sum of what was added."""
     height, width = image.shape
@@ -73,7 +77,7 @@ def slow_twin(
         return weight * float(image[corner[0] + i, corner[1] + j])
 
     added = np.zeros((height, width))
-    for top, left, rows, columns in slow_boxes(settings, uniforms, height, width):
+    for top, left, rows, columns in boxes or slow_boxes(settings, uniforms, height, width):
         for r, c in itertools.product(range(rows), range(columns)):
             y = min(max((r + 0.5) * side / rows - 0.5, 0), side - 1)
             x = min(max((c + 0.5) * side / columns - 0.5, 0), side - 1)
@@ -378,6 +382,93 @@ def test_lesions_in_the_lungs_stay_there_and_keep_to_their_strength():
     left, right = change[..., :32].flatten(1).sum(1), change[..., 32:].flatten(1).sum(1)
     assert (torch.minimum(left, right)[one_sided] < 0.02 * torch.maximum(left, right)[one_sided]).all()
     assert (masks.flatten(1).amax(1) == 1).float().mean() > 0.98
+
+
+def cubic(values: list[float], share: float) -> float:
+    """Cubic convolution with a = -0.75 between the second and third of four values."""
+
+    def weight(x: float) -> float:
+        x = abs(x)
+        if x <= 1:
+            return 1.25 * x**3 - 2.25 * x**2 + 1
+        return -0.75 * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+    return sum(value * weight(share + 1 - k) for k, value in enumerate(values))
+
+
+def slow_opacity(numbers: list[float], lungs: np.ndarray, settings: LesionSettings) -> np.ndarray:
+    """What an opacity or a layer adds to each of 64 x 64 pixels, one by one in double precision."""
+    _, kind, strength, extent, which, _ = numbers[:6]
+    knots, grains = np.reshape(numbers[6:55], (7, 7)), np.reshape(numbers[55:], (16, 16))
+
+    def step(value: float, level: float, width: float) -> float:
+        return 1 / (1 + math.exp(-(value - level) / width))
+
+    def field(row: int, column: int) -> float:
+        (y, v), (x, u) = (divmod(place * 6 / 63, 1) for place in (row, column))
+        rows, columns = ([min(max(int(place) + i, 0), 6) for i in range(-1, 3)] for place in (y, x))
+        return cubic([cubic([knots[i, j] for j in columns], u) for i in rows], v)
+
+    def grain(row: int, column: int) -> float:
+        (y, v), (x, u) = (divmod(place * 15 / 63, 1) for place in (row, column))
+        below, right = min(int(y) + 1, 15), min(int(x) + 1, 15)
+        a = (1 - u) * grains[int(y), int(x)] + u * grains[int(y), right]
+        return (1 - v) * a + v * ((1 - u) * grains[below, int(x)] + u * grains[below, right])
+
+    fields = np.array([[field(row, column) for column in range(64)] for row in range(64)])
+    low, high = fields[lungs > 0.5].min(), fields[lungs > 0.5].max()
+    faint, strong = settings.lung_strength
+    added = np.zeros((64, 64))
+    for row, column in itertools.product(range(64), range(64)):
+        if kind < 0.55:
+            drawn = step((fields[row, column] - low) / (high - low), 0.3 + 0.5 * (1 - extent), 0.08)
+        else:
+            whole = max(lungs[:, column].sum(), 1e-3)
+            drawn = step(lungs[: row + 1, column].sum() / whole, 1 - (0.08 + 0.42 * extent), 0.05)
+        side = 1.0
+        if which < 0.5:
+            side = step((1 if which < 0.25 else -1) * (-1 + 2 * column / 63), 0, 1 / 20)
+        weight = (faint + (strong - faint) * strength) * (0.6 + 0.4 * grain(row, column))
+        added[row, column] = drawn * lungs[row, column] * side * weight
+    return added
+
+
+@pytest.mark.parametrize(("kind", "which"), [(0.1, 0.9), (0.5, 0.1), (0.6, 0.4), (0.7, 0.6)])
+def test_opacities_and_layers_equal_a_slow_reference(kind, which):
+    settings = LesionSettings(lung_probability=1.0, lung_strength=(0.1, 0.3), ceiling=1.0)
+    draws = draws_for(settings, 1, seed=5)
+    numbers = draws[:, settings.lung_slice]
+    numbers[:, 1], numbers[:, 4] = kind, which
+    lungs = torch.from_numpy(clouds(1, seed=8))
+    images = torch.full((1, 1, 64, 64), 0.4)
+    twin, _ = SyntheticLesionMask(settings)(images, draws, torch.full((1, 2), 31.5), lungs)
+    expected = slow_opacity(numbers[0].tolist(), lungs[0, 0].double().numpy(), settings)
+    expected[expected < GREY] = 0
+    np.testing.assert_allclose((twin - images)[0, 0].numpy(), expected, atol=2e-5)
+
+
+def test_nodules_equal_a_slow_reference():
+    """The published blob in a box whose centre is drawn from the lung map."""
+    settings = LesionSettings(lung_probability=1.0, lesion_count=(2, 2), nodule_side=(0.1, 0.3))
+    draws = draws_for(settings, 3, seed=2)
+    draws[:, settings.lung_slice][:, 1] = 0.9
+    lungs, images = torch.from_numpy(clouds(3, seed=4)), torch.from_numpy(clouds(3, seed=6))
+    centers = torch.tensor([[30.0, 20.0]]).expand(3, -1)
+    twins, _ = SyntheticLesionMask(settings)(images, draws, centers, lungs)
+    published = LesionSettings(lesion_count=(2, 2))
+    for image, twin, numbers, lung in zip(images, twins, draws.tolist(), lungs, strict=True):
+        boxes = []
+        for lesion in range(2):
+            u = numbers[5 + 4 * lesion : 9 + 4 * lesion]
+            rows = 6 + int(u[0] * (19 - 6 + 1))
+            columns = round(rows * (0.75 + 0.5 * u[1]))
+            mass = (np.rint(lung[0].numpy() * 255).astype(int).ravel() + 1) ** 2
+            place = int(np.searchsorted(mass.cumsum(), int(np.float32(u[2]) * mass.sum()), side="right"))
+            row, column = place // 64 + u[3], place % 64 + u[3]
+            top = min(max(round(row - rows / 2), 0), 64 - rows)
+            boxes.append((top, min(max(round(column - columns / 2), 0), 64 - columns), rows, columns))
+        expected, _ = slow_twin(image[0].numpy(), numbers, (30.0, 20.0), published, boxes)
+        np.testing.assert_allclose(twin[0].numpy(), expected, atol=2e-5)
 
 
 def test_a_layer_fills_the_lowest_part_of_the_lungs():
