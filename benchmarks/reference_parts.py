@@ -2,7 +2,7 @@
 
     python benchmarks/reference_parts.py MODELS --data adults=nih.json --data children=kermany.json
 
-First table: AUROC of abnormal against normal for each combination of `tokens`, `density` and `class_density`.
+First table: AUROC of abnormal against normal for each combination of at most three of `--parts`.
 Second table, where pictures have boxes: share of pictures whose map is highest in a box, and AUROC of pixels, for the
 distance of tokens after half, three quarters and all of the blocks to the normals of their cell; less the cell's own
 mean (`cell`) or one mean for all cells (`one`), in standard deviations of the cell; as it is, and smoothed. Below them
@@ -16,17 +16,20 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from judging import Cases, anomaly_scores, localisation, named, read_population, reference_of
+from judging import Cases, Population, localisation, named, read_population
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from afire_monai.evaluation.localisation import prior_figures
-from afire_monai.predictions.anomaly.build_reference import FOLDS
+from afire_monai.predictions.anomaly.build_reference import FOLDS, build_reference
 from afire_monai.predictions.anomaly.detector import (
+    PARTS,
     AnomalyDetector,
+    AnomalyFeatures,
     enlarge_cells,
     heat_of,
     load_detector,
@@ -34,8 +37,42 @@ from afire_monai.predictions.anomaly.detector import (
 )
 from afire_monai.predictions.anomaly.normals import fit_tokens
 
-PARTS = ("tokens", "density", "class_density")
 SIDE = (256, 256)
+
+
+class Remembered:
+    """What a detector sees in pictures, computed once: a detector whose images are places among them."""
+
+    def __init__(self, detector: AnomalyDetector, pictures: Tensor, parts: Sequence[str]) -> None:
+        self.parts, self.canvas = detector.parts, detector.canvas
+        seen = [detector.features(some.float(), parts) for some in pictures.split(16)]
+        self.tokens = torch.cat([found.tokens for found in seen])
+        self.class_token = torch.cat([found.class_token for found in seen if found.class_token is not None])
+        self.cells = {name: torch.cat([found.cells[name] for found in seen]) for name in seen[0].cells}
+
+    def features(self, places: Tensor, *args: object, **kwargs: object) -> AnomalyFeatures:
+        """Return the features of the pictures at these places."""
+        cells = {name: values[places] for name, values in self.cells.items()}
+        grid = self.canvas.canvas_grid
+        return AnomalyFeatures(self.tokens[places], grid, cells, class_token=self.class_token[places])
+
+
+def print_combinations(detector: AnomalyDetector, population: Population, parts: Sequence[str]) -> None:
+    """Print the first table."""
+    kept = {"normals": population.normals, **population.scored}
+    seen: Any = {
+        name: Remembered(detector, cases.pictures[detector.canvas_size], parts) for name, cases in kept.items()
+    }
+    print("| parts | AUROC |\n|---|---|")
+    for count in range(1, min(3, len(parts)) + 1):
+        for some in itertools.combinations(parts, count):
+            normals = torch.arange(len(population.normals.groups))
+            reference = build_reference(seen["normals"], [normals], list(population.normals.groups), some)
+            figures = []
+            for name, cases in population.scored.items():
+                features = seen[name].features(torch.arange(len(cases.abnormal)))
+                figures.append(roc_auc_score(cases.abnormal, reference.judge(features, SIDE).score))
+            print(f"| {', '.join(some)} | {' / '.join(f'{value:.3f}' for value in figures)} |", flush=True)
 
 
 @torch.no_grad()
@@ -90,22 +127,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="model folder")
     parser.add_argument("--data", action="append", required=True, help="NAME=datalist.json with labels")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["tokens", "density", "class_density"])
+    parser.add_argument("--maps", action=argparse.BooleanOptionalAction, default=True, help="print the second table")
     args = parser.parse_args()
     torch.set_grad_enabled(False)
     detector = load_detector(args.model)
     for data, path in named("--data", args.data).items():
         population = read_population(path, [detector.canvas_size], needed=("training", "validation", "test"))
-        print(f"\n{data}: {len(population.normals.groups)} normals\n\n| parts | AUROC |\n|---|---|")
-        for count in (1, 2, 3):
-            for parts in itertools.combinations(PARTS, count):
-                reference = reference_of(detector, population.normals, parts)
-                found = (
-                    roc_auc_score(cases.abnormal, anomaly_scores(detector, reference, cases)[0]["sum"])
-                    for cases in population.scored.values()
-                )
-                print(f"| {', '.join(parts)} | {' / '.join(f'{value:.3f}' for value in found)} |", flush=True)
+        print(f"\n{data}: {len(population.normals.groups)} normals\n")
+        print_combinations(detector, population, args.parts)
         known = [population.training, population.scored["validation"]]
-        if population.scored["test"].lesions:
+        if args.maps and population.scored["test"].lesions:
             print_maps(detector, population.normals, known, population.scored["test"])
 
 
