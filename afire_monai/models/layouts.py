@@ -185,10 +185,12 @@ def _refuse(exportable: Exportable, encoder: Any, classifier: ViTClassifier | No
         raise AfireError(f"{form} takes plain vision transformers, this is a {type(encoder).__name__}{instead}")
     if encoder.config["stem"] != "patches" or encoder.registers is not None:
         raise AfireError(f"{form} takes vision transformers without registers or a stem of convolutions{instead}")
-    if form == "hf" and classifier is not None and classifier.pooling != "class":
+    readable = {"hf": ("class",), "timm": ("class", "mean")}[form]
+    if classifier is not None and (classifier.pooling not in readable or classifier.normality is not None):
+        distance = " and the distance from normal radiographs" if classifier.normality is not None else ""
         raise AfireError(
-            "transformers' ViTForImageClassification reads the class token, this classifier the mean of the patch "
-            f"tokens{instead} or timm"
+            f"a classifier of {form} reads the last block's tokens by pooling: {' or '.join(readable)}; this one has "
+            f"pooling: {classifier.pooling}{distance}{instead}"
         )
     if form == "timm" and encoder.config["layer_norm_eps"] != 1e-6:
         raise AfireError(f"timm has ε = 1e-6 in layer norms, this encoder {encoder.config['layer_norm_eps']}{instead}")

@@ -133,8 +133,12 @@ def test_transformers_gives_the_logits_of_a_classifier_of_the_class_token(tmp_pa
 
 def test_what_the_other_library_has_no_network_for_is_refused(tmp_path):
     images = torch.rand(3, 1, 32, 48)
-    with pytest.raises(AfireError, match="reads the class token, this classifier the mean"):
+    with pytest.raises(
+        AfireError, match="hf reads the last block's tokens by pooling: class; this one has pooling: mean;"
+    ):
         export_layout(classifier_of("mean"), images, tmp_path / "a", "hf")
+    with pytest.raises(AfireError, match="by pooling: class or mean; this one has pooling: summary; use onnx"):
+        export_layout(classifier_of("summary"), images, tmp_path / "a", "timm")
     resnet = Exportable("encoder", build_encoder("resnet18", image_size=64), (1, 64, 64), ("tokens",))
     with pytest.raises(AfireError, match="plain vision transformers, this is a ResNetEncoder; use onnx"):
         export_layout(resnet, torch.rand(3, 1, 64, 64), tmp_path / "a", "timm")
