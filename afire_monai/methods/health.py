@@ -38,14 +38,12 @@ def effective_rank(features: Tensor) -> float:
 
 def rank_auroc(positive: Tensor, negative: Tensor) -> float:
     """Return the area under the ROC curve of two sets of scores (1-D), 0.5 where one is empty; ties count half."""
+    from sklearn.metrics import roc_auc_score  # slow to import, and only needed in training
+
     if len(positive) == 0 or len(negative) == 0:
         return 0.5
-    scores = torch.cat([positive, negative]).double()
-    _, inverse, counts = scores.unique(return_inverse=True, return_counts=True)
-    # summed as whole numbers: a GPU adds floating-point numbers in no fixed order
-    ranks = (counts.cumsum(0) - (counts - 1).double() / 2)[inverse]
-    n, m = len(positive), len(negative)
-    return ((ranks[:n].sum() - n * (n + 1) / 2) / (n * m)).item()
+    scores = torch.cat([positive, negative]).double().cpu().numpy()
+    return float(roc_auc_score([1] * len(positive) + [0] * len(negative), scores))
 
 
 def feature_health(encoder: Callable[[Tensor], Tensor], images: Tensor) -> dict[str, float]:

@@ -5,8 +5,6 @@ import math
 import pytest
 import torch
 from helpers import PATCH, smooth_images, tiny_afire
-from sklearn.metrics import roc_auc_score
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from afire_monai.methods.health import (
     content_free_inputs,
@@ -61,33 +59,8 @@ def test_effective_rank_of_equal_features_is_one_and_finite():
     assert effective_rank(torch.ones(8, 4)) == 1
 
 
-@pytest.mark.parametrize("levels", [1000, 4])
-def test_rank_auroc_equals_scikit_learn_with_and_without_ties(levels):
-    generator = torch.Generator().manual_seed(levels)
-    positive = torch.randint(0, levels, (70,), generator=generator).float()
-    negative = torch.randint(0, levels, (50,), generator=generator).float() - levels * 0.1
-    if levels == 4:
-        negative = negative.round()
-    truth = [1] * 70 + [0] * 50
-    expected = roc_auc_score(truth, torch.cat([positive, negative]).numpy())
-    assert rank_auroc(positive, negative) == pytest.approx(expected, abs=1e-12)
-
-
-def test_rank_auroc_adds_up_whole_numbers_along_an_axis():
-    # of floating-point numbers a GPU gives another sum each time
-    class Sums(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func.overloadpacket is torch.ops.aten.cumsum:
-                seen.append(args[0].dtype)
-            return func(*args, **(kwargs or {}))
-
-    seen: list[torch.dtype] = []
-    with Sums():
-        assert rank_auroc(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 2.0])) == 0.875
-    assert seen == [torch.int64]
-
-
-def test_rank_auroc_of_an_empty_set_is_a_half():
+def test_rank_auroc_counts_ties_half_and_is_a_half_of_an_empty_set():
+    assert rank_auroc(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 2.0])) == 0.875
     assert rank_auroc(torch.tensor([]), torch.tensor([1.0])) == 0.5
     assert rank_auroc(torch.tensor([1.0]), torch.tensor([])) == 0.5
 
