@@ -1,9 +1,10 @@
-"""Files that are written completely or not at all, CSV tables, and files that only their owner can read."""
+"""Files written completely or not at all, CSV tables, JSON objects, and files that only their owner can read."""
 
 from __future__ import annotations
 
 import csv
 import errno
+import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -125,6 +126,15 @@ def open_whole(path: Path, private: bool = False) -> Iterator[IO[str]]:
             f"{path} cannot be written: {error.strerror}. Make room or give another folder, then repeat the command: "
             "it continues where it stopped"
         ) from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read an object from a JSON file; empty if the file is missing or damaged, or holds something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_rows(path: Path, rows: Iterable[Sequence[Any]], private: bool = False) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import threading
 import time
@@ -17,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from afire_monai.core.errors import AfireError, CheckpointError
+from afire_monai.core.files import read_object
 from afire_monai.label.images import Grid, StoredImage, map_suffix, open_image, write_map
 from afire_monai.label.messages import NotFoundError
 from afire_monai.models.folder import model_files, used_model_files
@@ -144,10 +144,7 @@ class ModelShelf:
         path = self.file(kind) if kind else None
         if path is None:
             return {}
-        try:
-            description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
+        description = read_object(path.with_suffix(".json"))
         found = {"warnings": [str(text) for text in description.get("warnings") or []]}
         if kind == "classifier":
             found["not_calibrated"] = not_calibrated(description)

@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from afire_monai.core.errors import AfireError
-from afire_monai.core.files import write_text
+from afire_monai.core.files import read_object, write_text
 from afire_monai.core.locks import lock_file
 from afire_monai.hospital.identity import IdentityKey
 from afire_monai.label import comparison, held_back
@@ -135,9 +135,7 @@ class Workshop:
         """
         from afire_monai.training.handlers import read_csv_log
 
-        try:
-            result: dict[str, Any] = json.loads((self.folder / f"{task}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        if not (result := read_object(self.folder / f"{task}.json")):
             return {}
         with contextlib.suppress(OSError, ValueError):
             rows = read_csv_log(self.folder / "runs" / str(result.get("run")) / "log.csv")
@@ -223,11 +221,7 @@ class Workshop:
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Divide by patient as in earlier trainings; roles are kept by hash."""
         path = self.folder / f"{what.task}_patients.json"
-        try:
-            earlier = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            earlier = {}
-        training, validation, roles = held_back.split(items, facts, earlier)
+        training, validation, roles = held_back.split(items, facts, read_object(path))
         write_text(path, json.dumps(roles) + "\n")
         return training, validation
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import json
 import logging
-from pathlib import Path
 from typing import Any
 
 from afire_monai.core.errors import AfireError
+from afire_monai.core.files import read_object
 from afire_monai.label.messages import NotFoundError, without_names
 from afire_monai.label.training import KIND, RESULT, Workshop
 from afire_monai.models.folder import model_files
@@ -38,7 +37,7 @@ def versions(workshop: Workshop, task: str) -> list[dict[str, Any]]:
     for folder in sorted((workshop.folder / "runs").glob("[0-9]*"), reverse=True):
         weights = folder / "models" / f"{kind}.safetensors"
         if weights.is_file() and weights.with_suffix(".json").is_file():
-            result = _read(folder / RESULT)
+            result = read_object(folder / RESULT)
             made = datetime.datetime.fromtimestamp(weights.stat().st_mtime, datetime.UTC)
             entry = {"run": folder.name, "made": made.isoformat(timespec="seconds"), "in_use": current == folder.name}
             found.append(entry | {key: result[key] for key in _SHOWN if key in result})
@@ -87,13 +86,5 @@ def _run_in_use(workshop: Workshop, task: str) -> str | None:
     path = workshop.shelf.file(KIND[task])
     if path is None or path.parent != workshop.shelf.trained:
         return GIVEN
-    run = _read(path.with_suffix(".json")).get("run")
+    run = read_object(path.with_suffix(".json")).get("run")
     return None if run is None else str(run)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

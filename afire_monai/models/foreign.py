@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from afire_monai.core.errors import UNREADABLE, AfireError, CheckpointError
+from afire_monai.core.files import read_object
 from afire_monai.models.foreign_names import encoder_entries, to_own_names
 from afire_monai.models.released import IMAGENET_MEAN, IMAGENET_STD, fold_encoder, listed, read_checkpoint
 from afire_monai.networks import ViTEncoder, encoder_from_config, resample_positions, sincos_positions
@@ -46,7 +46,7 @@ def is_foreign(path: str | Path) -> bool:
         return not (path / "encoder.safetensors").is_file() and any((path / name).is_file() for name in _FILES)
     if not path.is_file() or path.suffix not in _SUFFIXES:
         return False
-    return path.suffix != ".safetensors" or "architecture" not in _json(path.with_suffix(".json"))
+    return path.suffix != ".safetensors" or "architecture" not in read_object(path.with_suffix(".json"))
 
 
 def load_foreign(path: str | Path, image_size: int = 0) -> ForeignEncoder:
@@ -265,7 +265,7 @@ def _normalisation(channels: int, settings: Mapping[str, Any], assumed: list[str
 
 def _settings(folder: Path) -> dict[str, Any]:
     """Read the settings in Hugging Face's and timm's JSON files beside the weights."""
-    config, reading = _json(folder / "config.json"), _json(folder / "preprocessor_config.json")
+    config, reading = read_object(folder / "config.json"), read_object(folder / "preprocessor_config.json")
     names = ("num_attention_heads", "layer_norm_eps", "rope_theta", "hidden_act")
     found: dict[str, Any] = {name: config[name] for name in names if config.get(name) is not None}
     if config.get("model_type") == "dinov2":
@@ -297,14 +297,6 @@ def _refuse_odd_setting(name: str, value: Any) -> None:
 def _object(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     value = config.get(name)
     return value if isinstance(value, dict) else {}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _file_of(path: Path) -> Path:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from afire_monai.core.errors import AfireError
-from afire_monai.core.files import write_text
+from afire_monai.core.files import read_object, write_text
 from afire_monai.predictions.anomaly.fit import ReferenceFit, reference_fit
 from afire_monai.predictions.format import (
     FACTS,
@@ -117,11 +117,8 @@ class ResultFolder:
 
     def record(self, index: int) -> dict[str, Any] | None:
         """Read the record of an image; None if there is none or it is damaged."""
-        try:
-            record = json.loads(self._path(RECORDS, index, "json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return record if isinstance(record, dict) and record.get(INDEX) == index else None
+        record = read_object(self._path(RECORDS, index, "json"))
+        return record if record.get(INDEX) == index else None
 
     def write(self, index: int, record: Mapping[str, Any], pictures: Mapping[str, NDArray]) -> None:
         """Write the results of one image: its pictures, then its record.
