@@ -65,14 +65,14 @@ def run_evaluation(
     judged = load_predictions(predictions)
     other = load_predictions(compare) if compare else None
     cases = read_cases(datalist, judged, section, uncertain, base_dir or None)
-    results = evaluate_cases(cases, judged, other, uncertain, lesion_masks, repeats, seed)
+    results = evaluate_predictions(cases, judged, section, other, uncertain, lesion_masks, repeats, seed)
     page = page_text(results, cases, judged, other, pictures)
     write_results(results, page, Path(out))
     return results
 
 
 def evaluate_predictions(
-    datalist: str | Path,
+    datalist: str | Path | Cases,
     predictions: Predictions,
     section: str = "test",
     other: Predictions | None = None,
@@ -84,26 +84,15 @@ def evaluate_predictions(
 ) -> dict[str, Any]:
     """Judge predictions against a data list; see :func:`run_evaluation` for the arguments.
 
+    Cases that `read_cases` has read take the place of the list; ``section`` and ``base_dir`` then have no effect.
+
     Returns:
         The results: numbers, texts, lists and dictionaries only; None for a figure that is not defined.
 
     Raises:
         AfireError: if predictions and list do not belong together, or nothing can be judged.
     """
-    cases = read_cases(datalist, predictions, section, uncertain, base_dir)
-    return evaluate_cases(cases, predictions, other, uncertain, lesion_masks, repeats, seed)
-
-
-def evaluate_cases(
-    cases: Cases,
-    predictions: Predictions,
-    other: Predictions | None = None,
-    uncertain: UncertainPolicy = "ignore",
-    lesion_masks: bool = False,
-    repeats: int = 2000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Judge predictions that are already beside their data list; see :func:`evaluate_predictions`."""
+    cases = datalist if isinstance(datalist, Cases) else read_cases(datalist, predictions, section, uncertain, base_dir)
     options = (repeats, seed)
     other_scores = None if other is None else scores_of_other(cases, other)
     parts: dict[str, Any] = {
