@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,10 @@ from afire_monai.evaluation.bootstrap import Interval
 from afire_monai.evaluation.cases import AGAIN, Cases, read_cases, scores_of_other
 from afire_monai.evaluation.metrics import evaluate_subgroups
 from afire_monai.predictions.format import Predictions, load_predictions
+
+if TYPE_CHECKING:
+    from afire_monai.predictions.predict import Source
+    from afire_monai.predictions.scoring import Scorer
 
 FORMAT = "afire evaluation 1"
 
@@ -69,6 +73,37 @@ def run_evaluation(
     page = page_text(results, cases, judged, other, pictures)
     write_results(results, page, Path(out))
     return results
+
+
+@dataclasses.dataclass
+class ListEvaluator:
+    """The ``evaluator`` of ``evaluate.yaml``; as with MONAI's engines, ``run`` does the work."""
+
+    network: Scorer  #: the models
+    dataset: Source  #: the images, from `afire_monai.predictions.predict.find_source`
+    datalist: str | Path  #: the data list that they are from
+    output_dir: str | Path  #: gets predictions/ and evaluation/
+    compare: str | Path = ""  #: folder of another model's predictions of the same section
+    uncertain: UncertainPolicy = "ignore"  #: meaning of label value -1
+    batch_size: int = 16
+    repeats: int = 2000  #: number of bootstrap draws
+    seed: int = 0  #: seed of the draws
+    base_dir: str | Path = ""  #: folder that the list's relative paths start from; the list's own unless given
+
+    def run(self) -> dict[str, Any]:
+        """Predict the images that have no prediction yet, evaluate all, and return the results (see `run_evaluation`).
+
+        Raises:
+            AfireError: for files, models or settings that cannot be used.
+        """
+        from afire_monai.predictions.predict import predict
+
+        folder = Path(self.output_dir) / "predictions"
+        predict(self.dataset, self.network, folder, batch_size=self.batch_size, resume=True, progress=True)
+        return run_evaluation(
+            folder, self.datalist, self.dataset.section, Path(self.output_dir) / "evaluation", self.compare,
+            self.uncertain, repeats=self.repeats, seed=self.seed, base_dir=self.base_dir,
+        )  # fmt: skip
 
 
 def evaluate_predictions(
