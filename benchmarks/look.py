@@ -46,8 +46,8 @@ PASSING = 0.997  # of the fitted half's chests
 
 def features(picture: Picture) -> NDArray[np.float64]:
     """Return lung fields and grid, (33,), as `frontal_look` takes them."""
-    plain = np.ascontiguousarray(picture)
-    return np.concatenate([[look.lung_fields(plain)], look.chest_grid(plain).ravel()])
+    reduced = look.spread(np.ascontiguousarray(picture))
+    return np.concatenate([[look.lung_fields(reduced)], look.chest_grid(reduced).ravel()])
 
 
 def read_chests(data: Path, most: int) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.str_], NDArray[np.bool_]]:

@@ -23,20 +23,6 @@ WEIGHTS = np.array([
 BIAS = -5.42
 
 
-def lung_fields(picture: NDArray[np.float32]) -> float:
-    """How clearly two dark fields lie on both sides of something bright, in -1…1.
-
-    Columns of the middle part of the picture are averaged; the score is how much brighter a middle is than the darkest
-    column on its left and on its right, whichever differs less, for the best middle (this project's reading).
-    """
-    return _lung_fields(_spread(picture))
-
-
-def chest_grid(picture: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return 8 × 8 grey levels of mean 0 and deviation 1, the right half mirrored and added to the left: (8, 4)."""
-    return _grid(_spread(picture))
-
-
 def frontal_look(picture: NDArray[np.float32]) -> float:
     """By how much a picture passes for an upright frontal chest radiograph; below 0 it does not.
 
@@ -51,9 +37,9 @@ def frontal_look(picture: NDArray[np.float32]) -> float:
     Returns:
         The smaller margin of the two, that of the lung fields times ten.
     """
-    spread = _spread(picture)
-    likeness = float((_grid(spread) * WEIGHTS).sum()) + BIAS
-    return min(likeness - LEAST_LIKENESS, 10 * (_lung_fields(spread) - LEAST_LUNG_FIELDS))
+    reduced = spread(picture)
+    likeness = float((chest_grid(reduced) * WEIGHTS).sum()) + BIAS
+    return min(likeness - LEAST_LIKENESS, 10 * (lung_fields(reduced) - LEAST_LUNG_FIELDS))
 
 
 def looks_frontal(picture: NDArray[np.float32]) -> bool:
@@ -61,15 +47,20 @@ def looks_frontal(picture: NDArray[np.float32]) -> bool:
     return frontal_look(picture) >= 0
 
 
-def _spread(picture: NDArray[np.float32]) -> NDArray[np.float64]:
+def spread(picture: NDArray[np.float32]) -> NDArray[np.float64]:
     """Reduce to (64, 64), from 0 to 1 between the second and the last but one percentile."""
     small = np.asarray(Image.fromarray(picture).resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float64)
     low, high = np.percentile(small, (2, 98))
     return np.clip((small - low) / max(high - low, 1e-6), 0, 1)
 
 
-def _lung_fields(spread: NDArray[np.float64]) -> float:
-    columns = np.pad(spread[10:46].mean(axis=0), 2, mode="edge")
+def lung_fields(reduced: NDArray[np.float64]) -> float:
+    """How clearly two dark fields lie on both sides of something bright, in -1…1, in a picture that `spread` reduced.
+
+    Columns of the middle part of the picture are averaged; the score is how much brighter a middle is than the darkest
+    column on its left and on its right, whichever differs less, for the best middle (this project's reading).
+    """
+    columns = np.pad(reduced[10:46].mean(axis=0), 2, mode="edge")
     profile = np.convolve(columns, np.full(5, 0.2), "valid")
     best = -1.0
     for middle in range(22, 43):
@@ -79,9 +70,10 @@ def _lung_fields(spread: NDArray[np.float64]) -> float:
     return best
 
 
-def _grid(spread: NDArray[np.float64]) -> NDArray[np.float64]:
+def chest_grid(reduced: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return 8 × 8 grey levels of mean 0 and deviation 1, the right half mirrored and added to the left: (8, 4)."""
     cell = _SIDE // _CELLS
-    levels = spread.reshape(_CELLS, cell, _CELLS, cell).mean(axis=(1, 3))
+    levels = reduced.reshape(_CELLS, cell, _CELLS, cell).mean(axis=(1, 3))
     levels = (levels - levels.mean()) / max(levels.std(), 1e-6)
     half = _CELLS // 2
     return levels[:, :half] + levels[:, : half - 1 : -1]
