@@ -7,7 +7,6 @@ import shutil
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from afire_monai.core.errors import AfireError
 from afire_monai.dicom_results.folder import possible_kinds, write_results
 from afire_monai.dicom_results.objects import OutputError
 from afire_monai.dicom_results.prediction import ImagePrediction
-from afire_monai.hospital.node.queue import RECEIVED, REFUSED, Held, Queue, sync_folder
+from afire_monai.hospital.node.queue import RECEIVED, REFUSED, Held, Queue, sync
 from afire_monai.predictions.format import HEATMAPS, JUDGEMENT
 from afire_monai.predictions.reading import LeftOut, Radiograph, ahead, read_radiograph
 from afire_monai.predictions.results import pictures_of
@@ -127,16 +126,11 @@ class Predictor:
         try:
             part.mkdir(mode=0o700)
             for path in write_results(self._queue.file(key), prediction, part, kinds, seed=self._queue.seed(key)):
-                _sync(path)
-            sync_folder(part)
+                sync(path)
+            sync(part)
             shutil.rmtree(self._queue.results(key), ignore_errors=True)
             os.replace(part, self._queue.results(key))
-            sync_folder(part.parent)
+            sync(part.parent)
         finally:
             shutil.rmtree(part, ignore_errors=True)
         self._queue.end(key, self._state)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

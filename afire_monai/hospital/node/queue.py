@@ -159,7 +159,7 @@ class Queue:
                 file.write(head)
                 file.write(content)
             try:
-                sync_folder(self.folder / INCOMING)
+                sync(self.folder / INCOMING)
                 new = (key, RECEIVED, len(content))
                 self._base.execute("INSERT INTO objects (key, state, size) VALUES (?, ?, ?)", new)
             except (OSError, sqlite3.Error):
@@ -292,13 +292,13 @@ def _secret(path: Path) -> bytes:
     if not path.exists():
         with whole_file(path, private=True, sync=True) as part:
             part.write_bytes(secrets.token_bytes(32))
-        sync_folder(path.parent)
+        sync(path.parent)
     return path.read_bytes()
 
 
-def sync_folder(folder: Path) -> None:
-    """Put the names in a folder on the disk, which the files' own sync does not."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Put a file on the disk, or the names in a folder, which the files' own sync does not."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
