@@ -154,14 +154,9 @@ class ImagePrediction:
         Raises:
             AfireError: if there is no heatmap, or its aspect differs from the picture's.
         """
-        rows, columns = shape
-        heat = np.ascontiguousarray(self.grid(shape), dtype=np.float32)
-        if heat.shape == shape:
-            return heat
-        from PIL import Image
+        from afire_monai.evaluation.localisation import resize_heatmap
 
-        large = Image.fromarray(heat).resize((columns, rows), Image.Resampling.BILINEAR)
-        return np.clip(np.asarray(large, dtype=np.float32), 0, 1)
+        return np.clip(resize_heatmap(self.grid(shape), shape), 0, 1)
 
 
 def _check_number(name: str, value: Any, most: float) -> None:
