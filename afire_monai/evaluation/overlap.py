@@ -90,13 +90,12 @@ def dice(predicted: ArrayLike | Tensor, drawn: ArrayLike | Tensor) -> Tensor:
     return torch.where(total > 0, 2 * (found & truth).sum((-2, -1)).double() / total.clamp(min=1), 1.0)
 
 
-def hausdorff95(predicted: Mask, drawn: Mask, spacing: tuple[float, float] | None = None) -> float:
-    """95th percentile of the distances between two outlines, the larger of both directions, by MONAI.
+def hausdorff95(predicted: Mask, drawn: Mask) -> float:
+    """95th percentile of the distances between two outlines in pixels, the larger of both directions, by MONAI.
 
     Args:
         predicted: (H, W).
         drawn: (H, W).
-        spacing: millimetres per (row, column) step; None for pixels.
 
     Returns:
         The distance; NaN if a mask is empty.
@@ -105,9 +104,7 @@ def hausdorff95(predicted: Mask, drawn: Mask, spacing: tuple[float, float] | Non
         return float("nan")
     with warnings.catch_warnings():  # MONAI itself passes an argument that it has deprecated
         warnings.simplefilter("ignore", FutureWarning)
-        distance = compute_hausdorff_distance(
-            _batch(predicted), _batch(drawn), include_background=True, percentile=95, spacing=spacing
-        )
+        distance = compute_hausdorff_distance(_batch(predicted), _batch(drawn), include_background=True, percentile=95)
     return float(distance)
 
 

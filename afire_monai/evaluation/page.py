@@ -286,17 +286,15 @@ def draw_worst(cases: Cases, predictions: Predictions, label: int, threshold: fl
     return png(figure, 90, format="jpeg", pil_kwargs={"quality": 88})
 
 
-def worst_cases(
-    targets: Floats, scores: Floats, threshold: float, most: int = WORST
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def worst_cases(targets: Floats, scores: Floats, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Find the negatives with the highest scores and the positives with the lowest, worst first.
 
-    Targets and scores are (n,), NaN where unknown; there are at most ``most`` of each.
+    Targets and scores are (n,), NaN where unknown; there are at most `WORST` of each.
     """
     wrong = ((targets == 0) & (scores >= threshold), (targets == 1) & (scores < threshold))
     order = np.argsort(scores, kind="stable")
     high, low = (order[mask[order]] for mask in wrong)
-    return high[::-1][:most], low[:most]
+    return high[::-1][:WORST], low[:WORST]
 
 
 def _draw_case(axis: Any, item: dict[str, Any], reader: Mapping[str, Any], heatmap: NDArray[np.float32] | None) -> None:

@@ -37,7 +37,7 @@ def latent_restoration_loss(predicted: Tensor, teacher: Tensor, matched: Tensor)
     return (distance * matched).sum() * world_size() / sum_over_processes(matched.sum().float()).clamp(min=1)
 
 
-def koleo_loss(tokens: Tensor, eps: float = 1e-8) -> Tensor:
+def koleo_loss(tokens: Tensor) -> Tensor:
     """Push each image's token away from its nearest one: −mean log of the distance, of tokens of unit length.
 
     The estimator of Kozachenko and Leonenko of the entropy (Sablayrolles et al., ICLR 2019, arXiv 1806.03198; DINOv2,
@@ -45,7 +45,6 @@ def koleo_loss(tokens: Tensor, eps: float = 1e-8) -> Tensor:
 
     Args:
         tokens: (B, D), with the same B in each process.
-        eps: added to distances, so that equal images have a finite loss.
 
     Returns:
         Scalar; averaged over processes, it is that of the global batch. 0 for a single image.
@@ -59,4 +58,4 @@ def koleo_loss(tokens: Tensor, eps: float = 1e-8) -> Tensor:
         places = torch.arange(len(own), device=own.device)
         similarity[places, places + rank() * len(own)] = -2  # below every cosine: not one's own neighbour
         distance = torch.linalg.vector_norm(own - everyone[similarity.argmax(1)], dim=1)
-        return -(distance + eps).log().mean()
+        return -(distance + 1e-8).log().mean()  # finite for equal images

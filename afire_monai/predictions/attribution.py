@@ -57,23 +57,22 @@ def grad_cam(model: nn.Module, images: Tensor, label: int, block: int | None = N
 
 
 @torch.no_grad()
-def attention_rollout(model: nn.Module, images: Tensor, start: str = "auto") -> Tensor:
+def attention_rollout(model: nn.Module, images: Tensor) -> Tensor:
     """Map where attention flows from: attention rollout (Abnar and Zuidema, ACL 2020).
 
     Attention is averaged over heads, mixed half and half with the identity for the residual connection, and multiplied
-    over the layers. It shows where the model looked, for no label in particular.
+    over the layers. It shows where the model looked, for no label in particular. Followed is what the model pools: the
+    class token or, also if it does not say, the mean of the patch tokens.
 
     Args:
         model: an encoder, or a module with ``encoder``.
         images: (B, C, H, W) in 0…1.
-        start: ``class`` follows the class token, ``mean`` the mean of the patch tokens; ``auto`` those that the model
-            pools (the mean if it does not say).
 
     Returns:
         (B, h, w) float32, at least 0: the share of each patch; the class token's share is left out.
 
     Raises:
-        AfireError: for an unknown start, or an encoder without attention.
+        AfireError: for an encoder without attention.
     """
     encoder: Any = getattr(model, "encoder", model)
     if not isinstance(encoder, ViTEncoder):
@@ -81,10 +80,6 @@ def attention_rollout(model: nn.Module, images: Tensor, start: str = "auto") -> 
             f"attention rollout needs a transformer; {type(encoder).__name__} has no attention between places. Use "
             "Grad-CAM of a classifier instead"
         )
-    if start == "auto":
-        start = "class" if getattr(model, "pooling", "mean") == "class" else "mean"
-    if start not in ("class", "mean"):
-        raise AfireError(f"start must be auto, class or mean, got {start!r}")
     maps = attention_maps(encoder, images)
     identity = torch.eye(maps[0].shape[-1], device=images.device)
     rollout = identity
@@ -92,7 +87,8 @@ def attention_rollout(model: nn.Module, images: Tensor, start: str = "auto") -> 
         rollout = 0.5 * (attention + identity) @ rollout
     h, w = encoder.grid_of(images.shape[2], images.shape[3])
     # class token and patch tokens come last, behind registers
-    shares = rollout[:, -h * w - 1] if start == "class" else rollout[:, -h * w :].mean(1)
+    of_class = getattr(model, "pooling", "mean") == "class"
+    shares = rollout[:, -h * w - 1] if of_class else rollout[:, -h * w :].mean(1)
     return shares[:, -h * w :].view(len(images), h, w)
 
 

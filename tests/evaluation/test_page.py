@@ -58,8 +58,8 @@ def test_worst_cases_are_the_furthest_on_the_wrong_side():
     scores = np.array([0.9, 0.6, 0.1, 0.2, 0.8, 0.05, 0.99, np.nan])
     high, low = worst_cases(targets, scores, 0.5)
     assert (high.tolist(), low.tolist()) == ([0, 1], [5, 3])
-    high, low = worst_cases(targets, scores, 0.05, most=1)
-    assert (high.tolist(), low.tolist()) == ([0], [])
+    high, low = worst_cases(np.zeros(20), np.arange(20.0), 0)
+    assert (high.tolist(), low.tolist()) == ([19, 18, 17, 16], [])
 
 
 def test_intervals_in_words():

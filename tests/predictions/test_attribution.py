@@ -110,19 +110,16 @@ def attention_by_hand(encoder: ViTEncoder, image: torch.Tensor) -> list[torch.Te
     return maps
 
 
-@pytest.mark.parametrize(
-    ("start", "pooling"), [("class", "mean"), ("mean", "class"), ("auto", "mean"), ("auto", "class")]
-)
+@pytest.mark.parametrize("pooling", ["mean", "class"])
 @torch.no_grad()
-def test_rollout_is_the_product_of_explicit_matrices(start, pooling):
+def test_rollout_is_the_product_of_explicit_matrices(pooling):
     model = classifier(pooling)
-    found = attention_rollout(model, IMAGES, start)
+    found = attention_rollout(model, IMAGES)
     for answer, image in zip(found, IMAGES, strict=True):
         product = torch.eye(13)
         for attention in attention_by_hand(model.encoder, image[None]):
             product = (attention / 2 + torch.eye(13) / 2) @ product
-        followed = pooling if start == "auto" else start
-        row = product[0] if followed == "class" else product[1:].mean(0)
+        row = product[0] if pooling == "class" else product[1:].mean(0)
         torch.testing.assert_close(answer, row[1:].view(3, 4), atol=1e-6, rtol=1e-5)
 
 
@@ -134,8 +131,3 @@ def test_attention_rows_sum_to_one_and_hooks_are_gone_afterwards():
     with pytest.raises(AfireError, match="multiple of the patch size"):
         attention_maps(encoder, IMAGES[:, :, :9])
     assert not any(block.attn._forward_pre_hooks for block in encoder.blocks)
-
-
-def test_rollout_refuses_an_unknown_start():
-    with pytest.raises(AfireError, match="auto, class or mean, got 'patch'"):
-        attention_rollout(classifier(), IMAGES, "patch")
