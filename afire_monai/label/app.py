@@ -33,7 +33,7 @@ from afire_monai.label.inference_service import (
     uses,
     write_reply,
 )
-from afire_monai.label.label_files import score_findings, score_masks
+from afire_monai.label.label_files import score_labels
 from afire_monai.label.messages import NotFoundError, quiet_monailabel
 from afire_monai.label.sampling_strategies import STRATEGIES, Chooser
 from afire_monai.label.stores import ArchiveStore, CarefulStore
@@ -363,7 +363,6 @@ class RadiographScoring(ScoringMethod):
 
     def __call__(self, request: dict[str, Any], datastore: Any) -> dict[str, Any]:
         """Score all labelled images, also those that were trained on."""
-        score = score_masks if self.task == "segmentation" else score_findings
-        result = score(self.shelf, datastore)
+        result = score_labels(self.shelf, datastore, self.task)
         logger.info("scored %s: %s", self.task, {k: v for k, v in result.items() if isinstance(v, float | int)})
         return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afire_monai.core.errors import AfireError
+from afire_monai.evaluation.overlap import dice
 from afire_monai.label.images import Grid, open_image, read_label
 from afire_monai.label.inference_service import ModelShelf, class_values
 from afire_monai.predictions.results import label_mask
@@ -141,73 +142,49 @@ def read_mask(grid: Grid, label: str | Path, classes: Mapping[str, int]) -> NDAr
     return mask
 
 
-def score_masks(shelf: ModelShelf, store: Store) -> dict[str, Any]:
-    """Compare the segmenter with saved masks, at the radiographs' own size.
+def score_labels(shelf: ModelShelf, store: Store, task: str) -> dict[str, Any]:
+    """Compare the segmenter with saved masks, at the radiographs' own size, or the classifier with saved findings.
 
     Returns:
         ``images`` (compared), ``left_out`` (labels that could not be used), and for each class its mean Dice over
-        images that have it in the mask or in the prediction; ``dice``, the mean over classes. None if nothing was
-        compared.
+        images that have it in the mask or in the prediction, or the AUROC of each label that has both values; ``dice``
+        or ``auroc``, their mean. None if nothing was compared, or a label lacks a value.
 
     Raises:
-        NotFoundError: if there is no segmenter.
+        NotFoundError: if there is no such model.
     """
-    loaded, classes = shelf.get("segmentation"), class_values(shelf)
-    values: dict[str, list[float]] = {name: [] for name in classes}
-    count = left_out = 0
-    for saved in saved_labels(store, findings=False):
+    loaded, masks = shelf.get(task), task == "segmentation"
+    classes = class_values(shelf) if masks else {}
+    names = list(classes) if masks else loaded.scorer.labels
+    saved, rows = saved_labels(store, findings=not masks), list[list[Any]]()
+    for one in saved:
         try:
-            image = open_image(saved.image, loaded.reader)
-            truth = read_mask(image.grid, saved.label, classes)
+            image = open_image(one.image, loaded.reader)
+            truth: Any = read_mask(image.grid, one.label, classes) if masks else read_findings(one.label, names)
         except AfireError:
-            left_out += 1
-            continue
-        with loaded.lock:
-            scored = loaded.scorer.score([image.seen_at(loaded.scorer.sizes)])[0]
-        assert scored.masks is not None
-        drawn = label_mask(scored.masks, list(classes.values()), image.grid.shape)
-        count += 1
-        for name, value in classes.items():
-            total = int((truth == value).sum()) + int((drawn == value).sum())
-            if total:
-                values[name].append(2 * int(((truth == value) & (drawn == value)).sum()) / total)
-    means = {f"dice/{name}": float(np.mean(v)) if v else None for name, v in values.items()}
-    known = [v for v in means.values() if v is not None]
-    mean = float(np.mean(known)) if known else None
-    return {"dice": mean, **means, "images": count, "left_out": left_out, "model_version": loaded.version}
-
-
-def score_findings(shelf: ModelShelf, store: Store) -> dict[str, Any]:
-    """Compare the classifier with saved findings.
-
-    Returns:
-        ``images``, ``left_out``, and the AUROC of each label that has both values; ``auroc``, their mean; None if a
-        label lacks one.
-
-    Raises:
-        NotFoundError: if there is no classifier.
-    """
-    from sklearn.metrics import roc_auc_score
-
-    loaded = shelf.get("classification")
-    names = loaded.scorer.labels
-    truth, probabilities, left_out = [], [], 0
-    for saved in saved_labels(store, findings=True):
-        try:
-            findings = read_findings(saved.label, names)
-            image = open_image(saved.image, loaded.reader)
-        except AfireError:
-            left_out += 1
             continue
         with loaded.lock:
             answer = loaded.scorer.score([image.seen_at(loaded.scorer.sizes)])[0]
-        truth.append([findings.get(name) for name in names])
-        probabilities.append([answer.record["labels"][name]["probability"] for name in names])
-    values: dict[str, float | None] = {}
-    for place, name in enumerate(names):
-        pairs = [(t[place], s[place]) for t, s in zip(truth, probabilities, strict=True) if t[place] in (0, 1)]
-        both = {t for t, _ in pairs} == {0, 1}
-        values[f"auroc/{name}"] = float(roc_auc_score(*zip(*pairs, strict=True))) if both else None
-    known = [v for v in values.values() if v is not None]
-    mean = float(np.mean(known)) if known else None
-    return {"auroc": mean, **values, "images": len(truth), "left_out": left_out, "model_version": loaded.version}
+        if masks:
+            assert answer.masks is not None
+            drawn = label_mask(answer.masks, list(classes.values()), image.grid.shape)
+            pairs = [(drawn == value, truth == value) for value in classes.values()]
+            rows.append([float(dice(a, b)) if a.any() or b.any() else None for a, b in pairs])
+        else:
+            rows.append([(truth.get(name), answer.record["labels"][name]["probability"]) for name in names])
+    kind, figure = ("dice", _mean) if masks else ("auroc", _auroc)
+    values = {f"{kind}/{name}": figure([row[place] for row in rows]) for place, name in enumerate(names)}
+    counts = {"images": len(rows), "left_out": len(saved) - len(rows)}
+    return {kind: _mean(values.values()), **values, **counts, "model_version": loaded.version}
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _auroc(pairs: Iterable[tuple[int | None, float]]) -> float | None:
+    from sklearn.metrics import roc_auc_score
+
+    known = [pair for pair in pairs if pair[0] in (0, 1)]
+    return float(roc_auc_score(*zip(*known, strict=True))) if {truth for truth, _ in known} == {0, 1} else None

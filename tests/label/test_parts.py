@@ -21,7 +21,7 @@ from afire_monai.hospital.identity import IdentityKey
 from afire_monai.label import comparison
 from afire_monai.label.images import open_image, patient_of
 from afire_monai.label.inference_service import ModelShelf, answer, class_values, write_reply
-from afire_monai.label.label_files import read_findings, read_mask, saved_labels, score_findings, score_masks
+from afire_monai.label.label_files import read_findings, read_mask, saved_labels, score_labels
 from afire_monai.label.messages import NoNames, NotFoundError, UnknownImageError, problem, without_names
 from afire_monai.label.sampling_strategies import Chooser
 from afire_monai.label.training import Trainable, Workshop
@@ -340,12 +340,12 @@ def test_training_from_masks_gets_better_and_leaves_no_picture(shelf, tmp_path):
     with pytest.raises(AfireError, match="0 saved labels with masks: at least 4"):
         workshop.train(what, store, {})
     label_lungs(store, tmp_path / "masks", 10)
-    old, before = shelf.get("segmentation").version, score_masks(shelf, store)["dice"]
+    old, before = shelf.get("segmentation").version, score_labels(shelf, store, "segmentation")["dice"]
     told = workshop.train(what, store, {"max_epochs": 8, "lr": 0.05, "start": ["model", "encoder"]})
     assert told["model"] == "replaced"
     assert told["best_metric"] > told["validation_before"]
     assert told["model_version"] == shelf.get("segmentation").version != old
-    assert score_masks(shelf, store)["dice"] > before
+    assert score_labels(shelf, store, "segmentation")["dice"] > before
     assert workshop.stats("segmentation") == {**told, "epoch": 8}
     left = {p.name for p in (tmp_path / "work").rglob("*") if p.is_file()}
     assert left >= {"segmenter.safetensors", "segmenter.json", "log.csv", "settings.yaml", "key", "segmentation.json"}
@@ -463,7 +463,7 @@ def test_training_from_findings_starts_at_the_encoder_when_asked(shelf, pngs, tm
     )
     assert told["training"] + told["validation"] == 8
     assert shelf.get("classification").scorer.labels == LABELS
-    assert score_findings(shelf, store)["images"] == 8
+    assert score_labels(shelf, store, "classification")["images"] == 8
 
 
 def test_masks_reach_training_upright(shelf, pngs, tmp_path):
