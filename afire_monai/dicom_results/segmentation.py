@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from highdicom import AlgorithmIdentificationSequence
-from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
+from highdicom.seg import Segmentation, SegmentDescription
 from numpy.typing import NDArray
 
 from afire_monai import __version__
@@ -43,43 +43,16 @@ def write_heatmap(
     not fit the source, or the file cannot be written.
     """
     source = source if isinstance(source, SourceImage) else open_source(source)
-    heat = prediction.fitted(source.shape)
-    uids = NewUids(seed)
-    kind = codes.meaning(prediction.heatmap_kind)
-    with building("segmentation"):
-        segmentation = Segmentation(
-            source_images=[source.header],
-            pixel_array=np.ascontiguousarray(heat),
-            segmentation_type=SegmentationTypeValues.FRACTIONAL,
-            segment_descriptions=[_segment(source, prediction, uids)],
-            max_fractional_value=255,
-            content_label="AFIRE_HEATMAP",
-            content_description=with_warning(f"{kind} heatmap, relative scale"),
-            omit_empty_frames=False,
-            coding_schemes=codes.coding_schemes(),
-            **common("seg", source, prediction, uids, f"AFiRe heatmap ({kind})"),
-        )
-        # empty if unknown: the standard requires the attribute if there is no orientation in space
-        segmentation.PatientOrientation = source.header.get("PatientOrientation")
-        return write_new(segmentation, character_set(source, prediction), out_dir)
-
-
-def _segment(source: SourceImage, prediction: ImagePrediction, uids: NewUids) -> SegmentDescription:
+    heat, kind = prediction.fitted(source.shape), codes.meaning(prediction.heatmap_kind)
     anomaly = prediction.heatmap_kind == "anomaly"
-    label = f"{prediction.heatmap_kind} {prediction.heatmap_label}".strip()
-    algorithm = AlgorithmIdentificationSequence(
-        MAKER, codes.ARTIFICIAL_INTELLIGENCE, __version__, MAKER, model_parameters(prediction.model)
-    )
-    return SegmentDescription(
-        segment_number=1,
-        segment_label=codes.meaning(f"AFiRe {label}"),
-        segmented_property_category=codes.ABNORMAL_STRUCTURE if anomaly else codes.SPATIAL,
-        segmented_property_type=codes.ANOMALY if anomaly else codes.EXPLANATION,
-        algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
-        algorithm_identification=algorithm,
-        tracking_id=codes.meaning(f"AFiRe {label}"),
-        tracking_uid=uids.new(str(source.header.SOPInstanceUID), "seg", "tracking"),
-    )
+    about = (codes.ABNORMAL_STRUCTURE, codes.ANOMALY) if anomaly else (codes.SPATIAL, codes.EXPLANATION)
+    label = f"AFiRe {prediction.heatmap_kind} {prediction.heatmap_label}"
+    return _written(
+        source, prediction, [(label, *about, "AUTOMATIC", model_parameters(prediction.model), "tracking")],
+        f"AFiRe heatmap ({kind})", out_dir, seed, pixel_array=np.ascontiguousarray(heat),
+        segmentation_type="FRACTIONAL", content_label="AFIRE_HEATMAP",
+        content_description=with_warning(f"{kind} heatmap, relative scale"),
+    )  # fmt: skip
 
 
 def write_masks(
@@ -110,41 +83,53 @@ def write_masks(
     drawn = {name: value for name, value in classes.items() if (mask == value).any()}
     if not drawn or len(set(drawn.values())) < len(drawn) or set(np.unique(mask)) - {0, *drawn.values()}:
         raise AfireError("an empty mask, or one with values of no or several classes, makes no segmentation")
-    uids, facts = NewUids(seed), ImagePrediction(dict.fromkeys(drawn, 1.0), model=model or {})
-    frames = np.stack([mask == value for value in drawn.values()], -1)[None].astype(np.uint8)
-    segments = [_mask_segment(place + 1, name, source, model, uids) for place, name in enumerate(drawn)]
+    facts = ImagePrediction(dict.fromkeys(drawn, 1.0), model=model or {})
+    title, by, drawer = ("AFiRe segmentation", "AUTOMATIC", "model")
+    if model is None:
+        title, by, drawer = ("AFiRe label", "SEMIAUTOMATIC", "person")
+    # a person may have corrected a mask that a model drew: the standard then requires the model's name as well
+    parameters = model_parameters(facts.model) or None
+    category = {True: codes.ABNORMAL_STRUCTURE, False: codes.ANATOMY}
+    return _written(
+        source, facts,
+        [(n, category[codes.is_finding(n)], codes.segment_code(n), by, parameters, f"tracking {n}") for n in drawn],
+        title, out_dir, seed, segmentation_type="BINARY", content_label="AFIRE_MASK",
+        pixel_array=np.stack([mask == value for value in drawn.values()], -1)[None].astype(np.uint8),
+        content_description=with_warning(f"outlines of a {drawer}"),
+    )  # fmt: skip
+
+
+def _written(
+    source: SourceImage, prediction: ImagePrediction, segments: Iterable[tuple[Any, ...]], title: str,
+    out_dir: str | os.PathLike[str], seed: str | None, **about: Any,
+) -> Path:  # fmt: skip
+    """Write a segmentation; of each segment: label, category, type, algorithm's type and settings, use of its UID."""
+    uids = NewUids(seed)
     with building("segmentation"):
+        descriptions = [
+            SegmentDescription(
+                segment_number=number,
+                segment_label=codes.meaning(label),
+                segmented_property_category=category,
+                segmented_property_type=kind,
+                algorithm_type=algorithm,
+                algorithm_identification=AlgorithmIdentificationSequence(
+                    MAKER, codes.ARTIFICIAL_INTELLIGENCE, __version__, MAKER, parameters
+                ),
+                tracking_id=codes.meaning(label),
+                tracking_uid=uids.new(str(source.header.SOPInstanceUID), "seg", use),
+            )
+            for number, (label, category, kind, algorithm, parameters, use) in enumerate(segments, 1)
+        ]
         segmentation = Segmentation(
             source_images=[source.header],
-            pixel_array=frames,
-            segmentation_type=SegmentationTypeValues.BINARY,
-            segment_descriptions=segments,
-            content_label="AFIRE_MASK",
-            content_description=with_warning("outlines of a person" if model is None else "outlines of a model"),
+            segment_descriptions=descriptions,
+            max_fractional_value=255,
             omit_empty_frames=False,
             coding_schemes=codes.coding_schemes(),
-            **common("seg", source, facts, uids, "AFiRe label" if model is None else "AFiRe segmentation"),
+            **about,
+            **common("seg", source, prediction, uids, title),
         )
         # empty if unknown: the standard requires the attribute if there is no orientation in space
         segmentation.PatientOrientation = source.header.get("PatientOrientation")
-        return write_new(segmentation, character_set(source, facts), out_dir)
-
-
-def _mask_segment(
-    number: int, name: str, source: SourceImage, model: Mapping[str, Any] | None, uids: NewUids
-) -> SegmentDescription:
-    kind = SegmentAlgorithmTypeValues.SEMIAUTOMATIC if model is None else SegmentAlgorithmTypeValues.AUTOMATIC
-    # a person may have corrected a mask that a model drew: the standard then requires the model's name as well
-    algorithm = AlgorithmIdentificationSequence(
-        MAKER, codes.ARTIFICIAL_INTELLIGENCE, __version__, MAKER, model_parameters(model or {}) or None
-    )
-    return SegmentDescription(
-        segment_number=number,
-        segment_label=codes.meaning(name),
-        segmented_property_category=codes.ABNORMAL_STRUCTURE if codes.is_finding(name) else codes.ANATOMY,
-        segmented_property_type=codes.segment_code(name),
-        algorithm_type=kind,
-        algorithm_identification=algorithm,
-        tracking_id=codes.meaning(name),
-        tracking_uid=uids.new(str(source.header.SOPInstanceUID), "seg", f"tracking {name}"),
-    )
+        return write_new(segmentation, character_set(source, prediction), out_dir)
