@@ -9,6 +9,7 @@ from typing import Any
 from afire_monai.cli.fronts import front
 from afire_monai.core.errors import AfireError, require_path
 from afire_monai.core.quiet import silence
+from afire_monai.models.shipped import DEFAULT, POPULATIONS, shipped_models, shipped_names
 
 LIST = "make a data list with `afire datalist`"
 MODEL = "a run writes its model folder as models/ below its output folder"
@@ -44,7 +45,6 @@ def predict(
     for folder in model or ():
         require_path("--model", folder, MODEL)
     folders = model_folders(model, population)
-    from afire_monai.models.shipped import DEFAULT, POPULATIONS
     from afire_monai.predictions.results import KEY
 
     if model is None:
@@ -70,8 +70,6 @@ def model_folders(model: Sequence[str] | None, population: str | None) -> Sequen
 
     Raises AfireError for an unknown population, or for both.
     """
-    from afire_monai.models.shipped import POPULATIONS, shipped_models
-
     if model is None:
         return tuple(map(str, shipped_models(population or POPULATIONS[0])))
     if population is not None:
@@ -265,10 +263,8 @@ def export(
         compared: number of images to compare on, at least 3.
     """
     silence()
-    from afire_monai.core.errors import AfireError
     from afire_monai.models.export import OPSET, SUFFIXES, export_graph
     from afire_monai.models.layouts import LAYOUTS, export_layout
-    from afire_monai.models.shipped import shipped_models, shipped_names
     from afire_monai.predictions.exportable import comparison_images, load_exportable
 
     if format not in (*SUFFIXES, *LAYOUTS):

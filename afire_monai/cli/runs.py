@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from afire_monai.core.errors import AfireError, require_path
+from afire_monai.models.shipped import DEFAULT, shipped_models, shipped_names
 
 METHODS = ("afire", "peac", "mlvicx", "mae", "dino")
 
@@ -52,7 +53,7 @@ def finetune(datalist: str, *settings: str, out: str, init: str | None = None, r
         init: model folder to start from, or random; the encoder that comes with the package unless given.
         resume: continue an interrupted run in the folder.
     """
-    given = {"datalist": datalist, "output_dir": out, "init": init or _shipped(), "resume": resume}
+    given = {"datalist": datalist, "output_dir": out, "init": init or DEFAULT, "resume": resume}
     return _run(["finetune_classification.yaml"], settings, given, "models")
 
 
@@ -72,7 +73,7 @@ def segment(
         init: model folder to start from, or random; the encoder that comes with the package unless given.
         resume: continue an interrupted run in the folder.
     """
-    given = {"datalist": datalist, "output_dir": out, "init": init or _shipped(), "resume": resume}
+    given = {"datalist": datalist, "output_dir": out, "init": init or DEFAULT, "resume": resume}
     _require_inputs(given, settings)
     from afire_monai.training.settings import parse_value
 
@@ -149,23 +150,14 @@ def _network(model: tuple[str, ...], kind: str | None) -> tuple[Any, dict[str, A
     """Return the network, and how images were read in the models' training."""
     from afire_monai.models.bundle_model import load_for_bundle
     from afire_monai.models.folder import model_files
-    from afire_monai.models.shipped import shipped_models, shipped_names
     from afire_monai.predictions.scoring import reader_of
 
     folders = shipped_models(name=model[0]) if model[0] in shipped_names() else model
     return load_for_bundle(folders, kind), reader_of(model_files(folders).values())
 
 
-def _shipped() -> str:
-    from afire_monai.models.shipped import DEFAULT
-
-    return DEFAULT
-
-
 def _require_inputs(given: dict[str, Any], settings: tuple[str, ...]) -> None:
     """Refuse a wrong data list or model before torch is loaded."""
-    from afire_monai.models.shipped import shipped_names
-
     values = {**dict(setting.partition("=")[::2] for setting in settings), **given}
     datalist, init, folder = (str(values.get(key) or "") for key in ("datalist", "init", "dataset_dir"))
     if datalist != "phantom" and not (Path(folder) / datalist).is_file():
