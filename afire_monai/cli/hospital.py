@@ -9,7 +9,7 @@ from typing import Any
 
 from afire_monai.cli.fronts import front
 from afire_monai.cli.predictions import exception_lines, model_folders
-from afire_monai.core.errors import AfireError
+from afire_monai.core.errors import AfireError, require
 
 
 @front("afire_monai.hospital.ingest:ingest", "*inputs", hide=("seconds_per_file",))
@@ -192,10 +192,7 @@ def dicom_results(work: Callable[..., Any], *, out: str, **options: Any) -> int:
         kinds: sr (report), seg (heatmap), sc (picture), gsps (outline and scores, drawn on the radiograph by the
             viewer), with commas between them; unless given, those of the first three that there is content for.
     """
-    try:
-        import highdicom  # noqa: F401  # needed by the next import, and absent without the extra
-    except ImportError as error:
-        raise AfireError("highdicom is not installed: pip install 'afire-monai[dicom]'") from error
+    require("highdicom", extra="dicom")
     from afire_monai.dicom_results.folder import OBJECTS
 
     done = _logged_results(work, out, options)
@@ -252,11 +249,7 @@ def node(
             unless given.
         status: print the state of the received objects, and end.
     """
-    try:
-        import highdicom  # noqa: F401  # needed by the next import, and absent without the extra
-        import pynetdicom  # noqa: F401
-    except ImportError as error:
-        raise AfireError("afire node needs more packages: pip install 'afire-monai[pacs]'") from error
+    require("highdicom", "pynetdicom", extra="pacs")
     if status:
         from afire_monai.hospital.node.run import node_status
 

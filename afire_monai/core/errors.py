@@ -55,6 +55,14 @@ def require_path(option: str, path: str | os.PathLike[str] | None, remedy: str) 
         raise AfireError(f"{option} {path}: no such file or folder; {remedy}")
 
 
+def require(*modules: str, extra: str, error: type[AfireError] = AfireError) -> None:
+    """Raise an error if a library is missing that an extra of this package brings."""
+    from importlib.util import find_spec
+
+    if missing := [name for name in modules if find_spec(name) is None]:
+        raise error(f"{', '.join(missing)} is missing; install the extra: pip install 'afire-monai[{extra}]'")
+
+
 def user_error(error: BaseException) -> AfireError | None:
     """Return the error that a user can act on, if one is behind what was raised (MONAI wraps what a config raises).
 

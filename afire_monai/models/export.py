@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from afire_monai import __version__
-from afire_monai.core.errors import AfireError
+from afire_monai.core.errors import AfireError, require
 from afire_monai.core.files import whole_file, write_text
 from afire_monai.networks.encoder_base import Encoder
 
@@ -81,7 +81,7 @@ def export_graph(exportable: Exportable, images: Tensor, path: Path, form: str) 
     if len(images) < 3:
         raise AfireError(f"at least 3 images are needed to check batches of different sizes, got {len(images)}")
     if form == "onnx":
-        require("onnx", "onnxscript", "onnxruntime")
+        require("onnx", "onnxscript", "onnxruntime", extra="export")
     network = prepare(exportable.network)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as part:
@@ -96,7 +96,7 @@ def export_graph(exportable: Exportable, images: Tensor, path: Path, form: str) 
 def open_graph(path: str | Path, form: str) -> Run:
     """Open an exported graph on the CPU; return a function from images (B, C, H, W) in 0…1 to the outputs in order."""
     if form == "onnx":
-        require("onnxruntime")
+        require("onnxruntime", extra="export")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -139,14 +139,6 @@ def compare(exportable: Exportable, images: Tensor, run: Run) -> dict[str, float
 def listed(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
     """Return a network's outputs as a list."""
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
-
-
-def require(*modules: str) -> None:
-    """Raise an error if a library is missing."""
-    from importlib.util import find_spec
-
-    if missing := [name for name in modules if find_spec(name) is None]:
-        raise AfireError(f"{', '.join(missing)} is missing; install the extra: pip install 'afire-monai[export]'")
 
 
 def _write(network: nn.Module, example: Tensor, path: Path, form: str, outputs: Sequence[str]) -> None:

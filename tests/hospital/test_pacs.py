@@ -90,7 +90,7 @@ def test_commands_that_cannot_be_meant_are_refused(words, message, tmp_path, cap
 
 
 def test_without_pynetdicom_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pynetdicom.ae", None)
+    monkeypatch.setitem(sys.modules, "pynetdicom", None)
     with pytest.raises(AfireError, match=r"pip install 'afire-monai\[pacs\]'"):
         client("A@127.0.0.1:104")
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from afire_monai.core.errors import require
 from afire_monai.hospital.dicomweb.connection import (
     AnswerError,
     ask,
@@ -176,10 +177,9 @@ class DicomWeb:
         parts = check_url(url)
         host = parts.hostname or ""
         session = open_session(parts, find_credentials(host), ca, insecure, cert, key)
-        try:
-            from dicomweb_client import DICOMwebClient
-        except ImportError:
-            raise DicomWebError("DICOMweb needs dicomweb-client; pip install 'afire-monai[dicom]' brings it") from None
+        require("dicomweb_client", extra="dicom", error=DicomWebError)
+        from dicomweb_client import DICOMwebClient
+
         _keep_out_of_logs()
         if parts.scheme == "http" and not is_loopback(host):
             logger.warning("plain http: pictures of patients cross the network unencrypted; https is better")

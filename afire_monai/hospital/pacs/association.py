@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from afire_monai.core.errors import AfireError
+from afire_monai.core.errors import AfireError, require
 from afire_monai.hospital.dicomweb.connection import AnswerError, ConnectionLostError
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from pynetdicom.ae import ApplicationEntity
 
-MISSING = "pynetdicom is not installed: pip install 'afire-monai[pacs]'"
 PDU = 2**17
 """Size of the largest accepted PDU in bytes, as announced to the other side."""
 LARGEST_OBJECT = 2**28
@@ -146,10 +145,9 @@ def application(aet: str, timeout: float) -> ApplicationEntity:
 
     Raises AfireError if pynetdicom is not installed.
     """
-    try:
-        from pynetdicom.ae import ApplicationEntity
-    except ImportError:
-        raise AfireError(MISSING) from None
+    require("pynetdicom", extra="pacs")
+    from pynetdicom.ae import ApplicationEntity
+
     # its log quotes AE titles, addresses and, at lower levels, data sets
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
     entity = ApplicationEntity(aet)
