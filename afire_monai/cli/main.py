@@ -18,9 +18,9 @@ from afire_monai.cli.planning import plan
 from afire_monai.cli.predictions import evaluate, export, figures, predict, reference
 from afire_monai.cli.runs import check_bundle, copy, finetune, path, pretrain, segment
 from afire_monai.cli.training import import_release, probe, report, ui, worth
-from afire_monai.core.console import show_any_text
 from afire_monai.core.errors import user_error
 from afire_monai.core.files import close_to_others
+from afire_monai.core.quiet import show_any_text
 
 COMMANDS: CommandTree = {
     "demo": demo,

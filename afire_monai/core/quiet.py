@@ -1,8 +1,10 @@
-"""Silence libraries that quote DICOM header values in their warnings: such a value can be a patient's name."""
+"""Output for every console, and silence for libraries that quote DICOM header values: one can be a patient's name."""
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -66,3 +68,15 @@ def silence() -> None:
     warnings.filterwarnings("ignore", module=r"(pydicom|highdicom)(\.|$)")
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
+def hidden(shown: bool = True) -> bool | None:
+    """Return tqdm's ``disable``: True for no bar, None for none where the standard error output is not a terminal."""
+    return None if shown else True
+
+
+def show_any_text() -> None:
+    """Let output go on where the console's encoding lacks a letter: its number is written instead."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")

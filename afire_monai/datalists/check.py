@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from afire_monai.core.console import hidden
 from afire_monai.core.errors import DataListError, RadiographError
 from afire_monai.core.pool import threads
+from afire_monai.core.quiet import hidden
 from afire_monai.datalists.file import load_datalist, present_sections, reader_options
 from afire_monai.radiographs.decode import list_images, read_picture
 from afire_monai.radiographs.picture import Picture

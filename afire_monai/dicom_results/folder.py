@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from afire_monai.core.console import hidden
 from afire_monai.core.errors import AfireError, RadiographError
 from afire_monai.core.files import write_text
+from afire_monai.core.quiet import hidden
 from afire_monai.dicom_results.capture import write_capture
 from afire_monai.dicom_results.objects import OutputError
 from afire_monai.dicom_results.prediction import ImagePrediction

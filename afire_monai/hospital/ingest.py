@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from afire_monai.core.console import hidden
 from afire_monai.core.errors import AfireError
 from afire_monai.core.pool import Pool, threads
+from afire_monai.core.quiet import hidden
 from afire_monai.datalists.file import present_sections, read_raw
 from afire_monai.hospital import outputs
 from afire_monai.hospital.audit import AUDIT, audited

@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from afire_monai.core.console import hidden
 from afire_monai.core.errors import DataListError
 from afire_monai.core.files import whole_file
+from afire_monai.core.quiet import hidden
 from afire_monai.datalists.paths import ImagePaths
 from afire_monai.radiographs.dicom import RADIOGRAPHY_MODALITIES, modality_names
 

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from afire_monai.core.console import hidden
 from afire_monai.core.errors import AfireError, DataListError, RadiographError
 from afire_monai.core.files import change_time
 from afire_monai.core.locks import lock_file
 from afire_monai.core.pool import Failure, Pool
+from afire_monai.core.quiet import hidden
 from afire_monai.datalists.paths import ImagePaths
 from afire_monai.loading.cache import (
     DTYPES,

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 from tqdm import tqdm
 
-from afire_monai.core.console import hidden
 from afire_monai.core.errors import DataListError, RadiographError
+from afire_monai.core.quiet import hidden
 from afire_monai.datalists.paths import ImagePaths
 from afire_monai.loading.cache import Annotation, DiskCache, left_out_in_words
 from afire_monai.loading.cache_build import cache_of, open_cache

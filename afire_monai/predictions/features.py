@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from afire_monai.core.console import hidden
 from afire_monai.core.errors import AfireError
+from afire_monai.core.quiet import hidden
 from afire_monai.networks import Encoder
 from afire_monai.predictions.reading import LeftOut, Size, ahead, read_radiograph
 

@@ -16,10 +16,10 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from afire_monai.core.console import hidden
 from afire_monai.core.distributed import join_group, leave_group, wait_for_all
 from afire_monai.core.errors import AfireError, DataListError
 from afire_monai.core.pool import threads
+from afire_monai.core.quiet import hidden
 from afire_monai.datalists.file import datalist_hash, is_normal, load_datalist, normal_label, read_raw, reader_options
 from afire_monai.predictions.anomaly.fit import ReferenceFit
 from afire_monai.predictions.format import JUDGEMENT

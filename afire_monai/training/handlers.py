@@ -17,10 +17,10 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
-from afire_monai.core.console import hidden
 from afire_monai.core.distributed import rank, world_size
 from afire_monai.core.errors import AfireError
 from afire_monai.core.files import whole_file
+from afire_monai.core.quiet import hidden
 from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.methods.health import health_warnings, shortcut_in_words
 from afire_monai.radiographs.raster import write_png

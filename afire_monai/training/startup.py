@@ -18,11 +18,11 @@ import yaml
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
-from afire_monai.core.console import show_any_text
 from afire_monai.core.distributed import join_group, leave_group, rank, wait_for_all
 from afire_monai.core.errors import AfireError, DataListError, user_error
 from afire_monai.core.files import close_to_others
 from afire_monai.core.precision import set_precision
+from afire_monai.core.quiet import show_any_text
 from afire_monai.datalists.file import (
     datalist_hash,
     normal_of,

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from tqdm import tqdm
 
-from afire_monai.core.console import hidden
 from afire_monai.core.errors import AfireError
 from afire_monai.core.files import whole_file, write_rows
-from afire_monai.core.quiet import quiet
+from afire_monai.core.quiet import hidden, quiet
 from afire_monai.hospital.audit import AUDIT, audited, follow
 from afire_monai.hospital.dicomweb.client import Query, SeriesReference, is_uid
 from afire_monai.hospital.dicomweb.connection import AnswerError, ConnectionLostError

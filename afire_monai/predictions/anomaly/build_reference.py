@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from afire_monai.core.console import hidden
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.core.precision import best_device, set_precision
+from afire_monai.core.quiet import hidden
 from afire_monai.datalists.file import datalist_hash, read_raw, reader_options, training_items
 from afire_monai.datalists.patients import patient_of
 from afire_monai.models.folder import load_module_files, model_files, weights_hashes
