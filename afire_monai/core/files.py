@@ -1,4 +1,4 @@
-"""Files written completely or not at all, CSV tables, JSON objects, and files that only their owner can read."""
+"""Files written completely or not at all, CSV, JSON objects, locks, and files that only their owner can read."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ import errno
 import json
 import os
 import stat
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from afire_monai.core.errors import AfireError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 
 def close_to_others() -> None:
@@ -141,6 +147,29 @@ def write_rows(path: Path, rows: Iterable[Sequence[Any]], private: bool = False)
     """Write rows as CSV in one piece (see `open_whole`)."""
     with open_whole(path, private) as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def lock_file(file: int | IO[Any], wait: bool = True, shared: bool = False) -> None:
+    """Lock an open file for this process alone, or with others who share it, until it is closed.
+
+    Args:
+        file: handle, or open file.
+        wait: wait for the holder of the lock; on Windows for ten seconds at most.
+        shared: others may hold it in the same way; Windows has no such lock, so there it is exclusive.
+
+    Raises:
+        BlockingIOError: if another process holds it and ``wait`` is false.
+        OSError: if the file system has no locks.
+    """
+    handle = file if isinstance(file, int) else file.fileno()
+    if sys.platform == "win32":
+        os.lseek(handle, 0, os.SEEK_SET)
+        try:
+            msvcrt.locking(handle, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError(*error.args) from error
+    else:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
 
 
 def refuse_wide(path: Path) -> None:

@@ -16,8 +16,7 @@ from typing import Any
 from PIL import Image
 
 from afire_monai.core.errors import AfireError
-from afire_monai.core.files import read_object, write_text
-from afire_monai.core.locks import lock_file
+from afire_monai.core.files import lock_file, read_object, write_text
 from afire_monai.hospital.identity import IdentityKey
 from afire_monai.label import comparison, held_back
 from afire_monai.label.images import file_of, open_image, patient_of

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from afire_monai.core.errors import AfireError, DataListError, RadiographError
-from afire_monai.core.files import change_time
-from afire_monai.core.locks import lock_file
+from afire_monai.core.files import change_time, lock_file
 from afire_monai.core.pool import Failure, Pool
 from afire_monai.core.quiet import hidden
 from afire_monai.datalists.paths import ImagePaths

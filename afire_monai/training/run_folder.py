@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from afire_monai.core.errors import AfireError
-from afire_monai.core.files import write_text
-from afire_monai.core.locks import lock_file
+from afire_monai.core.files import lock_file, write_text
 
 logger = logging.getLogger(__name__)
 LOCK = ".running"

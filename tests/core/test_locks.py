@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from afire_monai.core.locks import lock_file
+from afire_monai.core.files import lock_file
 
 
 def test_a_locked_file_is_refused_to_others_until_it_is_closed(tmp_path):
@@ -23,7 +23,7 @@ def test_every_module_but_the_label_servers_is_imported_without_posix_modules_an
     code = """
         import importlib, pkgutil, signal, sys
 
-        import afire_monai.core.locks, torch, monai.bundle  # this system's own libraries may use them
+        import afire_monai.core.files, torch, monai.bundle  # this system's own libraries may use them
 
         for name in ("fcntl", "resource", "pwd", "grp", "termios"):
             sys.modules[name] = None

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from afire_monai.core.errors import AfireError
-from afire_monai.core.files import whole_file
-from afire_monai.core.locks import lock_file
+from afire_monai.core.files import lock_file, whole_file
 
 RECEIVED, REFUSED, PREDICTED, KEPT, SENT, UNSENT = "received", "refused", "predicted", "kept", "sent", "unsent"
 """States: to be predicted; left out; results to be sent; results without a destination; done; given up."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from afire_monai.core.errors import AfireError
-from afire_monai.core.locks import lock_file
+from afire_monai.core.files import lock_file
 from afire_monai.hospital.dicomweb.connection import AnswerError, ConnectionLostError
 from afire_monai.hospital.pacs.association import PacsAddress, Tls
 from afire_monai.hospital.pacs.client import Pacs
