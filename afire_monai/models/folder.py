@@ -10,20 +10,22 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.core.files import usual_mode, whole_file
 from afire_monai.models.bounds import refuse_not_finite, refuse_sizes
-from afire_monai.models.int8 import pack_int8, unpack_int8
 from afire_monai.models.shipped import shipped_folder
 from afire_monai.networks import Encoder, encoder_from_config
 from afire_monai.networks.task_networks import ViTClassifier, ViTSegmenter
 
 SHA256 = "weights_sha256"
 KINDS = ("classifier", "segmenter", "detector", "restorer", "encoder", "reference")
+_SCALE, _LEAST = ".scale", 4096  # of matrices in 8 bits: ending of the name, fewest values
 INPUT = "images (B, C, H, W) float32 in 0…1, bright = dense, row 0 at the top; normalised inside"
 
 
@@ -344,3 +346,39 @@ def _refuse_wrong_numbers(values: Any, key: str, path: Path) -> None:
             f"{path.with_suffix('.json')}: {key!r} is {str(values)[:100]}; a number in 0…{most} for each name is "
             "expected. Copy the file again from where it was made, or mend it"
         )
+
+
+def pack_int8(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors with large matrices as int8 and a scale for each row (output channel).
+
+    A weight w of a row becomes round(w / s) with s = max |w| / 127, so it moves by at most s / 2. Vectors and small
+    tensors stay as they are.
+
+    Args:
+        tensors: float32, by name.
+
+    Returns:
+        The same names; for each matrix (N, …) also ``NAME.scale`` (N,), float32.
+    """
+    packed = {}
+    for name, tensor in tensors.items():
+        if tensor.ndim < 2 or tensor.numel() < _LEAST or not tensor.is_floating_point():
+            packed[name] = tensor
+            continue
+        rows = tensor.detach().float().flatten(1)
+        scale = rows.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+        packed[name] = (rows / scale[:, None]).round().to(torch.int8).reshape(tensor.shape)
+        packed[name + _SCALE] = scale
+    return packed
+
+
+def unpack_int8(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors that `pack_int8` packed, as float32; other tensors are unchanged."""
+    scales = {name + _SCALE for name, tensor in tensors.items() if tensor.dtype == torch.int8}
+    return {
+        name: tensor.float() * tensors[name + _SCALE].reshape(-1, *[1] * (tensor.ndim - 1))
+        if tensor.dtype == torch.int8
+        else tensor
+        for name, tensor in tensors.items()
+        if name not in scales
+    }

@@ -1,6 +1,6 @@
 import torch
 
-from afire_monai.models.int8 import pack_int8, unpack_int8
+from afire_monai.models.folder import pack_int8, unpack_int8
 
 
 def test_a_weight_moves_by_at_most_half_a_step_of_its_row():
