@@ -37,13 +37,15 @@ def effective_rank(features: Tensor) -> float:
 
 
 def rank_auroc(positive: Tensor, negative: Tensor) -> float:
-    """Return the area under the ROC curve of two sets of scores (1-D), 0.5 where one is empty; ties count half."""
+    """Return the area under the ROC curve of two sets of scores (1-D): 0.5 if one is empty, NaN if a score is."""
     from sklearn.metrics import roc_auc_score  # slow to import, and only needed in training
 
     if len(positive) == 0 or len(negative) == 0:
         return 0.5
-    scores = torch.cat([positive, negative]).double().cpu().numpy()
-    return float(roc_auc_score([1] * len(positive) + [0] * len(negative), scores))
+    scores = torch.cat([positive, negative]).double().cpu()
+    if not scores.isfinite().all():
+        return float("nan")
+    return float(roc_auc_score([1] * len(positive) + [0] * len(negative), scores.numpy()))
 
 
 def feature_health(encoder: Callable[[Tensor], Tensor], images: Tensor) -> dict[str, float]:

@@ -63,6 +63,7 @@ def test_rank_auroc_counts_ties_half_and_is_a_half_of_an_empty_set():
     assert rank_auroc(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 2.0])) == 0.875
     assert rank_auroc(torch.tensor([]), torch.tensor([1.0])) == 0.5
     assert rank_auroc(torch.tensor([1.0]), torch.tensor([])) == 0.5
+    assert math.isnan(rank_auroc(torch.tensor([1.0]), torch.tensor([float("nan")])))
 
 
 def test_shuffled_input_holds_each_pictures_own_patches_in_another_order():
