@@ -66,9 +66,9 @@ def fit_probe(
     Features are the encoder's summary, standardised over the training section (labels are not needed for that), and the
     logarithm of the mean token's Mahalanobis distance to normal radiographs. The encoder was pre-trained to measure
     this distance; it stands in for labels if there are few. Images of the training section that are known to be normal
-    serve as normal radiographs, each judged without its own patient; with fewer than 20, or of one
-    patient alone, the distance is left out.
-    Strength and trust are fixed (chosen on validation images, docs/finetune.md), so that five labelled images suffice.
+    serve as normal radiographs, each judged without its own patient; with fewer than 20, or of one patient alone, the
+    distance is left out. Strength and trust are fixed (chosen on validation images, docs/finetune.md), so that five
+    labelled images suffice.
 
     Args:
         datalist: data list with labels, with images for training and validation.
