@@ -129,7 +129,11 @@ def tune(args: argparse.Namespace) -> None:
         content["training"] = known_items(content, content["training"], f"{path}, training")
         truth = np.array([abnormality(i, content["labels"], normal_label(content)) for i in content["training"]])
         counts = counts_of(args.counts, len(truth))
-        print(f"\n**{name}, {args.section}, fine-tuned**\n\n| encoder | " + " | ".join(f"{c} labels" for c in counts))
+        print(
+            f"\n**{name}, {args.section}, fine-tuned**\n\n| encoder | "
+            + " | ".join(f"{c} labels" for c in counts)
+            + " |"
+        )
         print("|---" * (len(counts) + 1) + "|")
         for encoder, folder in encoders.items():
             weights = weights_hashes(model_files([folder]))["encoder"][:16]
@@ -172,7 +176,9 @@ def main() -> None:
         population = read_population(path, sizes, needed=("training", args.section))
         sections = {"training": population.training, args.section: population.scored[args.section]}
         counts = counts_of(args.counts, len(population.training.abnormal))
-        print(f"\n**{name}, {args.section}**\n\n| features | " + " | ".join(f"{count} labels" for count in counts))
+        print(
+            f"\n**{name}, {args.section}**\n\n| features | " + " | ".join(f"{count} labels" for count in counts) + " |"
+        )
         print("|---" * (len(counts) + 1) + "|")
         for label in (*encoders, "pixels"):
             features = {}
