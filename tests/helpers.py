@@ -43,7 +43,7 @@ def tiny_afire(shift: int = 0, seed: int = 0, side: int = 32, **loss: object) ->
     )
 
 
-def full_afire(shift: int = 2) -> AFiRe:
+def full_afire(shift: int = 2, populations: Sequence[int] | None = None) -> AFiRe:
     """A tiny AFiRe with everything that is not published."""
     torch.manual_seed(0)
     encoder = ViTEncoder(32, PATCH, embed_dim=32, depth=2, num_heads=2, stem="convolutions", registers=2)
@@ -65,7 +65,13 @@ def full_afire(shift: int = 2) -> AFiRe:
         lesion_weight=0.5,
         latent_weight=0.5,
         koleo_weight=0.1,
+        populations=populations,
     )
+
+
+def guided_afire(shift: int = 2) -> AFiRe:
+    """`full_afire` for at most 24 images of three kinds of people."""
+    return full_afire(shift, [i * i % 3 for i in range(23)] + [2])
 
 
 def smooth_images(count: int, size: tuple[int, int], seed: int = 0) -> torch.Tensor:

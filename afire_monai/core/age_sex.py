@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 OLDEST = 130
+AGE_BANDS = ((18, "<18"), (40, "18-39"), (60, "40-59"), (80, "60-79"))
 _YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 _SEXES = {
     **dict.fromkeys(("F", "FEMALE", "WOMAN", "W", "WEIBLICH", "FRAU"), "F"),
@@ -24,3 +26,10 @@ def parse_age(text: str) -> float | None:
         return None
     years = float(match[1].replace(",", ".")) * _YEARS[match[2].upper()]
     return round(years, 2) if 0 <= years <= OLDEST else None
+
+
+def age_band(age: Any) -> str | None:
+    """Name the age band of an age in years; None if it is not known."""
+    if isinstance(age, bool) or not isinstance(age, int | float) or not age >= 0:  # also true for NaN
+        return None
+    return next((name for bound, name in AGE_BANDS if age < bound), "80+")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from afire_monai.core.age_sex import AGE_BANDS
+from afire_monai.datalists.populations import KINDS
 from afire_monai.evaluation.bootstrap import (
     CALIBRATION,
     FIGURES,
@@ -166,7 +168,6 @@ def _label_result(targets: Floats, scores: Floats, name: str, threshold: float) 
 
 SMALLEST = 10
 """Number of cases of a class below which a label is not judged in a group."""
-AGE_BANDS = ((18, "<18"), (40, "18-39"), (60, "40-59"), (80, "60-79"))
 GROUP_FIGURES = ("auroc", "sensitivity", "specificity")
 UNKNOWN = "not stated"
 
@@ -198,21 +199,6 @@ class Subgroup:
     labels: dict[str, SubgroupLabel]
     macro: Interval | None
     macro_over: tuple[str, ...]
-
-
-def age_band(age: Any) -> str | None:
-    """Name the age band of an age in years; None if it is not known."""
-    if isinstance(age, bool) or not isinstance(age, int | float) or not age >= 0:  # also true for NaN
-        return None
-    return next((name for bound, name in AGE_BANDS if age < bound), "80+")
-
-
-KINDS: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
-    "sex": lambda item: item.get("sex"),
-    "age": lambda item: age_band(item.get("age")),
-    "view": lambda item: item.get("view"),
-    "source": lambda item: item.get("source"),
-}
 
 
 def evaluate_subgroups(

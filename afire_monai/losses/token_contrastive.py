@@ -31,13 +31,16 @@ def cell_indices(batch: int, tokens: int, device: torch.device) -> Tensor:
     return torch.arange(tokens, device=device).expand(batch, tokens)
 
 
-def similarities(student_logits: Tensor, assignment: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def similarities(
+    student_logits: Tensor, assignment: Tensor, temperature: float, members: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Compare each token with each cell's prototype.
 
     Args:
         student_logits: (B, L, K) cosines.
         assignment: (N, K), each row a distribution; (N, M, K) for M prototypes a cell.
         temperature: τ_s, divides the cosines.
+        members: (B,) int64, which of M prototypes counts for each image; None for all.
 
     Returns:
         ``cross`` (B, L, N) and ``log_partition`` (B, L): s(i, j, n) = Σ_k C_nk log q_ijk = cross − log_partition, as
@@ -48,6 +51,8 @@ def similarities(student_logits: Tensor, assignment: Tensor, temperature: float)
     # autocast would round the product to bfloat16; this error exceeds the difference between tokens of one cell
     with torch.autocast(student_logits.device.type, enabled=False):
         logits = student_logits.float() / temperature
+        if members is not None:
+            return logits @ assignment.float()[:, members].permute(1, 2, 0), torch.logsumexp(logits, dim=-1)
         cross = logits @ assignment.float().flatten(0, -2).T
         if assignment.ndim == 3:
             cross = cross.unflatten(-1, assignment.shape[:2]).logsumexp(-1) - math.log(assignment.shape[1])
@@ -131,6 +136,7 @@ class TokenContrastiveLoss(nn.Module):
         abnormal: Tensor,
         cells: Tensor | None = None,
         ignored: Tensor | None = None,
+        members: Tensor | None = None,
     ) -> TokenContrastiveTerms:
         """Compute both terms, unweighted; multiply ``category`` by :attr:`category_weight`.
 
@@ -141,6 +147,7 @@ class TokenContrastiveLoss(nn.Module):
             cells: (B, L) int64, the canvas cell that each token shows, no cell twice in an image; None if token l shows
                 cell l (then N = L).
             ignored: (B, L) bool, tokens that count neither as normal nor as abnormal; None for none.
+            members: as for :func:`similarities`.
 
         Raises:
             AfireError: for shapes that do not fit one another.
@@ -155,7 +162,7 @@ class TokenContrastiveLoss(nn.Module):
             if assignment.shape[0] != tokens:
                 raise AfireError(f"{assignment.shape[0]} prototypes for {tokens} tokens: give their cells")
             cells = cell_indices(batch, tokens, student_logits.device)
-        cross, log_partition = similarities(student_logits, assignment, self.student_temperature)
+        cross, log_partition = similarities(student_logits, assignment, self.student_temperature, members)
         own_cross = cross.gather(-1, cells[..., None])[..., 0]
         own = own_cross - log_partition
         if self.structure == "contrastive":

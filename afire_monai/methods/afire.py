@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -177,6 +177,8 @@ class AFiRe(Method):
             decoder's features (see :func:`~afire_monai.losses.latent.latent_restoration_loss`). 0 for none.
         koleo_weight: weight of spreading the student's class tokens (:func:`~afire_monai.losses.latent.koleo_loss`).
             0 for none.
+        populations: for each image of the training data, which of its cells' prototypes it has; None if that is not
+            told by the data, as published.
 
     Raises:
         AfireError: if the parts do not fit one another.
@@ -188,6 +190,7 @@ class AFiRe(Method):
     token_loss: TokenContrastiveLoss
     restoration_loss: RestorationLoss
     lesion: SyntheticLesionMaskd | None
+    populations: Tensor | None
 
     def __init__(
         self,
@@ -211,11 +214,15 @@ class AFiRe(Method):
         lesion_weight: float = 0.0,
         latent_weight: float = 0.0,
         koleo_weight: float = 0.0,
+        populations: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        self.register_buffer("populations", None if populations is None else torch.tensor(populations), False)
         self.grid_shift = GridShift(encoder.grid, encoder.patch_size, shift)
         self.lung_shift = GridShift(encoder.grid, 4, shift)  # of lung maps with four samples a cell
         self._check_parts(encoder, head, decoder, prototypes, self.grid_shift)
+        if populations is not None and max(populations) >= prototypes.per_cell:
+            raise AfireError(f"{max(populations) + 1} populations, but {prototypes.per_cell} prototypes a cell")
         if (class_head is None) != (class_loss is None):
             raise AfireError("class_head and class_loss belong together: give both or neither")
         lesion_head = nn.Linear(encoder.embed_dim, 1) if lesion_weight else None
@@ -340,11 +347,17 @@ class AFiRe(Method):
         return {"centers": centers, "lungs": self.lung_shift.crop(lungs, offsets)}
 
     def batch_losses(self, batch: dict[str, Tensor], uniforms: Tensor, first_epoch: bool) -> dict[str, Tensor]:
-        """Compute the losses of one step from ``image`` and, where the data set gives it, ``anatomy``."""
-        return self.losses(batch["image"], uniforms, first_epoch, batch.get("anatomy"))
+        """Compute the losses of one step from ``image`` and, as far as they are needed, ``anatomy`` and ``index``."""
+        members = None if self.populations is None else self.populations[batch["index"]]
+        return self.losses(batch["image"], uniforms, first_epoch, batch.get("anatomy"), members)
 
     def losses(
-        self, images: Tensor, uniforms: Tensor, first_epoch: bool, anatomy: Tensor | None = None
+        self,
+        images: Tensor,
+        uniforms: Tensor,
+        first_epoch: bool,
+        anatomy: Tensor | None = None,
+        members: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Compute structure, category and restoration losses of one step, and the optional ones (see :class:`Method`).
 
@@ -353,19 +366,20 @@ class AFiRe(Method):
             uniforms: (B, draws).
             first_epoch: whether prototypes forget the past.
             anatomy: (B, 1026).
+            members: (B,) int64, which of its cells' prototypes each image has; None for the nearest.
         """
         with torch.no_grad():
             v = self.views(images, uniforms, anatomy)
             teacher_logits, *taught = self.teacher_forward(v.normal)
-            self.prototypes.update(teacher_logits, v.teacher_cells, replace=first_epoch)
+            self.prototypes.update(teacher_logits, v.teacher_cells, first_epoch, members)
             assignment = self.prototypes.assignment()
         student_logits, restored, *more = self.student_forward(v.twin, v.abnormal)
         target = self.export_encoder.normalise(v.clean)
-        terms = self.token_loss(student_logits, assignment, v.abnormal, v.cells, v.ambiguous)
+        terms = self.token_loss(student_logits, assignment, v.abnormal, v.cells, v.ambiguous, members)
         restoration = self.restoration_loss(restored, target, v.abnormal, self.grid_shift.grid)
         losses = {"structure": terms.structure, "category": terms.category, "restoration": restoration}
         if self.match_loss is not None:
-            losses["match"] = self._match(self.match_loss, v, student_logits, teacher_logits)
+            losses["match"] = self._match(self.match_loss, v, student_logits, teacher_logits, members)
         # in the order in which student and teacher return them
         rest, shown = iter(more), iter(taught)
         if self.class_loss is not None:
@@ -387,9 +401,11 @@ class AFiRe(Method):
         cells = F.binary_cross_entropy_with_logits(logits[:, 1:], share)
         return (cells + F.binary_cross_entropy_with_logits(logits[:, 0], mask.amax((1, 2, 3)))) / 2
 
-    def _match(self, loss: TokenMatchLoss, v: AFiReViews, student: Tensor, teacher: Tensor) -> Tensor:
+    def _match(
+        self, loss: TokenMatchLoss, v: AFiReViews, student: Tensor, teacher: Tensor, members: Tensor | None
+    ) -> Tensor:
         shown, inside = teacher_tokens(teacher, v.offset, self.grid_shift.grid)
-        prototypes = self.prototypes.of_tokens(shown, v.cells)
+        prototypes = self.prototypes.of_tokens(shown, v.cells, members)
         return loss(student, shown, prototypes, inside & ~v.abnormal & ~v.ambiguous)
 
     @torch.no_grad()

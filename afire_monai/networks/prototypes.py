@@ -61,6 +61,8 @@ class PrototypeBank(nn.Module):
     With several prototypes a cell (this project's reading of a cell that looks different in different people: build,
     sex, age), each token moves only the nearest of its cell's prototypes, as online k-means does (MacQueen, 1967). In
     the first epoch, which forgets the past at each step, images take turns instead, so that no prototype stays unused.
+    With ``members``, each image has the prototype of its own kind of people instead, as in a bank guided by metadata
+    (FINO, arXiv 2606.05107, whose banks are of whole images).
 
     Args:
         cells: N, number of cells of the canvas.
@@ -112,27 +114,37 @@ class PrototypeBank(nn.Module):
         return torch.stack(distances, -1).argmin(-1)
 
     @torch.no_grad()
-    def of_tokens(self, tokens: Tensor, cells: Tensor | None = None) -> Tensor:
-        """Return each token's prototype, (B, L, K): its cell's, or the nearest of its cell's.
+    def of_tokens(self, tokens: Tensor, cells: Tensor | None = None, members: Tensor | None = None) -> Tensor:
+        """Return each token's prototype, (B, L, K): its cell's, or of its cell's its image's or the nearest.
 
         Args:
             tokens: (B, L, K) cosines.
             cells: (B, L) int64, the cell that each token shows; None when token l shows cell l.
+            members: (B,) int64 in 0…M − 1, which of several prototypes each image has; None for the nearest.
         """
         if cells is None:
             cells = torch.arange(self.cells, device=tokens.device).expand(len(tokens), -1)
         if self.per_cell == 1:
             return self.prototypes[cells]
+        if members is not None:
+            return self.prototypes[cells, members[:, None]]
         return self.prototypes[cells, self._nearest(tokens.float(), cells)]
 
     @torch.no_grad()
-    def update(self, teacher_logits: Tensor, cells: Tensor | None = None, replace: bool = False) -> None:
-        """Move each prototype towards the mean of the tokens that show its cell, of several those nearest to it.
+    def update(
+        self,
+        teacher_logits: Tensor,
+        cells: Tensor | None = None,
+        replace: bool = False,
+        members: Tensor | None = None,
+    ) -> None:
+        """Move each prototype towards the mean of its tokens: those of its cell, of several its images' or the nearest.
 
         Args:
             teacher_logits: (B, L, K) cosines of the teacher for normal images.
             cells: (B, L) int64, the cell that each token shows; None when token l shows cell l (then L = N).
             replace: forget the past, as in the first epoch of the release.
+            members: as for :meth:`of_tokens`.
 
         Raises:
             AfireError: for shapes that do not fit the bank.
@@ -148,10 +160,10 @@ class PrototypeBank(nn.Module):
         if self.per_cell > 1:
             if cells is None:
                 cells = torch.arange(tokens, device=values.device).expand(batch, -1)
-            # numbered as EpochSampler deals images to the processes
-            images = torch.arange(batch, device=values.device) * world_size() + rank()
-            turns = images[:, None] % self.per_cell
-            cells = cells * self.per_cell + (turns if replace else self._nearest(values, cells))
+            if members is None and replace:
+                # take turns; numbered as EpochSampler deals images to the processes
+                members = (torch.arange(batch, device=values.device) * world_size() + rank()) % self.per_cell
+            cells = cells * self.per_cell + (self._nearest(values, cells) if members is None else members[:, None])
         # one more column for the number of tokens, so that a single small collective is enough
         totals = values.new_full((rows, dim + 1), float(batch))
         if cells is None:

@@ -62,8 +62,8 @@ def build_training(configs: Sequence[str | Path], settings: dict[str, Any]) -> t
 
     config = ConfigParser.load_config_files([str(path) for path in configs])
     refuse_unknown_keys(config, list(settings))
-    # arbitrary grey-level statistics: they do not change the cost
-    parser = ConfigParser({**config, **settings, "statistics": [0.5, 0.25]})
+    # what would need the data; it hardly changes the cost
+    parser = ConfigParser({**config, **settings, "statistics": [0.5, 0.25], "populations": None})
     parser.parse()
     return parser.get_parsed_content("method"), parser.get_parsed_content("optimizer")
 

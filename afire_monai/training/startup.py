@@ -32,7 +32,9 @@ from afire_monai.datalists.file import (
     training_items,
 )
 from afire_monai.datalists.paths import ImagePaths
+from afire_monai.datalists.populations import populations as number_populations
 from afire_monai.datalists.validate import DataListReport, open_datalist
+from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.phantom import write_phantom_dataset
 from afire_monai.radiographs.decode import list_images
 from afire_monai.radiographs.reader import RadiographReader, Unfit
@@ -194,6 +196,21 @@ def normal_items(datalist: Path, section: str, dataset_dir: str = "") -> ImagePa
     if not len(read.normal.get(section, [])):
         training_items(datalist, section, base_dir=dataset_dir or None)  # raises the specific error
     return read.normal[section]
+
+
+def populations(dataset: RadiographDataset, datalist: Path, facts: str, dataset_dir: str = "") -> list[int]:
+    """Number the kinds of people among a run's images, 0…M − 1 (`datalists.populations`).
+
+    Args:
+        dataset: the training images that can be used.
+        datalist: their list, which states the facts.
+        facts: names of facts, with commas between them.
+        dataset_dir: base of relative paths.
+    """
+    items = {item["image"]: item for item in training_items(datalist, base_dir=dataset_dir or None)}
+    kinds = number_populations([items[item["image"]] for item in dataset.items], facts.replace(" ", "").split(","))
+    logger.info("prototypes by %s: %d kinds of people", facts, max(kinds) + 1)
+    return kinds
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,7 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
     # one step -------------------------------------------------------------------------------------------------------
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Tensor]:
-        batch = {k: v.to(self.state.device, non_blocking=True) for k, v in batchdata.items() if k != "index"}
+        batch = {k: v.to(self.state.device, non_blocking=True) for k, v in batchdata.items()}
         images = batch["image"] = grey_levels(batch["image"])
         values = self.values_now()
         for group in self.optimizer.param_groups:

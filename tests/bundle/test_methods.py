@@ -169,3 +169,21 @@ def test_pretraining_goes_on_from_weights_of_another_project_and_resumes(method,
     assert 0 < moved < 0.5
     run_bundle(tmp_path, files_of(method), device="cpu", **{**settings, "epochs": 3, "resume": True})
     assert len(read_csv_log(tmp_path / "run" / "log.csv")) == 3
+
+
+def test_kinds_of_people_have_prototypes_of_their_own(phantoms, tmp_path, caplog):
+    datalist = json.loads(phantoms.read_text())
+    for number, item in enumerate(datalist["training"]):
+        item["image"] = str(phantoms.parent / item["image"])
+        item |= {"sex": "FM"[number % 2], "age": 30 if number % 3 else 60}
+    datalist["training"][0]["image"] = "gone.png"
+    whole = tmp_path / "list.json"
+    whole.write_text(json.dumps({**datalist, "validation": [], "test": []}))
+    settings = {**settings_of("afire", whole, str(tmp_path / "run")), "epochs": 1, "prototypes_by": "sex,age"}
+    with caplog.at_level("INFO"):
+        run_bundle(tmp_path, files_of("afire"), device="cpu", **settings)
+    assert "prototypes by sex,age: 4 kinds of people" in caplog.text
+    state = torch.load(tmp_path / "run" / "checkpoints" / "best.pt", weights_only=True)
+    assert state["method"]["prototypes.prototypes"].shape[1] == 4
+    assert state["method"]["prototypes.prototypes"].abs().sum((0, 2)).all()
+    assert not [name for name in state["method"] if "populations" in name]

@@ -4,20 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from afire_monai.evaluation.metrics import age_band, evaluate_subgroups
-
-
-@pytest.mark.parametrize(
-    ("age", "band"),
-    [(0, "<18"), (17.9, "<18"), (18, "18-39"), (39, "18-39"), (40, "40-59"), (60, "60-79"), (80, "80+"), (119, "80+")],
-)
-def test_age_bands(age, band):
-    assert age_band(age) == band
-
-
-@pytest.mark.parametrize("age", [None, "forty", float("nan"), -1, True])
-def test_an_age_that_is_not_known_has_no_band(age):
-    assert age_band(age) is None
+from afire_monai.evaluation.metrics import evaluate_subgroups
 
 
 def cases(n=120, labels=2):

@@ -211,6 +211,32 @@ def test_every_optional_term_equals_a_slow_reference(shift):
     assert all(p.grad is not None and p.grad.isfinite().all() for _, p in method.trainable())
 
 
+def test_images_of_a_known_kind_are_judged_by_its_prototypes_alone():
+    kinds = [0, 2, 1, 2]
+    method = full_afire(2, kinds)
+    method.prototypes.prototypes.copy_(torch.rand(method.prototypes.prototypes.shape) * 2 - 1)
+    images, uniforms = smooth_images(3, method.canvas_size), uniforms_for(method, 3)
+    index = torch.tensor([3, 0, 1])
+    losses = method.batch_losses({"image": images, "index": index}, uniforms, False)
+    v = method.views(images, uniforms)
+    with torch.no_grad():
+        taught, seen = method.teacher(v.normal)[0], method.student(v.twin, v.abnormal)[0]
+    assignment, structure, match = method.prototypes.assignment(), [], []
+    for i, kind in enumerate([2, 0, 2]):
+        normal = ~v.abnormal[i] & ~v.ambiguous[i]
+        scores = torch.log_softmax(seen[i] / 0.1, 1) @ assignment[:, kind].T
+        structure.append(F.cross_entropy(scores, v.cells[i], reduction="none")[normal])
+        for j, k in (v.cells[i][:, None] == v.teacher_cells[i]).nonzero():
+            if normal[j]:
+                prototype = method.prototypes.prototypes[v.cells[i, j], kind]
+                target = torch.softmax((taught[i, k] - prototype) / 0.04, 0)
+                match.append(-(target * torch.log_softmax((seen[i, j] - prototype) / 0.1, 0)).sum())
+    torch.testing.assert_close(losses["structure"].detach(), torch.cat(structure).mean(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(losses["match"].detach(), torch.stack(match).mean(), atol=1e-5, rtol=1e-4)
+    with pytest.raises(AfireError, match="5 populations, but 3 prototypes a cell"):
+        full_afire(2, [0, 4])
+
+
 def test_exposure_differs_between_student_and_teacher_and_the_target_has_the_students():
     method = full_afire(0)
     images, uniforms = smooth_images(4, (32, 32)), uniforms_for(method, 4)

@@ -158,6 +158,26 @@ def test_of_several_prototypes_a_token_moves_the_nearest_and_at_first_images_tak
     torch.testing.assert_close(bank.prototypes, expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("shifted", [False, True], ids=["published", "grid-shifted"])
+@pytest.mark.parametrize("replace", [True, False])
+def test_images_whose_kind_is_known_move_and_have_the_prototypes_of_their_kind(shifted, replace):
+    generator = torch.Generator().manual_seed(8)
+    logits = torch.rand(7, 6, 5, generator=generator) * 2 - 1
+    count, members = 9 if shifted else 6, torch.tensor([0, 2, 2, 0, 0, 2, 2])
+    cells = torch.stack([torch.randperm(9, generator=generator)[:6] if shifted else torch.arange(6) for _ in range(7)])
+    bank = PrototypeBank(count, 5, momentum=0.6, per_cell=3)
+    bank.prototypes.copy_(torch.rand(bank.prototypes.shape, generator=generator) * 2 - 1)
+    before = bank.prototypes.clone()
+    own = bank.of_tokens(logits, cells if shifted else None, members)
+    for i, j in [(0, 0), (1, 3), (6, 5)]:
+        assert torch.equal(own[i, j], before[cells[i, j], members[i]])
+    bank.update(logits, cells if shifted else None, replace, members)
+    for kind in range(3):
+        chosen = members == kind
+        expected = slow_update(before[:, kind], logits[chosen], cells[chosen], 0.6, replace)
+        torch.testing.assert_close(bank.prototypes[:, kind], expected, atol=1e-6, rtol=1e-5)
+
+
 def test_several_prototypes_are_balanced_all_together():
     bank = PrototypeBank(6, 5, per_cell=2)
     bank.prototypes.copy_(torch.rand(6, 2, 5, generator=torch.Generator().manual_seed(6)) * 2 - 1)

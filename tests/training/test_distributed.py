@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import full_afire, smooth_images, tiny_afire, tiny_trainer
+from helpers import full_afire, guided_afire, smooth_images, tiny_afire, tiny_trainer
 from training_runs import assert_same_gradients, assert_same_weights, recorded_by_processes, train_and_record
 
 
@@ -24,12 +24,13 @@ trainer = tiny_trainer(tiny_afire(shift={shift}), smooth_images(24, (32 + 8 * {s
 
 
 @pytest.mark.slow
-def test_two_processes_with_every_optional_term_equal_one_of_twice_the_batch(tmp_path):
-    made = """
-from helpers import full_afire, smooth_images, tiny_trainer
-trainer = tiny_trainer(full_afire(), smooth_images(24, (48, 48)), 1, 3)
+@pytest.mark.parametrize("method", [full_afire, guided_afire])
+def test_two_processes_with_every_optional_term_equal_one_of_twice_the_batch(tmp_path, method):
+    made = f"""
+from helpers import {method.__name__}, smooth_images, tiny_trainer
+trainer = tiny_trainer({method.__name__}(), smooth_images(24, (48, 48)), 1, 3)
 """
     two = recorded_by_processes(made, tmp_path)[0]
-    one = train_and_record(tiny_trainer(full_afire(), smooth_images(24, (48, 48)), 1, 6))
+    one = train_and_record(tiny_trainer(method(), smooth_images(24, (48, 48)), 1, 6))
     torch.testing.assert_close(torch.tensor(two["losses"]), torch.tensor(one["losses"]), atol=1e-4, rtol=1e-4)
     assert_same_gradients(two["gradients"], one["gradients"], relative=1e-4)

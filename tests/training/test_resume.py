@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import warm
-from helpers import full_afire, smooth_images, tiny_afire, tiny_trainer
+from helpers import full_afire, guided_afire, smooth_images, tiny_afire, tiny_trainer
 from ignite.engine import Events
 from training_runs import assert_same_state, run_or_stop
 
@@ -45,7 +45,7 @@ def test_four_epochs_equal_two_and_two(tmp_path):
         assert torch.equal(first[key]["exp_avg_sq"], second[key]["exp_avg_sq"])
 
 
-@pytest.mark.parametrize("made", [tiny_afire, full_afire], ids=["plain", "every optional term"])
+@pytest.mark.parametrize("made", [tiny_afire, full_afire, guided_afire], ids=["plain", "every optional term", "guided"])
 def test_resume_in_the_middle_of_an_epoch_takes_up_the_order_of_images(tmp_path, made):
     whole = train(tmp_path / "whole", 3, made=made)
     # epochs of 5 iterations, updates after the 2nd, 4th and 5th of each: iteration 8 asks for a checkpoint in the
