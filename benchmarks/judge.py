@@ -3,6 +3,7 @@
     python benchmarks/judge.py run --out judged --data adults=nih.json --data children=kermany.json \\
         --pretraining pretrain.json --runs compare --encoder other=runs/mine/models
     python benchmarks/judge.py table --out judged
+    python benchmarks/judge.py choose --out judged
 
 For each encoder and data list, on the validation and on the test section: AUROC of probes of frozen features (k-NN
 and logistic regression, fitted to the training section; on class token and mean patch token side by side, and on the
@@ -21,7 +22,8 @@ same NAME again adds a seed. Images are read once for all encoders. Each encoder
 file of scores of single images; what is there with the same weights and settings is not repeated.
 
 Table: mean over seeds, with 95 % bootstrap intervals over patients and seeds. Bold: the paired difference to the best
-one includes 0.
+one includes 0. `choose` prints, best first, what settings are chosen by: for the validation sections alone, each of
+four figures, and their mean over figures, lists and seeds.
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ LOG = "judged.jsonl"
 WAYS = ("layers", "scales", "window")  # of comparing tokens
 POINTS = "points: "
 SEEN = {True: "not seen by pre-training", False: "seen by pre-training", None: "perhaps seen by pre-training"}
+CHOSEN_BY = ("k-NN, class and mean", "linear, class and mean", "tokens", "density")
 FRESH: dict[str, dict[str, Any]] = {
     "fresh": {"preset": "vit_ti6", "stem": "convolutions"},
     "fresh_patches": {"preset": "vit_ti6"},
@@ -198,9 +201,8 @@ def draws_of(scores: Any, repeats: int = 1000) -> dict[tuple[str, str, str], np.
     return draws
 
 
-def table(args: argparse.Namespace) -> None:
-    """Print a table for each data list and section: encoders in rows, figures in columns."""
-    out = Path(args.out)
+def judged(out: Path) -> dict[str, dict[str, Any]]:
+    """Return the last row of each encoder; ends the program if there is none, or settings differ."""
     rows = {row["key"]: row for row in stored_rows(out / LOG)}
     if not rows:
         raise SystemExit(f"{out / LOG} holds no results; `judge.py run` writes it")
@@ -208,6 +210,28 @@ def table(args: argparse.Namespace) -> None:
         raise SystemExit(
             f"{out}: encoders were judged with different settings; give `judge.py run` for all of them again"
         )
+    return rows
+
+
+def choose(args: argparse.Namespace) -> None:
+    """Print the figures of validation patients by which settings are chosen, the best encoder first."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for key, row in judged(Path(args.out)).items():
+        wanted = {f"{name}/validation/{what}" for name in row["settings"]["data"] for what in CHOSEN_BY}
+        found.setdefault(key.rpartition("/")[0], []).append({n: v for n, v in row["figures"].items() if n in wanted})
+    columns = list(dict.fromkeys(name for some in found.values() for name in some[0]))
+    means = {name: [np.mean([one.get(c, np.nan) for one in some]) for c in columns] for name, some in found.items()}
+    print(f"| encoder | seeds | {' | '.join(c.replace('/validation/', ': ') for c in columns)} | mean |")
+    print("|---" * (len(columns) + 3) + "|")
+    for name in sorted(means, key=lambda n: -np.nan_to_num(np.mean(means[n]))):
+        cells = " | ".join(f"{value:.3f}" for value in (*means[name], np.mean(means[name])))
+        print(f"| {name} | {len(found[name])} | {cells} |")
+
+
+def table(args: argparse.Namespace) -> None:
+    """Print a table for each data list and section: encoders in rows, figures in columns."""
+    out = Path(args.out)
+    rows = judged(out)
     figures: dict[tuple[str, str], dict[str, dict[str, Seeds]]] = {}
     for key in rows:
         name, _, seed = key.rpartition("/")
@@ -238,7 +262,7 @@ def print_columns(columns: dict[str, dict[str, Seeds]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("what", choices=["run", "table", "choose"])
     parser.add_argument("--out", required=True, help="folder of results")
     parser.add_argument("--data", action="append", default=[], help="NAME=datalist.json with labels")
     parser.add_argument("--pretraining", nargs="+", default=[], help="data lists that encoders were pre-trained on")
@@ -261,7 +285,7 @@ def main() -> None:
     parser.add_argument("--share", default="0/1", help="PART/PARTS of the encoders, for several processes at a time")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    (run if args.what == "run" else table)(args)
+    {"run": run, "table": table, "choose": choose}[args.what](args)
 
 
 if __name__ == "__main__":

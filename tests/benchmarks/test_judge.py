@@ -96,6 +96,27 @@ def test_encoders_are_judged_once_with_scores_of_each_image_and_again_when_weigh
     assert f"{mean:.3f} (" in shown[test:]
 
 
+def test_settings_are_chosen_by_the_mean_over_figures_and_seeds_of_validation_patients(tmp_path, monkeypatch, capsys):
+    def row(key: str, *values: float) -> str:
+        names = ("k-NN, class and mean", "linear, class and mean", "tokens", "density")
+        figures = {f"kids/validation/{what}": value for what, value in zip(names, values, strict=True)}
+        return json.dumps(
+            {
+                "key": key,
+                "settings": {"data": {"kids": "hash"}},
+                "figures": {**figures, "kids/test/tokens": 1.0, "kids/validation/sum": 1.0},
+            }
+        )
+
+    rows = [row("slow/0", 0.5, 0.5, 0.5, 0.5), row("fast/0", 0.9, 0.8, 0.7, 0.6), row("fast/1", 0.7, 0.8, 0.9, 0.6)]
+    (tmp_path / "judged.jsonl").write_text("\n".join(rows) + "\n")
+    judge(monkeypatch, "choose", "--out", str(tmp_path))
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| fast | 2 | 0.800 | 0.800 | 0.800 | 0.600 | 0.750 |",
+        "| slow | 1 | 0.500 | 0.500 | 0.500 | 0.500 | 0.500 |",
+    ]
+
+
 def test_reference_takes_what_pretraining_saw_where_too_few_others_remain(data, tmp_path, monkeypatch):
     folder = tiny_encoder(tmp_path / "models", 0)
     words = ["--data", f"kids={data / 'list.json'}", "--encoder", f"a={folder}", "--parts", "density"]
