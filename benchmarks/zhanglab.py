@@ -198,7 +198,7 @@ def main() -> None:
     data.add_argument("--medmnist", help="pneumoniamnist.npz of any size")
     data.add_argument("--bmad", help="BMAD's folder of chest radiographs")
     parser.add_argument("--name", default="pretrained", help="name of this pre-training in the table")
-    parser.add_argument("--config", nargs="+", default=["method_afire.yaml"], help="config files after pretrain.yaml")
+    parser.add_argument("--config", nargs="+", help="config files after pretrain.yaml; without: method_afire.yaml")
     parser.add_argument("--set", nargs="+", default=[], action="extend", help="key=value of pre-training")
     parser.add_argument("--tune", nargs="+", default=[], action="extend", help="key=value of fine-tuning")
     parser.add_argument("--probe", action="store_true", help="with `supervised`: do not train the encoder")
@@ -212,6 +212,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.bmad and args.what == "supervised":
         parser.error("BMAD has no abnormal images to train on; give one-class")
+    if args.encoder and (args.set or args.config):
+        parser.error("--set and --config are those of pre-training, and with --encoder there is none; leave them out")
+    args.config = args.config or ["method_afire.yaml"]
     out = Path(args.out)
     (out / "scores").mkdir(parents=True, exist_ok=True)
     content = write_lists(args)

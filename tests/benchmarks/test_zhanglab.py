@@ -152,6 +152,14 @@ def test_a_probe_leaves_the_encoder_as_it_is_and_is_judged_alike(call, module, r
     assert f"**{right.mean():.3f} (" in shown
 
 
+@pytest.mark.parametrize("words", [("--set", "epochs=3"), ("--config", "method_mae.yaml")])
+def test_settings_of_a_pretraining_that_is_not_done_are_refused(words, call, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        call("one-class", "--out", str(tmp_path / "out"), "--root", str(tmp_path), "--encoder", "x", *words)
+    assert "--set and --config are those of pre-training, and with --encoder there is none" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_patient_of_both_folders_is_refused(call, root, tmp_path):
     first = next((root / "train" / "NORMAL").iterdir())
     (root / "test" / "NORMAL" / first.name).write_bytes(first.read_bytes())
