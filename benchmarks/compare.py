@@ -102,21 +102,6 @@ def chosen_methods(args: argparse.Namespace) -> dict[str, int]:
     return chosen
 
 
-def named_lists(option: str, pairs: list[str], label: bool = False) -> dict[str, str]:
-    """Read NAME=datalist.json, with :label where a task needs one; ends the program for what cannot be meant."""
-    named = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        datalist, _, labels = value.partition(":")
-        if not name or not equals or "/" in name or (label and not labels):
-            expected = "NAME=datalist.json:label" if label else "NAME=datalist.json"
-            raise SystemExit(f"{option} {pair}: {expected} is expected, with no / in the name")
-        if not Path(datalist).is_file():
-            raise SystemExit(f"{option} {pair}: no such file {datalist}; a data list is expected")
-        named[name] = value
-    return named
-
-
 def keep_settings(folder: Path, settings: Mapping[str, Any], images: str) -> None:
     """Write the settings of a run into its folder; ends the program if the run that is there has others."""
     from afire_monai.datalists.file import datalist_hash, read_raw
@@ -149,18 +134,18 @@ def pretrain(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Do what is not yet in the results file for every finished encoder."""
-    tasks = named_lists("--task", args.task, label=True)
-    segments, anomalies = named_lists("--segment", args.segment), named_lists("--anomaly", args.anomaly)
-    if not (tasks or segments or anomalies):
-        raise SystemExit("nothing to evaluate: give --task, --segment or --anomaly")
-    out = Path(args.out)
     import compare_parts
     from judge import chosen_encoders
-    from judging import part_of
+    from judging import named, part_of
 
     from afire_monai.datalists.file import datalist_hash, read_raw
     from afire_monai.models.folder import model_files, weights_hashes
 
+    tasks = named("--task", args.task, "datalist.json:label")
+    segments, anomalies = named("--segment", args.segment), named("--anomaly", args.anomaly)
+    if not (tasks or segments or anomalies):
+        raise SystemExit("nothing to evaluate: give --task, --segment or --anomaly")
+    out = Path(args.out)
     part, parts = part_of(args.share)
     args.runs = str(out)
     chosen_encoders(args)

@@ -168,11 +168,15 @@ def reference_and_test(datalist: str | Path, sizes: Iterable[Size]) -> tuple[Cas
 
 
 def named(option: str, pairs: Sequence[str], kind: str | None = "datalist.json") -> dict[str, str]:
-    """Read NAME=PATH, or NAME=VALUE if there is no kind; ends the program for a name given twice or an absent path."""
+    """Read NAME=PATH, or NAME=VALUE if there is no kind; ends the program for a name given twice or an absent path.
+
+    A kind with a colon, such as ``datalist.json:label``, wants something behind the path's colon.
+    """
     found: dict[str, str] = {}
     for pair in pairs:
         name, equals, path = pair.partition("=")
-        if not name or not equals or "/" in name or name in found:
+        lacking = ":" in (kind or "") and not path.partition(":")[2]
+        if not name or not equals or "/" in name or name in found or lacking:
             raise SystemExit(
                 f"{option} {pair}: NAME={kind or 'VALUE'} is expected, no / in the name and each name once"
             )

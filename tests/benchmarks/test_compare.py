@@ -35,6 +35,7 @@ def run(monkeypatch, *words: str) -> None:
         (["evaluate"], "nothing to evaluate"),
         (["evaluate", "--task", f"a={__file__}"], "NAME=datalist.json:label is expected"),
         (["evaluate", "--segment", "a=absent.json"], "no such file absent.json"),
+        (["evaluate", "--segment", f"a={__file__}", "--segment", f"a={__file__}"], "each name once"),
         (["evaluate", "--segment", f"a={__file__}"], "no finished encoder"),
         (["evaluate", "--segment", f"a={__file__}", "--share", "2/2"], "PART/PARTS is expected"),
         (["table"], "holds no results"),
