@@ -22,8 +22,9 @@ pictures.
 Table: mean over seeds, with 95 % bootstrap intervals over patients and seeds (three seeds tell their spread only
 roughly: the intervals are a little too narrow), the standard deviation over seeds, and the paired difference to
 `--against`, with the number of seeds that are ahead of it. Bold: methods whose paired difference to the best one
-includes 0. With `--images` (and `--method`, `--epochs` as in `pretrain`) the minutes of each training are shown, at the
-speed that `cost` measured.
+includes 0. A task with several labels has their mean AUROC; a label that fewer than 5 test images have, or lack, does
+not count, and the row says how many do. With `--images` (and `--method`, `--epochs` as in `pretrain`) the minutes of
+each training are shown, at the speed that `cost` measured.
 """
 
 from __future__ import annotations

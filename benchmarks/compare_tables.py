@@ -15,6 +15,7 @@ from afire_monai.core.files import whole_file, write_rows
 from afire_monai.evaluation.bootstrap import figure_draws, macro_mean, patient_weights
 
 REPEATS = 1000
+LEAST = 5  # test images with a label, and without it, from which its AUROC is part of a mean over labels
 WORDS = {"dice": "Dice", "pointing": "heatmap points at the lesion", "pixel_auroc": "pixel AUROC of heatmaps"}
 Seeds = dict[int, np.ndarray]  # seed -> (1 + R,): the value and its bootstrap draws
 Draws = dict[tuple[str, str, str], dict[str, Seeds]]  # (kind, task, what) -> method -> seeds
@@ -40,8 +41,13 @@ def row_draws(row: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:
     saved = np.load(folder / "scores" / f"{row['key'].replace('/', '_')}.npz")
     draws = {}
     if kind == "classification":
-        found = auroc_draws(saved["truth"], saved["scores"], saved["groups"])
-        draws[f"{float(fraction):.0%} of labels"] = macro_mean(found, list(range(len(found))))
+        truth = saved["truth"]
+        enough = np.minimum((truth == 1).sum(0), (truth == 0).sum(0)) >= LEAST
+        if not enough.any():  # all are rare, as a single label may be: no better figure than that of all
+            enough[:] = True
+        found = auroc_draws(truth[:, enough], saved["scores"][:, enough], saved["groups"])
+        some = "" if enough.all() else f", {enough.sum()} of {len(enough)} labels count"
+        draws[f"{float(fraction):.0%} of labels{some}"] = macro_mean(found, list(range(len(found))))
     elif "scores" in saved:
         found = auroc_draws(saved["truth"].astype(float), saved["scores"], saved["groups"])
         draws |= dict(zip(PROBES if kind == "probe" else ["no labels"], found, strict=True))

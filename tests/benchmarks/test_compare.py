@@ -109,6 +109,26 @@ def test_table_of_stored_results_has_means_over_seeds_and_marks_who_is_level_wit
         assert chart.width > 3 * chart.height
 
 
+def test_mean_over_labels_leaves_out_those_of_fewer_than_five_test_images(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    row_draws = importlib.import_module("compare_tables").row_draws
+    (tmp_path / "scores").mkdir()
+    # three labels in order; four and 36 of 40 images have the others, whose scores are the wrong way round
+    truth = np.stack([np.arange(40) < some for some in (5, 35, 20, 4, 36)], 1).astype(float)
+    scores = truth * [1, 1, 1, -1, -1]
+    truth[0, 2] = np.nan
+    row = {"key": "classification/nih/mae/0.1/0"}
+
+    def figure(labels: list[int]) -> dict[str, float]:
+        arrays = {"truth": truth[:, labels], "scores": scores[:, labels], "groups": np.arange(40).astype(str)}
+        np.savez(tmp_path / "scores" / "classification_nih_mae_0.1_0.npz", **arrays)
+        return {what: float(draws[0]) for what, draws in row_draws(row, tmp_path).items()}
+
+    assert figure([0, 1, 2, 3, 4]) == {"10% of labels, 3 of 5 labels count": 1.0}
+    assert figure([0, 1]) == {"10% of labels": 1.0}
+    assert figure([3]) == {"10% of labels": 0.0}
+
+
 @pytest.fixture
 def data(tmp_path) -> Path:
     """60 pictures of 32 x 32, every second with a bright square."""
