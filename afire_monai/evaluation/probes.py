@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -92,7 +93,13 @@ def _vote(distances: NDArray) -> NDArray[np.float64]:
 
 
 def fit_logistic(
-    head: nn.Linear, features: Tensor, target: NDArray, mean: Tensor, deviation: Tensor, strength: float
+    head: nn.Linear,
+    features: Tensor,
+    target: NDArray,
+    mean: Tensor,
+    deviation: Tensor,
+    strength: float,
+    positive_weight: Sequence[float] | None = None,
 ) -> list[int]:
     """Fit a logistic regression for each label to standardised features, and write it into a head for them as they are.
 
@@ -103,6 +110,7 @@ def fit_logistic(
         mean: (d,) subtracted first.
         deviation: (d,) above 0, divided by then.
         strength: C of the regression: the smaller, the more weights are penalised.
+        positive_weight: (labels,) weight of a positive of each label, as in `MaskedBCELoss`. None for 1.
 
     Returns:
         Places of the labels whose known values are all the same; their rows of the head are left as they were.
@@ -114,7 +122,8 @@ def fit_logistic(
         if len(np.unique(values[known])) < 2:
             alike.append(number)
             continue
-        fitted = LogisticRegression(C=strength, max_iter=1000).fit(rows[known], values[known])
+        balance = {1: float(positive_weight[number])} if positive_weight is not None else None
+        fitted = LogisticRegression(C=strength, max_iter=1000, class_weight=balance).fit(rows[known], values[known])
         weight = torch.from_numpy(fitted.coef_[0]).to(deviation) / deviation
         with torch.no_grad():
             head.weight[number] = weight

@@ -76,7 +76,8 @@ def fit_head_first(trainer: PretrainTrainer, dataset: RadiographDataset, wanted:
     """Fit a classifier's head to the features of the encoder as it is, so that training starts from a linear probe.
 
     A head with random weights would change the encoder before it knows what to look for (Kumar et al., ICLR 2022). The
-    regression is that of `afire probe`, on at most 4096 training images. A resumed training has a head already.
+    regression is that of `afire probe`, on at most 4096 training images, with the weights that the loss gives to
+    positives (``balance``). A resumed training has a head already.
 
     Args:
         trainer: of a `Classification`, before its run.
@@ -96,7 +97,8 @@ def fit_head_first(trainer: PretrainTrainer, dataset: RadiographDataset, wanted:
     columns = torch.cat(features)
     deviation = columns.double().std(0, correction=0).clamp_min(1e-6)
     head = network.head.cpu()
-    fit_logistic(head, columns, torch.cat(targets).numpy(), columns.double().mean(0), deviation, STRENGTH)
+    target, mean, weight = torch.cat(targets).numpy(), columns.double().mean(0), task.loss.weight
+    fit_logistic(head, columns, target, mean, deviation, STRENGTH, None if weight is None else weight.tolist())
     head.to(trainer.state.device)
     if task.average:
         task.teacher.head.load_state_dict(head.state_dict())

@@ -144,20 +144,25 @@ def test_training_starts_from_the_head_that_scikit_learn_fits_to_the_encoder_as_
 ):
     given = {**TINY, "init": str(encoder), "epochs": 1, "lr": 0.0, "final_lr": 0.0}
     label = load_datalist(phantoms)["labels"][-1]
-    for name, first in (("fitted", True), ("random", False)):
-        settings = {**given, "labels": [label], "head_first": first, "output_dir": str(tmp_path / name)}
+    ways = {"fitted": {}, "balanced": {"balance": True}, "random": {"head_first": False}}
+    for name, way in ways.items():
+        settings = {**given, **way, "labels": [label], "output_dir": str(tmp_path / name)}
         run_bundle(foreign, CLASSIFY, datalist=str(phantoms), **settings)
-    heads = [load_classifier(tmp_path / name / "models")[0] for name in ("fitted", "random")]
+    heads = {name: load_classifier(tmp_path / name / "models")[0] for name in ways}
     content = load_datalist(phantoms)
     read = reading((32, 32))
     images = torch.stack([read(item)["image"] for item in content["training"]])
     truth = [item["label"][content["labels"].index(label)] for item in content["training"]]
-    with torch.no_grad():
-        columns = heads[0].features(images).numpy()
-        logits = heads[0](images)[:, 0].numpy()
-    expected = make_pipeline(StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=1000)).fit(columns, truth)
-    np.testing.assert_allclose(logits, expected.decision_function(columns), atol=1e-3)
-    assert not torch.equal(heads[0].head.weight, heads[1].head.weight)
+    weight = truth.count(0) / truth.count(1)
+    assert weight != 1
+    for name, of_positives in (("fitted", 1), ("balanced", weight)):
+        with torch.no_grad():
+            columns = heads[name].features(images).numpy()
+            logits = heads[name](images)[:, 0].numpy()
+        regression = LogisticRegression(C=STRENGTH, max_iter=1000, class_weight={1: of_positives})
+        expected = make_pipeline(StandardScaler(), regression).fit(columns, truth)
+        np.testing.assert_allclose(logits, expected.decision_function(columns), atol=1e-3)
+    assert not torch.equal(heads["fitted"].head.weight, heads["random"].head.weight)
 
 
 def test_same_seed_same_model_and_another_seed_another(phantoms, foreign, encoder, classified, tmp_path):
