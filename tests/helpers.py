@@ -15,7 +15,7 @@ from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.loading.sampler import EpochSampler
 from afire_monai.losses import RestorationLoss, SelfDistillationLoss, TokenContrastiveLoss, TokenMatchLoss
 from afire_monai.methods import AFiRe
-from afire_monai.models.folder import export_task
+from afire_monai.models.folder import export_encoder, export_task
 from afire_monai.networks import AnomalyRestorationDecoder, PrototypeBank, TokenHead, ViTClassifier, ViTEncoder
 from afire_monai.training.plan import TrainingPlan, parameter_groups
 from afire_monai.training.trainer import PretrainTrainer
@@ -72,6 +72,13 @@ def full_afire(shift: int = 2, populations: Sequence[int] | None = None) -> AFiR
 def guided_afire(shift: int = 2) -> AFiRe:
     """`full_afire` for at most 24 images of three kinds of people."""
     return full_afire(shift, [i * i % 3 for i in range(23)] + [2])
+
+
+def tiny_encoder(folder: Path, seed: int = 0) -> Path:
+    """Export a vision transformer with the weights that a seed gives; returns its folder."""
+    torch.manual_seed(seed)
+    export_encoder(ViTEncoder(32, PATCH, embed_dim=32, depth=2, num_heads=2), folder)
+    return folder
 
 
 def smooth_images(count: int, size: tuple[int, int], seed: int = 0) -> torch.Tensor:

@@ -2,26 +2,14 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import smooth_images
+from helpers import smooth_images, tiny_encoder
 from PIL import Image
 from sklearn.metrics import roc_auc_score
-
-from afire_monai.models.folder import export_encoder
-from afire_monai.networks import ViTEncoder
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-def run(monkeypatch, *words: str) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.setattr(sys, "argv", ["compare.py", *words])
-    importlib.import_module("compare").main()
 
 
 @pytest.mark.parametrize(
@@ -44,14 +32,13 @@ def run(monkeypatch, *words: str) -> None:
         (["table", "--chart", "absent/chart.png"], "absent/chart.png: the name of a .png in a folder"),
     ],
 )
-def test_what_cannot_be_compared_is_said_before_anything_is_trained(words, said, monkeypatch, tmp_path):
+def test_what_cannot_be_compared_is_said_before_anything_is_trained(call, words, said, tmp_path):
     with pytest.raises(SystemExit, match=said):
-        run(monkeypatch, *words, "--out", str(tmp_path))
+        call(*words, "--out", str(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
-def test_result_that_was_cut_off_is_left_out_and_one_in_the_middle_is_named(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_result_that_was_cut_off_is_left_out_and_one_in_the_middle_is_named(tmp_path):
     stored_rows = importlib.import_module("compare_parts").stored_rows
     log = tmp_path / "results.jsonl"
     log.write_text('{"key": "a"}\n{"key": "b", "sec')
@@ -63,9 +50,7 @@ def test_result_that_was_cut_off_is_left_out_and_one_in_the_middle_is_named(monk
         stored_rows(log)
 
 
-def test_table_of_stored_results_has_means_over_seeds_and_marks_who_is_level_with_the_best(
-    monkeypatch, tmp_path, capsys
-):
+def test_table_of_stored_results_has_means_over_seeds_and_marks_who_is_level_with_the_best(call, tmp_path, capsys):
     (tmp_path / "scores").mkdir()
     groups, truth = np.arange(40).astype(str), np.arange(40) % 2
     rows = []
@@ -87,7 +72,7 @@ def test_table_of_stored_results_has_means_over_seeds_and_marks_who_is_level_wit
     )
     words = ["--images", str(tmp_path / "normals.json"), "--method", "afire=20", "--chart", str(tmp_path / "chart.png")]
     words += ["--csv", str(tmp_path / "all.csv")]
-    run(monkeypatch, "table", "--out", str(tmp_path), "--against", "mae", *words)
+    call("table", "--out", str(tmp_path), "--against", "mae", *words)
     told = capsys.readouterr().out
     # 20 epochs of 12 images at half an image a second
     assert "| afire | 0.5 | 1.00 | 240 | 8 |\n| mae | 2.0 | 0.50 |  |  |" in told
@@ -109,8 +94,7 @@ def test_table_of_stored_results_has_means_over_seeds_and_marks_who_is_level_wit
         assert chart.width > 3 * chart.height
 
 
-def test_mean_over_labels_leaves_out_those_of_fewer_than_five_test_images(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_mean_over_labels_leaves_out_those_of_fewer_than_five_test_images(tmp_path):
     row_draws = importlib.import_module("compare_tables").row_draws
     (tmp_path / "scores").mkdir()
     # three labels in order; four and 36 of 40 images have the others, whose scores are the wrong way round
@@ -142,8 +126,7 @@ def data(tmp_path) -> Path:
     return tmp_path / "list.json"
 
 
-def test_evaluation_is_repeated_only_for_other_weights_or_other_data(data, monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_evaluation_is_repeated_only_for_other_weights_or_other_data(call, data, monkeypatch, tmp_path):
     done = []
 
     def pretend(row, path, work):
@@ -152,27 +135,26 @@ def test_evaluation_is_repeated_only_for_other_weights_or_other_data(data, monke
 
     monkeypatch.setattr(importlib.import_module("compare_parts"), "run_job", pretend)
     out = tmp_path / "out"
-    export_encoder(ViTEncoder(32, 8, embed_dim=32, depth=2, num_heads=2), out / "mae" / "0" / "models")
+    tiny_encoder(out / "mae" / "0" / "models")
     words = ["evaluate", "--out", str(out), "--task", f"a={data}:Mass", "--fraction", "0.1", "--seeds", "1", "--pixels"]
-    run(monkeypatch, *words)
-    run(monkeypatch, *words)
+    call(*words)
+    call(*words)
     assert done == [
         "probe/a/mae/1.0/0",
         "probe/a/pixels/1.0/0",
         "classification/a/mae/0.1/0",
         "classification/a/pixels/0.1/0",
     ]
-    export_encoder(ViTEncoder(32, 8, embed_dim=32, depth=2, num_heads=2), out / "mae" / "0" / "models")
-    run(monkeypatch, *words)
+    tiny_encoder(out / "mae" / "0" / "models", 1)
+    call(*words)
     assert done[4:] == ["probe/a/mae/1.0/0", "classification/a/mae/0.1/0"]
     content = json.loads(data.read_text())
     data.write_text(json.dumps({**content, "test": content["test"][1:]}))
-    run(monkeypatch, *words)
+    call(*words)
     assert len(done) == 10
 
 
-def test_the_image_itself_is_probed_and_classified_like_an_encoder(data, monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_the_image_itself_is_probed_and_classified_like_an_encoder(data):
     parts = importlib.import_module("compare_parts")
     for kind, columns in (("probe", 4), ("classification", 1)):
         found = parts.run_job({"key": f"{kind}/a/pixels/1.0/0", "task": f"{data}:Mass"}, None, data.parent / "work")
@@ -182,17 +164,15 @@ def test_the_image_itself_is_probed_and_classified_like_an_encoder(data, monkeyp
         assert min(figures) > 0.85, figures
 
 
-def test_run_of_other_settings_is_not_gone_on_with(data, monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    keep = importlib.import_module("compare").keep_settings
+def test_run_of_other_settings_is_not_gone_on_with(module, data, tmp_path):
+    keep = module.keep_settings
     keep(tmp_path / "run", {"epochs": 20}, str(data))
     keep(tmp_path / "run", {"epochs": 20}, str(data))
     with pytest.raises(SystemExit, match="other settings"):
         keep(tmp_path / "run", {"epochs": 100}, str(data))
 
 
-def test_methods_are_compared_on_the_seeds_that_both_have(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_methods_are_compared_on_the_seeds_that_both_have():
     tables = importlib.import_module("compare_tables")
     # the other seeds of the first are far worse, and say nothing about the second
     first = {0: np.full(11, 0.9), 1: np.full(11, 0.9), 2: np.full(11, 0.1)}
@@ -206,8 +186,7 @@ def test_methods_are_compared_on_the_seeds_that_both_have(monkeypatch):
     assert tables.level_with_best({"second": second, "fourth": {2: np.full(11, 0.9)}}) == {"second", "fourth"}
 
 
-def test_finished_encoders_are_found_by_seed_and_those_of_the_cost_are_not(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_finished_encoders_are_found_by_seed_and_those_of_the_cost_are_not(tmp_path):
     for folder in ("mae/1", "afire/1", "fresh/0", "mae/0", "other/0", "cost/afire"):
         (tmp_path / folder / "models").mkdir(parents=True)
         (tmp_path / folder / "models" / "encoder.safetensors").touch()

@@ -1,35 +1,15 @@
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from helpers import smooth_images
+from helpers import smooth_images, tiny_encoder
 from PIL import Image
 
 from afire_monai.models.folder import export_encoder
-from afire_monai.networks import ResNetEncoder, ViTEncoder
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def module(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("few_labels")
-
-
-@pytest.fixture
-def call(module, monkeypatch):
-    def run(*words: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["few_labels.py", *words])
-        module.main()
-
-    return run
+from afire_monai.networks import ResNetEncoder
 
 
 @pytest.fixture
@@ -49,8 +29,7 @@ def data(tmp_path) -> Path:
 
 
 def test_probes_of_any_encoder_are_printed_by_number_of_labels(call, module, data, tmp_path, capsys):
-    torch.manual_seed(0)
-    export_encoder(ViTEncoder(32, 8, embed_dim=32, depth=2, num_heads=2), tmp_path / "vit")
+    tiny_encoder(tmp_path / "vit")
     export_encoder(ResNetEncoder(32, blocks=[1, 1, 1, 1]), tmp_path / "resnet")
     words = [word for name in ("vit", "resnet") for word in ("--encoder", f"{name}={tmp_path / name}")]
     call("--data", f"a={data}", *words, "--counts", "5", "100", "--draws", "2")
@@ -66,7 +45,7 @@ def test_probes_of_any_encoder_are_printed_by_number_of_labels(call, module, dat
 def test_fine_tuning_uses_no_label_outside_the_drawn_ones_and_is_not_repeated(
     call, module, data, tmp_path, monkeypatch, capsys
 ):
-    export_encoder(ViTEncoder(32, 8, embed_dim=32, depth=2, num_heads=2), tmp_path / "vit")
+    tiny_encoder(tmp_path / "vit")
     lists = []
 
     def pretend(folder, drawn, work, settings):
@@ -92,7 +71,7 @@ def test_fine_tuning_uses_no_label_outside_the_drawn_ones_and_is_not_repeated(
 
 
 def test_fine_tuning_of_a_draw_gives_the_figure_of_its_test_images(module, data, tmp_path, monkeypatch):
-    export_encoder(ViTEncoder(32, 8, embed_dim=32, depth=2, num_heads=2), tmp_path / "vit")
+    tiny_encoder(tmp_path / "vit")
     content = module.load_datalist(data)
     drawn = module.drawn_list(content, range(0, 60, 3), "test", 0)
     settings = {"epochs": 2, "batch_size": 8, "device": "cpu", "seed": 0}

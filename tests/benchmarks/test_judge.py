@@ -1,34 +1,17 @@
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import smooth_images
+from helpers import smooth_images, tiny_encoder
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from afire_monai.evaluation.probes import extract_features, knn_probe
-from afire_monai.models.folder import export_encoder, load_encoder
-from afire_monai.networks import ViTEncoder
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-def judge(monkeypatch, *words: str) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.setattr(sys, "argv", ["judge.py", *words])
-    importlib.import_module("judge").main()
-
-
-def tiny_encoder(folder: Path, seed: int) -> Path:
-    torch.manual_seed(seed)
-    export_encoder(ViTEncoder(32, 8, embed_dim=32, depth=2, num_heads=2), folder)
-    return folder
+from afire_monai.models.folder import load_encoder
 
 
 @pytest.fixture
@@ -51,14 +34,12 @@ def data(tmp_path) -> Path:
     return tmp_path
 
 
-def test_encoders_are_judged_once_with_scores_of_each_image_and_again_when_weights_change(
-    data, tmp_path, monkeypatch, capsys
-):
+def test_encoders_are_judged_once_with_scores_of_each_image_and_again_when_weights_change(data, tmp_path, call, capsys):
     for seed in range(2):
         tiny_encoder(tmp_path / "runs" / "tiny" / str(seed) / "models", seed)
     words = ["--out", str(tmp_path / "out"), "--data", f"kids={data / 'list.json'}", "--pretraining"]
     words += [str(data / "few.json"), "--runs", str(tmp_path / "runs"), "--device", "cpu"]
-    judge(monkeypatch, "run", *words)
+    call("run", *words)
     rows = [json.loads(line) for line in (tmp_path / "out" / "judged.jsonl").read_text().splitlines()]
     assert [row["key"] for row in rows] == ["tiny/0", "tiny/1"]
     assert rows[0]["reference"] == {"kids": {"normals": 21, "unseen": True}}
@@ -79,15 +60,15 @@ def test_encoders_are_judged_once_with_scores_of_each_image_and_again_when_weigh
     expected = knn_probe(features[:50], np.arange(50) % 2, features[60:])
     np.testing.assert_allclose(saved["kids/test/k-NN, class and mean"], expected, atol=1e-3)
 
-    judge(monkeypatch, "run", *words)
+    call("run", *words)
     assert len((tmp_path / "out" / "judged.jsonl").read_text().splitlines()) == 2
     tiny_encoder(tmp_path / "runs" / "tiny" / "1" / "models", 7)
-    judge(monkeypatch, "run", *words)
+    call("run", *words)
     rows = [json.loads(line) for line in (tmp_path / "out" / "judged.jsonl").read_text().splitlines()]
     assert [row["key"] for row in rows] == ["tiny/0", "tiny/1", "tiny/1"]
     capsys.readouterr()
 
-    judge(monkeypatch, "table", "--out", str(tmp_path / "out"))
+    call("table", "--out", str(tmp_path / "out"))
     shown = capsys.readouterr().out
     validation, test = shown.index("kids, validation** (choices are made here"), shown.index("kids, test** (no choice")
     assert validation < test
@@ -96,7 +77,7 @@ def test_encoders_are_judged_once_with_scores_of_each_image_and_again_when_weigh
     assert f"{mean:.3f} (" in shown[test:]
 
 
-def test_settings_are_chosen_by_the_mean_over_figures_and_seeds_of_validation_patients(tmp_path, monkeypatch, capsys):
+def test_settings_are_chosen_by_the_mean_over_figures_and_seeds_of_validation_patients(tmp_path, call, capsys):
     def row(key: str, *values: float) -> str:
         names = ("k-NN, class and mean", "linear, class and mean", "tokens", "density")
         figures = {f"kids/validation/{what}": value for what, value in zip(names, values, strict=True)}
@@ -110,37 +91,36 @@ def test_settings_are_chosen_by_the_mean_over_figures_and_seeds_of_validation_pa
 
     rows = [row("slow/0", 0.5, 0.5, 0.5, 0.5), row("fast/0", 0.9, 0.8, 0.7, 0.6), row("fast/1", 0.7, 0.8, 0.9, 0.6)]
     (tmp_path / "judged.jsonl").write_text("\n".join(rows) + "\n")
-    judge(monkeypatch, "choose", "--out", str(tmp_path))
+    call("choose", "--out", str(tmp_path))
     assert capsys.readouterr().out.splitlines()[2:] == [
         "| fast | 2 | 0.800 | 0.800 | 0.800 | 0.600 | 0.750 |",
         "| slow | 1 | 0.500 | 0.500 | 0.500 | 0.500 | 0.500 |",
     ]
 
 
-def test_reference_takes_what_pretraining_saw_where_too_few_others_remain(data, tmp_path, monkeypatch):
-    folder = tiny_encoder(tmp_path / "models", 0)
+def test_reference_takes_what_pretraining_saw_where_too_few_others_remain(data, tmp_path, call):
+    folder = tiny_encoder(tmp_path / "models")
     words = ["--data", f"kids={data / 'list.json'}", "--encoder", f"a={folder}", "--parts", "density"]
     for options, expected in (([str(data / "many.json")], (25, False)), ([], (25, None))):
         seen = ["--pretraining", *options] if options else []
-        judge(monkeypatch, "run", "--out", str(tmp_path / "out"), "--device", "cpu", *words, *seen)
+        call("run", "--out", str(tmp_path / "out"), "--device", "cpu", *words, *seen)
         row = json.loads((tmp_path / "out" / "judged.jsonl").read_text().splitlines()[-1])
         assert tuple(row["reference"]["kids"].values()) == expected
     # a part of the whole image points nowhere, and is the same as the sum of itself
     assert not any(name.startswith("kids/test/points") for name in row["figures"])
 
 
-def test_lists_are_judged_by_one_another_and_by_fresh_weights_and_pixels(data, tmp_path, monkeypatch, capsys):
+def test_lists_are_judged_by_one_another_and_by_fresh_weights_and_pixels(data, tmp_path, call, capsys):
     content = json.loads((data / "list.json").read_text())
     others = [{**item, "group": f"other {item['group']}"} for item in content["test"]]
     (data / "alone.json").write_text(json.dumps({"labels": ["Mass"], "test": others}))
-    encoder = ViTEncoder(32, 8, embed_dim=32, depth=2, num_heads=2)
-    export_encoder(encoder, tmp_path / "models")
+    tiny_encoder(tmp_path / "models")
     words = ["--out", str(tmp_path / "out"), "--device", "cpu", "--parts", "density"]
     words += ["--encoder", f"a={tmp_path}/models"]
     words += ["--data", f"here={data / 'list.json'}", "--data", f"there={data / 'alone.json'}"]
     with pytest.raises(SystemExit, match="section training is missing"):
-        judge(monkeypatch, "run", *words)
-    judge(monkeypatch, "run", *words, "--cross", "--baselines", "1")
+        call("run", *words)
+    call("run", *words, "--cross", "--baselines", "1")
     rows = {row["key"]: row for row in map(json.loads, (tmp_path / "out" / "judged.jsonl").read_text().splitlines())}
     assert [*rows] == ["a/0", "fresh/0", "fresh_patches/0", "fresh_resnet/0", "pixels/0"]
     # the other list has the same pictures, and none of its own to learn from
@@ -151,13 +131,13 @@ def test_lists_are_judged_by_one_another_and_by_fresh_weights_and_pixels(data, t
     assert rows["pixels/0"]["figures"]["here/there/k-NN, mean"] == roc_auc_score(truth, pixels["here/there/k-NN, mean"])
     assert "here/there/density" not in rows["pixels/0"]["figures"]
     capsys.readouterr()
-    judge(monkeypatch, "table", "--out", str(tmp_path / "out"))
+    call("table", "--out", str(tmp_path / "out"))
     shown = capsys.readouterr().out
     assert "**here, there** (no choice" in shown
     assert "| pixels | 1 |" in shown
 
 
-def test_normals_alone_give_no_probe_and_unknown_labels_are_left_out(data, tmp_path, monkeypatch, capsys):
+def test_normals_alone_give_no_probe_and_unknown_labels_are_left_out(data, tmp_path, call, capsys):
     content = json.loads((data / "list.json").read_text())
     content["labels"] = ["No Finding", "Mass"]
     for section in ("training", "validation", "test"):
@@ -167,7 +147,7 @@ def test_normals_alone_give_no_probe_and_unknown_labels_are_left_out(data, tmp_p
     content["test"][0]["label"] = [None, None]
     (data / "normals.json").write_text(json.dumps(content))
     words = ["--data", f"kids={data / 'normals.json'}", "--encoder", f"a={tiny_encoder(tmp_path / 'models', 0)}"]
-    judge(monkeypatch, "run", "--out", str(tmp_path / "out"), "--device", "cpu", "--parts", "density", *words)
+    call("run", "--out", str(tmp_path / "out"), "--device", "cpu", "--parts", "density", *words)
     assert "1 of 10 images are neither known to be normal nor abnormal" in capsys.readouterr().out
     (row,) = map(json.loads, (tmp_path / "out" / "judged.jsonl").read_text().splitlines())
     assert row["reference"]["kids"]["normals"] == 25
@@ -189,18 +169,18 @@ def test_normals_alone_give_no_probe_and_unknown_labels_are_left_out(data, tmp_p
         (["table"], "holds no results"),
     ],
 )
-def test_what_cannot_be_judged_is_refused_at_once(words, message, monkeypatch, tmp_path):
-    folder = tiny_encoder(tmp_path / "models", 0)
+def test_what_cannot_be_judged_is_refused_at_once(words, message, call, tmp_path):
+    folder = tiny_encoder(tmp_path / "models")
     with pytest.raises(SystemExit, match=message):
-        judge(monkeypatch, *[w.replace("MODELS", str(folder)) for w in words], "--out", str(tmp_path / "out"))
+        call(*[w.replace("MODELS", str(folder)) for w in words], "--out", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
-def test_patient_in_two_sections_is_refused(data, tmp_path, monkeypatch):
+def test_patient_in_two_sections_is_refused(data, tmp_path, call):
     content = json.loads((data / "list.json").read_text())
     content["test"][0]["group"] = "patient 3"
     (data / "list.json").write_text(json.dumps(content))
-    folder = tiny_encoder(tmp_path / "models", 0)
+    folder = tiny_encoder(tmp_path / "models")
     words = ["--encoder", f"a={folder}", "--data", f"kids={data / 'list.json'}", "--device", "cpu"]
     with pytest.raises(SystemExit, match="a patient is in two sections"):
-        judge(monkeypatch, "run", *words, "--out", str(tmp_path / "out"))
+        call("run", *words, "--out", str(tmp_path / "out"))

@@ -1,38 +1,21 @@
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
-from helpers import smooth_images
+from helpers import smooth_images, tiny_encoder
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from afire_monai.models.folder import export_encoder
-from afire_monai.networks import ViTEncoder
 from afire_monai.predictions.format import Predictions, save_predictions
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def module(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("zhanglab")
-
-
-@pytest.fixture
-def call(module, monkeypatch):
-    def run(*words: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["zhanglab.py", *words, "--device", "cpu"])
-        module.main()
-
-    return run
+def call(call):
+    return lambda *words: call(*words, "--device", "cpu")
 
 
 @pytest.fixture
@@ -49,12 +32,6 @@ def root(tmp_path) -> Path:
         name = f"IM-{number:04d}-0001" if normal else f"person{number}_virus_1"
         Image.fromarray((image[0] * 255).byte().numpy()).save(folder / f"{name}.jpeg")
     return tmp_path / "chest_xray"
-
-
-def tiny_encoder(folder: Path, seed: int = 0) -> Path:
-    torch.manual_seed(seed)
-    export_encoder(ViTEncoder(32, 8, embed_dim=32, depth=2, num_heads=2), folder)
-    return folder
 
 
 def test_given_encoders_are_scored_by_normal_training_images_and_printed_beside_published_figures(
