@@ -70,8 +70,8 @@ def main() -> None:
         tokens = {s: tokens_of(encoder, cases.pictures[encoder.image_size]) for s, cases in sections.items()}
         truth = {s: cases.abnormal for s, cases in sections.items()}
         distance = distances(tokens, truth["training"], population.training.groups)
-        print(f"\n**{name}, validation / test**\n\n| blocks, C | " + " | ".join(f"{count} labels" for count in counts))
-        print("|---" * (len(counts) + 1) + "|")
+        header = " | ".join(["blocks, C", *(f"{count} labels" for count in counts)])
+        print(f"\n**{name}, validation / test**\n\n| {header} |\n{'|---' * (len(counts) + 1)}|")
         for choice, shares in CHOICES.items():
             for zones, parts in (("", 2), (", zones", 8)):
                 blocks = [round(share * encoder.depth) - 1 for share in shares]

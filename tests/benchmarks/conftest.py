@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from helpers import smooth_images
+from PIL import Image
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +33,16 @@ def call(module, monkeypatch) -> Callable[..., None]:
         module.main()
 
     return run
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """60 pictures of 32 x 32, every second with a bright square; 30, 10 and 20 in the sections."""
+    items = []
+    for number, image in enumerate(0.2 * smooth_images(60, (32, 32))):
+        image[:, 8:16, 16:24] += 0.6 * (number % 2)
+        Image.fromarray((image[0] * 255).byte().numpy()).save(tmp_path / f"{number}.png")
+        items.append({"image": f"{number}.png", "label": [number % 2], "group": f"patient {number}"})
+    content = {"labels": ["Mass"], "training": items[:30], "validation": items[30:40], "test": items[40:]}
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    return tmp_path / "list.json"

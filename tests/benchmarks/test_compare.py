@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import importlib
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import smooth_images, tiny_encoder
+from helpers import tiny_encoder
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
@@ -111,19 +110,6 @@ def test_mean_over_labels_leaves_out_those_of_fewer_than_five_test_images(tmp_pa
     assert figure([0, 1, 2, 3, 4]) == {"10% of labels, 3 of 5 labels count": 1.0}
     assert figure([0, 1]) == {"10% of labels": 1.0}
     assert figure([3]) == {"10% of labels": 0.0}
-
-
-@pytest.fixture
-def data(tmp_path) -> Path:
-    """60 pictures of 32 x 32, every second with a bright square."""
-    items = []
-    for number, image in enumerate(0.2 * smooth_images(60, (32, 32))):
-        image[:, 8:16, 16:24] += 0.6 * (number % 2)
-        Image.fromarray((image[0] * 255).byte().numpy()).save(tmp_path / f"{number}.png")
-        items.append({"image": f"{number}.png", "label": [number % 2], "group": f"patient {number}"})
-    content = {"labels": ["Mass"], "training": items[:30], "validation": items[30:40], "test": items[40:]}
-    (tmp_path / "list.json").write_text(json.dumps(content))
-    return tmp_path / "list.json"
 
 
 def test_evaluation_is_repeated_only_for_other_weights_or_other_data(call, data, monkeypatch, tmp_path):
