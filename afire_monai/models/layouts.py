@@ -15,11 +15,13 @@ from torch import Tensor
 from afire_monai.core.errors import AfireError
 from afire_monai.core.files import whole_file, write_text
 from afire_monai.models.export import Exportable, ExportReport, compare
+from afire_monai.models.foreign_names import to_own_names
 from afire_monai.models.layout_files import hf_files, timm_files
 from afire_monai.networks import ViTClassifier, ViTEncoder
 
 LAYOUTS = ("timm", "hf")
 _TO_TIMM = (
+    (re.compile(r"^positions$"), "pos_embed"),
     (re.compile(r"^patch_embed\."), "patch_embed.proj."),
     (re.compile(r"\.attn\.out_proj\."), ".attn.proj."),
     (re.compile(r"\.mlp\.linear1\."), ".mlp.fc1."),
@@ -85,14 +87,17 @@ def export_layout(exportable: Exportable, images: Tensor, folder: Path, form: st
 
 def to_timm(encoder: ViTEncoder, head: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return an encoder's weights under timm's names: four renames, and the sine positions as a table."""
-    state = {}
-    for name, value in {**encoder.state_dict(), **head}.items():
-        for pattern, replacement in _TO_TIMM:
-            name = pattern.sub(replacement, name)
-        state[name] = value.detach().cpu().clone()
+    weights = encoder.state_dict() | head
+    state = {_timm_name(name): value.detach().cpu().clone() for name, value in weights.items()}
     positions = encoder.positions_of(encoder.grid)
     state["pos_embed"] = F.pad(positions, (0, 0, 1, 0))[None].cpu().clone()
     return state
+
+
+def _timm_name(name: str) -> str:
+    for pattern, replacement in _TO_TIMM:
+        name = pattern.sub(replacement, name)
+    return name
 
 
 def to_hf(state: dict[str, Tensor], width: int) -> dict[str, Tensor]:
@@ -119,31 +124,10 @@ def to_hf(state: dict[str, Tensor], width: int) -> dict[str, Tensor]:
 
 
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Undo :func:`to_hf`."""
-    back = {
-        "embeddings.cls_token": "cls_token",
-        "embeddings.position_embeddings": "pos_embed",
-        "embeddings.patch_embeddings.projection.": "patch_embed.proj.",
-        "attention.output.dense.": "attn.proj.",
-        "layernorm_before.": "norm1.",
-        "layernorm_after.": "norm2.",
-        "intermediate.dense.": "mlp.fc1.",
-        "output.dense.": "mlp.fc2.",
-        "encoder.layer.": "blocks.",
-        "layernorm.": "norm.",
-        "classifier.": "head.",
-    }
-    renamed: dict[str, Tensor] = {}
-    for name, value in state.items():
-        plain = name.removeprefix("vit.")
-        for old, new in back.items():
-            plain = plain.replace(old, new)
-        if plain.endswith((".query.weight", ".query.bias")):
-            parts = [state[name.replace(".query.", f".{part}.")] for part in ("query", "key", "value")]
-            renamed[plain.replace(".attention.attention.query.", ".attn.qkv.")] = torch.cat(parts)
-        elif ".attention.attention." not in plain:
-            renamed[plain] = value
-    return renamed
+    """Undo :func:`to_hf`, by the names that foreign encoders are read by."""
+    own, _, rest = to_own_names({name.removeprefix("vit."): value for name, value in state.items()})
+    head = {name.replace("classifier.", "head."): state[name] for name in rest}
+    return {_timm_name(name): value for name, value in own.items()} | head
 
 
 @torch.no_grad()
