@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from afire_monai.core.errors import DataListError
 from afire_monai.datalists.file import DEFAULT_NORMAL, DataList, StrPath
@@ -34,12 +33,10 @@ def datalist_from_bmad(folder: StrPath, out: StrPath | None = None) -> DataList:
                 raise DataListError(f"{place}: folders good and Ungood are expected. Move it away")
             images, masks = _files(place, "img"), _files(place, "label") if (place / "label").is_dir() else None
             for name, path in sorted(images.items()):
-                item: dict[str, Any] = {"image": str(path.absolute()), "group": path.relative_to(root).as_posix()}
-                item["label"] = [int(kind == "good"), int(kind == "ungood")]
-                if masks is not None and name in masks:
-                    item["mask"] = str(masks[name].absolute())
-                gathered.skipped["no_mask_but_kept"] += masks is not None and name not in masks
-                gathered.sections[section].append(item)
+                mask = str(masks[name].absolute()) if masks is not None and name in masks else None
+                gathered.skipped["no_mask_but_kept"] += masks is not None and mask is None
+                label = [int(kind == "good"), int(kind == "ungood")]
+                gathered.add(section, path, path.relative_to(root).as_posix(), label, mask=mask)
     gathered.facts["split"] = "official"
     return finish("bmad-chest", gathered, root, out, official=("validation", "test"))
 

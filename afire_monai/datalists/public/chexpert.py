@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from afire_monai.core.errors import DataListError
 from afire_monai.datalists.cells import facts_of, parse_label
@@ -63,9 +62,8 @@ def datalist_from_chexpert(
             if image is None:
                 gathered.skipped["missing_image"] += 1
                 continue
-            item: dict[str, Any] = {"image": str(image.absolute()), "group": _patient(row)}
-            item["label"] = [parse_label(row, name, blank) for name in wanted]
-            gathered.sections[section].append(item | _facts(row))
+            label = [parse_label(row, name, blank) for name in wanted]
+            gathered.add(section, image, _patient(row), label, **_facts(row))
     gathered.hold_out(validation, seed)
     gathered.facts |= {"unmentioned": unmentioned}
     return finish("chexpert", gathered, root, out, official=("test",))

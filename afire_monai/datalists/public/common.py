@@ -35,6 +35,11 @@ class Gathered:
     skipped: Counter[str] = field(default_factory=lambda: Counter(missing_image=0))
     facts: dict[str, Any] = field(default_factory=dict)  #: further values for ``meta``
 
+    def add(self, section: str, image: StrPath, group: str, label: Sequence[int | None], **more: Any) -> None:
+        """Add an item to a section; further values that are None or empty are left out."""
+        item = {"image": str(Path(image).absolute()), "group": group, "label": label, **more}
+        self.sections[section].append({name: value for name, value in item.items() if value not in (None, [])})
+
     def hold_out(self, fraction: float, seed: int) -> None:
         """Move a share of the training patients, stratified by their labels, to validation.
 

@@ -54,13 +54,12 @@ def datalist_from_jsrt(
     gathered.skipped["missing_image"] = len(set(people) - set(files))
     for stem, path in ((stem, files[stem]) for stem in sorted(files)):
         nodule = stem.startswith("JPCLN")
-        item: dict[str, Any] = {"image": str(path.absolute()), "group": stem, "label": [int(not nodule), int(nodule)]}
-        item |= facts_of(*people.get(stem, ("", "")), view="PA")
+        facts: dict[str, Any] = {**facts_of(*people.get(stem, ("", "")), view="PA")}
         if stem in nodules:
-            item["boxes"] = [_box(nodules[stem], picture_size(path))]
+            facts["boxes"] = [_box(nodules[stem], picture_size(path))]
         if target is not None and len(outlines.get(stem, [])) == len(LUNGS):
-            item["mask"] = write_mask(union_of_pictures(outlines[stem], picture_size(path)), target / f"{stem}.png")
-        gathered.sections["training"].append(item)
+            facts["mask"] = write_mask(union_of_pictures(outlines[stem], picture_size(path)), target / f"{stem}.png")
+        gathered.add("training", path, stem, [int(not nodule), int(nodule)], **facts)
     gathered.divide(fractions, seed)
     return finish("jsrt", gathered, root, out)
 

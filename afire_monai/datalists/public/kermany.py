@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from afire_monai.core.errors import DataListError
 from afire_monai.datalists.file import DataList, StrPath
@@ -48,9 +47,7 @@ def datalist_from_kermany(
                     f"{place}: no such folder; train and test, each with NORMAL and PNEUMONIA, are expected"
                 )
             for _, path in sorted(find_files(place, (".jpeg", ".jpg", ".png")).items()):
-                item: dict[str, Any] = {"image": str(path.absolute()), "group": _patient(path)}
-                item["label"] = [int(position == index) for index in range(len(LABELS))]
-                gathered.sections[section].append(item)
+                gathered.add(section, path, _patient(path), [int(position == index) for index in range(len(LABELS))])
     gathered.hold_out(validation, seed)
     return finish("kermany", gathered, root, out, official=("test",))
 

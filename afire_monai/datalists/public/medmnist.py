@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -52,9 +52,8 @@ def datalist_from_medmnist(file: StrPath, out: StrPath | None = None, images: St
             labels = _labels(archive, f"{part}_labels.npy", len(SETS[name]) - 1)
             for number, pixels in enumerate(_pictures(archive, f"{part}_images.npy", len(labels))):
                 image = target / path.stem / part / f"{number:06d}.png"
-                item: dict[str, Any] = {"image": write_picture(pixels, image), "group": f"{part} {number}"}
-                item["label"] = [int(not labels[number].any()), *labels[number].tolist()]
-                gathered.sections[section].append(item)
+                label = [int(not labels[number].any()), *labels[number].tolist()]
+                gathered.add(section, write_picture(pixels, image), f"{part} {number}", label)
     gathered.facts["split"] = "official"
     return finish(name, gathered, path, out, official=("validation", "test"))
 

@@ -57,7 +57,6 @@ def datalist_from_mimic(
         if reason is not None:
             gathered.skipped[reason] += 1
             continue
-        item = {"image": str(image.absolute()), "group": subject, "label": studies[row["study_id"]]}
-        gathered.sections[SECTION[row["split"]]].append(item | facts_of(view=view))
+        gathered.add(SECTION[row["split"]], image, subject, studies[row["study_id"]], **facts_of(view=view))
     gathered.facts |= {"split": "official", "unmentioned": unmentioned}
     return finish("mimic-cxr", gathered, root, out, official=("validation", "test"))

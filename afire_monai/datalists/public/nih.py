@@ -57,12 +57,9 @@ def datalist_from_nih(
         if section is None or name not in files:
             gathered.skipped["missing_image" if section else "in_no_list"] += 1
             continue
-        label = _label(row)
-        item: dict[str, Any] = {"image": str(files[name].absolute()), "group": row["Patient ID"], "label": label}
-        item |= facts_of(row["Patient Gender"], row["Patient Age"], row["View Position"])
-        if name in boxes:
-            item["boxes"] = _scaled(boxes[name], files[name])
-        gathered.sections[section].append(item)
+        label, facts = _label(row), facts_of(row["Patient Gender"], row["Patient Age"], row["View Position"])
+        found = _scaled(boxes[name], files[name]) if name in boxes else None
+        gathered.add(section, files[name], row["Patient ID"], label, **facts, boxes=found)
     gathered.hold_out(validation, seed)
     standard = (train_list, test_list) == ("train_val_list.txt", "test_list.txt")
     gathered.facts["split"] = "official test images" if standard else f"test images of {Path(test_list).name}"

@@ -55,11 +55,8 @@ def datalist_from_rsna(
         if image not in files:
             gathered.skipped["missing_image"] += 1
             continue
-        item: dict[str, Any] = {"image": str(files[image].absolute()), "group": image}
-        item["label"] = [int(name == known) for known in CLASSES]
-        if boxes.get(image):
-            item["boxes"] = boxes[image]
-        gathered.sections["training"].append(item | (header_facts(files[image]) if read_headers else {}))
+        label, facts = [int(name == known) for known in CLASSES], header_facts(files[image]) if read_headers else {}
+        gathered.add("training", files[image], image, label, boxes=boxes.get(image), **facts)
     gathered.divide(fractions, seed)
     return finish("rsna-pneumonia", gathered, root, out)
 

@@ -63,13 +63,10 @@ def datalist_from_siim(
         positive = [text for text in texts if text != EMPTY]
         if positive and len(positive) < len(texts):
             raise DataListError(f"{table}: {image} has both a mask and -1; one or the other is expected")
-        item = {"image": str(files[image].absolute()), "group": image, "label": [int(bool(positive))]}
-        if positive:
-            drawn = [decode_relative_rle(text, SIDE, SIDE, f"{table}: {image}") for text in positive]
-            mask = np.logical_or.reduce(drawn)
-            if target is not None:
-                item["mask"] = write_mask(mask, target / f"{image}.png")
-        gathered.sections["training"].append(item | (header_facts(files[image]) if read_headers else {}))
+        drawn = [decode_relative_rle(text, SIDE, SIDE, f"{table}: {image}") for text in positive]
+        facts = header_facts(files[image]) if read_headers else {}
+        mask = write_mask(np.logical_or.reduce(drawn), target / f"{image}.png") if drawn and target else None
+        gathered.add("training", files[image], image, [int(bool(drawn))], mask=mask, **facts)
     gathered.divide(fractions, seed)
     return finish("siim-acr", gathered, root, out)
 

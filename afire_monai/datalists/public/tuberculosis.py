@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from afire_monai.core.errors import DataListError
 from afire_monai.datalists.cells import facts_of
@@ -86,12 +85,8 @@ def _build(
         match = re.fullmatch(pattern, file_name)
         if match is None or path.parent.name.lower() in ("mask", "masks", "leftmask", "rightmask"):
             continue
-        item: dict[str, Any] = {"image": str(path.absolute()), "group": match[1]}
-        item["label"] = [int(match[2] == "0"), int(match[2] == "1")]
-        mask = mask_of(path)
-        if mask is not None:
-            item["mask"] = mask
-        gathered.sections["training"].append(item | _reading(root / "ClinicalReadings" / f"{path.stem}.txt"))
+        facts = _reading(root / "ClinicalReadings" / f"{path.stem}.txt")
+        gathered.add("training", path, match[1], [int(match[2] == n) for n in "01"], mask=mask_of(path), **facts)
     if not gathered.sections["training"]:
         raise DataListError(f"{root}: no picture named like {pattern} in it or in CXR_png. Give the unpacked folder")
     gathered.divide(fractions, seed)

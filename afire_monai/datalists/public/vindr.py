@@ -60,13 +60,11 @@ def datalist_from_vindr(
                 gathered.skipped["missing_image"] += 1
                 continue
             share = np.mean(readings, axis=0)[columns]
-            item: dict[str, Any] = {"image": str(files[image].absolute()), "group": image}
-            item["label"] = [int(value > 0.5) for value in share]
-            present = {name for name, value in zip(names, item["label"], strict=True) if value}
+            label = [int(value > 0.5) for value in share]
+            present = {name for name, value in zip(names, label, strict=True) if value}
             kept = [box for box in boxes[image] if box[4] in present]
-            if kept:
-                item["boxes"] = kept
-            gathered.sections[section].append(item | (header_facts(files[image]) if read_headers else {}))
+            facts = header_facts(files[image]) if read_headers else {}
+            gathered.add(section, files[image], image, label, boxes=kept, **facts)
     gathered.hold_out(validation, seed)
     return finish("vindr-cxr", gathered, root, out, official=("test",))
 
