@@ -6,33 +6,11 @@ import itertools
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import warm
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+from hospital_files import PLANTED, write
 
 CONFIGS = Path(__file__).resolve().parents[2] / "bundle" / "configs"
-PLANTED = ("Zyxwolski", "PAT7734421", "19431107")
-
-
-def write_radiograph(path: Path, seed: int) -> None:
-    """A digital radiograph with a name, a number and a date of birth in its header."""
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
-    meta.MediaStorageSOPInstanceUID = generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    item = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    item.SOPClassUID, item.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    item.PatientName, item.PatientID, item.PatientBirthDate = f"{PLANTED[0]}^Anna", PLANTED[1], PLANTED[2]
-    item.Modality, item.PhotometricInterpretation = "DX", "MONOCHROME2"
-    item.BodyPartExamined, item.ViewPosition, item.PresentationIntentType = "CHEST", "PA", "FOR PRESENTATION"
-    item.Rows = item.Columns = 64
-    item.SamplesPerPixel, item.BitsAllocated, item.BitsStored, item.HighBit = 1, 16, 12, 11
-    item.PixelRepresentation = 0
-    coarse = np.random.default_rng(seed).integers(0, 4096, (4, 4), dtype=np.uint16)
-    item.PixelData = np.kron(coarse, np.ones((16, 16), dtype=np.uint16)).tobytes()
-    item.save_as(path, enforce_file_format=True)
 
 
 def contents(path: Path) -> list[bytes]:
@@ -50,7 +28,7 @@ def test_names_in_headers_and_file_names_get_into_no_file_and_no_log(tmp_path, m
     scans = tmp_path / "scans"
     scans.mkdir()
     for index in range(14):
-        write_radiograph(scans / f"{PLANTED[0]}_{PLANTED[2]}_{index:02d}.dcm", index)
+        write(scans / f"{PLANTED[0]}_{PLANTED[2]}_{index:02d}.dcm", index)
     whole = (scans / f"{PLANTED[0]}_{PLANTED[2]}_00.dcm").read_bytes()
     (scans / f"{PLANTED[0]}_{PLANTED[2]}_98.dcm").write_bytes(whole[:-4000])
     (scans / f"{PLANTED[0]}_{PLANTED[2]}_99.dcm").write_bytes(b"")

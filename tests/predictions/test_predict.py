@@ -13,9 +13,8 @@ import pytest
 import torch
 import warm
 from helpers import smooth_images, tiny_afire
+from hospital_files import PLANTED, write
 from PIL import Image
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
 from afire_monai.cli import main as cli
 from afire_monai.core.errors import AfireError, CheckpointError, DataListError
@@ -34,30 +33,9 @@ from afire_monai.predictions.scoring import Scorer
 from afire_monai.radiographs.decode import list_images
 from afire_monai.training.finish import export_detector, export_restorer
 
-PLANTED = ("Zyxwolski", "PAT7734421", "19431107")
-
 
 def save_png(path: Path, picture: torch.Tensor) -> None:
     Image.fromarray((picture.numpy() * 255).round().astype(np.uint8)).save(path)
-
-
-def save_dicom(path: Path, pixels: np.ndarray) -> None:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = (
-        DigitalXRayImageStorageForPresentation,
-        generate_uid(),
-    )
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    item = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    item.SOPClassUID, item.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    item.PatientName, item.PatientID, item.PatientBirthDate = f"{PLANTED[0]}^Anna", PLANTED[1], PLANTED[2]
-    item.Modality, item.PhotometricInterpretation = "DX", "MONOCHROME2"
-    item.BodyPartExamined, item.ViewPosition = "CHEST", "PA"
-    item.Rows, item.Columns = pixels.shape
-    item.SamplesPerPixel, item.BitsAllocated, item.BitsStored, item.HighBit = 1, 16, 12, 11
-    item.PixelRepresentation = 0
-    item.PixelData = pixels.astype(np.uint16).tobytes()
-    item.save_as(path, enforce_file_format=True)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +86,7 @@ def scans(tmp_path) -> Path:
     pictures = 0.5 * smooth_images(5, (60, 90), seed=8)[:, 0]
     save_png(folder / "a.png", pictures[0])
     (folder / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
-    save_dicom(folder / "below" / f"{PLANTED[0]}.dcm", (pictures[1].numpy() * 4095).astype(np.uint16))
+    write(folder / "below" / f"{PLANTED[0]}.dcm", pixels=(pictures[1].numpy() * 4095).astype(np.uint16))
     Image.fromarray(np.zeros((20, 20, 3), np.uint8) + np.array([0, 90, 200], np.uint8)).save(folder / "c.png")
     save_png(folder / "d.png", torch.full((20, 30), 0.3))
     for number in (2, 3, 4):
@@ -171,7 +149,7 @@ def test_a_bright_spot_is_hot_where_it_is_and_nowhere_else(model, tmp_path):
     picture = 0.2 + 0.1 * smooth_images(1, (60, 90), seed=21)[0, 0]  # near the mean of the normals
     picture[10:20, 60:75] += 0.6  # cell (1, 4) of 6 x 6
     save_png(tmp_path / "spot.png", picture)
-    save_dicom(tmp_path / "spot.dcm", (picture.numpy() * 4095).round())
+    write(tmp_path / "spot.dcm", pixels=(picture.numpy() * 4095).round().astype(np.uint16))
     predict_folder([tmp_path / "spot.png", tmp_path / "spot.dcm"], [model], tmp_path / "out")
     for index in (0, 1):
         heat = load_predictions(tmp_path / "out").heatmap(index)
