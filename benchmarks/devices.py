@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compare import METHODS as COMPARED
 from torch import Tensor
 
 from afire_monai.cli.bundle import bundle_root
@@ -38,19 +39,8 @@ from afire_monai.transforms import RadiographAugment
 from afire_monai.transforms.anatomy import anatomy_of
 
 CONFIGS = bundle_root() / "configs"
-PUBLISHED = {"exposure": 0.0, "match_weight": 0.0, "lesion_weight": 0.0, "lesion_free": 0.0, "lesion_lungs": 0.0} | {
-    "shift": 0,
-    "stem": "patches",
-}
-METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "afire": ("method_afire.yaml", {}),
-    "afire_published": ("method_afire.yaml", PUBLISHED),
-    "afire_all": ("method_afire.yaml", {"lesion_lungs": 0.5, "abnormal_change": 0.012, "class_weight": 1.0}),
-    "peac": ("method_peac.yaml", {}),
-    "mlvicx": ("method_mlvicx.yaml", {}),
-    "mae": ("method_mae.yaml", {}),
-    "dino": ("method_dino.yaml", {}),
-}
+METHODS = {name: COMPARED[name] for name in ("afire", "afire_published", "peac", "mlvicx", "mae", "dino")}
+METHODS["afire_all"] = ("method_afire.yaml", {"lesion_lungs": 0.5, "abnormal_change": 0.012, "class_weight": 1.0})
 
 
 def build_method(name: str) -> Any:

@@ -27,8 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, JPEG2000Lossless
+from loader import radiograph, write_dicom
 
 from afire_monai.core import pool
 from afire_monai.hospital import series_choice as choose
@@ -38,28 +37,14 @@ from afire_monai.radiographs.decode import read_picture
 
 def write_archive(folder: Path, files: int, side: int, jpeg2000: bool = False) -> None:
     """Files that differ in a header's numbers and in one row of pixels; each a patient's, in folders of a hundred."""
-    y, x = np.mgrid[:side, :side] / side
-    fields = sum(np.exp(-(((x - c) / 0.12) ** 2 + ((y - 0.5) / 0.3) ** 2)) for c in (0.28, 0.72))
-    noise = np.random.default_rng(0).normal(0, 60, (side, side))
-    pixels = np.clip(3000 * (1 - 0.8 * fields) + noise, 0, 4095).astype(np.uint16)
+    pixels = radiograph(side, 4095).astype(np.uint16)
+    same = {"PatientName": "A^B", "PatientSex": "F", "PatientAge": "050Y", "BodyPartExamined": "CHEST"}
     for number in range(files):
         pixels[0] = np.random.default_rng(number).integers(0, 4096, side)
-        meta = FileMetaDataset()
-        meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
-        meta.MediaStorageSOPInstanceUID = f"1.2.3.{number}.1"
-        item = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-        item.SOPClassUID, item.SOPInstanceUID = meta.MediaStorageSOPClassUID, f"1.2.3.{number}.1"
-        item.SeriesInstanceUID, item.StudyInstanceUID = f"1.2.3.{number}.2", f"1.2.3.{number}.3"
-        item.PatientID, item.PatientName, item.PatientSex, item.PatientAge = f"P{number}", "A^B", "F", "050Y"
-        item.Modality, item.BodyPartExamined, item.ViewPosition = "DX", "CHEST", "PA"
-        item.PhotometricInterpretation, item.SamplesPerPixel, item.PixelRepresentation = "MONOCHROME2", 1, 0
-        item.Rows, item.Columns, item.BitsAllocated, item.BitsStored, item.HighBit = side, side, 16, 12, 11
-        item.PixelData = pixels.tobytes()
-        if jpeg2000:
-            item.compress(JPEG2000Lossless, generate_instance_uid=False)
+        uids = {f"{name}InstanceUID": f"1.2.3.{number}.{k}" for k, name in enumerate(("SOP", "Series", "Study"), 1)}
         (folder / str(number // 100)).mkdir(exist_ok=True)
-        item.save_as(folder / str(number // 100) / str(number), enforce_file_format=True)
+        path = folder / str(number // 100) / str(number)
+        write_dicom(path, pixels, jpeg2000, **uids, **same, PatientID=f"P{number}", ViewPosition="PA")
 
 
 def decode(path: str) -> float:

@@ -39,20 +39,21 @@ def radiograph(side: int, white: int, seed: int = 0) -> np.ndarray:
     return np.clip(white * (0.75 * (1 - 0.8 * fields) + noise), 0, white)
 
 
-def write_dicom(path: Path, side: int, jpeg2000: bool) -> None:
-    """12 bits of 16, with a window, as devices send them."""
+def write_dicom(path: Path, pixels: np.ndarray, jpeg2000: bool, **elements: Any) -> None:
+    """12 bits of 16, with these elements besides."""
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, JPEG2000Lossless
 
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = DigitalXRayImageStorageForPresentation, "1.2.3.4"
     item = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    item.SOPClassUID, item.SOPInstanceUID, item.Modality = meta.MediaStorageSOPClassUID, "1.2.3.4", "DX"
+    item.SOPClassUID, item.SOPInstanceUID, item.Modality = DigitalXRayImageStorageForPresentation, "1.2.3.4", "DX"
     item.PhotometricInterpretation, item.SamplesPerPixel, item.PixelRepresentation = "MONOCHROME2", 1, 0
-    item.Rows, item.Columns, item.BitsAllocated, item.BitsStored, item.HighBit = side, side, 16, 12, 11
-    item.WindowCenter, item.WindowWidth = 2048, 4096
-    item.PixelData = radiograph(side, 4095).astype(np.uint16).tobytes()
+    (item.Rows, item.Columns), item.BitsAllocated, item.BitsStored, item.HighBit = pixels.shape, 16, 12, 11
+    for name, value in elements.items():
+        setattr(item, name, value)
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = item.SOPClassUID, item.SOPInstanceUID
+    item.PixelData = pixels.tobytes()
     if jpeg2000:
         item.compress(JPEG2000Lossless, generate_instance_uid=False)
     item.save_as(path, enforce_file_format=True)
@@ -180,7 +181,8 @@ def measure_decoding(folder: Path, repeats: int) -> float:
     for side in (1024, 2048):
         for jpeg2000 in (False, True):
             path = folder / f"{side}{jpeg2000}.dcm"
-            write_dicom(path, side, jpeg2000)
+            pixels = radiograph(side, 4095).astype(np.uint16)
+            write_dicom(path, pixels, jpeg2000, WindowCenter=2048, WindowWidth=4096)  # as devices send them
             name = f"DICOM {side}, {'JPEG 2000' if jpeg2000 else 'uncompressed'}"
 
             def library(path: Path = path) -> Any:
