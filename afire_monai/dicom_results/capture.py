@@ -12,10 +12,11 @@ from highdicom.sc import SCImage
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 from afire_monai.core.quiet import quiet
 from afire_monai.dicom_results import codes
-from afire_monai.dicom_results.codes import NewUids, meaning
+from afire_monai.dicom_results.codes import meaning
 from afire_monai.dicom_results.objects import WARNING, building, character_set, common, keep_side, unfit_note, write_new
 from afire_monai.dicom_results.prediction import ImagePrediction
 from afire_monai.dicom_results.source import MODALITIES, SourceImage, open_source
@@ -147,20 +148,6 @@ def _wrap(
     return [(part, strong) for part in parts]
 
 
-_TAKEN_BY_CONSTRUCTOR = {
-    "patient_id": "PatientID",
-    "patient_name": "PatientName",
-    "patient_birth_date": "PatientBirthDate",
-    "patient_sex": "PatientSex",
-    "accession_number": "AccessionNumber",
-    "study_id": "StudyID",
-    "study_date": "StudyDate",
-    "study_time": "StudyTime",
-    "referring_physician_name": "ReferringPhysicianName",
-    "study_instance_uid": "StudyInstanceUID",
-}
-
-
 def write_capture(
     source: SourceImage | str | os.PathLike[str],
     prediction: ImagePrediction,
@@ -177,7 +164,7 @@ def write_capture(
     RadiographError if the source cannot carry results, or its pixels cannot be decoded; AfireError if there is nothing
     to show, the heatmap does not fit, or the file cannot be written.
     """
-    source = source if isinstance(source, SourceImage) else open_source(source)
+    source = open_source(source)
     prediction.check_any()
     kind, title, *of = ("sc", "AFiRe overlay")
     if finding is not None:
@@ -187,16 +174,17 @@ def write_capture(
         picture = read_dicom(source.path, MODALITIES)
     same = picture.pixels.shape == source.shape
     pixels = draw(picture.pixels, prediction, source.spacing if same else None)
-    header, uids = source.header, NewUids(seed)
+    header = source.header
     with building("secondary capture"):
-        capture: Any = SCImage(
+        capture: Any = SCImage.from_ref_dataset(
+            header,
             pixel_array=pixels,
             photometric_interpretation="RGB",
             bits_allocated=8,
             coordinate_system="PATIENT",
             patient_orientation=("L", "F"),
-            **{name: header.get(keyword) for name, keyword in _TAKEN_BY_CONSTRUCTOR.items()},
-            **common(kind, source, prediction, uids, title, *of),
+            transfer_syntax_uid=ExplicitVRLittleEndian,
+            **common(kind, source, prediction, seed, title, *of),
         )
         capture.copy_patient_and_study_information(header)
         # the constructor requires an orientation, but a source may have none

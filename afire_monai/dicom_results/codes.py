@@ -8,6 +8,7 @@ import uuid
 
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from highdicom.sr import CodedConcept
+from pydicom.uid import generate_uid
 
 PRIVATE_SCHEME = "99AFIRE"
 """Coding scheme of names that have no published code here; 99 marks private ones (DICOM PS3.16 section 8.2)."""
@@ -109,25 +110,15 @@ def _private_value(label: str) -> str:
 _NAMESPACE = uuid.UUID("5b1c9c2e-8f0d-5a44-9d53-6f2a1f3e7c10")
 
 
-class NewUids:
-    """Make UIDs under 2.25, the root for UUIDs (DICOM PS3.5 B.2), so that no registered root is needed.
+def new_uid(seed: str | None, *purpose: str) -> str:
+    """Make a UID under 2.25, the root for UUIDs (DICOM PS3.5 B.2), so that no registered root is needed.
 
     Args:
-        seed: None for random UIDs, as every delivery should have. With a seed the same source and purpose give the same
-            UID again, for tests: a PACS takes two objects with one UID for the same object.
+        seed: None for a random UID, as every delivery should have. With a seed the same source and purpose give the
+            same UID again: a PACS takes two objects with one UID for the same object.
+        purpose: source and use of the UID.
     """
-
-    def __init__(self, seed: str | None = None) -> None:
-        self.seed = seed
-
-    def new(self, *purpose: str) -> str:
-        """Make one."""
-        return random_uid() if self.seed is None else named_uid(self.seed, *purpose)
-
-
-def random_uid() -> str:
-    """Make a UID that nobody has made before."""
-    return f"2.25.{uuid.uuid4().int}"
+    return str(generate_uid(prefix=None)) if seed is None else named_uid(seed, *purpose)
 
 
 def named_uid(*names: str) -> str:

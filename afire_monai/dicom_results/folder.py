@@ -53,7 +53,7 @@ def write_results(
         out_dir: folder for the files, each named after its UID; made with mode 0700 if need be.
         kinds: ``sr`` (report), ``seg`` (heatmap), ``sc`` (picture), ``gsps`` (outline and scores on the radiograph).
         heatmap: (h, w) in 0…1, if the prediction is a record.
-        seed: see `NewUids`; None outside tests.
+        seed: see `new_uid`.
         per_finding: also write a picture for each of `ImagePrediction.findings`.
 
     Returns:
@@ -67,7 +67,7 @@ def write_results(
     check_kinds(kinds)
     if not isinstance(prediction, ImagePrediction):
         prediction = ImagePrediction.from_record(prediction, heatmap)
-    source = source_file if isinstance(source_file, SourceImage) else open_source(source_file)
+    source = open_source(source_file)
     findings = prediction.findings if per_finding else []
     writers: list[Callable[..., Path]] = [_WRITERS[kind] for kind in kinds]
     writers += [partial(write_capture, finding=name) for name in findings]
@@ -100,7 +100,7 @@ class DicomSummary:
 
     total: int
     done: int = 0
-    objects: dict[str, int] = field(default_factory=dict)
+    objects: Counter[str] = field(default_factory=Counter)
     left_out: dict[int, str] = field(default_factory=dict)
     unfit: Counter[str] = field(default_factory=Counter)
 
@@ -161,9 +161,7 @@ def write_dicom_results(
         rows += [(number, kind, path.name) for kind, path in written]
         done.done += 1
         done.unfit.update([unfit] if unfit else [])
-        for kind, _ in written:
-            name = kind.split(" ")[0]
-            done.objects[name] = done.objects.get(name, 0) + 1
+        done.objects.update(kind.split(" ")[0] for kind, _ in written)
     _write_tables(folder, rows, done.left_out)
     return done
 

@@ -15,7 +15,7 @@ from afire_monai import __version__
 from afire_monai.core.errors import AfireError
 from afire_monai.core.files import whole_file
 from afire_monai.core.quiet import quiet
-from afire_monai.dicom_results.codes import NewUids, named_uid
+from afire_monai.dicom_results.codes import named_uid, new_uid
 from afire_monai.dicom_results.prediction import ImagePrediction
 from afire_monai.dicom_results.source import SourceImage
 
@@ -64,13 +64,13 @@ def building(what: str) -> Iterator[None]:
 
 
 def common(
-    kind: str, source: SourceImage, prediction: ImagePrediction, uids: NewUids, title: str, *of: str
+    kind: str, source: SourceImage, prediction: ImagePrediction, seed: str | None, title: str, *of: str
 ) -> dict[str, Any]:
     """Return the arguments that the constructors of all objects share; ``of`` tells apart those of one kind."""
     origin = str(source.header.SOPInstanceUID)
     return {
-        "series_instance_uid": uids.new(origin, kind, "series", *of),
-        "sop_instance_uid": uids.new(origin, kind, "object", *of),
+        "series_instance_uid": new_uid(seed, origin, kind, "series", *of),
+        "sop_instance_uid": new_uid(seed, origin, kind, "object", *of),
         "series_number": SERIES_NUMBERS[kind],
         "instance_number": 1,
         "manufacturer": MAKER,

@@ -27,7 +27,6 @@ from skimage.measure import approximate_polygon, find_contours
 
 from afire_monai.dicom_results import codes
 from afire_monai.dicom_results.capture import score_lines
-from afire_monai.dicom_results.codes import NewUids
 from afire_monai.dicom_results.objects import (
     WARNING,
     building,
@@ -70,14 +69,14 @@ def write_presentation(
     cannot carry results; AfireError if there is nothing to show, the heatmap does not fit, or the file cannot be
     written.
     """
-    source = source if isinstance(source, SourceImage) else open_source(source)
+    source = open_source(source)
     prediction.check_any()
     heat = None if prediction.heatmap is None else prediction.grid(source.shape)
     # without a reference of normals, which gives the percentile, anomalies are differences of grey levels
     has_level = prediction.heatmap_kind != "anomaly" or prediction.anomaly_percentile is not None
     lines = outlines(heat, source.shape) if heat is not None and has_level else []
     shown = OUTLINED if lines else NOWHERE if has_level else WITHOUT_LEVEL
-    header, uids = copy.copy(source.header), NewUids(seed)
+    header = copy.copy(source.header)
     header.SamplesPerPixel = 1
     with building("presentation state"):
         layer = GraphicLayer(LAYER, 1, "Outline and scores of a model")
@@ -95,7 +94,7 @@ def write_presentation(
             graphic_layers=[layer],
             graphic_annotations=[GraphicAnnotation([header], layer, graphic_objects=drawn, text_objects=[text])],
             concept_name=codes.EXPLANATION,
-            **common("gsps", source, prediction, uids, "AFiRe outline"),
+            **common("gsps", source, prediction, seed, "AFiRe outline"),
         )
         keep_side(state, header)
         state.CodingSchemeIdentificationSequence = codes.coding_schemes()

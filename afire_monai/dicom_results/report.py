@@ -29,7 +29,7 @@ from highdicom.sr import (
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError
 from afire_monai.dicom_results import codes
-from afire_monai.dicom_results.codes import NewUids
+from afire_monai.dicom_results.codes import new_uid
 from afire_monai.dicom_results.objects import (
     MAKER,
     building,
@@ -61,23 +61,22 @@ def write_report(
     radiographs. Raises RadiographError if the source cannot carry results; AfireError if there is nothing to report, or
     the file cannot be written.
     """
-    source = source if isinstance(source, SourceImage) else open_source(source)
+    source = open_source(source)
     if not prediction.probabilities and prediction.anomaly_percentile is None:
         raise AfireError("nothing to report: no label has a probability, and there is no anomaly percentile")
-    uids = NewUids(seed)
     with building("structured report"):
         report = ComprehensiveSR(
             evidence=[source.header],
-            content=_content(source, prediction, uids)[0],
+            content=_content(source, prediction, seed)[0],
             is_complete=True,
             is_final=False,
             coding_schemes=codes.coding_schemes(),
-            **common("sr", source, prediction, uids, "AFiRe report"),
+            **common("sr", source, prediction, seed, "AFiRe report"),
         )
         return write_new(report, character_set(source, prediction), out_dir)
 
 
-def _content(source: SourceImage, prediction: ImagePrediction, uids: NewUids) -> MeasurementReport:
+def _content(source: SourceImage, prediction: ImagePrediction, seed: str | None) -> MeasurementReport:
     header = source.header
     image = SourceImageForMeasurementGroup(str(header.SOPClassUID), str(header.SOPInstanceUID))
     algorithm = AlgorithmIdentification(
@@ -90,7 +89,7 @@ def _content(source: SourceImage, prediction: ImagePrediction, uids: NewUids) ->
         measurements: Sequence[Measurement],
         evaluations: Sequence[QualitativeEvaluation] = (),
     ) -> MeasurementsAndQualitativeEvaluations:
-        tracking = TrackingIdentifier(uids.new(str(header.SOPInstanceUID), "tracking", name), codes.meaning(name))
+        tracking = TrackingIdentifier(new_uid(seed, str(header.SOPInstanceUID), "tracking", name), codes.meaning(name))
         return MeasurementsAndQualitativeEvaluations(
             tracking,
             finding_type=finding,

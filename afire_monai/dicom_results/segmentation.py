@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError
 from afire_monai.dicom_results import codes
-from afire_monai.dicom_results.codes import NewUids
+from afire_monai.dicom_results.codes import new_uid
 from afire_monai.dicom_results.objects import (
     MAKER,
     building,
@@ -42,7 +42,7 @@ def write_heatmap(
     probability. Raises RadiographError if the source cannot carry results; AfireError if there is no heatmap or it does
     not fit the source, or the file cannot be written.
     """
-    source = source if isinstance(source, SourceImage) else open_source(source)
+    source = open_source(source)
     heat, kind = prediction.fitted(source.shape), codes.meaning(prediction.heatmap_kind)
     anomaly = prediction.heatmap_kind == "anomaly"
     about = (codes.ABNORMAL_STRUCTURE, codes.ANOMALY) if anomaly else (codes.SPATIAL, codes.EXPLANATION)
@@ -71,13 +71,13 @@ def write_masks(
         classes: value of each class in the mask; those that are not in the mask get no segment.
         out_dir: folder for the file, which is named after its UID.
         model: values that identify the model that drew it; None for a map that a person saved.
-        seed: see `NewUids`; None outside tests.
+        seed: see `new_uid`.
 
     Raises:
         RadiographError: if the source cannot carry results.
         AfireError: if the mask does not fit the source or is empty, or the file cannot be written.
     """
-    source = source if isinstance(source, SourceImage) else open_source(source)
+    source = open_source(source)
     if mask.shape != source.shape:
         raise AfireError(f"the mask has the shape {mask.shape}, the source {source.shape}; both must be the same")
     drawn = {name: value for name, value in classes.items() if (mask == value).any()}
@@ -104,7 +104,6 @@ def _written(
     out_dir: str | os.PathLike[str], seed: str | None, **about: Any,
 ) -> Path:  # fmt: skip
     """Write a segmentation; of each segment: label, category, type, algorithm's type and settings, use of its UID."""
-    uids = NewUids(seed)
     with building("segmentation"):
         descriptions = [
             SegmentDescription(
@@ -117,7 +116,7 @@ def _written(
                     MAKER, codes.ARTIFICIAL_INTELLIGENCE, __version__, MAKER, parameters
                 ),
                 tracking_id=codes.meaning(label),
-                tracking_uid=uids.new(str(source.header.SOPInstanceUID), "seg", use),
+                tracking_uid=new_uid(seed, str(source.header.SOPInstanceUID), "seg", use),
             )
             for number, (label, category, kind, algorithm, parameters, use) in enumerate(segments, 1)
         ]
@@ -128,7 +127,7 @@ def _written(
             omit_empty_frames=False,
             coding_schemes=codes.coding_schemes(),
             **about,
-            **common("seg", source, prediction, uids, title),
+            **common("seg", source, prediction, seed, title),
         )
         # empty if unknown: the standard requires the attribute if there is no orientation in space
         segmentation.PatientOrientation = source.header.get("PatientOrientation")

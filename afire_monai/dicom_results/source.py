@@ -62,14 +62,16 @@ class SourceImage:
     spacing: tuple[float, bool] | None = None
 
 
-def open_source(path: str | os.PathLike[str]) -> SourceImage:
-    """Read the header of a radiograph that results are to be attached to.
+def open_source(path: SourceImage | str | os.PathLike[str]) -> SourceImage:
+    """Read the header of a radiograph that results are to be attached to; one that was read already stays as it is.
 
     Identity (patient name and ID with issuer, accession number, study ID, UIDs) is copied letter by letter, valid or
     not, because a PACS files by it. Other attributes whose values their type forbids are left out, or emptied if the
     standard demands them. Raises RadiographError if the file is not DICOM, broken, not one grey radiograph, or without
     a UID that the new objects must name.
     """
+    if isinstance(path, SourceImage):
+        return path
     path = Path(path)
     with quiet():
         dataset = _read(path)
