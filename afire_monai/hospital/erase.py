@@ -77,13 +77,10 @@ def find_traces(
     """
     issuers, found = Issuers(forgotten.rule), Traces()
     for entry in state.entries(kept_only=True):
-        if entry.header is not None:
-            issuers.add(entry.header.patient_id, entry.header.issuer)
+        issuers.add(entry.header.patient_id, entry.header.issuer)
     roots = [os.fsdecode(bytes.fromhex(root)) for root in state.fact("roots").split("\0") if root]
     for entry in state.entries(any_run=True):
         header = entry.header
-        if header is None:
-            continue
         owner = outputs.group_of(identity, header, entry.path, issuers)
         image = outputs.image_of(identity, header, entry.path)
         found.paths.add(entry.path)

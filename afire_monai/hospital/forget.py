@@ -77,36 +77,32 @@ def forget(
     if not (private / STATE).exists():
         raise AfireError(f"{out}: no folder of `afire ingest` (no {PRIVATE}/{STATE}); give one with --folder")
     check_folders(model)
-    with audited(private / AUDIT, "forget") as entry:
-        state = State(private, new_run=False)
-        try:
-            identity = _identity(private, key, state)
-            forgotten = Forgotten.load(private, identity, state.fact("issuers") or Issuers().rule)
-            traces = find_traces(state, identity, forgotten, patient, hash)
-            known = (hash and forgotten.group(hash) in forgotten.hashes) or (patient and forgotten.holds_value(patient))
-            if not traces.numbers and not known:
-                raise AfireError(
-                    f"no file of this patient is known in {out}, so nothing was erased. Spaces around a PatientID "
-                    "are ignored, but case matters; for --hash take the column group of private/index.csv"
-                )
-            if traces.numbers:
-                erased = erase(state, identity, forgotten, traces, out)
-            else:
-                erased = Erased()
-                state.erase_forgotten()  # after an interruption, erased values may remain in its free space
-            groups = traces.groups or ({hash} if hash else {identity.patient(str(patient))})
-            sights = models_that_saw(model, forgotten.lists_of(groups))
-            entry.what = f"files known: {erased.files}, pictures erased: {erased.counts.get('pictures', 0)}"
-            entry.pseudonyms = sorted(groups)
-            return ForgetSummary(erased, tuple(sights), already=not traces.numbers)
-        finally:
-            state.close(save=False)
+    with audited(private / AUDIT, "forget") as entry, State(private, new_run=False) as state:
+        identity = _identity(private, key, state)
+        forgotten = Forgotten.load(private, identity, state.fact("issuers") or Issuers().rule)
+        traces = find_traces(state, identity, forgotten, patient, hash)
+        known = (hash and forgotten.group(hash) in forgotten.hashes) or (patient and forgotten.holds_value(patient))
+        if not traces.numbers and not known:
+            raise AfireError(
+                f"no file of this patient is known in {out}, so nothing was erased. Spaces around a PatientID are "
+                "ignored, but case matters; for --hash take the column group of private/index.csv"
+            )
+        if traces.numbers:
+            erased = erase(state, identity, forgotten, traces, out)
+        else:
+            erased = Erased()
+            state.erase_forgotten()  # after an interruption, erased values may remain in its free space
+        groups = traces.groups or ({hash} if hash else {identity.patient(str(patient))})
+        sights = models_that_saw(model, forgotten.lists_of(groups))
+        entry.what = f"files known: {erased.files}, pictures erased: {erased.counts.get('pictures', 0)}"
+        entry.pseudonyms = sorted(groups)
+        return ForgetSummary(erased, tuple(sights), already=not traces.numbers)
 
 
 def refuse_unfinished(state: State, forgotten: Forgotten) -> None:
     """Refuse a folder from which a patient was not completely erased."""
     entries = state.entries(any_run=True) if forgotten.hashes else iter(())
-    if any(entry.header is not None and forgotten.holds(entry.header, entry.path) for entry in entries):
+    if any(forgotten.holds(entry.header, entry.path) for entry in entries):
         raise AfireError("`afire forget` was interrupted in this folder: run that command again, then this one")
 
 

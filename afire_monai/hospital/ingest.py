@@ -260,7 +260,7 @@ def _excluded(
     excluded = Excluded(private)
     if excluding is not None:
         path, wanted = excluding
-        known = {outputs.image_of(identity, e.header, e.path) for e in state.entries() if e.header is not None}
+        known = {outputs.image_of(identity, entry.header, entry.path) for entry in state.entries()}
         excluded.add(wanted, known, path)
     return excluded.images
 
@@ -297,6 +297,5 @@ def _without_split(state: State, rule: SplitRule) -> list[tuple[int, str]]:
     return [
         (entry.number, reason)
         for entry in state.entries(kept_only=True)
-        if entry.header is not None
-        and rule.missing(entry.header.date, entry.header.institution or entry.header.station)
+        if rule.missing(entry.header.date, entry.header.institution or entry.header.station)
     ]

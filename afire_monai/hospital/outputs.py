@@ -23,7 +23,7 @@ from afire_monai.hospital.identity import INDEX, LEFT_OUT, PRIVATE, UNMATCHED, I
 from afire_monai.hospital.issuers import ONE, Issuers
 from afire_monai.hospital.labels import JoinedLabels, LabelTable, Subject, join_labels
 from afire_monai.hospital.sections import SplitRule, assign_sections
-from afire_monai.hospital.state import KEPT, Entry, State
+from afire_monai.hospital.state import KEPT, State
 from afire_monai.radiographs.header import Header
 from afire_monai.radiographs.judgement import judge
 
@@ -147,9 +147,10 @@ def write_left_out(state: State, out: Path) -> tuple[dict[str, int], int]:
 def collect(state: State, identity: IdentityKey, options: Options) -> Kept:
     """Return the facts about the images that are kept."""
     kept = Kept(issuers=Issuers(options.issuers))
-    for _, header in _kept_entries(state):
-        kept.issuers.add(header.patient_id, header.issuer)
-    for entry, header in _kept_entries(state):
+    for entry in state.entries(kept_only=True):
+        kept.issuers.add(entry.header.patient_id, entry.header.issuer)
+    for entry in state.entries(kept_only=True):
+        header = entry.header
         image = f"{IMAGES}/{image_of(identity, header, entry.path)}.png"
         verdict = judge(header, options.include_laterals)
         item: dict[str, Any] = {"image": image, "group": group_of(identity, header, entry.path, kept.issuers)}
@@ -172,12 +173,6 @@ def collect(state: State, identity: IdentityKey, options: Options) -> Kept:
     return kept
 
 
-def _kept_entries(state: State) -> Iterator[tuple[Entry, Header]]:
-    for entry in state.entries(kept_only=True):
-        if entry.header is not None:
-            yield entry, entry.header
-
-
 def _allowed_facts(header: Header, view: str, allow: Sequence[str]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "sex": header.sex or None,
@@ -198,7 +193,6 @@ def _join(
     subjects = (
         Subject(image_of(identity, e.header, e.path) if e.reason == KEPT else "", e.header, e.path)
         for e in state.entries()
-        if e.header is not None
     )
     detail: list[tuple[int, str]] = []
     joined = join_labels(table, subjects, roots, detail)
@@ -245,7 +239,8 @@ def write_private(state: State, identity: IdentityKey, kept: Kept, out: Path) ->
 
     def rows() -> Iterator[Sequence[Any]]:
         yield ("image", "group", "file", "study_uid", "series_uid", "sop_uid", "rests_on")
-        for entry, header in _kept_entries(state):
+        for entry in state.entries(kept_only=True):
+            header = entry.header
             image = image_of(identity, header, entry.path)
             group = group_of(identity, header, entry.path, kept.issuers)
             rests_on = "look" if image in looked_at else "tags"

@@ -129,8 +129,6 @@ class Chooser:
     def _candidates(self, excluded: Collection[str]) -> Iterator[Candidate]:
         # in the order of paths, so that the choice does not depend on when files were found
         for place, entry in enumerate(self.state.entries()):
-            if entry.header is None:
-                continue
             verdict = judge(entry.header, self.options.include_laterals)
             if verdict.reason:
                 self.chosen.verdicts[entry.number] = verdict.reason

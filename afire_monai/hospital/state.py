@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from afire_monai.core.errors import AfireError
 from afire_monai.core.pool import STOPPED, TOO_SLOW, UNEXPECTED, Failure
@@ -17,6 +17,7 @@ from afire_monai.hospital.forgotten import FORGOTTEN
 from afire_monai.hospital.scan import NOT_READABLE, Found
 from afire_monai.radiographs.header import Header
 
+T = TypeVar("T")
 STATE = "state.sqlite"
 _FORMAT = 3
 _TABLES = """
@@ -33,7 +34,7 @@ KEPT = "kept"
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of this run.
+    """One file whose header was read.
 
     ``reason`` says why it was left out, or is `KEPT`.
     """
@@ -41,7 +42,7 @@ class Entry:
     number: int
     path: str
     reason: str
-    header: Header | None
+    header: Header
     result: Converted | Failure | None
 
 
@@ -50,14 +51,15 @@ class State:
 
     Args:
         folder: the private folder.
-        new_run: begin a new run; if False, show the files that the last run found.
+        new_run: begin a new run; if False, show the files that the last run found, and give up at the end what was not
+            saved.
 
     Raises:
         AfireError: if the state is in use, damaged or of another format.
     """
 
     def __init__(self, folder: Path, new_run: bool = True) -> None:
-        self.path = folder / STATE
+        self.path, self._new_run = folder / STATE, new_run
         self._waiting = 0
         try:
             os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600))
@@ -67,12 +69,12 @@ class State:
             reason = getattr(error, "strerror", None) or error
             raise AfireError(f"{self.path}: {reason}; give a folder that can be written with --out") from error
         try:
-            self.run = self._begin(new_run)
+            self.run = self._begin()
         except BaseException:
             self._base.close()
             raise
 
-    def _begin(self, new_run: bool) -> int:
+    def _begin(self) -> int:
         """Take the file for this process alone, and return the number of this run."""
         try:
             self._base.execute("PRAGMA locking_mode=EXCLUSIVE")
@@ -87,7 +89,7 @@ class State:
                     "read again"
                 )
             self.set_fact("format", known)
-            if new_run:
+            if self._new_run:
                 self.set_fact("run", str(run))
             else:
                 run = int(self._base.execute("SELECT COALESCE(MAX(run), 0) FROM files").fetchone()[0])
@@ -99,10 +101,10 @@ class State:
                 "it to end"
             ) from error
         except (sqlite3.DatabaseError, ValueError) as error:
-            raise self.damaged(error) from error
+            raise self._damaged(error) from error
         return run
 
-    def damaged(self, error: Exception) -> AfireError:
+    def _damaged(self, error: Exception) -> AfireError:
         """Return the error for a data base that cannot be read, or holds damaged values."""
         return AfireError(f"{self.path}: damaged ({error}). Remove it: the files are then read again")
 
@@ -112,14 +114,14 @@ class State:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             if isinstance(error, sqlite3.DatabaseError):
-                raise self.damaged(error) from error
+                raise self._damaged(error) from error
         finally:
             self.close()
 
-    def close(self, save: bool = True) -> None:
-        """Close the file; pending changes are written, or given up without ``save``."""
+    def close(self) -> None:
+        """Close the file; pending changes of a new run are written."""
         try:
-            if save:
+            if self._new_run:
                 self.save()
         finally:
             self._base.close()
@@ -135,7 +137,7 @@ class State:
                 "it stopped"
             ) from error
         except sqlite3.DatabaseError as error:
-            raise self.damaged(error) from error
+            raise self._damaged(error) from error
         self._waiting = 0
 
     def fact(self, name: str, default: str = "") -> str:
@@ -214,20 +216,21 @@ class State:
         return self._path(self._base.execute("SELECT path FROM files WHERE number=?", (number,)).fetchone()[0])
 
     def entries(self, kept_only: bool = False, any_run: bool = False) -> Iterator[Entry]:
-        """Return the files of this run in the order of their paths; one at a time is in memory.
+        """Return the files of this run whose header was read, in the order of their paths; one at a time is in memory.
 
         Args:
             kept_only: only those that are kept.
             any_run: also those that earlier runs found and this one did not.
         """
         rows = self._base.execute(
-            "SELECT number, path, verdict, problem, header, result FROM files WHERE (run=? OR ?) AND (verdict=? OR ?) "
-            "ORDER BY path",
+            "SELECT number, path, verdict, problem, header, result FROM files "
+            "WHERE header IS NOT NULL AND (run=? OR ?) AND (verdict=? OR ?) ORDER BY path",
             (self.run, any_run, KEPT, not kept_only),
         )
-        for number, path, verdict, problem, header, result in rows:
+        for number, path, verdict, problem, text, result in rows:
             reason = self._text(verdict) or self._text(problem) or UNEXPECTED
-            yield Entry(number, self._path(path), reason, self._header(header), self._result(result))
+            header = self._parsed(text, Header.from_values)
+            yield Entry(number, self._path(path), reason, header, self._result(result))
 
     def reasons(self) -> Iterator[tuple[str, str, str]]:
         """Return path, reason (or `KEPT`) and detail of each file of this run, in the order of their paths."""
@@ -268,25 +271,22 @@ class State:
 
     def _text(self, value: Any) -> str:
         if not isinstance(value, str | None):
-            raise self.damaged(TypeError(f"a value of type {type(value).__name__} is not text"))
+            raise self._damaged(TypeError(f"a value of type {type(value).__name__} is not text"))
         return value or ""
 
     def _path(self, value: Any) -> str:
         if not isinstance(value, bytes):
-            raise self.damaged(TypeError(f"a value of type {type(value).__name__} is not a path"))
+            raise self._damaged(TypeError(f"a value of type {type(value).__name__} is not a path"))
         return os.fsdecode(value)
 
-    def _header(self, text: str | None) -> Header | None:
-        try:
-            return None if text is None else Header.from_values(json.loads(text))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise self.damaged(error) from error
-
     def _result(self, text: str | None) -> Converted | Failure | None:
+        return None if text is None else self._parsed(text, _result)
+
+    def _parsed(self, text: str, read: Callable[[dict[str, Any]], T]) -> T:
         try:
-            return None if text is None else _result(json.loads(text))
+            return read(json.loads(text))
         except (ValueError, TypeError, AttributeError) as error:
-            raise self.damaged(error) from error
+            raise self._damaged(error) from error
 
     def _noted(self) -> None:
         self._waiting += 1

@@ -18,6 +18,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 from afire_monai.core.errors import AfireError, RadiographError
 from afire_monai.core.pool import UNEXPECTED
 from afire_monai.datalists.file import load_datalist
+from afire_monai.hospital.forget import forget
 from afire_monai.hospital.ingest import ingest
 from afire_monai.hospital.series_choice import DUPLICATE
 from afire_monai.radiographs import dicom_open
@@ -231,3 +232,15 @@ def test_state_with_a_damaged_page_is_told_in_words(tmp_path: Path) -> None:
             messages.append(str(error))
     assert messages
     assert [message for message in messages if "state.sqlite: damaged" not in message] == []
+
+
+def test_state_with_a_damaged_page_is_told_in_words_when_a_patient_is_erased(tmp_path: Path) -> None:
+    for seed in range(60):  # so many that the numbers of runs and the headers are on different pages
+        write(tmp_path / "in" / f"{seed}", seed)
+    ingest(tmp_path / "in", tmp_path / "out", workers=0)
+    state = tmp_path / "out" / "private" / "state.sqlite"
+    data = state.read_bytes()
+    for page in range(1, len(data) // 4096):
+        state.write_bytes(data[: page * 4096] + b"\xa5" * 4096 + data[(page + 1) * 4096 :])
+        with pytest.raises(AfireError, match=r"state\.sqlite: damaged|no file of this patient"):
+            forget("nobody", tmp_path / "out")
