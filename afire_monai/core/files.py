@@ -8,7 +8,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -141,6 +141,13 @@ def read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def write_object(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object as a JSON file in one piece (see `open_whole`)."""
+    with open_whole(path) as file:
+        json.dump(content, file, indent=1, ensure_ascii=False)
+        file.write("\n")
 
 
 def write_rows(path: Path, rows: Iterable[Sequence[Any]], private: bool = False) -> None:

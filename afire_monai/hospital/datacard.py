@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from afire_monai.core.files import open_whole
+from afire_monai.core.files import open_whole, write_object
 from afire_monai.pages import elements as pages
 
 FEWEST = 5
@@ -87,9 +86,7 @@ def write_datacard(card: Mapping[str, Any], folder: Path) -> None:
 
     Raises AfireError if they cannot be written.
     """
-    with open_whole(folder / "datacard.json") as file:
-        json.dump(card, file, indent=1, ensure_ascii=False)
-        file.write("\n")
+    write_object(folder / "datacard.json", card)
     with open_whole(folder / "datacard.html") as file:
         file.write(_page(card))
 

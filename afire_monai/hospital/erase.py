@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from afire_monai.core.errors import AfireError, RadiographError
-from afire_monai.core.files import open_whole, write_rows
+from afire_monai.core.files import write_object, write_rows
 from afire_monai.datalists.file import datalist_hash, present_sections, read_raw, save_datalist
 from afire_monai.hospital import outputs
 from afire_monai.hospital.convert import provisional
@@ -236,7 +236,5 @@ def _rewrite_list(
         "patients": len({item["group"] for item in kept.items}),
         "sections": {name: len(rest[name]) for name in present_sections(rest)},
     }
-    with open_whole(out / outputs.SUMMARY) as file:
-        json.dump(facts, file, indent=1, ensure_ascii=False)
-        file.write("\n")
+    write_object(out / outputs.SUMMARY, facts)
     return datalist_hash(rest)

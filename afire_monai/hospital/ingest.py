@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -139,7 +141,8 @@ def ingest(
         name, normal_label, Issuers(issuers).rule, window_index,
     )  # fmt: skip
     processes = threads(workers)
-    _check(roots, options, Path(out), processes, key)
+    folder = Path(out)
+    _check(roots, options, folder, processes, key)
     table = None
     if labels is not None:
         table = LabelTable(
@@ -147,57 +150,48 @@ def ingest(
             encoding,
         )  # fmt: skip
     excluding = (Path(exclude), read_exclusions(Path(exclude))) if exclude is not None else None
-    private = make_private_folder(Path(out))
+    private = make_private_folder(folder)
     with audited(private / AUDIT, "ingest") as entry, State(private) as state:
         identity = _identity(private, key, state)
         _same_roots(state, roots)
         _same_issuers(state, options.issuers)
         forgotten = Forgotten.load(private, identity, options.issuers)
         refuse_unfinished(state, forgotten)
-        (Path(out) / outputs.SUMMARY).unlink(missing_ok=True)  # without it, a folder does not count as finished
-        before = _groups(Path(out) / outputs.DATALIST)
+        (folder / outputs.SUMMARY).unlink(missing_ok=True)  # without it, a folder does not count as finished
+        before = _groups(folder / outputs.DATALIST)
         with Pool(processes, seconds_per_file) as pool:
-            reader = _Reader(state, pool, progress)
-            reader.find(roots, Path(out))
-            chooser = Chooser(state, identity, options, Path(out), forgotten)
-            headers = chooser.read(reader.runner("reading"))
+            bar = functools.partial(tqdm, unit="file", disable=hidden(progress))
+            _find(state, roots, folder, bar)
+            chooser = Chooser(state, identity, options, folder, forgotten)
+            headers = chooser.read(_runner(pool, bar, "reading"))
             excluded = _excluded(state, identity, private, excluding)
-            chosen = chooser.run(reader.runner("converting"), excluded)
+            chosen = chooser.run(_runner(pool, bar, "converting"), excluded)
         state.note_verdicts(chosen.verdicts.items())
         state.note_verdicts(_without_split(state, options.split))
         state.save()
-        done = outputs.write(state, identity, options, Path(out), table, [str(root) for root in roots], forgotten)
+        done = outputs.write(state, identity, options, folder, table, [str(root) for root in roots], forgotten)
         drop_forgotten(state, private)
         entry.what = f"{done['seen']} files seen, {done['kept']} images of {done['patients']} patients kept"
-        entry.pseudonyms = sorted(_groups(Path(out) / outputs.DATALIST) - before)
-        return IngestSummary(Path(out), **done, headers_read=headers, images_read=chosen.converted)
+        entry.pseudonyms = sorted(_groups(folder / outputs.DATALIST) - before)
+        return IngestSummary(folder, **done, headers_read=headers, images_read=chosen.converted)
 
 
-class _Reader:
-    """The parts of an ingest that read files."""
+def _find(state: State, roots: Sequence[Path], out: Path, bar: Callable[..., Iterable[Any]]) -> None:
+    """Note all files that are there."""
+    for found in bar(unpacked(scan(roots, [out]), out / PRIVATE), desc="scanning"):
+        state.note_found(found)
+    state.save()
+    if state.count() == 0:
+        raise AfireError("the given folders contain no file; check the paths")
 
-    def __init__(self, state: State, pool: Pool, progress: bool) -> None:
-        self.state, self.pool, self.progress = state, pool, progress
 
-    def find(self, roots: Sequence[Path], out: Path) -> None:
-        """Note all files that are there."""
-        for found in self._bar(unpacked(scan(roots, [out]), out / PRIVATE), None, "scanning"):
-            self.state.note_found(found)
-        self.state.save()
-        if self.state.count() == 0:
-            raise AfireError("the given folders contain no file; check the paths")
+def _runner(pool: Pool, bar: Callable[..., Iterable[Any]], words: str) -> Runner:
+    """Return a function like `Pool.run` that shows a progress bar."""
 
-    def runner(self, words: str) -> Runner:
-        """Return a function like `Pool.run` that shows a progress bar."""
+    def run(function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterable[tuple[Any, Any]]:
+        return bar(pool.run(function, tasks), total=len(tasks), desc=words) if tasks else ()
 
-        def run(function, tasks, count) -> Iterator:  # type: ignore[no-untyped-def]  # as Pool.run
-            if count:
-                yield from self._bar(self.pool.run(function, tasks), count, words)
-
-        return run
-
-    def _bar(self, steps, count, words) -> Iterator:  # type: ignore[no-untyped-def]  # as its argument
-        yield from tqdm(steps, total=count, desc=words, unit="file", disable=hidden(self.progress))
+    return run
 
 
 def _check(roots: Sequence[Path], options: Options, out: Path, workers: int, key: StrPath | None) -> None:

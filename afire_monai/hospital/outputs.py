@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import numpy as np
 
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError
-from afire_monai.core.files import open_whole, write_rows
+from afire_monai.core.files import write_object, write_rows
 from afire_monai.datalists.file import SECTIONS, datalist_hash, save_datalist
 from afire_monai.hospital.contact_sheet import SHEET, sheets, write_contact_sheet
 from afire_monai.hospital.convert import BINS, Converted
@@ -111,17 +110,15 @@ def write(
         "labels": _label_figures(joined) if joined is not None else {},
         "remarks": tuple(_remarks(kept, joined, options, datalist, out)),
     }
-    with open_whole(out / SUMMARY) as file:
-        settings = {
-            "allow": list(options.allow), "split_by": options.split.by, "split": list(options.split.shares),
-            "seed": options.split.seed, "include_laterals": options.include_laterals, "max_side": options.max_side,
-            "check_text": options.check_text, "accept_text": options.accept_text, "issuers": options.issuers,
-            "window_index": options.window_index,
-        }  # fmt: skip
-        facts = {"afire_monai": __version__, "datalist_sha256": datalist_hash(datalist),
-                 "key_fingerprint": identity.fingerprint, "settings": settings}  # fmt: skip
-        json.dump({**facts, **done}, file, indent=1, ensure_ascii=False)
-        file.write("\n")
+    settings = {
+        "allow": list(options.allow), "split_by": options.split.by, "split": list(options.split.shares),
+        "seed": options.split.seed, "include_laterals": options.include_laterals, "max_side": options.max_side,
+        "check_text": options.check_text, "accept_text": options.accept_text, "issuers": options.issuers,
+        "window_index": options.window_index,
+    }  # fmt: skip
+    facts = {"afire_monai": __version__, "datalist_sha256": datalist_hash(datalist),
+             "key_fingerprint": identity.fingerprint, "settings": settings}  # fmt: skip
+    write_object(out / SUMMARY, {**facts, **done})
     return done
 
 

@@ -78,7 +78,8 @@ def assign_sections(
         latest: dict[str, str] = {}  # day of each patient's last image
         for group, day in zip(groups, days, strict=True):
             latest[group] = max(day, latest.get(group, day))
-        sections = [max((p for p, cut in zip(parts, rule.cuts, strict=True) if latest[g] >= cut), default=TRAINING) for g in groups]  # fmt: skip  # noqa: E501
+        cuts = list(zip(rule.cuts, parts, strict=True))
+        sections = [max((part for cut, part in cuts if latest[group] >= cut), default=TRAINING) for group in groups]
     else:
         sections = _by_site(rule, groups, strata, sites)
     if sections and TRAINING not in sections:

@@ -33,7 +33,7 @@ _OWN_FILE = re.compile(
     rf"[0-9a-f]{{{HASH_CHARACTERS}}}\.png|\.[0-9a-f]{{{HASH_CHARACTERS}}}\.png\.part|\.+\d+\.png(\.part)+"
 )
 
-Runner = Callable[[Callable[[Any], Any], Sequence[Any], int], Iterator[tuple[Any, Any]]]
+Runner = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[tuple[Any, Any]]]
 
 
 @dataclass
@@ -47,9 +47,7 @@ class Chosen:
 class Chooser:
     """Chooses among the files of a run, converting those that are to be kept and are not converted yet."""
 
-    def __init__(
-        self, state: State, identity: IdentityKey, options: Options, out: Path, forgotten: Forgotten | None = None
-    ) -> None:
+    def __init__(self, state: State, identity: IdentityKey, options: Options, out: Path, forgotten: Forgotten) -> None:
         self.state, self.identity, self.options = state, identity, options
         self.folder = out / IMAGES
         self.chosen = Chosen()
@@ -65,27 +63,18 @@ class Chooser:
 
         Raises AfireError if pictures cannot be written.
         """
-        o = self.options
+        o, folder = self.options, str(self.folder)
         tasks = [
-            Reading(
-                number,
-                path,
-                str(self.folder),
-                o.max_side,
-                o.check_text,
-                o.include_laterals,
-                o.window_index,
-                self.forgotten,
-            )
+            Reading(number, path, folder, o.max_side, o.check_text, o.include_laterals, o.window_index, self.forgotten)
             for number, path in self.state.without_header()
         ]
         again = []
-        for task, read in runner(read_file, tasks, len(tasks)):
+        for task, read in runner(read_file, tasks):
             if isinstance(read, Failure) and read.kind in (TOO_SLOW, STOPPED, MEMORY, UNEXPECTED):
                 again.append(task)  # its pixels may be at fault, and its header is useful without them
                 continue
             self._note_read(task, read)
-        for task, read in runner(read_header_only, again, len(again)):
+        for task, read in runner(read_header_only, again):
             self._note_read(task, read)
         self.state.save()
         return len(tasks)
@@ -158,7 +147,7 @@ class Chooser:
         waiting = [(slot, 0) for slot in slots]
         while waiting:
             jobs = [self._job(slot[at]) for slot, at in waiting if self._result(slot[at]) is None]
-            for job, result in runner(convert, jobs, len(jobs)):
+            for job, result in runner(convert, jobs):
                 self._note(job, result)
             following = []
             for slot, at in waiting:
@@ -236,7 +225,7 @@ class Chooser:
             elif self.written.get(name) != result.size:
                 lost.append(candidate)
         by_number = {candidate.number: candidate for candidate in lost}
-        for job, result in runner(convert, [self._job(candidate) for candidate in lost], len(lost)):
+        for job, result in runner(convert, [self._job(candidate) for candidate in lost]):
             self._note(job, result)
             self.chosen.verdicts[job.number] = self._judge_result(by_number[job.number])
 
