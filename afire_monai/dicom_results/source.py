@@ -12,16 +12,11 @@ from typing import Any
 from afire_monai.core.errors import AfireError, RadiographError
 from afire_monai.core.quiet import quiet
 from afire_monai.predictions.results import KEY
-from afire_monai.radiographs.dicom import RADIOGRAPHY_MODALITIES, integer, looks_like_dicom
+from afire_monai.radiographs.dicom import RADIOGRAPH_CLASSES, RADIOGRAPHY_MODALITIES, integer, looks_like_dicom
 from afire_monai.radiographs.picture import check_size, refusal
 
 MODALITIES = (*RADIOGRAPHY_MODALITIES, "OT", "SC")
 """Radiographs, and other single grey frames that were predicted as radiographs, such as digitised films."""
-_SOP_CLASSES = (
-    *("1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1.1"),
-    "1.2.840.10008.5.1.4.1.1.7",
-)
-"""CR, DX for presentation and for processing, Secondary Capture (public collections often use it for radiographs)."""
 
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 _IDENTITY = ("PatientName", "PatientID", "IssuerOfPatientID", "AccessionNumber", "StudyID")
@@ -126,7 +121,7 @@ def _check(path: Path, dataset: Any) -> None:
     if modality not in MODALITIES:
         known = ", ".join(MODALITIES)
         raise refusal(path, f"modality {modality[:16] or 'absent'}", f"results are written for {known}")
-    if str(dataset.get("SOPClassUID") or "") not in _SOP_CLASSES:
+    if str(dataset.get("SOPClassUID") or "") not in RADIOGRAPH_CLASSES:
         raise refusal(path, "not a radiograph's SOP class", "CR, DX or Secondary Capture image storage is expected")
     for keyword in _UIDS:
         value = str(dataset.get(keyword) or "")

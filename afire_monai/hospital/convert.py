@@ -104,8 +104,8 @@ class Job:
     target: str
     max_side: int
     check_text: bool
-    look: bool = True
-    window_index: int = 0
+    look: bool
+    window_index: int
 
     @property
     def setting(self) -> str:
@@ -136,8 +136,8 @@ class Reading:
     max_side: int  #: longest side of the PNG in pixels
     check_text: bool  #: look for text near the borders
     include_laterals: bool  #: convert lateral views as well
-    window_index: int = 0  #: as in `Job`
-    forgotten: Forgotten | None = None  #: patients of whose files only the header is read
+    window_index: int  #: as in `Job`
+    forgotten: Forgotten  #: patients of whose files only the header is read
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def read_file(task: Reading) -> Read | Failure:
     try:
         with open_in_two(path, lambda head: check_start(path, head)) as (dataset, add_pixels):
             header = header_of(path, dataset)
-            if task.forgotten is not None and task.forgotten.holds(header, task.source):
+            if task.forgotten.holds(header, task.source):
                 return Failure(FORGOTTEN)
             verdict = judge(header, task.include_laterals)
             if verdict.reason or verdict.raw:
@@ -187,8 +187,7 @@ def read_header_only(task: Reading) -> Read | Failure:
     """Read the header alone of a file whose pixels cannot be trusted."""
     try:
         header = read_header(Path(task.source))
-        held = task.forgotten is not None and task.forgotten.holds(header, task.source)
-        return Failure(FORGOTTEN) if held else Read(header)
+        return Failure(FORGOTTEN) if task.forgotten.holds(header, task.source) else Read(header)
     except RadiographError as error:
         return _failure(error)
 

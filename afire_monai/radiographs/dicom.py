@@ -19,6 +19,10 @@ from afire_monai.radiographs.picture import Picture, check_size, refusal
 RADIOGRAPHY_MODALITIES = ("CR", "DX", "DR", "RG", "XR")
 """Modalities read by default: CR, DX and RG are defined terms; DR and XR are in use without being defined."""
 
+RADIOGRAPH_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("1", "1.1", "1.1.1", "7"))
+"""SOP classes of objects that hold radiographs: CR, DX for presentation and for processing, Secondary Capture (public
+collections often use it for radiographs)."""
+
 _USED_ELEMENTS = (
     *("SOPClassUID", "Modality", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration", "PixelData"),

@@ -497,8 +497,11 @@ def test_the_page_of_counts_is_on_loopback_and_for_its_own_address_alone(model, 
         ):
             with pytest.raises(urllib.error.HTTPError, match="404"):
                 urllib.request.urlopen(request, timeout=10)
-        with pytest.raises(AfireError, match="--status-port"), running_node(tmp_path / "t", model, status_port=page):
-            pass
+        unused = free_port()
+        with pytest.raises(AfireError, match="--status-port"):
+            run_node(tmp_path / "t", [model], port=unused, status_port=page, workers=0)
+        with pytest.raises(OSError, match="refused"):  # a node that does not start takes no radiographs
+            socket.create_connection(("127.0.0.1", unused), 5)
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"http://127.0.0.1:{page}/", timeout=10)
 

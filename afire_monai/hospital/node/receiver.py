@@ -58,9 +58,8 @@ class Receiver:
         reporters = [archive.address.aet] if callers and archive and reports else []
         self._entity.require_calling_aet = [*callers, *reporters]
         self._entity.maximum_associations = ASSOCIATIONS
-        self._entity.supported_contexts = [*scp_contexts(), build_context(VERIFY)]
-        if reports is not None:
-            self._entity.supported_contexts = [*self._entity.supported_contexts, report_context()]
+        others = [build_context(VERIFY), *([report_context()] if reports else [])]
+        self._entity.supported_contexts = [*scp_contexts(), *others]
         report = reports.take if reports else None
         self._server = start(self._entity, host, port, tls.server(), timeout, self._store, largest, report)
         self.port = int(self._server.server_address[1])

@@ -8,7 +8,7 @@ import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,17 +119,19 @@ def run_node(
     scorer = Scorer(model, heatmap=heatmap)
     if not is_loopback(host) and not tls_cert:
         logger.warning("no TLS: pictures of patients cross the network unencrypted; --tls-cert turns it on")
-    held = Queue(state, queue, int(queue_gib * 2**30))
-    try:
+    with closing(Queue(state, queue, int(queue_gib * 2**30))) as held:
         if pacs is not None:
             held.send_what_was_kept()
         predictor = Predictor(held, scorer, kinds, batch_size, threads(workers), PREDICTED if pacs else KEPT)
-        receiver = Receiver(held, aet, host, port, allow, tls, timeout, object_mib << 20, pacs, reports)
-        page = status_page(status_port, lambda: node_status(state).lines())
-        with page, _receiving(receiver, ready), _sending(held, pacs, commit, stop), _until_signal(stop):
+        with (
+            status_page(status_port, lambda: node_status(state).lines()),
+            closing(Receiver(held, aet, host, port, allow, tls, timeout, object_mib << 20, pacs, reports)) as receiver,
+            _sending(held, pacs, commit, stop),
+            _until_signal(stop),
+        ):
+            if ready is not None:
+                ready(receiver.port)
             _work(predictor, held, stop)
-    finally:
-        held.close()
 
 
 def _check(
@@ -161,16 +163,6 @@ def _work(predictor: Predictor, queue: Queue, stop: threading.Event) -> None:
         except OutputError as error:
             logger.error("%s; tried again in %g seconds", error, DISK_WAIT)
             stop.wait(DISK_WAIT)
-
-
-@contextmanager
-def _receiving(receiver: Receiver, ready: Callable[[int], None] | None) -> Iterator[None]:
-    try:
-        if ready is not None:
-            ready(receiver.port)
-        yield
-    finally:
-        receiver.close()
 
 
 @contextmanager

@@ -51,10 +51,8 @@ class Sender:
             self._pacs.close()
             if trouble:
                 logger.warning("results wait: %s", trouble)
-                wait = min(FIRST_WAIT * 2**self._failures, LONGEST_WAIT)
-                self._failures = min(self._failures + 1, 20)
-            else:
-                wait, self._failures = min(FIRST_WAIT, 1.0), 0
+            wait = min(FIRST_WAIT * 2**self._failures, LONGEST_WAIT) if trouble else FIRST_WAIT
+            self._failures = min(self._failures + 1, 20) if trouble else 0
             stop.wait(wait)
 
     def send_all(self, stop: threading.Event) -> str:

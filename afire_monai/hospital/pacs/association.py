@@ -32,8 +32,6 @@ COMPRESSED = tuple(
     f"1.2.840.10008.1.2.{end}" for end in ("4.50", "4.51", "4.57", "4.70", "4.80", "4.81", "4.90", "4.91", "5", "1.99")
 )
 """JPEG, JPEG-LS, JPEG 2000, RLE, deflated."""
-IMAGES = tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("1", "1.1", "1.1.1", "7"))
-"""Classes of objects that hold radiographs: CR, DX for presentation and for processing, secondary capture."""
 VERIFY = "1.2.840.10008.1.1"
 """Verification: C-ECHO."""
 
@@ -53,6 +51,9 @@ class PacsAddress:
         if found is None or not 0 < int(found[3]) < 65536:
             raise AfireError(f"{option} takes AET@HOST:PORT, for example ARCHIVE@pacs.example:104")
         return cls(ae_title(found[1], option), found[2].strip("[]"), int(found[3]))
+
+    def __str__(self) -> str:
+        return f"{self.aet}@{self.host}:{self.port}"
 
 
 def ae_title(text: str, option: str) -> str:

@@ -15,7 +15,6 @@ from afire_monai.core.quiet import quiet
 from afire_monai.hospital.dicomweb.client import Query, SeriesReference, is_uid
 from afire_monai.hospital.dicomweb.connection import LONGEST_WAIT, AnswerError, ConnectionLostError, is_loopback
 from afire_monai.hospital.pacs.association import (
-    IMAGES,
     PDU,
     UNCOMPRESSED,
     VERIFY,
@@ -36,6 +35,7 @@ from afire_monai.hospital.pacs.association import (
 )
 from afire_monai.hospital.pacs.commitment import ACTED_ON, COMMITMENT, Reports, commitment_request
 from afire_monai.hospital.pacs.listener import MoveListener
+from afire_monai.radiographs.dicom import RADIOGRAPH_CLASSES
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Pacs:
         if not timeout > 0 or retries < 0:
             raise AfireError(f"--timeout must be above 0 and --retries at least 0, got {timeout:g} and {retries}")
         self.address, self._aet = PacsAddress.parse(pacs), ae_title(aet, "--aet")
-        self.peer = f"{self.address.aet}@{self.address.host}:{self.address.port}"
+        self.peer = str(self.address)
         self._tls, self._timeout = (tls or Tls()).client(), timeout
         self._retries, self._first_wait = retries, first_wait
         self._entity = application(self._aet, timeout)
@@ -140,7 +140,7 @@ class Pacs:
 
     def find_instances(self, series: SeriesReference) -> list[str]:
         """Ask for the SOPInstanceUIDs of a series; AfireError as :meth:`find_series`; also for a UID that is none."""
-        uids = [text_of(entry, "SOPInstanceUID") for entry in self._matches(level_query("IMAGE", series, ""))]
+        uids = [text_of(entry, "SOPInstanceUID") for entry in self._matches(instance_query(series))]
         if not all(map(is_uid, uids)):
             raise AnswerError("the archive names an instance by something that is not a UID")
         return list(dict.fromkeys(uids))
@@ -155,7 +155,7 @@ class Pacs:
         """
         import pydicom
 
-        wanted = level_query("IMAGE", series, instance)
+        wanted = instance_query(series, instance)
         content = self._repeated(lambda: self._get(wanted, instance) if self._listener is None else self._move(wanted))
         try:
             with quiet():
@@ -369,7 +369,7 @@ class Pacs:
             return [build_context(kind, _offered(syntax)) for kind, syntax in self._stored]
         if purpose == "get":
             reports = [build_context(kind, list(UNCOMPRESSED)) for kind in OTHERS]
-            return [build_context(GET), *storage_contexts(IMAGES), *reports]
+            return [build_context(GET), *storage_contexts(RADIOGRAPH_CLASSES), *reports]
         return [build_context({"find": FIND, "move": MOVE, "echo": VERIFY, "commit": COMMITMENT}[purpose])]
 
     def _keep(self, event: Any) -> int:
@@ -417,9 +417,9 @@ def series_query(study: str, modality: str) -> Any:
     return _dataset("SERIES", StudyInstanceUID=study, SeriesInstanceUID="", Modality=modality, SeriesDescription="")
 
 
-def level_query(level: str, series: SeriesReference, instance: str) -> Any:
-    """Return the identifier of objects of a series: one of them, or all with "" for the instance."""
-    return _dataset(level, StudyInstanceUID=series.study, SeriesInstanceUID=series.series, SOPInstanceUID=instance)
+def instance_query(series: SeriesReference, instance: str = "") -> Any:
+    """Return the identifier of an object of a series, or of all."""
+    return _dataset("IMAGE", StudyInstanceUID=series.study, SeriesInstanceUID=series.series, SOPInstanceUID=instance)
 
 
 def _dataset(level: str, **elements: str) -> Any:

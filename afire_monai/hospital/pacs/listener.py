@@ -12,7 +12,7 @@ from typing import Any
 
 from afire_monai.core.errors import AfireError
 from afire_monai.hospital.pacs.association import (
-    IMAGES,
+    LARGEST_OBJECT,
     PacsAddress,
     Tls,
     ae_title,
@@ -22,6 +22,7 @@ from afire_monai.hospital.pacs.association import (
     object_received,
     storage_contexts,
 )
+from afire_monai.radiographs.dicom import RADIOGRAPH_CLASSES
 
 SPEECHLESS = 2.0
 """Seconds after which a connection should have identified itself."""
@@ -95,7 +96,7 @@ def start(
     tls: Any,
     timeout: float,
     store: Callable[[Any], int] | None = None,
-    largest: int | None = None,
+    largest: int = LARGEST_OBJECT,
     report: Callable[[Any], tuple[int, None]] | None = None,
 ) -> Any:
     """Start to listen in threads of their own; return pynetdicom's server, with `shutdown` and `server_address`.
@@ -108,9 +109,8 @@ def start(
     """
     from pynetdicom import evt
 
-    limits = [timeout] if largest is None else [timeout, largest]
     handlers = [
-        (evt.EVT_CONN_OPEN, limit_connection, limits),
+        (evt.EVT_CONN_OPEN, limit_connection, [timeout, largest]),
         (evt.EVT_CONN_OPEN, _leave_room),
         (evt.EVT_CONN_CLOSE, _let_go),
         *([(evt.EVT_C_STORE, store)] if store else []),
@@ -152,7 +152,7 @@ def scp_contexts() -> list[Any]:
     from pynetdicom.presentation import build_context
 
     syntaxes: dict[str, list[str]] = {}
-    for context in storage_contexts(IMAGES):
+    for context in storage_contexts(RADIOGRAPH_CLASSES):
         syntaxes.setdefault(context.abstract_syntax, []).extend(context.transfer_syntax)
     return [build_context(kind, names) for kind, names in syntaxes.items()]
 

@@ -33,7 +33,7 @@ class SentObjects:
 
     def __init__(self, folder: Path, pacs: PacsAddress, committed: bool = False) -> None:
         self._path = (folder.parent if folder.is_file() else folder) / SENT
-        self._archive = f"{pacs.aet}@{pacs.host}:{pacs.port}"
+        self._archive = pacs
         self._committed = committed
 
     @functools.cached_property
