@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 
 _FULL_OR_FORBIDDEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -63,19 +64,23 @@ def require(*modules: str, extra: str, error: type[AfireError] = AfireError) -> 
         raise error(f"{', '.join(missing)} is missing; install the extra: pip install 'afire-monai[{extra}]'")
 
 
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, then what it was raised from, and so on."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
 def user_error(error: BaseException) -> AfireError | None:
     """Return the error that a user can act on, if one is behind what was raised (MONAI wraps what a config raises).
 
     A disk that is full or may not be written to counts as one wherever it is met.
     """
-    chain: list[BaseException] = []
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, AfireError):
-        chain.append(seen)
-        seen = seen.__cause__ or seen.__context__
-    if seen is not None:
-        return seen
-    for one in chain:
+    for one in causes(error):
+        if isinstance(one, AfireError):
+            return one
+    for one in causes(error):
         if isinstance(one, OSError) and one.errno in _FULL_OR_FORBIDDEN:
             where = one.filename or "the output folder"
             return AfireError(f"{where}: {one.strerror}; make room or give another folder, then give the command again")

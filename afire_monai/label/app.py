@@ -26,6 +26,7 @@ from afire_monai.label.archive_proxy import ArchiveProxy
 from afire_monai.label.images import map_suffix
 from afire_monai.label.inference_service import (
     HEAT_THRESHOLD,
+    KIND,
     TASKS,
     ModelShelf,
     answer,
@@ -37,7 +38,7 @@ from afire_monai.label.label_files import score_labels
 from afire_monai.label.messages import NotFoundError, quiet_monailabel
 from afire_monai.label.sampling_strategies import STRATEGIES, Chooser
 from afire_monai.label.stores import ArchiveStore, CarefulStore
-from afire_monai.label.training import DEFAULTS, KIND, Trainable, Workshop
+from afire_monai.label.training import DEFAULTS, Trainable, Workshop
 
 logger = logging.getLogger(__name__)
 
@@ -114,18 +115,13 @@ class RadiographLabelApp(MONAILabelApp):
     def _can_train(self, task: str) -> bool:
         return self.shelf.offers(task) or self.shelf.file("encoder") is not None
 
-    def _classes(self) -> dict[str, int]:
-        what = self.labelling.get("segmentation")
-        return what.classes if what else {}
-
-    def _findings(self) -> tuple[str, ...]:
-        what = self.labelling.get("classification")
-        return what.names if what else ()
+    def _has_folder(self) -> bool:
+        return not self.studies.startswith(("http://", "https://"))
 
     @functools.cached_property
     def archive_proxy(self) -> ArchiveProxy | None:
         """The part of the archive that a browser sees; None for a folder."""
-        if not self.studies.startswith(("http://", "https://")):
+        if self._has_folder():
             return None
         modalities = [*_names(self.given.get("modalities", "CR,DX")), *_names(self.given.get("also_show", ""))]
         return ArchiveProxy(self._archive(ARCHIVE_TIMEOUT, 0), modalities)
@@ -136,13 +132,15 @@ class RadiographLabelApp(MONAILabelApp):
 
     def init_datastore(self) -> CarefulStore:
         """Open the folder or the archive."""
-        if not self.studies.startswith(("http://", "https://")):
-            return CarefulStore(self.studies, self._classes(), self._findings(), self.shelf.reader())
+        masks, findings = self.labelling.get("segmentation"), self.labelling.get("classification")
+        classes, labels = masks.classes if masks else {}, findings.names if findings else ()
+        if self._has_folder():
+            return CarefulStore(self.studies, classes, labels, self.shelf.reader())
         return ArchiveStore(
             self._archive(20, 1),
             str(self.work / "cache"),
-            self._classes(),
-            self._findings(),
+            classes,
+            labels,
             _names(self.given.get("modalities", "CR,DX")),
             _switch(self.given.get("to_archive", "true")),
             self.shelf.reader(),
@@ -240,7 +238,6 @@ _TYPES = {
     "anomaly_regions": InferType.SEGMENTATION,
     "classification": InferType.CLASSIFICATION,
 }
-_FILES = {"segmentation": "segmenter", "classification": "classifier", "restoration": "restorer"}
 
 
 class RadiographInfer(InferTask):
@@ -258,14 +255,15 @@ class RadiographInfer(InferTask):
 
     def info(self) -> dict[str, Any]:
         """Describe the task, with the classes and the version of the model in use."""
-        known: dict[str, Any] = {"segmentation": class_values(self.shelf)} if self.task == "segmentation" else {}
-        known["anomaly_regions"] = {"anomaly": 1}
-        if self.task == "classification":
-            known["classification"] = self.shelf.get("classification").scorer.labels
+        labels: Any = {"anomaly": 1} if self.task == "anomaly_regions" else []
+        if self.task == "segmentation":
+            labels = class_values(self.shelf)
+        elif self.task == "classification":
+            labels = self.shelf.get("classification").scorer.labels
         version = self.shelf.get(uses(self.task)).version
         return {
             **super().info(),
-            "labels": known.get(self.task, []),
+            "labels": labels,
             "model_version": version,
             **self.shelf.cautions(self.task),
         }
@@ -276,7 +274,7 @@ class RadiographInfer(InferTask):
 
     def get_path(self, validate: bool = True) -> str | None:
         """Return the file of its weights."""
-        path = self.shelf.file(_FILES.get(self.task, "restorer")) or self.shelf.file("encoder")
+        path = self.shelf.file(KIND.get(self.task, "restorer")) or self.shelf.file("encoder")
         return str(path) if path else None
 
     def __call__(self, request: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
@@ -285,16 +283,13 @@ class RadiographInfer(InferTask):
         map_suffix(str(request.get("result_extension") or ".nii.gz"))  # refuses before the work, not after it
         reply = answer(self.task, self.shelf, request["image"], request)
         written = time.perf_counter()
-        folder = tempfile.mkdtemp(prefix="afire-map-")
-        try:
+        with tempfile.TemporaryDirectory(prefix="afire-map-") as folder:
             path = write_reply(reply, folder, "map", request)
             file = None
             if path is not None:  # MONAI Label deletes the file once it is sent, and only the file
                 handle, file = tempfile.mkstemp(suffix=path.name.removeprefix("map"), prefix="afire-map-")
                 os.close(handle)
                 shutil.move(path, file)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
         end = time.perf_counter()
         latencies = {**reply.latencies, "write": end - written, "total": end - start}
         reply.params["latencies"] = {stage: round(seconds, 4) for stage, seconds in latencies.items()}

@@ -16,8 +16,7 @@ from torch import Tensor
 from afire_monai.core.errors import AfireError, RadiographError
 from afire_monai.hospital.identity import IdentityKey
 from afire_monai.predictions.reading import Radiograph, Size, resize
-from afire_monai.radiographs.decode import list_images
-from afire_monai.radiographs.dicom import looks_like_dicom
+from afire_monai.radiographs.decode import is_dicom, list_images
 from afire_monai.radiographs.header import read_header
 from afire_monai.radiographs.reader import RadiographReader
 
@@ -333,9 +332,8 @@ def patient_of(path: str | Path, image_id: str, key: IdentityKey) -> str:
         key: key of the store.
     """
     try:
-        with Path(path).open("rb") as file:
-            if not looks_like_dicom(file.read(352)):
-                return key.image(image_id)
+        if not is_dicom(path):
+            return key.image(image_id)
         header = read_header(Path(path))
     except (OSError, ValueError):
         return key.image(image_id)

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from afire_monai.predictions.anomaly.detector import load_detector
 from afire_monai.predictions.results import enlarge, label_mask
 from afire_monai.predictions.scoring import Answer, Scorer, reader_of
 
+KIND = {"segmentation": "segmenter", "classification": "classifier"}
+"""Kind of weights of each task that labels can train."""
 DETECTING = ("detector", "restorer", "encoder", "reference")
 _USES: dict[str, tuple[tuple[str, ...], str, bool]] = {
     # weights, heatmap, restored pictures
@@ -140,13 +142,12 @@ class ModelShelf:
 
     def cautions(self, task: str) -> dict[str, Any]:
         """Return ``not_calibrated`` (labels) and ``warnings`` of the classifier or segmenter, where there are any."""
-        kind = {"classification": "classifier", "segmentation": "segmenter"}.get(task)
-        path = self.file(kind) if kind else None
+        path = self.file(KIND[task]) if task in KIND else None
         if path is None:
             return {}
         description = read_object(path.with_suffix(".json"))
         found = {"warnings": [str(text) for text in description.get("warnings") or []]}
-        if kind == "classifier":
+        if task == "classification":
             found["not_calibrated"] = not_calibrated(description)
         return {name: values for name, values in found.items() if values}
 
@@ -227,11 +228,14 @@ def uses(task: str, request: Mapping[str, Any] | None = None) -> str:
     return {"anomaly_heatmap": "anomaly", "anomaly_regions": "anomaly"}.get(task, task)
 
 
+def numbered(names: Iterable[str]) -> dict[str, int]:
+    """Return the value of each class in label maps: 1, 2, … in their order."""
+    return {name: value for value, name in enumerate(names, 1)}
+
+
 def class_values(shelf: ModelShelf) -> dict[str, int]:
-    """Return the value of each class of the segmenter in label maps: 1, 2, … in the model's order."""
-    if not shelf.offers("segmentation"):
-        return {}
-    return {name: place + 1 for place, name in enumerate(shelf.get("segmentation").scorer.segmenter.classes)}
+    """Return the value of each class of the segmenter in label maps; empty if there is no segmenter."""
+    return numbered(shelf.get("segmentation").scorer.segmenter.classes) if shelf.offers("segmentation") else {}
 
 
 def answer(task: str, shelf: ModelShelf, path: str | Path, request: Mapping[str, Any]) -> Reply:
@@ -266,11 +270,10 @@ def _reply(task: str, scored: Answer, scorer: Scorer, image: StoredImage, reques
     reply = Reply(params, image.grid)
     shape = image.grid.shape
     if task == "segmentation" and scored.masks is not None:
-        names = list(scorer.segmenter.classes)
-        reply.rows = label_mask(scored.masks, [place + 1 for place in range(len(names))], shape)
-        params["label_names"] = {name: place + 1 for place, name in enumerate(names)}
-        share = [float((reply.rows == place + 1).mean()) for place in range(len(names))]
-        params["share_of_image"] = dict(zip(names, share, strict=True))
+        classes = numbered(scorer.segmenter.classes)
+        reply.rows = label_mask(scored.masks, list(classes.values()), shape)
+        params["label_names"] = classes
+        params["share_of_image"] = {name: float((reply.rows == value).mean()) for name, value in classes.items()}
     elif task == "restoration" and scored.restored is not None:
         reply.rows = _to_size(scored.restored, shape)
     elif task == "anomaly_regions" and scored.heatmap is not None:

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from afire_monai.core.errors import AfireError, user_error
+from afire_monai.core.errors import AfireError, causes, user_error
 from afire_monai.hospital.dicomweb.credentials import DicomWebError
 
 _PATH = re.compile(r"(?:file://)?(?<![\w.])/(?:[^\s/'\":,;]+/)+[^\s'\":,;]*")
@@ -115,9 +115,10 @@ def problem(error: BaseException) -> tuple[int, str]:
         does not answer, and 500 for any other error. For the last, the message names only the type, as the text of the
         error may quote a header.
     """
-    full = _full_disk(error)
-    if full is not None:
-        return 507, f"the disk is full ({full}): nothing was changed. Make room on the server, then try again"
+    for one in causes(error):
+        if isinstance(one, OSError) and one.errno in _FULL:
+            full = one.strerror or "no space left"
+            return 507, f"the disk is full ({full}): nothing was changed. Make room on the server, then try again"
     known = user_error(error)
     if isinstance(known, UnknownImageError | NotFoundError):
         return 404, str(known)
@@ -126,13 +127,3 @@ def problem(error: BaseException) -> tuple[int, str]:
     if known is not None:
         return 400, str(known)
     return 500, f"internal error ({type(error).__name__}); the server goes on. Please report it, without pictures"
-
-
-def _full_disk(error: BaseException) -> str | None:
-    """Return the system's message if a full disk caused an error."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in _FULL:
-            return seen.strerror or "no space left"
-        seen = seen.__cause__ or seen.__context__
-    return None

@@ -19,7 +19,7 @@ from afire_monai.label.inference_service import ModelShelf
 from afire_monai.label.label_files import Store, has_label
 from afire_monai.label.messages import NotFoundError
 from afire_monai.predictions.reading import LeftOut, ahead, read_radiograph
-from afire_monai.radiographs.dicom import looks_like_dicom
+from afire_monai.radiographs.decode import is_dicom
 from afire_monai.radiographs.header import read_header
 from afire_monai.radiographs.judgement import COLOUR, LATERAL, NOT_HUMAN, OBLIQUE, SCREEN, SEVERAL_FRAMES, judge
 
@@ -49,9 +49,8 @@ def can_be_offered(path: str) -> bool:
     """
     try:
         file = file_of(path)
-        with file.open("rb") as stream:
-            if not looks_like_dicom(stream.read(352)):
-                return True
+        if not is_dicom(file):
+            return True
         verdict = judge(read_header(file))
     except (OSError, ValueError):
         return False
@@ -81,13 +80,14 @@ class Chooser:
 
     def offers(self, strategy: str) -> bool:
         """Whether there are models for a strategy."""
-        uses = {"most_anomalous": ("anomaly",), "most_uncertain": ("classification", "segmentation")}
-        if strategy == "random":
+        if strategy == "random" or (strategy == "most_different" and self.shelf.file("encoder")):
             return True
-        if strategy == "most_different":
-            return any(map(self.shelf.offers, ("anomaly", "classification", "segmentation"))) or bool(
-                self.shelf.file("encoder")
-            )
+        trained = ("classification", "segmentation")
+        uses = {
+            "most_anomalous": ("anomaly",),
+            "most_uncertain": trained,
+            "most_different": ("anomaly", *trained),
+        }
         return any(map(self.shelf.offers, uses[strategy]))
 
     def choose(self, strategy: str, store: Store) -> dict[str, Any] | None:
@@ -188,7 +188,6 @@ class Chooser:
         kept = self._seen.setdefault((kind, name), {})
         new = [i for i in ids if i not in kept]
         chosen = self._random.sample(new, min(self.most, len(new)))
-
         options = self.shelf.reader()
 
         def read(image_id: str) -> Tensor | None:
@@ -201,13 +200,12 @@ class Chooser:
                 return None
             return None if isinstance(radiograph, LeftOut) else radiograph.images[size]
 
-        pictures = list(ahead(read, chosen, 2, 2 * BATCH))
-        for start in range(0, len(chosen), BATCH):
-            usable = [(i, p) for i, p in zip(chosen[start:], pictures[start : start + BATCH], strict=False)]
-            kept.update({i: None for i, p in usable if p is None})
-            usable = [(i, p) for i, p in usable if p is not None]
-            if usable:
-                with torch.inference_mode():
-                    found = values(torch.stack([p for _, p in usable if p is not None])).cpu()
-                kept.update(zip([i for i, _ in usable], found, strict=True))
+        pictures = dict(zip(chosen, ahead(read, chosen, 2, 2 * BATCH), strict=True))
+        kept.update({i: None for i, picture in pictures.items() if picture is None})
+        usable = [(i, picture) for i, picture in pictures.items() if picture is not None]
+        for start in range(0, len(usable), BATCH):
+            batch = usable[start : start + BATCH]
+            with torch.inference_mode():
+                found = values(torch.stack([picture for _, picture in batch])).cpu()
+            kept.update(zip([i for i, _ in batch], found, strict=True))
         return {i: value for i in ids if (value := kept.get(i)) is not None}

@@ -164,13 +164,12 @@ class CarefulStore(LocalDatastore):
         if is_findings(label):
             read_findings(label, self.findings)
             return Path(label)
-        classes = self.classes if tag == FINAL else {}  # a model's map may be regions, a heatmap, …
-        if tag not in (FINAL, FINDINGS):
-            return Path(label)
         if tag == FINDINGS:
             raise AfireError('under the tag "findings" a JSON file of findings is kept; masks belong under "final"')
+        if tag != FINAL:  # a model's map may be regions, a heatmap, …
+            return Path(label)
         grid = open_image(image, self.reader).grid
-        mask = read_mask(grid, label, classes)
+        mask = read_mask(grid, label, self.classes)
         if not label.lower().endswith(".bin"):
             return Path(label)
         return write_map(folder / "label.nii.gz", mask, grid)

@@ -20,7 +20,7 @@ from afire_monai.core.files import lock_file, read_object, write_text
 from afire_monai.hospital.identity import IdentityKey
 from afire_monai.label import comparison, held_back
 from afire_monai.label.images import file_of, open_image, patient_of
-from afire_monai.label.inference_service import ModelShelf, not_calibrated
+from afire_monai.label.inference_service import KIND, ModelShelf, not_calibrated, numbered
 from afire_monai.label.label_files import SavedLabel, Store, read_findings, read_mask, saved_labels
 from afire_monai.label.messages import problem, without_names
 
@@ -40,7 +40,7 @@ class Trainable:
     @property
     def classes(self) -> dict[str, int]:
         """Value of each class in label maps."""
-        return {name: place + 1 for place, name in enumerate(self.names)}
+        return numbered(self.names)
 
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,6 @@ logger = logging.getLogger(__name__)
 MIN_LABELS = 4
 RESULT = "result.json"
 """File in the folder of a run: the result of the training."""
-KIND = {"segmentation": "segmenter", "classification": "classifier"}
 DEFAULTS: dict[str, Any] = {
     "max_epochs": 30,
     "batch_size": 8,

@@ -8,8 +8,9 @@ from typing import Any
 
 from afire_monai.core.errors import AfireError
 from afire_monai.core.files import read_object
+from afire_monai.label.inference_service import KIND
 from afire_monai.label.messages import NotFoundError, without_names
-from afire_monai.label.training import KIND, RESULT, Workshop
+from afire_monai.label.training import RESULT, Workshop
 from afire_monai.models.folder import model_files
 from afire_monai.predictions.scoring import Scorer
 

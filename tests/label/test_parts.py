@@ -451,6 +451,7 @@ def test_a_first_classifier_says_that_it_is_not_calibrated(models, pngs, tmp_pat
 def test_what_is_not_to_be_labelled_is_not_offered(elements, shelf, tmp_path):
     write(tmp_path / "good.dcm", 1)
     write(tmp_path / "bad.dcm", 2, **elements)
+    (tmp_path / "empty.png").touch()
     for strategy in ("random", "most_anomalous", "most_different"):
         assert [Chooser(shelf).choose(strategy, FolderStore(tmp_path))["id"] for _ in range(3)] == ["good"] * 3
 
