@@ -49,20 +49,18 @@ while [[ $# -gt 0 ]]; do
             ;;
     esac
     [[ $# -gt 1 ]] || fail "$1 needs a value"
+    key="${1#--}" key="${key//-/_}"
     case "$1" in
         --work) work="$2" ;;
         --port) port="$2" ;;
         --model) conf+=(--conf models "$2") ;;
-        --classes | --findings | --modalities | --candidates) conf+=(--conf "${1#--}" "$2") ;;
+        --classes | --findings | --modalities | --candidates | --png16-max | --window-index | --also-show | --to-archive)
+            conf+=(--conf "$key" "$2")
+            ;;
         --ca | --tls-cert | --tls-key)
             [[ -f "$2" ]] || fail "$1 $2: no such file"
-            name="${1#--}"
-            conf+=(--conf "${name//-/_}" "$(realpath "$2")")
+            conf+=(--conf "$key" "$(realpath "$2")")
             ;;
-        --png16-max) conf+=(--conf png16_max "$2") ;;
-        --window-index) conf+=(--conf window_index "$2") ;;
-        --also-show) conf+=(--conf also_show "$2") ;;
-        --to-archive) conf+=(--conf to_archive "$2") ;;
         *) fail "unknown option $1 (scripts/label_server.sh alone lists them)" ;;
     esac
     shift 2

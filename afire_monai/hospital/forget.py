@@ -140,7 +140,7 @@ class Sight:
         return "names no data list, so it is not known what it saw"
 
 
-def models_that_saw(folders: Sequence[str | os.PathLike[str]], lists: Mapping[str, str]) -> list[Sight]:
+def models_that_saw(folders: Sequence[StrPath], lists: Mapping[str, str]) -> list[Sight]:
     """Compare the data lists that models name with those that held a patient.
 
     This reads the JSON files of a folder, of its ``models`` and of the ``models`` of its subfolders. The data lists of
@@ -157,7 +157,7 @@ def models_that_saw(folders: Sequence[str | os.PathLike[str]], lists: Mapping[st
     return [_sight(Path(folder), lists) for folder in folders]
 
 
-def check_folders(folders: Sequence[str | os.PathLike[str]]) -> None:
+def check_folders(folders: Sequence[StrPath]) -> None:
     """Refuse paths that are not folders."""
     for folder in folders:
         if not Path(folder).is_dir():

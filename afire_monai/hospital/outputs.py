@@ -206,13 +206,11 @@ def _join(
 def _datalist(kept: Kept, joined: JoinedLabels | None, options: Options) -> dict[str, Any]:
     strata = []
     for item in kept.items:
-        values = joined.by_image.get(item["image"][len(IMAGES) + 1 : -4]) if joined else None
+        present: list[str] = []
         if joined:
-            item["label"] = list(values) if values else [None] * len(joined.names)
-        names = (
-            [name for name, value in zip(joined.names, values, strict=True) if value == 1] if joined and values else []
-        )
-        strata.append("|".join(sorted(names)))
+            item["label"] = list(joined.by_image.get(Path(item["image"]).stem) or [None] * len(joined.names))
+            present = [name for name, value in zip(joined.names, item["label"], strict=True) if value == 1]
+        strata.append("|".join(sorted(present)))
     groups = [item["group"] for item in kept.items]
     sections = assign_sections(options.split, groups, strata, kept.days, kept.sites)
     datalist: dict[str, Any] = {"name": options.name}

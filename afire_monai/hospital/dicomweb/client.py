@@ -113,14 +113,13 @@ def _range(date: str | None) -> tuple[str, str]:
         return "", ""
     first, dash, last = date.strip().partition("-")
     last = last if dash else first
-    for day in (first, last):
-        try:
-            if day and (len(day) != 8 or not day.isdigit()):
-                raise ValueError
-            if day:
-                time.strptime(day, "%Y%m%d")
-        except ValueError:
-            raise DicomWebError("--date takes YYYYMMDD, YYYYMMDD-YYYYMMDD, YYYYMMDD- or -YYYYMMDD") from None
+    try:
+        # strptime alone takes days of one digit, too
+        right = all(re.fullmatch("[0-9]{8}", day) and time.strptime(day, "%Y%m%d") for day in (first, last) if day)
+    except ValueError:
+        right = False
+    if not right:
+        raise DicomWebError("--date takes YYYYMMDD, YYYYMMDD-YYYYMMDD, YYYYMMDD- or -YYYYMMDD")
     if not (first or last) or (first and last and first > last):
         raise DicomWebError("--date needs a first day that is not after the last one, as YYYYMMDD-YYYYMMDD")
     return first, last
@@ -184,9 +183,9 @@ class DicomWeb:
         if parts.scheme == "http" and not is_loopback(host):
             logger.warning("plain http: pictures of patients cross the network unencrypted; https is better")
         self.peer = parts.geturl().rstrip("/")
-        self._url, self._session, self._timeout = parts.geturl().rstrip("/"), session, timeout
+        self._session, self._timeout = session, timeout
         self._client = DICOMwebClient(
-            self._url,
+            self.peer,
             session=session,
             headers={"Accept": "application/dicom+json"},
             callback=name_json,
@@ -256,7 +255,7 @@ class DicomWeb:
 
         def read() -> tuple[bytes, str] | None:
             response = self._session.get(
-                f"{self._url}/{path}", params=list(query), headers={"Accept": accept}, timeout=self._timeout
+                f"{self.peer}/{path}", params=list(query), headers={"Accept": accept}, timeout=self._timeout
             )
             if response.status_code in (404, 410):
                 return None
@@ -287,7 +286,7 @@ class DicomWeb:
         """
         if not all(map(is_uid, (series.study, series.series, instance))):
             raise AnswerError("an instance is asked for by something that is not a UID")
-        url = f"{self._url}/studies/{series.study}/series/{series.series}/instances/{instance}"
+        url = f"{self.peer}/studies/{series.study}/series/{series.series}/instances/{instance}"
         accept = {"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'}
 
         def fetch() -> None:

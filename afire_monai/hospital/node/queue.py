@@ -89,19 +89,16 @@ class Queue:
         """Remove remains of a killed process, and take up abandoned objects again."""
         with self._lock:
             self._base.execute("UPDATE objects SET state=?, reason='', tries=0 WHERE state=?", (PREDICTED, UNSENT))
-            to_predict = {key for (key,) in self._base.execute("SELECT key FROM objects WHERE state=?", (RECEIVED,))}
-            finished = (PREDICTED, KEPT)
-            with_results = {
-                key for (key,) in self._base.execute("SELECT key FROM objects WHERE state IN (?, ?)", finished)
-            }
+            with_files = (RECEIVED, PREDICTED, KEPT)
+            states = dict(self._base.execute("SELECT key, state FROM objects WHERE state IN (?, ?, ?)", with_files))
             for path in (self.folder / INCOMING).iterdir():
-                if path.name not in to_predict:
+                if states.get(path.name) != RECEIVED:
                     path.unlink()
             for path in (self.folder / RESULTS).iterdir():
-                if path.name not in with_results:
+                if states.get(path.name) not in (PREDICTED, KEPT):
                     shutil.rmtree(path)
-            for key in to_predict:
-                if not self.file(key).exists():
+            for key, state in states.items():
+                if state == RECEIVED and not self.file(key).exists():
                     self.end(key, REFUSED, "its file is gone")
 
     def close(self) -> None:
