@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from afire_monai.core.errors import AfireError
 from afire_monai.hospital.pacs.association import (
@@ -24,12 +24,75 @@ from afire_monai.hospital.pacs.association import (
 )
 from afire_monai.radiographs.dicom import RADIOGRAPH_CLASSES
 
+T = TypeVar("T")
 SPEECHLESS = 2.0
 """Seconds after which a connection should have identified itself."""
 
 
-class MoveListener:
-    """Take the objects that were asked for, and no others, on the address that faces the archive.
+class Mailbox(Generic[T]):
+    """Take what the threads of connections receive, while somebody waits for it."""
+
+    def __init__(self) -> None:
+        self._arrived = threading.Condition()
+        self._open: dict[str, T | None] = {}
+        self._over = False
+        self._server: Any = None
+
+    def _listen(
+        self, aet: str, port: int, pacs: PacsAddress, tls: Tls, timeout: float, contexts: list[Any], **handlers: Any
+    ) -> None:
+        """Let an archive connect to the address that faces it, with TLS if there is an own certificate; see `start`."""
+        entity = application(aet, timeout)
+        entity.require_called_aet = True
+        entity.supported_contexts = contexts
+        secured = tls.server() if tls.cert else None
+        self._server = start(entity, facing(pacs), port, secured, timeout, **handlers)
+
+    def close(self) -> None:
+        """Stop to listen."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server = None
+
+    @contextlib.contextmanager
+    def expect(self, name: str) -> Iterator[Callable[[float], T | None]]:
+        """Take what comes under a name while the block runs.
+
+        Yields:
+            A function that waits for the given number of seconds and returns what came, or None.
+        """
+
+        def arrived(timeout: float) -> T | None:
+            with self._arrived:
+                self._arrived.wait_for(lambda: self._over or self._open[name] is not None, timeout)
+                return self._open[name]
+
+        with self._arrived:
+            self._open[name] = None
+        try:
+            yield arrived
+        finally:
+            with self._arrived:
+                del self._open[name]
+
+    def put(self, name: str, content: Callable[[], T]) -> bool:
+        """Take what ``content`` returns; give whether somebody waits for it."""
+        with self._arrived:
+            if name not in self._open:
+                return False
+            self._open[name] = content()
+            self._arrived.notify_all()
+            return True
+
+    def give_up(self) -> None:
+        """Let whoever waits go on without anything, now and from now on; for other threads."""
+        with self._arrived:
+            self._over = True
+            self._arrived.notify_all()
+
+
+class MoveListener(Mailbox[bytes]):
+    """Take the files of objects that were asked for by UID, and no others, on the address that faces the archive.
 
     Args:
         move_to: ``AET:PORT``, as the archive knows it.
@@ -46,47 +109,13 @@ class MoveListener:
         if found is None or int(found[2]) > 65535:
             raise AfireError("--move-to takes AET:PORT of a listener that the archive knows, for example AFIRE:11113")
         self.aet = ae_title(found[1], "--move-to")
-        self._arrived = threading.Condition()
-        self._expected, self._content = "", b""
-        from_here = facing(pacs)
-        entity = application(self.aet, timeout)
-        entity.require_called_aet = True
-        entity.supported_contexts = scp_contexts()
-        self._server = start(entity, from_here, int(found[2]), tls.server() if tls.cert else None, timeout, self._take)
-
-    def close(self) -> None:
-        """Stop to listen."""
-        self._server.shutdown()
-
-    @contextlib.contextmanager
-    def expect(self, instance: str) -> Iterator[Callable[[float], bytes | None]]:
-        """Take one object while the block runs.
-
-        Yields:
-            A function that waits for the given number of seconds and returns the bytes of the object's file, or None.
-        """
-
-        def arrived(timeout: float) -> bytes | None:
-            with self._arrived:
-                self._arrived.wait_for(lambda: self._content, timeout)
-                return self._content or None
-
-        with self._arrived:
-            self._expected, self._content = str(instance), b""
-        try:
-            yield arrived
-        finally:
-            with self._arrived:
-                self._expected, self._content = "", b""
+        super().__init__()
+        self._listen(self.aet, int(found[2]), pacs, tls, timeout, scp_contexts(), store=self._take)
 
     def _take(self, event: Any) -> int:
         object_received(event)
-        with self._arrived:
-            if str(event.request.AffectedSOPInstanceUID) != self._expected:
-                return 0x0124  # not authorised
-            self._content = event.encoded_dataset()
-            self._arrived.notify_all()
-        return 0x0000
+        expected = self.put(str(event.request.AffectedSOPInstanceUID), event.encoded_dataset)
+        return 0x0000 if expected else 0x0124  # not authorised
 
 
 def start(
