@@ -5,9 +5,9 @@ from __future__ import annotations
 import hmac
 import os
 import re
-from collections.abc import Mapping
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import quote, urlencode
 
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -43,14 +43,14 @@ class TokenRequired:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         port = (scope.get("server") or ("", 0))[1]
         cookie = f"afire_label_{port}"  # browsers keep cookies by host, for all its ports
-        if scope["method"] == "GET" and (rest := self._without_token(scope)) is not None:
+        request = Request(scope)
+        if request.method == "GET" and (rest := self._without_token(request)) is not None:
             await self._welcome(cookie, rest)(scope, receive, send)
             return
         scope = self._without_prefix(scope) or scope
-        if scope.get("afire_token") or self._bears_token(headers, cookie):
+        if scope.get("afire_token") or self._bears_token(request, cookie):
             await self.app(scope, receive, send)
             return
         refused = JSONResponse({"detail": _REFUSAL}, 401, {"WWW-Authenticate": "Bearer", "Cache-Control": "no-store"})
@@ -59,20 +59,19 @@ class TokenRequired:
     def _is_token(self, text: str) -> bool:
         return hmac.compare_digest(text.encode(), self.token.encode())
 
-    def _bears_token(self, headers: Mapping[str, str], cookie: str) -> bool:
-        scheme, _, given = headers.get("authorization", "").partition(" ")
+    def _bears_token(self, request: Request, cookie: str) -> bool:
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self._is_token(given.strip()):
             return True
-        pairs = (part.strip().partition("=") for part in headers.get("cookie", "").split(";"))
-        return any(name == cookie and self._is_token(value) for name, _, value in pairs)
+        return self._is_token(request.cookies.get(cookie, ""))
 
-    def _without_token(self, scope: Scope) -> str | None:
+    def _without_token(self, request: Request) -> str | None:
         """Return the address without the token in its query; None if the right one is not there."""
-        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        query = request.query_params.multi_items()
         if not any(name == "token" and self._is_token(value) for name, value in query):
             return None
         rest = urlencode([(name, value) for name, value in query if name != "token"])
-        path = "/" + quote(scope["path"].lstrip("/"))  # with two slashes it would name another server
+        path = "/" + quote(request.scope["path"].lstrip("/"))  # with two slashes it would name another server
         return f"{path}?{rest}" if rest else path
 
     def _without_prefix(self, scope: Scope) -> Scope | None:

@@ -26,6 +26,7 @@ from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoun
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.async_tasks.utils import tasks
 from monailabel.utils.others.generic import remove_file
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
@@ -92,9 +93,9 @@ class ErrorsInWords:
 
 def _foreign(scope: Scope) -> bool:
     """Whether a page of another server sent a request: through the browser of someone who may see patients here."""
-    headers = dict(scope["headers"])
-    origin = headers.get(b"origin", b"").decode("latin-1")
-    return bool(origin) and urlsplit(origin).netloc != headers.get(b"host", b"").decode("latin-1")
+    headers = Headers(scope=scope)
+    origin = headers.get("origin", "")
+    return bool(origin) and urlsplit(origin).netloc != headers.get("host", "")
 
 
 def _route(path: str) -> str:

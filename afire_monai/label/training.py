@@ -138,9 +138,7 @@ class Workshop:
         with contextlib.suppress(OSError, ValueError):
             rows = read_csv_log(self.folder / "runs" / str(result.get("run")) / "log.csv")
             scores = [-row["validation_error"] for row in rows if "validation_error" in row]
-            result = {"epoch": len(rows), **({"best_metric": max(scores)} if scores else {}), **result}
-            if "total_time" not in result:
-                result["epoch"] = len(rows)
+            result = {**({"best_metric": max(scores)} if scores else {}), **result, "epoch": len(rows)}
         return result
 
     def key(self) -> IdentityKey:

@@ -86,14 +86,12 @@ class Predictor:
                 continue
             try:
                 self._write(key, radiograph, answer)
-            except OutputError:
+            except (OutputError, MemoryError):
                 raise
             except AfireError as error:
                 self._queue.end(key, REFUSED, str(getattr(error, "kind", "no results can be written for it")))
             except OSError as error:
                 raise OutputError(f"results cannot be written: {error.strerror}") from error
-            except MemoryError:
-                raise
             except Exception as error:  # one faulty object must not stop the node; the error may quote a header
                 self._queue.end(key, REFUSED, f"unexpected error: {type(error).__name__}")
 

@@ -323,18 +323,15 @@ class Pacs:
     def _association(self, purpose: str) -> Any:
         """Return the open association for a purpose; a new one where there is none."""
         from pynetdicom import evt
-        from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
+        from pynetdicom.presentation import build_role
 
         current = self._open.get(purpose)
         if current is not None and current.is_established:
             drop_unasked(current)
             return current
         contexts = self._contexts(purpose)
-        roles: list[Any] = []
-        for kind in dict.fromkeys(c.abstract_syntax for c in contexts if purpose == "get" and c.abstract_syntax != GET):
-            role = SCP_SCU_RoleSelectionNegotiation()
-            role.sop_class_uid, role.scu_role, role.scp_role = kind, False, True
-            roles.append(role)
+        # what is asked for by C-GET comes on the same connection
+        kinds = dict.fromkeys(c.abstract_syntax for c in contexts if purpose == "get" and c.abstract_syntax != GET)
         handlers: list[Any] = [
             (evt.EVT_CONN_OPEN, self._opened, [purpose]),
             (evt.EVT_PDU_RECV, note_rejection),
@@ -348,7 +345,7 @@ class Pacs:
                 contexts=contexts,
                 ae_title=self.address.aet,
                 max_pdu=PDU,
-                ext_neg=roles,
+                ext_neg=[build_role(kind, scp_role=True) for kind in kinds],
                 tls_args=(self._tls, self.address.host) if self._tls else None,
                 evt_handlers=handlers,
             )

@@ -12,7 +12,9 @@ from typing import Any, Generic, TypeVar
 
 from afire_monai.core.errors import AfireError
 from afire_monai.hospital.pacs.association import (
+    COMPRESSED,
     LARGEST_OBJECT,
+    UNCOMPRESSED,
     PacsAddress,
     Tls,
     ae_title,
@@ -20,7 +22,6 @@ from afire_monai.hospital.pacs.association import (
     cut,
     limit_connection,
     object_received,
-    storage_contexts,
 )
 from afire_monai.radiographs.dicom import RADIOGRAPH_CLASSES
 
@@ -180,10 +181,7 @@ def scp_contexts() -> list[Any]:
     """Return a context for each class of radiographs, with all ways of compression."""
     from pynetdicom.presentation import build_context
 
-    syntaxes: dict[str, list[str]] = {}
-    for context in storage_contexts(RADIOGRAPH_CLASSES):
-        syntaxes.setdefault(context.abstract_syntax, []).extend(context.transfer_syntax)
-    return [build_context(kind, names) for kind, names in syntaxes.items()]
+    return [build_context(kind, [*UNCOMPRESSED, *COMPRESSED]) for kind in RADIOGRAPH_CLASSES]
 
 
 def facing(pacs: PacsAddress) -> str:
