@@ -78,10 +78,11 @@ def _append(path: Path, command: str, what: str, pseudonyms: list[str], peer: st
 
 def audit_of_index(index: str | os.PathLike[str] | None) -> Path | None:
     """Return the log beside ``private/index.csv`` of an ingest; None for any other table."""
-    folder = Path(index).absolute().parent if index is not None else None
-    if folder is None or Path(index or "").name != INDEX or folder.name != PRIVATE:
+    if index is None:
         return None
-    return folder / AUDIT if any((folder / name).exists() for name in (KEY, STATE)) else None
+    path, folder = Path(index), Path(index).absolute().parent
+    ingested = any((folder / name).exists() for name in (KEY, STATE))
+    return folder / AUDIT if path.name == INDEX and folder.name == PRIVATE and ingested else None
 
 
 def images_of_results(predictions: Path, objects: Path) -> dict[str, str]:

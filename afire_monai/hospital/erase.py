@@ -111,12 +111,16 @@ def erase(state: State, identity: IdentityKey, forgotten: Forgotten, found: Trac
     """
     private, facts, options = out / PRIVATE, *_ingested(out)
     datalist = read_raw(out / outputs.DATALIST) if (out / outputs.DATALIST).exists() else {}
-    held = {
-        section: sum(item["group"] in found.groups for item in datalist[section])
-        for section in present_sections(datalist)
-    }
     known = outputs.collect(state, identity, options).facts
-    if any(item["image"] not in known for section in held for item in datalist[section]):
+    try:
+        held = {
+            section: sum(item["group"] in found.groups for item in datalist[section])
+            for section in present_sections(datalist)
+        }
+        changed = any(item["image"] not in known for section in held for item in datalist[section])
+    except (KeyError, TypeError):
+        changed = True
+    if changed:
         raise AfireError(f"{out / outputs.DATALIST}: not the list that `afire ingest` wrote; run that command again")
     before = datalist_hash(datalist) if any(held.values()) else ""
     if before:

@@ -238,9 +238,10 @@ def test_what_cannot_be_done_changes_nothing(tmp_path: Path) -> None:
     (out / "datalist.json").rename(tmp_path / "kept.json")
     changed = json.loads((tmp_path / "kept.json").read_text())
     changed["training"][0]["image"] = "images/other.png"
-    (out / "datalist.json").write_text(json.dumps(changed))
-    with pytest.raises(AfireError, match="not the list that"):
-        forget(WHO, out)
+    for content in (changed, {"training": [{"image": "images/a.png"}]}, {"training": 5}):
+        (out / "datalist.json").write_text(json.dumps(content))
+        with pytest.raises(AfireError, match="not the list that"):
+            forget(WHO, out)
     (tmp_path / "kept.json").rename(out / "datalist.json")
     after = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name not in ("audit.csv", "state.sqlite")}
     assert after == files
