@@ -105,7 +105,7 @@ def _content(source: SourceImage, prediction: ImagePrediction, seed: str | None)
     ]
     if prediction.anomaly_percentile is not None:
         rank = Measurement(codes.PERCENTILE, round(prediction.anomaly_percentile, 3), codes.PERCENT)
-        groups.append(group("Anomaly percentile", codes.ANOMALY, [rank], []))
+        groups.append(group("Anomaly percentile", codes.ANOMALY, [rank]))
     report = MeasurementReport(_observer(prediction), codes.RADIOGRAPHY, groups)
     known = [label for label in prediction.probabilities if label in prediction.rests_on]
     rests_on = [f"{codes.meaning(label)}: {prediction.rests_on[label]}." for label in known]

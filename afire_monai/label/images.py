@@ -49,13 +49,12 @@ class Grid:
         return self.directions * np.array([self.spacing[1], self.spacing[0], 1.0])
 
 
-def read_label(path: str | os.PathLike[str], grid: Grid, name: str | None = None) -> NDArray[np.uint8]:
+def read_label(path: str | os.PathLike[str], grid: Grid) -> NDArray[np.uint8]:
     """Read a label map as the radiograph's rows and columns.
 
     Args:
         path: NIfTI, NRRD, PNG, or bare bytes (``.bin``, a byte a pixel, row by row).
         grid: grid of the radiograph.
-        name: name whose suffix gives the format, instead of the suffix of the path.
 
     Returns:
         (rows, columns), 0 for background.
@@ -64,7 +63,7 @@ def read_label(path: str | os.PathLike[str], grid: Grid, name: str | None = None
         AfireError: if the file is unreadable, has another size than the radiograph, or has values that are not whole
             numbers in 0…255.
     """
-    suffix = map_suffix(name or os.fspath(path))
+    suffix = map_suffix(os.fspath(path))
     readers: dict[str, Callable[[Path, Grid], NDArray[Any]]] = {
         ".nii": _read_nifti,
         ".nii.gz": _read_nifti,

@@ -67,13 +67,12 @@ class Chooser:
     Args:
         shelf: the models.
         most: maximum number of images to look at in one call.
-        seed: seed of the draws.
     """
 
-    def __init__(self, shelf: ModelShelf, most: int = 48, seed: int = 0) -> None:
+    def __init__(self, shelf: ModelShelf, most: int = 48) -> None:
         self.shelf = shelf
         self.most = most
-        self._random = random.Random(seed)
+        self._random = random.Random(0)
         self._lock = threading.Lock()
         self._seen: dict[tuple[str, str], dict[str, Tensor | None]] = {}
         self._offered: dict[str, float] = {}

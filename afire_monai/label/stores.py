@@ -58,13 +58,9 @@ class CarefulStore(LocalDatastore):
     """
 
     def __init__(
-        self,
-        folder: str,
-        classes: Mapping[str, int],
-        findings: Sequence[str],
-        reader: Mapping[str, Any] | None = None,
+        self, folder: str, classes: Mapping[str, int], findings: Sequence[str], reader: Mapping[str, Any]
     ) -> None:
-        self.classes, self.findings, self.reader = dict(classes), list(findings), dict(reader or {})
+        self.classes, self.findings, self.reader = dict(classes), list(findings), dict(reader)
         self._guard = threading.RLock()
         self._seen_at: tuple[int, ...] = ()
         super().__init__(folder, extensions=[f"*{suffix}" for suffix in _SUFFIXES], auto_reload=False)
@@ -247,9 +243,9 @@ class ArchiveStore(CarefulStore):
         folder: str,
         classes: Mapping[str, int],
         findings: Sequence[str],
-        modalities: Sequence[str] = ("CR", "DX"),
-        to_archive: bool = True,
-        reader: Mapping[str, Any] | None = None,
+        modalities: Sequence[str],
+        to_archive: bool,
+        reader: Mapping[str, Any],
     ) -> None:
         self._web = web
         self._query = Query.of(modalities)
