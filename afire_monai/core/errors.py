@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 
 _FULL_OR_FORBIDDEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -33,8 +34,8 @@ class RadiographError(AfireError):
             names: other spellings of the path to remove.
         """
         text = f"{self.kind}: {self.detail}"
-        for name in (self.path, *names, os.path.basename(self.path), *map(os.path.basename, names)):
-            text = text.replace(name, "the file") if name else text
+        for name in filter(None, (self.path, *names, os.path.basename(self.path), *map(os.path.basename, names))):
+            text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "the file", text)  # a disc's files are named 1, 2, …
         return " ".join(text.split())
 
 

@@ -1,0 +1,14 @@
+"""Errors that a user can act on."""
+
+from __future__ import annotations
+
+import pytest
+
+from afire_monai.core.errors import RadiographError
+
+
+@pytest.mark.parametrize("name", ["a", "1", "/disc/IM/1", "SMITH^JOHN.dcm", "/x/(1)", "/x/.a", "in/röntgen 7"])
+def test_a_reason_names_no_file_and_keeps_its_words_whatever_the_name(name):
+    error = RadiographError("", name, "bad size", f"{name}: 1024 x 11 pixels, see '{name}' and /other/{name}.part")
+    said = error.reason(f"/tmp/{name}").replace("/other/", "")
+    assert said == "bad size: the file: 1024 x 11 pixels, see 'the file' and the file.part"
