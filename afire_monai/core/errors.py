@@ -35,7 +35,9 @@ class RadiographError(AfireError):
         """
         text = f"{self.kind}: {self.detail}"
         for name in filter(None, (self.path, *names, os.path.basename(self.path), *map(os.path.basename, names))):
-            text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "the file", text)  # a disc's files are named 1, 2, …
+            # a longer name may tell who it is wherever it stands; those on a disc are 1, 2, …
+            alone = rf"(?<!\w){re.escape(name)}(?!\w)" if len(name) < 4 else re.escape(name)
+            text = re.sub(alone, "the file", text)
         return " ".join(text.split())
 
 

@@ -12,3 +12,7 @@ def test_a_reason_names_no_file_and_keeps_its_words_whatever_the_name(name):
     error = RadiographError("", name, "bad size", f"{name}: 1024 x 11 pixels, see '{name}' and /other/{name}.part")
     said = error.reason(f"/tmp/{name}").replace("/other/", "")
     assert said == "bad size: the file: 1024 x 11 pixels, see 'the file' and the file.part"
+
+
+def test_a_name_that_may_tell_who_it_is_goes_wherever_it_stands():
+    assert RadiographError("no_SMITH_1: not read", "/in/SMITH").reason() == "refused: no_the file_1: not read"
