@@ -9,7 +9,7 @@ from typing import Any
 from afire_monai.cli.fronts import front
 from afire_monai.core.errors import AfireError, require_path
 from afire_monai.core.quiet import silence
-from afire_monai.models.shipped import DEFAULT, POPULATIONS, shipped_models, shipped_names
+from afire_monai.models.shipped import DEFAULT, POPULATIONS, shipped_models, with_shipped
 
 LIST = "make a data list with `afire datalist`"
 MODEL = "a run writes its model folder as models/ below its output folder"
@@ -269,7 +269,7 @@ def export(
 
     if format not in (*SUFFIXES, *LAYOUTS):
         raise AfireError(f"--format must be one of {', '.join((*SUFFIXES, *LAYOUTS))}, got {format!r}")
-    exportable = load_exportable(shipped_models(name=model[0]) if model[0] in shipped_names() else model, kind)
+    exportable = load_exportable(with_shipped(model), kind)
     pictures = comparison_images(exportable.size, images, section, compared)
     if format in LAYOUTS:
         report = export_layout(exportable, pictures, Path(out), format)

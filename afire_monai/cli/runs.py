@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from afire_monai.core.errors import AfireError, require_path
-from afire_monai.models.shipped import DEFAULT, shipped_models, shipped_names
+from afire_monai.models.shipped import DEFAULT, shipped_names, with_shipped
 
 METHODS = ("afire", "peac", "mlvicx", "mae", "dino")
 
@@ -152,7 +152,7 @@ def _network(model: tuple[str, ...], kind: str | None) -> tuple[Any, dict[str, A
     from afire_monai.models.folder import model_files
     from afire_monai.predictions.scoring import reader_of
 
-    folders = shipped_models(name=model[0]) if model[0] in shipped_names() else model
+    folders = with_shipped(model)
     return load_for_bundle(folders, kind), reader_of(model_files(folders).values())
 
 

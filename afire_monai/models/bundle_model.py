@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.core.files import whole_file
 from afire_monai.models.export import prepare
-from afire_monai.models.folder import load_classifier, load_encoder, load_segmenter, model_files, names
+from afire_monai.models.folder import load_classifier, load_encoder, load_segmenter, model_files_of_kind
 from afire_monai.models.restorer import AnomalyNetwork, load_restorer
 from afire_monai.networks import Encoder, ViTClassifier, ViTSegmenter
 
@@ -32,20 +32,14 @@ def load_for_bundle(folders: Sequence[str | Path], kind: str | None = None) -> n
         AfireError: for an unknown kind, or one that the folders do not hold.
         CheckpointError: if a file is missing or damaged.
     """
-    files = model_files(folders)
-    if kind is not None and kind not in BUNDLE_KINDS:
-        raise AfireError(f"--kind must be one of {', '.join(BUNDLE_KINDS)}, got {kind!r}")
-    able = [each for each in BUNDLE_KINDS if each in files]
-    if not able or (kind or able[0]) not in able:
-        raise AfireError(f"{', '.join(map(str, folders))} has no {kind or 'model'}; it holds {names(files)}")
-    kind = kind or able[0]
+    files, chosen = model_files_of_kind(folders, kind, BUNDLE_KINDS)
     loaders: dict[str, Callable[[Path], nn.Module]] = {
         "classifier": lambda path: load_classifier(path)[0],
         "segmenter": lambda path: load_segmenter(path)[0],
         "restorer": load_restorer,
         "encoder": load_encoder,
     }
-    return prepare(loaders[kind](files[kind]))
+    return prepare(loaders[chosen](files[chosen]))
 
 
 def network_config(network: nn.Module) -> dict[str, Any]:

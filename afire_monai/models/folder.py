@@ -29,10 +29,16 @@ _SCALE, _LEAST = ".scale", 4096  # of matrices in 8 bits: ending of the name, fe
 INPUT = "images (B, C, H, W) float32 in 0…1, bright = dense, row 0 at the top; normalised inside"
 
 
-def weights_in(folder: Path, kind: str) -> Path:
-    """Name a kind's weights file in a model folder, or in ``models/`` below where a run's folder is given."""
-    path, below = folder / f"{kind}.safetensors", folder / "models" / f"{kind}.safetensors"
-    return below if below.is_file() and not path.is_file() else path
+def weights_in(path: str | Path, kind: str) -> Path:
+    """Name a kind's weights file in a model folder, or in ``models/`` below where a run's folder is given.
+
+    A path that is no folder is the file itself.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    file, below = path / f"{kind}.safetensors", path / "models" / f"{kind}.safetensors"
+    return below if below.is_file() and not file.is_file() else file
 
 
 def model_files(folders: Sequence[str | Path]) -> dict[str, Path]:
@@ -53,6 +59,30 @@ def model_files(folders: Sequence[str | Path]) -> dict[str, Path]:
             if path.is_file():
                 found.setdefault(kind, path)
     return found
+
+
+def model_files_of_kind(
+    folders: Sequence[str | Path], kind: str | None, kinds: Sequence[str], parts: Mapping[str, Collection[str]] = {}
+) -> tuple[dict[str, Path], str]:
+    """Find the weights files in model folders, and the kind of network to make of them.
+
+    Args:
+        folders: see `model_files`.
+        kind: the wanted kind; None for the first of ``kinds`` that is there.
+        kinds: kinds to choose from.
+        parts: for a kind that other files can make up, too, the kinds of these.
+
+    Raises:
+        AfireError: for an unknown kind, or one that the folders do not hold.
+        CheckpointError: if a folder does not exist.
+    """
+    files = model_files(folders)
+    if kind is not None and kind not in kinds:
+        raise AfireError(f"--kind must be one of {', '.join(kinds)}, got {kind!r}")
+    able = [each for each in kinds if {each, *parts.get(each, ())} & files.keys()]
+    if not able or (kind or able[0]) not in able:
+        raise AfireError(f"{', '.join(map(str, folders))} has no {kind or 'model'}; it holds {names(files)}")
+    return files, kind or able[0]
 
 
 def used_model_files(folders: Sequence[str | Path], kinds: Collection[str] = KINDS) -> dict[str, Path]:
@@ -155,9 +185,7 @@ def load_module_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]
         CheckpointError: if one of the two files is missing or damaged, a weight is not finite, or the description says
             that it was written for another weights file.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = weights_in(path, "encoder")
+    path = weights_in(path, "encoder")
     try:
         description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         tensors = unpack_int8(load_file(path))
@@ -225,12 +253,11 @@ def load_encoder(path: str | Path | None = None, **overrides: Any) -> Encoder:
         ...     encoder(torch.rand(1, 1, 224, 224)).shape
         torch.Size([1, 197, 384])
     """
-    path = shipped_folder() if path is None else path
-    tensors, description = load_module_files(path)
+    file = weights_in(shipped_folder() if path is None else path, "encoder")
+    tensors, description = load_module_files(file)
     if "architecture" not in description:
-        raise CheckpointError(f"{path}: its JSON lacks 'architecture', so it does not describe an encoder")
-    trained, file = description["architecture"], Path(path)
-    file = file / "encoder.safetensors" if file.is_dir() else file
+        raise CheckpointError(f"{file}: its JSON lacks 'architecture', so it does not describe an encoder")
+    trained = description["architecture"]
     with weights_that_fit(file):
         refuse_sizes(trained, tensors, file)
         if trained.get("kind", "vit") == "vit" and "position_grid" not in trained:
@@ -306,8 +333,7 @@ def load_segmenter(path: str | Path) -> tuple[ViTSegmenter, dict[str, Any]]:
 
 
 def _load(path: str | Path, kind: str) -> tuple[Any, dict[str, Any]]:
-    path = Path(path)
-    path = weights_in(path, kind) if path.is_dir() or not path.suffix else path
+    path = weights_in(path, kind)
     tensors, description = load_module_files(path)
     if kind not in description:
         raise CheckpointError(f"{path}: its JSON lacks {kind!r}, so it does not describe a {kind}")

@@ -92,8 +92,7 @@ def load_restorer(path: str | Path) -> AnomalyNetwork:
     Raises:
         CheckpointError: if a file is missing or damaged, or weights and description do not fit.
     """
-    path = Path(path)
-    path = weights_in(path, "restorer") if path.is_dir() else path
+    path = weights_in(path, "restorer")
     tensors, description = load_module_files(path)
     if "decoder" not in description or "encoder" not in description:
         raise CheckpointError(f"{path}: its JSON lacks 'encoder' or 'decoder', so it does not describe a restorer")

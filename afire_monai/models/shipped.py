@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from afire_monai.core.errors import CheckpointError
@@ -24,6 +25,12 @@ def shipped_folder(name: str = DEFAULT) -> Path:
             "of a model folder for one of your own"
         )
     return WEIGHTS / name
+
+
+def with_shipped(models: Sequence[str]) -> list[str | Path]:
+    """Return model folders; names of models that come with the package stand for theirs, with adults' reference."""
+    known = shipped_names()
+    return [folder for model in models for folder in (shipped_models(name=model) if model in known else [model])]
 
 
 def shipped_models(population: str = POPULATIONS[0], name: str = DEFAULT) -> list[Path]:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from afire_monai.core.errors import AfireError
 from afire_monai.models.export import Exportable, prepare
-from afire_monai.models.folder import load_classifier, load_encoder, load_segmenter, model_files, names, weights_hashes
+from afire_monai.models.folder import load_classifier, load_encoder, load_segmenter, model_files_of_kind, weights_hashes
 from afire_monai.networks import ViTClassifier, ViTSegmenter
 from afire_monai.phantom import ChestPhantom
-from afire_monai.predictions.anomaly.detector import HEAD_PARTS, AnomalyDetector, load_detector
-from afire_monai.predictions.anomaly.reference import NormalReference
+from afire_monai.predictions.anomaly.detector import AnomalyDetector
+from afire_monai.predictions.anomaly.reference import NormalReference, load_judge
 from afire_monai.predictions.predict import find_source
 from afire_monai.predictions.reading import LeftOut, read_radiograph, resize
 
@@ -92,13 +92,7 @@ def load_exportable(folders: Sequence[str | Path], kind: str | None = None) -> E
         AfireError: for an unknown kind or one that the folders do not hold.
         CheckpointError: if a file is missing or damaged.
     """
-    files = model_files(folders)
-    able = [k for k in EXPORT_KINDS if k in files or (k == "detector" and {"restorer", "reference"} & files.keys())]
-    if kind is not None and kind not in EXPORT_KINDS:
-        raise AfireError(f"--kind must be one of {', '.join(EXPORT_KINDS)}, got {kind!r}")
-    if not able or (kind or able[0]) not in able:
-        raise AfireError(f"{', '.join(map(str, folders))} has no {kind or 'model'}; it holds {names(files)}")
-    kind = kind or able[0]
+    files, kind = model_files_of_kind(folders, kind, EXPORT_KINDS, {"detector": ("restorer", "reference")})
     hashes = {f"{name}_sha256": value for name, value in weights_hashes(files).items()}
     if kind == "encoder":
         encoder = load_encoder(files["encoder"])
@@ -121,12 +115,7 @@ def load_exportable(folders: Sequence[str | Path], kind: str | None = None) -> E
 
 
 def _detector(files: dict[str, Path], hashes: dict[str, str]) -> Exportable:
-    reference = NormalReference.load(files["reference"]) if "reference" in files else None
-    if reference is not None and not HEAD_PARTS & set(reference.parts):
-        files.pop("detector", None)
-    detector = load_detector(files)
-    if reference is not None:
-        reference.check(detector, weights_hashes(files))
+    detector, reference = load_judge(files)
     graph = DetectorGraph(detector, reference)
     facts = {
         "parts": list(reference.parts) if reference else [],

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from afire_monai.core.errors import AfireError
 from afire_monai.core.quiet import hidden
 from afire_monai.networks import Encoder
-from afire_monai.predictions.reading import LeftOut, Size, ahead, read_radiograph
+from afire_monai.predictions.reading import LeftOut, Radiograph, Size, ahead, batches, read_radiograph
 
 
 @dataclass(frozen=True)
@@ -67,24 +67,17 @@ class FeatureReader:
         """Return features (D,) by embedding and place in ``items``; of the same places for each."""
         found: dict[str, dict[int, Tensor]] = {name: {} for name in self.embeddings}
         sizes = {embedding.size for embedding in self.embeddings.values()}
-        batch: dict[int, dict[Size, Tensor]] = {}
+        left_out: dict[int, str] = {}
 
-        def read(index: int) -> Any:
+        def read(index: int) -> Radiograph | LeftOut:
             return read_radiograph(index, str(items[index]["image"]), sizes, options=self.options)
 
-        def encode() -> None:
-            for name, embedding in self.embeddings.items() if batch else ():
-                images = torch.stack([sized[embedding.size] for sized in batch.values()])
-                found[name] |= dict(zip(batch, embedding.embed(images), strict=True))
-            batch.clear()
-
         reading = ahead(read, range(len(items)), self.workers, 2 * (self.batch_size + self.workers))
-        for result in tqdm(reading, f"{section} images", len(items), unit="image", disable=hidden(self.progress)):
-            if isinstance(result, LeftOut):
-                self.left_out.setdefault(section, {})[result.index] = result.reason
-            else:
-                batch[result.index] = result.images
-            if len(batch) == self.batch_size:
-                encode()
-        encode()
+        bar = tqdm(reading, f"{section} images", len(items), unit="image", disable=hidden(self.progress))
+        for batch in batches(bar, self.batch_size, left_out):
+            for name, embedding in self.embeddings.items():
+                features = embedding.embed(torch.stack([radiograph.images[embedding.size] for radiograph in batch]))
+                found[name].update({r.index: values for r, values in zip(batch, features, strict=True)})
+        if left_out:
+            self.left_out.setdefault(section, {}).update(left_out)
         return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -220,7 +220,7 @@ class _Job:
         reading = ahead(self._read, todo, self.workers, max(2 * self.batch_size, 2 * self.workers))
         bar = tqdm(reading, total=len(todo), desc="predicting", unit="image", disable=hidden(progress))
         with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
-            for batch in batches(_noted(bar, left_out), self.batch_size):
+            for batch in batches(bar, self.batch_size, left_out):
                 for radiograph, answer in zip(batch, self._score(batch), strict=True):
                     writing.append(writer.submit(self._write, radiograph, answer))
                 while len(writing) > 2 * self.batch_size:
@@ -231,7 +231,10 @@ class _Job:
 
     def _read(self, index: int) -> Radiograph | LeftOut:
         file, sizes = self.source.files[index], self.scorer.sizes
-        return read_radiograph(index, file, sizes, self.overlays, self.source.reader, self.unfit)
+        result = read_radiograph(index, file, sizes, self.overlays, self.source.reader, self.unfit)
+        if isinstance(result, LeftOut):
+            logger.info("image %d is left out: %s", index, result.reason)
+        return result
 
     def _score(self, batch: list[Radiograph]) -> list[Answer]:
         try:
@@ -253,14 +256,6 @@ class _Job:
                 f"{self.folder.folder}: {error.strerror or error}; finished images are kept, and --resume continues "
                 "from them"
             ) from error
-
-
-def _noted(results: Iterable[Radiograph | LeftOut], left_out: dict[int, str]) -> Iterator[Radiograph | LeftOut]:
-    for result in results:
-        if isinstance(result, LeftOut):
-            left_out[result.index] = result.reason
-            logger.info("image %d is left out: %s", result.index, result.reason)
-        yield result
 
 
 def _gathered(left_out: dict[int, str], earlier: int, world: int) -> tuple[dict[int, str], int]:

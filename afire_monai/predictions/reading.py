@@ -93,10 +93,20 @@ def read_radiograph(
         return LeftOut(index, f"unexpected error: {type(error).__name__} while reading; please report this file")
 
 
-def batches(results: Iterable[Radiograph | LeftOut], size: int) -> Iterator[list[Radiograph]]:
-    """Gather radiographs into lists of this length, the last one perhaps shorter, without those left out."""
-    there = (result for result in results if not isinstance(result, LeftOut))
-    while batch := list(islice(there, size)):
+def batches(
+    results: Iterable[Radiograph | LeftOut], size: int, left_out: dict[int, str] | None = None
+) -> Iterator[list[Radiograph]]:
+    """Gather radiographs into lists of this length, the last one perhaps shorter; note why others are left out."""
+    batch: list[Radiograph] = []
+    for result in results:
+        if isinstance(result, Radiograph):
+            batch.append(result)
+        elif left_out is not None:
+            left_out[result.index] = result.reason
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
         yield batch
 
 

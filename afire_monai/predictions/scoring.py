@@ -15,9 +15,9 @@ from afire_monai import __version__
 from afire_monai.core.errors import AfireError
 from afire_monai.core.precision import best_device, set_precision
 from afire_monai.datalists.cells import means_normal
-from afire_monai.models.folder import KINDS, names, used_model_files, weights_hashes
-from afire_monai.predictions.anomaly.detector import HEAD_PARTS, AnomalyDetector, load_detector
-from afire_monai.predictions.anomaly.reference import NormalReference
+from afire_monai.models.folder import KINDS, load_classifier, load_segmenter, names, used_model_files, weights_hashes
+from afire_monai.predictions.anomaly.detector import AnomalyDetector
+from afire_monai.predictions.anomaly.reference import NormalReference, load_judge
 from afire_monai.predictions.attribution import attention_rollout, grad_cam
 from afire_monai.predictions.reading import Radiograph, Size
 from afire_monai.radiographs.decode import checked_options
@@ -97,8 +97,6 @@ class Scorer:
             raise AfireError("there is no restorer.safetensors in the model folder, so no picture can be restored")
 
     def _load(self) -> None:
-        from afire_monai.models.folder import load_classifier, load_segmenter
-
         if "classifier" in self.files:
             self.classifier, description = load_classifier(self.files["classifier"])
             self.classifier.to(self.device)
@@ -108,14 +106,10 @@ class Scorer:
             self.segmenter, description = load_segmenter(self.files["segmenter"])
             self.segmenter.to(self.device)
             self.mask_values = _distinct(self.segmenter.classes, description.get("mask_values") or {})
-        if "reference" in self.files:
-            self.reference = NormalReference.load(self.files["reference"]).to(self.device)
-            if not HEAD_PARTS & set(self.reference.parts):
-                self.files.pop("detector", None)
-        if self.reference is not None or "restorer" in self.files:
-            self.detector = load_detector(self.files).to(self.device)
-        if self.reference is not None and self.detector is not None:
-            self.reference.check(self.detector, weights_hashes(self.files))
+        if {"reference", "restorer"} & self.files.keys():
+            detector, reference = load_judge(self.files)
+            self.detector = detector.to(self.device)
+            self.reference = None if reference is None else reference.to(self.device)
 
     def _choose_heatmap(self, heatmap: str) -> str:
         if heatmap not in HEATMAP_KINDS:

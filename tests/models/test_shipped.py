@@ -9,7 +9,7 @@ import torch
 import afire_monai
 from afire_monai.cli.main import run
 from afire_monai.core.errors import CheckpointError
-from afire_monai.models.shipped import POPULATIONS, shipped_folder, shipped_models, shipped_names
+from afire_monai.models.shipped import DEFAULT, POPULATIONS, shipped_folder, shipped_models, shipped_names, with_shipped
 from afire_monai.phantom.chest import write_phantom_dataset
 
 
@@ -42,6 +42,12 @@ def test_other_names_and_populations_are_refused_with_those_there_are():
         shipped_folder("chest-xl")
     with pytest.raises(CheckpointError, match="adults or children"):
         shipped_models("cats")
+
+
+def test_a_name_stands_for_its_folders_wherever_it_is_among_others():
+    folders = shipped_models(name=DEFAULT)
+    assert with_shipped((DEFAULT, "runs/a")) == [*folders, "runs/a"]
+    assert with_shipped(("runs/a", DEFAULT)) == ["runs/a", *folders]
 
 
 @pytest.mark.parametrize("name", shipped_names())

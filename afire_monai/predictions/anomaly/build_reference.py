@@ -18,10 +18,10 @@ from afire_monai.datalists.file import datalist_hash, read_raw, reader_options, 
 from afire_monai.datalists.patients import patient_of
 from afire_monai.models.folder import load_module_files, model_files, weights_hashes
 from afire_monai.predictions.anomaly.combination import Combination, Pooling
-from afire_monai.predictions.anomaly.corrections import Corrections, corrections_of, marked_items, percentiles, without
+from afire_monai.predictions.anomaly.corrections import Corrections, corrections_of, marked_items, without
 from afire_monai.predictions.anomaly.detector import DEFAULT_PARTS, HEAD_PARTS, AnomalyDetector, load_detector
 from afire_monai.predictions.anomaly.normals import CellGaussian, fit_images, fit_neighbours, fit_tokens
-from afire_monai.predictions.anomaly.reference import Fitted, Measure, NormalReference, measures_of
+from afire_monai.predictions.anomaly.reference import Fitted, Measure, NormalReference, measures_of, percentiles
 from afire_monai.predictions.reading import LeftOut, Radiograph, ahead, batches, read_radiograph
 
 MIN_NORMALS = 20
@@ -203,15 +203,15 @@ def make_reference(
         raise AfireError(
             f"--most takes at least {MIN_NORMALS}, --batch-size 1, --workers 0; got {most}, {batch_size}, {workers}"
         )
-    files = {k: p for k, p in model_files([model]).items() if k in ("restorer", "encoder", "detector")}
+    files = model_files([model])
+    set_precision("float32")
+    device = best_device()
+    detector = load_detector(files).to(device)
     base = "restorer" if "restorer" in files else "encoder"
     described = load_module_files(files[base])[1]
     of_encoder = load_module_files(files["encoder"])[1] if "encoder" in files else described
     if not parts and isinstance(named := of_encoder.get("reference_parts"), list):
         parts = [str(part) for part in named]
-    set_precision("float32")
-    device = best_device()
-    detector = load_detector(files).to(device)
     false_alarms, misses = marked_items(normal), marked_items(not_normal)
     raw = read_raw(Path(datalist))
     items = without(training_items(datalist, section, base_dir=base_dir), [*false_alarms, *misses])
@@ -236,7 +236,7 @@ def make_reference(
             yield torch.stack([image for radiograph in batch for image in radiograph.images.values()]).to(device)
 
     needed = {base, "detector"} if HEAD_PARTS & set(parts or ()) else {base}
-    hashes = {kind: value for kind, value in weights_hashes(files).items() if kind in needed}
+    hashes = weights_hashes({kind: path for kind, path in files.items() if kind in needed})
     sha256 = datalist_hash(raw)
     seen = section == "training" if described.get("data_sha256") == sha256 else None
     facts = {"section": section, "datalist_sha256": sha256, "model_sha256": hashes, "seen_in_training": seen}
@@ -253,7 +253,9 @@ def make_reference(
         alarms[0] = percentiles(reference.crossed[own], reference.crossed)
         corrections = corrections_of(alarms, found)
         reference.facts["corrections"] = corrections.facts()
-    return MadeReference(reference, reference.cpu().save(model), len(items) - reference.count, seen, corrections)
+    # where a run's folder is given, beside the weights in its models/
+    path = reference.cpu().save(files.get("reference", files[base]).parent)
+    return MadeReference(reference, path, len(items) - reference.count, seen, corrections)
 
 
 def _earlier(model: str | Path, detector: AnomalyDetector, hashes: dict[str, str]) -> NormalReference | None:

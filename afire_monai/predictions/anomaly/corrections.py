@@ -84,13 +84,6 @@ def without(items: Sequence[Mapping[str, Any]], marked: Sequence[Mapping[str, An
     return [item for item in items if Path(item["image"]).resolve() not in files]
 
 
-def percentiles(scores: Tensor, normals: Tensor) -> Tensor:
-    """Return the percentile (m,) of scores (m,) among those of normals (n,); of ties half count as below."""
-    ordered = normals.sort().values
-    places = [torch.searchsorted(ordered, scores, right=right) for right in (False, True)]
-    return 50 * (places[0] + places[1]).double() / len(normals)
-
-
 def alarm_percentile(misses: Tensor) -> float:
     """Return the percentile from which on to raise an alarm, that misses are told from normals best.
 

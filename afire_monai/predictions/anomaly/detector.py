@@ -17,7 +17,7 @@ from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.losses.token_contrastive import similarities
 from afire_monai.methods.grid_shift import GridShift
 from afire_monai.models.bounds import refuse_sizes
-from afire_monai.models.folder import load_encoder, load_module_files, weights_that_fit
+from afire_monai.models.folder import load_encoder, load_module_files, model_files, weights_that_fit
 from afire_monai.models.restorer import AnomalyNetwork, box_mean, load_restorer
 from afire_monai.networks import Encoder, TokenHead
 
@@ -281,21 +281,17 @@ def load_detector(path: str | Path | Mapping[str, Path]) -> AnomalyDetector:
     version wrote does not say its shift, which is then taken to be 0. Raises CheckpointError if there is neither
     encoder nor restorer, or a file is damaged.
     """
-    files = dict(path) if isinstance(path, Mapping) else _files_of(Path(path))
+    files = path if isinstance(path, Mapping) else model_files([path])
     if "restorer" not in files:
         if "encoder" not in files:
-            raise CheckpointError(f"{path}: neither restorer.safetensors nor encoder.safetensors is there")
+            there = ", ".join(map(str, files.values())) or path
+            raise CheckpointError(f"{there}: neither restorer.safetensors nor encoder.safetensors is there")
         return AnomalyDetector(load_encoder(files["encoder"]), _shift_of(files["encoder"])).eval()
     restorer = load_restorer(files["restorer"])
     shift = _shift_of(files["restorer"])
     heads = _load_heads(files["detector"]) if "detector" in files else {}
     with weights_that_fit(files["restorer"]):
         return AnomalyDetector(restorer.encoder, shift, restorer, **heads).eval()
-
-
-def _files_of(folder: Path) -> dict[str, Path]:
-    kinds = ("encoder", "restorer", "detector")
-    return {kind: folder / f"{kind}.safetensors" for kind in kinds if (folder / f"{kind}.safetensors").is_file()}
 
 
 def _shift_of(path: Path) -> int:

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.models.bounds import refuse_sizes
-from afire_monai.models.folder import load_module_files, save_module_files, weights_that_fit
+from afire_monai.models.folder import load_module_files, save_module_files, weights_hashes, weights_in, weights_that_fit
 from afire_monai.predictions.anomaly.combination import Combination, Combined, Pooling, pool
 from afire_monai.predictions.anomaly.detector import (
+    HEAD_PARTS,
     AnomalyDetector,
     AnomalyFeatures,
     enlarge_cells,
     heat_of,
+    load_detector,
     smooth_cells,
 )
 from afire_monai.predictions.anomaly.normals import CellGaussian, CellNeighbours
@@ -103,6 +105,13 @@ def measures_of(
         variants = [*itertools.product(blocks, scales if part in SCALE_PARTS else [1])]
         found += [Measure(part, *variant, weight=float(part != "places") / len(variants)) for variant in variants]
     return [m for m in found if not m.of_image], [m for m in found if m.of_image]
+
+
+def percentiles(scores: Tensor, normals: Tensor) -> Tensor:
+    """Return the percentile (m,) of scores (m,) among those of normals (n,); of ties half count as below."""
+    # by comparison, as ONNX has no sorted search
+    below = (normals < scores[:, None]).sum(1) + (normals <= scores[:, None]).sum(1)
+    return 50 * below.double() / len(normals)
 
 
 FORMAT = "afire-monai reference 2"
@@ -187,8 +196,6 @@ class NormalReference(nn.Module):
         found = self.combination.combine(
             torch.stack(cells, 1) if cells else none[:, :, None], torch.cat(images, 1) if images else none
         )
-        # lower scores and half of the ties; by comparison, as ONNX has no sorted search
-        below = (self.scores < found.score[:, None]).sum(1) + (self.scores <= found.score[:, None]).sum(1)
         standard = {m.name: found.cells[:, place] for place, m in enumerate(self.of_cells)}
         heat = None
         if found.heat is not None:
@@ -196,7 +203,7 @@ class NormalReference(nn.Module):
         if found.drawn is not None:
             drawn = found.drawn if self.combination.only_drawn is None else smooth_cells(found.drawn, self.canvas)
             heat = heat_of(enlarge_cells(drawn, self.canvas, size))
-        return Judgement(found.score, 50 * below.double() / self.count, heat, standard, self._by_part(found))
+        return Judgement(found.score, percentiles(found.score, self.scores), heat, standard, self._by_part(found))
 
     def _by_part(self, found: Combined) -> dict[str, Tensor]:
         """Return for each part (B,) the mean over layers of its pooled standardised values."""
@@ -248,8 +255,7 @@ class NormalReference(nn.Module):
         Raises:
             CheckpointError: if a file is missing, damaged, or of an earlier version.
         """
-        path = Path(path)
-        path = path / "reference.safetensors" if path.is_dir() else path
+        path = weights_in(path, "reference")
         tensors, description = load_module_files(path)
         if description.get("format") != FORMAT:
             raise CheckpointError(
@@ -268,6 +274,25 @@ class NormalReference(nn.Module):
         if differing or missing or self.canvas != detector.canvas.canvas_grid:
             what = f"other {', '.join(differing)} weights" if differing else "another detector"
             raise CheckpointError(f"reference.safetensors was made with {what}; make it again with `afire reference`")
+
+
+def load_judge(files: dict[str, Path]) -> tuple[AnomalyDetector, NormalReference | None]:
+    """Load a detector and, if there is one, the reference that was made with it.
+
+    Args:
+        files: weights files by kind; the heads (``detector``) are taken out if the reference does not need them.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged, or the reference was made with another detector.
+    """
+    if "reference" not in files:
+        return load_detector(files), None
+    reference = NormalReference.load(files["reference"])
+    if not HEAD_PARTS & set(reference.parts):
+        files.pop("detector", None)
+    detector = load_detector(files)
+    reference.check(detector, weights_hashes(files))
+    return detector, reference
 
 
 def _built(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> NormalReference:

@@ -11,10 +11,11 @@ from scipy.stats import percentileofscore
 
 from afire_monai.cli.main import run
 from afire_monai.core.errors import AfireError, DataListError
-from afire_monai.models.folder import export_encoder
-from afire_monai.networks import ViTEncoder
+from afire_monai.models.folder import export_encoder, export_task, load_encoder
+from afire_monai.networks import ViTClassifier, ViTEncoder
 from afire_monai.predictions.anomaly.build_reference import make_reference
-from afire_monai.predictions.anomaly.corrections import alarm_percentile, marked_items, percentiles
+from afire_monai.predictions.anomaly.corrections import alarm_percentile, marked_items
+from afire_monai.predictions.anomaly.reference import percentiles
 from afire_monai.training.finish import export_restorer
 
 SIDE = 32
@@ -96,6 +97,21 @@ def test_what_an_encoder_names_counts_beside_a_restorer_too(study):
     path = study / "run" / "encoder.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "reference_parts": ["density"]}))
     assert make_reference(study / "run", study / "normals.json").reference.parts == ("density",)
+
+
+def test_a_reference_of_a_runs_folder_lies_beside_the_weights_and_takes_the_place_of_an_earlier_one(study):
+    made = make_reference(study, study / "normals.json")
+    assert made.path == study / "models/reference.safetensors"
+    made.reference.save(study)
+    assert make_reference(study, study / "normals.json").path == study / "reference.safetensors"
+
+
+def test_a_folder_without_an_encoder_is_told_with_what_it_holds(study, capsys):
+    folder = study / "tuned"
+    export_task(ViTClassifier(load_encoder(study / "models"), ["a"]), folder)
+    assert run(["reference", "--model", str(folder), "--datalist", str(study / "normals.json")]) == 2
+    told = capsys.readouterr().err
+    assert f"{folder}/classifier.safetensors: neither restorer.safetensors nor encoder.safetensors is there" in told
 
 
 def test_the_command_says_what_the_marks_changed(study, capsys):
