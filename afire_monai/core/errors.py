@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 
 _FULL_OR_FORBIDDEN = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_TAKEN = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}  # by a file, where a folder is needed, …
 
 
 class AfireError(ValueError):
@@ -78,13 +79,13 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 def user_error(error: BaseException) -> AfireError | None:
     """Return the error that a user can act on, if one is behind what was raised (MONAI wraps what a config raises).
 
-    A disk that is full or may not be written to counts as one wherever it is met.
+    A disk that is full or may not be written to counts as one wherever it is met, and a name that cannot be used.
     """
     for one in causes(error):
         if isinstance(one, AfireError):
             return one
     for one in causes(error):
-        if isinstance(one, OSError) and one.errno in _FULL_OR_FORBIDDEN:
+        if isinstance(one, OSError) and one.errno in _FULL_OR_FORBIDDEN | _TAKEN:
             where = one.filename or "the output folder"
             return AfireError(f"{where}: {one.strerror}; make room or give another folder, then give the command again")
     return None

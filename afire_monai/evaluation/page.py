@@ -12,6 +12,7 @@ from PIL import Image
 
 from afire_monai import __version__
 from afire_monai.core.errors import RadiographError
+from afire_monai.datalists.items import is_box
 from afire_monai.evaluation import page_tables as tables
 from afire_monai.evaluation.bootstrap import calibration_bins, weighted_curve
 from afire_monai.evaluation.cases import Cases, scores_of_other
@@ -312,7 +313,7 @@ def _draw_case(axis: Any, item: dict[str, Any], reader: Mapping[str, Any], heatm
         shown = resize_heatmap(heatmap, shape)
         # faint parts stay transparent, so that the picture is seen where the map shows nothing
         axis.imshow(shown, cmap="inferno", vmin=0, vmax=1, alpha=0.6 * shown.clip(0, 1), extent=(0, width, height, 0))
-    for left, top, wide, tall, *_ in item.get("boxes") or []:
+    for left, top, wide, tall, _ in filter(is_box, item.get("boxes") or []):
         xs, ys = [left, left + wide, left + wide, left, left], [top, top, top + tall, top + tall, top]
         axis.plot(xs, ys, color="#3ddc84", linewidth=1)
     axis.set_xlim(0, width)

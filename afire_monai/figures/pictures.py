@@ -39,6 +39,7 @@ def cell_colours(grid: tuple[int, int]) -> NDArray[np.float64]:
 
 def draw_disease(maps: Mapping[str, Points], values: NDArray[np.float32], label: str) -> bytes:
     """Scatter images (n, 2), coloured by whether a label is present, absent or not known; one panel for each view."""
+    label = label.replace("$", r"\$")  # or matplotlib would take it for the start of a formula
     figure = new_figure(3.4 * len(maps), 3.6)
     for axis, (name, points) in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps.items(), strict=True):
         for value, colour, word in ((0, LINE, f"no {label}"), (1, SECOND, label), (np.nan, "#bbbbbb", "not known")):

@@ -23,15 +23,10 @@ from afire_monai.figures import pictures
 from afire_monai.figures import representation as numbers
 from afire_monai.figures.page import CEILING, MEAN_MASK
 from afire_monai.figures.pictures import build_atlas
-from afire_monai.figures.representation import (
-    MOST_CLUSTERS,
-    best_union,
-    by_cells,
-    cluster_tokens,
-    mean_mask,
-)  # fmt: skip
+from afire_monai.figures.representation import MOST_CLUSTERS, best_union, by_cells, cluster_tokens, mean_mask
 from afire_monai.figures.views import Sample, View, corner_cells, corner_crops
 from afire_monai.methods.grid_shift import GridShift
+from afire_monai.models.folder import weights_in
 from afire_monai.predictions.anomaly.detector import load_detector
 from afire_monai.radiographs.masks import MaskReading
 
@@ -244,7 +239,7 @@ def _judge(
 
 def add_atlas(study: Study, folder: Path) -> None:
     """Add the atlas of prototypes, if the model folder holds them."""
-    if not (folder / "detector.safetensors").is_file():
+    if not folder.is_dir() or not weights_in(folder, "detector").is_file():
         study.notes.append("No prototype atlas: the model folder holds no detector.safetensors.")
         return
     try:

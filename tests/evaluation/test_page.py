@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import shutil
 import subprocess
@@ -44,6 +45,16 @@ def test_without_pictures_no_radiograph_is_on_the_page(small, tmp_path):
     assert "worst cases" not in page.read_text()
     assert "worst cases of Mass" in written(small, tmp_path / "more")[1].read_text()
     assert results["labels"]["labels"][0]["confusion"]["fp"] > 0
+
+
+def test_boxes_that_cannot_be_are_not_drawn_where_there_is_no_heatmap_to_judge(small, tmp_path):
+    content = json.loads(small.path.read_text())
+    content["test"] = [{**item, "boxes": [["a"], [1, 2, 3, "Mass"]]} for item in content["test"]]
+    small.path.write_text(json.dumps(content))
+    folder = small.predictions()
+    shutil.rmtree(folder / "heatmaps")
+    run_evaluation(folder, small.path, out=tmp_path / "out", repeats=100)
+    assert "worst cases of Mass" in (tmp_path / "out/evaluation.html").read_text()
 
 
 def test_names_in_a_data_list_cannot_become_markup(small, tmp_path):

@@ -308,6 +308,18 @@ def test_figures_are_written_with_numbers_and_name_nobody(model: Path, listed: P
     assert str(tmp_path) not in page + json.dumps(numbers)
 
 
+def test_the_folder_of_a_run_has_the_atlas_too_and_a_label_may_hold_signs_of_a_formula(
+    model: Path, listed: Path, tmp_path: Path
+) -> None:
+    method = tiny_afire(shift=1)
+    export_restorer(method, model, shift=1)
+    export_detector(method, model, shift=1)
+    listed.write_text(listed.read_text().replace("Mass", "a$_$b"))
+    _, numbers = draw_figures(model.parent, listed, tmp_path / "f", Settings(images=6, clusters=2))
+    assert numbers["disease"]["label"] == "a$_$b"
+    assert "atlas" in numbers
+
+
 def test_the_seed_decides_all_numbers(model: Path, listed: Path, tmp_path: Path) -> None:
     small = {"images": 8, "clusters": 2}
     _, one = draw_figures(model, listed, tmp_path / "a", Settings(**small, seed=3))

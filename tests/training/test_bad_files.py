@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from afire_monai.cli.crossvalidate import crossvalidate, summarise
+from afire_monai.cli.main import run
 from afire_monai.core.errors import AfireError, CheckpointError, DataListError, user_error
 from afire_monai.models.folder import export_encoder, export_task, load_classifier, load_encoder
 from afire_monai.networks import ViTClassifier, ViTEncoder
@@ -94,6 +95,13 @@ def test_a_full_disk_is_an_error_for_users_and_a_missing_attribute_is_none():
     wrapped.__cause__ = full
     assert str(user_error(wrapped)).startswith("out/table.csv: No space left on device; make room")
     assert user_error(AttributeError("x")) is None
+
+
+def test_a_file_in_the_place_of_a_folder_is_an_error_for_users(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    wanted = ["--format", "torchscript", "--kind", "encoder", "--compared", "3"]
+    assert run(["export", "chest-s16-1", *wanted, "--out", str(tmp_path / "file/x")]) == 2
+    assert capsys.readouterr().err.startswith(f"afire: {tmp_path / 'file/x'}: Not a directory; make room or give")
 
 
 @pytest.mark.parametrize("key", ["calibration", "threshold_rule"])
