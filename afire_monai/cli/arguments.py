@@ -169,8 +169,9 @@ def convert(name: str, text: str, annotation: str) -> Any:
     sequences = [match[1] for kind in kinds if (match := re.match(r"(?:Sequence|Collection|tuple)\[(\w+)", kind))]
     kind = sequences[0] if sequences else next((kind for kind in kinds if kind in _SCALARS), "str")
     scalar = _count if kind == "int" and not sequences else _SCALARS.get(kind, str)
+    inside = re.sub(r"^[(\[]([^()\[\]]*)[)\]]$", r"\1", text.strip())  # of (1,2), but not the end of a name (b)
     try:
-        return tuple(scalar(one) for one in text.strip("()[] ").split(",")) if sequences else scalar(text)
+        return tuple(scalar(one) for one in inside.split(",")) if sequences else scalar(text)
     except ValueError:
         expected = _PLURALS[kind] if sequences else _SINGULARS[kind]
         raise UsageError(f"{option} must be {expected}, got {text!r}") from None

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import afire_monai
 from afire_monai.core.errors import AfireError, user_error
-from afire_monai.core.quiet import only_above
 
 CONFIGS = ("pretrain.yaml", "method_afire.yaml")
 
@@ -84,11 +81,3 @@ def _calm_logging() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # it says that an error ends the run; the code that catches the error says this better
     logging.getLogger("ignite.engine.engine.PretrainTrainer").setLevel(logging.CRITICAL)
-
-
-@contextlib.contextmanager
-def quiet_monai() -> Iterator[None]:
-    """Keep MONAI's bundle functions from logging their arguments."""
-    with only_above(logging.CRITICAL), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

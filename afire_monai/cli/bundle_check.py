@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from afire_monai.core.quiet import only_above
 
 Check = Callable[[Path], str]
 """Function that takes the bundle's folder and returns the fault; "" if there is none."""
@@ -26,13 +30,16 @@ def _reported(check: Callable[[Path], Any]) -> Check:
     """Turn any exception of MONAI's into a message, since reporting it is the purpose of a check."""
 
     def checked(bundle: Path) -> str:
-        try:
-            return str(check(bundle) or "")
-        except Exception as caught:
-            error: BaseException = caught
-            while error.__cause__ is not None:  # MONAI wraps the error of a config's expression
-                error = error.__cause__
-            return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        # MONAI's bundle functions log their arguments
+        with only_above(logging.CRITICAL), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                return str(check(bundle) or "")
+            except Exception as caught:
+                error: BaseException = caught
+                while error.__cause__ is not None:  # MONAI wraps the error of a config's expression
+                    error = error.__cause__
+                return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
     return checked
 
@@ -135,21 +142,16 @@ def _properties(kind: str) -> Callable[[Path], str]:
     return check
 
 
-def _torchscript(bundle: Path) -> None:
-    from monai.bundle import ckpt_export
+def _export(function: str) -> Callable[[Path], None]:
+    def check(bundle: Path) -> None:
+        import monai.bundle
 
-    with tempfile.TemporaryDirectory() as folder:
-        weights = str(bundle / "models/model.pt")
-        ckpt_export("network_def", str(Path(folder) / "model.ts"), weights, use_trace=True, **_common(bundle))
+        # PyTorch prints each step to ONNX
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            file, weights = str(Path(folder) / "model"), str(bundle / "models/model.pt")
+            getattr(monai.bundle, function)("network_def", file, weights, use_trace=True, **_common(bundle))
 
-
-def _onnx(bundle: Path) -> None:
-    from monai.bundle import onnx_export
-
-    # PyTorch prints each step
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        weights = str(bundle / "models/model.pt")
-        onnx_export("network_def", str(Path(folder) / "model.onnx"), weights, use_trace=True, **_common(bundle))
+    return check
 
 
 def _load(bundle: Path) -> str:
@@ -186,7 +188,7 @@ CHECKS: dict[str, Check] = {
         "properties of inference": _properties("inference"),
         "properties of training": _properties("train"),
         "monai.bundle.load, folder and zip": _load,
-        "export to TorchScript": _torchscript,
-        "export to ONNX": _onnx,
+        "export to TorchScript": _export("ckpt_export"),
+        "export to ONNX": _export("onnx_export"),
     }.items()
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def ingest(
         print(f"deleted:  {fetched.forget()} retrieved files")
     print(f"read now: {done.headers_read} headers, {done.images_read} images")
     print(f"written: {out}/datalist.json, datacard.html, left_out.csv (reasons); {out}/private stays with the hospital")
-    print(f"next:    afire check {out}/datalist.json")
+    print(f"next:    afire check {shlex.quote(f'{out}/datalist.json')}")
     return fetched.transfer.status if fetched else 0
 
 
@@ -202,7 +203,7 @@ def dicom_results(work: Callable[..., Any], *, out: str, **options: Any) -> int:
         print(line)
     print(f"results:  {out} (they name patients; {OBJECTS} says which file is what)")
     if done.done:
-        print(f"next:     afire send {out} --dicomweb ADDRESS (or --pacs AET@HOST:PORT)")
+        print(f"next:     afire send {shlex.quote(out)} --dicomweb ADDRESS (or --pacs AET@HOST:PORT)")
     return int(done.status)
 
 

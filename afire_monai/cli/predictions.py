@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def reference(work: Callable[..., Any], *, model: str, datalist: str, section: s
     if result.seen:
         print("note:      the model was pre-trained on these radiographs; unseen normals can look more unusual to it")
     print(f"written:   {result.path}")
-    print(f"next:      afire predict FOLDER --model {model} --out results")
+    print(f"next:      afire predict FOLDER --model {shlex.quote(model)} --out results")
     return 0
 
 
@@ -171,10 +172,11 @@ def _summary(results: dict[str, Any]) -> list[str]:
     from afire_monai.evaluation.page import verdicts
     from afire_monai.evaluation.page_tables import few_images, interval
 
-    few = few_images((results["labels"] or {"labels": []})["labels"])
+    labels = (results["labels"] or {"labels": []})["labels"]
+    few = few_images(labels)
     lines = [f"{results['datalist']['name']}, {results['datalist']['section']}: {results['cases']} images of "
              f"{results['patients']} patients"]  # fmt: skip
-    for row in (results["labels"] or {"labels": []})["labels"]:
+    for row in labels:
         result = f"AUROC {interval(row['figures']['auroc'])}" if row["figures"] else f"not judged: {row['status']}"
         lines.append(f"{row['name']}: {result}")
     for name, masks in (results["masks"] or {"classes": {}})["classes"].items():

@@ -133,14 +133,12 @@ def check_bundle(folder: str) -> int:
     Args:
         folder: folder of the bundle, with weights (`afire bundle copy FOLDER --model MODEL`).
     """
-    from afire_monai.cli.bundle import quiet_monai
     from afire_monai.cli.bundle_check import CHECKS
 
     require_path("bundle", folder, "make one with `afire bundle copy FOLDER --model MODEL`")
     failed = 0
     for name, check in CHECKS.items():
-        with quiet_monai():
-            fault = check(Path(folder).resolve())
+        fault = check(Path(folder).resolve())
         failed += bool(fault)
         print(f"{'fails' if fault else 'ok':6} {name}{f': {fault}' if fault else ''}", flush=True)
     return 1 if failed else 0

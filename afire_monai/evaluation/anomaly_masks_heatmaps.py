@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from afire_monai.evaluation import metrics
 from afire_monai.evaluation.bootstrap import RANKING, RATES, Interval, mean_interval
-from afire_monai.evaluation.cases import Cases, box_names, lesion_case
+from afire_monai.evaluation.cases import Cases, aligned, box_names, lesion_case
 from afire_monai.evaluation.localisation import (
     ImageFigures,
     LesionCase,
@@ -44,7 +44,7 @@ def evaluate_anomaly(
     )  # fmt: skip
     part: dict[str, Any] = {"result": result.labels[0], "patients": cases.patients}
     if other is not None and other.anomaly_percentile is not None:
-        others = _aligned(cases, other, other.anomaly_percentile)[:, None]
+        others = aligned(cases, other, other.anomaly_percentile)[:, None]
         compared = metrics.compare_labels(
             cases.abnormal[:, None], column, others, cases.groups, ["abnormal"],
             figures=RANKING, repeats=repeats, seed=seed,
@@ -144,12 +144,8 @@ def _lesion_places(cases: Cases, predictions: Predictions, kind: str, masks: boo
 
 
 def _figures(cases: Cases, predictions: Predictions, places: list[Place]) -> list[ImageFigures]:
-    found = []
-    for place, lesion in places:
-        heatmap = predictions.heatmap(int(cases.index[place]))
-        if heatmap is not None:
-            found.append(image_figures(heatmap, lesion.lesion(), lesion.boxes))
-    return found
+    heatmaps = ((predictions.heatmap(int(cases.index[place])), lesion) for place, lesion in places)
+    return [image_figures(map_, lesion.lesion(), lesion.boxes) for map_, lesion in heatmaps if map_ is not None]
 
 
 def _mask_places(cases: Cases, predictions: Predictions) -> list[int]:
@@ -186,10 +182,3 @@ def _classes(cases: Cases, predictions: Predictions, places: list[int]) -> tuple
         f"The list's masks hold values {sorted(drawn)}, the predicted classes are {classes}: classes cannot be told "
         "apart, so all that is not background is judged as one."
     )
-
-
-def _aligned(cases: Cases, other: Predictions, column: NDArray[np.float64]) -> NDArray[np.float64]:
-    values = np.full(len(cases), np.nan)
-    _, ours, others = np.intersect1d(cases.index, other.index, return_indices=True)
-    values[ours] = column[others]
-    return values

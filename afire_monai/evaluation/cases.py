@@ -120,17 +120,25 @@ def scores_of_other(cases: Cases, other: Predictions) -> NDArray[np.float64]:
             f"the predictions to compare with are of {_origin(other)}; {_named(cases.section, cases.sha256)} is "
             f"expected. {AGAIN}"
         )
-    shared, ours, places = np.intersect1d(cases.index, other.index, return_indices=True)
+    shared = int(np.isin(cases.index, other.index).sum())
     names = [name for name in cases.names if name in other.labels]
-    if not len(shared) or (cases.names and not names):
+    if not shared or (cases.names and not names):
         raise AfireError(
-            f"the predictions to compare with share {len(shared)} images and {len(names)} labels with these; there is "
+            f"the predictions to compare with share {shared} images and {len(names)} labels with these; there is "
             f"nothing to compare. {AGAIN}"
         )
     scores = np.full(cases.scores.shape, np.nan)
     for name in names:
-        scores[ours, cases.names.index(name)] = other.scores[name][places]
+        scores[:, cases.names.index(name)] = aligned(cases, other, other.scores[name])
     return scores
+
+
+def aligned(cases: Cases, other: Predictions, column: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Bring a column (m,) of another model's predictions to the order of the cases, (n,); NaN where it has none."""
+    values = np.full(len(cases), np.nan)
+    _, ours, theirs = np.intersect1d(cases.index, other.index, return_indices=True)
+    values[ours] = column[theirs]
+    return values
 
 
 def _section_items(content: dict[str, Any], section: str, path: Path) -> list[dict[str, Any]]:

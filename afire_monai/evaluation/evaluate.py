@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -15,7 +13,7 @@ import numpy as np
 
 from afire_monai import __version__
 from afire_monai.core.errors import AfireError
-from afire_monai.core.files import write_text
+from afire_monai.core.files import csv_text, write_text
 from afire_monai.datalists.targets import UncertainPolicy
 from afire_monai.evaluation import metrics
 from afire_monai.evaluation.anomaly_masks_heatmaps import evaluate_anomaly, evaluate_heatmaps, evaluate_masks
@@ -218,11 +216,7 @@ def write_results(results: dict[str, Any], page: str, folder: Path) -> None:
 
 def table_text(results: Mapping[str, Any]) -> str:
     """Return all figures as CSV, one figure a line; cells are empty where something is not defined."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(table_rows(results))
-    return text.getvalue()
+    return csv_text([COLUMNS, *([row.get(column, "") for column in COLUMNS] for row in table_rows(results))])
 
 
 def table_rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

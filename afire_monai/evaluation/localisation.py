@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from afire_monai.core.errors import AfireError
 from afire_monai.evaluation.bootstrap import (
+    MOST_WEIGHTS,
     Curve,
     Interval,
     auroc,
@@ -160,7 +161,7 @@ def _curve(inside: Floats, outside: Floats) -> Curve:
 def _pooled(inside: Floats, outside: Floats, groups: NDArray, repeats: int, seed: int) -> tuple[Interval, Interval]:
     area, precision = [], []
     # each draw holds a whole curve, so blocks follow the levels if these outnumber the cases
-    most = 4_000_000 * len(groups) // max(len(groups), inside.shape[1])
+    most = MOST_WEIGHTS * len(groups) // max(len(groups), inside.shape[1])
     for weights in patient_weights(groups, repeats, seed, max(most, len(groups))):
         curve = _curve(weights @ inside, weights @ outside)
         area.append(auroc(curve))

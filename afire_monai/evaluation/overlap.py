@@ -78,7 +78,7 @@ def dice(predicted: ArrayLike | Tensor, drawn: ArrayLike | Tensor) -> Tensor:
     """Return 2 |A ∩ B| / (|A| + |B|) of masks; 1 where both are empty.
 
     Args:
-        predicted: (..., H, W) 1 or 0.
+        predicted: (..., H, W) 1 or 0; or (H, W) for all of them.
         drawn: (..., H, W) 1, 0, or NaN for pixels to leave out.
 
     Returns:

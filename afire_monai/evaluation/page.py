@@ -32,6 +32,7 @@ from afire_monai.pages.elements import (
     table,
 )
 from afire_monai.predictions.format import Predictions
+from afire_monai.predictions.reading import display_size
 from afire_monai.radiographs.decode import read_picture
 
 OPEN_LABELS = 3
@@ -305,8 +306,7 @@ def _draw_case(axis: Any, item: dict[str, Any], reader: Mapping[str, Any], heatm
         axis.text(0.5, 0.5, "cannot be read", ha="center", va="center", fontsize=9, transform=axis.transAxes)
         return
     height, width = pixels.shape
-    scale = min(1.0, SIDE / max(height, width))
-    shape = (max(1, round(height * scale)), max(1, round(width * scale)))
+    shape = display_size((height, width), SIDE)
     small = np.asarray(Image.fromarray(pixels).resize(shape[::-1], Image.Resampling.BOX))
     axis.imshow(small, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
     if heatmap is not None:

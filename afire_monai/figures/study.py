@@ -226,8 +226,7 @@ def _judge(
     for name, clusters in segments.items():
         union = best_union(clusters[choosing], masks[choosing], s.clusters)
         scores[name] = interval_of(dice(np.isin(clusters[~choosing], union), masks[~choosing]), s.seed)
-    blind = np.broadcast_to(mean_mask(masks[choosing]), masks[~choosing].shape)
-    scores[MEAN_MASK] = interval_of(dice(blind, masks[~choosing]), s.seed)
+    scores[MEAN_MASK] = interval_of(dice(mean_mask(masks[choosing]), masks[~choosing]), s.seed)
     scores[CEILING] = interval_of(dice(by_cells(masks[~choosing], grid), masks[~choosing]), s.seed)
     return {
         "clusters": s.clusters,

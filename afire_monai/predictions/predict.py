@@ -18,13 +18,14 @@ from tqdm import tqdm
 
 from afire_monai.core.distributed import join_group, leave_group, wait_for_all
 from afire_monai.core.errors import AfireError, DataListError
+from afire_monai.core.files import csv_text
 from afire_monai.core.pool import threads
 from afire_monai.core.quiet import hidden
 from afire_monai.datalists.file import datalist_hash, is_normal, load_datalist, normal_label, read_raw, reader_options
 from afire_monai.predictions.anomaly.fit import ReferenceFit
 from afire_monai.predictions.format import JUDGEMENT
 from afire_monai.predictions.reading import LeftOut, Radiograph, ahead, batches, read_radiograph
-from afire_monai.predictions.results import ResultFolder, csv_text, pictures_of
+from afire_monai.predictions.results import ResultFolder, pictures_of
 from afire_monai.predictions.scoring import Answer, Scorer
 from afire_monai.radiographs.decode import list_images
 from afire_monai.radiographs.reader import Unfit

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from afire_monai.core.errors import AfireError
-from afire_monai.core.files import read_object, write_text
+from afire_monai.core.files import csv_text, read_object, write_text
 from afire_monai.predictions.anomaly.fit import ReferenceFit, reference_fit
 from afire_monai.predictions.format import (
     FACTS,
@@ -187,13 +185,6 @@ def counted_reasons(left_out: Mapping[int, str]) -> Counter[str]:
 def _number(entry: Mapping[str, Any] | None, name: str) -> float:
     value = None if entry is None else entry.get(name)
     return float("nan") if value is None else float(value)
-
-
-def csv_text(rows: Iterable[Sequence[Any]]) -> str:
-    """Return rows as the text of a CSV file."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
 
 
 def _csv_of(table: Predictions, judged: list[str] | None) -> str:

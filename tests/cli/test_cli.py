@@ -155,7 +155,18 @@ def test_the_exit_status_reaches_the_process(monkeypatch):
     assert stop.value.code == 1
 
 
-@pytest.mark.parametrize(("kind", "text", "value"), [("str", "True ", "True "), ("int | None", "none", None)])
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        ("str", "True ", "True "),
+        ("int | None", "none", None),
+        ("tuple[float, ...]", " (0.8,0.1,0.1) ", (0.8, 0.1, 0.1)),
+        ("Sequence[str] | None", "[a,b]", ("a", "b")),
+        ("Sequence[str]", "Mass (large),Nodule (small)", ("Mass (large)", "Nodule (small)")),
+        ("tuple[str, ...]", "epochs=20,labels=['a']", ("epochs=20", "labels=['a']")),
+        ("tuple[str, ...]", "(1),runs (2)", ("(1)", "runs (2)")),
+    ],
+)
 def test_texts_are_converted_by_the_type_as_written(kind, text, value):
     assert arguments.convert("x", text, kind) == value
 
