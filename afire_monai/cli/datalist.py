@@ -30,7 +30,7 @@ def from_csv(work: Callable[..., Any], *, by_source: bool = False, **options: An
     if by_source:
         _next_step(f"{out}/{next(iter(result))}.json", f"{len(lists)} lists in {out}")
     else:
-        _next_step(out, out)
+        _next_step(out)
     return 0
 
 
@@ -45,7 +45,7 @@ def from_folder(work: Callable[..., Any], *, out: str, **options: Any) -> int:
     print(_counts(work(out=out, **options)))
     if options.get("group_pattern") is None:
         print("each image counts as its own patient: give --group-pattern if patients have several")
-    _next_step(out, out)
+    _next_step(out)
     return 0
 
 
@@ -72,7 +72,7 @@ def phantom(work: Callable[..., Any], *, out: str, dicom: bool = False, **option
         columns = ",".join(("Normal", *PHANTOM_LABELS))
         print(f"next:    afire ingest {files} --out chest --labels {table} --label-columns {columns}")
     else:
-        _next_step(str(path), str(path))
+        _next_step(str(path))
     return 0
 
 
@@ -83,7 +83,7 @@ def merge(work: Callable[..., Any], *, out: str, **options: Any) -> int:
     Example: afire datalist merge lists/crd_normal.json lists/nih.json --out adults.json
     """
     print(_counts(work(out=out, **options)))
-    _next_step(out, out)
+    _next_step(out)
     return 0
 
 
@@ -110,7 +110,7 @@ def _public(module: str, name: str, example: str, word: str = "folder") -> Comma
         shared = datalist["meta"].get("patients_in_two_sections", 0)
         if shared:
             print(f"note: {shared} patients are in two sections, as published: results may be too good")
-        _next_step(out, out)
+        _next_step(out)
         return 0
 
     command.example = f"afire datalist {name} {example} --out lists/{name}.json"
@@ -147,5 +147,5 @@ def _counts(datalist: dict[str, Any]) -> str:
                           meta.get("unusable", {}).items())  # fmt: skip
 
 
-def _next_step(target: str, written: str) -> None:
-    print(f"written: {written}\nnext:    afire check {shlex.quote(target)}")
+def _next_step(target: str, written: str = "") -> None:
+    print(f"written: {written or target}\nnext:    afire check {shlex.quote(target)}")

@@ -114,22 +114,17 @@ def bootstrap_auroc_difference(labels: NDArray, scores: NDArray, baseline: NDArr
 
 
 def _interval(labels: NDArray, scores: list[NDArray], groups: NDArray, repeats: int, seed: int) -> Interval:
-    groups = np.asarray(groups)
-    truth = _check(labels, *scores, groups)
+    truth, groups = np.asarray(labels).astype(bool), np.asarray(groups)
+    if any(len(other) != len(truth) for other in (*scores, groups)):
+        given = [len(other) for other in (*scores, groups)]
+        raise AfireError(f"{len(truth)} labels need as many scores and groups, got {given}")
+    if truth.all() or not truth.any():
+        raise AfireError(f"an AUROC needs both classes, got {truth.sum()} positives among {len(truth)}")
     blocks = []
     for weights in patient_weights(groups, repeats, seed):
         values = [auroc(weighted_curve(column, truth, weights)) for column in scores]
         blocks.append(values[0] - values[1] if len(values) == 2 else values[0])
     return percentile_interval(np.concatenate(blocks), several=len(np.unique(groups)) > 1)
-
-
-def _check(labels: NDArray, *others: NDArray) -> NDArray[np.bool_]:
-    labels = np.asarray(labels).astype(bool)
-    if any(len(other) != len(labels) for other in others):
-        raise AfireError(f"{len(labels)} labels need as many scores and groups, got {[len(o) for o in others]}")
-    if labels.all() or not labels.any():
-        raise AfireError(f"an AUROC needs both classes, got {labels.sum()} positives among {len(labels)}")
-    return labels
 
 
 RANKING = ("auroc", "average_precision", "sensitivity_at_95_specificity")

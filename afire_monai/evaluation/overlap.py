@@ -17,6 +17,7 @@ from afire_monai.core.errors import AfireError
 from afire_monai.evaluation.bootstrap import Interval, mean_interval
 
 IGNORE = 127
+"""Value in drawn masks that marks pixels to leave out."""
 Mask = NDArray[np.bool_]
 
 
@@ -39,19 +40,17 @@ def evaluate_overlap(
     pairs: Iterable[tuple[NDArray, NDArray]],
     groups: NDArray,
     classes: Mapping[str, int] | None = None,
-    ignore: int | None = IGNORE,
     repeats: int = 2000,
     seed: int = 0,
 ) -> dict[str, OverlapResult]:
-    """Judge predicted masks against drawn ones.
+    """Judge predicted masks against drawn ones, pixels of `IGNORE` in these left out.
 
     Args:
         pairs: predicted mask and drawn mask of each image, (H, W) label values; a predicted mask of another size is
             brought to that of the drawn one by nearest neighbour.
         groups: (n,) patient of each image.
         classes: label value of each class in both masks; None for one class "foreground", all that is neither 0 nor
-            ``ignore``.
-        ignore: value in drawn masks that marks pixels to leave out; None if there is none.
+            `IGNORE`.
         repeats: number of bootstrap draws.
         seed: seed of the draws.
 
@@ -62,10 +61,9 @@ def evaluate_overlap(
     rows: list[list[tuple[float, float, bool, bool]]] = []
     for predicted, drawn in pairs:
         predicted, drawn = _same_size(np.asarray(predicted), np.asarray(drawn))
-        valid = np.ones(drawn.shape, dtype=bool) if ignore is None else drawn != ignore
         row = []
         for name in names:
-            a, b = (_of_class(mask, (classes or {}).get(name), ignore) & valid for mask in (predicted, drawn))
+            a, b = (_of_class(mask, (classes or {}).get(name)) & (drawn != IGNORE) for mask in (predicted, drawn))
             row.append((float(dice(a, b)), hausdorff95(a, b), bool(a.any()), bool(b.any())))
         rows.append(row)
     if len(rows) != len(groups):
@@ -133,10 +131,8 @@ def _same_size(predicted: NDArray, drawn: NDArray) -> tuple[NDArray, NDArray]:
     return predicted, drawn
 
 
-def _of_class(mask: NDArray, value: int | None, ignore: int | None) -> Mask:
-    if value is not None:
-        return mask == value
-    return (mask != 0) if ignore is None else (mask != 0) & (mask != ignore)
+def _of_class(mask: NDArray, value: int | None) -> Mask:
+    return (mask != 0) & (mask != IGNORE) if value is None else mask == value
 
 
 def _batch(mask: Mask) -> torch.Tensor:

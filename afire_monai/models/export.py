@@ -145,30 +145,29 @@ def _write(network: nn.Module, example: Tensor, path: Path, form: str, outputs: 
     """Write one graph. The exporters talk much on standard output, and PyTorch warns of tracing; neither is shown."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.inference_mode():
         warnings.simplefilter("ignore")
-        if form == "torchscript":
-            # PyTorch's own writing to a path ends the whole process if the disk is full
-            buffer = io.BytesIO()
-            torch.jit.save(torch.jit.freeze(torch.jit.trace(network, example, check_trace=False)), buffer)
-            path.write_bytes(buffer.getvalue())
-            return
         shapes = ({0: torch.export.Dim("batch")},)
-        if form == "torch_export":
-            buffer = io.BytesIO()  # a path would have to end in .pt2
-            torch.export.save(torch.export.export(network, (example,), dynamic_shapes=shapes), buffer)
-            path.write_bytes(buffer.getvalue())
+        if form == "onnx":
+            torch.onnx.export(
+                network,
+                (example,),
+                path,
+                dynamo=True,
+                dynamic_shapes=shapes,
+                opset_version=OPSET,
+                input_names=["images"],
+                output_names=list(outputs),
+                external_data=False,
+                verbose=False,
+            )
             return
-        torch.onnx.export(
-            network,
-            (example,),
-            path,
-            dynamo=True,
-            dynamic_shapes=shapes,
-            opset_version=OPSET,
-            input_names=["images"],
-            output_names=list(outputs),
-            external_data=False,
-            verbose=False,
-        )
+        # PyTorch's own writing of TorchScript to a path ends the whole process if the disk is full, and of an exported
+        # program asks for the ending .pt2
+        buffer = io.BytesIO()
+        if form == "torchscript":
+            torch.jit.save(torch.jit.freeze(torch.jit.trace(network, example, check_trace=False)), buffer)
+        else:
+            torch.export.save(torch.export.export(network, (example,), dynamic_shapes=shapes), buffer)
+        path.write_bytes(buffer.getvalue())
 
 
 def _description(exportable: Exportable, form: str, differences: dict[str, float], images: int) -> dict[str, Any]:

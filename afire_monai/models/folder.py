@@ -318,17 +318,7 @@ def load_classifier(path: str | Path) -> tuple[ViTClassifier, dict[str, Any]]:
 
 
 def load_segmenter(path: str | Path) -> tuple[ViTSegmenter, dict[str, Any]]:
-    """Read a segmenter, in evaluation mode; it refuses images outside 0…1.
-
-    Args:
-        path: ``segmenter.safetensors`` or the model folder that holds it.
-
-    Returns:
-        The segmenter and its description, with ``mask_values`` (class to value in a mask file).
-
-    Raises:
-        CheckpointError: if a file is missing or damaged, or weights and description do not fit.
-    """
+    """Read a segmenter as `load_classifier` does; the description has ``mask_values`` (class to value in a mask)."""
     return _load(path, "segmenter")
 
 

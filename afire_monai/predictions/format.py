@@ -236,7 +236,18 @@ class Predictions:
     folder: Path | None = None  #: folder of heatmaps and masks; None if there are none
 
     def __post_init__(self) -> None:
-        _check(self)
+        index = self.index
+        if index.ndim != 1 or len(np.unique(index)) != len(index) or (len(index) and index.min() < 0):
+            raise AfireError(f"column {INDEX!r} must hold each place from 0 on once; {_index_faults(index)}")
+        check_names(list(self.scores))
+        for name, values in self.columns.items():
+            most = 100 if name == PERCENTILE else 1
+            known = values[~np.isnan(values)]
+            if values.shape != index.shape:
+                raise AfireError(f"column {name!r} has shape {values.shape}, index {index.shape}; they must be equal")
+            if len(known) and not (known.min() >= 0 and known.max() <= most):
+                seen = f"{known.min():g} to {known.max():g}"
+                raise AfireError(f"column {name!r} has values {seen}; 0 to {most} is expected")
 
     def __len__(self) -> int:
         return len(self.index)
@@ -245,6 +256,12 @@ class Predictions:
     def labels(self) -> tuple[str, ...]:
         """Names of the labels, in the order of the table's columns."""
         return tuple(self.scores)
+
+    @property
+    def columns(self) -> dict[str, NDArray[np.float64]]:
+        """Columns of numbers by their names in the table, without the index."""
+        rest = {} if self.anomaly_percentile is None else {PERCENTILE: self.anomaly_percentile}
+        return {**self.scores, **rest}
 
     @property
     def section(self) -> str:
@@ -373,20 +390,3 @@ def _index_faults(index: NDArray) -> str:
     if index.ndim != 1:
         return f"its shape is {index.shape}"
     return f"{len(index) - len(np.unique(index))} of {len(index)} are repeated, the lowest is {index.min()}"
-
-
-def _check(predictions: Predictions) -> None:
-    index = predictions.index
-    if index.ndim != 1 or len(np.unique(index)) != len(index) or (len(index) and index.min() < 0):
-        raise AfireError(f"column {INDEX!r} must hold each place from 0 on once; {_index_faults(index)}")
-    check_names(list(predictions.scores))
-    columns = {**predictions.scores}
-    if predictions.anomaly_percentile is not None:
-        columns[PERCENTILE] = predictions.anomaly_percentile
-    for name, values in columns.items():
-        most = 100 if name == PERCENTILE else 1
-        known = values[~np.isnan(values)]
-        if values.shape != index.shape:
-            raise AfireError(f"column {name!r} has shape {values.shape}, index {index.shape}; they must be equal")
-        if len(known) and not (known.min() >= 0 and known.max() <= most):
-            raise AfireError(f"column {name!r} has values {known.min():g} to {known.max():g}; 0 to {most} is expected")

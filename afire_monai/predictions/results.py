@@ -26,7 +26,6 @@ from afire_monai.predictions.format import (
     INDEX,
     JUDGEMENT,
     MASKS,
-    PERCENTILE,
     TABLE,
     Predictions,
 )
@@ -188,13 +187,13 @@ def _number(entry: Mapping[str, Any] | None, name: str) -> float:
 
 
 def _csv_of(table: Predictions, judged: list[str] | None) -> str:
-    anomaly = table.anomaly_percentile
-    head = [INDEX, *table.labels, *([PERCENTILE] if anomaly is not None else [])]
-    words: list[list[str]] = [] if judged is None else [judged]
-    columns = [*table.scores.values(), *([anomaly] if anomaly is not None else [])]
-    cells = [["" if np.isnan(value) else repr(float(value)) for value in column] for column in columns]
-    head += [JUDGEMENT for _ in words]
-    return csv_text([head, *zip(map(int, table.index), *cells, *words, strict=True)])
+    columns = {
+        name: ["" if np.isnan(value) else repr(float(value)) for value in values]
+        for name, values in table.columns.items()
+    }
+    if judged is not None:
+        columns[JUDGEMENT] = judged
+    return csv_text([[INDEX, *columns], *zip(map(int, table.index), *columns.values(), strict=True)])
 
 
 MASK_THRESHOLD = 0.5

@@ -88,7 +88,9 @@ class Scorer:
         self.mask_values: dict[str, int] = {}
         self._load()
         self.labels: list[str] = list(self.classifier.labels) if self.classifier else []
-        self.facts = self._facts()
+        #: the models' identity: the package's version and the SHA-256 of each weights file
+        self.facts: dict[str, Any] = {"version": __version__}
+        self.facts |= {f"{kind}_sha256": value for kind, value in weights_hashes(self.files).items()}
         self.reader = reader_of(self.files.values())
         self.heatmap = self._choose_heatmap(heatmap)
         self.label = self._choose_label(label)
@@ -142,11 +144,6 @@ class Scorer:
         """Sizes (height, width) that the models want radiographs at."""
         networks = [n.encoder.image_size for n in (self.classifier, self.segmenter) if n is not None]
         return tuple(dict.fromkeys([*networks, *([self.detector.canvas_size] if self.detector else [])]))
-
-    def _facts(self) -> dict[str, Any]:
-        """Return the models' identity: the package's version and the SHA-256 of each weights file."""
-        hashes = weights_hashes(self.files)
-        return {"version": __version__, **{f"{kind}_sha256": value for kind, value in hashes.items()}}
 
     def score(self, radiographs: Sequence[Radiograph]) -> list[Answer]:
         """Ask all models about a batch."""

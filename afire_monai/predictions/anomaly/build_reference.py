@@ -216,9 +216,8 @@ def make_reference(
     raw = read_raw(Path(datalist))
     items = without(training_items(datalist, section, base_dir=base_dir), [*false_alarms, *misses])
     items = [items[place * len(items) // min(most, len(items))] for place in range(min(most, len(items)))]
+    kept = len(items)
     items = [{**item, "reader": reader_options(raw)} for item in items] + without(false_alarms, misses)
-
-    kept = len(items) - len(without(false_alarms, misses))
 
     def pictures(items: Sequence[dict], name: str, used: list[int], owners: list[str]) -> Iterator[Tensor]:
         """Read pictures and gather them into batches, and place and patient of each into lists."""
