@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from afire_monai.core.age_sex import age_band
 from afire_monai.core.errors import AfireError
 from afire_monai.evaluation.bootstrap import (
     Interval,
@@ -24,7 +25,7 @@ from afire_monai.evaluation.bootstrap import (
     sensitivity_at_specificity,
     weighted_curve,
 )
-from afire_monai.evaluation.metrics import Metrics, age_band, compare_labels, evaluate_labels, evaluate_subgroups
+from afire_monai.evaluation.metrics import Metrics, compare_labels, evaluate_labels, evaluate_subgroups
 
 NAN = np.nan
 TARGETS = np.array([[1.0, 0], [1, 1], [0, 0], [0, NAN]])
