@@ -56,8 +56,12 @@ def ingest(
     """
     fetched = None
     if dicomweb is not None or dimse.get("pacs"):
+        from afire_monai.hospital.dicomweb.client import Query
+        from afire_monai.hospital.dicomweb.transfer import fetch
+
         with _archive(dicomweb, server, {**dimse, "move_to": move_to}) as archive:
-            fetched = _fetch(archive, out, progress, modality, date, description)
+            fetched = fetch(archive, Query.of(modality, date, description), out, progress=progress)
+        print("\n".join(fetched.lines()))
         inputs = [*inputs, str(fetched.folder)]
     elif date or description or forget_originals or server.get("ca") or server.get("insecure") or move_to:
         raise AfireError(
@@ -71,15 +75,6 @@ def ingest(
     print(f"written: {out}/datalist.json, datacard.html, left_out.csv (reasons); {out}/private stays with the hospital")
     print(f"next:    afire check {shlex.quote(f'{out}/datalist.json')}")
     return fetched.transfer.status if fetched else 0
-
-
-def _fetch(archive: Any, out: str, progress: bool, *wanted: Any) -> Any:
-    from afire_monai.hospital.dicomweb.client import Query
-    from afire_monai.hospital.dicomweb.transfer import fetch
-
-    fetched = fetch(archive, Query.of(*wanted), out, progress=progress)
-    print("\n".join(fetched.lines()))
-    return fetched
 
 
 @front("afire_monai.hospital.forget:forget", "patient")

@@ -107,15 +107,20 @@ def copy(out: str, *, model: tuple[str, ...] = (), kind: str | None = None) -> i
         raise AfireError(f"{out} exists; name a folder that does not")
     if kind and not model:
         raise AfireError("--kind says which network of --model is wanted; give --model as well")
-    network, reader = _network(model, kind) if model else (None, {})
+    network, reader = None, {}
+    if model:
+        from afire_monai.models.bundle_model import fill_bundle, load_for_bundle
+        from afire_monai.models.folder import model_files
+        from afire_monai.predictions.scoring import reader_of
+
+        folders = with_shipped(model)
+        network, reader = load_for_bundle(folders, kind), reader_of(model_files(folders).values())
     shutil.copytree(bundle_root(), out, ignore=shutil.ignore_patterns("__pycache__", "eval", "*.pt", "*.safetensors"))
     print(f"written: {out}")
     if network is None:
         configs = "['configs/pretrain.yaml','configs/method_afire.yaml']"
         words = f'--config_file "{configs}" --output_dir runs/mine'
     else:
-        from afire_monai.models.bundle_model import fill_bundle
-
         fill_bundle(out, network, reader)
         words = "--config_file configs/inference.json --dataset_dir FOLDER --output_dir results"
         print(f"holds:   models/model.pt ({type(network).__name__}); research only, not a medical device")
@@ -142,16 +147,6 @@ def check_bundle(folder: str) -> int:
         failed += bool(fault)
         print(f"{'fails' if fault else 'ok':6} {name}{f': {fault}' if fault else ''}", flush=True)
     return 1 if failed else 0
-
-
-def _network(model: tuple[str, ...], kind: str | None) -> tuple[Any, dict[str, Any]]:
-    """Return the network, and how images were read in the models' training."""
-    from afire_monai.models.bundle_model import load_for_bundle
-    from afire_monai.models.folder import model_files
-    from afire_monai.predictions.scoring import reader_of
-
-    folders = with_shipped(model)
-    return load_for_bundle(folders, kind), reader_of(model_files(folders).values())
 
 
 def _require_inputs(given: dict[str, Any], settings: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ import torch.nn as nn
 from monai.bundle import ConfigParser
 
 from afire_monai.core.errors import AfireError, CheckpointError
-from afire_monai.core.files import whole_file
+from afire_monai.core.files import whole_file, write_text
 from afire_monai.models.export import prepare
 from afire_monai.models.folder import load_classifier, load_encoder, load_segmenter, model_files_of_kind
 from afire_monai.models.restorer import AnomalyNetwork, load_restorer
@@ -173,5 +173,4 @@ def _loadable(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    with whole_file(path) as file:
-        file.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=4) + "\n")

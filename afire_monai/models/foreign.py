@@ -98,7 +98,8 @@ def _build(
     width, channels, patch = kernel.shape[:3]
     if (registers := state.get("registers")) is not None and (registers.ndim != 3 or registers.shape[2] != width):
         raise CheckpointError(f"registers are {tuple(registers.shape)}; (1, R, {width}) is expected")
-    depth = _depth(state, origin, width, second.shape[1])
+    hidden, gated = second.shape[1], first.shape[0] == 2 * second.shape[1]
+    depth = _depth(state, origin, width, hidden)
     assumed: list[str] = []
     options: dict[str, Any] = {
         "patch_size": patch,
@@ -109,15 +110,15 @@ def _build(
         **_normalisation(channels, settings, assumed),
     }
     extras = {
-        "hidden": second.shape[1],
-        "gated": first.shape[0] == 2 * second.shape[1],
+        "hidden": hidden,
+        "gated": gated,
         "registers": registers.shape[1] if registers is not None else 0,
         "layer_scale": "blocks.0.scale1" in state,
         "attention_norm": "blocks.0.attn.norm.weight" in state,
         "mlp_norm": "blocks.0.mlp.norm.weight" in state,
-        **_rope(entries, extras_gated=first.shape[0] == 2 * second.shape[1], patch=patch, settings=settings),
+        **_rope(entries, gated, patch, settings),
     }
-    if settings.get("hidden_act", activation := "silu" if extras["gated"] else "gelu") != activation:
+    if settings.get("hidden_act", activation := "silu" if gated else "gelu") != activation:
         raise CheckpointError(f"its MLPs use {settings['hidden_act']} (config.json); {activation} is expected")
     dinov3 = extras["rope_base"] is not None and not extras["rope_cells"]
     options["layer_norm_eps"] = settings.get("layer_norm_eps", 1e-5 if dinov3 else 1e-6)
@@ -126,7 +127,7 @@ def _build(
     options["image_size"] = size
     plain = not any(v for k, v in extras.items() if k not in ("hidden", "rope_cells")) and "positions" not in state
     if plain and grid is not None:
-        encoder = encoder_from_config({**options, "mlp_ratio": second.shape[1] / width, "position_grid": grid})
+        encoder = encoder_from_config({**options, "mlp_ratio": hidden / width, "position_grid": grid})
     else:
         learned = "positions" in state
         encoder = encoder_from_config({"kind": "adapted_vit", **options, **extras, "learned_positions": learned})
@@ -203,7 +204,7 @@ def _positions(state: dict[str, Tensor], width: int) -> tuple[int, int] | None:
     return side, side
 
 
-def _rope(entries: Mapping[str, Tensor], extras_gated: bool, patch: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _rope(entries: Mapping[str, Tensor], gated: bool, patch: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the rotary positions: of DINOv3 where there is no table, of EVA-02 where names and MLP are its own."""
     names = "\n".join(entries)
     if not re.search(r"^(embeddings\.)?pos(ition)?_embed", names, re.M):
@@ -214,7 +215,7 @@ def _rope(entries: Mapping[str, Tensor], extras_gated: bool, patch: int, setting
         if not 0 < base < 1e9:
             raise CheckpointError(f"its rotary positions have a base of {base:g}; {_DINOV3_BASE:g} or so is expected")
         return {"rope_base": base, "rope_cells": 0}
-    eva = extras_gated and re.search(r"^blocks\.0\.attn\.(q_bias|q_proj\.)", names, re.M)
+    eva = gated and re.search(r"^blocks\.0\.attn\.(q_bias|q_proj\.)", names, re.M)
     if not eva:
         return {"rope_base": None, "rope_cells": 0}
     cells = 224 // patch  # EVA-02's and EVA-X's grid of pre-training

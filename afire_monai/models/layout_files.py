@@ -13,10 +13,11 @@ from afire_monai.networks import ViTClassifier, ViTEncoder
 def timm_files(encoder: ViTEncoder, classifier: ViTClassifier | None) -> dict[str, str]:
     """Return the texts, by file name, that stand beside the weights for timm."""
     config = encoder.config
+    labels = classifier.labels if classifier is not None else []
     pooling = "avg" if classifier is not None and classifier.pooling == "mean" else "token"
     model = {
         "architecture": "vit_base_patch16_224",
-        "num_classes": len(classifier.labels) if classifier is not None else 0,
+        "num_classes": len(labels),
         "num_features": encoder.embed_dim,
         "global_pool": pooling,
         "model_args": {
@@ -37,10 +38,10 @@ def timm_files(encoder: ViTEncoder, classifier: ViTClassifier | None) -> dict[st
             "std": config["std"],
             "interpolation": "bilinear",
             "crop_pct": 1.0,
-            "num_classes": len(classifier.labels) if classifier is not None else 0,
+            "num_classes": len(labels),
             "first_conv": "patch_embed.proj",
             "classifier": "head",
-            **({"label_names": classifier.labels} if classifier is not None else {}),
+            **({"label_names": labels} if classifier is not None else {}),
         },
     }
     return {"config.json": json.dumps(model, indent=2) + "\n"}
