@@ -48,11 +48,12 @@ def read_facts(path: Path) -> dict[str, Any]:
         check_names(facts["labels"])
     except AfireError as error:
         raise AfireError(f"{path}: {error}. {AGAIN}") from error
-    thresholds = facts.get("thresholds") or {}
-    if not isinstance(thresholds, dict) or not all(
-        isinstance(v, int | float) and math.isfinite(v) for v in thresholds.values()
-    ):
-        raise AfireError(f"{path}: 'thresholds' must give a number for each label, got {thresholds!r}. {AGAIN}")
+    for key, each in (("thresholds", "label"), ("mask_values", "class")):
+        given = facts.get(key) or {}
+        if not isinstance(given, dict) or not all(
+            isinstance(v, int | float) and math.isfinite(v) for v in given.values()
+        ):
+            raise AfireError(f"{path}: {key!r} must give a number for each {each}, got {given!r}. {AGAIN}")
     if not isinstance(facts.get("model") or {}, dict):
         raise AfireError(f"{path}: 'model' must be an object that describes the model, got {facts['model']!r}. {AGAIN}")
     return facts

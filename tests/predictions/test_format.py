@@ -120,6 +120,7 @@ def test_a_damaged_table_is_refused_with_file_and_column(tmp_path, table, messag
         ({"format": "other"}, "format 'other'"),
         ({"count": "two"}, "'count'"),
         ({"thresholds": {"A": "x"}}, "'thresholds' must give a number"),
+        ({"mask_values": {"lung": None, "heart": 2}}, "'mask_values' must give a number for each class"),
         ({"labels": ["A", 3]}, r"predictions.json: label names must be different"),
     ],
 )
