@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from afire_monai.core.errors import AfireError, RadiographError
-from afire_monai.core.files import write_text
+from afire_monai.core.files import csv_text, write_text
 from afire_monai.core.quiet import hidden
 from afire_monai.dicom_results.capture import write_capture
 from afire_monai.dicom_results.objects import OutputError
@@ -25,7 +25,7 @@ from afire_monai.dicom_results.report import write_report
 from afire_monai.dicom_results.segmentation import write_heatmap
 from afire_monai.dicom_results.source import SourceFile, SourceImage, open_source, source_files
 from afire_monai.predictions.format import Predictions, load_predictions
-from afire_monai.predictions.results import LEFT_OUT, csv_text
+from afire_monai.predictions.results import LEFT_OUT
 from afire_monai.radiographs.judgement import FIT, reason_of_file
 from afire_monai.radiographs.picture import refusal
 
