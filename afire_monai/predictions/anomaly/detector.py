@@ -28,7 +28,7 @@ HEAD_PARTS = {"prototypes", "lesions", "class_lesion"}
 """Parts that need ``detector.safetensors``."""
 MOST_SHIFT = 64
 """Cells by which a picture may be larger than the grid; no tensor holds this number if there are no prototypes."""
-DEFAULT_PARTS = ("tokens", "density")
+DEFAULT_PARTS = ("tokens", "density", "class_density")
 """Parts that are used unless others are named; every encoder has them (docs/predict.md has figures)."""
 
 

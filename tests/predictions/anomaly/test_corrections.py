@@ -80,7 +80,7 @@ def test_marked_normals_join_the_reference_and_marked_misses_leave_it(study):
 
 def test_a_model_names_what_references_of_it_judge_by_unless_the_user_does(study):
     models, normals = study / "models", study / "normals.json"
-    assert make_reference(models, normals).reference.parts == ("tokens", "density")
+    assert make_reference(models, normals).reference.parts == ("tokens", "density", "class_density")
     path = models / "encoder.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "reference_parts": ["density", "places"]}))
     assert make_reference(models, normals).reference.parts == ("density", "places")
