@@ -17,7 +17,7 @@ KINDS: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
 }
 
 
-def populations(items: Sequence[Mapping[str, Any]], facts: Sequence[str]) -> list[int]:
+def number_populations(items: Sequence[Mapping[str, Any]], facts: Sequence[str]) -> list[int]:
     """Number the kinds of people in a data list.
 
     Args:
@@ -31,12 +31,12 @@ def populations(items: Sequence[Mapping[str, Any]], facts: Sequence[str]) -> lis
         DataListError: for an unknown fact, or if all items are of one kind.
     """
     if unknown := [fact for fact in facts if fact not in KINDS]:
-        raise DataListError(f"prototypes_by names {unknown[0]!r}; {', '.join(KINDS)} are possible, with commas between")
+        raise DataListError(f"{unknown[0]!r} does not tell people apart; {', '.join(KINDS)} do")
     values = [tuple(KINDS[fact](item) or "" for fact in facts) for item in items]
     numbers = {value: number for number, value in enumerate(sorted(set(values)))}
     if len(numbers) < 2:
         raise DataListError(
-            f"prototypes_by {','.join(facts)}: all {len(values)} images are of one kind. Build the list with more "
-            f"(`afire datalist from-csv … --keep {','.join(facts)}`), or leave prototypes_by empty"
+            f"all {len(values)} images are of one kind by {', '.join(facts)}. Build the list with more "
+            f"(`afire datalist from-csv … --keep {','.join(facts)}`)"
         )
     return [numbers[value] for value in values]

@@ -32,7 +32,7 @@ from afire_monai.datalists.file import (
     training_items,
 )
 from afire_monai.datalists.paths import ImagePaths
-from afire_monai.datalists.populations import populations as number_populations
+from afire_monai.datalists.populations import number_populations
 from afire_monai.datalists.validate import DataListReport, open_datalist
 from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.phantom import write_phantom_dataset
@@ -206,9 +206,15 @@ def populations(dataset: RadiographDataset, datalist: Path, facts: str, dataset_
         datalist: their list, which states the facts.
         facts: names of facts, with commas between them.
         dataset_dir: base of relative paths.
+
+    Raises:
+        DataListError: for an unknown fact, or if all images are of one kind.
     """
     items = {item["image"]: item for item in training_items(datalist, base_dir=dataset_dir or None)}
-    kinds = number_populations([items[item["image"]] for item in dataset.items], facts.replace(" ", "").split(","))
+    try:
+        kinds = number_populations([items[item["image"]] for item in dataset.items], facts.replace(" ", "").split(","))
+    except DataListError as error:
+        raise DataListError(f"prototypes_by {facts!r}: {error}; empty: prototypes for all") from error
     logger.info("prototypes by %s: %d kinds of people", facts, max(kinds) + 1)
     return kinds
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from afire_monai.core.errors import AfireError, CheckpointError, DataListError
 from afire_monai.datalists.file import datalist_hash, load_datalist, save_datalist
+from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.training import startup
 from afire_monai.training.finetuning import statistics_of
 from afire_monai.training.task_data import TaskData
@@ -198,6 +199,15 @@ def test_only_normal_images_are_trained_on(tmp_path):
     assert names == ["0.png", "2.png", "4.png"]
     moved = startup.normal_items(path, "validation", str(tmp_path / "elsewhere"))
     assert moved[0]["image"] == str(tmp_path / "elsewhere" / "0.png")
+
+
+def test_prototypes_by_a_fact_that_the_list_does_not_state_are_refused_by_the_settings_name(tmp_path):
+    path = datalist(tmp_path / "list.json", training=[{"image": f"{i}.png"} for i in range(7)])
+    images = RadiographDataset(startup.normal_items(path, "training"), lambda item: item)
+    with pytest.raises(DataListError, match="prototypes_by 'view': all 7 images are of one kind by view"):
+        startup.populations(images, path, "view")
+    with pytest.raises(DataListError, match="prototypes_by 'hat': 'hat' does not tell people apart"):
+        startup.populations(images, path, "hat")
 
 
 def test_without_validation_images_health_takes_training_images_and_says_so(tmp_path, caplog):
