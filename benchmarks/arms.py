@@ -47,10 +47,9 @@ def train(job: Job, images: str, out: Path, epochs: int, device: str) -> None:
     from afire_monai.cli.bundle import bundle_root
 
     name, seed, arm = job
-    keep_settings(out / name / str(seed), {"arm": arm, "epochs": epochs}, images)
-    configs = bundle_root() / "configs"
-    files = [str(configs / "pretrain.yaml"), str(configs / f"method_{arm.pop('method', 'afire')}.yaml")]
-    folder = out / name / str(seed)
+    folder, configs = out / name / str(seed), bundle_root() / "configs"
+    names = ["pretrain.yaml", f"method_{arm.get('method', 'afire')}.yaml"]
+    keep_settings(folder, {"arm": arm, "epochs": epochs}, images, names)
     settings = {
         **{"datalist": images, "output_dir": str(folder), "run_name": f"{name}-{seed}", "resume": True, "seed": seed},
         **{"epochs": epochs, "panel_every": epochs, "health_every": epochs, "checkpoint_every": epochs},
@@ -60,10 +59,11 @@ def train(job: Job, images: str, out: Path, epochs: int, device: str) -> None:
             "cache_dir": str(out / "cache"),
             "device": f"$torch.device('{device}')",
         },
-        **arm,
+        **{key: value for key, value in arm.items() if key != "method"},
     }
     if "best_figure" not in settings:
         settings["best_figure"] = "images_per_second"  # always there: the last checkpoint is what counts
+    files = [str(configs / name) for name in names]
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     sys.argv = ["monai.bundle", "run", "--config_file", str(files), *words]
     run(config_file=files, meta_file=str(configs / "metadata.json"), logging_file=False, **settings)

@@ -30,6 +30,7 @@ each training are shown, at the speed that `cost` measured.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -42,6 +43,7 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
+import yaml
 
 PUBLISHED_TERMS = {
     **{"exposure": 0.0, "match_weight": 0.0, "lesion_weight": 0.0, "lesion_free": 0.0, "lesion_lungs": 0.0},
@@ -103,14 +105,22 @@ def chosen_methods(args: argparse.Namespace) -> dict[str, int]:
     return chosen
 
 
-def keep_settings(folder: Path, settings: Mapping[str, Any], images: str) -> None:
-    """Write the settings of a run into its folder; ends the program if the run that is there has others."""
+def keep_settings(folder: Path, settings: Mapping[str, Any], images: str, configs: Sequence[str]) -> None:
+    """Write the settings of a run into its folder; ends the program if the run that is there has others.
+
+    The values of its config files belong to them, so that a run with a former default is not taken for one of today's.
+    """
+    from afire_monai.cli.bundle import bundle_root
     from afire_monai.datalists.file import datalist_hash, read_raw
 
-    record, wanted = folder / "benchmark.json", json.dumps({**settings, "data": datalist_hash(read_raw(Path(images)))})
+    values = [yaml.safe_load((bundle_root() / "configs" / name).read_text(encoding="utf-8")) for name in configs]
+    defaults = hashlib.sha256(json.dumps(values).encode()).hexdigest()
+    data = datalist_hash(read_raw(Path(images)))
+    record = folder / "benchmark.json"
+    wanted = json.dumps({**settings, "configs": [*configs], "defaults": defaults, "data": data})
     if record.exists() and record.read_text() != wanted:
         raise SystemExit(
-            f"{folder} was pre-trained with other settings ({record}); use another --out, or the same ones"
+            f"{folder} was pre-trained with other settings or defaults ({record}); use another --out, or the same ones"
         )
     folder.mkdir(parents=True, exist_ok=True)
     record.write_text(wanted)
@@ -122,7 +132,8 @@ def pretrain(args: argparse.Namespace) -> None:
     jobs = [(seed, name) for seed in range(args.seeds) for name in chosen]
     folders = {(s, n): Path(args.out) / n / str(s) for s, n in jobs}
     for (_, name), folder in folders.items():
-        keep_settings(folder, {"method": METHODS[name], "epochs": chosen[name]}, args.images)
+        config, settings = METHODS[name]
+        keep_settings(folder, {**settings, "epochs": chosen[name]}, args.images, ["pretrain.yaml", config])
     jobs = [job for job in jobs if not (folders[job] / "models" / "encoder.safetensors").exists()]
     for number, (seed, name) in enumerate(jobs):
         folder = folders[seed, name]

@@ -114,13 +114,14 @@ def pretrain(args: argparse.Namespace) -> None:
     out, settings = Path(args.out), named("--set", args.set, None)
     for seed in range(args.seeds):
         folder = out / "runs" / args.name / str(seed)
-        keep_settings(folder, {"config": args.config, "set": settings}, str(out / "one_class.json"))
+        configs = ["pretrain.yaml", *args.config]
+        keep_settings(folder, {"set": settings}, str(out / "one_class.json"), configs)
         if (folder / "models" / "encoder.safetensors").exists():
             continue
         given: dict[str, Any] = {"datalist": out / "one_class.json", "output_dir": folder, "resume": True, "seed": seed}
         given |= {"use_mlflow": False, "device": f"$torch.device('{args.device}')", **settings}
         print(f"pre-training, seed {seed}; see {folder / 'output.txt'}", flush=True)
-        run_bundle(["pretrain.yaml", *args.config], given, folder / "output.txt")
+        run_bundle(configs, given, folder / "output.txt")
 
 
 def run_bundle(configs: list[str], settings: dict[str, Any], log: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from helpers import tiny_encoder
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+
+from afire_monai.cli.bundle import bundle_root
 
 
 @pytest.mark.parametrize(
@@ -150,12 +153,20 @@ def test_the_image_itself_is_probed_and_classified_like_an_encoder(data):
         assert min(figures) > 0.85, figures
 
 
-def test_run_of_other_settings_is_not_gone_on_with(module, data, tmp_path):
-    keep = module.keep_settings
-    keep(tmp_path / "run", {"epochs": 20}, str(data))
-    keep(tmp_path / "run", {"epochs": 20}, str(data))
+def test_run_of_other_settings_or_defaults_is_not_gone_on_with(module, data, tmp_path, monkeypatch):
+    keep = partial(module.keep_settings, tmp_path / "run", images=str(data), configs=["method_mae.yaml"])
+    keep({"epochs": 20})
+    keep({"epochs": 20})
     with pytest.raises(SystemExit, match="other settings"):
-        keep(tmp_path / "run", {"epochs": 100}, str(data))
+        keep({"epochs": 100})
+    text, config = (bundle_root() / "configs/method_mae.yaml").read_text(), tmp_path / "configs" / "method_mae.yaml"
+    config.parent.mkdir()
+    monkeypatch.setattr("afire_monai.cli.bundle.bundle_root", lambda: tmp_path)
+    config.write_text(f"# a remark\n{text}")
+    keep({"epochs": 20})
+    config.write_text(f"{text}\nlr: 1.0\n")
+    with pytest.raises(SystemExit, match="defaults"):
+        keep({"epochs": 20})
 
 
 def test_methods_are_compared_on_the_seeds_that_both_have():
