@@ -12,16 +12,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from anomaly import by_detector
-from judging import PIXELS, Cases, groups_of, localisation, pictures, reference_and_test, refuse_shared
-from probe import cases
+from judging import (
+    PIXELS,
+    Cases,
+    anomaly_scores,
+    groups_of,
+    localisation,
+    pictures,
+    reference_and_test,
+    reference_of,
+    refuse_shared,
+)
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from afire_monai.cli.bundle import run_configs
-from afire_monai.datalists.file import load_datalist, reader_options
+from afire_monai.datalists.file import is_normal, load_datalist, normal_label, reader_options
 from afire_monai.datalists.targets import target_matrix
 from afire_monai.evaluation.probes import Pooling, extract_features, knn_probe, linear_probe, raw_pixels
 from afire_monai.loading.dataset import RadiographDataset
@@ -54,6 +62,15 @@ def write_fresh(out: Path, names: dict[str, str], seeds: int) -> None:
             torch.manual_seed(seed)
             encoder = encoder_from_config(load_encoder(trained[0]).config)
             export_encoder(encoder, out / name / str(seed) / "models", method_name=FRESH)
+
+
+def cases(datalist: str, label: str, sections: tuple[str, ...]) -> tuple[list[dict[str, Any]], np.ndarray, np.ndarray]:
+    """Items of the sections that are normal or have the label, with label values and patients."""
+    content = load_datalist(datalist)
+    place = content["labels"].index(label)
+    items = [item for section in sections for item in content.get(section, [])]
+    items = [i for i in items if is_normal(i, content["labels"], normal_label(content)) or i["label"][place] == 1]
+    return items, np.array([int(i["label"][place] == 1) for i in items]), groups_of(items)
 
 
 @lru_cache(maxsize=4)
@@ -91,10 +108,11 @@ def anomaly_run(datalist: str, model: Path) -> Scores:
     # tokens alone, which every encoder has: a decoder's residual would be an advantage of its own
     detector = load_detector(model)
     normal, test = anomaly_data(datalist, detector.canvas_size)
-    score, heat = by_detector(detector, ("tokens",), normal, test)
-    scores: Scores = {"scores": score[:, None], "truth": test.abnormal[:, None].astype(float), "groups": test.groups}
+    score, heat = anomaly_scores(detector, reference_of(detector, normal, ("tokens",)), test)
+    truth = test.abnormal[:, None].astype(float)
+    scores: Scores = {"scores": score["sum"][:, None], "truth": truth, "groups": test.groups}
     if test.lesions:
-        found = localisation(heat, test.lesions)
+        found = localisation(heat["sum"], test.lesions)
         for name in ("pointing", "pixel_auroc"):
             scores[f"case_{name}"] = found.per_case[name]
         scores["case_groups"] = np.array([case.group for case in test.lesions.values()])
