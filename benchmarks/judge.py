@@ -14,7 +14,8 @@ section is for what was chosen.
 `--cross` judges the test section of each list by the normals and the labels of each other list, as a hospital does with
 an encoder and a classifier from elsewhere; a list without normal and abnormal training images is only judged.
 `--baselines SEEDS` adds fresh weights in the networks that arms.py trains (`fresh`, `fresh_patches` without the stem of
-convolutions, `fresh_resnet`) and `pixels`, probes of the image itself at 32 x 32.
+convolutions, `fresh_resnet`; with the size and grey levels of the first encoder that is given) and `pixels`, probes of
+the image itself at 32 x 32.
 
 The reference of normals is the training section's, without what `--pretraining` has, if 20 remain.
 `--runs OUT` takes every OUT/NAME/SEED/models, the layout of compare.py; `--encoder NAME=FOLDER` adds a folder, and the
