@@ -40,7 +40,17 @@ DEMO_SETTINGS: dict[str, Any] = {
 }
 PHANTOMS = {"normal": 480, "abnormal": 32, "size": 160}
 # files and folders that a demo writes, and that --overwrite may delete
-_CONTENT = ("phantoms", "checkpoints", "panels", "models", "pictures", "log.csv", "settings.yaml", "report.html")
+_CONTENT = (
+    "phantoms",
+    "checkpoints",
+    "panels",
+    "models",
+    "pictures",
+    "log.csv",
+    "settings.yaml",
+    "report.html",
+    "worth.json",
+)
 
 
 def demo(

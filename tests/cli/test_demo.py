@@ -71,6 +71,7 @@ def test_overwriting_deletes_the_demo_and_leaves_what_is_not_its_own(tmp_path):
     (folder / "phantoms").mkdir(parents=True)
     (folder / "phantoms" / "datalist.json").write_text('{"name": "phantom"}')
     (folder / "checkpoints").mkdir()
+    (folder / "worth.json").touch()
     (folder / "notes.txt").write_text("mine")
     demo.make_way(folder, resume=False, overwrite=True)
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
