@@ -138,7 +138,7 @@ def open_whole(path: Path, private: bool = False) -> Iterator[IO[str]]:
 def read_object(path: Path) -> dict[str, Any]:
     """Read an object from a JSON file; empty if the file is missing or damaged, or holds something else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))  # as it is written
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -106,10 +106,11 @@ class Pool:
     def _collect(self, busy: list[_Worker]) -> Iterator[tuple[Any, Any]]:
         left = min(worker.deadline for worker in busy) - time.monotonic()
         ready = wait([worker.connection for worker in busy], max(0.0, left))
+        now = time.monotonic()  # the caller may take long over a result, while others arrive
         for worker in busy:
             if worker.connection in ready:
                 yield from self._receive(worker)
-            elif worker.deadline <= time.monotonic():
+            elif worker.deadline <= now:
                 yield from self._replace(worker, TOO_SLOW, f"no result after {self.seconds:g} s")
 
     def _receive(self, worker: _Worker) -> Iterator[tuple[Any, Any]]:

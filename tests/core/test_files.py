@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from afire_monai.core.errors import AfireError
-from afire_monai.core.files import close_to_others, whole_file, write_text
+from afire_monai.core.files import close_to_others, read_object, whole_file, write_object, write_text
 
 
 @pytest.mark.parametrize("options", [{}, {"private": True}, {"shared": True}, {"sync": True}])
@@ -29,6 +29,12 @@ def test_file_takes_its_name_at_the_end_and_nothing_else_is_left(tmp_path, optio
 def test_full_disk_is_said_with_the_file(tmp_path):
     with pytest.raises(OSError, match=r"No space left on device: '.*a\.csv'"), whole_file(tmp_path / "a.csv"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_object_with_a_file_name_of_any_bytes_is_read_as_it_was_written(tmp_path):
+    content = {"ä": os.fsdecode(b"gr\xfc\xdfe.dcm")}
+    write_object(tmp_path / "a.json", content)
+    assert read_object(tmp_path / "a.json") == content
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])

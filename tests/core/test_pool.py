@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing.spawn
+import time
 
 import pytest
 from hospital_files import misbehave
@@ -24,6 +25,16 @@ def test_work_goes_on_whatever_a_task_does_to_its_process() -> None:
     raised = results["raise"]
     assert isinstance(raised, Failure)
     assert raised.detail == "KeyError"  # and not what it said, which could be a patient's
+
+
+def test_a_result_that_arrives_while_the_caller_is_busy_is_not_too_slow() -> None:
+    with Pool(2, seconds=2.0) as pool:
+        list(pool.run(time.sleep, [0.0, 0.0]))  # both processes have started
+        results = {}
+        for task, result in pool.run(time.sleep, [0.0, 0.5]):
+            time.sleep(0 if results else 2.2)
+            results[task] = result
+    assert results == {0.0: None, 0.5: None}
 
 
 def test_without_processes_a_task_that_raises_gives_a_failure() -> None:
