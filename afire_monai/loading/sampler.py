@@ -48,7 +48,7 @@ class EpochSampler(Sampler[int]):
                 f"{self.length} training images are fewer than one step needs ({self.world} process(es) of batch "
                 f"{batch_size}); add images or set a smaller batch_size"
             )
-        self.passes = -(-least_batches // once)
+        self.passes = max(1, -(-least_batches // once))
         self.batches = self.passes * once
         self.epoch = 0
         self.start_batch = 0
@@ -77,7 +77,7 @@ class EpochSampler(Sampler[int]):
 
     def _order(self, epoch: int) -> list[int]:
         """Return this process's images of one epoch."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**64)  # its largest
         taken = len(self) // self.passes
         orders = [torch.randperm(self.length, generator=generator) for _ in range(self.passes)]
         return [image for order in orders for image in order[self.rank :: self.world][:taken].tolist()]

@@ -37,6 +37,11 @@ def test_images_are_dealt_in_turn_so_that_random_numbers_fit_their_images(monkey
     assert order(monkeypatch, 24, 4, 1, 2) == alone[1::2]
 
 
+@pytest.mark.parametrize("options", [{"least_batches": 0}, {"seed": 20261128120000}])
+def test_no_least_number_of_batches_and_a_seed_of_any_length_are_taken(monkeypatch, options):
+    assert sorted(order(monkeypatch, 8, 4, **options)) == list(range(8))
+
+
 def test_no_image_comes_twice_and_all_come_where_batches_fit(monkeypatch):
     assert sorted(order(monkeypatch, 24, 4)) == list(range(24))
     assert len(set(order(monkeypatch, 27, 4))) == 24
