@@ -24,7 +24,7 @@ class CheckpointKeeper:
 
     Args:
         folder: folder to write into; created if absent.
-        every_epochs: epochs between checkpoints; one is also written at the end of training.
+        every_epochs: epochs between checkpoints; one is also written at the end of training, early or not.
         every_iterations: also write after this many iterations, for long epochs; 0 switches it off.
         keep: number of the latest checkpoints to keep.
         best_key: name in the trainer's metrics whose lowest value marks the best checkpoint; None keeps no best. A name
@@ -64,14 +64,13 @@ class CheckpointKeeper:
             stop = engine.asked_to_stop()
             if self._due or stop:
                 self.save(engine)
-                self._due = False
             if stop:
                 engine.interrupt()
 
     def _after_epoch(self, engine: PretrainTrainer) -> None:
         last = engine.state.epoch == engine.state.max_epochs
         stop = engine.asked_to_stop() and not last and not engine.stopped_early
-        if engine.state.epoch % self.every_epochs == 0 or last or stop:
+        if engine.state.epoch % self.every_epochs == 0 or last or stop or engine.stopped_early:
             self.save(engine, may_be_best=True)
         measured = [name for name in engine.state.metrics if name.startswith("validation_")]
         if self.best_key and measured and self.best_key not in engine.state.metrics:
@@ -86,6 +85,7 @@ class CheckpointKeeper:
     def save(self, engine: PretrainTrainer, may_be_best: bool = False) -> None:
         """Write a checkpoint now; every process must call this, process 0 writes and the others wait."""
         engine.check_finite()
+        self._due = False
         value = engine.state.metrics.get(self.best_key) if self.best_key and may_be_best else None
         best = False
         if value is not None and value < engine.best_value:

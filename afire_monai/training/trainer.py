@@ -191,6 +191,7 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         self._epoch_start = time.perf_counter()
 
     def _summarise_epoch(self) -> None:
+        self.check_finite()  # before other handlers measure what such a loss has spoiled
         seconds = time.perf_counter() - self._epoch_start
         names = sorted(self._epoch_sums)
         if names:

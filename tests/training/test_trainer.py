@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from afire_monai.core.errors import AfireError, TrainingHaltedError
 from afire_monai.training.checkpoint import find_checkpoint, list_checkpoints
 from afire_monai.training.checkpoint_keeper import CheckpointKeeper
+from afire_monai.training.handlers import HealthMonitor
 from afire_monai.training.plan import TrainingPlan, parameter_groups
 from afire_monai.training.trainer import PretrainTrainer, clip_each
 
@@ -96,6 +97,13 @@ def test_loss_that_is_not_finite_stops_the_run_names_the_batch_and_keeps_the_las
     assert found is not None
     assert all(tensor.isfinite().all() for tensor in found[1]["method"].values())
     assert found[1]["progress"]["iteration"] == 8
+
+
+def test_loss_that_is_not_finite_is_told_before_health_is_measured():
+    images = torch.full_like(IMAGES, 1e30)
+    health = HealthMonitor(dataset_of(IMAGES), 4)
+    with pytest.raises(TrainingHaltedError, match="loss is not finite"):
+        tiny_trainer(tiny_afire(), images, handlers=[health], finite_check_interval=1000).run()
 
 
 def test_names_of_dicom_files_stay_out_of_the_message(tmp_path):
