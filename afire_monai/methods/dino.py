@@ -12,17 +12,17 @@ from afire_monai.core.errors import AfireError
 from afire_monai.losses.self_distillation import SelfDistillationLoss
 from afire_monai.methods.base import Method
 from afire_monai.methods.health import feature_health
-from afire_monai.networks import TokenHead, ViTEncoder
+from afire_monai.networks import Encoder, TokenHead, ViTEncoder
 from afire_monai.transforms import RandomViews
 
 
 class DINOBranch(nn.Module):
     """Encoder and head of student or teacher: images of any sizes to outputs of their class tokens."""
 
-    encoder: ViTEncoder
+    encoder: Encoder
     head: TokenHead
 
-    def __init__(self, encoder: ViTEncoder, head: TokenHead) -> None:
+    def __init__(self, encoder: Encoder, head: TokenHead) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
@@ -57,7 +57,7 @@ class DINO(Method):
 
     def __init__(
         self,
-        encoder: ViTEncoder,
+        encoder: Encoder,
         head: TokenHead,
         loss: SelfDistillationLoss,
         global_views: RandomViews,
@@ -82,7 +82,9 @@ class DINO(Method):
         for height, width in small:
             if height % patch or width % patch:
                 raise AfireError(f"local_size {height} must be a multiple of the patch size {patch}")
-            encoder.positions_of(encoder.grid_of(height, width))  # computed now, not in the step
+            grid = encoder.grid_of(height, width)
+            if isinstance(encoder, ViTEncoder):
+                encoder.positions_of(grid)  # computed now, not in the step
         if len(large) + len(small) < 2:
             raise AfireError("at least two views are needed: one has nothing to agree with")
         self.student = DINOBranch(encoder, head)
@@ -94,7 +96,7 @@ class DINO(Method):
         self.loss_weights = {"distillation": 1.0}
 
     @property
-    def export_encoder(self) -> ViTEncoder:
+    def export_encoder(self) -> Encoder:
         """The teacher's encoder, as the paper evaluates it."""
         return self.teacher.encoder
 

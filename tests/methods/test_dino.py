@@ -7,7 +7,7 @@ from helpers import PATCH, smooth_images
 from afire_monai.core.errors import AfireError
 from afire_monai.losses import SelfDistillationLoss
 from afire_monai.methods import DINO
-from afire_monai.networks import TokenHead, ViTEncoder
+from afire_monai.networks import ResNetEncoder, TokenHead, ViTEncoder
 from afire_monai.transforms import RandomViews, ViewAugment
 
 
@@ -93,6 +93,16 @@ def test_health_says_so_when_all_outputs_are_alike():
     with torch.no_grad():
         method.teacher.head.weight.copy_(method.teacher.head.weight[:, :1].expand_as(method.teacher.head.weight))
     assert method.health(smooth_images(6, (40, 40)), draws_for(method, 6))["teacher_entropy"] == pytest.approx(1)
+
+
+def test_encoders_without_fixed_positions_are_trained_as_well():
+    encoder = ResNetEncoder(64, blocks=(1, 1, 1, 1))
+    views, small = RandomViews([ViewAugment(64)] * 2), RandomViews([ViewAugment(32)])
+    head = TokenHead(encoder.embed_dim, None, out_dim=8, hidden_dim=8, bottleneck_dim=4)
+    method = DINO(encoder, head, SelfDistillationLoss(8), views, small)
+    loss = method.losses(smooth_images(2, (80, 80)), draws_for(method, 2), first_epoch=True)["distillation"]
+    loss.backward()
+    assert all(p.grad is not None for _, p in method.trainable())
 
 
 def test_panels_show_every_view_at_one_size():
