@@ -29,8 +29,10 @@ def feature_std_ratio(tokens: Tensor) -> float:
 def effective_rank(features: Tensor) -> float:
     """Return the effective rank of features (B, D): the exponential of the entropy of their singular values.
 
-    Between 1 and min(B − 1, D), after centring (Roy and Vetterli, EUSIPCO 2007).
+    Between 1 and min(B − 1, D), after centring (Roy and Vetterli, EUSIPCO 2007); NaN if a feature is not finite.
     """
+    if not features.isfinite().all():
+        return float("nan")
     values = torch.linalg.svdvals((features - features.mean(0)).double())
     share = values / values.sum().clamp_min(1e-12)
     return torch.special.entr(share).sum().exp().item()
@@ -65,7 +67,8 @@ def feature_health(encoder: Callable[[Tensor], Tensor], images: Tensor) -> dict[
 def health_warnings(figures: dict[str, float]) -> list[str]:
     """Report problems that a method's figures show, in plain words; absent figures are passed over."""
     warnings = []
-    if figures.get("feature_std_ratio", 1.0) < 0.05 or figures.get("effective_rank", 2.0) < 2:
+    healthy = figures.get("feature_std_ratio", 1.0) >= 0.05 and figures.get("effective_rank", 2.0) >= 2
+    if not healthy:  # also if they are NaN
         warnings.append(
             f"COLLAPSE: the encoder gives nearly the same features for every image (spread "
             f"{figures['feature_std_ratio']:.3f} of a healthy 1, effective rank {figures['effective_rank']:.1f}). "

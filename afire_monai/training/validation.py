@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from afire_monai.core.distributed import from_first, rank
-from afire_monai.core.errors import DataListError
+from afire_monai.core.errors import DataListError, TrainingHaltedError
 from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.training.tasks import Task
 from afire_monai.training.trainer import PretrainTrainer
@@ -74,6 +74,11 @@ class ValidationMonitor:
         figures: dict[str, float] = {}
         if rank() == 0:
             logits, batch = predict_dataset(task, self.dataset, self.batch_size, engine.state.device)
+            if not logits.isfinite().all():
+                raise TrainingHaltedError(
+                    f"after epoch {epoch}, the network's output for validation images is not finite. Checkpoints are "
+                    "from before this happened: lower lr or lengthen warmup, then continue with --resume true"
+                )
             figures = task.figures(logits, batch)
         # process 0's figures decide for all: differently rounded figures could stop some processes and not others
         figures = from_first(figures)

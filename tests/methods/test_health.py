@@ -59,6 +59,13 @@ def test_effective_rank_of_equal_features_is_one_and_finite():
     assert effective_rank(torch.ones(8, 4)) == 1
 
 
+def test_features_that_are_not_finite_have_no_rank_and_are_told_in_words():
+    rank = effective_rank(torch.full((8, 4), torch.inf))
+    assert math.isnan(rank)
+    (warning,) = health_warnings({"feature_std_ratio": math.nan, "effective_rank": rank})
+    assert "COLLAPSE" in warning
+
+
 def test_rank_auroc_counts_ties_half_and_is_a_half_of_an_empty_set():
     assert rank_auroc(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 2.0])) == 0.875
     assert rank_auroc(torch.tensor([]), torch.tensor([1.0])) == 0.5

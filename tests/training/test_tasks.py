@@ -7,10 +7,11 @@ import math
 import pytest
 import torch
 from helpers import smooth_images
+from ignite.engine import Events
 from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader
 
-from afire_monai.core.errors import AfireError
+from afire_monai.core.errors import AfireError, TrainingHaltedError
 from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.loading.sampler import EpochSampler
 from afire_monai.networks import ViTClassifier, ViTEncoder, ViTSegmenter
@@ -252,6 +253,15 @@ def test_training_stops_when_it_gets_no_better_and_the_best_is_kept(tmp_path):
     assert load_checkpoint(tmp_path / "best.pt")["progress"]["iteration"] == 2 * 4
 
 
+def test_weights_that_the_last_update_spoiled_are_told_before_they_are_scored():
+    run = trainer(classifier(), labelled(), 1, [ValidationMonitor(labelled(8))])
+    run.add_event_handler(
+        Events.ITERATION_COMPLETED(once=4), lambda: run.method.network.head.weight.data.fill_(math.inf)
+    )
+    with pytest.raises(TrainingHaltedError, match="after epoch 1, the network's output"):
+        run.run()
+
+
 def test_a_run_that_stopped_early_is_not_taken_up_again(tmp_path, caplog):
     handlers = [ValidationMonitor(labelled(8), patience=2), keeper(tmp_path)]
     trainer(scripted(), labelled(), 6, handlers).run()
@@ -265,8 +275,6 @@ def test_a_run_that_stopped_early_is_not_taken_up_again(tmp_path, caplog):
 def test_figures_of_an_epoch_without_validation_are_not_those_of_an_earlier_one(tmp_path):
     run = trainer(classifier(), labelled(), 3, [ValidationMonitor(labelled(8), every_epochs=2), keeper(tmp_path)])
     seen = []
-    from ignite.engine import Events
-
     run.add_event_handler(Events.EPOCH_COMPLETED, lambda e: seen.append("validation_error" in e.state.metrics))
     run.run()
     assert seen == [False, True, True]  # and the last epoch is always validated
