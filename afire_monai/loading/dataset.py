@@ -101,34 +101,39 @@ class RadiographDataset(Dataset[dict[str, Any]]):
         return disk
 
     def _read_all(self, keep: bool) -> None:
-        def read(index: int) -> dict[str, Tensor] | None:
-            tensors = self._try(index)
-            return tensors if tensors is None or keep else {}
-
+        count = len(self.items)
+        usable: list[int] = []
         with ThreadPoolExecutor(2) as pool:
-            results = list(
-                tqdm(
-                    pool.map(read, range(len(self.items))),
-                    total=len(self.items),
-                    desc="reading images",
-                    unit="image",
-                    leave=False,
-                    disable=hidden(),
-                )
-            )
-        usable = [i for i, result in enumerate(results) if result is not None]
+            results = pool.map(self._try, range(count))
+            for index, tensors in enumerate(
+                tqdm(results, "reading images", count, unit="image", leave=False, disable=hidden())
+            ):
+                if tensors is not None:
+                    if keep:
+                        self._keep(tensors, len(usable), count)
+                    usable.append(index)
         if not usable:
-            raise DataListError(f"none of {len(results)} images can be used; the first: {self.refused[0]}")
+            raise DataListError(f"none of {count} images can be used; the first: {self.refused[0]}")
         self.items = [self.items[i] for i in usable]
-        if keep:
-            kept = [result for result in results if result is not None]
-            self.cached = torch.stack([result["image"].half() for result in kept]).share_memory_()
-            for name in kept[0].keys() - {"image"}:
-                self.cached_extras[name] = torch.stack([result[name] for result in kept]).share_memory_()
+        self.cached_extras = {name: values[: len(usable)] for name, values in self.cached_extras.items()}
+        self.cached = self.cached_extras.pop("image", None)
         if self.refused:
-            logger.warning("%d of %d images cannot be used and are left out", len(self.refused), len(results))
+            logger.warning("%d of %d images cannot be used and are left out", len(self.refused), count)
             # the remaining items are renumbered
             self.left_out, self.refused = list(self.refused.values()), {}
+
+    def _keep(self, tensors: dict[str, Tensor], place: int, count: int) -> None:
+        """Copy what was read of an image to its place; the first one makes room for so many."""
+        for name, values in tensors.items():
+            if not place:
+                dtype = torch.float16 if name == "image" else values.dtype
+                self.cached_extras[name] = _shared((count, *values.shape), dtype)
+            room = self.cached_extras[name][place]
+            if room.shape != values.shape:
+                raise DataListError(
+                    f"{name} is {tuple(room.shape)} for some images and {tuple(values.shape)} for others"
+                )
+            room.copy_(values)
 
     def _try(self, index: int) -> dict[str, Tensor] | None:
         try:
@@ -235,8 +240,11 @@ def grey_levels(images: Tensor) -> Tensor:
 
 def _new_batch(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Make room for a batch (B, C, H, W); in a loader's process where the parent can read it without a copy."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=dtype)
+    return torch.empty(shape, dtype=dtype) if get_worker_info() is None else _shared(shape, dtype)
+
+
+def _shared(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Make room for a tensor in memory that processes share."""
     storage = torch.UntypedStorage._new_shared(dtype.itemsize * math.prod(shape))  # as PyTorch's own collation does
     return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 

@@ -95,6 +95,12 @@ def test_cached_pictures_equal_read_ones_to_half_precision(tmp_path):
     assert cached.cached.is_shared()
 
 
+def test_cached_pictures_of_several_shapes_are_refused():
+    items = [{"image": f"{side}.png", "tensor": torch.zeros(1, side, side)} for side in (8, 1)]
+    with pytest.raises(DataListError, match=r"image is \(1, 8, 8\) for some images and \(1, 1, 1\) for others"):
+        RadiographDataset(items, lambda item: {"image": item["tensor"]}, cache=True)
+
+
 def test_workers_read_the_cache_of_the_parent(tmp_path):
     dataset = RadiographDataset(pictures(tmp_path), READ, cache=True)
     batches = list(DataLoader(dataset, 2, num_workers=1))
