@@ -10,19 +10,19 @@ from afire_monai.core.errors import AfireError
 EPS = 1e-6  # added to the variance, so that a patch of one grey level gives zeros
 
 
-def normalise_patches(images: Tensor, patch_size: int) -> Tensor:
-    """Bring each patch of images (B, C, H, W) to zero mean and unit variance over its pixels and channels.
+def patch_statistics(images: Tensor, patch_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return patches, and mean and deviation of each over its pixels and channels.
 
     Args:
-        images: height and width must be multiples of ``patch_size``.
+        images: (B, C, h·P, w·P).
         patch_size: side P in pixels.
+
+    Returns:
+        (B, C, h, P, w, P), and twice (B, 1, h, 1, w, 1).
     """
-    b, c, height, width = images.shape
-    p = patch_size
-    patches = images.view(b, c, height // p, p, width // p, p)
-    mean = patches.mean((1, 3, 5), keepdim=True)
+    patches = images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))
     variance = patches.var((1, 3, 5), keepdim=True)
-    return ((patches - mean) / (variance + EPS).sqrt()).view_as(images)
+    return patches, patches.mean((1, 3, 5), keepdim=True), (variance + EPS).sqrt()
 
 
 class MaskedPatchLoss(nn.Module):
@@ -48,10 +48,20 @@ class MaskedPatchLoss(nn.Module):
 
     def target(self, images: Tensor) -> Tensor:
         """Return the reconstruction target of images (B, C, H, W) in the encoder's normalised units."""
-        return normalise_patches(images.float(), self.patch_size) if self.normalise else images.float()
+        if not self.normalise:
+            return images.float()
+        patches, mean, deviation = patch_statistics(images.float(), self.patch_size)
+        return ((patches - mean) / deviation).view_as(images)
+
+    def grey_levels(self, reconstructed: Tensor, images: Tensor) -> Tensor:
+        """Undo :meth:`target`: return a reconstruction of images (B, C, H, W) in the encoder's normalised units."""
+        if not self.normalise:
+            return reconstructed.float()
+        patches, mean, deviation = patch_statistics(images.float(), self.patch_size)
+        return (reconstructed.float().view_as(patches) * deviation + mean).view_as(images)
 
     def forward(self, reconstructed: Tensor, images: Tensor, masked: Tensor) -> Tensor:
-        """Compute the loss; return scalar; averaged over processes it is the loss of the global batch.
+        """Return the loss, a scalar; averaged over processes it is the loss of the global batch.
 
         Args:
             reconstructed: (B, C, H, W) of the decoder.
@@ -63,10 +73,11 @@ class MaskedPatchLoss(nn.Module):
         """
         b, _, height, width = images.shape
         h, w = height // self.patch_size, width // self.patch_size
-        if reconstructed.shape != images.shape or masked.shape != (b, h * w):
+        whole = (height, width) == (h * self.patch_size, w * self.patch_size)
+        if reconstructed.shape != images.shape or masked.shape != (b, h * w) or not whole:
             raise AfireError(
                 f"reconstructed {tuple(reconstructed.shape)}, images {tuple(images.shape)} and masked "
-                f"{tuple(masked.shape)} do not fit a grid of {h} x {w} patches"
+                f"{tuple(masked.shape)} do not fit a grid of {h} x {w} patches of {self.patch_size} pixels"
             )
         error = (reconstructed.float() - self.target(images)).square().mean(1)
         per_patch = error.view(b, h, self.patch_size, w, self.patch_size).mean((2, 4)).flatten(1)

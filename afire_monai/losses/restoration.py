@@ -36,7 +36,7 @@ class RestorationLoss(nn.Module):
         self.abnormal_weight = abnormal_weight
 
     def forward(self, restored: Tensor, target: Tensor, abnormal: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Compute the loss; return scalar; averaged over processes it is the loss of the global batch.
+        """Return the loss, a scalar; averaged over processes it is the loss of the global batch.
 
         Args:
             restored: (B, C, H, W) in the encoder's normalised units.

@@ -156,14 +156,9 @@ class MAE(Method):
         v = self.views(images, uniforms)
         (reconstructed,) = self.student(v.image, v.visible, v.masked)
         target = self.export_encoder.normalise(v.image)
-        p, (h, w) = self.loss.patch_size, self.export_encoder.grid
-        if self.loss.normalise:
-            patches = target.view(*target.shape[:2], h, p, w, p)
-            spread = (patches.var((1, 3, 5), keepdim=True) + 1e-6).sqrt().expand_as(patches).reshape_as(target)
-            mean = patches.mean((1, 3, 5), keepdim=True).expand_as(patches).reshape_as(target)
-            reconstructed = reconstructed.float() * spread + mean
-        hidden = F.interpolate(v.masked.view(-1, 1, h, w).float(), scale_factor=p) > 0
-        restored = self.export_encoder.denormalise(reconstructed.float()).clamp(0, 1)
+        restored = self.export_encoder.denormalise(self.loss.grey_levels(reconstructed, target)).clamp(0, 1)
+        masked = v.masked.view(-1, 1, *self.export_encoder.grid).float()
+        hidden = F.interpolate(masked, scale_factor=self.loss.patch_size) > 0
         pictures = {
             "image": v.image,
             "seen": torch.where(hidden, 0.5, v.image),

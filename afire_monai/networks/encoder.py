@@ -95,6 +95,11 @@ class ViTEncoder(RecomputedBlock, Encoder):
         registers: int = 0,
         **options: Any,
     ) -> None:
+        if min(embed_dim, depth, num_heads) < 1 or embed_dim % num_heads or mlp_ratio <= 0 or registers < 0:
+            raise AfireError(
+                "a transformer's width must be a multiple of its heads, its depth at least 1, its mlp_ratio above 0 "
+                f"and its registers not negative; got {embed_dim}, {num_heads}, {depth}, {mlp_ratio} and {registers}"
+            )
         super().__init__(image_size, patch_size, embed_dim, depth, **options)
         rows, columns = position_grid or self.grid
         self.position_grid = (int(rows), int(columns))

@@ -103,9 +103,10 @@ class ViewAugment(nn.Module):
         height, width = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
         if min(height, width) < 1:
             raise AfireError(f"output_size must be at least 1 pixel, got {output_size}")
-        for name, (low, high), top in (("scale", scale, 1.0), ("ratio", ratio, math.inf), ("sigma", sigma, math.inf)):
-            if not (0 < low <= high <= top and math.isfinite(high)):
-                raise AfireError(f"{name} must be two ascending values above 0, at most {top}; got {[low, high]}")
+        for name, pair, top in (("scale", scale, 1.0), ("ratio", ratio, math.inf), ("sigma", sigma, math.inf)):
+            least, most = pair if isinstance(pair, Sequence) and len(pair) == 2 else (0, 0)
+            if not (0 < least <= most <= top and math.isfinite(most)):
+                raise AfireError(f"{name} must be two ascending values above 0, at most {top}; got {pair}")
         shares = {"flip": flip, "jitter": jitter, "blur": blur, "solarise": solarise, "threshold": threshold}
         for name, value in {**shares, "brightness": brightness, "contrast": contrast}.items():
             if not 0 <= value <= 1:

@@ -111,6 +111,9 @@ def test_parts_that_do_not_fit_are_refused():
     encoder = ViTEncoder(32, PATCH, embed_dim=32, depth=1, num_heads=2)
     with pytest.raises(AfireError, match="differs from the encoder's"):
         MAE(encoder, AnomalyRestorationDecoder(32, (2, 2), PATCH, dim=32, depth=1, num_heads=2))
+    odd = torch.zeros(1, 1, 20, 16)
+    with pytest.raises(AfireError, match="do not fit a grid of 2 x 2 patches of 8 pixels"):
+        tiny_mae().loss(odd, odd, torch.ones(1, 4, dtype=torch.bool))
     with pytest.raises(AfireError, match="must be"):
         tiny_mae().views(torch.zeros(2, 1, 40, 40), torch.rand(2, 16))
 

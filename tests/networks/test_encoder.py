@@ -56,6 +56,14 @@ def test_token_width_that_positions_cannot_fill_is_refused():
         sincos_positions((2, 2), 6)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"num_heads": 5}, {"num_heads": 0}, {"depth": 0}, {"embed_dim": 0}, {"mlp_ratio": 0.0}, {"registers": -1}]
+)
+def test_impossible_widths_and_numbers_are_refused(wrong):
+    with pytest.raises(AfireError, match="a multiple of its heads"):
+        ViTEncoder(**{"image_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, **wrong})
+
+
 def test_registers_take_part_and_are_not_given_out():
     encoder, image = tiny(registers=3).eval(), torch.rand(1, 1, 16, 24)
     x = encoder.patch_embed(encoder.normalise(image)).flatten(2).transpose(1, 2) + encoder.positions

@@ -140,7 +140,16 @@ def test_several_views_use_their_own_numbers(images):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"scale": (0, 1)}, {"scale": (0.5, 1.2)}, {"ratio": (2, 1)}, {"flip": 1.5}, {"sigma": (0, 1)}, {"threshold": -1}],
+    [
+        {"scale": (0, 1)},
+        {"scale": (0.5, 1.2)},
+        {"scale": 0.5},
+        {"scale": [0.5]},
+        {"ratio": (2, 1)},
+        {"flip": 1.5},
+        {"sigma": (0, 1)},
+        {"threshold": -1},
+    ],
 )
 def test_impossible_values_are_refused(wrong):
     with pytest.raises(AfireError, match=next(iter(wrong))):
