@@ -113,6 +113,16 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def share_of_mean(total: Tensor, count: Tensor) -> Tensor:
+    """Return this process's share of a mean over all processes: averaged over processes, it is the mean.
+
+    Args:
+        total: sum in this process, with gradient.
+        count: number of values, or sum of weights, in this process; below 1 over all, it counts as 1.
+    """
+    return total * world_size() / sum_over_processes(count).clamp(min=1)
+
+
 @torch.no_grad()
 def max_over_processes(tensor: Tensor) -> Tensor:
     """Return the element-wise maximum of a tensor over all processes, without gradient."""

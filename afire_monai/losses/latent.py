@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afire_monai.core.distributed import gather_with_gradient, rank, sum_over_processes, world_size
+from afire_monai.core.distributed import gather_with_gradient, rank, share_of_mean
 from afire_monai.core.errors import AfireError
 
 
@@ -34,7 +34,7 @@ def latent_restoration_loss(predicted: Tensor, teacher: Tensor, matched: Tensor)
         )
     target = F.layer_norm(teacher.float(), teacher.shape[-1:])
     distance = F.smooth_l1_loss(predicted.float(), target, reduction="none").mean(-1)
-    return (distance * matched).sum() * world_size() / sum_over_processes(matched.sum().float()).clamp(min=1)
+    return share_of_mean((distance * matched).sum(), matched.sum().float())
 
 
 def koleo_loss(tokens: Tensor) -> Tensor:

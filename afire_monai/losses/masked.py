@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from afire_monai.core.distributed import sum_over_processes, world_size
+from afire_monai.core.distributed import share_of_mean
 from afire_monai.core.errors import AfireError
 
 
@@ -57,8 +57,7 @@ class MaskedBCELoss(nn.Module):
         """
         if logits.shape != target.shape:
             raise AfireError(f"logits {tuple(logits.shape)} and target {tuple(target.shape)} must have one shape")
-        total, count = self.sums(logits, target)
-        return total * world_size() / sum_over_processes(count).clamp(min=1)
+        return share_of_mean(*self.sums(logits, target))
 
     def sums(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return sum and number of the known labels' losses in this process alone, on the device of ``logits``."""
@@ -115,6 +114,6 @@ class MaskedDiceCELoss(nn.Module):
         present = value.sum((2, 3)) > 0
         dice = (1 - 2 * overlap / total.clamp(min=1e-6)) * present
         return {
-            "dice": dice.sum() * world_size() / sum_over_processes(present.sum().float()).clamp(min=1),
-            "cross_entropy": ce.sum() * world_size() / sum_over_processes(known.sum().float()).clamp(min=1),
+            "dice": share_of_mean(dice.sum(), present.sum().float()),
+            "cross_entropy": share_of_mean(ce.sum(), known.sum().float()),
         }

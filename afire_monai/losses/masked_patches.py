@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from afire_monai.core.distributed import sum_over_processes, world_size
+from afire_monai.core.distributed import share_of_mean
 from afire_monai.core.errors import AfireError
 
 EPS = 1e-6  # added to the variance, so that a patch of one grey level gives zeros
@@ -82,4 +82,4 @@ class MaskedPatchLoss(nn.Module):
         error = (reconstructed.float() - self.target(images)).square().mean(1)
         per_patch = error.view(b, h, self.patch_size, w, self.patch_size).mean((2, 4)).flatten(1)
         weight = masked.float()
-        return (per_patch * weight).sum() * world_size() / sum_over_processes(weight.sum()).clamp_min(1)
+        return share_of_mean((per_patch * weight).sum(), weight.sum())

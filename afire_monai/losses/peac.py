@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afire_monai.core.distributed import sum_over_processes, world_size
+from afire_monai.core.distributed import share_of_mean
 
 
 class PEACProjections(NamedTuple):
@@ -69,7 +69,6 @@ def local_loss(
         (student.local_first, matching(teacher.local_second)),
         (matching(student.local_second), teacher.local_first),
     )
-    count = sum_over_processes(valid.sum()).clamp_min(1)
     total = torch.zeros((), device=match.device)
     for s, t in pairs:
         s, t = s.float(), t.float()
@@ -77,4 +76,4 @@ def local_loss(
             s, t = F.normalize(s, dim=-1), F.normalize(t, dim=-1)
         # pairs that do not count are filled with 0, not multiplied by it: an infinite value times 0 is not 0
         total = total + (s - t).square().mean(-1).masked_fill(~valid, 0).sum()
-    return total / 2 * world_size() / count
+    return share_of_mean(total / 2, valid.sum())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from afire_monai.core.distributed import (
     max_over_processes,
+    share_of_mean,
     sum_over_processes,
     sum_over_processes_with_gradient,
     world_size,
@@ -176,10 +177,7 @@ class TokenContrastiveLoss(nn.Module):
         self, structure: Tensor, own: Tensor, normal: Tensor, abnormal: Tensor, cells: Tensor, count: int
     ) -> TokenContrastiveTerms:
         """Average per-token values (all (B, L)) over the tokens of all processes that each term is about."""
-        # each process holds its share of the global mean, times the number of processes, as these average gradients
-        scale = world_size()
-        normals = sum_over_processes(normal.sum().float())
-        structure_term = (structure * normal).sum() * scale / normals.clamp_min(1)
+        structure_term = share_of_mean((structure * normal).sum(), normal.sum().float())
         if self.category_weight == 0:
             return TokenContrastiveTerms(structure_term, torch.zeros_like(structure_term))
         # from here on, values are by cell of the canvas, (B, N)
@@ -194,7 +192,7 @@ class TokenContrastiveLoss(nn.Module):
         compared = counts[1] > 0
         pairs = (counts[0] * compared).sum().clamp_min(1)
         distance = F.softplus(self._log_abnormal_mass(own, abnormal) - own)
-        category_term = (distance * (normal & compared)).sum() * scale / pairs
+        category_term = (distance * (normal & compared)).sum() * world_size() / pairs
         return TokenContrastiveTerms(structure_term, category_term)
 
     @staticmethod

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from afire_monai.core.distributed import sum_over_processes, world_size
+from afire_monai.core.distributed import share_of_mean
 from afire_monai.core.errors import AfireError
+from afire_monai.networks.prototypes import match_cells
 
 
 class TokenMatchLoss(nn.Module):
@@ -72,7 +72,7 @@ class TokenMatchLoss(nn.Module):
         target = ((teacher.float() - center) / self.teacher_temperature).softmax(-1)
         log_q = F.log_softmax((student.float() - center) / self.student_temperature, dim=-1)
         per_token = -(target * log_q).sum(-1) * matched
-        return per_token.sum() * world_size() / sum_over_processes(matched.sum().float()).clamp(min=1)
+        return share_of_mean(per_token.sum(), matched.sum().float())
 
 
 def teacher_tokens(teacher: Tensor, offset: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -84,11 +84,7 @@ def teacher_tokens(teacher: Tensor, offset: Tensor, grid: tuple[int, int]) -> tu
         grid: rows and columns (h, w) of a crop, L = h·w.
 
     Returns:
-        (B, L, K), and (B, L) bool: whether the teacher's crop shows the cell at all.
+        (B, L, K), and (B, L) bool: whether the teacher's crop shows the cell at all; if not, the token is any other.
     """
-    h, w = grid
-    rows = offset[:, :1] + torch.arange(h, device=teacher.device)
-    columns = offset[:, 1:] + torch.arange(w, device=teacher.device)
-    inside = ((rows >= 0) & (rows < h))[:, :, None] & ((columns >= 0) & (columns < w))[:, None, :]
-    place = (rows.clamp(0, h - 1)[:, :, None] * w + columns.clamp(0, w - 1)[:, None, :]).flatten(1)
-    return teacher.gather(1, place[..., None].expand_as(teacher)), inside.flatten(1)
+    place, inside = match_cells(offset, grid, grid)
+    return teacher.gather(1, place[..., None].expand_as(teacher)), inside

@@ -264,11 +264,7 @@ class AFiRe(Method):
         grid_shift: GridShift,
     ) -> None:
         h, w = encoder.grid
-        if decoder.grid != encoder.grid or decoder.patch_size != encoder.patch_size:
-            raise AfireError(
-                f"decoder grid {decoder.grid} at patch {decoder.patch_size} differs from the encoder's {encoder.grid} "
-                f"at patch {encoder.patch_size}"
-            )
+        decoder.refuse_other_grid(encoder)
         expected = None if grid_shift.shift else h * w
         if head.cells != expected:
             raise AfireError(

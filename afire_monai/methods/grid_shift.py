@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from afire_monai.core.errors import AfireError
+from afire_monai.networks.prototypes import match_cells
 
 
 class GridShift(nn.Module):
@@ -63,10 +64,7 @@ class GridShift(nn.Module):
         Returns:
             (B, L) int64, index into the canvas grid in row-major order.
         """
-        h, w = self.grid
-        rows = offsets[:, :1] + torch.arange(h, device=offsets.device)
-        columns = offsets[:, 1:] + torch.arange(w, device=offsets.device)
-        return (rows[:, :, None] * self.canvas_grid[1] + columns[:, None, :]).flatten(1)
+        return match_cells(offsets, self.grid, self.canvas_grid)[0]
 
     def crop(self, canvas: Tensor, offsets: Tensor) -> Tensor:
         """Cut each image's crop.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from afire_monai.losses import own_cell_accuracy
 from afire_monai.losses.token_contrastive import cell_indices, similarities
+from afire_monai.transforms.perturb import permute_patches
 
 
 def feature_std_ratio(tokens: Tensor) -> float:
@@ -107,16 +108,14 @@ def content_free_inputs(images: Tensor, patch_size: int) -> dict[str, Tensor]:
         ``shuffled`` (each image's own patches in random order), each like ``images``. The same for the same shape.
     """
     generator = torch.Generator().manual_seed(0)
-    batch, channels, height, width = images.shape
-    h, w, p = height // patch_size, width // patch_size, patch_size
+    batch, _, height, width = images.shape
+    h, w = height // patch_size, width // patch_size
     noise = torch.randn(images.shape, generator=generator).to(images)
     order = torch.rand(batch, h * w, generator=generator).argsort(1).to(images.device)
-    patches = images.reshape(batch, channels, h, p, w, p).permute(0, 2, 4, 1, 3, 5).reshape(batch, h * w, -1)
-    patches = patches.gather(1, order[..., None].expand_as(patches)).view(batch, h, w, channels, p, p)
     return {
         "blank": images.mean().expand_as(images),
         "noise": (images.mean() + noise * images.std()).clamp(0, 1),
-        "shuffled": patches.permute(0, 3, 1, 4, 2, 5).reshape(images.shape),
+        "shuffled": permute_patches(images, order, (h, w)),
     }
 
 

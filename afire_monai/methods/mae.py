@@ -90,11 +90,7 @@ class MAE(Method):
             )
         if not 0 <= mask_ratio <= 1:
             raise AfireError(f"mask_ratio is the share of the patches that is hidden, in 0…1; got {mask_ratio}")
-        if decoder.grid != encoder.grid or decoder.patch_size != encoder.patch_size:
-            raise AfireError(
-                f"decoder grid {decoder.grid} at patch {decoder.patch_size} differs from the encoder's {encoder.grid} "
-                f"at patch {encoder.patch_size}"
-            )
+        decoder.refuse_other_grid(encoder)
         if view is not None and view.output_size != encoder.image_size:
             raise AfireError(f"views of {view.output_size} pixels do not fit an encoder for {encoder.image_size}")
         self.cells = encoder.grid[0] * encoder.grid[1]

@@ -16,7 +16,8 @@ from afire_monai.methods.grid_shift import GridShift
 from afire_monai.methods.health import feature_health
 from afire_monai.networks.encoder_base import Encoder
 from afire_monai.networks.heads import PatchAppearanceHead, ProjectionMLP
-from afire_monai.transforms.perturb import AppearancePerturbation
+from afire_monai.networks.prototypes import match_cells
+from afire_monai.transforms.perturb import AppearancePerturbation, permute_patches
 
 
 class PEACOutput(NamedTuple):
@@ -273,41 +274,6 @@ class PEACViews(NamedTuple):
     matched: Tensor
 
 
-def permute_patches(images: Tensor, order: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Rearrange whole patches.
-
-    Args:
-        images: (B, C, H, W).
-        order: (B, L) int64; place k of the result shows patch ``order[k]``; ``order.argsort(1)`` undoes it.
-        grid: rows and columns (h, w) of patches, which divide the image's sides.
-    """
-    batch, channels, height, width = images.shape
-    h, w = grid
-    patches = images.reshape(batch, channels, h, height // h, w, width // w).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-    patches = patches.gather(1, order[:, :, None, None, None].expand_as(patches)).unflatten(1, grid)
-    return patches.permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
-
-
-def match_cells(first: Tensor, second: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Find for each cell of one crop the cell of another crop that shows the same place.
-
-    Args:
-        first: (B, 2) row and column of the first crop, in cells.
-        second: (B, 2) row and column of the second.
-        grid: rows and columns (h, w) of both.
-
-    Returns:
-        Cell of the second crop (B, L) int64, and whether it is inside (B, L) bool; if it is not, the cell is 0.
-    """
-    h, w = grid
-    away = first - second
-    rows = away[:, :1] + torch.arange(h, device=first.device)
-    columns = away[:, 1:] + torch.arange(w, device=first.device)
-    inside = (((rows >= 0) & (rows < h))[:, :, None] & ((columns >= 0) & (columns < w))[:, None, :]).flatten(1)
-    cell = (rows[:, :, None] * w + columns[:, None, :]).flatten(1)
-    return torch.where(inside, cell, 0), inside
-
-
 class OverlappingViews(nn.Module):
     """Make PEAC's two views (arXiv 2312.00335): crops of a canvas on one cell grid at independent cell offsets.
 
@@ -381,5 +347,5 @@ class OverlappingViews(nn.Module):
         )
         perturbed = self.perturbation(clean, changes).to(clean.dtype)
         shown = torch.where(kept[:, None, None, None], perturbed, clean)
-        match, matched = match_cells(first_cell, second_cell, self.grid)
+        match, matched = match_cells(first_cell - second_cell, self.grid, self.grid)
         return PEACViews(permute_patches(shown, order, self.grid), second, clean, order, kept, match, matched)

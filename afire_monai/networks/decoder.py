@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from afire_monai.core.errors import AfireError
 from afire_monai.networks.blocks import RecomputedBlock, init_transformer, transformer_block
 from afire_monai.networks.encoder import sincos_positions
+from afire_monai.networks.encoder_base import Encoder
 
 
 class AnomalyRestorationDecoder(RecomputedBlock, nn.Module):
@@ -79,6 +80,14 @@ class AnomalyRestorationDecoder(RecomputedBlock, nn.Module):
         self.image_pred = nn.Linear(dim, patch_size**2 * channels)
         self.apply(init_transformer)
         nn.init.normal_(self.mask_token, std=0.02)
+
+    def refuse_other_grid(self, encoder: Encoder) -> None:
+        """Raise AfireError if the encoder's cells are others than those that this decoder draws."""
+        if self.grid != encoder.grid or self.patch_size != encoder.patch_size:
+            raise AfireError(
+                f"decoder grid {self.grid} at patch {self.patch_size} differs from the encoder's {encoder.grid} "
+                f"at patch {encoder.patch_size}"
+            )
 
     def forward(self, tokens: Tensor, abnormal: Tensor) -> Tensor:
         """Restore the image behind the tokens.

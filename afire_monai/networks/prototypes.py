@@ -38,6 +38,24 @@ def sinkhorn(scores: Tensor, temperature: float = 0.05, iterations: int = 3) -> 
     return log_q.exp()
 
 
+def match_cells(offset: Tensor, grid: tuple[int, int], other: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Find for each cell of a crop the cell of another grid that shows the same place.
+
+    Args:
+        offset: (B, 2) rows and columns of cells from the other grid's corner to the crop's.
+        grid: rows and columns (h, w) of the crop.
+        other: rows and columns of the other grid.
+
+    Returns:
+        Cell of the other grid, (B, h·w) int64 in row-major order, and whether there is one, (B, h·w) bool; 0 if not.
+    """
+    rows = offset[:, :1] + torch.arange(grid[0], device=offset.device)
+    columns = offset[:, 1:] + torch.arange(grid[1], device=offset.device)
+    inside = ((rows >= 0) & (rows < other[0]))[:, :, None] & ((columns >= 0) & (columns < other[1]))[:, None, :]
+    cells = rows[:, :, None] * other[1] + columns[:, None, :]
+    return torch.where(inside, cells, 0).flatten(1), inside.flatten(1)
+
+
 def token_places(cells: Tensor, count: int) -> Tensor:
     """Return which token of an image shows each cell of the canvas, (B, N) int64, -1 where no token shows the cell.
 

@@ -31,8 +31,6 @@ class StepCost:
     state_bytes: int  #: weights, teacher, gradients and optimiser's moments, independent of the batch
     activation_bytes: float  #: bytes kept for the backward pass, per image
     fixed_activation_bytes: float  #: the same, independent of the batch
-    seconds_per_image: float | None = None  #: measured here, at ``measured_batch``; None if it was not
-    measured_batch: int = 0  #: images in the steps that were timed
 
     def memory(self, batch: int) -> float:
         """Estimate bytes on one device for ``batch`` images: state and activations, without a framework's own share."""

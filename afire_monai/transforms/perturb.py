@@ -85,6 +85,21 @@ def shuffle_windows(images: Tensor, uniforms: Tensor, windows: int, largest: flo
     return images.flatten(2).gather(2, source[:, None].expand(-1, channels, -1)).view_as(images)
 
 
+def permute_patches(images: Tensor, order: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Rearrange whole patches.
+
+    Args:
+        images: (B, C, H, W).
+        order: (B, L) int64; place k of the result shows patch ``order[k]``; ``order.argsort(1)`` undoes it.
+        grid: rows and columns (h, w) of patches, which divide the image's sides.
+    """
+    batch, channels, height, width = images.shape
+    h, w = grid
+    patches = images.reshape(batch, channels, h, height // h, w, width // w).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    patches = patches.gather(1, order[:, :, None, None, None].expand_as(patches)).unflatten(1, grid)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
+
+
 def bend_intensities(images: Tensor, uniforms: Tensor, falling: float) -> Tensor:
     """Send grey levels through a random cubic Bézier curve from (0, 0) to (1, 1), or mirrored, from (0, 1) to (1, 0).
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from afire_monai.losses.peac import PEACProjections, global_loss, local_loss, order_loss
-from afire_monai.methods.peac import match_cells
+from afire_monai.networks.prototypes import match_cells
 
 B, L, E, G = 5, 12, 7, 9
 
@@ -101,7 +101,7 @@ def test_global_loss_of_opposite_unit_vectors_is_four_over_their_width():
 @pytest.mark.parametrize("kept", [[True] * B, [True, False, True, False, True], [False] * 4 + [True]])
 def test_local_loss_equals_the_loop(unit, kept):
     student, teacher = projections(0, gradient=True), projections(1)
-    match, matched = match_cells(*offsets(), (3, 4))
+    match, matched = match_cells(torch.sub(*offsets()), (3, 4), (3, 4))
     value = local_loss(student, teacher, match, matched & torch.tensor(kept)[:, None], unit)
     expected = slow_local(student, teacher, kept, unit)
     assert value.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -111,7 +111,7 @@ def test_local_loss_equals_the_loop(unit, kept):
 
 def test_local_loss_does_not_touch_views_that_were_permuted():
     student, teacher = projections(0, gradient=True), projections(1)
-    match, matched = match_cells(*offsets(), (3, 4))
+    match, matched = match_cells(torch.sub(*offsets()), (3, 4), (3, 4))
     kept = torch.tensor([True, False, True, False, True])
     value = local_loss(student, teacher, match, matched & kept[:, None], False)
     first, second = gradients(value, student)[2:]
@@ -126,7 +126,7 @@ def test_local_loss_does_not_touch_views_that_were_permuted():
 
 def test_without_any_kept_view_the_local_loss_is_zero_with_a_gradient():
     student, teacher = projections(0, gradient=True), projections(1)
-    match, matched = match_cells(*offsets(), (3, 4))
+    match, matched = match_cells(torch.sub(*offsets()), (3, 4), (3, 4))
     value = local_loss(student, teacher, match, matched & False, True)
     assert value.item() == 0
     first, second = torch.autograd.grad(value, [student.local_first, student.local_second])
@@ -137,7 +137,7 @@ def test_without_any_kept_view_the_local_loss_is_zero_with_a_gradient():
 @pytest.mark.parametrize("unit", [False, True])
 def test_projections_of_zero_length_stay_finite(unit):
     student = PEACProjections(*(torch.zeros_like(p).requires_grad_() for p in projections(0)))
-    match, matched = match_cells(*offsets(), (3, 4))
+    match, matched = match_cells(torch.sub(*offsets()), (3, 4), (3, 4))
     value = global_loss(student, projections(1)) + local_loss(student, projections(1), match, matched, unit)
     assert value.isfinite()
     assert all(g.isfinite().all() for g in gradients(value, student))

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from afire_monai.core.errors import AfireError
-from afire_monai.methods.peac import OverlappingViews, match_cells, permute_patches
-from afire_monai.transforms.perturb import AppearancePerturbation
+from afire_monai.methods.peac import OverlappingViews
+from afire_monai.networks.prototypes import match_cells
+from afire_monai.transforms.perturb import AppearancePerturbation, permute_patches
 
 
 def make_views(grid: tuple[int, int] = (8, 8), patch: int = 4, shift: int = 2, keep: float = 0.5) -> OverlappingViews:
@@ -49,7 +50,7 @@ def test_all_matched_cells_show_the_same_pixels_and_no_cell_is_forgotten(grid, p
 def test_smallest_overlap_of_the_paper_is_ten_by_ten():
     first = torch.tensor([[0, 0], [4, 4], [0, 4], [2, 1], [3, 3]])
     second = torch.tensor([[4, 4], [0, 0], [4, 0], [2, 1], [3, 1]])
-    match, matched = match_cells(first, second, (14, 14))
+    match, matched = match_cells(first - second, (14, 14), (14, 14))
     assert matched.sum(1).tolist() == [100, 100, 100, 196, 14 * 12]
     # by hand: the first crop starts 4 rows and columns before the second, so its cell (4, 4) is the other's (0, 0)
     assert matched[0, 4 * 14 + 4]
