@@ -25,7 +25,7 @@ from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.methods.health import health_warnings, shortcut_in_words
 from afire_monai.radiographs.raster import write_png
 from afire_monai.training.tracking import RunTracker
-from afire_monai.training.trainer import PretrainTrainer
+from afire_monai.training.trainer import PretrainTrainer, after_every
 
 logger = logging.getLogger(__name__)
 
@@ -166,19 +166,16 @@ class HealthMonitor:
         if len(self.images) < 2:
             logger.warning("health is not measured: it takes 2 validation images, there is %d", len(self.images))
             return
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._measure)
+        engine.add_event_handler(after_every(self.every_epochs), self._measure)
 
     def _measure(self, engine: PretrainTrainer) -> None:
-        last = engine.state.epoch == engine.state.max_epochs
-        if engine.state.epoch % self.every_epochs and not last:
-            return
         figures = self._figures(engine)
         if rank():
             return
         for warning in health_warnings(figures):
             logger.warning("epoch %d: %s", engine.state.epoch, warning)
         words = shortcut_in_words(figures)
-        if words is not None and (last or engine.state.epoch == self.every_epochs):
+        if words is not None and engine.state.epoch in (self.every_epochs, engine.state.max_epochs):
             logger.info("epoch %d: %s", engine.state.epoch, words)
 
     def _figures(self, engine: PretrainTrainer) -> dict[str, float]:
@@ -208,7 +205,7 @@ class PanelWriter:
         dataset: images to show.
         folder: folder for the PNG files.
         count: images in a panel.
-        every_epochs: epochs between panels.
+        every_epochs: epochs between panels; the last epoch always has one.
     """
 
     def __init__(self, dataset: RadiographDataset, folder: str | Path, count: int = 6, every_epochs: int = 10) -> None:
@@ -219,11 +216,9 @@ class PanelWriter:
     def attach(self, engine: PretrainTrainer) -> None:
         """Register with the trainer."""
         if rank() == 0:
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+            engine.add_event_handler(after_every(self.every_epochs), self._write)
 
     def _write(self, engine: PretrainTrainer) -> None:
-        if engine.state.epoch % self.every_epochs and engine.state.epoch != engine.state.max_epochs:
-            return
         path = self._draw(engine, self.folder)
         for tracker in engine.attached:
             if isinstance(tracker, RunTracker | TensorBoardWriter):

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from ignite.engine import Events
 from numpy.typing import NDArray
 
 from afire_monai.core.distributed import rank
 from afire_monai.evaluation.probes import knn_probe
 from afire_monai.predictions.features import Embedding, FeatureReader
+from afire_monai.training.trainer import PretrainTrainer, after_every
 from afire_monai.training.worth import Labelled, labelled_images, mean_auroc, out_of_fold
-
-if TYPE_CHECKING:
-    from afire_monai.training.trainer import PretrainTrainer
 
 logger = logging.getLogger(__name__)
 MOST = 256  # largest number of images to judge
@@ -59,11 +55,10 @@ class LabelProbe:
             places = list(read)
             self.images = Labelled([], chosen.labels, chosen.targets[places], chosen.patients[places], {})
             self.pictures = torch.stack([*read.values()])
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self._measure)
+            engine.add_event_handler(after_every(self.every_epochs), self._measure)
 
     def _measure(self, engine: PretrainTrainer) -> None:
-        if engine.state.epoch % self.every_epochs == 0 or engine.state.epoch == engine.state.max_epochs:
-            engine.state.metrics["label_auroc"] = self._auroc(engine)
+        engine.state.metrics["label_auroc"] = self._auroc(engine)
 
     @torch.no_grad()
     def _auroc(self, engine: PretrainTrainer) -> float:

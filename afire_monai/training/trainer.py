@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from ignite.engine import Events
+from ignite.engine import CallableEventWithFilter, Events
 from monai.engines import SupervisedTrainer
 from monai.inferers import Inferer
 from torch import Tensor
@@ -283,6 +283,13 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         finally:
             self._unwrap_student()
         self.end_if_interrupted()
+
+
+def after_every(epochs: int) -> CallableEventWithFilter:
+    """Return the event of the end of every so-many-th epoch, and of the last one."""
+    return Events.EPOCH_COMPLETED(
+        event_filter=lambda engine, epoch: epoch % epochs == 0 or epoch == engine.state.max_epochs
+    )
 
 
 def clip_each(optimizer: torch.optim.Optimizer, limit: float) -> None:

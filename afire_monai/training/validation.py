@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 
 import torch
-from ignite.engine import Events
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -13,7 +12,7 @@ from afire_monai.core.distributed import from_first, rank
 from afire_monai.core.errors import DataListError, TrainingHaltedError
 from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.training.tasks import Task
-from afire_monai.training.trainer import PretrainTrainer
+from afire_monai.training.trainer import PretrainTrainer, after_every
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +62,10 @@ class ValidationMonitor:
 
     def attach(self, engine: PretrainTrainer) -> None:
         """Register with the trainer."""
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._validate)
+        engine.add_event_handler(after_every(self.every_epochs), self._validate)
 
     def _validate(self, engine: PretrainTrainer) -> None:
-        epoch = engine.state.epoch
-        if epoch % self.every_epochs and epoch != engine.state.max_epochs:
-            return
-        task = engine.method
+        epoch, task = engine.state.epoch, engine.method
         assert isinstance(task, Task)
         figures: dict[str, float] = {}
         if rank() == 0:
