@@ -79,7 +79,7 @@ def outcome(task: str, classes: Mapping[str, int], model: Path, datalist: Path) 
     logits, batch = predict_dataset(asked, dataset, 16)
     score = asked.figures(logits, batch)["validation_score"]
     values, target = image_dice(logits, batch["mask"]) if task == "segmentation" else (logits, batch["target"])
-    groups = np.array([patient_of(item) for item in dataset.items])
+    groups = np.array([patient_of(dataset.items[index]) for index in batch["index"].tolist()])
     return Outcome(score, values.double().numpy(), target.double().numpy(), groups)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,8 +124,13 @@ def _load_best(trainer: PretrainTrainer, checkpoint_dir: str | Path) -> Task:
     return task
 
 
-def _places(dataset: RadiographDataset) -> np.ndarray:
-    return np.array([item["place"] for item in dataset.items], dtype=np.int64)
+def _trained(trainer: PretrainTrainer, about: dict[str, Any] | None) -> dict[str, Any]:
+    facts = {"epochs": trainer.state.epoch, "best_epoch": trainer.best_epoch}
+    return {**facts, **reader_facts(trainer.data_loader.dataset), **(about or {})}
+
+
+def _places(items: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    return np.array([item["place"] for item in items], dtype=np.int64)
 
 
 def finish_classification(
@@ -156,15 +161,9 @@ def finish_classification(
     for section, dataset in datasets.items():
         if dataset is not None:
             logits, batch = predict_dataset(task, dataset, 64, device)
-            answers[section] = Answers(
-                _places(dataset), logits.cpu(), batch["target"].cpu(), list(map(patient_of, dataset.items))
-            )
-    trained = {
-        "epochs": trainer.state.epoch,
-        "best_epoch": trainer.best_epoch,
-        **reader_facts(trainer.data_loader.dataset),
-        **(about or {}),
-    }
+            items = [dataset.items[index] for index in batch["index"].tolist()]
+            answers[section] = Answers(_places(items), logits, batch["target"], list(map(patient_of, items)))
+    trained = _trained(trainer, about)
     leave_classifier(task.to("cpu"), answers, output, data_hash, calibration, threshold_rule, trained)
     found = {section: task.figures(some.logits, {"target": some.target}) for section, some in answers.items()}
     aurocs = {f"final/{s}_macro_auroc": some.get("validation_macro_auroc") for s, some in found.items()}
@@ -261,10 +260,10 @@ def leave_classifier(
 
 
 def _dice_by_patient(
-    dataset: RadiographDataset, classes: Sequence[str], logits: Tensor, mask: Tensor
+    items: Sequence[Mapping[str, Any]], classes: Sequence[str], logits: Tensor, mask: Tensor
 ) -> dict[str, dict[str, Any]]:
     """Return 95 % intervals over patients of a section's mean Dice, and the Dice of each image."""
-    owners = np.array([patient_of(item) for item in dataset.items])
+    owners = np.array([patient_of(item) for item in items])
     dice, positive = (values.numpy() for values in image_dice(logits, mask))
     columns = {f"dice/{name}": dice[:, place].astype(np.float64) for place, name in enumerate(classes)}
     some = {
@@ -276,7 +275,7 @@ def _dice_by_patient(
     bounds = {key: mean_interval(values, owners)[1:] for key, values in (columns | some).items()}
     return {
         "intervals": {key: list(found) for key, found in bounds.items() if not np.isnan(found).any()},
-        "images": {"place": _places(dataset).tolist(), **{key: values.tolist() for key, values in columns.items()}},
+        "images": {"place": _places(items).tolist(), **{key: values.tolist() for key, values in columns.items()}},
     }
 
 
@@ -309,18 +308,16 @@ def finish_segmentation(
             continue
         logits, batch = predict_dataset(task, dataset, 16, device)
         figures[section] = {k.removeprefix("validation_"): v for k, v in task.figures(logits, batch).items()}
-        result[section] = {**figures[section], **_dice_by_patient(dataset, task.network.classes, logits, batch["mask"])}
+        items = [dataset.items[index] for index in batch["index"].tolist()]
+        result[section] = {**figures[section], **_dice_by_patient(items, task.network.classes, logits, batch["mask"])}
         origin = {"section": section, "datalist_sha256": data_hash, "model": about or {}}
         masks = [(plane > 0).numpy().astype(np.uint8) * 255 for plane in logits[:, 0]]
-        save_predictions(Predictions(_places(dataset), {}, facts=origin), output / "predictions" / section, masks=masks)
+        save_predictions(Predictions(_places(items), {}, facts=origin), output / "predictions" / section, masks=masks)
     model = {
         "mask_values": dict.fromkeys(task.network.classes, 255),
         "validation": figures["validation"],
-        "epochs": trainer.state.epoch,
-        "best_epoch": trainer.best_epoch,
-        **reader_facts(trainer.data_loader.dataset),
         "data_sha256": data_hash,
-        **(about or {}),
+        **_trained(trainer, about),
     }
     export_task(task.network.to("cpu"), output / "models", **model)
     task.to(device)

@@ -24,13 +24,17 @@ def predict_dataset(
     """Run a task's network over a data set, in its order.
 
     Returns:
-        Logits (n, …) and the data set's further tensors (n, …), all on the CPU.
+        Logits (n, …) and the data set's further tensors (n, …), all on the CPU; of a file that cannot be used, none:
+        ``index`` tells which images there are.
     """
-    logits, rest = [], []
-    for batch in DataLoader(dataset, batch_size):
-        logits.append(task.predict(batch.pop("image").to(device)).float().cpu())
-        rest.append(batch)
-    return torch.cat(logits), {name: torch.cat([b[name] for b in rest]) for name in rest[0]}
+    parts: list[dict[str, Tensor]] = []
+    for place, batch in enumerate(DataLoader(dataset, batch_size)):
+        batch["logits"] = task.predict(batch.pop("image").to(device)).float().cpu()
+        # the data set puts another image in the place of a file that cannot be used, which must not count twice
+        own = batch["index"] == place * batch_size + torch.arange(len(batch["index"]))
+        parts.append(batch if own.all() else {name: values[own] for name, values in batch.items()})
+    found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return found.pop("logits"), found
 
 
 class ValidationMonitor:

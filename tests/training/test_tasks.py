@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from helpers import smooth_images
@@ -11,12 +12,14 @@ from ignite.engine import Events
 from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader
 
-from afire_monai.core.errors import AfireError, TrainingHaltedError
+from afire_monai.core.errors import AfireError, RadiographError, TrainingHaltedError
 from afire_monai.loading.dataset import RadiographDataset
 from afire_monai.loading.sampler import EpochSampler
 from afire_monai.networks import ViTClassifier, ViTEncoder, ViTSegmenter
+from afire_monai.predictions.format import load_predictions
 from afire_monai.training.checkpoint import load_checkpoint
 from afire_monai.training.checkpoint_keeper import CheckpointKeeper
+from afire_monai.training.finetuning import finish_classification
 from afire_monai.training.plan import TrainingPlan
 from afire_monai.training.tasks import Classification, Segmentation, task_parameter_groups
 from afire_monai.training.trainer import PretrainTrainer
@@ -262,6 +265,25 @@ def test_weights_that_the_last_update_spoiled_are_told_before_they_are_scored():
         run.run()
 
 
+def test_validation_file_that_cannot_be_read_has_no_prediction_and_lends_its_place_to_no_other(tmp_path):
+    items = labelled(8).items
+
+    def read(item):
+        if item["place"] in (2, 7):
+            raise RadiographError("broken")
+        return {**item, "image": item["tensor"]}
+
+    run = trainer(classifier(), labelled())
+    broken = RadiographDataset(items, read, extras=("target",))
+    logits, batch = predict_dataset(run.method, broken, 3)
+    assert batch["index"].tolist() == [0, 1, 3, 4, 5, 6]
+    finish_classification(run, {"validation": broken, "test": None}, tmp_path, "sha")
+    predictions = load_predictions(tmp_path / "predictions" / "validation")
+    assert predictions.index.tolist() == [0, 1, 3, 4, 5, 6]
+    probabilities = run.method.network.calibrated(logits)[:, 0].detach().numpy()
+    np.testing.assert_allclose(predictions.scores["bright"], probabilities, rtol=1e-5)
+
+
 def test_a_run_that_stopped_early_is_not_taken_up_again(tmp_path, caplog):
     handlers = [ValidationMonitor(labelled(8), patience=2), keeper(tmp_path)]
     trainer(scripted(), labelled(), 6, handlers).run()
@@ -286,8 +308,6 @@ def test_two_epochs_and_two_more_are_four(make, tmp_path):
     whole = trainer(make(**options), labelled(), 4)
     whole.run()
     first = trainer(make(**options), labelled(), 4, [keeper(tmp_path)])
-    from ignite.engine import Events
-
     first.add_event_handler(Events.EPOCH_COMPLETED(once=2), lambda e: e.terminate())
     first.run()
     second = trainer(make(**options), labelled(), 4)
