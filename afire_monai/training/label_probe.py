@@ -51,11 +51,12 @@ class LabelProbe:
         size = engine.method.export_encoder.image_size
         reader = FeatureReader({"pictures": Embedding(size, lambda images: images)}, options=chosen.reader)
         read = reader.features(chosen.items, "validation")["pictures"]
-        if read:
-            places = list(read)
-            self.images = Labelled([], chosen.labels, chosen.targets[places], chosen.patients[places], {})
-            self.pictures = torch.stack([*read.values()])
-            engine.add_event_handler(after_every(self.every_epochs), self._measure)
+        used = chosen.only(list(read))
+        if not used.labels:
+            logger.warning("label_auroc is not measured: too few of the labelled validation images can be used")
+            return
+        self.images, self.pictures = used, torch.stack([*read.values()])
+        engine.add_event_handler(after_every(self.every_epochs), self._measure)
 
     def _measure(self, engine: PretrainTrainer) -> None:
         engine.state.metrics["label_auroc"] = self._auroc(engine)

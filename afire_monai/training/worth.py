@@ -8,7 +8,7 @@ strength is this project's reading; no label takes part in pre-training.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,19 @@ class Labelled:
     patients: NDArray[np.str_]  #: (n,) of each image
     reader: dict[str, Any]  #: options of the reader
 
+    def only(self, places: Sequence[int]) -> Labelled:
+        """Return some of the images, with those of the labels that encoders can be compared by on them."""
+        kept = np.array(places, dtype=int)
+        targets, patients = self.targets[kept], self.patients[kept]
+        enough = np.array([_enough(column, patients) for column in targets.T], dtype=bool)
+        items, labels = [self.items[place] for place in kept], np.array(self.labels)[enough].tolist()
+        return Labelled(items, labels, targets[:, enough], patients, self.reader)
+
+
+def _enough(column: NDArray, patients: NDArray) -> bool:
+    sides = (column == 0, column == 1)
+    return all(side.sum() >= MIN_EACH and len(np.unique(patients[side])) >= MIN_EACH // 2 for side in sides)
+
 
 def labelled_images(
     datalist: str | Path, dataset_dir: str = "", section: str = "validation", most: int = 400, seed: int = 0
@@ -79,25 +92,16 @@ def labelled_images(
     names = label_names(content, "all", datalist)
     patients = np.array([patient_of(item) for item in items])
     targets = target_matrix(items, content["labels"], "ignore", names)
-    known = np.flatnonzero(~np.isnan(targets).all(1))
+    known = np.flatnonzero(~np.isnan(targets).all(1)).tolist()
     turn = {name: place for place, name in enumerate(np.random.default_rng(seed).permutation(np.unique(patients)))}
-    known = np.array(sorted(known, key=lambda place: turn[patients[place]])[:most], dtype=int)
-    targets, patients = targets[known], patients[known]
-    enough = [
-        all(
-            (column == side).sum() >= MIN_EACH and len(np.unique(patients[column == side])) >= MIN_EACH // 2
-            for side in (0, 1)
-        )
-        for column in targets.T
-    ]
-    if not any(enough):
+    known = sorted(known, key=lambda place: turn[patients[place]])[:most]
+    chosen = Labelled(items, names, targets, patients, reader_options(content)).only(known)
+    if not chosen.labels:
         return (
             f"among {len(known)} images of section {section}, no label has {MIN_EACH} images of {MIN_EACH // 2} "
             "patients with it and as many without it"
         )
-    chosen = [items[place] for place in known]
-    labels = [name for name, usable in zip(names, enough, strict=True) if usable]
-    return Labelled(chosen, labels, targets[:, enough], patients, reader_options(content))
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -255,7 +259,7 @@ def compare_encoders(
 
     Raises:
         AfireError: for an unknown section or too few images.
-        DataListError: if the list does not have enough labels, or no image can be used.
+        DataListError: if the list does not have enough labels, or too few images can be used.
         CheckpointError: if the model cannot be read.
     """
     if section not in SECTIONS:
@@ -274,19 +278,18 @@ def compare_encoders(
     embeddings[PIXELS] = Embedding.of_pixels()
     reader = FeatureReader(embeddings, batch_size, workers, progress, chosen.reader)
     features = reader.features(chosen.items, section)
-    places = list(features[OWN])
-    if not places:
-        raise DataListError(f"{datalist}: no {section} image can be used; `afire check` says why")
-    used = Labelled([], chosen.labels, chosen.targets[places], chosen.patients[places], {})
+    used = chosen.only(list(features[OWN]))
+    if not used.labels:
+        raise DataListError(f"{datalist}: too few {section} images can be used; `afire check` says why")
     draws = {name: _draws(used, torch.stack([*some.values()]).numpy(), seed) for name, some in features.items()}
     return Comparison(
         section,
-        len(places),
+        len(used.items),
         len(np.unique(used.patients)),
         dict(zip(used.labels, (used.targets == 1).sum(0).tolist(), strict=True)),
         {name: percentile_interval(some) for name, some in draws.items()},
         {name: percentile_interval(draws[OWN] - some) for name, some in draws.items() if name != OWN},
-        len(chosen.items) - len(places),
+        len(chosen.items) - len(used.items),
     )
 
 

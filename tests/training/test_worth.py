@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers import smooth_images, tiny_afire, tiny_trainer
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -18,7 +19,7 @@ from afire_monai.evaluation.bootstrap import Interval
 from afire_monai.models.folder import export_encoder
 from afire_monai.networks import ViTEncoder
 from afire_monai.predictions.features import Embedding, FeatureReader
-from afire_monai.training.label_probe import knn_auroc
+from afire_monai.training.label_probe import LabelProbe, knn_auroc
 from afire_monai.training.worth import (
     FRESH,
     OWN,
@@ -96,6 +97,20 @@ def test_a_label_of_few_images_is_not_judged_and_a_list_without_labels_is_refuse
     del content["labels"]
     (study / "none.json").write_text(json.dumps(content))
     assert labelled_images(study / "none.json") == "the data list has no labels"
+
+
+def test_too_few_images_that_can_be_read_are_told_in_words_and_end_no_training(study, caplog):
+    content = json.loads((study / "list.json").read_text())
+    for item in content["validation"][4:]:
+        item["image"] = "5.png"  # not a picture
+    (study / "damaged.json").write_text(json.dumps(content))
+    with pytest.raises(DataListError, match=r"damaged\.json: too few validation images can be used"):
+        compare_encoders(study / "damaged.json", study / "models")
+    handlers = [LabelProbe(study / "damaged.json", every_epochs=1)]
+    run = tiny_trainer(tiny_afire(), smooth_images(8, (32, 32)), epochs=1, handlers=handlers)
+    run.run()
+    assert "label_auroc" not in run.state.metrics
+    assert "too few of the labelled validation images" in caplog.text
 
 
 def test_no_patient_is_judged_by_what_was_fitted_to_it():
