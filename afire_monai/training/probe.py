@@ -108,12 +108,15 @@ def fit_probe(
         known, patients = [], []
     distance = fit_distance(network.normality, features, known, patients)
     chosen = [item for item in data.training if item["place"] in features]
+    unusable = f"{datalist}: no labelled %s image can be used; `afire check` says why"
+    if not chosen:
+        raise DataListError(unusable % "training")
     fit_head(network, features, distance, chosen, f"{datalist}, section training")
     given = {"validation": data.validation, "test": data.test}
     answers = {section: _answers(network, reader, items, section) for section, items in given.items()}
     encoder.to("cpu")
     if not len(answers["validation"].places):
-        raise DataListError(f"{datalist}: no validation image can be used; `afire check` says why")
+        raise DataListError(unusable % "validation")
     answers = {section: found for section, found in answers.items() if len(found.places)}
     probe = {"strength": STRENGTH, "trust": TRUST, "normals": len(known), "labelled": len(chosen)}
     about = {**facts(str(folder), fraction, 0, 0, seed), "probe": probe, **({"reader": options} if options else {})}

@@ -138,6 +138,16 @@ def test_files_that_cannot_be_read_are_counted_and_the_rest_is_used(study, tmp_p
     assert done.labelled == 60
 
 
+@pytest.mark.parametrize("section", ["training", "validation"])
+def test_a_section_without_any_file_that_can_be_read_is_refused_in_words(study, tmp_path, section):
+    folder, content, _ = study
+    (folder / "broken.png").write_bytes(b"no picture")
+    worse = {**content, section: [{**item, "image": "broken.png"} for item in content[section]]}
+    (folder / "worst.json").write_text(json.dumps(worse))
+    with pytest.raises(DataListError, match=f"no labelled {section} image can be used"):
+        fit_probe(folder / "worst.json", tmp_path, folder / "models")
+
+
 def test_a_label_of_one_kind_is_refused(study, tmp_path):
     folder, content, _ = study
     one = {**content, "training": [i for i in content["training"] if i["label"][0]]}
