@@ -69,11 +69,13 @@ def require(*modules: str, extra: str, error: type[AfireError] = AfireError) -> 
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, then what it was raised from, and so on."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__
+    """Yield an error, then what it was raised from, and so on; each once, as they can refer to one another."""
+    seen: set[int] = set()
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        yield following
+        seen.add(id(following))
+        following = following.__cause__ or following.__context__
 
 
 def user_error(error: BaseException) -> AfireError | None:

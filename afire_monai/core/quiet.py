@@ -64,7 +64,7 @@ def only_above(level: int) -> Iterator[None]:
 
 
 def silence() -> None:
-    """Do the same for the rest of the process, and in all its threads."""
+    """Silence warnings and logs of pydicom and highdicom for the rest of the process, in all its threads."""
     warnings.filterwarnings("ignore", module=r"(pydicom|highdicom)(\.|$)")
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
@@ -76,7 +76,7 @@ def hidden(shown: bool = True) -> bool | None:
 
 
 def show_any_text() -> None:
-    """Let output go on where the console's encoding lacks a letter: its number is written instead."""
+    """Write the number of a letter that the console's encoding lacks, instead of ending in an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")

@@ -119,7 +119,7 @@ class AFiReTeacher(nn.Module):
 
 
 def abnormal_cells(twin: Tensor, clean: Tensor, mask: Tensor, patch_size: int, change: float) -> tuple[Tensor, Tensor]:
-    """Tell which cells hold a lesion, and which hold too little of one to count as either.
+    """Return which cells hold a lesion, and which hold too little of one to count as either.
 
     Args:
         twin: (B, C, H, W) in 0…1.

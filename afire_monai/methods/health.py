@@ -84,7 +84,7 @@ def health_warnings(figures: dict[str, float]) -> list[str]:
 
 
 def shortcut_in_words(figures: dict[str, float]) -> str | None:
-    """Say in plain words whether AFiRe's structure term needs the image; None for figures of other methods."""
+    """Return in plain words whether AFiRe's structure term needs the image; None for figures of other methods."""
     if "position_gap" not in figures:
         return None
     gap, real = figures["position_gap"], figures["structure_real"]

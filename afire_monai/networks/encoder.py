@@ -217,7 +217,7 @@ class ViTEncoder(RecomputedBlock, Encoder):
         return summary_of([self.norm(states[self.depth // 2]), self.norm(states[-1])])
 
     def block_of(self, parameter: str) -> int:
-        """Say how deep a parameter lies (see :meth:`Encoder.block_of`)."""
+        """Return how deep a parameter lies (see :meth:`Encoder.block_of`)."""
         if parameter.startswith("blocks."):
             return int(parameter.split(".")[1]) + 1
         return 0 if parameter.startswith(("patch_embed", "cls_token", "registers")) else self.depth + 1

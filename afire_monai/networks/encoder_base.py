@@ -107,7 +107,7 @@ class Encoder(nn.Module, ABC):
         return images * self.std + self.mean
 
     def checked(self, images: Tensor) -> tuple[int, int]:
-        """Refuse images of a wrong shape or range; give their token grid."""
+        """Return the token grid of images; AfireError for a wrong shape or range."""
         if images.ndim != 4 or images.shape[1] != self.in_channels:
             raise AfireError(f"images must be (B, {self.in_channels}, H, W), got {tuple(images.shape)}")
         grid = self.grid_of(images.shape[2], images.shape[3])
@@ -160,7 +160,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def block_of(self, parameter: str) -> int:
-        """Say how deep a parameter lies, for learning rates that fall towards the input.
+        """Return how deep a parameter lies, for learning rates that fall towards the input.
 
         Returns:
             0 before the first block, l + 1 in block l, depth + 1 after the last.

@@ -200,7 +200,7 @@ class DenseBranch(nn.Module):
                 self.register_buffer(f"pool_{level}_{axis}", matrix.float(), persistent=False)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Pool, convolve and add the encoder's maps (B, c, h, w); give (B, width · cells²)."""
+        """Pool, convolve and add the encoder's maps (B, c, h, w); return (B, width · cells²)."""
         total = torch.zeros((), device=maps[0].device)
         for level, (feature_map, convolution) in enumerate(zip(maps, self.convolutions, strict=True)):
             rows, columns = self.get_buffer(f"pool_{level}_0"), self.get_buffer(f"pool_{level}_1")

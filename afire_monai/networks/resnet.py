@@ -121,7 +121,7 @@ class ResNetEncoder(Encoder):
         return maps
 
     def block_of(self, parameter: str) -> int:
-        """Say how deep a parameter lies (:meth:`Encoder.block_of`); a bottleneck counts with the block before it."""
+        """Return how deep a parameter lies (:meth:`Encoder.block_of`); a bottleneck counts with the block before it."""
         part, *rest = parameter.split(".")
         if part == "stages":
             return self._first[int(rest[0])] + int(rest[1]) + 1

@@ -126,14 +126,14 @@ class SwinEncoder(Encoder):
         return maps
 
     def _mask(self, x: Tensor) -> Tensor:
-        """Say which patches of a shifted window belong together, for a map (B, h, w, C)."""
+        """Return which patches of a shifted window belong together, for a map (B, h, w, C)."""
         size = (self.window, self.window)
         window, shift = get_window_size(x.shape[1:3], size, tuple(side // 2 for side in size))
         padded = [-(-side // step) * step for side, step in zip(x.shape[1:3], window, strict=True)]
         return compute_mask(padded, window, shift, x.device)
 
     def block_of(self, parameter: str) -> int:
-        """Say how deep a parameter lies (:meth:`Encoder.block_of`); merging counts with the block before it."""
+        """Return how deep a parameter lies (:meth:`Encoder.block_of`); merging counts with the block before it."""
         part, *rest = parameter.split(".")
         if part == "stages":
             return self._first[int(rest[0])] + int(rest[1]) + 1

@@ -110,7 +110,7 @@ def test_dataset(data: TaskData, transform: Callable[[Any], Any], extra: str) ->
 
 
 def facts(init: str, fraction: float, folds: int, fold: int, seed: int) -> dict[str, Any]:
-    """Say where a model comes from, in plain values: the encoder's own description, the data used, the seed."""
+    """Return where a model comes from, in plain values: the encoder's own description, the data used, the seed."""
     cross = {"folds": folds, "fold": fold} if folds else {}
     return {"encoder": origin_of(init), "version": __version__, "fraction": fraction, "seed": seed, **cross}
 

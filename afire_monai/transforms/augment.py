@@ -61,7 +61,7 @@ class RadiographAugment(nn.Module):
         self.exposure = ExposureChange(gamma, contrast, brightness)
 
     def forward(self, images: Tensor, uniforms: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Change images, and masks in the same way; return images in 0…1 and the mask (None if there was none).
+        """Return changed images in 0…1, and masks changed in the same way (None if there was none).
 
         Args:
             images: (B, C, H, W) in 0…1.

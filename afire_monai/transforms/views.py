@@ -117,7 +117,7 @@ class ViewAugment(nn.Module):
         self.blur, self.solarise, self.threshold = blur, solarise, threshold
 
     def boxes(self, uniforms: Tensor, size: tuple[int, int]) -> Tensor:
-        """Say which part of the picture a view shows.
+        """Return which part of the picture a view shows.
 
         Args:
             uniforms: (B, 11) in 0…1.
@@ -135,7 +135,7 @@ class ViewAugment(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, uniforms: Tensor) -> Tensor:
-        """Make the views; return (B, C, height, width) float32 in 0…1.
+        """Return the views, (B, C, height, width) float32 in 0…1.
 
         Args:
             images: (B, C, H, W) in 0…1.

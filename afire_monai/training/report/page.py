@@ -88,7 +88,7 @@ class RunFiles:
 
 
 def budget_in_words(budget: dict[str, Any]) -> str:
-    """Say how many epochs a time budget allows, and from which times."""
+    """Return in words how many epochs a time budget allows, and from which times."""
     seconds = budget["seconds"]
     return (
         f"{budget['minutes']:g} minutes: {budget['epochs']} epochs of {budget['steps_per_epoch']} steps "
@@ -256,7 +256,7 @@ def _prototype_caption(run: RunFiles) -> str:
 
 
 def verdicts(run: RunFiles) -> list[tuple[str, str]]:
-    """Say in plain words whether the run is sound, each as (``good``, ``bad`` or ``note``, text)."""
+    """Return in plain words whether the run is sound, each as (``good``, ``bad`` or ``note``, text)."""
     figures = run.figures
     if "feature_std_ratio" not in figures:
         return []
