@@ -20,6 +20,8 @@ from afire_monai.networks.task_networks import ViTClassifier
 CalibrationMethod = Literal["temperature", "platt", "none"]
 ThresholdRule = Literal["youden", "specificity95"]
 logger = logging.getLogger(__name__)
+DRAWN = 2_000_000
+"""Total number of images drawn for one interval, so that a large test section takes seconds; at least 200 draws."""
 _STEEPEST = 20.0  # limit of a fitted slope: a perfectly separated validation set would give an infinite one
 
 
@@ -120,10 +122,6 @@ def choose_thresholds(probabilities: np.ndarray, target: np.ndarray, rule: Thres
         upper = cuts[best] if np.isfinite(cuts[best]) else 1.0
         thresholds.append(float((upper + cuts[best + 1]) / 2))
     return thresholds
-
-
-DRAWN = 2_000_000
-"""Total number of images drawn for one interval, so that a large test section takes seconds; at least 200 draws."""
 
 
 def calibration_words(target: NDArray[np.floating], method: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,6 @@ from afire_monai.training.calibration import (
     calibrate,
     calibration_words,
     choose_thresholds,
-    logger,
     own_test_words,
 )
 from afire_monai.training.checkpoint import load_checkpoint
@@ -44,7 +44,7 @@ from afire_monai.training.worth import STRENGTH
 if TYPE_CHECKING:
     from afire_monai.training.trainer import PretrainTrainer
 
-
+logger = logging.getLogger(__name__)
 HEAD_IMAGES = 4096
 """Most training images to which a head is fitted before training."""
 _FEW = 5  # number of images with or without a finding below which its AUROC means little

@@ -88,11 +88,9 @@ class ProgressBar:
             words = ", ".join(f"{name} {figures[name]:.4g}" for name in [*names, "images_per_second"])
             logger.info("%s: epoch %d/%d: %s", self.name, engine.state.epoch, engine.state.max_epochs, words)
 
-    def _close(self, engine: PretrainTrainer, error: BaseException | None = None) -> None:
+    def _close(self, engine: PretrainTrainer, *error: BaseException) -> None:
         if self.bar is not None:  # another handler may fail before this one is started
             self.bar.close()
-        if error is not None:
-            raise error
 
 
 class CsvLogger:
@@ -297,8 +295,6 @@ class TensorBoardWriter:
             pixels = np.asarray(Image.open(path).convert("L"))
             self.writer.add_image(folder or path.stem, pixels, int(path.stem.rpartition("_")[2]), dataformats="HW")
 
-    def _close(self, engine: PretrainTrainer, error: BaseException | None = None) -> None:
+    def _close(self, engine: PretrainTrainer, *error: BaseException) -> None:
         if self.writer is not None:
             self.writer.close()
-        if error is not None:
-            raise error

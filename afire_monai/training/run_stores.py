@@ -20,6 +20,7 @@ from afire_monai.core.files import whole_file
 
 logger = logging.getLogger(__name__)
 
+REFRESH_SECONDS = 10.0
 STORE = "mlflow.db"
 TABLES = ("runs", "params", "tags", "metrics", "latest_metrics")
 
@@ -133,9 +134,6 @@ class CombinedStore:
     def _columns(combined: sqlite3.Connection, table: str) -> str:
         both = [[row[1] for row in combined.execute(f"PRAGMA {base}.table_info({table})")] for base in ("main", "one")]
         return ", ".join(f'"{name}"' for name in both[0] if name in both[1])
-
-
-REFRESH_SECONDS = 10.0
 
 
 def show_runs(folders: Sequence[str | Path], port: int = 5000) -> int:

@@ -19,6 +19,7 @@ from afire_monai.networks import Encoder
 from afire_monai.networks.task_networks import ViTClassifier, ViTSegmenter
 from afire_monai.transforms import RadiographAugment
 
+logger = logging.getLogger(__name__)
 TaskNetwork = ViTClassifier | ViTSegmenter
 
 
@@ -202,9 +203,6 @@ class Classification(Task):
         score = sum(values.values()) / len(values) if values else -loss
         macro = {"validation_macro_auroc": score} if values else {}
         return {**values, **macro, "validation_loss": loss, "validation_score": score}
-
-
-logger = logging.getLogger(__name__)
 
 
 def image_dice(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

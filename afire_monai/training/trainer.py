@@ -123,6 +123,8 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         self.attached = [handler for handler in train_handlers or () if handler is not None]
         for handler in self.attached:
             handler.attach(self)
+        # the last one, so that all others have closed what they had opened
+        self.add_event_handler(Events.EXCEPTION_RAISED, self._raise)
         self.compile = compile
         self._student: Any = method.student
 
@@ -145,6 +147,10 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         self.method.call_student_through(self.method.student)
         self._student = self.method.student
         gc.collect()
+
+    @staticmethod
+    def _raise(_: Any, error: BaseException) -> None:
+        raise error
 
     # progress -------------------------------------------------------------------------------------------------------
 

@@ -69,6 +69,7 @@ class LesionSettings:
         low, high = self.lesion_count
         whole = float(low).is_integer() and float(high).is_integer()
         _require(whole and 1 <= low <= high, "lesion_count", self.lesion_count, "whole numbers, 1 ≤ smallest ≤ largest")
+        object.__setattr__(self, "lesion_count", (int(low), int(high)))  # 4.0 is one, too
         for name in ("lesion_side", "lung_strength", "nodule_side"):
             small, large = getattr(self, name)
             _require(0 < small <= large <= 1, name, (small, large), "0 < smallest ≤ largest ≤ 1")

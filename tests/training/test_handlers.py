@@ -19,6 +19,7 @@ from afire_monai.training.handlers import (
     HealthMonitor,
     PanelWriter,
     ProgressBar,
+    TensorBoardWriter,
     fixed_batch,
     read_csv_log,
     write_panel,
@@ -203,6 +204,21 @@ def test_progress_bar_shows_losses(capsys, monkeypatch):
 
 
 # MLflow ---------------------------------------------------------------------------------------------------------------
+
+
+def test_an_error_closes_what_every_handler_has_open(tmp_path):
+    bar, writer = ProgressBar(), TensorBoardWriter(tmp_path)
+    trainer = trainer_with(writer, bar)
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def fail() -> None:
+        raise RuntimeError("it")
+
+    closed = []
+    trainer.add_event_handler(Events.STARTED, lambda: setattr(bar.bar, "close", lambda: closed.append(True)))
+    with pytest.raises(RuntimeError, match="it"):
+        trainer.run()
+    assert closed
 
 
 def test_first_error_is_not_hidden_by_the_closing_of_what_had_not_been_opened():

@@ -515,6 +515,12 @@ def test_a_map_without_lungs_or_with_nothing_else_gives_finite_twins(lungs):
     assert masks.isfinite().all()
 
 
+def test_whole_numbers_may_be_written_with_a_point():
+    settings = LesionSettings(lesion_count=[1.0, 4.0])  # type: ignore[arg-type]
+    assert settings == LesionSettings(lesion_count=(1, 4))
+    assert torch.rand(2, settings.draws).shape == (2, 21)
+
+
 @pytest.mark.parametrize(
     "values",
     [
