@@ -21,7 +21,7 @@ PYTHONPATH = os.pathsep.join([str(TESTS), str(TESTS.parent)])
 
 
 def run_or_stop(
-    trainer: PretrainTrainer, folder: Path, resume: bool = False, stop_after: int | None = None
+    trainer: PretrainTrainer, folder: Path, resume: bool | str = False, stop_after: int | None = None
 ) -> PretrainTrainer:
     """Take up a run if it should, and train to the end, or until an iteration that interrupts it."""
     if stop_after is not None:

@@ -65,6 +65,14 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+def set_aside_later(folder: Path, iteration: int) -> None:
+    """Rename the checkpoints after an iteration: none of them is the newest of a run that went back to it."""
+    for path in list_checkpoints(folder):
+        if int(path.stem.rpartition("_")[2]) > iteration:
+            logger.warning("%s is later than the checkpoint to continue from: renamed abandoned_%s", *[path.name] * 2)
+            path.replace(path.with_name(f"abandoned_{path.name}"))
+
+
 def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """Return the newest checkpoint that can be read, with its content; a damaged one is passed over with a warning."""
     for path in reversed(list_checkpoints(folder)):

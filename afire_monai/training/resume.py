@@ -25,7 +25,7 @@ from afire_monai.datalists.paths import names_hash
 from afire_monai.loading.sampler import EpochSampler
 from afire_monai.methods.base import Method
 from afire_monai.training import run_folder
-from afire_monai.training.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
+from afire_monai.training.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, set_aside_later
 from afire_monai.training.stopping import EXIT_STATUS, StopRequest
 
 logger = logging.getLogger(__name__)
@@ -230,8 +230,8 @@ class Resumable:
 
         Args:
             folder: where this run keeps its checkpoints.
-            resume: True for the newest in ``folder`` (a fresh start if there is none), a path for that file, False
-                for a fresh start.
+            resume: True for the newest in ``folder`` (a fresh start if there is none), a path for that file (later ones
+                in ``folder`` are then renamed), False for a fresh start.
 
         Raises:
             CheckpointError: if a fresh start would mix with the checkpoints of an earlier run, or none of the
@@ -245,6 +245,8 @@ class Resumable:
     def _take_up(self, folder: str | Path, resume: bool | str) -> None:
         if isinstance(resume, str):
             self.restore(load_checkpoint(Path(resume)), resume)
+            if rank() == 0:
+                set_aside_later(Path(folder), self.state.iteration)
         elif resume:
             found = find_checkpoint(Path(folder))
             if found is None and list_checkpoints(Path(folder)):

@@ -142,6 +142,17 @@ def test_finished_run_is_left_as_it_is(tmp_path):
     assert_same_state(before, again.method.state_dict())
 
 
+def test_a_run_that_went_back_does_not_take_up_what_it_left(tmp_path, caplog):
+    train(tmp_path, 2)
+    trainer = tiny_trainer(tiny_afire(shift=2), IMAGES, 2, handlers=[CheckpointKeeper(tmp_path, every_iterations=1)])
+    run_or_stop(trainer, tmp_path, str(tmp_path / "checkpoint_00000005.pt"), stop_after=7)
+    found = find_checkpoint(tmp_path)
+    assert found is not None
+    assert found[1]["progress"]["iteration"] == 7
+    assert (tmp_path / "abandoned_checkpoint_00000010.pt").is_file()
+    assert "checkpoint_00000010.pt is later" in caplog.text
+
+
 def test_damaged_newest_checkpoint_is_passed_over(tmp_path, caplog):
     train(tmp_path, 2)
     newest = max(tmp_path.glob("checkpoint_*.pt"))
