@@ -182,17 +182,20 @@ def segmentation_data(
     Args:
         datalist: JSON data list whose items have ``mask``.
         dataset_dir: base of relative paths; empty for the list's own folder.
-        empty_masks: ``normal``: an image without mask that is known to be normal has an empty mask, if any image with a
-            mask is not normal (so not for lungs, which every image has); ``none``: images without mask are left out.
+        empty_masks: ``normal``: an image without mask that is known to be normal has an empty mask, unless a normal
+            image of its section has a mask (so not for lungs, which every image has); ``none``: images without mask are
+            left out.
         fraction: share of the training images, above 0 and up to 1, by patient.
         seed: seed for the fraction.
         classes: names of the classes; if their mask values are given, all masks are opened and checked.
         ignore: the mask value of pixels to leave out.
 
     Raises:
-        DataListError: if training or validation has no mask, a patient is in two parts, a mask cannot be used or none
-            has a class.
+        DataListError: for another ``empty_masks``, if training or validation has no mask, a patient is in two parts, a
+            mask cannot be used or none has a class.
     """
+    if empty_masks not in ("normal", "none"):
+        raise DataListError(f"empty_masks is {empty_masks!r}; normal or none is expected")
     content = load_datalist(datalist, dataset_dir or None)
     labels, normal = content.get("labels") or [], normal_label(content)
     parts: dict[str, Items] = {}

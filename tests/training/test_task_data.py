@@ -144,6 +144,8 @@ def test_normal_images_without_mask_are_empty_only_where_masks_show_findings(tmp
     assert [i["image"].rsplit("/")[-1] for i in chosen] == ["a.png", "b.png"]
     assert chosen[1]["mask"] == ""
     assert len(segmentation_data(path, empty_masks="none").training) == 1
+    with pytest.raises(DataListError, match="empty_masks is 'nomal'"):
+        segmentation_data(path, empty_masks="nomal")
     lungs = each_section(finding, {**normal, "mask": "n.png"}, other)
     assert len(segmentation_data(random_list(tmp_path, 1, **lungs)).training) == 2
 
