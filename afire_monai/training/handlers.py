@@ -119,8 +119,13 @@ class CsvLogger:
 
     def _write(self, engine: PretrainTrainer) -> None:
         row = {"epoch": engine.state.epoch, **engine.state.metrics}
-        before = [r for r in read_csv_log(self.path) if r["epoch"] < engine.state.epoch]
-        rows = [*before, row]
+        try:
+            before = read_csv_log(self.path)
+        except AfireError as error:  # an office program may have saved it in its own way
+            kept = self.path.replace(self.path.with_name(f"damaged_{self.path.name}"))
+            logger.warning("%s; it is kept as %s, and a new one begins", error, kept.name)
+            before = []
+        rows = [*(r for r in before if r["epoch"] < engine.state.epoch), row]
         names = list(dict.fromkeys(name for r in rows for name in r))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(self.path) as part, part.open("w", newline="", encoding="utf-8") as file:
@@ -130,11 +135,20 @@ class CsvLogger:
 
 
 def read_csv_log(path: Path) -> list[dict[str, float]]:
-    """Read the file of :class:`CsvLogger`, one dictionary an epoch; empty if there is no file."""
+    """Read the file of :class:`CsvLogger`, one dictionary an epoch; empty if there is no file.
+
+    Raises AfireError if it holds something else.
+    """
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise AfireError(f"{path} is not a log of this project ({error})") from error
+    if any("epoch" not in row for row in rows):
+        raise AfireError(f"{path} is not a log of this project (a line without epoch)")
+    return rows
 
 
 def fixed_batch(dataset: RadiographDataset, count: int) -> Tensor:

@@ -73,8 +73,22 @@ def test_figures_that_appear_later_get_a_column_of_their_own(tmp_path):
     assert second["effective_rank"] > 1
 
 
-def test_log_that_is_not_there_reads_as_empty(tmp_path):
+@pytest.mark.parametrize("text", ["epoch;loss\n1;0,5\n", "epoch,loss\n1,2,3\n", "loss\n1\n"])
+def test_log_that_another_program_has_saved_is_set_aside_and_ends_no_training(tmp_path, text, caplog):
+    path = tmp_path / "log.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(AfireError, match=r"log\.csv is not a log of this project"):
+        read_csv_log(path)
+    trainer_with(CsvLogger(path), epochs=1).run()
+    assert [row["epoch"] for row in read_csv_log(path)] == [1]
+    assert (tmp_path / "damaged_log.csv").read_text(encoding="utf-8") == text
+    assert "damaged_log.csv" in caplog.text
+
+
+def test_log_that_is_not_there_reads_as_empty_and_a_mark_of_its_encoding_does_not_count(tmp_path):
     assert read_csv_log(tmp_path / "log.csv") == []
+    (tmp_path / "log.csv").write_text("epoch,loss\n1,2\n", encoding="utf-8-sig")
+    assert read_csv_log(tmp_path / "log.csv") == [{"epoch": 1, "loss": 2}]
 
 
 # health ---------------------------------------------------------------------------------------------------------------
