@@ -143,13 +143,13 @@ def _match_groups(names: list[str], pattern: str) -> list[str]:
         matches = [re.search(pattern, name) for name in names]
     except re.error as error:
         raise DataListError(f"group_pattern {pattern!r} is not a regular expression: {error}") from error
-    missed = [name for name, match in zip(names, matches, strict=True) if match is None]
-    if missed:
+    groups = [(match[1] if match.re.groups else match[0]) or "" if match else "" for match in matches]
+    if missed := [name for name, group in zip(names, groups, strict=True) if not group.strip()]:
         raise DataListError(
-            f"group_pattern {pattern!r} does not match {len(missed)} of {len(names)} files, for instance {missed[0]}. "
-            "It must find the patient in every name"
+            f"group_pattern {pattern!r} finds no patient in {len(missed)} of {len(names)} files, for instance "
+            f"{missed[0]}. It must find one in every name"
         )
-    return [(match.group(1) if match.re.groups else match.group(0)) or "" for match in matches if match is not None]
+    return groups
 
 
 def refuse_pictures_of_masks(paths: Sequence[Path], root: Path) -> None:

@@ -225,7 +225,8 @@ def test_folder_without_pattern_takes_each_image_for_a_patient(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("pattern", "message"), [("(", "not a regular expression"), (r"p(\d+)", "does not match 1 of 1")]
+    ("pattern", "message"),
+    [("(", "not a regular expression"), (r"p(\d+)", "finds no patient in 1 of 1"), (r"(\d*)", "no patient in 1 of 1")],
 )
 def test_wrong_group_pattern_is_refused(tmp_path: Path, pattern: str, message: str) -> None:
     picture(tmp_path / "x.png")
