@@ -17,10 +17,10 @@ from afire_monai.datalists.file import (
     is_normal,
     load_datalist,
     normal_label,
-    patient_of,
     reader_options,
     save_datalist,
 )
+from afire_monai.datalists.patients import shared_patients
 
 
 def merge_datalists(paths: Sequence[StrPath], out: StrPath | None = None, name: str = "merged") -> DataList:
@@ -37,9 +37,8 @@ def merge_datalists(paths: Sequence[StrPath], out: StrPath | None = None, name: 
         name: name of the joined list.
 
     Raises:
-        DataListError: if there is no list, a patient is in the training images of one list and the validation or test
-            images of another, the lists' images are read in different ways, or two labels of a list mean that nothing
-            was found; or as ``load_datalist``.
+        DataListError: if there is no list, a patient is in different sections of the lists, the lists' images are read
+            in different ways, or two labels of a list mean that nothing was found; or as ``load_datalist``.
     """
     if not paths:
         raise DataListError("no data list to merge: give the paths of at least one")
@@ -91,14 +90,11 @@ def _relabel(
 
 
 def _refuse_shared(merged: DataList) -> None:
-    patients = {section: {patient_of(item) for item in merged[section]} for section in SECTIONS}
     images = Counter(item["image"] for section in SECTIONS for item in merged[section])
     if twice := [image for image, count in images.items() if count > 1]:
         raise DataListError(f"{len(twice)} images are in two of the lists, for instance {twice[0]}; keep one of each")
-    for section in ("validation", "test"):
-        shared = patients["training"] & patients[section]
-        if shared:
-            raise DataListError(
-                f"{len(shared)} patients are in the training images of one list and the {section} images of another; "
-                "build one list from all of them, so that patients are split together"
-            )
+    for (one, other), shared in shared_patients({section: merged[section] for section in SECTIONS}).items():
+        raise DataListError(
+            f"{len(shared)} patients are in the {one} images of one list and the {other} images of another; "
+            "build one list from all of them, so that patients are split together"
+        )

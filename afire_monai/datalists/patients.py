@@ -7,9 +7,9 @@ from typing import Any
 
 
 def patient_of(item: Mapping[str, Any]) -> str:
-    """Return an item's patient: its ``group``, or its image where that is missing, null or blank."""
+    """Return an item's patient: its ``group``, or its image where that is missing, null, NaN or blank."""
     group = item.get("group")
-    return ("" if group is None else str(group).strip()) or str(item["image"])
+    return ("" if group is None or group != group else str(group).strip()) or str(item["image"])
 
 
 def shared_patients(sections: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[tuple[str, str], set[str]]:

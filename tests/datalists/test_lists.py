@@ -117,6 +117,14 @@ def test_missing_null_and_blank_groups_are_patients_of_their_own_everywhere(tmp_
         merge_datalists([tmp_path / "a.json", tmp_path / "b.json"])
 
 
+def test_patient_who_validates_one_list_and_tests_another_is_not_merged(tmp_path: Path) -> None:
+    for section in ("validation", "test"):
+        items = {"training": [{"image": f"/{section}0.png"}], section: [{"image": f"/{section}.png", "group": "7"}]}
+        save_datalist(items, tmp_path / f"{section}.json")
+    with pytest.raises(DataListError, match="1 patients are in the validation images of one list and the test images"):
+        merge_datalists([tmp_path / "validation.json", tmp_path / "test.json"])
+
+
 def test_image_of_two_lists_is_not_merged_twice(tmp_path: Path) -> None:
     for name in "ab":
         save_datalist({"training": [{"image": "/x.png"}, {"image": f"/{name}.png"}]}, tmp_path / f"{name}.json")
