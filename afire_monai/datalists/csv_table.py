@@ -133,7 +133,7 @@ def _text(path: Path, encoding: str | None) -> tuple[str, str]:
             text = data[0 if encoding else len(mark) :].decode(name).removeprefix("\ufeff")
         except LookupError as error:
             raise DataListError(f"encoding {name!r} is not known; utf-8, cp1252, … are") from error
-        except UnicodeDecodeError:
+        except UnicodeError:
             continue
         if "\0" in text:
             raise DataListError(f"{path}: not a readable CSV file: it contains NUL characters, so it is not text")

@@ -101,6 +101,8 @@ def datalist_from_csv(
             patient disagree, a label column has another value, no row is left, the fractions are wrong, or there is no
             such normal label.
     """
+    if not label_separator:
+        raise DataListError("label_separator is empty; the text between two names in a cell is expected, such as |")
     wanted = {source} if isinstance(source, str) else None if source is None else set(source)
     needs_source = by_source or wanted is not None
     if needs_source and source_column is None:
@@ -157,16 +159,28 @@ class _Manifest:
     def one_row_an_image(self, rows: list[Row], used: Sequence[str]) -> list[Row]:
         """Leave out rows that repeat another; refuse those that contradict one about an image or a patient's sex."""
         for row in rows:
-            if _cell(row, self.image_column):  # one spelling of each path, so that ./a.png and a.png are one image
-                row[self.image_column] = os.path.normpath(row[self.image_column])
+            for column in filter(None, (self.image_column, self.mask_column)):
+                if _cell(row, column):
+                    row[column] = _spelled(row[column], self.base)
         here = [row for row in rows if _cell(row, self.image_column)]
         single = list(one_row_each(here, self.image_column, used).values())
         self.repeated = len(here) - len(single)
+        self._refuse_other_language(single)
         sexes = [row for row in single if "sex" in self.facts and _cell(row, self.group_column)]
         sexes = [Row({**row, "sex": sex}.items(), row.path, row.line, row.decimal_comma)
                  for row in sexes if (sex := parse_sex(row[self.facts["sex"]]))]  # fmt: skip
         one_row_each(sexes, self.group_column or "", ["sex"])
         return single + [row for row in rows if not _cell(row, self.image_column)]
+
+    def _refuse_other_language(self, rows: Sequence[Row]) -> None:
+        """Refuse sexes in Spanish: beside H, hombre, M is mujer, a woman."""
+        column = self.facts.get("sex")
+        words = {row[column].strip().upper() for row in rows} if column else set()
+        if "M" in words and not words.isdisjoint(("H", "HOMBRE", "MUJER")):
+            raise DataListError(
+                f"{self.path}: column {column!r} has M beside H, hombre or mujer, so that M may mean a woman. Write F "
+                "and M, or leave the column out with --keep none"
+            )
 
     def find_labels(self, rows: Sequence[Row], normal: str | None) -> None:
         """Find out which labels there are, which spellings look alike, and which label means normal."""
@@ -178,6 +192,9 @@ class _Manifest:
                 "%s: %d rows say %r, which looks like %r: %r counts as not known there. Write both alike if they are",
                 self.path, names.count(other), other, name, name,
             )  # fmt: skip
+        if several := next((name for name in names if re.search("[,;|]", name)), None):
+            logger.warning("%s: %r counts as one label. If it is several, name what divides them with "
+                           "--label-separator", self.path, several)  # fmt: skip
         self.normal = find_normal(sorted(set(names) - set(self.alike)) or self.singles, normal)
 
     def build(self, rows: list[Row], name: str) -> DataList:
@@ -186,7 +203,7 @@ class _Manifest:
         made = [(row, item) for row in rows if (item := self._item(row, skipped, unusable)) is not None]
         self._say_missing(rows, len(made), name, skipped["missing_image"])
         labels, strata = self._label(made)
-        used = {os.path.normpath(item["image"]) for _, item in made}
+        used = {row[self.image_column] for row, _ in made}
         unused = sum(len(boxes) for image, boxes in self.boxes.items() if image not in used)
         skipped += Counter(repeated_row=self.repeated, box_without_image=unused)
         kinds = {"missing_image": 0, "missing_mask": 0, **skipped}
@@ -222,7 +239,7 @@ class _Manifest:
                 item["mask"] = os.path.join(self.base, mask)
             else:
                 skipped["missing_mask"] += 1
-        if boxes := self.boxes.get(os.path.normpath(image)):
+        if boxes := self.boxes.get(named):
             item["boxes"] = boxes
         facts = facts_of(**{fact: row[column] for fact, column in self.facts.items()})
         unusable.update(fact for fact in ("sex", "age") if fact not in facts and _cell(row, self.facts.get(fact)))
@@ -274,6 +291,17 @@ def _cell(row: Row, column: str | None) -> str:
     return "" if is_not_known(text) else text
 
 
+def _spelled(cell: str, base: Path) -> str:
+    r"""Return the one spelling of a path: ``./a.png`` and ``/base/a.png`` are ``a.png``, as ``b\a.png`` is ``b/a.png``.
+
+    Tables that were made on Windows have backslashes.
+    """
+    path = os.path.normpath(os.path.join(base, cell))
+    if os.sep != "\\" and "\\" in cell and not os.path.exists(path):
+        path = os.path.normpath(os.path.join(base, cell.replace("\\", "/")))
+    return path.removeprefix(os.path.join(base, ""))
+
+
 def _say_not_known(path: StrPath, rows: Sequence[Row], columns: Sequence[str], separator: str) -> None:
     """Name, once for each column, the cells that count as not known."""
     for column in columns:
@@ -321,11 +349,9 @@ def _file_names(sources: Iterable[str]) -> dict[str, str]:
 
 
 def _read_boxes(path: Path, base: Path, delimiter: str | None, encoding: str | None) -> dict[str, list[list[Any]]]:
-    """Return the boxes of each image, by its path."""
+    """Return the boxes of each image, by its path as `_spelled`."""
     boxes: dict[str, list[list[Any]]] = defaultdict(list)
     columns = ["x", "y", "width", "height"]
     for row in read_table(path, ["path", "label", *columns], delimiter=delimiter, encoding=encoding):
-        boxes[os.path.normpath(os.path.join(base, row["path"]))].append(
-            [*parse_numbers(row, columns, "box"), row["label"]]
-        )
+        boxes[_spelled(row["path"], base)].append([*parse_numbers(row, columns, "box"), row["label"]])
     return boxes

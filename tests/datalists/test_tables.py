@@ -94,6 +94,8 @@ def test_form_that_was_found_is_said_once_and_can_be_overridden(
     assert caplog.messages == [f"{path}: read as cp1252, semicolons between cells (from-csv and ingest take "
                                "--encoding and --delimiter)"]  # fmt: skip
     assert "ö" in read_table(path, encoding="latin-1")[0]["note"]
+    with pytest.raises(DataListError, match="its text is not undefined"):
+        read_table(path, encoding="undefined")
     with pytest.raises(DataListError, match="encoding 'klingon' is not known"):
         read_table(path, encoding="klingon")
     with pytest.raises(DataListError, match="no column 'path'; its columns are path;group;labels;note"):
@@ -152,6 +154,33 @@ def test_unknown_patients_are_not_one_patient_and_repeated_rows_count_once(tmp_p
     )
     assert [item["group"] for item in datalist["training"]] == ["a.png", "b.png", "c.png"]
     assert datalist["meta"]["skipped"]["repeated_row"] == 1
+
+
+def test_paths_have_one_spelling_also_from_windows(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    text = f"path,group,labels,mask\ns\\a.png,1,Mass,s\\b.png\n{tmp_path}/s/a.png,1,Mass,./s/b.png\n"
+    path = write(tmp_path, text, ("s/a.png", "s/b.png"))
+    (tmp_path / "boxes.csv").write_text("path,label,x,y,width,height\ns\\a.png,Mass,1,1,2,2\n")
+    options: dict[str, Any] = {"mask_column": "mask", "boxes_csv": tmp_path / "boxes.csv", "fractions": (1, 0, 0)}
+    names = {"image": str(tmp_path / "s" / "a.png"), "mask": str(tmp_path / "s" / "b.png")}
+    assert datalist_from_csv(path, **options)["training"] == [
+        {**names, "group": "1", "boxes": [[1, 1, 2, 2, "Mass"]], "label": [1]}
+    ]
+
+
+def test_sexes_in_spanish_are_not_taken_for_english(tmp_path: Path) -> None:
+    text = "path,group,labels,sex\na.png,1,x,{}\nb.png,2,x,M\n"
+    with pytest.raises(DataListError, match="column 'sex' has M beside H"):
+        datalist_from_csv(write(tmp_path, text.format("h")))
+    datalist = datalist_from_csv(write(tmp_path, text.format("W")), fractions=(1, 0, 0))
+    assert [item["sex"] for item in datalist["training"]] == ["F", "M"]
+
+
+def test_label_that_may_be_several_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    datalist_from_csv(write(tmp_path, 'path,group,labels\na.png,1,"Mass, Edema"\nb.png,2,Mass\n'))
+    assert "'Mass, Edema' counts as one label" in caplog.text
+    with pytest.raises(DataListError, match="label_separator is empty"):
+        datalist_from_csv(write(tmp_path, "path,group,labels\na.png,1,x\n"), label_separator="")
 
 
 @pytest.mark.parametrize(("name", "expected"), [("No Finding", 1), ("no finding", 1), ("NORMAL", 1), ("Healthy", 0)])
