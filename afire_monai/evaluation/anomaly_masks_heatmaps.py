@@ -68,7 +68,7 @@ def evaluate_masks(
     classes, note = _classes(cases, predictions, places)
     result = evaluate_overlap(_pairs(cases, predictions, places), groups, classes, repeats=repeats, seed=seed)
     part: dict[str, Any] = {"classes": result, "note": note}
-    shared = [p for p in _mask_places(cases, other) if p in set(places)] if other is not None else []
+    shared = sorted({*places} & {*_mask_places(cases, other)}) if other is not None else []
     if other is not None and shared:
         others = evaluate_overlap(_pairs(cases, other, shared), cases.groups[shared], classes, repeats=1, seed=seed)
         keep = np.isin(places, shared)
@@ -159,24 +159,23 @@ def _mask_places(cases: Cases, predictions: Predictions) -> list[int]:
 def _pairs(cases: Cases, predictions: Predictions, places: list[int]) -> Iterator[tuple[NDArray, NDArray]]:
     for place in places:
         predicted = predictions.mask(int(cases.index[place]))
-        if predicted is None:
-            predicted = np.zeros((1, 1), dtype=np.uint8)
+        assert predicted is not None  # `_mask_places` looked for it
         path = cases.items[place].get("mask")
-        yield predicted, read_mask(path) if path else np.zeros(predicted.shape, dtype=np.uint8)
+        yield predicted, read_mask(path) if path else np.zeros_like(predicted)
 
 
 def _classes(cases: Cases, predictions: Predictions, places: list[int]) -> tuple[dict[str, int] | None, str]:
     """Return the values of the classes of the masks, and remarks on them.
 
-    With one class, all that is not background counts; with several classes too, if the drawn masks have other values.
+    With one class, all that is not background counts; with several classes too, if the drawn masks have other values,
+    or classes share a value.
     """
-    values = predictions.facts.get("mask_values")
-    if not isinstance(values, dict) or len(values) < 2:
+    classes: dict[str, int] = predictions.facts.get("mask_values") or {}
+    if len(classes) < 2 and IGNORE not in classes.values():
         return None, ""
-    classes = {str(name): int(value) for name, value in values.items()}
     paths = [cases.items[p]["mask"] for p in places if cases.items[p].get("mask")]
     drawn = {int(v) for path in paths for v in np.unique(read_mask(path))} - {0, IGNORE}
-    if drawn <= set(classes.values()):
+    if drawn <= set(classes.values()) and len(set(classes.values())) == len(classes):
         return classes, ""
     return None, (
         f"The list's masks hold values {sorted(drawn)}, the predicted classes are {classes}: classes cannot be told "

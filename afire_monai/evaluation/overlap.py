@@ -43,7 +43,7 @@ def evaluate_overlap(
     repeats: int = 2000,
     seed: int = 0,
 ) -> dict[str, OverlapResult]:
-    """Judge predicted masks against drawn ones, pixels of `IGNORE` in these left out.
+    """Judge predicted masks against drawn ones, pixels of `IGNORE` in these left out unless it is a class.
 
     Args:
         pairs: predicted mask and drawn mask of each image, (H, W) label values; a predicted mask of another size is
@@ -61,9 +61,10 @@ def evaluate_overlap(
     rows: list[list[tuple[float, float, bool, bool]]] = []
     for predicted, drawn in pairs:
         predicted, drawn = _same_size(np.asarray(predicted), np.asarray(drawn))
+        counted = (drawn != IGNORE) | (IGNORE in (classes or {}).values())
         row = []
         for name in names:
-            a, b = (_of_class(mask, (classes or {}).get(name)) & (drawn != IGNORE) for mask in (predicted, drawn))
+            a, b = (_of_class(mask, (classes or {}).get(name)) & counted for mask in (predicted, drawn))
             row.append((float(dice(a, b)), hausdorff95(a, b), bool(a.any()), bool(b.any())))
         rows.append(row)
     if len(rows) != len(groups):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,12 +47,13 @@ def read_facts(path: Path) -> dict[str, Any]:
         check_names(facts["labels"])
     except AfireError as error:
         raise AfireError(f"{path}: {error}. {AGAIN}") from error
-    for key, each in (("thresholds", "label"), ("mask_values", "class")):
+    for key, kinds, most, expected in (
+        ("thresholds", (int, float), 1, "number from 0 to 1 for each label"),
+        ("mask_values", (int,), 255, "whole number from 0 to 255 for each class"),
+    ):
         given = facts.get(key) or {}
-        if not isinstance(given, dict) or not all(
-            isinstance(v, int | float) and math.isfinite(v) for v in given.values()
-        ):
-            raise AfireError(f"{path}: {key!r} must give a number for each {each}, got {given!r}. {AGAIN}")
+        if not isinstance(given, dict) or not all(type(v) in kinds and 0 <= v <= most for v in given.values()):
+            raise AfireError(f"{path}: {key!r} must give a {expected}, got {given!r}. {AGAIN}")
     if not isinstance(facts.get("model") or {}, dict):
         raise AfireError(f"{path}: 'model' must be an object that describes the model, got {facts['model']!r}. {AGAIN}")
     return facts
@@ -324,8 +324,8 @@ class Predictions:
             raise
         except (OSError, SyntaxError, ValueError, MemoryError, Image.DecompressionBombError) as error:
             raise AfireError(f"{path}: cannot be read ({error}). {AGAIN}") from error
-        if pixels.ndim != 2:
-            raise AfireError(f"{path}: shape {pixels.shape}; one grey channel is expected. {AGAIN}")
+        if picture.mode not in ("L", "I", "I;16"):  # indices of a palette are no grey values
+            raise AfireError(f"{path}: a picture of mode {picture.mode}; grey of 8 or 16 bits is expected. {AGAIN}")
         return pixels
 
 

@@ -174,10 +174,19 @@ def test_a_box_that_cannot_be_is_refused_with_its_place(small):
 def test_classes_of_masks_are_judged_each_where_the_list_tells_them_apart(small):
     folder = small.predictions(mask_values={"lung": 255, "heart": 100})
     assert set(judged(small, folder)["masks"]["classes"]) == {"lung", "heart"}
+    alone = small.predictions("alone", mask_values={"lung": 255, "heart": 255})
+    assert "classes cannot be told apart" in judged(small, alone)["masks"]["note"]
     other = small.predictions("other", mask_values={"lung": 1, "heart": 2})
     masks = judged(small, other)["masks"]
     assert set(masks["classes"]) == {"foreground"}
     assert "values [255]" in masks["note"]
+
+
+def test_a_single_class_with_the_value_to_ignore_is_judged(small):
+    for path in small.path.parent.glob("mask*.png"):
+        Image.fromarray(np.eye(50, dtype=np.uint8)[:40] * 127).save(path)
+    row = judged(small, small.predictions(mask_values={"heart": 127}))["masks"]["classes"]["heart"]
+    assert row["positives"] == row["missed"] == row["cases"]
 
 
 def test_folders_of_the_machine_stay_out_of_the_results(small):

@@ -56,6 +56,15 @@ def test_pixels_to_ignore_count_in_neither_mask():
     assert evaluate_overlap([(predicted, drawn)], np.arange(1), {"lung": 255})["lung"].dice.value == 1
 
 
+def test_a_class_with_the_value_to_ignore_is_judged():
+    drawn = square(2, 2, 4, value=127) + square(10, 10, 4, value=255)
+    result = evaluate_overlap([(square(2, 4, 4, value=127), drawn)], np.arange(1), {"heart": 127, "lung": 255})
+    assert {name: (row.dice.value, row.positives) for name, row in result.items()} == {
+        "heart": (0.5, 1),
+        "lung": (0, 1),
+    }
+
+
 def test_classes_are_judged_each_for_itself():
     drawn = square(0, 0, 4, value=1) + square(10, 10, 4, value=2)
     predicted = square(0, 0, 4, value=1) + square(12, 10, 4, value=2)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from afire_monai.core.errors import AfireError
 from afire_monai.predictions.format import Predictions, PredictionsWriter, load_predictions, save_predictions
@@ -120,7 +121,9 @@ def test_a_damaged_table_is_refused_with_file_and_column(tmp_path, table, messag
         ({"format": "other"}, "format 'other'"),
         ({"count": "two"}, "'count'"),
         ({"thresholds": {"A": "x"}}, "'thresholds' must give a number"),
-        ({"mask_values": {"lung": None, "heart": 2}}, "'mask_values' must give a number for each class"),
+        ({"thresholds": {"A": 50}}, "'thresholds' must give a number from 0 to 1 for each label"),
+        ({"mask_values": {"lung": None, "heart": 2}}, "'mask_values' must give a whole number from 0 to 255"),
+        ({"mask_values": {"lung": 1.5, "heart": 2}}, "'mask_values' must give a whole number from 0 to 255"),
         ({"labels": ["A", 3]}, r"predictions.json: label names must be different"),
     ],
 )
@@ -142,6 +145,16 @@ def test_a_damaged_heatmap_is_refused_when_it_is_read(tmp_path):
     assert loaded.heatmap(3) is not None
     with pytest.raises(AfireError, match=r"00000\.png: cannot be read"):
         loaded.heatmap(0)
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "LA", "RGB"])
+def test_a_picture_that_is_not_grey_is_refused(tmp_path, mode):
+    save_predictions(two(), tmp_path, heatmaps=[np.zeros((2, 2))] * 2, masks=[np.ones((2, 2))] * 2)
+    loaded = load_predictions(tmp_path)
+    for kind, read in (("heatmaps", loaded.heatmap), ("masks", loaded.mask)):
+        Image.new("L", (2, 2)).convert(mode).save(tmp_path / kind / "00000.png")
+        with pytest.raises(AfireError, match=f"00000\\.png: a picture of mode {mode}; grey of 8 or 16 bits"):
+            read(0)
 
 
 def test_a_heatmap_of_a_size_that_no_radiograph_has_is_refused_undecoded(tmp_path, monkeypatch):
