@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,8 @@ Item = dict[str, Any]
 Unmentioned = Literal["negative", "missing"]
 RANDOM_FRACTIONS = (0.7, 0.1, 0.2)
 """Shares of training, validation and test for data sets without official test images."""
+OUTLINES = ("heart", "left lung", "right lung", "left clavicle", "right clavicle")
+"""Folders in which SCR has its outlines as pictures that are named as the radiographs are."""
 
 
 @dataclass
@@ -137,22 +139,29 @@ def optional_file(folder: Path, *patterns: str) -> Path | None:
         return None
 
 
-class Files(dict[str, Path]):
+class Files(Mapping[str, Path]):
     """Files by name; a name that two different files have cannot be asked for."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self._paths: dict[str, Path] = {}
         self._clashes: dict[str, Path] = {}
 
     def add(self, name: str, path: Path) -> None:
         """Add a file; links to a file that is there already are the same file."""
-        if name not in self:
-            self[name] = path
-        elif os.path.realpath(path) != os.path.realpath(super().__getitem__(name)):
+        if os.path.realpath(path) != os.path.realpath(self._paths.setdefault(name, path)):
             self._clashes[name] = path
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._paths
+
     def __getitem__(self, name: str) -> Path:
-        path = super().__getitem__(name)
+        path = self._paths[name]
         if name in self._clashes:
             raise DataListError(f"{path} and {self._clashes[name]} could both be {name!r}. Keep one, or move one away")
         return path
@@ -169,7 +178,7 @@ def find_files(
 
     Args:
         folder: folder to search with its sub-folders, but without hidden ones and, unless ``masks``, without those
-            with "mask" in their name.
+            with "mask" in their name, and `OUTLINES`.
         suffixes: in lower case, with dot.
         published: folders, in it or one level below, in which the images were published; if any of them exists, only
             these are searched.
@@ -194,8 +203,9 @@ def find_files(
             continue
         seen.add(real)
         folders[:] = sorted(
-            n for n in folders if n[0] != "." and n != "__MACOSX" and (masks or "mask" not in n.lower())
-        )
+            n for n in folders
+            if n[0] != "." and n != "__MACOSX" and (masks or ("mask" not in n.lower() and n.lower() not in OUTLINES))
+        )  # fmt: skip
         for name in sorted(names):
             if name.lower().endswith(endings) and not name.startswith("."):
                 found.add(name, Path(where, name))

@@ -11,7 +11,8 @@ from afire_monai.core.errors import DataListError
 from afire_monai.datalists.cells import facts_of
 from afire_monai.datalists.file import DataList, StrPath
 from afire_monai.datalists.public.common import RANDOM_FRACTIONS, Files, Gathered, find_files, finish, optional_file
-from afire_monai.datalists.public.masks import output_folder, picture_size, union_of_pictures, write_mask
+from afire_monai.datalists.public.masks import output_folder, union_of_pictures, write_mask
+from afire_monai.radiographs.decode import picture_size
 
 LABELS = ("Normal", "Nodule")
 SIDE = 2048
@@ -46,7 +47,7 @@ def datalist_from_jsrt(
     root = Path(folder)
     target = output_folder(masks, out)
     files = Files()
-    for path in _pictures(root).values():
+    for path in _pictures(root, target):
         files.add(path.stem.upper(), path)
     nodules, people = _clinical(root)
     outlines = _outlines(root)
@@ -64,10 +65,10 @@ def datalist_from_jsrt(
     return finish("jsrt", gathered, root, out)
 
 
-def _pictures(root: Path) -> dict[str, Path]:
-    found = find_files(root, (".png", ".jpg", ".jpeg", ".img"))
-    named = {name: path for name, path in found.items() if re.match(r"JPC[LN]N\d{3}\.", name, re.IGNORECASE)}
-    pictures = {n: p for n, p in named.items() if p.suffix.lower() != ".img" and p.parent.name.lower() not in LUNGS}
+def _pictures(root: Path, target: Path | None) -> list[Path]:
+    found = find_files(root, (".png", ".jpg", ".jpeg", ".img"), without=target)
+    named = [found[name] for name in found if re.match(r"JPC[LN]N\d{3}\.", name, re.IGNORECASE)]
+    pictures = [path for path in named if path.suffix.lower() != ".img"]
     if named and not pictures:
         raise DataListError(
             f"{root}: only .IMG films are in it, which have no header. Convert them to 16-bit PNG (2048 x 2048 pixels, "
@@ -111,9 +112,9 @@ def _outlines(root: Path) -> dict[str, list[Path]]:
     return outlines
 
 
-def _box(nodule: tuple[float, float, float], size: tuple[int, int]) -> list[Any]:
+def _box(nodule: tuple[float, float, float], shape: tuple[int, int]) -> list[Any]:
     x, y, diameter = nodule
-    across, down = size[0] / SIDE, size[1] / SIDE
+    down, across = shape[0] / SIDE, shape[1] / SIDE
     side = diameter / PIXEL
     left, top = max(x - side / 2, 0), max(y - side / 2, 0)
     right, bottom = min(x + side / 2, SIDE), min(y + side / 2, SIDE)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from afire_monai.core.errors import DataListError
 from afire_monai.datalists.file import StrPath
+from afire_monai.radiographs.masks import read_mask
 from afire_monai.radiographs.raster import write_png
 
 
@@ -33,25 +33,10 @@ def write_picture(pixels: NDArray[np.uint8], path: Path) -> str:
     return str(path)
 
 
-def union_of_pictures(paths: Sequence[Path], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Union (H, W) of mask pictures that are not black, brought to a size (width, height) by nearest neighbours.
+def union_of_pictures(paths: Sequence[Path], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Union (H, W) of mask pictures that are not black, brought to a shape by nearest neighbours.
 
-    Raises DataListError if a file is not a picture.
+    Raises RadiographError if a file is not a mask.
     """
-    mask = np.zeros((size[1], size[0]), dtype=bool)
-    for path in paths:
-        try:
-            with Image.open(path) as picture:
-                mask |= np.asarray(picture.convert("L").resize(size, Image.Resampling.NEAREST)) > 0
-        except OSError as error:
-            raise DataListError(f"{path}: not a readable mask picture ({error}). Fetch it again") from error
-    return mask
-
-
-def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height of a picture; DataListError: it is none."""
-    try:
-        with Image.open(path) as picture:
-            return picture.size
-    except OSError as error:
-        raise DataListError(f"{path}: not a readable picture ({error}). Fetch it again") from error
+    masks = (Image.fromarray(read_mask(path) > 0).resize(shape[::-1], Image.Resampling.NEAREST) for path in paths)
+    return np.logical_or.reduce([np.asarray(mask) for mask in masks])

@@ -11,6 +11,7 @@ from afire_monai.datalists.cells import facts_of, parse_numbers
 from afire_monai.datalists.csv_table import Row, one_row_each, read_table
 from afire_monai.datalists.file import DEFAULT_NORMAL, DataList, StrPath
 from afire_monai.datalists.public.common import Gathered, find_files, finish, first_file, optional_file, read_names
+from afire_monai.radiographs.decode import picture_size
 
 FINDINGS = (
     "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
@@ -94,8 +95,5 @@ def _boxes(path: Path | None) -> dict[str, list[list[Any]]]:
 
 
 def _scaled(boxes: list[list[Any]], image: Path) -> list[list[Any]]:
-    from PIL import Image
-
-    with Image.open(image) as picture:
-        across, down = picture.width / ORIGINAL_SIDE, picture.height / ORIGINAL_SIDE
+    down, across = (length / ORIGINAL_SIDE for length in picture_size(image))
     return [[x * across, y * down, width * across, height * down, name] for x, y, width, height, name in boxes]

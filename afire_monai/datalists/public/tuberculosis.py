@@ -10,7 +10,8 @@ from afire_monai.core.errors import DataListError
 from afire_monai.datalists.cells import facts_of
 from afire_monai.datalists.file import DataList, StrPath
 from afire_monai.datalists.public.common import RANDOM_FRACTIONS, Gathered, find_files, finish
-from afire_monai.datalists.public.masks import output_folder, picture_size, union_of_pictures, write_mask
+from afire_monai.datalists.public.masks import output_folder, union_of_pictures, write_mask
+from afire_monai.radiographs.decode import picture_size
 
 LABELS = ("Normal", "Tuberculosis")
 SEX = re.compile(r"\b(female|male|f|m)\b", re.IGNORECASE)
@@ -29,16 +30,17 @@ def datalist_from_shenzhen(
         folder: folder that holds CXR_png, ClinicalReadings and perhaps mask.
     """
     root = Path(folder)
+    folders = [path for path in sorted(root.rglob("*")) if path.is_dir() and path.name.lower() in ("mask", "masks")]
     masks = {
         name.removesuffix(".png").removesuffix("_mask"): path
-        for name, path in find_files(root, (".png",), masks=True).items()
-        if path.parent.name.lower() in ("mask", "masks")
+        for folder in folders
+        for name, path in find_files(folder, (".png",), masks=True).items()
     }
 
     def mask_of(path: Path) -> str | None:
         return str(masks[path.stem].absolute()) if path.stem in masks else None
 
-    return _build("shenzhen", r"CHNCXR_(\d+)_([01])\.png", root, out, fractions, seed, mask_of)
+    return _build("shenzhen", r"CHNCXR_(\d+)_([01])\.png", root, out, None, fractions, seed, mask_of)
 
 
 def datalist_from_montgomery(
@@ -67,7 +69,7 @@ def datalist_from_montgomery(
             return None
         return write_mask(union_of_pictures(lungs, picture_size(path)), target / path.name)
 
-    return _build("montgomery", r"MCUCXR_(\d+)_([01])\.png", root, out, fractions, seed, mask_of)
+    return _build("montgomery", r"MCUCXR_(\d+)_([01])\.png", root, out, target, fractions, seed, mask_of)
 
 
 def _build(
@@ -75,16 +77,16 @@ def _build(
     pattern: str,
     root: Path,
     out: StrPath | None,
+    target: Path | None,
     fractions: Sequence[float],
     seed: int,
     mask_of: Callable[[Path], str | None],
 ) -> DataList:
     gathered = Gathered(list(LABELS))
     place = root / "CXR_png"
-    for file_name, path in sorted(find_files(place if place.is_dir() else root, (".png",)).items()):
-        match = re.fullmatch(pattern, file_name)
-        if match is None or path.parent.name.lower() in ("mask", "masks", "leftmask", "rightmask"):
-            continue
+    files = find_files(place if place.is_dir() else root, (".png",), without=target)
+    for match in filter(None, (re.fullmatch(pattern, name) for name in sorted(files))):
+        path = files[match[0]]
         facts = _reading(root / "ClinicalReadings" / f"{path.stem}.txt")
         gathered.add("training", path, match[1], [int(match[2] == n) for n in "01"], mask=mask_of(path), **facts)
     if not gathered.sections["training"]:

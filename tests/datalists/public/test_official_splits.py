@@ -10,7 +10,7 @@ from PIL import Image
 from published import dicom, groups, items, labels_of, picture, write
 
 from afire_monai.cli.main import run
-from afire_monai.core.errors import DataListError
+from afire_monai.core.errors import DataListError, RadiographError
 from afire_monai.datalists.file import load_datalist, training_items
 from afire_monai.datalists.public import (
     datalist_from_chexpert,
@@ -77,6 +77,13 @@ def test_nih_labels_facts_and_boxes_of_reduced_pictures(nih: Path) -> None:
     assert labels_of(datalist, items(datalist)["00000003_001"])["Normal"] == 1
     assert datalist["labels"][0] == "Normal"
     assert len(datalist["labels"]) == 15
+
+
+def test_nih_picture_with_boxes_that_is_broken_is_named(nih: Path) -> None:
+    for path in nih.rglob("*.png"):
+        path.write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
+    with pytest.raises(RadiographError, match=r"\.png: broken or truncated"):
+        datalist_from_nih(nih)
 
 
 def test_nih_lists_that_share_a_patient_are_refused_unless_official(nih: Path) -> None:

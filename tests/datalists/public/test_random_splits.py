@@ -155,6 +155,18 @@ def test_jsrt_lungs_are_joined_at_the_size_of_the_picture(tmp_path: Path) -> Non
     assert "mask" not in by_name["JPCLN002"]
 
 
+def test_jsrt_takes_no_outline_or_own_mask_for_a_picture_and_no_picture_twice(tmp_path: Path) -> None:
+    root = jsrt(tmp_path / "j")
+    for part in ("heart", "left lung"):
+        picture(root / part / "JPCLN001.png")
+    for _ in range(2):
+        by_name = items(datalist_from_jsrt(root, masks=root / "drawn"))
+        assert by_name["JPCLN001"]["image"] == str(root / "images" / "JPCLN001.png")
+    picture(root / "small" / "JPCLN001.png")
+    with pytest.raises(DataListError, match=r"could both be 'JPCLN001\.png'. Keep one"):
+        datalist_from_jsrt(root, masks=root / "drawn")
+
+
 def test_jsrt_with_films_only_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "JPCLN001.IMG").write_bytes(b"\0" * 8)
     with pytest.raises(DataListError, match="Convert them to 16-bit PNG"):
