@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 ITEM_KEYS = ("image", "label", "group", "mask", "boxes", "sex", "age", "view", "source", "manufacturer_model")
 _KNOWN_KEYS = frozenset(ITEM_KEYS)
-MASK_KINDS = frozenset(("mask not readable", "colour mask", "lossy mask", "multi-frame mask", "mask of another size"))
 TOP_KEYS = ("name", "labels", "meta", "training", "validation", "test")
 
 
@@ -253,8 +252,7 @@ def write_without(opened: OpenedDataList, report: CheckReport, path: StrPath, re
         A description of the omissions.
     """
     bad = {refused.path for refused in report.refused} | set(report.blank)
-    bad_masks = {p.where for p in opened.report.problems
-                 if p.kind in MASK_KINDS or (p.kind == "missing file" and p.where.endswith(".mask"))}  # fmt: skip
+    errors = {problem.where for problem in opened.report.problems if problem.severity == "error"}
     datalist = dict(opened.datalist)
     seen: set[str] = set()
     images = masks = 0
@@ -266,7 +264,7 @@ def write_without(opened: OpenedDataList, report: CheckReport, path: StrPath, re
                 images += 1
                 continue
             seen.add(name)
-            if f"{section}[{place}].mask" in bad_masks:
+            if f"{section}[{place}].mask" in errors:
                 masks += 1
                 item = {key: value for key, value in item.items() if key != "mask"}
             kept.append(item)

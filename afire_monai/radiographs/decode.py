@@ -82,7 +82,7 @@ def checked_options(options: object, where: str = "reader") -> dict[str, Any]:
         RadiographError: for another name or value.
     """
     rules: dict[str, tuple[Callable[[Any], bool], str]] = {
-        "modalities": (lambda v: v is None or modality_names(v) is not None, "names such as CR,DX, or null for any"),
+        "modalities": (lambda v: v is None or all(modality_names(v) or [""]), "names such as CR,DX, or null for any"),
         "window_index": (lambda v: type(v) is int and v >= 0, "0, 1, …"),
         "png16_max": (
             lambda v: v in ("dtype", "image") or (type(v) is int and 0 < v < 65536),

@@ -159,10 +159,10 @@ def _check_image(path: Path, dataset: Any) -> None:
     if frames > 1:
         raise refusal(path, "multi-frame", f"it holds {frames} frames; one radiograph a file is read. Split it first")
     photometric = str(dataset.get("PhotometricInterpretation") or "absent").strip().upper()
-    if photometric not in ("MONOCHROME1", "MONOCHROME2") or integer(dataset, "SamplesPerPixel", 1) != 1:
-        raise refusal(
-            path, "colour image", f"photometric interpretation {photometric}; MONOCHROME1 or MONOCHROME2 is read"
-        )
+    samples = integer(dataset, "SamplesPerPixel", 1)
+    if photometric not in ("MONOCHROME1", "MONOCHROME2") or samples != 1:
+        seen = f"photometric interpretation {photometric} with {samples} samples a pixel"
+        raise refusal(path, "colour image", f"{seen}; MONOCHROME1 or MONOCHROME2 with one is read")
     check_size(path, integer(dataset, "Rows", 0), integer(dataset, "Columns", 0))
 
 

@@ -213,8 +213,7 @@ def _date(text: str) -> str:
 
 def _age(dataset: Any, when: str) -> float:
     """Years from PatientAge, else from the birth date on the day of the picture; -1 where neither is known."""
-    stated = parse_age(_text(dataset, "PatientAge"))
-    if stated is not None and _text(dataset, "PatientAge"):
+    if (stated := parse_age(_text(dataset, "PatientAge"))) is not None:
         return stated
     birth = _date(_text(dataset, "PatientBirthDate"))
     if not birth or not when:

@@ -186,13 +186,13 @@ def test_check_writes_a_list_without_what_cannot_be_used(tmp_path: Path, capsys:
         noise(tmp_path / f"{i}.png", i)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
     Image.fromarray(np.zeros((8, 6), np.uint8)).save(tmp_path / "black.png")
+    Image.new("1", (20_001, 1)).save(tmp_path / "large.png")
     names = ["0", "1", "broken", "black", "2", "2", "3", "4"]
-    items = [
-        {"image": f"{name}.png", "mask": "broken.png"} if name == "1" else {"image": f"{name}.png"} for name in names
-    ]
+    masks = {"0": {"mask": "large.png"}, "1": {"mask": "broken.png"}}
+    items = [{"image": f"{name}.png", **masks.get(name, {})} for name in names]
     (tmp_path / "l.json").write_text(json.dumps({"training": items}))
     assert run(["check", str(tmp_path / "l.json"), "--quiet", "--write", str(tmp_path / "good.json")]) == 1
-    assert "without 3 images and 1 masks" in capsys.readouterr().out
+    assert "without 3 images and 2 masks" in capsys.readouterr().out
     kept = load_datalist(tmp_path / "good.json")["training"]
     assert [Path(item["image"]).stem for item in kept] == ["0", "1", "2", "3", "4"]
     assert not any("mask" in item for item in kept)

@@ -250,6 +250,15 @@ def test_other_modality_is_read_when_asked_for(tmp_path: Path) -> None:
         np.testing.assert_allclose(read_picture(path, modalities).pixels, RAMP / 4032, atol=1e-6)
 
 
+def test_colour_in_three_grey_samples_is_said(tmp_path: Path) -> None:
+    values = np.repeat(RAMP[..., None], 3, axis=2).tobytes()
+    path = save(make(SamplesPerPixel=3, PlanarConfiguration=0, PixelData=values), tmp_path / "a.dcm")
+    with pytest.raises(
+        RadiographError, match="MONOCHROME2 with 3 samples a pixel; MONOCHROME1 or MONOCHROME2 with one"
+    ):
+        read_picture(path)
+
+
 def test_missing_codec_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = make()
     dataset.compress(RLELossless)

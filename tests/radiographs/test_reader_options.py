@@ -13,6 +13,7 @@ from PIL import Image
 
 from afire_monai.core.errors import RadiographError
 from afire_monai.radiographs import reader as reader_module
+from afire_monai.radiographs.decode import checked_options
 from afire_monai.radiographs.picture import Picture
 from afire_monai.radiographs.reader import RadiographReader
 
@@ -107,3 +108,10 @@ def test_defaults_and_suffixes() -> None:
     assert reader.verify_suffix(["a.PNG", "b.dcm"]) is True
     assert reader.verify_suffix(["a.png", "b.txt"]) is False
     assert reader.verify_suffix("b.txt") is False
+
+
+@pytest.mark.parametrize("modalities", ["", [], ["CR", ""], 3])
+def test_modalities_without_a_name_are_refused(modalities: Any) -> None:
+    with pytest.raises(RadiographError, match=r"modalities is .*; names such as CR,DX, or null for any is expected"):
+        checked_options({"modalities": modalities})
+    assert checked_options({"modalities": "cr"}) == {"modalities": "cr"}
