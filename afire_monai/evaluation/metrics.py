@@ -94,7 +94,7 @@ def evaluate_labels(
     labels = [_label_result(targets[:, c], scores[:, c], name, levels[c]) for c, name in enumerate(names)]
     for c, label in enumerate(labels):
         if not label.status:
-            label.figures.update({f: percentile_interval(draws[f][c], several) for f in figures})
+            label.figures.update(_intervals(draws, c, groups, targets + scores))
     counted = [
         c for c, label in enumerate(labels) if not label.status and (macro_over is None or label.name in macro_over)
     ]
@@ -143,12 +143,19 @@ def compare_labels(
     several = len(np.unique(groups)) > 1
     judged = [c for c in range(len(names)) if {0.0, 1.0} <= set(both[:, c])]
     counted = [c for c in judged if macro_over is None or names[c] in macro_over]
-    labels = {names[c]: {f: percentile_interval(first[f][c] - second[f][c], several) for f in figures} for c in judged}
+    differences = {f: first[f] - second[f] for f in figures}
+    labels = {names[c]: _intervals(differences, c, groups, both) for c in judged}
     macro = {
         f: percentile_interval(macro_mean(first[f], counted) - macro_mean(second[f], counted), several) for f in figures
     }
     cases = int((~np.isnan(both)).any(1).sum())
     return Comparison(labels, macro if counted else {}, tuple(names[c] for c in counted), cases)
+
+
+def _intervals(draws: Mapping[str, Floats], label: int, groups: NDArray, known: Floats) -> dict[str, Interval]:
+    """Return the intervals of a label's figures; cases that are NaN in ``known`` (n, C) do not count."""
+    several = len(np.unique(groups[~np.isnan(known[:, label])])) > 1
+    return {figure: percentile_interval(values[label], several) for figure, values in draws.items()}
 
 
 def _label_result(targets: Floats, scores: Floats, name: str, threshold: float) -> LabelResult:
@@ -253,7 +260,7 @@ def _of_kind(
                 int(counts[name][0, c]),
                 int(counts[name][1, c]),
                 "" if enough[name][c] else f"too small: fewer than {SMALLEST} of a class",
-                {f: percentile_interval(draws[f][c], patients > 1) for f in GROUP_FIGURES} if enough[name][c] else {},
+                _intervals(draws, c, groups[row], targets[row] + scores[row]) if enough[name][c] else {},
             )
             for c, label in enumerate(names)
         }

@@ -219,3 +219,16 @@ def test_what_does_not_fit_is_refused(change, message):
     given = {"targets": np.array([[1.0], [0]]), "scores": np.array([[0.5], [0.1]]), "groups": np.arange(2)}
     with pytest.raises(AfireError, match=message):
         evaluate_labels(**{**given, "names": ["a"], **change})
+
+
+def test_a_label_that_is_known_of_one_patient_only_has_no_interval():
+    targets = np.array([[0, 1], [1, 0], [0, NAN], [1, NAN]])
+    scores = np.array([[0.1, 0.9], [0.8, 0.2], [0.7, 0.5], [0.6, 0.5]])
+    groups = np.array([0, 0, 1, 1])
+    both, alone = (label.figures["auroc"] for label in evaluate_labels(targets, scores, groups, ["a", "b"]).labels)
+    assert np.isfinite(both).all()
+    assert alone.value == 1
+    assert np.isnan(alone[1:]).all()
+    compared = compare_labels(targets, scores, 1 - scores, groups, ["a", "b"]).labels["b"]["auroc"]
+    assert compared.value == 1
+    assert np.isnan(compared[1:]).all()
