@@ -334,6 +334,17 @@ def test_listing_finds_radiographs_by_suffix_or_dicom_content_and_sorts_them(tmp
     assert list_images(tmp_path) == sorted(wanted)
 
 
+@pytest.mark.parametrize("files", [("run.json", "index.csv"), ("predictions.json", "predictions.csv")])
+def test_listing_leaves_out_pictures_of_predictions(tmp_path: Path, files: tuple[str, str]) -> None:
+    (tmp_path / "out" / "heatmaps").mkdir(parents=True)
+    for name in ("a.png", "out/heatmaps/00000.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "out" / files[0]).touch()
+    assert len(list_images(tmp_path)) == 2
+    (tmp_path / "out" / files[1]).touch()
+    assert list_images(tmp_path) == [tmp_path / "a.png"]
+
+
 def test_listing_of_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RadiographError, match="no such folder"):
         list_images(tmp_path / "nowhere")
