@@ -72,8 +72,8 @@ def load_datalist(
         raise
     except (TypeError, ValueError, OverflowError) as error:
         raise DataListError(
-            f"{path}: a label in {section} is neither a number nor null ({error}); `afire check` names the "
-            "item. Correct it, or build the list again"
+            f"{path}: a label in {section} is neither a number nor null; `afire check` names the item. Correct it, or "
+            "build the list again"
         ) from error
 
 
@@ -91,7 +91,7 @@ def _alike(items: list[dict[str, Any]], labels: list[str]) -> list[dict[str, Any
     def complete(item: dict[str, Any]) -> dict[str, Any]:
         known = {key: empty[key] if item.get(key) is None else item[key] for key in keys} | {"group": patient_of(item)}
         if "label" in known:
-            known["label"] = [math.nan if value is None else float(value) for value in known["label"]]
+            known["label"] = [math.nan if value is None else value + 0.0 for value in known["label"]]
         return known
 
     return [complete(item) for item in items]

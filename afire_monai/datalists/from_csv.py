@@ -162,6 +162,11 @@ class _Manifest:
             for column in filter(None, (self.image_column, self.mask_column)):
                 if _cell(row, column):
                     row[column] = _spelled(row[column], self.base)
+            if re.fullmatch(r"\d[.,]\d+E\+\d\d", _cell(row, self.group_column)):
+                raise DataListError(
+                    f"{row.where(self.group_column or '')}: a spreadsheet has shortened a long number to one such as "
+                    "1.23E+12, which several patients may share. Format the column as text, and save the table again"
+                )
         here = [row for row in rows if _cell(row, self.image_column)]
         single = list(one_row_each(here, self.image_column, used).values())
         self.repeated = len(here) - len(single)

@@ -521,7 +521,7 @@ def test_hash_is_that_of_canonical_json_in_one_piece(count):
     assert datalist_hash({}) == hashlib.sha256(b"{}").hexdigest()
 
 
-@pytest.mark.parametrize("value", ["x", [1], {}, "\ud800"])
+@pytest.mark.parametrize("value", ["x", "1", [1], {}, "\ud800"])
 def test_a_label_that_is_no_number_is_refused_when_a_section_is_read(tmp_path: Path, value: Any) -> None:
     picture(tmp_path / "a.png")
     items = [{"image": "a.png", "group": "p", "label": [value]}]

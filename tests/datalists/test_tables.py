@@ -176,6 +176,13 @@ def test_sexes_in_spanish_are_not_taken_for_english(tmp_path: Path) -> None:
     assert [item["sex"] for item in datalist["training"]] == ["F", "M"]
 
 
+def test_patients_that_a_spreadsheet_has_shortened_are_refused(tmp_path: Path) -> None:
+    for number in ("1.23457E+12", "1,2E+12"):
+        with pytest.raises(DataListError, match=r"line 2, column 'group': a spreadsheet has shortened") as caught:
+            datalist_from_csv(write(tmp_path, f"path;group;labels\na.png;{number};x\n"))
+        assert number not in str(caught.value)
+
+
 def test_label_that_may_be_several_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     datalist_from_csv(write(tmp_path, 'path,group,labels\na.png,1,"Mass, Edema"\nb.png,2,Mass\n'))
     assert "'Mass, Edema' counts as one label" in caplog.text
