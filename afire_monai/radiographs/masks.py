@@ -57,6 +57,8 @@ def read_mask(path: str | PathLike[str]) -> NDArray[np.integer[Any]]:
     ) as error:
         if hasattr(error, "kind"):
             raise
+        if isinstance(error, OSError) and error.errno is not None:
+            raise refusal(path, "mask not readable", f"{error.strerror}. Check the path") from error
         raise refusal(
             path, "mask not readable", f"{', '.join(MASK_FORMATS)} is read, but this is broken or something else "
             f"({type(error).__name__}); make it again as grey PNG"

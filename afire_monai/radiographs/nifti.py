@@ -26,9 +26,9 @@ def read_nifti(path: Path) -> Picture:
     qform and sform code, comes from a writer that knew no orientation:
     its first axis is columns from left to right, its second rows from top to bottom.
 
-    Intensity. 8-bit unsigned values are divided by 255; values that already lie in 0…1 stay; anything else is mapped
-    from minimum…maximum of the image. Raises RadiographError: broken, several slices or channels, complex, NaN or
-    infinite values, too large.
+    Intensity. 8-bit unsigned values that are not rescaled are divided by 255; values that already lie in 0…1 stay;
+    anything else is mapped from minimum…maximum of the image. Raises RadiographError: broken, several slices or
+    channels, complex, NaN or infinite values, too large.
     """
     with _opened(path) as image:
         return _decoded(path, image)
@@ -70,7 +70,8 @@ def _decoded(path: Path, image: Any) -> Picture:
     if not np.isfinite(values).all():
         bad = int((~np.isfinite(values)).sum())
         raise refusal(path, "not finite", f"{bad} values are NaN or infinite. Replace them when the file is written")
-    pixels, intensity = _to_unit_range(values, stored)
+    eight_bits = stored == np.uint8 and (image.dataobj.slope, image.dataobj.inter) == (1, 0)
+    pixels, intensity = _to_unit_range(values, eight_bits)
     known = bool(image.header["qform_code"] or image.header["sform_code"])
     affine = image.affine if known else np.eye(4)  # without a code, the reading library makes up the affine
     return _upright(pixels, intensity, affine, axes, zooms, stored.itemsize * 8)
@@ -96,10 +97,10 @@ def _picture_axes(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:
     return axes[0], axes[1]
 
 
-def _to_unit_range(values: NDArray[np.float64], stored: np.dtype) -> tuple[NDArray[np.float64], str]:
+def _to_unit_range(values: NDArray[np.float64], eight_bits: bool) -> tuple[NDArray[np.float64], str]:
     if values.min() >= 0 and values.max() <= 1:
         return values, "as stored"
-    if stored == np.uint8 and values.min() >= 0 and values.max() <= 255:
+    if eight_bits:
         return values / 255, "/255"
     return stretch(values), "minimum…maximum of the image"
 

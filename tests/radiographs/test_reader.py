@@ -167,6 +167,13 @@ def test_nifti_intensity_rule(tmp_path: Path, values: np.ndarray, expected: list
     np.testing.assert_allclose(read(path)[0][:, 0], expected, atol=1e-6)
 
 
+def test_nifti_of_eight_bits_that_are_rescaled_goes_from_minimum_to_maximum(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(np.array([[0, 100], [50, 200]], dtype=np.uint8), np.eye(4))
+    image.header.set_slope_inter(0.5, 0)
+    nibabel.save(image, tmp_path / "a.nii")
+    np.testing.assert_allclose(read(tmp_path / "a.nii")[0], [[0, 0.25], [0.5, 1]], atol=1e-6)
+
+
 # ---- MONAI
 
 
