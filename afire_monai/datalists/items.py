@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -93,8 +92,8 @@ def fact_problems(entries: Iterable[Entry]) -> Iterator[Problem]:
 
 
 def is_box(box: Any) -> bool:
-    """Whether something is a box: ``[x, y, width, height, name]``, finite numbers and a size above 0."""
+    """Whether something is a box: ``[x, y, width, height, name]``, numbers within ±10⁹ and a size above 0."""
     if not isinstance(box, list) or len(box) != 5 or not isinstance(box[4], str):
         return False
     kinds = all(isinstance(value, int | float) and not isinstance(value, bool) for value in box[:4])
-    return kinds and all(map(math.isfinite, box[:4])) and min(box[2:4]) > 0
+    return kinds and all(-1e9 < value < 1e9 for value in box[:4]) and min(box[2:4]) > 0

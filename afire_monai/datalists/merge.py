@@ -80,7 +80,7 @@ def _relabel(
     item: dict[str, Any], datalist: DataList, own: list[str], labels: list[str], normal: str
 ) -> dict[str, Any]:
     known = item.get("label") or []
-    if not labels or len(known) != len(own):
+    if not labels or not isinstance(known, list) or len(known) != len(own):
         return item
     values, absent = dict(zip(own, known, strict=True)), None
     if not own or is_normal(item, datalist["labels"], normal_label(datalist)):

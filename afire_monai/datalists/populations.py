@@ -32,7 +32,7 @@ def number_populations(items: Sequence[Mapping[str, Any]], facts: Sequence[str])
     """
     if unknown := [fact for fact in facts if fact not in KINDS]:
         raise DataListError(f"{unknown[0]!r} does not tell people apart; {', '.join(KINDS)} do")
-    values = [tuple(KINDS[fact](item) or "" for fact in facts) for item in items]
+    values = [tuple(str(KINDS[fact](item) or "") for fact in facts) for item in items]
     numbers = {value: number for number, value in enumerate(sorted(set(values)))}
     if len(numbers) < 2:
         raise DataListError(

@@ -125,6 +125,12 @@ def test_patient_who_validates_one_list_and_tests_another_is_not_merged(tmp_path
         merge_datalists([tmp_path / "validation.json", tmp_path / "test.json"])
 
 
+@pytest.mark.parametrize("label", ["10", True, 3])
+def test_label_that_is_no_vector_stays_for_the_check_when_lists_are_merged(tmp_path: Path, label: Any) -> None:
+    (tmp_path / "l.json").write_text(json.dumps({"labels": ["A", "B"], "training": [ONE | {"label": label}]}))
+    assert merge_datalists([tmp_path / "l.json"])["training"][0]["label"] == label
+
+
 def test_image_of_two_lists_is_not_merged_twice(tmp_path: Path) -> None:
     for name in "ab":
         save_datalist({"training": [{"image": "/x.png"}, {"image": f"/{name}.png"}]}, tmp_path / f"{name}.json")
