@@ -9,14 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from afire_monai.core.errors import DataListError
-from afire_monai.core.quiet import quiet
+from afire_monai.core.errors import DataListError, RadiographError
 from afire_monai.datalists.cells import facts_of
 from afire_monai.datalists.file import DEFAULT_NORMAL, SECTIONS, DataList, StrPath, save_datalist
 from afire_monai.datalists.patients import patient_of, shared_patients
 from afire_monai.datalists.splits import split_by_group
-from afire_monai.radiographs.decode import is_dicom
-from afire_monai.radiographs.dicom_open import open_dataset
+from afire_monai.radiographs.header import read_header
 
 Item = dict[str, Any]
 Unmentioned = Literal["negative", "missing"]
@@ -243,11 +241,9 @@ def read_names(folder: Path, name: str) -> set[str]:
 
 
 def header_facts(path: Path) -> dict[str, Any]:
-    """Sex, age and view from a DICOM header; nothing else is read from it, and a file that is none gives nothing."""
-    tags = ["PatientSex", "PatientAge", "ViewPosition"]
+    """Sex, age and view from a DICOM header; a file that is none gives nothing."""
     try:
-        with quiet():  # warnings about odd headers quote their values, which can be a patient's
-            header = open_dataset(path, header_only=True, tags=tags) if is_dicom(path) else {}
-    except Exception:  # pydicom raises many types; one strange header must not end the reading of thousands
+        header = read_header(path)
+    except RadiographError:
         return {}
-    return facts_of(*(str(header.get(tag) or "") for tag in tags))
+    return facts_of(header.sex, str(header.age), header.view)

@@ -19,6 +19,7 @@ from afire_monai.datalists.public import (
     datalist_from_nih,
     datalist_from_vindr,
 )
+from afire_monai.datalists.public.common import header_facts
 from afire_monai.datalists.validate import validate_datalist
 
 # ---- NIH
@@ -375,6 +376,13 @@ def test_vindr_labels_are_the_majority_of_readers_with_boxes_of_what_is_present(
     assert set(items(datalist, ["test"])) == {"t", "u"}
     assert datalist["meta"]["skipped"] == {"missing_image": 1}
     assert validate_datalist(tmp_path / "v.json").ok
+
+
+def test_header_with_a_damaged_element_gives_the_others(tmp_path: Path) -> None:
+    path = dicom(tmp_path / "a.dcm")
+    sex = b"\x10\x00\x40\x00"
+    path.write_bytes(path.read_bytes().replace(sex + b"CS", sex + b"CZ"))
+    assert header_facts(path) == {"age": 45, "view": "PA"}
 
 
 def test_headers_give_sex_age_and_view_and_nothing_else(tmp_path: Path) -> None:
