@@ -133,14 +133,12 @@ class CheckReport:
                 lines.append(f"{inverted} were bright = lucent (MONOCHROME1) and are inverted on reading")
         if odd := _counted(keyword for facts in self.readable for keyword in facts.odd):
             lines.append(f"optional DICOM elements that cannot be used and count as absent: {odd}")
-        for kind, files in self.refused_by_kind().items():
-            lines.append(f"refused, {kind}: {len(files)}")
-            lines += [f"  {refused.path}: {refused.detail}" for refused in files[:most]]
+        refused = self.refused_by_kind().items()
+        found = {f"refused, {kind}": [f"{file.path}: {file.detail}" for file in files] for kind, files in refused}
+        found |= {f"readable, but {kind}": paths for kind, paths in self.intensity_problems().items()}
+        for title, files in found.items():
+            lines += [f"{title}: {len(files)}", *(f"  {file}" for file in files[:most])]
             lines += [f"  … and {len(files) - most} more"] if len(files) > most else []
-        for kind, paths in self.intensity_problems().items():
-            lines.append(f"readable, but {kind}: {len(paths)}")
-            lines += [f"  {path}" for path in paths[:most]]
-            lines += [f"  … and {len(paths) - most} more"] if len(paths) > most else []
         if white := self.png16_max:
             lines.append(f"the 16-bit PNG hold at most {white.bit_length()} bits: give --png16-max {white}, "
                          "and keep it in the list with --write")  # fmt: skip
@@ -206,11 +204,10 @@ def _examiner(reader: dict[str, Any]) -> Callable[[str], FileFacts | RefusedFile
         try:
             return _facts(path, read_picture(path, **reader))
         except RadiographError as error:
-            return RefusedFile(path, getattr(error, "kind", "refused"), getattr(error, "detail", str(error)))
+            return RefusedFile(path, error.kind, error.detail)
         except Exception as error:  # one strange file must not end the check of thousands
-            return RefusedFile(
-                path, "unexpected error", f"{type(error).__name__} while reading; please report this file"
-            )
+            detail = f"{type(error).__name__} while reading; please report this file"
+            return RefusedFile(path, "unexpected error", detail)
 
     return examine
 

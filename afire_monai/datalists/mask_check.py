@@ -69,8 +69,7 @@ def _examine(masked: tuple[str, Mapping[str, Any]]) -> Found:
     try:
         mask = read_mask(path)
     except RadiographError as error:
-        kind = getattr(error, "kind", "mask not readable")
-        return where, path, Problem(kind, where, path, getattr(error, "detail", str(error)))
+        return where, path, Problem(error.kind, where, path, error.detail)
     try:
         size = picture_size(item["image"])
     except RadiographError:  # reported where images are read

@@ -50,26 +50,23 @@ def read_picture(
         RadiographError: if the file is missing, empty, not an image, or refused by the decoder of its format.
     """
     path = Path(path)
-    head = _first_bytes(path)
-    if head.startswith(_RASTER):
+    kind = _kind(path)
+    if kind == "raster":
         return read_raster(path, png16_max)
-    if _looks_like_nifti(path, head):
+    if kind == "NIfTI":
         from afire_monai.radiographs.nifti import read_nifti
 
         return read_nifti(path)
-    if looks_like_dicom(head):
+    if kind == "DICOM":
         return read_dicom(path, modalities, window_index)
-    seen = next((name for magic, name in _NAMED_OTHERS.items() if head.startswith(magic)), "something else")
     raise refusal(
-        path, "not a radiograph file", f"PNG, JPEG, NIfTI or DICOM is read, this is {seen}. Convert or remove it"
+        path, "not a radiograph file", f"PNG, JPEG, NIfTI or DICOM is read, this is {kind}. Convert or remove it"
     )
 
 
 def is_dicom(path: str | os.PathLike[str]) -> bool:
     """Whether a file is read as DICOM; RadiographError: missing, unreadable or empty."""
-    path = Path(path)
-    head = _first_bytes(path)
-    return not head.startswith(_RASTER) and not _looks_like_nifti(path, head) and looks_like_dicom(head)
+    return _kind(Path(path)) == "DICOM"
 
 
 def checked_options(options: object, where: str = "reader") -> dict[str, Any]:
@@ -151,12 +148,18 @@ def _first_bytes(path: Path) -> bytes:
     return head
 
 
-def _looks_like_nifti(path: Path, head: bytes) -> bool:
-    if head[:2] == b"\x1f\x8b":  # gzip: of the formats that are read, only NIfTI is packed so
-        return True
-    if head[344:348] in (b"n+1\x00", b"ni1\x00") or head[4:8] in (b"n+2\x00", b"ni2\x00"):
-        return True
-    return path.name.lower().endswith((".nii", ".nii.gz"))
+def _kind(path: Path) -> str:
+    """Return ``raster``, ``NIfTI``, ``DICOM``, or what a file is that is not read."""
+    head = _first_bytes(path)
+    if head.startswith(_RASTER):
+        return "raster"
+    gzipped = head[:2] == b"\x1f\x8b"  # of the formats that are read, only NIfTI is packed so
+    magic = head[344:348] in (b"n+1\x00", b"ni1\x00") or head[4:8] in (b"n+2\x00", b"ni2\x00")
+    if gzipped or magic or path.name.lower().endswith((".nii", ".nii.gz")):
+        return "NIfTI"
+    if looks_like_dicom(head):
+        return "DICOM"
+    return next((name for magic, name in _NAMED_OTHERS.items() if head.startswith(magic)), "something else")
 
 
 def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -165,10 +168,10 @@ def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     Raises RadiographError as `read_picture`.
     """
     path = Path(path)
-    head = _first_bytes(path)
-    if head.startswith(_RASTER):
+    kind = _kind(path)
+    if kind == "raster":
         return raster_size(path)
-    if is_dicom(path):
+    if kind == "DICOM":
         header = open_dataset(path, header_only=True, tags=("Rows", "Columns"))
         return integer(header, "Rows", 0), integer(header, "Columns", 0)
     height, width = read_picture(path, modalities=None).pixels.shape

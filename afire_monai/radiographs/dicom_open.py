@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from afire_monai.core.errors import RadiographError
 from afire_monai.radiographs.picture import refusal
 
 MAX_FILE_BYTES = 1 << 30
@@ -85,9 +86,9 @@ def in_words(path: Path) -> Iterator[None]:
     """Turn errors while a file is read into a refusal that names it."""
     try:
         yield
+    except RadiographError:
+        raise
     except Exception as error:  # pydicom raises many unrelated types on damaged files
-        if hasattr(error, "kind"):  # a refusal of our own
-            raise
         if isinstance(error, OSError) and error.errno is not None:
             reason = error.strerror or type(error).__name__
             raise refusal(path, "not readable", f"{reason}. Check the path and its permissions") from error

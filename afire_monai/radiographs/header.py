@@ -12,7 +12,7 @@ from typing import Any
 
 from afire_monai.core.age_sex import OLDEST, parse_age, parse_sex
 from afire_monai.core.quiet import quiet
-from afire_monai.radiographs.dicom import looks_like_dicom
+from afire_monai.radiographs.dicom import integer, looks_like_dicom
 from afire_monai.radiographs.dicom_open import in_words, open_dataset
 from afire_monai.radiographs.picture import refusal
 
@@ -144,7 +144,7 @@ def header_of(path: Path, dataset: Any) -> Header:
     texts = {name: _text(dataset, keyword) for name, keyword in _TEXTS.items()}
     for name in _CAPITALS:
         texts[name] = texts[name].upper()
-    numbers = {name: _number(dataset, keyword, _DEFAULTS[name]) for name, keyword in _NUMBERS.items()}
+    numbers = {name: integer(dataset, keyword, _DEFAULTS[name]) for name, keyword in _NUMBERS.items()}
     values: dict[str, Any] = {**texts, **numbers}
     if not any(values[name] for name in ("modality", "sop_class", "sop_uid", "rows")):
         raise refusal(path, "not an image", "it has no SOP class, modality or size; a DICOM radiograph has all three")
@@ -181,13 +181,6 @@ def _text(dataset: Any, keyword: str) -> str:
     except Exception:  # pydicom raises many unrelated types on damaged elements
         return ""
     return text.replace("\x00", "").strip()[:_LONGEST]
-
-
-def _number(dataset: Any, keyword: str, default: int) -> int:
-    try:
-        return int(_text(dataset, keyword) or default)
-    except ValueError:
-        return default
 
 
 def _codes(dataset: Any, keyword: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from afire_monai.core.errors import DataListError
+from afire_monai.core.errors import DataListError, RadiographError
 from afire_monai.radiographs.picture import check_size, refusal
 
 MASK_FORMATS = ("PNG", "GIF", "BMP", "JPEG")
@@ -51,12 +51,10 @@ def read_mask(path: str | PathLike[str]) -> NDArray[np.integer[Any]]:
             values = np.array(picture.convert("L") if mode == "1" else picture)
             if mode == "RGB" and (values == values[..., :1]).all():
                 values = values[..., 0]
-    except (
-        *(OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError),
-        *(MemoryError, Image.DecompressionBombError),
-    ) as error:
-        if hasattr(error, "kind"):
-            raise
+    except RadiographError:
+        raise
+    except (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, MemoryError,
+            Image.DecompressionBombError) as error:  # fmt: skip
         if isinstance(error, OSError) and error.errno is not None:
             raise refusal(path, "mask not readable", f"{error.strerror}. Check the path") from error
         raise refusal(

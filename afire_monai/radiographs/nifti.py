@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from afire_monai.core.errors import RadiographError
 from afire_monai.radiographs.picture import Picture, check_size, refusal, stretch
 
 
@@ -43,30 +42,24 @@ def _opened(path: Path) -> Iterator[Any]:
         packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         file: Any = stack.enter_context(gzip.GzipFile(fileobj=raw)) if packed else raw
-        try:
+        with _in_words(path):
             kind = nibabel.Nifti2Image if file.read(4) in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nibabel.Nifti1Image
             file.seek(0)
             image = kind.from_stream(file)
-        except Exception as error:  # nibabel and gzip raise many unrelated types on damaged files
-            raise _broken(path, error) from error
         yield image
 
 
 def _decoded(path: Path, image: Any) -> Picture:
-    try:
+    with _in_words(path):
         shape = tuple(int(n) for n in image.shape)
         stored = np.dtype(image.get_data_dtype())
         zooms = [float(z) for z in image.header.get_zooms()]
-    except Exception as error:  # nibabel and gzip raise many unrelated types on damaged files
-        raise _broken(path, error) from error
     axes = _picture_axes(path, shape)
     if stored.kind not in "iuf":
         raise refusal(path, "colour image", f"values are stored as {stored}; one real number a pixel is read")
     check_size(path, *(shape[a] for a in axes))
-    try:
+    with _in_words(path):
         values = np.asarray(image.dataobj, dtype=np.float64).squeeze().reshape([shape[a] for a in axes])
-    except Exception as error:
-        raise _broken(path, error) from error
     if not np.isfinite(values).all():
         bad = int((~np.isfinite(values)).sum())
         raise refusal(path, "not finite", f"{bad} values are NaN or infinite. Replace them when the file is written")
@@ -77,9 +70,15 @@ def _decoded(path: Path, image: Any) -> Picture:
     return _upright(pixels, intensity, affine, axes, zooms, stored.itemsize * 8)
 
 
-def _broken(path: Path, error: Exception) -> RadiographError:
-    reason = str(error).replace(str(path), "").strip(" '\"") or type(error).__name__
-    return refusal(path, "broken or truncated", f"not a readable NIfTI file ({reason}). Copy it again from its source")
+@contextlib.contextmanager
+def _in_words(path: Path) -> Iterator[None]:
+    """Turn errors into a refusal: nibabel and gzip raise many unrelated types on damaged files."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).replace(str(path), "").strip(" '\"") or type(error).__name__
+        detail = f"not a readable NIfTI file ({reason}). Copy it again from its source"
+        raise refusal(path, "broken or truncated", detail) from error
 
 
 def _picture_axes(path: Path, shape: tuple[int, ...]) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from afire_monai.core.errors import RadiographError
 from afire_monai.core.files import whole_file
 from afire_monai.radiographs.missing_data import DATA_MISSING, ends_early, ends_flat
 from afire_monai.radiographs.picture import Picture, check_size, refusal
@@ -99,9 +100,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             yield image
     except Image.DecompressionBombError as error:
         raise refusal(path, "image too large", f"{error}") from error
+    except RadiographError:
+        raise
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:  # a part may claim any length
-        if hasattr(error, "kind"):  # a refusal of our own
-            raise
         reason = str(error).replace(str(path), "").strip(" '\"") or type(error).__name__
         raise refusal(
             path, "broken or truncated", f"the pixels do not decode ({reason}). Copy the file again from its source"
