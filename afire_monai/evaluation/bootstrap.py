@@ -120,11 +120,10 @@ def _interval(labels: NDArray, scores: list[NDArray], groups: NDArray, repeats: 
         raise AfireError(f"{len(truth)} labels need as many scores and groups, got {given}")
     if truth.all() or not truth.any():
         raise AfireError(f"an AUROC needs both classes, got {truth.sum()} positives among {len(truth)}")
-    blocks = []
-    for weights in patient_weights(groups, repeats, seed):
-        values = [auroc(weighted_curve(column, truth, weights)) for column in scores]
-        blocks.append(values[0] - values[1] if len(values) == 2 else values[0])
-    return percentile_interval(np.concatenate(blocks), several=len(np.unique(groups)) > 1)
+    columns = np.stack(scores, axis=1)
+    targets, levels = np.repeat(truth[:, None], columns.shape[1], axis=1), np.zeros(columns.shape[1])
+    draws = figure_draws(targets, columns, groups, levels, ("auroc",), repeats, seed)["auroc"]
+    return percentile_interval(draws[0] - draws[1:].sum(0), several=len(np.unique(groups)) > 1)
 
 
 RANKING = ("auroc", "average_precision", "sensitivity_at_95_specificity")

@@ -118,17 +118,11 @@ def subgroups(results: Results) -> str:
         return ""
     single = len(results["labels"]["macro_over"]) <= 1
     head = ["", "group", "images", "patients", "AUROC" if single else "mean AUROC", "over"]
-    rows = [
-        [
-            group["by"],
-            group["name"],
-            str(group["cases"]),
-            str(group["patients"]),
-            _cell(group["macro"]) if group["macro"] else "too small",
-            ", ".join(group["macro_over"]) if len(group["macro_over"]) < 3 else f"{len(group['macro_over'])} findings",
-        ]
-        for group in groups
-    ]
+    rows = []
+    for group in groups:
+        over, macro = group["macro_over"], _cell(group["macro"]) if group["macro"] else "too small"
+        named = ", ".join(over) if len(over) < 3 else f"{len(over)} findings"
+        rows.append([group["by"], group["name"], str(group["cases"]), str(group["patients"]), macro, named])
     note = (
         "The mean is over the findings that can be judged in every group of a kind, so that groups can be compared. "
         "A finding with fewer than 10 images with or without it in a group is too small to be judged there."
@@ -141,21 +135,11 @@ def _subgroup_labels(groups: list[dict[str, Any]]) -> str:
     rows = []
     for group in groups:
         for name, row in group["labels"].items():
-            figures = row["figures"]
-            rows.append(
-                [
-                    group["by"],
-                    group["name"],
-                    name,
-                    f"{row['positives']} / {row['negatives']}",
-                    _cell(figures["auroc"]) if figures else "too small",
-                    _cell(figures.get("sensitivity"), 2) if figures else "",
-                    _cell(figures.get("specificity"), 2) if figures else "",
-                ]
-            )
-    return (
-        f"<details><summary>Each finding in each group, rates at the threshold</summary>{table(head, rows)}</details>"
-    )
+            auroc, *rates = (row["figures"].get(figure) for figure in ("auroc", "sensitivity", "specificity"))
+            cells = [_cell(auroc), *(_cell(rate, 2) for rate in rates)] if row["figures"] else ["too small", "", ""]
+            rows.append([group["by"], group["name"], name, f"{row['positives']} / {row['negatives']}", *cells])
+    summary = "<summary>Each finding in each group, rates at the threshold</summary>"
+    return f"<details>{summary}{table(head, rows)}</details>"
 
 
 def anomaly(results: Results) -> str:
@@ -178,17 +162,11 @@ def masks(results: Results) -> str:
     if not results["masks"]:
         return ""
     head = ["class", "images", "drawn", "Dice", "Dice where drawn", "HD95 (pixels)", "both empty", "missed", "invented"]
-    rows = [
-        [
-            name,
-            str(row["cases"]),
-            str(row["positives"]),
-            *(_cell(row[f]) for f in ("dice", "dice_positives")),
-            _cell(row["hd95"], 1),
-            *(str(row[k]) for k in ("both_empty", "missed", "invented")),
-        ]
-        for name, row in results["masks"]["classes"].items()
-    ]
+    rows = []
+    for name, row in results["masks"]["classes"].items():
+        overlap = (_cell(row["dice"]), _cell(row["dice_positives"]), _cell(row["hd95"], 1))
+        counts = (str(row[k]) for k in ("both_empty", "missed", "invented"))
+        rows.append([name, str(row["cases"]), str(row["positives"]), *overlap, *counts])
     note = (
         "Dice is 1 where both masks are empty. HD95 is over the images where neither is. Missed: drawn, none "
         "predicted. Invented: predicted, none drawn."
@@ -205,21 +183,13 @@ def heatmaps(results: Results) -> str:
     rows = [(f"model: {k}" if len(found["boxes"]) > 1 else "model", v) for k, v in found["boxes"].items()]
     rows += [(f"chance: {name}", v) for name, v in found["chance"].items()]
     sides = {"model": next(iter(found["boxes"].values())), **found["chance"]}
-    head = [
-        "",
-        "images",
-        "pointing",
-        "within 15 px",
-        "pixel AUROC",
-        "pooled pixel AUROC",
-        "pixel AP",
-        "pooled pixel AP",
-    ]
-    figures = (
-        "pointing", "pointing_tolerant", "pixel_auroc", "pooled_auroc", "pixel_average_precision",
-        "pooled_average_precision",
-    )  # fmt: skip
-    first = [[name, str(v["cases"]), *(_cell(v[f], 2) for f in figures)] for name, v in rows]
+    figures = {
+        "pointing": "pointing", "within 15 px": "pointing_tolerant", "pixel AUROC": "pixel_auroc",
+        "pooled pixel AUROC": "pooled_auroc", "pixel AP": "pixel_average_precision",
+        "pooled pixel AP": "pooled_average_precision",
+    }  # fmt: skip
+    head = ["", "images", *figures]
+    first = [[name, str(v["cases"]), *(_cell(v[f], 2) for f in figures.values())] for name, v in rows]
     share = next(iter(found["boxes"].values()))["lesion_share"]
     note = (
         f"Lesions cover {100 * share:.1f} % of these pictures on average: the pixel AP of a random map. A map is worth "
@@ -249,13 +219,11 @@ def _box_table(columns: dict[str, dict[str, Any]]) -> str:
 def facts(results: Results) -> list[list[str]]:
     """Describe the evaluation: model, data and settings."""
     settings, named = results["settings"], results["datalist"]
+    uncertain = {"ignore": "left out", "zeros": "count as absent", "ones": "count as present"}
     rows = [
         ["data list", f"{named['name']}, section {named['section']}"],
         ["SHA-256", named["sha256"]],
-        [
-            "uncertain labels",
-            {"ignore": "left out", "zeros": "count as absent", "ones": "count as present"}[settings["uncertain"]],
-        ],
+        ["uncertain labels", uncertain[settings["uncertain"]]],
         ["draws, seed", f"{settings['repeats']}, {settings['seed']}"],
     ]
     rows += [[f"model: {key}", str(value)] for key, value in _short(results["model"])]

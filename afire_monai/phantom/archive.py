@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
 from afire_monai.core.errors import AfireError
-from afire_monai.core.files import whole_file, write_text
+from afire_monai.core.files import whole_file, write_rows
 from afire_monai.phantom.chest import PHANTOM_LABELS, ChestPhantom
 
 FINDINGS_FILE = "findings.csv"
@@ -37,9 +36,7 @@ def write_phantom_archive(folder: Path, normal: int = 200, abnormal: int = 40, s
         raise AfireError(f"normal={normal}, abnormal={abnormal}, seed={seed}: at least one radiograph is expected")
     phantom, first = ChestPhantom(size), seed * 1_000_000
     (folder / "dicom").mkdir(parents=True, exist_ok=True)
-    table = io.StringIO()
-    writer = csv.writer(table)
-    writer.writerow(["AccessionNumber", "Normal", *PHANTOM_LABELS])
+    rows: list[list[Any]] = [["AccessionNumber", "Normal", *PHANTOM_LABELS]]
     for number in range(normal + abnormal):
         finding = phantom.findings[(number - normal) % len(phantom.findings)] if number >= normal else None
         sample = phantom(first + number, finding)
@@ -47,8 +44,8 @@ def write_phantom_archive(folder: Path, normal: int = 200, abnormal: int = 40, s
         with whole_file(folder / "dicom" / f"{number:05d}.dcm") as part:
             item.save_as(part, enforce_file_format=True)
         present = [sample.label[name] for name in PHANTOM_LABELS]
-        writer.writerow([item.AccessionNumber, int(not any(present)), *present])
-    write_text(folder / FINDINGS_FILE, table.getvalue())
+        rows.append([item.AccessionNumber, int(not any(present)), *present])
+    write_rows(folder / FINDINGS_FILE, rows)
     return folder / FINDINGS_FILE
 
 
