@@ -71,30 +71,22 @@ def verdicts(results: dict[str, Any]) -> list[tuple[str, str]]:
     messages: list[tuple[str, str]] = []
     labels, comparison = results["labels"], results["comparison"]
     if labels and labels["macro"]:
-        mean = labels["macro"]["auroc"]
-        over = labels["macro_over"]
+        mean, over = labels["macro"]["auroc"], labels["macro_over"]
         name = over[0] if len(over) == 1 else f"Mean of {len(over)} findings"
-        low = mean["low"]
-        kind = "note" if low is None else "good" if low > 0.5 else "bad"
-        messages.append(
-            (kind, f"{name}: AUROC {interval(mean)}." + ("" if kind != "bad" else " Chance is not excluded."))
-        )
+        kind, more = ("note", "") if mean["low"] is None else ("good", "")
+        if mean["low"] is not None and mean["low"] <= 0.5:
+            kind, more = "bad", " This is below chance." if mean["high"] < 0.5 else " Chance is not excluded."
+        messages.append((kind, f"{name}: AUROC {interval(mean)}.{more}"))
     if comparison and comparison["macro"]:
         d = comparison["macro"]["auroc"]
         if d["low"] is None or d["low"] <= 0 <= d["high"]:
-            messages.append(
-                ("note", f"No difference to the compared model is shown: AUROC {interval(d, signed=True)}.")
-            )
+            text = f"No difference to the compared model is shown: AUROC {interval(d, signed=True)}."
+            messages.append(("note", text))
         else:
-            better = d["value"] > 0
-            word = "better" if better else "worse"
-            messages.append(
-                ("good" if better else "bad", f"AUROC {word} than the compared model: {interval(d, signed=True)}.")
-            )
-    if results["anomaly"] and results["anomaly"]["result"]["figures"]:
-        messages.append(
-            ("note", f"Abnormal against normal: AUROC {interval(results['anomaly']['result']['figures']['auroc'])}.")
-        )
+            kind, word = ("good", "better") if d["value"] > 0 else ("bad", "worse")
+            messages.append((kind, f"AUROC {word} than the compared model: {interval(d, signed=True)}."))
+    if results["anomaly"] and (figures := results["anomaly"]["result"]["figures"]):
+        messages.append(("note", f"Abnormal against normal: AUROC {interval(figures['auroc'])}."))
     if results["heatmaps"] and "beyond_prior" in results["heatmaps"]:
         messages.append(_beyond_prior(results["heatmaps"]["beyond_prior"]["pointing"]))
     return messages
@@ -270,9 +262,8 @@ def draw_worst(cases: Cases, predictions: Predictions, label: int, threshold: fl
     high, low = worst_cases(cases.targets[:, label], cases.scores[:, label], threshold)
     if not len(high) and not len(low):
         return None
-    rows = [
-        (row, words) for row, words in ((high, "no finding,\nhigh score"), (low, "finding,\nlow score")) if len(row)
-    ]
+    kinds = ((high, "no finding,\nhigh score"), (low, "finding,\nlow score"))
+    rows = [(row, words) for row, words in kinds if len(row)]
     figure = new_figure(9.3, 2.35 * len(rows))
     axes = figure.subplots(len(rows), WORST, squeeze=False)
     for line, (places, words) in zip(axes, rows, strict=True):

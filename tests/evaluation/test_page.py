@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from afire_monai.evaluation.evaluate import run_evaluation
-from afire_monai.evaluation.page import worst_cases
+from afire_monai.evaluation.page import verdicts, worst_cases
 from afire_monai.evaluation.page_tables import facts, interval
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -71,6 +71,17 @@ def test_worst_cases_are_the_furthest_on_the_wrong_side():
     assert (high.tolist(), low.tolist()) == ([0, 1], [5, 3])
     high, low = worst_cases(np.zeros(20), np.arange(20.0), 0)
     assert (high.tolist(), low.tolist()) == ([19, 18, 17, 16], [])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "kind", "more"),
+    [(0.6, 0.8, "good", ""), (0.4, 0.6, "bad", " Chance is not excluded."), (0.1, 0.4, "bad", " This is below chance."),
+     (None, None, "note", "")],
+)  # fmt: skip
+def test_area_is_compared_with_chance(low, high, kind, more):
+    area = {"value": 0.3, "low": low, "high": high}
+    results = {"labels": {"macro": {"auroc": area}, "macro_over": ["Mass"]}, "comparison": None, "anomaly": None}
+    assert verdicts({**results, "heatmaps": None}) == [(kind, f"Mass: AUROC {interval(area)}.{more}")]
 
 
 def test_intervals_in_words():
