@@ -178,10 +178,10 @@ class _Manifest:
         return single + [row for row in rows if not _cell(row, self.image_column)]
 
     def _refuse_other_language(self, rows: Sequence[Row]) -> None:
-        """Refuse sexes in Spanish: beside H, hombre, M is mujer, a woman."""
+        """Refuse sexes in Spanish: beside H, hombre, and without F, M is mujer, a woman."""
         column = self.facts.get("sex")
         words = {row[column].strip().upper() for row in rows} if column else set()
-        if "M" in words and not words.isdisjoint(("H", "HOMBRE", "MUJER")):
+        if "M" in words and "F" not in words and not words.isdisjoint(("H", "HOMBRE", "MUJER")):
             raise DataListError(
                 f"{self.path}: column {column!r} has M beside H, hombre or mujer, so that M may mean a woman. Write F "
                 "and M, or leave the column out with --keep none"

@@ -172,8 +172,9 @@ def test_sexes_in_spanish_are_not_taken_for_english(tmp_path: Path) -> None:
     text = "path,group,labels,sex\na.png,1,x,{}\nb.png,2,x,M\n"
     with pytest.raises(DataListError, match="column 'sex' has M beside H"):
         datalist_from_csv(write(tmp_path, text.format("h")))
-    datalist = datalist_from_csv(write(tmp_path, text.format("W")), fractions=(1, 0, 0))
-    assert [item["sex"] for item in datalist["training"]] == ["F", "M"]
+    for other, sexes in (("W", ["F", "M"]), ("H\nc.png,3,x,F", [None, "F", "M"])):
+        datalist = datalist_from_csv(write(tmp_path, text.format(other)), fractions=(1, 0, 0))
+        assert [item.get("sex") for item in datalist["training"]] == sexes
 
 
 def test_patients_that_a_spreadsheet_has_shortened_are_refused(tmp_path: Path) -> None:
