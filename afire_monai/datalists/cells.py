@@ -19,7 +19,7 @@ Fact = str | float
 
 FACTS = ("sex", "age", "view", "source")
 """Optional facts of an item that a CSV column can give."""
-NOT_KNOWN = frozenset(("nan", "na", "n/a", "#n/a", "none", "null", "nil", "?"))
+NOT_KNOWN = frozenset(("nan", "na", "n/a", "#n/a", "#nv", "none", "null", "nil", "unknown", "?"))
 """Cells, in small letters, by which programs and people say that nothing is known."""
 # truth values as spreadsheets of several languages and people write them
 _WORDS: dict[str, float] = {
@@ -29,8 +29,9 @@ _WORDS: dict[str, float] = {
 
 
 def is_not_known(text: str) -> bool:
-    """Whether a cell says that nothing is known: ``nan``, ``NA``, ``none`` and the like."""
-    return text.strip().lower() in NOT_KNOWN
+    """Whether a cell says that nothing is known: ``nan``, ``NA``, ``none``, a spreadsheet's ``#REF!`` and the like."""
+    text = text.strip().lower()
+    return text in NOT_KNOWN or (text.startswith("#") and text.endswith(("!", "?")))
 
 
 def parse_label(row: Row, column: str, blank: int | None = None) -> int | None:

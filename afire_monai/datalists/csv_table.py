@@ -136,7 +136,10 @@ def _text(path: Path, encoding: str | None) -> tuple[str, str]:
         except UnicodeError:
             continue
         if "\0" in text:
-            raise DataListError(f"{path}: not a readable CSV file: it contains NUL characters, so it is not text")
+            raise DataListError(
+                f"{path}: not a readable CSV file: it contains NUL characters, so it is not text, or text in an "
+                "encoding such as utf-16-le that only --encoding can name"
+            )
         return text, name
     raise DataListError(
         f"{path}: not a readable CSV file: its text is not {encoding or marked or ' or '.join(guesses)}. Name its "

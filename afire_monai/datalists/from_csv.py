@@ -191,6 +191,11 @@ class _Manifest:
         """Find out which labels there are, which spellings look alike, and which label means normal."""
         cells = [split_names(row[self.names_column], self.separator) for row in rows] if self.names_column else []
         names = [name for cell in cells for name in cell]
+        if odd := next((name for name in names if not any(map(str.isalnum, name))), None):
+            raise DataListError(
+                f"{self.path}: column {self.names_column!r}: {odd!r} would be a label; write the name for no finding, "
+                "such as Normal, or nothing where it is not known"
+            )
         self.alike = look_alikes(names, [normal] if normal else [])
         for other, name in self.alike.items():
             logger.warning(
@@ -291,9 +296,9 @@ class _Manifest:
 
 
 def _cell(row: Row, column: str | None) -> str:
-    """Return a cell, "" where there is no such column or the cell says that nothing is known."""
+    """Return a cell, "" where there is no such column, or the cell is ``-`` or says that nothing is known."""
     text = row[column] if column is not None else ""
-    return "" if is_not_known(text) else text
+    return "" if is_not_known(text) or not any(map(str.isalnum, text)) else text
 
 
 def _spelled(cell: str, base: Path) -> str:

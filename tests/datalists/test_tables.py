@@ -184,6 +184,16 @@ def test_patients_that_a_spreadsheet_has_shortened_are_refused(tmp_path: Path) -
         assert number not in str(caught.value)
 
 
+def test_cells_that_say_nothing_are_no_label_and_no_patient(tmp_path: Path) -> None:
+    path = write(tmp_path, "path,group,labels\na.png,-,#REF!\nb.png,-,Unknown\nc.png,unknown,Mass|#WERT!\n")
+    datalist = datalist_from_csv(path, fractions=(1, 0, 0))
+    assert [item["group"] for item in datalist["training"]] == ["a.png", "b.png", "c.png"]
+    assert datalist["labels"] == ["Mass"]
+    assert [item["label"] for item in datalist["training"]] == [[None], [None], [1]]
+    with pytest.raises(DataListError, match="column 'labels': '-' would be a label"):
+        datalist_from_csv(write(tmp_path, "path,group,labels\na.png,1,-\n"))
+
+
 def test_label_that_may_be_several_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     datalist_from_csv(write(tmp_path, 'path,group,labels\na.png,1,"Mass, Edema"\nb.png,2,Mass\n'))
     assert "'Mass, Edema' counts as one label" in caplog.text
