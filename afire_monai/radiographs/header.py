@@ -199,17 +199,20 @@ def _date(text: str) -> str:
     """YYYYMMDD from a DICOM date, also as YYYY.MM.DD; "" for anything that is not a day."""
     digits = re.sub(r"[.\-/]", "", text.strip())
     try:
-        return digits if len(digits) == 8 and date.fromisoformat(digits) else ""
+        return digits if len(digits) == 8 and digits.isdecimal() and date.fromisoformat(digits) else ""
     except ValueError:
         return ""
 
 
 def _age(dataset: Any, when: str) -> float:
-    """Years from PatientAge, else from the birth date on the day of the picture; -1 where neither is known."""
-    if (stated := parse_age(_text(dataset, "PatientAge"))) is not None:
-        return stated
+    """Years from PatientAge, else from the birth date on the day of the picture; -1 where neither is known.
+
+    An age of 0, which devices write where they know none, counts only without a birth date.
+    """
+    stated = parse_age(_text(dataset, "PatientAge"))
     birth = _date(_text(dataset, "PatientBirthDate"))
-    if not birth or not when:
-        return -1.0
-    years = (date.fromisoformat(when) - date.fromisoformat(birth)).days / 365.2425
-    return round(years, 2) if 0 <= years <= OLDEST else -1.0
+    if not stated and birth and when:
+        years = (date.fromisoformat(when) - date.fromisoformat(birth)).days / 365.2425
+        if 0 <= years <= OLDEST:
+            return round(years, 2)
+    return -1.0 if stated is None else stated

@@ -130,6 +130,10 @@ def test_header_counts_damaged_elements_as_absent_and_bounds_texts(tmp_path: Pat
     path = write(tmp_path / "a", ProtocolName="Thorax " * 8, PatientAge=None, StudyDate="20210304")
     header = read_header(path)
     assert header.age == pytest.approx(77.32, abs=0.01)  # 7 November 1943 to 4 March 2021
+    nobody = {"PatientAge": "000Y", "StudyDate": "20210304"}
+    assert read_header(write(tmp_path / "b", **nobody)).age == header.age
+    assert read_header(write(tmp_path / "b", **nobody, PatientBirthDate=None)).age == 0
+    assert read_header(write(tmp_path / "b", StudyDate="2021W101")).date == ""
     content = path.read_bytes().replace(b"20210304", b"20219999")
     path.write_bytes(content)
     assert read_header(path).date == ""
