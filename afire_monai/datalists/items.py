@@ -91,6 +91,12 @@ def fact_problems(entries: Iterable[Entry]) -> Iterator[Problem]:
                 yield Problem("wrong fact", where, f"{key} {item[key]!r}", "A word is expected")
 
 
+def outside(box: Any, shape: tuple[int, int]) -> bool:
+    """Whether the centre of a box lies outside a picture of these rows and columns, as where it is of another size."""
+    left, top, width, height = box[:4]
+    return not (0 <= left + width / 2 <= shape[1] and 0 <= top + height / 2 <= shape[0])
+
+
 def is_box(box: Any) -> bool:
     """Whether something is a box: ``[x, y, width, height, name]``, numbers within ±10⁹ and a size above 0."""
     if not isinstance(box, list) or len(box) != 5 or not isinstance(box[4], str):

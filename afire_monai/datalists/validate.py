@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections import Counter, defaultdict
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from afire_monai.core.errors import RadiographError
 from afire_monai.datalists.file import (
     DEFAULT_NORMAL,
     DataList,
@@ -22,8 +24,9 @@ from afire_monai.datalists.file import (
     resolve_paths,
     save_datalist,
 )
-from afire_monai.datalists.items import Entry, Problem, fact_problems, label_problems
+from afire_monai.datalists.items import Entry, Problem, fact_problems, is_box, label_problems, outside
 from afire_monai.datalists.mask_check import mask_problems
+from afire_monai.radiographs.decode import picture_size
 
 if TYPE_CHECKING:
     from afire_monai.datalists.check import CheckReport
@@ -136,7 +139,7 @@ def _validate(datalist: DataList, problems: list[Problem], check_files: bool, de
         problems.append(Problem("unknown label", "meta.normal_label", repr(named), advice))
     problems += [*fact_problems(entries), *_same_path_problems(entries)]
     if check_files:
-        problems += _file_problems(entries)
+        problems += [*_file_problems(entries), *_place_problems(entries)]
     if decode:
         problems += [*_decode_problems(datalist, entries), *mask_problems(entries)]
     problems.sort(key=lambda problem: problem.severity != "error")
@@ -218,6 +221,21 @@ def _file_problems(entries: Iterable[Entry]) -> Iterator[Problem]:
     for same_size in by_size.values():
         if len(same_size) > 1:
             yield from _same_content_problems(same_size)
+
+
+def _place_problems(entries: Iterable[Entry]) -> Iterator[Problem]:
+    """Boxes that do not lie within their picture."""
+    for _, where, item in entries:
+        given = item.get("boxes")  # what is no list of boxes is reported where labels are
+        boxes = (
+            [box for box in given if is_box(box)] if isinstance(given, list) and os.path.isfile(item["image"]) else []
+        )
+        with contextlib.suppress(RadiographError):  # reported where images are read
+            shape = picture_size(item["image"]) if boxes else (0, 0)
+            for box in boxes:
+                if outside(box, shape):
+                    advice = f"The picture has {shape[0]} rows and {shape[1]} columns; give boxes in its own pixels"
+                    yield Problem("wrong box", where, str(box), advice)
 
 
 def _same_content_problems(files: dict[str, tuple[str, str]]) -> Iterator[Problem]:

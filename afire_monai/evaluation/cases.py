@@ -19,7 +19,7 @@ from afire_monai.datalists.file import (
     reader_options,
     resolve_paths,
 )
-from afire_monai.datalists.items import is_box
+from afire_monai.datalists.items import is_box, outside
 from afire_monai.datalists.patients import patient_of, shared_patients
 from afire_monai.datalists.targets import UncertainPolicy, target_matrix
 from afire_monai.evaluation.localisation import LesionCase, lesion_pixels
@@ -238,10 +238,10 @@ def lesion_case(
     if drawn is not None and drawn.shape != shape:
         raise DataListError(f"{where}: its mask is {drawn.shape}, its picture {shape}; both must be of one size")
     boxes = boxes.reshape(-1, 4)
-    if drawn is None and not lesion_pixels(boxes, shape).any():
+    if any(outside(box, shape) for box in chosen) or (drawn is None and not lesion_pixels(boxes, shape).any()):
         raise DataListError(
-            f"{where}: no box lies within the picture of {shape[0]} rows and {shape[1]} columns; boxes are [x, y, "
-            "width, height, name] in pixels of the stored picture"
+            f"{where}: a box does not lie within the picture of {shape[0]} rows and {shape[1]} columns; boxes are [x, "
+            "y, width, height, name] in pixels of the stored picture"
         )
     return LesionCase(shape, boxes, group, drawn)
 

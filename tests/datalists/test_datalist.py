@@ -431,6 +431,16 @@ def test_missing_file_is_found_and_named(tmp_path: Path) -> None:
     ]
 
 
+def test_box_beside_its_picture_is_found(tmp_path: Path) -> None:
+    with Image.open(picture(tmp_path / "a.png")) as image:
+        width, height = image.size
+    boxes = [[width - 2, 0, 3, height, "x"], [2 * width, 1, 2, 2, "x"], [1, 2 * height, 2, 2, "x"]]
+    problems = validate_datalist({"training": [{"image": str(tmp_path / "a.png"), "boxes": boxes}]}).problems
+    assert [(p.kind, p.seen) for p in problems] == [("wrong box", str(box)) for box in boxes[1:]]
+    none = {"training": [{"image": str(tmp_path / "a.png"), "boxes": -1}]}
+    assert [(p.kind, p.seen) for p in validate_datalist(none).problems] == [("wrong box", "-1")]
+
+
 def test_same_content_under_two_names_is_an_error_across_sections_only(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "c.png"):
         picture(tmp_path / name, seed=1)

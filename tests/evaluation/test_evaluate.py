@@ -165,8 +165,12 @@ def test_predictions_that_say_nothing_of_the_list_are_refused(small):
 
 
 def test_a_box_that_cannot_be_is_refused_with_its_place(small):
-    for box, message in (([500, 500, 5, 5, "Mass"], "no box lies within"), ([1, 2, 3, "Mass"], "box .* is expected")):
-        change(small, test=[{**item, "boxes": [box]} if i == 0 else item for i, item in enumerate(small.items)])
+    good, far = [1, 1, 5, 5, "Mass"], [500, 500, 5, 5, "Mass"]
+    for boxes, message in (
+        ([far], "a box does not lie within"), ([good, far], "a box does not lie within"),
+        ([[1, 2, 3, "Mass"]], "box .* is expected"),
+    ):  # fmt: skip
+        change(small, test=[{**item, "boxes": boxes} if i == 0 else item for i, item in enumerate(small.items)])
         with pytest.raises(DataListError, match=rf"test\[0\]: {message}"):
             judged(small)
 
