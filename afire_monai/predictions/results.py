@@ -19,16 +19,7 @@ from torch import Tensor
 from afire_monai.core.errors import AfireError
 from afire_monai.core.files import csv_text, read_object, write_text
 from afire_monai.predictions.anomaly.fit import ReferenceFit, reference_fit
-from afire_monai.predictions.format import (
-    FACTS,
-    FORMAT,
-    HEATMAPS,
-    INDEX,
-    JUDGEMENT,
-    MASKS,
-    TABLE,
-    Predictions,
-)
+from afire_monai.predictions.format import FACTS, FORMAT, HEATMAPS, INDEX, JUDGEMENT, MASKS, TABLE, Predictions
 from afire_monai.predictions.reading import Radiograph, Size, display_size
 from afire_monai.predictions.scoring import Answer
 from afire_monai.radiographs.judgement import FIT
