@@ -180,7 +180,9 @@ def add_masks(items: Sequence[dict[str, Any]], root: Path, masks: Path) -> int:
     images: dict[str, dict[str, Any]] = {}
     for item in items:
         if (other := images.setdefault(Path(item["image"]).stem, item)) is not item:
-            raise DataListError(f"{item['image']} and {other['image']}: which of them is the mask of that name for?")
+            raise DataListError(
+                f"{item['image']} and {other['image']} have one name, so a mask of that name fits both. Rename one"
+            )
     unused = 0
     for path in sorted(p for p in masks.rglob("*") if p.suffix.lower() in MASK_SUFFIXES and p.name[0] != "."):
         stem = path.stem if path.stem in images else re.sub("(?i)[_-](mask|seg|label)s?$", "", path.stem)

@@ -138,7 +138,7 @@ def datalist_hash(datalist: DataList) -> str:
 
 
 def _canonical(content: dict[str, Any]) -> Iterator[str]:
-    """Return canonical JSON of an object in parts: the text of a million items in one piece takes more than they do."""
+    """Yield canonical JSON of an object in parts: a million items as one text would take more memory than the items."""
     dump = functools.partial(json.dumps, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     for place, key in enumerate(sorted(content)):
         value = content[key]

@@ -343,7 +343,9 @@ def _keep_sources(rows: Sequence[Row], column: str, wanted: set[str], path: StrP
     present = sorted({row[column] for row in rows})
     missing = sorted(wanted - set(present))
     if missing:
-        raise DataListError(f"{path}: no source {', '.join(missing)} in column {column!r}; it has {', '.join(present)}")
+        more = f", … ({len(present)} sources)" if len(present) > 20 else ""
+        seen = ", ".join(present[:20]) + more
+        raise DataListError(f"{path}: no source {', '.join(missing)} in column {column!r}; it has {seen}")
     return [row for row in rows if row[column] in wanted]
 
 

@@ -104,7 +104,7 @@ def open_datalist(
     masks: bool = False,
     classes: Mapping[str, Sequence[int]] | None = None,
 ) -> OpenedDataList:
-    """Read a data list, check it and give its hash, in one go.
+    """Read a data list once, check it, and compute its hash.
 
     Args:
         path: the JSON file.
@@ -147,7 +147,7 @@ def _validate(datalist: DataList, problems: list[Problem], check_files: bool, de
 
 
 class _Entries:
-    """Items of a list with section and place in words, made when asked for: a million of them would take room."""
+    """Items of a list with section and place in words, made when asked for: a million of them would fill the memory."""
 
     def __init__(self, datalist: DataList) -> None:
         self.datalist = datalist

@@ -215,7 +215,7 @@ class _Job:
     unfit: Unfit
 
     def run(self, todo: Sequence[int], progress: bool) -> dict[int, str]:
-        """Predict the files of these indices; give the reasons for those that cannot be used."""
+        """Predict the files of these indices; return the reasons for those that cannot be used."""
         left_out: dict[int, str] = {}
         writing: deque[Future[None]] = deque()
         reading = ahead(self._read, todo, self.workers, max(2 * self.batch_size, 2 * self.workers))
@@ -274,7 +274,7 @@ def _own_device() -> torch.device:
 
 
 def join_processes() -> tuple[int, int]:
-    """Join the processes that ``torchrun`` started, if it did; give this one's number and how many there are.
+    """Join the processes that ``torchrun`` started, if it did; return this one's number and how many there are.
 
     Raises AfireError if WORLD_SIZE is set, but the place of the other processes is not given.
     """

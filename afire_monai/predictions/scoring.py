@@ -192,7 +192,7 @@ class Scorer:
             batch.heatmap = heat
 
     def _explain(self, images: dict[Size, Tensor], batch: _Batch) -> Tensor | None:
-        """Make the classifier's heatmaps; give the label of each image's map."""
+        """Make the classifier's heatmaps; return the label of each image's map."""
         if self.heatmap not in ("gradcam", "rollout"):
             return None
         seen = self._seen_by(self.classifier, images)

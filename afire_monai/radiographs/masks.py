@@ -24,7 +24,7 @@ _BLUR = 40
 
 
 def read_mask(path: str | PathLike[str]) -> NDArray[np.integer[Any]]:
-    """Read a drawn mask (H, W) of label values as whoever looks at it sees them, 0…255, or 0…65535 of a 16-bit PNG.
+    """Read a drawn mask (H, W) of label values as a viewer shows them, 0…255, or 0…65535 of a 16-bit PNG.
 
     The colours of a grey palette count, not its indices; three equal channels of 8 bits are their
     grey; white is 255 in a picture of less than 8 bits. A JPEG is read if it is black and white, and comes out as 0

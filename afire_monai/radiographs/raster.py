@@ -34,7 +34,7 @@ def write_png(path: Path, pixels: NDArray[Any], shared: bool = False, **options:
 
 
 def read_raster(path: Path, png16_max: WhiteLevel = "dtype") -> Picture:
-    """Decode a PNG or JPEG file; return the picture; PNG and JPEG carry no spacing that can be trusted, so it is NaN.
+    """Decode a PNG or JPEG file. These carry no spacing that can be trusted, so it is NaN.
 
     8-bit values are divided by 255 and 1-bit values by 1. Three equal channels are one channel (the luma of the
     three). Transparent pixels are black. Rows are the stored rows: an EXIF orientation is not applied.
@@ -126,8 +126,8 @@ def _jpeg(stream: bytes) -> NDArray[np.uint8]:
 def _deep_picture(path: Path, image: Any, raw: str, png16_max: WhiteLevel) -> Picture:
     """Decode a PNG with several channels of 16 bits, of which Pillow by itself keeps the upper 8.
 
-    Grey and alpha have the bytes of four channels of 8 bits; else the lower bytes are had by naming the other byte
-    order.
+    Grey and alpha are decoded as four channels of 8 bits. The lower bytes of other pictures come from a second decoding
+    in the other byte order.
     """
     if raw == "LA;16B":
         image.tile = [image.tile[0]._replace(args="RGBA")]
