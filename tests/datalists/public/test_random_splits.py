@@ -215,6 +215,10 @@ def test_montgomery_masks_of_both_lungs_become_one(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pixels(by_name["MCUCXR_0001_0"]["mask"]), expected)
     assert "mask" not in by_name["MCUCXR_0104_1"]
     assert (by_name["MCUCXR_0104_1"]["sex"], by_name["MCUCXR_0104_1"]["age"]) == ("F", 27)
+    (root / "CXR_png").rename(root / "a pictures")
+    for _ in range(2):  # the second time, the masks of the first are there
+        by_name = items(datalist_from_montgomery(root, masks=root / "Drawn"))
+        assert Path(by_name["MCUCXR_0001_0"]["image"]).parent == root / "a pictures"
 
 
 def test_tuberculosis_folders_without_pictures_are_refused(tmp_path: Path) -> None:
