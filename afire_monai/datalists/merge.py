@@ -96,5 +96,6 @@ def _refuse_shared(merged: DataList) -> None:
     for (one, other), shared in shared_patients({section: merged[section] for section in SECTIONS}).items():
         raise DataListError(
             f"{len(shared)} patients are in the {one} images of one list and the {other} images of another; "
-            "build one list from all of them, so that patients are split together"
+            "build one list from all of them, so that patients are split together. If different people have one "
+            "number, give them other groups first"
         )
