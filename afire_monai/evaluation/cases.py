@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afire_monai.core.errors import AfireError, DataListError
+from afire_monai.datalists.cells import loose
 from afire_monai.datalists.file import (
     SECTIONS,
     abnormality,
@@ -105,7 +106,7 @@ def read_cases(
         section=section,
         datalist=str(raw.get("name") or path.stem),
         sha256=sha256,
-        notes=_notes(predictions, names, len(items), section, normal),
+        notes=_notes(predictions, labels, len(items), section, normal),
         reader=reader_options(raw),
     )
 
@@ -185,12 +186,15 @@ def _refuse_shared_patients(content: dict[str, Any], section: str, path: Path) -
             )
 
 
-def _notes(predictions: Predictions, names: list[str], count: int, section: str, normal: str) -> list[str]:
-    notes = []
+def _notes(predictions: Predictions, labels: list[str], count: int, section: str, normal: str) -> list[str]:
+    notes, names = [], [name for name in predictions.labels if name in labels]
     if missing := count - len(predictions):
         notes.append(f"{missing} of {count} images of the section have no prediction and are left out.")
     if foreign := [name for name in predictions.labels if name not in names]:
         notes.append(f"The data list has no label {', '.join(foreign)}; these scores are not judged.")
+        alike = {loose(label): label for label in labels}
+        pairs = [f"{name!r} and {alike[loose(name)]!r}" for name in foreign if loose(name) in alike]
+        notes += [f"Only the spelling differs: {', '.join(pairs)}. Write them alike if they are."] if pairs else []
     if section != "test":
         notes.append(f"Section {section}: the model may have been trained or tuned on it; figures are too good.")
     if normal in names and len(names) > 1:

@@ -155,7 +155,7 @@ def evaluate_predictions(
         raise AfireError(
             f"nothing can be judged: of the labels of the predictions ({', '.join(predictions.labels) or 'none'}) the "
             "list has none, and there is no anomaly percentile, and no mask or heatmap for the list's masks or boxes. "
-            f"{AGAIN}"
+            f"{' '.join([*cases.notes, AGAIN])}"
         )
     settings = {"uncertain": uncertain, "lesion_masks": lesion_masks, "repeats": repeats, "seed": seed}
     about = {

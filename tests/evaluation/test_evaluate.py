@@ -156,6 +156,13 @@ def test_a_place_that_the_section_lacks_is_refused(small):
         evaluate_predictions(small.path, far)
 
 
+def test_labels_that_are_only_spelled_otherwise_are_named(small):
+    predictions = load_predictions(small.predictions())
+    renamed = {name.lower(): values for name, values in predictions.scores.items()}
+    cases = read_cases(small.path, Predictions(predictions.index, renamed, None, predictions.facts))
+    assert any(note.startswith("Only the spelling differs: 'mass' and 'Mass', 'edema'") for note in cases.notes)
+
+
 def test_predictions_that_say_nothing_of_the_list_are_refused(small):
     full = load_predictions(small.predictions())
     with pytest.raises(AfireError, match=r"nothing can be judged.*\(Other\)"):
