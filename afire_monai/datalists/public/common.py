@@ -241,9 +241,12 @@ def read_names(folder: Path, name: str) -> set[str]:
 
 
 def header_facts(path: Path) -> dict[str, Any]:
-    """Sex, age and view from a DICOM header; a file that is none gives nothing."""
+    """Sex, age and view from a DICOM header; a file that is none gives nothing.
+
+    An age of 0 says that none is known: no data set that is read so has newborns.
+    """
     try:
         header = read_header(path)
     except RadiographError:
         return {}
-    return facts_of(header.sex, str(header.age), header.view)
+    return facts_of(header.sex, str(header.age or ""), header.view)

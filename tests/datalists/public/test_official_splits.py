@@ -383,6 +383,7 @@ def test_header_with_a_damaged_element_gives_the_others(tmp_path: Path) -> None:
     sex = b"\x10\x00\x40\x00"
     path.write_bytes(path.read_bytes().replace(sex + b"CS", sex + b"CZ"))
     assert header_facts(path) == {"age": 45, "view": "PA"}
+    assert header_facts(dicom(tmp_path / "b.dcm", age="000Y")) == {"sex": "F", "view": "PA"}
 
 
 def test_headers_give_sex_age_and_view_and_nothing_else(tmp_path: Path) -> None:
