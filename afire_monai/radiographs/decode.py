@@ -21,6 +21,7 @@ RADIOGRAPH_SUFFIXES = (".png", ".jpg", ".jpeg", ".nii", ".nii.gz", ".dcm", ".dic
 _NOT_READ = (".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".mha", ".nrrd")
 # files of a folder of predictions, as one that was begun or finished has them
 _PREDICTIONS = (frozenset(("run.json", "index.csv")), frozenset(("predictions.json", "predictions.csv")))
+_RESULTS = frozenset(("heatmaps", "masks", "overlays", "restored", "probabilities"))
 _RASTER = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _NAMED_OTHERS = {
     b"GIF8": "GIF",
@@ -104,19 +105,19 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     """All files below a folder that look like radiographs, sorted by path.
 
     Taken are known suffixes in any case (PNG, JPEG, NIfTI, DICOM), and files without one of these that carry the DICOM
-    magic word (archives name files by UID, without suffix). Hidden files and folders, DICOMDIR and folders of
-    predictions are left out; links to folders are not followed. Raises RadiographError: there is no such folder.
+    magic word (archives name files by UID, without suffix). Hidden files and folders, DICOMDIR and pictures that
+    `afire predict` wrote are left out; links to folders are not followed. Raises RadiographError: there is no such
+    folder.
     """
     root = Path(folder)
     if not root.is_dir():
         raise refusal(root, "no such folder", "a folder of radiographs is expected. Check the path")
     found: list[Path] = []
     for where, folders, names in os.walk(root):
-        if any(results.issubset(names) for results in _PREDICTIONS):
-            folders.clear()
-            logger.warning("%s: its pictures are predictions, and are left out", where)
-            continue
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        predicted = any(results.issubset(names) for results in _PREDICTIONS)
+        if written := sorted(_RESULTS.intersection(folders)) if predicted else []:
+            logger.warning("%s: the pictures in %s are predictions, and are left out", where, ", ".join(written))
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in written]
         found += [Path(where, name) for name in names if not name.startswith(".") and name.upper() != "DICOMDIR"]
     skipped = Counter(path.suffix.lower() for path in found if path.suffix.lower() in _NOT_READ)
     if skipped:

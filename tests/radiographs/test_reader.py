@@ -344,12 +344,12 @@ def test_listing_finds_radiographs_by_suffix_or_dicom_content_and_sorts_them(tmp
 @pytest.mark.parametrize("files", [("run.json", "index.csv"), ("predictions.json", "predictions.csv")])
 def test_listing_leaves_out_pictures_of_predictions(tmp_path: Path, files: tuple[str, str]) -> None:
     (tmp_path / "out" / "heatmaps").mkdir(parents=True)
-    for name in ("a.png", "out/heatmaps/00000.png"):
+    for name in ("a.png", "out/b.png", "out/heatmaps/00000.png"):
         (tmp_path / name).touch()
     (tmp_path / "out" / files[0]).touch()
-    assert len(list_images(tmp_path)) == 2
+    assert len(list_images(tmp_path)) == 3
     (tmp_path / "out" / files[1]).touch()
-    assert list_images(tmp_path) == [tmp_path / "a.png"]
+    assert list_images(tmp_path) == [tmp_path / "a.png", tmp_path / "out" / "b.png"]
 
 
 def test_listing_of_a_missing_folder_is_an_error(tmp_path: Path) -> None:
