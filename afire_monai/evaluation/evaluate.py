@@ -205,11 +205,15 @@ def write_results(results: dict[str, Any], page: str, folder: Path) -> None:
 
     Raises AfireError if the folder cannot be written.
     """
+    texts = {
+        ".csv": table_text(results),
+        ".html": page,
+        ".json": json.dumps(results, indent=1, ensure_ascii=False) + "\n",
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "evaluation.csv", table_text(results))
-        write_text(folder / "evaluation.html", page)
-        write_text(folder / "evaluation.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        for suffix, text in texts.items():  # names in a list may hold half of a surrogate pair, which JSON can escape
+            write_text(folder / f"evaluation{suffix}", text.encode("utf-8", "backslashreplace").decode("utf-8"))
     except OSError as error:
         raise AfireError(f"{folder}: {error.strerror}; give a folder that can be written with --out") from error
 

@@ -285,6 +285,13 @@ def test_command_line(small, tmp_path, capsys):
     assert "at least 100" in capsys.readouterr().err
 
 
+def test_names_that_are_no_text_are_written_as_numbers(small, tmp_path):
+    boxes = [[1, 1, 5, 5, "\ud800"]]
+    change(small, test=[{**item, "boxes": boxes} if i == 0 else item for i, item in enumerate(small.items)])
+    run_evaluation(small.predictions(), small.path, out=tmp_path / "out", repeats=100, pictures=False)
+    assert "\\ud800" in (tmp_path / "out" / "evaluation.csv").read_text()
+
+
 def test_a_folder_that_cannot_be_written_is_refused(small, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(AfireError, match="can be written"):
