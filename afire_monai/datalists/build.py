@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from afire_monai.core.errors import DataListError, RadiographError
+from afire_monai.core.errors import DataListError
 from afire_monai.datalists.cells import loose, means_normal
 from afire_monai.datalists.file import DEFAULT_NORMAL, SECTIONS, DataList, StrPath, save_datalist
 from afire_monai.datalists.normal import find_normal
 from afire_monai.datalists.splits import split_by_group
 from afire_monai.radiographs.decode import checked_options, list_images
-from afire_monai.radiographs.masks import MASK_SUFFIXES, read_mask
+from afire_monai.radiographs.masks import MASK_SUFFIXES, mask_folders
 
 
 def datalist_from_folder(
@@ -61,7 +57,11 @@ def datalist_from_folder(
     paths = [path for path in list_images(root) if mask_root is None or not path.is_relative_to(mask_root)]
     if not paths:
         raise DataListError(f"{folder}: no PNG, JPEG, NIfTI or DICOM file in it or below. Check the path")
-    refuse_pictures_of_masks(paths, root)
+    if found := mask_folders(paths):
+        raise DataListError(
+            f"{found[0]}: each of its pictures has only two values, like a mask. If they are masks, give "
+            f"--masks {found[0]}; if not, move them out of {root}"
+        )
     below = [path.relative_to(root).as_posix() for path in paths]
     groups = below if group_pattern is None else _match_groups(below, group_pattern)
     items: list[dict[str, Any]] = [
@@ -150,24 +150,6 @@ def _match_groups(names: list[str], pattern: str) -> list[str]:
             f"{missed[0]}. It must find one in every name"
         )
     return groups
-
-
-def refuse_pictures_of_masks(paths: Sequence[Path], root: Path) -> None:
-    """Refuse a folder whose pictures have two values each: they are masks, and would be taken for radiographs."""
-    folders: dict[Path, list[Path]] = defaultdict(list)
-    for path in paths:
-        if path.suffix.lower() in (".png", ".jpg", ".jpeg") and len(folders[path.parent]) < 4:
-            folders[path.parent].append(path)
-    for folder, some in folders.items():
-        values = []
-        for path in some:
-            with contextlib.suppress(RadiographError):
-                values.append(len(np.unique(read_mask(path))))
-        if len(values) > 1 and len(values) == len(some) and max(values) <= 2:
-            raise DataListError(
-                f"{folder}: each of its pictures has only two values, like a mask. If they are masks, give "
-                f"--masks {folder}; if not, move them out of {root}"
-            )
 
 
 def add_masks(items: Sequence[dict[str, Any]], root: Path, masks: Path) -> int:

@@ -28,7 +28,10 @@ from afire_monai.predictions.reading import LeftOut, Radiograph, ahead, batches,
 from afire_monai.predictions.results import ResultFolder, pictures_of
 from afire_monai.predictions.scoring import Answer, Scorer
 from afire_monai.radiographs.decode import list_images
+from afire_monai.radiographs.masks import mask_folders
 from afire_monai.radiographs.reader import Unfit
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ def find_source(inputs: Sequence[str | os.PathLike[str]], section: str = "test")
     """Find the files that the command line names.
 
     Args:
-        inputs: folders (searched with their subfolders, sorted by path) and files, in this order and each file once; or
-            one data list (.json).
+        inputs: folders (searched with their subfolders, sorted by path; those of masks are left out) and files, in this
+            order and each file once; or one data list (.json).
         section: section of the data list.
 
     Raises:
@@ -68,7 +71,11 @@ def find_source(inputs: Sequence[str | os.PathLike[str]], section: str = "test")
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            files += list_images(path)
+            found = list_images(path)
+            masks = mask_folders(found)
+            for folder in masks:
+                logger.warning("%s: each of its pictures has only two values, like a mask; they are left out", folder)
+            files += [file for file in found if file.parent not in masks]
         elif path.is_file():
             files.append(path)
         else:
@@ -90,7 +97,6 @@ def _from_datalist(path: Path, section: str) -> Source:
     return Source(files, section, datalist_hash(raw), reader_options(raw), known)
 
 
-logger = logging.getLogger(__name__)
 NOTE = "Research software, not a medical device: no diagnosis. Read with the radiograph, by someone who can."
 
 

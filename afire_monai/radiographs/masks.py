@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,6 +70,22 @@ def read_mask(path: str | PathLike[str]) -> NDArray[np.integer[Any]]:
             raise refusal(path, "lossy mask", "JPEG has changed its label values; save the mask as PNG")
         return np.where(values > 127, np.uint8(255), np.uint8(0))
     return values
+
+
+def mask_folders(paths: Iterable[Path]) -> list[Path]:
+    """Return the folders of radiographs that hold masks: their first pictures, two to four, have two values each."""
+    folders: dict[Path, list[Path]] = defaultdict(list)
+    for path in paths:
+        if path.suffix.lower() in (".png", ".jpg", ".jpeg") and len(folders[path.parent]) < 4:
+            folders[path.parent].append(path)
+    return [folder for folder, some in folders.items() if len(some) > 1 and all(map(_of_two_values, some))]
+
+
+def _of_two_values(path: Path) -> bool:
+    try:
+        return len(np.unique(read_mask(path))) <= 2
+    except RadiographError:
+        return False
 
 
 class MaskReading:

@@ -425,6 +425,17 @@ def test_folders_and_files_keep_their_order_and_each_file_comes_once(scans):
     assert (source.section, source.datalist_sha256) == ("", "")
 
 
+def test_masks_beside_the_radiographs_are_left_out_with_a_warning(scans, tmp_path, caplog):
+    images, masks = tmp_path / "both" / "images", tmp_path / "both" / "masks"
+    images.mkdir(parents=True)
+    masks.mkdir()
+    for name in ("one.png", "two.png"):
+        shutil.copy(scans / "a.png", images / name)
+        Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(masks / name)
+    assert [Path(f).parent for f in find_source([tmp_path / "both"]).files] == [images, images]
+    assert f"{masks}: each of its pictures has only two values" in caplog.text
+
+
 def test_sources_that_make_no_sense_are_refused(scans, normals, tmp_path):
     with pytest.raises(DataListError, match="give it alone"):
         find_source([normals, scans])
