@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 import yaml
 
@@ -10,6 +12,7 @@ TINY = {"method": "dino", "image_size": 32, "batch_size": 8, "local_views": 2, "
 
 def test_arms_are_trained_once_and_an_arm_with_other_settings_is_refused(module, data, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["arms.py"])
+    monkeypatch.setattr("sys.excepthook", sys.excepthook)  # a run replaces it
     out, arms = tmp_path / "out", tmp_path / "arms.yaml"
     arms.write_text(yaml.safe_dump({"tiny": TINY, "other": {}}))
     (arm,) = module.read_arms(arms, ["tiny"]).items()
