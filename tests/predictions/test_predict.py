@@ -332,7 +332,7 @@ def test_two_processes_share_files_and_models_that_were_found_before(scans, mode
         "from afire_monai.predictions.scoring import Scorer\n"
         "scans, model, out = sys.argv[1:]\n"
         "done = predict(find_source([scans]), Scorer([model]), out)\n"
-        "print('process', done.rank)\n"
+        "print(f'process {done.rank}\\n', end='')\n"  # in one piece, beside the other process
     )
     two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "share.py")]
     done = warm.run([*two, scans, model, tmp_path / "two"], tmp_path / "log.txt")
