@@ -50,6 +50,13 @@ class FileFacts:
     png16: bool = False
     two_values: bool = False
     odd: tuple[str, ...] = ()
+    spacing: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def stretched(self) -> bool:
+        """Whether the file says that a pixel's sides differ by more than 1 %."""
+        row, column = self.spacing
+        return abs(row / column - 1) > 0.01 if min(row, column) > 0 else False
 
     @property
     def intensity_problem(self) -> str | None:
@@ -136,6 +143,8 @@ class CheckReport:
         refused = self.refused_by_kind().items()
         found = {f"refused, {kind}": [f"{file.path}: {file.detail}" for file in files] for kind, files in refused}
         found |= {f"readable, but {kind}": paths for kind, paths in self.intensity_problems().items()}
+        stretched = [facts.path for facts in self.readable if facts.stretched]
+        found |= {"readable, but pixels are not square, so the picture is stretched": stretched} if stretched else {}
         for title, files in found.items():
             lines += [f"{title}: {len(files)}", *(f"  {file}" for file in files[:most])]
             lines += [f"  … and {len(files) - most} more"] if len(files) > most else []
@@ -220,7 +229,7 @@ def _facts(path: str, picture: Picture) -> FileFacts:
     return FileFacts(
         path, height, width, picture.format, picture.polarity_inverted, (low, high), extremes,
         picture.intensity == "/65535", bool(np.isin(pixels, extremes).all()),
-        picture.odd,
+        picture.odd, picture.spacing,
     )  # fmt: skip
 
 

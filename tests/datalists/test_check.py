@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hospital_files import write
 from PIL import Image
 
 from afire_monai.core.errors import DataListError
@@ -54,6 +55,15 @@ def test_summary_says_in_words_what_was_found(folder: Path) -> None:
     assert "refused, colour image: 2" in text
     assert "… and 1 more" in text
     assert "readable, but all black: 1" in text
+
+
+def test_pixels_that_are_not_square_are_named(tmp_path: Path) -> None:
+    for name, spacing in (("square", [0.14, 0.1401]), ("stretched", [0.14, 0.2]), ("zero", [0.0, 0.2])):
+        write(tmp_path / name, PixelSpacing=spacing)
+    report = check_path(tmp_path, progress=False)
+    assert [Path(facts.path).name for facts in report.readable if facts.stretched] == ["stretched"]
+    assert "pixels are not square, so the picture is stretched: 1" in report.summary()
+    assert report.ok
 
 
 def test_data_list_is_checked_with_its_missing_files(folder: Path) -> None:
