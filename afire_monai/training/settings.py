@@ -234,6 +234,11 @@ def checked_settings(workflow: ConfigWorkflow) -> dict[str, Any]:
         if not isinstance(value, dict | list) and key in known and all(file.get(key) != value for file in files)
     }
     refuse_wrong_values(known, changed)
+    side, patch = config.get("image_size"), config.get("patch_size")
+    fresh = config.get("init") == "random" and "network_def" in config
+    if fresh and isinstance(side, int) and isinstance(patch, int) and side % patch:
+        raise AfireError(f"--image_size {side}: a multiple of patch_size {patch} is expected, for example "
+                         f"{math.ceil(side / patch) * patch}")  # fmt: skip
     return {key: _plain(value) for key, value in config.items()}
 
 

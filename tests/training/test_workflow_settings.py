@@ -50,6 +50,7 @@ def test_misspelt_key_is_refused_before_anything_is_read(tmp_path, start):
         ("epochs", 0, "--epochs 0: a whole number of at least 1"),
         ("cache", "true", "write --cache True"),
         ("lesion_peak", 1.5, "--lesion_peak 1.5: a number from 0 to 1"),
+        ("image_size", 100, "--image_size 100: a multiple of patch_size 16 is expected, for example 112"),
     ],
 )
 def test_wrong_settings_are_refused_as_on_the_command_line(tmp_path, key, value, words):
