@@ -65,12 +65,20 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def set_aside_later(folder: Path, iteration: int) -> None:
-    """Rename the checkpoints after an iteration: none of them is the newest of a run that went back to it."""
-    for path in list_checkpoints(folder):
-        if int(path.stem.rpartition("_")[2]) > iteration:
-            logger.warning("%s is later than the checkpoint to continue from: renamed abandoned_%s", *[path.name] * 2)
-            path.replace(path.with_name(f"abandoned_{path.name}"))
+def set_aside_later(folder: Path, iteration: int) -> bool:
+    """Rename the checkpoints after an iteration: none of them is the newest or best of a run that went back to it.
+
+    Returns:
+        Whether the best one is among them.
+    """
+    later = [path for path in list_checkpoints(folder) if int(path.stem.rpartition("_")[2]) > iteration]
+    best = folder / "best.pt"
+    if best.is_file() and load_checkpoint(best)["progress"]["iteration"] > iteration:
+        later.append(best)
+    for path in later:
+        logger.warning("%s is later than the checkpoint to continue from: renamed abandoned_%s", *[path.name] * 2)
+        path.replace(path.with_name(f"abandoned_{path.name}"))
+    return best in later
 
 
 def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:

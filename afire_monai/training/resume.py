@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import logging
+import math
 import operator
 import random
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ import torch.distributed as dist
 from ignite.engine import Engine
 from torch.utils.data import DataLoader
 
-from afire_monai.core.distributed import any_process, leave_group, rank, world_size
+from afire_monai.core.distributed import any_process, from_first, leave_group, rank, world_size
 from afire_monai.core.errors import CheckpointError
 from afire_monai.datalists.paths import names_hash
 from afire_monai.loading.sampler import EpochSampler
@@ -245,8 +246,8 @@ class Resumable:
     def _take_up(self, folder: str | Path, resume: bool | str) -> None:
         if isinstance(resume, str):
             self.restore(load_checkpoint(Path(resume)), resume)
-            if rank() == 0:
-                set_aside_later(Path(folder), self.state.iteration)
+            if from_first(rank() == 0 and set_aside_later(Path(folder), self.state.iteration)):
+                self.best_value, self.best_epoch = math.inf, self.state.epoch  # an earlier best one is lost
         elif resume:
             found = find_checkpoint(Path(folder))
             if found is None and list_checkpoints(Path(folder)):

@@ -71,17 +71,17 @@ class ValidationMonitor:
     def _validate(self, engine: PretrainTrainer) -> None:
         epoch, task = engine.state.epoch, engine.method
         assert isinstance(task, Task)
-        figures: dict[str, float] = {}
+        figures: dict[str, float] | None = None
         if rank() == 0:
             logits, batch = predict_dataset(task, self.dataset, self.batch_size, engine.state.device)
-            if not logits.isfinite().all():
-                raise TrainingHaltedError(
-                    f"after epoch {epoch}, the network's output for validation images is not finite. Checkpoints are "
-                    "from before this happened: lower lr or lengthen warmup, then continue with --resume true"
-                )
-            figures = task.figures(logits, batch)
+            figures = task.figures(logits, batch) if logits.isfinite().all() else None
         # process 0's figures decide for all: differently rounded figures could stop some processes and not others
         figures = from_first(figures)
+        if figures is None:
+            raise TrainingHaltedError(
+                f"after epoch {epoch}, the network's output for validation images is not finite. Checkpoints are "
+                "from before this happened: lower lr or lengthen warmup, then continue with --resume true"
+            )
         error = -figures.pop("validation_score")
         engine.state.metrics.update({**figures, "validation_error": error})
         if error < engine.best_value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -151,6 +152,27 @@ def test_a_run_that_went_back_does_not_take_up_what_it_left(tmp_path, caplog):
     assert found[1]["progress"]["iteration"] == 7
     assert (tmp_path / "abandoned_checkpoint_00000010.pt").is_file()
     assert "checkpoint_00000010.pt is later" in caplog.text
+
+
+def test_a_run_that_went_back_does_not_end_with_the_best_of_what_it_left(tmp_path):
+    def trainer():
+        keeper = CheckpointKeeper(tmp_path, every_iterations=1, keep=20, best_key="error")
+        trainer = tiny_trainer(tiny_afire(shift=2), IMAGES, 2)
+        trainer.add_event_handler(
+            Events.EPOCH_COMPLETED, lambda engine: engine.state.metrics.update(error=-float(engine.state.epoch))
+        )
+        keeper.attach(trainer)
+        return trainer
+
+    run_or_stop(trainer(), tmp_path)
+    assert load_checkpoint(tmp_path / "best.pt")["progress"]["iteration"] == 10
+    again = trainer()
+    again.resume(tmp_path, str(tmp_path / "checkpoint_00000007.pt"))
+    assert (again.best_value, again.best_epoch) == (math.inf, 1)  # the first epoch's, -1.0, is lost
+    assert not (tmp_path / "best.pt").exists()
+    assert (tmp_path / "abandoned_best.pt").is_file()
+    again.resume(tmp_path, str(tmp_path / "checkpoint_00000007.pt"))  # nothing is left to set aside
+    assert again.best_value == -1.0
 
 
 def test_damaged_newest_checkpoint_is_passed_over(tmp_path, caplog):
