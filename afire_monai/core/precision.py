@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from afire_monai.core.errors import AfireError
@@ -32,6 +35,13 @@ def set_precision(precision: str) -> torch.dtype:
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def bfloat16_is_slow(device: torch.device) -> bool:
+    """Return whether a device is an x86 CPU without AMX or AVX512-BF16, on which bfloat16 takes longer than float32."""
+    able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.9 may not say
+    x86 = able.get("architecture") == "x86_64"
+    return device.type == "cpu" and bool(x86) and not (able.get("amx_bf16") or able.get("avx512_bf16"))
 
 
 def best_device() -> torch.device:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from afire_monai.core.distributed import rank, sum_over_processes, wait_for_all, world_size
 from afire_monai.core.errors import AfireError, TrainingHaltedError
-from afire_monai.core.precision import set_precision
+from afire_monai.core.precision import bfloat16_is_slow, set_precision
 from afire_monai.loading.dataset import RadiographDataset, grey_levels
 from afire_monai.loading.sampler import EpochSampler
 from afire_monai.methods.base import Method
@@ -101,6 +101,8 @@ class PretrainTrainer(Resumable, SupervisedTrainer):
         self.stop_request: StopRequest | None = None
         self.interrupted = False
         device = torch.device(device)
+        if precision == "bfloat16" and bfloat16_is_slow(device):
+            logger.warning("this CPU has neither AMX nor AVX512-BF16: bfloat16 is slower than --precision float32 here")
         self.finite_check_interval = finite_check_interval or (1 if device.type == "cpu" else 20)
         self._recent: list[tuple[Tensor, Tensor]] = []
         self._epoch_sums: dict[str, Tensor] = {}

@@ -10,7 +10,7 @@ import torch
 from tiny_steps import STEPS, build, trainer_for
 
 from afire_monai.core.errors import AfireError, CheckpointError
-from afire_monai.core.precision import set_precision
+from afire_monai.core.precision import bfloat16_is_slow, set_precision
 from afire_monai.losses import SelfDistillationLoss
 from afire_monai.predictions.scoring import Scorer
 from afire_monai.training.startup import prepare_run
@@ -126,3 +126,21 @@ def test_runs_and_predictions_begin_in_float32(tmp_path, monkeypatch):
 def test_unknown_precision_is_refused_with_the_known_ones():
     with pytest.raises(AfireError, match="one of float32, tf32, bfloat16, got 'float16'"):
         set_precision("float16")
+
+
+@pytest.mark.parametrize(
+    ("able", "slow"),
+    [
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, True),
+        ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"architecture": "x86_64", "amx_bf16": True}, False),
+        ({"architecture": "arm64", "bf16": True}, False),
+        ({}, False),
+    ],
+)
+def test_bfloat16_on_a_cpu_that_has_no_instructions_for_it_is_warned_of(monkeypatch, caplog, able, slow):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    for precision in ("bfloat16", "float32"):
+        trainer_for(build("afire_published"), precision=precision)
+    assert caplog.text.count("bfloat16 is slower") == slow
+    assert not bfloat16_is_slow(torch.device("cuda"))
