@@ -45,19 +45,17 @@ from zlib import crc32
 import numpy as np
 import yaml
 
-PUBLISHED_TERMS = {
-    **{"exposure": 0.0, "match_weight": 0.0, "lesion_weight": 0.0, "lesion_free": 0.0, "lesion_lungs": 0.0},
-    "stem": "patches",
-}
+from afire_monai.cli.bundle import bundle_root
+
+_FORM = yaml.safe_load((bundle_root() / "configs" / "afire_published.yaml").read_text(encoding="utf-8"))
+_PUBLISHED = {key: value for key, value in _FORM.items() if value != ""}  # which a command line would not hand on
+_TERMS = {key: value for key, value in _PUBLISHED.items() if key != "shift"}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "afire": ("method_afire.yaml", {}),
-    "afire_terms": ("method_afire.yaml", PUBLISHED_TERMS),  # grid-shifted, with the paper's terms alone
-    "afire_published": ("method_afire.yaml", {**PUBLISHED_TERMS, "shift": 0}),
-    "afire_released": (
-        "method_afire.yaml",
-        {**PUBLISHED_TERMS, "shift": 0, "structure": "cross_entropy", "category_weight": 0.0},
-    ),
-    "afire_structure": ("method_afire.yaml", {**PUBLISHED_TERMS, "category_weight": 0.0, "restoration_weight": 0.0}),
+    "afire_terms": ("method_afire.yaml", _TERMS),  # grid-shifted, with the paper's terms alone
+    "afire_published": ("method_afire.yaml", _PUBLISHED),
+    "afire_released": ("method_afire.yaml", {**_PUBLISHED, "structure": "cross_entropy", "category_weight": 0.0}),
+    "afire_structure": ("method_afire.yaml", {**_TERMS, "category_weight": 0.0, "restoration_weight": 0.0}),
     "peac": ("method_peac.yaml", {}),
     "mlvicx": ("method_mlvicx.yaml", {}),
     "mae": ("method_mae.yaml", {}),
@@ -70,8 +68,6 @@ FRACTIONS = (1.0, 0.1, 0.01)
 
 def bundle_command(configs: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
     """Return the command line that runs the bundle with these config files and settings."""
-    from afire_monai.cli.bundle import bundle_root
-
     files = [str(bundle_root() / "configs" / name) for name in configs]
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     return [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files), *words]
@@ -110,7 +106,6 @@ def keep_settings(folder: Path, settings: Mapping[str, Any], images: str, config
 
     The values of its config files belong to them, so that a run with a former default is not taken for one of today's.
     """
-    from afire_monai.cli.bundle import bundle_root
     from afire_monai.datalists.file import datalist_hash, read_raw
 
     values = [yaml.safe_load((bundle_root() / "configs" / name).read_text(encoding="utf-8")) for name in configs]

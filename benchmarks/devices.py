@@ -40,7 +40,8 @@ from afire_monai.transforms.anatomy import anatomy_of
 
 CONFIGS = bundle_root() / "configs"
 METHODS = {name: COMPARED[name] for name in ("afire", "afire_published", "peac", "mlvicx", "mae", "dino")}
-METHODS["afire_all"] = ("method_afire.yaml", {"lesion_lungs": 0.5, "abnormal_change": 0.012, "class_weight": 1.0})
+ALL = {"exposure": 1.0, "lesion_weight": 1.0, "lesion_free": 0.3, "lesion_lungs": 0.5, "abnormal_change": 0.012}
+METHODS["afire_all"] = ("method_afire.yaml", ALL)
 
 
 def build_method(name: str) -> Any:

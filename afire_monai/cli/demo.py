@@ -34,6 +34,7 @@ DEMO_SETTINGS: dict[str, Any] = {
     "stem": "patches",
     "exposure": 0.0,
     "match_weight": 0.0,
+    "class_weight": 0.0,
     "lesion_weight": 0.0,
     "lesion_free": 0.0,
     "lesion_lungs": 0.0,
