@@ -161,7 +161,7 @@ def test_run_of_other_settings_or_defaults_is_not_gone_on_with(module, data, tmp
         keep({"epochs": 100})
     text, config = (bundle_root() / "configs/method_mae.yaml").read_text(), tmp_path / "configs" / "method_mae.yaml"
     config.parent.mkdir()
-    monkeypatch.setattr("afire_monai.cli.bundle.bundle_root", lambda: tmp_path)
+    monkeypatch.setattr("compare.bundle_root", lambda: tmp_path)
     config.write_text(f"# a remark\n{text}")
     keep({"epochs": 20})
     config.write_text(f"{text}\nlr: 1.0\n")
