@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from afire_monai.core.errors import AfireError
 
 STEMS = ("patches", "convolutions")
+
+
+class Convolution(nn.Conv2d):
+    """A convolution that computes with channels last on a CPU, which takes less time; weights are stored as usual."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return the maps (B, D, h, w) of maps (B, C, H, W)."""
+        if maps.device.type != "cpu":
+            return super().forward(maps)
+        maps, weight = (t.contiguous(memory_format=torch.channels_last) for t in (maps, self.weight))
+        return F.conv2d(maps, weight, self.bias, self.stride, self.padding)
 
 
 def build_stem(stem: str, in_channels: int, embed_dim: int, patch_size: int) -> nn.Module:
@@ -40,10 +53,10 @@ def build_stem(stem: str, in_channels: int, embed_dim: int, patch_size: int) -> 
     before = in_channels
     for place in range(halvings):
         width = embed_dim >> halvings - 1 - place
-        convolution = nn.Conv2d(before, width, kernel_size=3, stride=2, padding=1, bias=False)
+        convolution = Convolution(before, width, kernel_size=3, stride=2, padding=1, bias=False)
         layers += [convolution, nn.GroupNorm(1, width), nn.ReLU()]
         before = width
-    return nn.Sequential(*layers, nn.Conv2d(before, embed_dim, kernel_size=1))
+    return nn.Sequential(*layers, Convolution(before, embed_dim, kernel_size=1))
 
 
 def init_stem(stem: nn.Module) -> None:

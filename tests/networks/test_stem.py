@@ -12,7 +12,7 @@ from afire_monai.models.folder import export_encoder, load_encoder
 from afire_monai.models.initial import pretraining_encoder
 from afire_monai.models.layouts import export_layout
 from afire_monai.networks import AnomalyRestorationDecoder, ViTEncoder
-from afire_monai.networks.stem import build_stem
+from afire_monai.networks.stem import Convolution, build_stem
 
 SMALL = {"image_size": (16, 24), "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
 
@@ -44,6 +44,19 @@ def by_loops(stem: nn.Sequential, image: torch.Tensor) -> torch.Tensor:
         y = (y - y.mean()) / (y.var(unbiased=False) + norm.eps).sqrt()
         x = (y * norm.weight[:, None, None] + norm.bias[:, None, None]).clamp_min(0)
     return torch.einsum("oc,chw->ohw", stem[-1].weight[:, :, 0, 0], x) + stem[-1].bias[:, None, None]
+
+
+def test_channels_last_change_neither_values_nor_how_weights_and_gradients_are_stored():
+    torch.manual_seed(0)
+    plain, last = nn.Conv2d(3, 8, 3, stride=2, padding=1).double(), Convolution(3, 8, 3, stride=2, padding=1).double()
+    last.load_state_dict(plain.state_dict())
+    maps = torch.rand(2, 3, 10, 12, dtype=torch.float64)
+    for layer in (plain, last):
+        layer(maps).square().sum().backward()
+    torch.testing.assert_close(last(maps), plain(maps))
+    torch.testing.assert_close(last.weight.grad, plain.weight.grad)
+    assert last.weight.is_contiguous()
+    assert last.weight.grad.is_contiguous()
 
 
 def test_convolutions_halve_the_picture_until_a_patch_is_a_token():
