@@ -18,7 +18,7 @@ class Convolution(nn.Conv2d):
         """Return the maps (B, D, h, w) of maps (B, C, H, W)."""
         if maps.device.type != "cpu":
             return super().forward(maps)
-        maps, weight = (t.contiguous(memory_format=torch.channels_last) for t in (maps, self.weight))
+        maps, weight = (tensor.to(memory_format=torch.channels_last) for tensor in (maps, self.weight))
         return F.conv2d(maps, weight, self.bias, self.stride, self.padding)
 
 
