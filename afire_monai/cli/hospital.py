@@ -240,7 +240,8 @@ def node(
     Example: afire node --state node --status
 
     Args:
-        model: model folder, or several with commas between them; the model that comes with the package unless given.
+        model: model folder, or name of a model that comes with the package, or several with commas between them;
+            chest-s16-1 unless given.
         population: normal radiographs that the package's model compares with: adults or children (1 to 5 years); adults
             unless given.
         status: print the state of the received objects, and end.

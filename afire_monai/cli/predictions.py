@@ -10,10 +10,9 @@ from typing import Any
 from afire_monai.cli.fronts import front
 from afire_monai.core.errors import AfireError, require_path
 from afire_monai.core.quiet import silence
-from afire_monai.models.shipped import DEFAULT, POPULATIONS, shipped_models, with_shipped
+from afire_monai.models.shipped import DEFAULT, MODEL, POPULATIONS, require_model, shipped_names, with_shipped
 
 LIST = "make a data list with `afire datalist`"
-MODEL = "a run writes its model folder as models/ below its output folder"
 
 
 @front("afire_monai.predictions.predict:predict", "*inputs", hide=("device",))
@@ -36,7 +35,8 @@ def predict(
     Example: afire predict list.json --section test --model runs/tuned/models,runs/mine/models --out results
 
     Args:
-        model: model folder, or several with commas between them; the model that comes with the package unless given.
+        model: model folder, or name of a model that comes with the package, or several with commas between them;
+            chest-s16-1 unless given.
         population: normal radiographs that the package's model compares with: adults or children (1 to 5 years); adults
             unless given.
     """
@@ -44,12 +44,12 @@ def predict(
     for path in inputs:
         require_path("input", path, "give folders, radiographs, or one data list")
     for folder in model or ():
-        require_path("--model", folder, MODEL)
+        require_model("--model", folder)
     folders = model_folders(model, population)
     from afire_monai.predictions.results import KEY
 
-    if model is None:
-        print(f"model:    {DEFAULT}, which comes with the package: research only, not a medical device")
+    if included := [name for name in model or (DEFAULT,) if name in shipped_names()]:
+        print(f"model:    {included[0]}, which comes with the package: research only, not a medical device")
         normals = population or POPULATIONS[0]
         print(f"          percentiles are among normal radiographs of {normals}; --population names others")
     done = work(inputs, folders, **options)
@@ -67,18 +67,17 @@ def predict(
 
 
 def model_folders(model: Sequence[str] | None, population: str | None) -> Sequence[str]:
-    """Return the given model folders, or those of the package's model with its reference of a population.
+    """Return model folders; a name of the package's models stands for two, with its reference of a population.
 
-    Raises AfireError for an unknown population, or for both.
+    Raises AfireError for an unknown population, or for one where no model of the package is named.
     """
-    if model is None:
-        return tuple(map(str, shipped_models(population or POPULATIONS[0])))
-    if population is not None:
+    models = model or (DEFAULT,)
+    if population is not None and not {*models} & {*shipped_names()}:
         raise AfireError(
-            f"--population {population} chooses among the references of the package's model; a model of --model "
-            "has its own, so leave one of the two out"
+            f"--population {population} chooses among the references of the package's models "
+            f"({', '.join(shipped_names())}); {', '.join(models)} has its own, so leave one of the two out"
         )
-    return model
+    return tuple(map(str, with_shipped(models, population or POPULATIONS[0])))
 
 
 def exception_lines(left_out: Mapping[int, str], unfit: Mapping[str, int]) -> list[str]:
@@ -221,7 +220,7 @@ def figures(
         mask_ignore: mask value of pixels to leave out; none for none.
         seed: seed of all random numbers.
     """
-    require_path("--encoder", encoder, MODEL)
+    require_model("--encoder", encoder)
     require_path("--datalist", datalist, LIST)
     from afire_monai.figures.page import verdicts
     from afire_monai.figures.run import draw_figures

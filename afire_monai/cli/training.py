@@ -10,6 +10,7 @@ from typing import Any
 from afire_monai.cli.fronts import front
 from afire_monai.core.errors import require_path
 from afire_monai.core.quiet import silence
+from afire_monai.models.shipped import require_model
 
 
 @front("afire_monai.training.probe:fit_probe", "datalist")
@@ -29,7 +30,7 @@ def probe(work: Callable[..., Any], *, datalist: str, out: str, model: str | Non
     """
     silence()
     require_path("data list", datalist, "make one with `afire datalist`")
-    require_path("--model", model, "give a model folder (models/ of a run)")
+    require_model("--model", model)
     done = work(datalist, out, model, **options)
     print(f"labels of: {done.labelled} training images")
     print(
@@ -52,7 +53,7 @@ def worth(work: Callable[..., Any], *, datalist: str, model: str | None = None, 
     """
     silence()
     require_path("data list", datalist, "make one with `afire datalist`")
-    require_path("--model", model, "give a model folder (models/ of a run)")
+    require_model("--model", model)
     from afire_monai.training.worth import worth_lines
 
     print(worth_lines(work(datalist, model, **options)))

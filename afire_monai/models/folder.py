@@ -19,7 +19,7 @@ from afire_monai import __version__
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.core.files import usual_mode, whole_file
 from afire_monai.models.bounds import refuse_not_finite, refuse_sizes
-from afire_monai.models.shipped import shipped_folder
+from afire_monai.models.shipped import model_folder
 from afire_monai.networks import Encoder, encoder_from_config
 from afire_monai.networks.task_networks import ViTClassifier, ViTSegmenter
 
@@ -32,9 +32,9 @@ INPUT = "images (B, C, H, W) float32 in 0…1, bright = dense, row 0 at the top;
 def weights_in(path: str | Path, kind: str) -> Path:
     """Name a kind's weights file in a model folder, or in ``models/`` below where a run's folder is given.
 
-    A path that is no folder is the file itself.
+    A path that is no folder is the file itself; the name of a model that comes with the package is its folder.
     """
-    path = Path(path)
+    path = model_folder(path)
     if not path.is_dir():
         return path
     file, below = path / f"{kind}.safetensors", path / "models" / f"{kind}.safetensors"
@@ -51,7 +51,7 @@ def model_files(folders: Sequence[str | Path]) -> dict[str, Path]:
         CheckpointError: if a folder does not exist.
     """
     found: dict[str, Path] = {}
-    for folder in map(Path, folders):
+    for folder in map(model_folder, folders):
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: no such model folder; a run writes it as models/ below its output folder")
         for kind in KINDS:
@@ -237,8 +237,8 @@ def load_encoder(path: str | Path | None = None, **overrides: Any) -> Encoder:
     It maps images (B, C, H, W) in 0…1 to tokens (B, 1 + L, D), and refuses images in another range.
 
     Args:
-        path: ``encoder.safetensors``, the folder that holds it, or the run's folder above; None for the
-            one that comes with the package (`afire_monai.models.shipped`).
+        path: ``encoder.safetensors``, the folder that holds it, or the run's folder above; the name of a model that
+            comes with the package (`afire_monai.models.shipped`), None for the first of them.
         overrides: arguments of the encoder's class to change, for example ``image_size``: positions of a transformer
             are stretched to span the picture as they did in training.
 
@@ -253,7 +253,7 @@ def load_encoder(path: str | Path | None = None, **overrides: Any) -> Encoder:
         ...     encoder(torch.rand(1, 1, 224, 224)).shape
         torch.Size([1, 197, 384])
     """
-    file = weights_in(shipped_folder() if path is None else path, "encoder")
+    file = weights_in(model_folder(path), "encoder")
     tensors, description = load_module_files(file)
     if "architecture" not in description:
         raise CheckpointError(f"{file}: its JSON lacks 'architecture', so it does not describe an encoder")

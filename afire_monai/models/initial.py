@@ -9,7 +9,6 @@ from typing import Any
 from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.models.folder import load_encoder, load_module_files
 from afire_monai.models.foreign import is_foreign, load_foreign
-from afire_monai.models.shipped import shipped_folder, shipped_names
 from afire_monai.networks import Encoder, build_encoder
 
 #: settings of a transformer unless others are requested
@@ -44,8 +43,6 @@ def initial_encoder(
         return build_encoder(
             preset, image_size=image_size or 224, patch_size=patch_size, in_channels=1, mean=mean, std=std, **options
         )
-    if init in shipped_names():
-        init = str(shipped_folder(init))
     if is_foreign(init):
         return load_foreign(init, image_size).encoder
     return load_encoder(init, **({"image_size": image_size} if image_size else {}))
@@ -65,8 +62,6 @@ def origin_of(init: str) -> str | dict[str, Any]:
     """
     if init in ("random", "bundle"):
         return init
-    if init in shipped_names():
-        init = str(shipped_folder(init))
     if is_foreign(init):
         return {"weights_from_elsewhere": Path(init).name}
     _, description = load_module_files(init)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from afire_monai.core.errors import CheckpointError
+from afire_monai.core.errors import CheckpointError, require_path
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 DEFAULT = "chest-s16-1"
 POPULATIONS = ("adults", "children")
+MODEL = "a run writes its model folder as models/ below its output folder"
 
 
 def shipped_names() -> list[str]:
@@ -27,10 +28,25 @@ def shipped_folder(name: str = DEFAULT) -> Path:
     return WEIGHTS / name
 
 
-def with_shipped(models: Sequence[str]) -> list[str | Path]:
-    """Return model folders; names of models that come with the package stand for theirs, with adults' reference."""
+def model_folder(model: str | Path | None = None) -> Path:
+    """Return the folder that the name of a model that comes with the package stands for; another path as it is.
+
+    None is the model that is used unless another one is requested.
+    """
+    return shipped_folder(str(model or DEFAULT)) if model is None or str(model) in shipped_names() else Path(model)
+
+
+def require_model(option: str, model: str | None) -> None:
+    """Refuse a model folder that is not there and is not the name of a model that comes with the package."""
+    if model not in (names := shipped_names()):
+        require_path(option, model, f"{MODEL}; {' and '.join(names)} come with the package")
+
+
+def with_shipped(models: Sequence[str], population: str = POPULATIONS[0]) -> list[str | Path]:
+    """Return model folders; a name stands for the folder of that model, with its reference of a population."""
     known = shipped_names()
-    return [folder for model in models for folder in (shipped_models(name=model) if model in known else [model])]
+    named = (shipped_models(population, model) if model in known else [model] for model in models)
+    return [folder for folders in named for folder in folders]
 
 
 def shipped_models(population: str = POPULATIONS[0], name: str = DEFAULT) -> list[Path]:

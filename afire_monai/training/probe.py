@@ -18,7 +18,7 @@ from afire_monai.datalists.patients import patient_of
 from afire_monai.datalists.targets import UncertainPolicy
 from afire_monai.evaluation.probes import fit_logistic
 from afire_monai.models.folder import load_encoder, model_files
-from afire_monai.models.shipped import shipped_folder
+from afire_monai.models.shipped import model_folder
 from afire_monai.networks.task_networks import NormalDistance, ViTClassifier
 from afire_monai.predictions.anomaly.build_reference import MIN_NORMALS
 from afire_monai.predictions.anomaly.normals import fit_images
@@ -73,7 +73,8 @@ def fit_probe(
     Args:
         datalist: data list with labels, with images for training and validation.
         out: folder to write into; gets ``models/`` and ``predictions/``, as fine-tuning writes them.
-        model: folder with the encoder; the one that comes with the package unless given.
+        model: folder with the encoder, or the name of one that comes with the package; the first of those unless
+            given.
         labels: names to learn, with commas between them on a command line; ``all`` for every label but the one for
             normal.
         uncertain: meaning of -1: ignore, zeros or ones.
@@ -90,7 +91,7 @@ def fit_probe(
         CheckpointError: if the model cannot be read.
     """
     set_precision("float32")
-    folder = shipped_folder() if model is None else Path(model)
+    folder = model_folder(model)
     folder = folder if folder.is_dir() else folder.parent
     data = classification_data(datalist, labels=labels, uncertain=uncertain, fraction=fraction, seed=seed)
     content = load_datalist(datalist)

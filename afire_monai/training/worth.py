@@ -29,7 +29,7 @@ from afire_monai.datalists.patients import patient_of
 from afire_monai.datalists.targets import target_matrix
 from afire_monai.evaluation.bootstrap import Interval, auroc, patient_weights, percentile_interval, weighted_curve
 from afire_monai.models.folder import load_encoder
-from afire_monai.models.shipped import DEFAULT, shipped_folder
+from afire_monai.models.shipped import DEFAULT
 from afire_monai.networks import encoder_from_config
 from afire_monai.predictions.features import Embedding, FeatureReader
 from afire_monai.training.task_data import label_names
@@ -247,7 +247,8 @@ def compare_encoders(
 
     Args:
         datalist: data list with labels on its validation patients.
-        model: folder with the encoder to judge; the one that comes with the package unless given.
+        model: folder with the encoder to judge; or the name of one that comes with the package; the first
+            of those unless given.
         section: section whose patients serve for judging: validation, test, or training (whose normal images
             pre-training may have seen).
         dataset_dir: base of relative paths; empty for the list's own folder.
@@ -273,7 +274,7 @@ def compare_encoders(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         fresh = encoder_from_config(own.config)
-    encoders = {OWN: own, FRESH: fresh} | ({} if model is None else {DEFAULT: load_encoder(shipped_folder())})
+    encoders = {OWN: own, FRESH: fresh} | ({} if model in (None, DEFAULT) else {DEFAULT: load_encoder()})
     embeddings = {name: Embedding.of_encoder(encoder.to(best_device())) for name, encoder in encoders.items()}
     embeddings[PIXELS] = Embedding.of_pixels()
     reader = FeatureReader(embeddings, batch_size, workers, progress, chosen.reader)

@@ -8,7 +8,9 @@ import torch
 
 import afire_monai
 from afire_monai.cli.main import run
+from afire_monai.cli.predictions import model_folders
 from afire_monai.core.errors import CheckpointError
+from afire_monai.models.initial import initial_encoder, origin_of
 from afire_monai.models.shipped import DEFAULT, POPULATIONS, shipped_folder, shipped_models, shipped_names, with_shipped
 from afire_monai.phantom.chest import write_phantom_dataset
 
@@ -23,12 +25,13 @@ def test_encoder_loads_without_a_path_and_encodes():
 
 
 @pytest.mark.parametrize("population", POPULATIONS)
-def test_prediction_without_a_model_names_what_it_used(population, tmp_path, capsys):
+@pytest.mark.parametrize("name", [None, "chest-ti16-1"])
+def test_prediction_by_the_packages_models_names_what_it_used(name, population, tmp_path, capsys):
     write_phantom_dataset(tmp_path / "in", normal=10, abnormal=1, size=96)
     command = ["predict", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--population", population, "--quiet"]
-    assert run(command) == 0
+    assert run([*command, "--model", name] if name else command) == 0
     printed = capsys.readouterr().out
-    assert "chest-s16-1" in printed
+    assert (name or "chest-s16-1") in printed
     assert "research only" in printed
     assert f"normal radiographs of {population}" in printed
     rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
@@ -48,6 +51,23 @@ def test_a_name_stands_for_its_folders_wherever_it_is_among_others():
     folders = shipped_models(name=DEFAULT)
     assert with_shipped((DEFAULT, "runs/a")) == [*folders, "runs/a"]
     assert with_shipped(("runs/a", DEFAULT)) == ["runs/a", *folders]
+    assert model_folders(("chest-ti16-1", "runs/a"), "children") == (
+        *map(str, shipped_models("children", "chest-ti16-1")),
+        "runs/a",
+    )
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_an_encoder_loads_by_its_name_wherever_one_is_wanted(name):
+    encoder = afire_monai.load_encoder(name)
+    assert encoder.config == afire_monai.load_encoder(shipped_folder(name)).config
+    assert initial_encoder(name, "vit_b", 0, 8, list).config == encoder.config
+    assert origin_of(name)["name"] == name
+
+
+def test_a_name_that_is_not_there_is_refused_with_those_that_are(tmp_path, capsys):
+    assert run(["probe", __file__, "--model", "chest-xl", "--out", str(tmp_path / "out")]) == 2
+    assert "chest-s16-1 and chest-ti16-1 come with the package" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", shipped_names())
