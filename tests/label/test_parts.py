@@ -527,6 +527,15 @@ def test_a_full_disk_is_found_behind_what_was_raised_from_it():
 def test_logs_lose_paths_uids_addresses_and_tracebacks():
     text = "read /home/x/Zyxwolski/im.dcm of 1.2.840.113654.2.55.6842 from http://host:80/studies/1, 12.5 ms, a/b"
     assert without_names(text) == "read (path) of (uid) from (address) 12.5 ms, a/b"
+    for named in (
+        "no series 1.2.840.113654.2.55.6842. Again",
+        "CR.1.2.840.113654.2.55.6842.dcm",
+        "No such file: '/data/Zyxwolski Ada/1 2.840.113654.2.55.png'",
+        'No such file: "/Zyxwolski Ada.840.113654.png"',
+        "cannot read /data/of Zyxwolski, Ada/Zyxwolski 2.840.113654/1.png".replace(",", ""),
+    ):
+        assert not any(word in without_names(named) for word in ("Zyxwolski", "Ada", "840.113654"))
+    assert without_names("/a/b.dcm differs from /c/d.dcm") == "(path) differs from (path)"
     record = logging.LogRecord("x", 40, "f", 1, "failed", (), (ValueError, ValueError("Zyxwolski"), None))
     assert NoNames().filter(record)
     assert "Zyxwolski" not in logging.Formatter().format(record)
