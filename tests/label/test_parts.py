@@ -485,7 +485,16 @@ def test_masks_reach_training_upright(shelf, pngs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "request_", [{"max_epochs": 0}, {"max_epochs": "many"}, {"batch_size": -1}, {"lr": "nan"}, {"start": "elsewhere"}]
+    "request_",
+    [
+        {"max_epochs": 0},
+        {"max_epochs": "many"},
+        {"max_epochs": 2.7},
+        {"max_epochs": float("inf")},
+        {"batch_size": -1},
+        {"lr": "nan"},
+        {"start": "elsewhere"},
+    ],
 )
 def test_wrong_settings_are_refused_before_anything_is_done(request_, shelf, pngs, tmp_path):
     store = FolderStore(pngs)
