@@ -17,6 +17,7 @@ from label_phantoms import LABELS, SHAPE, SPOT, FolderStore, phantom, write_dico
 from PIL import Image
 
 from afire_monai.core.errors import AfireError, CheckpointError
+from afire_monai.hospital.dicomweb.credentials import DicomWebError
 from afire_monai.hospital.identity import IdentityKey
 from afire_monai.label import comparison
 from afire_monai.label.images import open_image, patient_of
@@ -250,6 +251,52 @@ def test_broken_images_and_finished_stores_give_no_image(shelf, tmp_path):
     assert Chooser(shelf).choose("most_anomalous", store) is None
     with pytest.raises(NotFoundError, match="most_anomalous"):
         Chooser(shelf).choose("nonsense", store)
+
+
+class PatchyStore(FolderStore):
+    """A store that cannot give one image at the moment."""
+
+    error: Exception | None = AfireError("the series could not be fetched")
+
+    def get_image_uri(self, image_id: str) -> str:
+        if image_id == "chest03" and self.error is not None:
+            raise self.error
+        return super().get_image_uri(image_id)
+
+
+def test_an_image_that_cannot_be_fetched_is_passed_over_and_looked_at_once_it_can(shelf, pngs):
+    store = PatchyStore(pngs)
+    assert {Chooser(shelf).choose("random", store)["id"] for _ in range(9)}.isdisjoint({"chest03"})
+    chooser, random = Chooser(shelf), Chooser(shelf)
+    assert len({random.choose("random", store)["id"] for _ in range(8)}) == 8
+    assert chooser.choose("most_anomalous", store)["looked_at"] == 8
+    store.error = None
+    assert chooser.choose("most_anomalous", store)["looked_at"] == 9
+    assert random.choose("random", store)["id"] == "chest03"
+
+
+@pytest.mark.parametrize("strategy", ["random", "most_anomalous"])
+def test_an_archive_that_does_not_answer_is_told_and_not_asked_for_each_image(strategy, shelf, pngs):
+    store = PatchyStore(pngs)
+    store.error = DicomWebError("no answer")
+    store.labels |= {(i, "final"): pngs for i in store.list_images() if i != "chest03"}
+    with pytest.raises(DicomWebError):
+        Chooser(shelf).choose(strategy, store)
+
+
+def test_the_strategy_waits_for_a_heatmap_that_is_computed_by_the_same_network(shelf, pngs, monkeypatch):
+    """Either would keep what the other's blocks give."""
+    loaded = shelf.get("anomaly")
+    features, held = loaded.scorer.detector.features, []
+
+    def looking(*given: Any, **options: Any) -> Any:
+        held.append(loaded.lock.locked())
+        return features(*given, **options)
+
+    monkeypatch.setattr(loaded.scorer.detector, "features", looking)
+    Chooser(shelf).choose("most_anomalous", FolderStore(pngs))
+    assert held
+    assert all(held)
 
 
 # reader options ------------------------------------------------------------------------------------------------------
