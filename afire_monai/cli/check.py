@@ -79,7 +79,7 @@ def _classes(text: str | None) -> dict[str, list[int]] | None:
     classes: dict[str, list[int]] = {}
     for part in text.split(",") if text else []:
         name, _, value = part.partition("=")
-        if not name.strip() or not value.strip().isdigit():
+        if not name.strip() or not value.strip().isdecimal():
             raise DataListError(
                 f"--classes {text!r}: NAME=VALUE with commas between is expected, as lung=255,heart=128"
             )

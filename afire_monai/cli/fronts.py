@@ -148,7 +148,7 @@ def reader_arguments(
 
     given: dict[str, Any] = {}
     if png16_max is not None:
-        given["png16_max"] = int(png16_max) if png16_max.isdigit() else png16_max
+        given["png16_max"] = int(png16_max) if png16_max.isdecimal() else png16_max
     if modalities is not None:
         names = [name.strip() for name in modalities]
         given["modalities"] = None if [name.lower() for name in names] == ["any"] else names

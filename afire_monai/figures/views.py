@@ -52,7 +52,7 @@ def choose_items(items: Sequence[Mapping[str, Any]], most: int, seed: int) -> li
     """
     order = np.random.default_rng(seed).permutation(len(items))
     chosen: dict[str, dict[str, Any]] = {}
-    for index in sorted(order, key=lambda i: "mask" not in items[i]):
+    for index in sorted(order, key=lambda i: not items[i].get("mask")):
         item = dict(items[int(index)])
         chosen.setdefault(patient_of(item), item)
     if len(chosen) < 2:

@@ -222,7 +222,7 @@ def _names(text: str) -> list[str]:
 
 
 def _count(text: str, key: str, least: int = 1) -> int:
-    if not text.isdigit() or int(text) < least:
+    if not text.isdecimal() or int(text) < least:
         raise AfireError(f"--conf {key} {text}: a whole number of at least {least} is expected")
     return int(text)
 

@@ -36,7 +36,7 @@ def split(
         Items to train on, items held back, and the role of each patient, those of earlier trainings included.
 
     Raises:
-        AfireError: if all are of one patient.
+        AfireError: if all are of one patient, or all were trained on before.
     """
     strata: dict[str, set[str]] = defaultdict(set)
     for item, found in zip(items, facts, strict=True):
@@ -49,10 +49,13 @@ def split(
     ordered = [members for _, members in sorted(strata.items(), key=lambda entry: (len(entry[1]), entry[0]))]
     for members in [*ordered, groups]:
         _deal(sorted(members), roles)
-    for role, other in ((HELD_BACK, TRAINING), (TRAINING, HELD_BACK)):  # both sides need a patient
-        if all(roles[group] == other for group in groups):
-            known = [group for group in sorted(groups) if group not in (earlier or {})]
-            roles[(known or sorted(groups))[-1]] = role
+    if all(roles[group] == TRAINING for group in groups):
+        if not (new := sorted(groups - set(earlier or {}))):
+            raise AfireError(
+                "all labelled patients were trained on before, so a new model can be judged on none; label images of "
+                "others too"
+            )
+        roles[new[-1]] = HELD_BACK
     training = [item for item in items if roles[str(item["group"])] == TRAINING]
     return training, [item for item in items if roles[str(item["group"])] == HELD_BACK], roles
 

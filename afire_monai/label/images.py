@@ -18,6 +18,7 @@ from afire_monai.hospital.identity import IdentityKey
 from afire_monai.predictions.reading import Radiograph, Size, resize
 from afire_monai.radiographs.decode import is_dicom, list_images
 from afire_monai.radiographs.header import read_header
+from afire_monai.radiographs.nifti import known_affine
 from afire_monai.radiographs.reader import RadiographReader
 
 Matrix = NDArray[np.float64]
@@ -81,9 +82,9 @@ def read_label(path: str | os.PathLike[str], grid: Grid) -> NDArray[np.uint8]:
     if values.shape != grid.shape:
         seen, wanted = (f"{rows} rows and {columns} columns" for rows, columns in (values.shape, grid.shape))
         raise AfireError(f"the label has {seen}, the radiograph {wanted}; draw it on the radiograph that it is for")
-    whole = np.round(values)
-    if values.dtype.kind == "f" and not (np.isfinite(values).all() and np.abs(values - whole).max(initial=0) < 1e-3):
+    if values.dtype.kind not in "biuf" or not np.allclose(values, np.round(values), rtol=0, atol=1e-3):
         raise AfireError("the label has values that are not whole numbers; a number for each class is expected")
+    whole = np.round(values)
     if whole.min(initial=0) < 0 or whole.max(initial=0) > 255:
         raise AfireError(f"label values go from {whole.min():g} to {whole.max():g}; 0 to 255 is expected")
     return np.ascontiguousarray(whole, dtype=np.uint8)
@@ -177,10 +178,8 @@ def _read_nifti(path: Path, grid: Grid) -> NDArray[Any]:
     import nibabel
 
     image: Any = nibabel.load(path)
-    affine = np.asarray(image.affine, dtype=np.float64)
-    # a writer that knew no orientation leaves exactly the identity, as in `radiographs.nifti.read_nifti`
-    unknown = np.allclose(affine[:3, :3], np.eye(3))
-    directions = grid.directions if unknown else _TO_LPS @ affine[:3, :3]
+    affine = known_affine(image)
+    directions = grid.directions if affine is None else _TO_LPS @ affine[:3, :3]
     values = np.asanyarray(image.dataobj)
     return to_rows(values, _padded(directions, values.ndim), grid)
 

@@ -18,7 +18,7 @@ from afire_monai.label.inference_service import ModelShelf, class_values
 from afire_monai.predictions.results import label_mask
 
 FINAL, FINDINGS = "final", "findings"
-"""Tags under which MONAI Label keeps a person's label: masks (or findings alone), and findings beside a mask."""
+"""Tags under which MONAI Label keeps a person's label: masks (of earlier versions also findings), and findings."""
 FINDINGS_SUFFIX = ".json"
 
 

@@ -16,8 +16,12 @@ from typing import Any
 from afire_monai.core.errors import AfireError, causes, user_error
 from afire_monai.hospital.dicomweb.credentials import DicomWebError
 
-_PATH = re.compile(r"(?:file://)?(?<![\w.])/(?:[^\s/'\":,;]+/)+[^\s'\":,;]*")
-_UID = re.compile(r"(?<![\w.])\d+(?:\.\d+){4,}(?![\w.])")
+_PART = r"[^\s/'\":,;]+"
+# in quotation marks up to their end; elsewhere only folders may hold blanks
+_PATH = re.compile(
+    rf"(?<=')/[^'\n]+(?=')|(?<=\")/[^\"\n]+(?=\")|(?:file://)?(?<![\w.])/(?:{_PART}(?: +{_PART})*/)+[^\s'\":,;]*"
+)
+_UID = re.compile(r"\d+(?:\.\d+){4,}")  # also as a part of a file's name, or at the end of a sentence
 _ADDRESS = re.compile(r"https?://\S+")
 _TRAINING = "task_train"
 _HELD = ("monailabel", "monai", "dicomweb_client", "urllib3", "httpx", "timeloop", "pydicom", "uvicorn.access")
@@ -87,12 +91,6 @@ def write_log_config(path: str | Path, log_file: str | Path) -> Path:
     return Path(path)
 
 
-if __name__ == "__main__":
-    import sys
-
-    write_log_config(*sys.argv[1:3])
-
-
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -127,3 +125,9 @@ def problem(error: BaseException) -> tuple[int, str]:
     if known is not None:
         return 400, str(known)
     return 500, f"internal error ({type(error).__name__}); the server goes on. Please report it, without pictures"
+
+
+if __name__ == "__main__":
+    import sys
+
+    write_log_config(*sys.argv[1:3])

@@ -8,17 +8,20 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from afire_monai.core.errors import AfireError
+from afire_monai.hospital.dicomweb.credentials import DicomWebError
 from afire_monai.label.images import file_of
 from afire_monai.label.inference_service import ModelShelf
 from afire_monai.label.label_files import Store, has_label
 from afire_monai.label.messages import NotFoundError
-from afire_monai.predictions.reading import LeftOut, ahead, read_radiograph
+from afire_monai.predictions.reading import Radiograph, ahead, read_radiograph
 from afire_monai.radiographs.decode import is_dicom
 from afire_monai.radiographs.header import read_header
 from afire_monai.radiographs.judgement import COLOUR, LATERAL, NOT_HUMAN, OBLIQUE, SCREEN, SEVERAL_FRAMES, judge
@@ -55,6 +58,20 @@ def can_be_offered(path: str) -> bool:
     except (OSError, ValueError):
         return False
     return verdict.reason not in _NOT_OFFERED and not verdict.raw
+
+
+def _file(store: Store, image_id: str) -> str:
+    """Return the file of an image; "" if it cannot be had now, such as a series that could not be fetched.
+
+    Raises:
+        DicomWebError: if the archive does not answer; the others would have to wait for it too.
+    """
+    try:
+        return str(file_of(store.get_image_uri(image_id)))
+    except DicomWebError:
+        raise
+    except AfireError:
+        return ""
 
 
 class Chooser:
@@ -133,12 +150,13 @@ class Chooser:
         assert detector is not None
 
         def values(images: Tensor) -> Tensor:
-            if scorer.reference is None:
-                difference = detector.features(images, (), restore=True).difference
-                assert difference is not None
-                return difference.flatten(1).mean(1)
-            features = detector.features(images, scorer.reference.parts, layers=scorer.reference.layers)
-            return scorer.reference.judge(features, detector.canvas_size).score
+            with loaded.lock:
+                if scorer.reference is None:
+                    difference = detector.features(images, (), restore=True).difference
+                    assert difference is not None
+                    return difference.flatten(1).mean(1)
+                features = detector.features(images, scorer.reference.parts, layers=scorer.reference.layers)
+                return scorer.reference.judge(features, detector.canvas_size).score
 
         return f"anomaly {loaded.version}", values, detector.canvas_size
 
@@ -155,8 +173,10 @@ class Chooser:
         return f"{use} {loaded.version}", values, network.encoder.image_size
 
     def _by_chance(self, store: Store, waiting: list[str]) -> list[tuple[float, str]]:
-        drawn = self._random.sample(waiting, min(self.most, len(waiting)))
-        return [(0.0, i) for i in drawn if can_be_offered(store.get_image_uri(i))]
+        drawn = self._random.sample(waiting, len(waiting))
+        drawn.sort(key=lambda i: self._offered.get(i, -math.inf))
+        usable = (i for i in drawn[: self.most] if (file := _file(store, i)) and can_be_offered(file))
+        return [(0.0, i) for i in islice(usable, 1)]  # an archive sends no more images than are needed
 
     def _by_difference(self, store: Store, waiting: list[str], labelled: list[str]) -> list[tuple[float, str]]:
         """Rank by distance to the nearest labelled image (Sener and Savarese, ICLR 2018: k-centre, greedy)."""
@@ -190,17 +210,15 @@ class Chooser:
         options = self.shelf.reader()
 
         def read(image_id: str) -> Tensor | None:
-            try:
-                if not can_be_offered(store.get_image_uri(image_id)):
-                    return None
-                file = str(file_of(store.get_image_uri(image_id)))
-                radiograph = read_radiograph(0, file, [size], options=options)
-            except ValueError:
+            if not (file := _file(store, image_id)):
                 return None
-            return None if isinstance(radiograph, LeftOut) else radiograph.images[size]
+            radiograph = read_radiograph(0, file, [size], options=options) if can_be_offered(file) else None
+            if isinstance(radiograph, Radiograph):
+                return radiograph.images[size]
+            kept[image_id] = None  # not to be read again
+            return None
 
         pictures = dict(zip(chosen, ahead(read, chosen, 2, 2 * BATCH), strict=True))
-        kept.update({i: None for i, picture in pictures.items() if picture is None})
         usable = [(i, picture) for i, picture in pictures.items() if picture is not None]
         for start in range(0, len(usable), BATCH):
             batch = usable[start : start + BATCH]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
@@ -11,7 +12,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -141,15 +142,27 @@ def run_inference(
     """
     app = app_instance()
     asked = _params(params)
-    if not file and not session_id:
+    if not file and not (session_id and app.sessions().get_session(session_id)):
         if not image:
-            raise AfireError("no image: give its id, a file or a session")
+            raise AfireError("no image: give its id, a file or a session that has not ended")
         app.datastore().get_image_uri(image)
-    if output == infer.ResultType.dicom_seg:
-        return _dicom_seg(app, background_tasks, model, image, asked)
     if output == infer.ResultType.image and model == "classification" and not asked.get("heatmap"):
         raise AfireError('classification gives a picture with {"heatmap": true} only; ask for output=json')
-    return infer.run_inference(background_tasks, model, image, session_id, json.dumps(asked), file, label, output)
+    with _clearing(background_tasks):
+        if output == infer.ResultType.dicom_seg:
+            return _dicom_seg(app, background_tasks, model, image, asked)
+        return infer.run_inference(background_tasks, model, image, session_id, json.dumps(asked), file, label, output)
+
+
+@contextlib.contextmanager
+def _clearing(background: BackgroundTasks) -> Iterator[None]:
+    """Delete the files that were to be deleted after the answer, such as uploads, also if there is only an error."""
+    try:
+        yield
+    except BaseException:
+        for task in background.tasks:
+            task.func(*task.args)
+        raise
 
 
 def _dicom_seg(app: Any, background: BackgroundTasks, model: str, image: str, asked: dict[str, Any]) -> FileResponse:
@@ -230,7 +243,8 @@ def save_label(
 ) -> Any:
     """Save a label, in a thread of its own."""
     kept = _params(params)
-    return datastore.save_label(background_tasks, image, json.dumps(kept), tag, label)
+    with _clearing(background_tasks):
+        return datastore.save_label(background_tasks, image, json.dumps(kept), tag, label)
 
 
 _one_at_a_time = threading.Lock()

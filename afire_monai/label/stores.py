@@ -62,7 +62,7 @@ class CarefulStore(LocalDatastore):
     ) -> None:
         self.classes, self.findings, self.reader = dict(classes), list(findings), dict(reader)
         self._guard = threading.RLock()
-        self._seen_at: tuple[int, ...] = ()
+        self._seen_at = -1
         super().__init__(folder, extensions=[f"*{suffix}" for suffix in _SUFFIXES], auto_reload=False)
 
     def _list_files(self, path: str, patterns: Sequence[str]) -> dict[str, str]:
@@ -92,10 +92,9 @@ class CarefulStore(LocalDatastore):
         """Return the ids of all images, after a look at the folder if it changed."""
         with self._guard:
             now = os.stat(self._datastore.image_path()).st_mtime_ns
-            if self._seen_at != (now,):
-                self._seen_at = (now,)
+            if self._seen_at != now:
+                self._seen_at = now  # of before the look: a file that comes meanwhile is seen by the next one
                 self.refresh()
-                self._seen_at = (os.stat(self._datastore.image_path()).st_mtime_ns,)
             return list(self._datastore.objects)
 
     def get_labeled_images(self, label_tag: str | None = None, labels: Any = None) -> list[str]:
@@ -149,6 +148,8 @@ class CarefulStore(LocalDatastore):
         """
         with self._guard:
             image = self.get_image_uri(image_id)
+            if label_tag == FINAL and is_findings(label_filename):
+                label_tag = FINDINGS  # under the same tag, findings and mask would replace each other
             if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", label_tag):
                 raise AfireError("the tag of a label has letters, digits, _ and -")
             with tempfile.TemporaryDirectory(prefix="afire-label-") as folder:

@@ -332,12 +332,13 @@ def _settings(request: Mapping[str, Any]) -> dict[str, Any]:
     ):
         value = _first(request.get(key), DEFAULTS[key])
         try:
-            number = kind(value)
-        except (TypeError, ValueError):
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
             number = -1
-        if not least <= number <= most:
-            raise AfireError(f"{key}: a number from {least} to {most} is expected, got {str(value)[:40]!r}")
-        settings[name] = number
+        if not least <= number <= most or kind(number) != number:
+            what = "whole number" if kind is int else "number"
+            raise AfireError(f"{key}: a {what} from {least} to {most} is expected, got {str(value)[:40]!r}")
+        settings[name] = kind(number)
     if not settings["lr"]:
         del settings["lr"]
     if _first(request.get("start"), "model") not in DEFAULTS["start"]:

@@ -65,9 +65,16 @@ def _decoded(path: Path, image: Any) -> Picture:
         raise refusal(path, "not finite", f"{bad} values are NaN or infinite. Replace them when the file is written")
     eight_bits = stored == np.uint8 and (image.dataobj.slope, image.dataobj.inter) == (1, 0)
     pixels, intensity = _to_unit_range(values, eight_bits)
-    known = bool(image.header["qform_code"] or image.header["sform_code"])
-    affine = image.affine if known else np.eye(4)  # without a code, the reading library makes up the affine
-    return _upright(pixels, intensity, affine, axes, zooms, stored.itemsize * 8)
+    return _upright(pixels, intensity, known_affine(image), axes, zooms, stored.itemsize * 8)
+
+
+def known_affine(image: Any) -> NDArray[np.float64] | None:
+    """Return the affine of an opened file; None if its writer knew no orientation (see `read_nifti`)."""
+    affine = np.asarray(image.affine, dtype=np.float64)
+    # without a code, the reading library makes up the affine
+    coded = image.header["qform_code"] or image.header["sform_code"]
+    known = coded and np.isfinite(affine).all() and not np.allclose(affine[:3, :3], np.eye(3))
+    return affine if known else None
 
 
 @contextlib.contextmanager
@@ -107,7 +114,7 @@ def _to_unit_range(values: NDArray[np.float64], eight_bits: bool) -> tuple[NDArr
 def _upright(
     pixels: NDArray[np.float64],
     intensity: str,
-    affine: NDArray[np.float64],
+    affine: NDArray[np.float64] | None,
     axes: tuple[int, int],
     zooms: list[float],
     bits: int,
@@ -117,10 +124,8 @@ def _upright(
 
     column, row = axes
     spacing, source = (float("nan"), float("nan")), "none"
-    if np.isfinite(affine).all() and not np.allclose(affine[:3, :3], np.eye(3)):
-        world = nibabel.io_orientation(
-            affine
-        )  # per array axis: nearest of left-right, back-front, foot-head; and its sign
+    if affine is not None:
+        world = nibabel.io_orientation(affine)  # per axis: nearest of left-right, back-front, foot-head; and its sign
         if world[column, 0] > world[row, 0]:
             column, row, pixels = row, column, pixels.T
         if world[column, 1] > 0:

@@ -7,8 +7,10 @@ from importlib import import_module
 
 import pytest
 
-from afire_monai.cli.fronts import EXPANDED, Command
+from afire_monai.cli.check import _classes
+from afire_monai.cli.fronts import EXPANDED, Command, reader_arguments
 from afire_monai.cli.main import COMMANDS
+from afire_monai.core.errors import AfireError
 
 
 def fronts(tree=COMMANDS):
@@ -37,3 +39,10 @@ def test_options_and_defaults_are_those_of_the_function_that_is_called(command):
 def test_every_option_has_a_line_of_help(command):
     missing = [name for name in command.signature.parameters if f"\n    {name}: " not in command.doc]
     assert missing == []
+
+
+def test_digits_that_are_no_number_are_refused_in_words():
+    with pytest.raises(AfireError, match="png16_max is '²'"):
+        reader_arguments("²")
+    with pytest.raises(AfireError, match="NAME=VALUE"):
+        _classes("lung=²")

@@ -59,6 +59,12 @@ def test_who_was_trained_on_is_not_held_back_later():
     assert len(training) == 3
 
 
+def test_where_all_were_trained_on_none_is_held_back():
+    items, facts = people(4, {0})
+    with pytest.raises(AfireError, match="label images of others too"):
+        split(items, facts, {item["group"]: TRAINING for item in items})
+
+
 def test_held_back_patient_is_trained_on_where_a_finding_would_be_lacking():
     items, facts = people(4, {0})
     training, _, _ = split(items, facts, {items[0]["group"]: HELD_BACK})

@@ -59,6 +59,12 @@ def test_nifti_without_orientation_has_columns_first(tmp_path):
     assert (read_label(tmp_path / "m.nii.gz", Grid(SHAPE)) == MASK).all()
 
 
+def test_nifti_whose_header_says_nothing_of_orientation_is_read_as_radiographs_are(tmp_path):
+    """The reading library makes up an affine that would turn the mask upside down."""
+    nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(MASK.T)[..., None], None), tmp_path / "m.nii.gz")
+    assert (read_label(tmp_path / "m.nii.gz", Grid(SHAPE)) == MASK).all()
+
+
 def test_a_picture_whose_columns_run_to_the_right_keeps_its_stored_rows_and_columns(tmp_path):
     """ImageOrientationPatient (-1, 0, 0, 0, 0, -1): a map on its grid must not be turned to the usual view."""
     turned = Grid(SHAPE, (0.2, 0.3), np.array([[-1.0, 0, 0], [0, 0, -1], [0, -1, 0]]), np.array([5.0, 6, 7]))
@@ -85,6 +91,8 @@ def test_bytes_of_a_browser_are_rows(tmp_path):
         ("m.nii.gz", np.full((78, 96, 1), 0.5, np.float32), "whole numbers"),
         ("m.nii.gz", np.full((78, 96, 1), -1, np.int16), "-1 to -1"),
         ("m.nii.gz", np.full((78, 96, 1), np.nan, np.float32), "whole numbers"),
+        ("m.nii.gz", np.full((78, 96, 1), 1 + 2j, np.complex64), "whole numbers"),
+        ("m.nii.gz", np.zeros((78, 96, 1), [("R", "u1"), ("G", "u1"), ("B", "u1")]), "whole numbers"),
         ("m.txt", None, ".nii.gz"),
         ("m.png", None, "not a readable .png"),
         ("m.nii.gz", None, "not a readable .nii.gz"),

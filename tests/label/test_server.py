@@ -221,6 +221,7 @@ def test_bad_requests_are_answered_in_words_and_the_server_lives_on(server, tmp_
         (server.infer("segmentation", "1.2.3.4"), 404, "no"),
         (server.infer("segmentation", "/etc/passwd"), 404, "id"),
         (server.infer("segmentation", ""), 400, "no image"),
+        (server.http.post(f"{server.url}infer/segmentation?image={wrong_size}&session_id=none"), 404, "id"),
         (server.infer("nonsense", chest), 404, "there are"),
         (server.infer("classification", chest, "image"), 400, "heatmap"),
         (server.infer("anomaly_regions", chest, threshold=7), 400, "threshold"),
@@ -245,6 +246,31 @@ def test_bad_requests_are_answered_in_words_and_the_server_lives_on(server, tmp_
         assert str(tmp_path) not in answer.text
     assert server.infer("segmentation", chest).status_code == 200
     assert server.http.get(f"{server.url}info/", headers={"Host": "evil.example"}, timeout=60).status_code == 400
+
+
+def test_uploads_that_are_refused_are_not_left_behind(models, tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    write_pngs(tmp_path / "studies", 1)
+    with running(str(tmp_path / "studies"), tmp_path / "work", models, {}) as server:
+        before = set((tmp_path / "tmp").iterdir())
+        assert server.save("chest00", tmp_path / "broken.png").status_code == 400
+        upload = {"file": ("broken.png", b"nothing")}
+        assert server.http.post(f"{server.url}infer/segmentation", files=upload, timeout=60).status_code == 400
+        assert server.infer("segmentation", "chest00", "dicom_seg").status_code == 400  # of a PNG
+        assert set((tmp_path / "tmp").iterdir()) == before
+
+
+def test_findings_and_mask_under_one_tag_do_not_replace_each_other(of_pngs, tmp_path):
+    (tmp_path / "f.json").write_text('{"Effusion": 1}')
+    for file in (write_map(tmp_path / "m.png", phantom(1)[1], Grid(SHAPE)), tmp_path / "f.json"):
+        assert of_pngs.save("chest01", file).status_code == 200
+    case = of_pngs.get("work/api/case", image="chest01").json()
+    assert (case["findings"], case["mask"]) == ({"Effusion": 1}, True)
+    for tag in ("final", "findings"):
+        query = {"id": "chest01", "tag": tag}
+        assert of_pngs.http.delete(f"{of_pngs.url}datastore/label", params=query, timeout=60).status_code == 200
 
 
 def test_labels_train_a_better_model_that_answers_upright(server, tmp_path):
