@@ -166,6 +166,8 @@ class Chooser:
         self.chosen.converted += 1
         if isinstance(result, Converted):
             self.written[os.path.basename(job.target)] = result.size
+            self.written.pop(provisional(job.number), None)  # of other settings: `_restore` must not prefer it
+            (self.folder / provisional(job.number)).unlink(missing_ok=True)
 
     def _refuse_full_disk(self, result: Any) -> None:
         if isinstance(result, Failure) and result.kind == DISK:

@@ -324,6 +324,17 @@ def test_another_window_is_used_when_asked_for_also_in_a_folder_that_had_the_fir
         run(tmp_path, window_index=-1)
 
 
+def test_picture_of_a_run_that_ended_early_is_not_taken_under_another_window(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a", 1, WindowCenter=[1000, 3000], WindowWidth=[500, 500])
+    (tmp_path / "unwanted").write_text("0" * 20)
+    with pytest.raises(AfireError, match="no image of this folder"):
+        run(tmp_path, exclude=tmp_path / "unwanted")
+    run(tmp_path, window_index=1)
+    (picture,) = (tmp_path / "out" / "images").iterdir()
+    expected = read_picture(tmp_path / "in" / "a", window_index=1).pixels
+    np.testing.assert_allclose(read_picture(picture).pixels, expected, atol=1 / 65535)
+
+
 def test_silent_tags_need_a_picture_with_two_fields(tmp_path: Path) -> None:
     flat = np.linspace(0, 4095, 64).astype(np.uint16)[None].repeat(64, 0)
     write(tmp_path / "in" / "a_looks_right", 1, BodyPartExamined="", ViewPosition="")
