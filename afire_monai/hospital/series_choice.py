@@ -118,9 +118,11 @@ class Chooser:
     def _candidates(self, excluded: Collection[str]) -> Iterator[Candidate]:
         # in the order of paths, so that the choice does not depend on when files were found
         for place, entry in enumerate(self.state.entries()):
-            verdict = judge(entry.header, self.options.include_laterals)
-            if verdict.reason:
-                self.chosen.verdicts[entry.number] = verdict.reason
+            header, split = entry.header, self.options.split
+            verdict = judge(header, self.options.include_laterals)
+            unsplit = split.missing(header.date, header.institution or header.station)
+            if verdict.reason or unsplit:
+                self.chosen.verdicts[entry.number] = verdict.reason or (NO_DATE if split.by == "date" else NO_SITE)
                 continue
             image = image_of(self.identity, entry.header, entry.path)
             if image in excluded:

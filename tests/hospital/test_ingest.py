@@ -388,11 +388,19 @@ def test_images_without_date_are_left_out_of_a_split_by_date(tmp_path: Path) -> 
     done = run(tmp_path, split_by="date:2021-06-01,2023-06-01")
     assert done.sections == {"training": 1, "validation": 1, "test": 1}
     assert done.left_out == {NO_DATE: 1}
+    assert len(list((tmp_path / "out" / "images").iterdir())) == done.kept
     done = run(tmp_path, split_by="date:2021-06-01")
     assert done.sections == {"training": 1, "test": 2}
     assert not [remark for remark in done.remarks if "no image for" in remark]  # one date makes no validation section
     done = run(tmp_path, split_by="date:2021-06-01,2021-07-01")
     assert [remark for remark in done.remarks if "no image for validation:" in remark]
+
+
+def test_dated_image_of_a_series_stands_in_for_one_without_date(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "undated", 1, chest(1, 96), SeriesInstanceUID="1.2.3", PatientID="P", StudyDate=None)
+    write(tmp_path / "in" / "dated", 2, SeriesInstanceUID="1.2.3", PatientID="P")
+    assert run(tmp_path, split_by="date:2024-01-01").kept == 1
+    assert reasons(tmp_path / "out") == {"undated": NO_DATE}
 
 
 def test_sites_are_split_without_being_named(tmp_path: Path) -> None:
