@@ -272,6 +272,34 @@ def test_models_are_told_by_the_lists_that_they_name(tmp_path: Path) -> None:
     assert "may have held" in words["perhaps"]
     assert "none that is known" in words["not"]
     assert "names no data list" in words["silent"]
+    again = forget(WHO, out, model=[tmp_path / name for name in descriptions])
+    assert again.already
+    assert again.models == done.models
+
+
+def test_models_of_a_patient_with_an_issuer_are_told_again(tmp_path: Path) -> None:
+    for seed, issuer in enumerate("ABC"):
+        write(tmp_path / "in" / str(seed), seed, PatientID=f"P{seed}", IssuerOfPatientID=issuer)
+    run(tmp_path, issuers="separate")
+    facts = {"data_sha256": datalist_hash(read_raw(tmp_path / "out" / "datalist.json"))}
+    (tmp_path / "saw").mkdir()
+    (tmp_path / "saw" / "classifier.json").write_text(json.dumps(facts))
+    first = forget("P1", tmp_path / "out", model=[tmp_path / "saw"])
+    again = forget("P1", tmp_path / "out", model=[tmp_path / "saw"])
+    assert "held the patient (" in first.models[0].words()
+    assert again.models == first.models
+
+
+def test_list_before_a_patient_was_excluded_may_have_held_them(tmp_path: Path) -> None:
+    archive(tmp_path)
+    run(tmp_path)
+    facts = {"data_sha256": datalist_hash(read_raw(tmp_path / "out" / "datalist.json"))}
+    (tmp_path / "saw").mkdir()
+    (tmp_path / "saw" / "classifier.json").write_text(json.dumps(facts))
+    (tmp_path / "unwanted").write_text("\n".join(planted(tmp_path)[1]))
+    run(tmp_path, exclude=tmp_path / "unwanted")
+    done = forget(WHO, tmp_path / "out", model=[tmp_path / "saw"])
+    assert "may have held" in done.models[0].words()
 
 
 def test_retrieved_files_are_deleted_and_those_fetched_again_too(tmp_path: Path) -> None:
