@@ -113,13 +113,14 @@ def erase(state: State, identity: IdentityKey, forgotten: Forgotten, found: Trac
     """
     private, facts, options = out / PRIVATE, *_ingested(out)
     datalist = read_raw(out / outputs.DATALIST) if (out / outputs.DATALIST).exists() else {}
-    known = outputs.collect(state, identity, options).facts
+    kept = outputs.collect(state, identity, options)
     try:
         held = {
             section: sum(item["group"] in found.groups for item in datalist[section])
             for section in present_sections(datalist)
         }
-        changed = any(item["image"] not in known for section in held for item in datalist[section])
+        changed = any(item["image"] not in kept.facts for section in held for item in datalist[section])
+        changed |= not held and any(item["group"] not in found.groups for item in kept.items)
     except (KeyError, TypeError):
         changed = True
     if changed:

@@ -236,6 +236,8 @@ def test_what_cannot_be_done_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(AfireError, match="another key"):
         forget(WHO, out, key=tmp_path / "other")
     (out / "datalist.json").rename(tmp_path / "kept.json")
+    with pytest.raises(AfireError, match="not the list that"):
+        forget(WHO, out)
     changed = json.loads((tmp_path / "kept.json").read_text())
     changed["training"][0]["image"] = "images/other.png"
     for content in (changed, {"training": [{"image": "images/a.png"}]}, {"training": 5}):
