@@ -23,6 +23,7 @@ from afire_monai.hospital import erase
 from afire_monai.hospital.forget import ForgetSummary, forget
 from afire_monai.hospital.identity import IdentityKey
 from afire_monai.hospital.ingest import IngestSummary, ingest
+from afire_monai.hospital.state import State
 
 WHO = f"{PATIENT}3"
 SILENT = {"BodyPartExamined": "", "ViewPosition": ""}
@@ -248,6 +249,24 @@ def test_what_cannot_be_done_changes_nothing(tmp_path: Path) -> None:
     after = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name not in ("audit.csv", "state.sqlite")}
     assert after == files
     assert run(tmp_path).headers_read == 0
+
+
+def test_full_disk_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive(tmp_path)
+    run(tmp_path)
+    erase_forgotten = State.erase_forgotten
+
+    def full(state: State) -> None:
+        state._base.execute("PRAGMA max_page_count=1")  # SQLite sets it to the present size
+        state.set_fact("more", "x" * 10**6)
+        erase_forgotten(state)
+
+    monkeypatch.setattr(State, "erase_forgotten", full)
+    with pytest.raises(AfireError, match=r"cannot be written \(.*full\)\. Make room"):
+        forget(WHO, tmp_path / "out")
+    monkeypatch.undo()
+    forget(WHO, tmp_path / "out")
+    assert run(tmp_path).left_out["forgotten"] == 4
 
 
 def test_models_are_told_by_the_lists_that_they_name(tmp_path: Path) -> None:
