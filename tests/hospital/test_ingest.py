@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import warm
-from hospital_files import PLANTED, chest, write
+from hospital_files import ACCESSION, PATIENT, PLANTED, chest, write
 from PIL import Image
 from pydicom.uid import RLELossless
 
@@ -374,6 +374,20 @@ def test_labels_are_joined_and_what_was_not_is_told_by_line_number(tmp_path: Pat
     assert values == ["[0]"] * 3 + ["[1]"] * 3 + ["[None]"]
     unmatched = (tmp_path / "out" / "private" / "unmatched_labels.csv").read_text()
     assert unmatched == "line,value\n8,ACC5550193999\n"
+
+
+@pytest.mark.parametrize(("join", "key"), [("patient", "P"), ("accession", "A")])
+def test_label_of_two_patients_is_not_used(tmp_path: Path, join: str, key: str) -> None:
+    for seed, issuer in enumerate("XYY"):
+        elements = {"PatientID": "P", "AccessionNumber": "A"} if seed < 2 else {}
+        write(tmp_path / "in" / str(seed), seed, IssuerOfPatientID=issuer, **elements)
+    other = {"patient": f"{PATIENT}2", "accession": f"{ACCESSION}2"}[join]
+    (tmp_path / "labels.csv").write_text(f"key,Edema\n{key},1\n{other},1\n")
+    options = {"labels": tmp_path / "labels.csv", "label_columns": ["Edema"], "join": join, "join_column": "key"}
+    done = run(tmp_path, issuers="separate", split=(1, 0, 0), **options)
+    assert (done.labels["matched"], done.labels["ambiguous_lines"]) == (1, [2])
+    items = load_datalist(tmp_path / "out" / "datalist.json", section="training")
+    assert sorted(str(item["label"]) for item in items) == ["[1.0]", "[nan]", "[nan]"]
 
 
 def test_labels_that_fit_nothing_are_a_user_error(tmp_path: Path) -> None:
