@@ -454,6 +454,15 @@ def test_credentials_of_the_environment_are_sent(server, monkeypatch):
         client(server)
 
 
+def test_user_without_a_home_has_no_netrc_file(monkeypatch):
+    def unknown(_):
+        raise KeyError
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert not find_credentials("127.0.0.1")
+
+
 def test_credentials_of_a_netrc_file_are_sent_if_it_is_its_owners_only(server, monkeypatch, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
