@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import csv
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from afire_monai.core.errors import AfireError, RadiographError
 from afire_monai.core.quiet import quiet
@@ -233,6 +234,7 @@ def _copy_lossy(dataset: Any, header: Any) -> None:
         header.LossyImageCompressionMethod = named
 
 
+T = TypeVar("T")
 _INDEX, _FILE, _IMAGE, _UID = "index", "file", "image", "sop_uid"
 
 
@@ -266,15 +268,24 @@ def source_files(
     where = own if index is None else Path(index)
     rows = _rows(where, (_FILE,))
     if _INDEX in rows[0]:
-        return {_number(row[_INDEX], where): _found(row, where) for row in rows}
+        return _once(((_number(row[_INDEX], where), _found(row, where)) for row in rows), where)
     if _IMAGE not in rows[0]:
         raise AfireError(
             f"{where}: columns {', '.join(rows[0])}; {_INDEX} and {_FILE}, or {_IMAGE} and {_FILE}, are expected "
             "(private/index.csv of `afire ingest`)"
         )
-    known = {row[_IMAGE]: replace(_found(row, where), ingested=True) for row in rows}
+    known = _once(((row[_IMAGE], replace(_found(row, where), ingested=True)) for row in rows), where)
     images = {_number(row[_INDEX], own): Path(row[_FILE]).stem for row in _rows(own, (_INDEX, _FILE))}
     return {number: known[name] for number, name in images.items() if name in known}
+
+
+def _once(found: Iterable[tuple[T, SourceFile]], table: Path) -> dict[T, SourceFile]:
+    """Return source files by image; an image with two files could be filed with the wrong patient."""
+    files: dict[T, SourceFile] = {}
+    for number, (image, file) in enumerate(found, 1):
+        if files.setdefault(image, file) != file:
+            raise AfireError(f"{table}: row {number} names another file for the image of an earlier row; keep one")
+    return files
 
 
 def _found(row: dict[str, str], table: Path) -> SourceFile:

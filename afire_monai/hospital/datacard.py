@@ -100,12 +100,12 @@ def _labels(datalist: Mapping[str, Any], sections: Sequence[str]) -> list[dict[s
             positive = [item for item in known if item["label"][place] == 1]
             uncertain = [item for item in known if item["label"][place] == -1]
             rest = [item for item in known if item["label"][place] != 1]
-            few = _few(positive) or _few(rest)
+            few, certain = _few(positive) or _few(rest), [item for item in rest if item["label"][place] == 0]
             share = None if few or not known else round(len(positive) / len(known), 4)
             rows.append(
                 {"label": label, "section": section, "known": len(known) if not _few(known) else FEW,
                  "positive": FEW if _few(positive) else WITHHELD if few else len(positive), "prevalence": share,
-                 "uncertain": FEW if _few(uncertain) else len(uncertain)}
+                 "uncertain": FEW if _few(uncertain) else WITHHELD if uncertain and _few(certain) else len(uncertain)}
             )  # fmt: skip
     return rows
 

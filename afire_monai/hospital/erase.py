@@ -39,6 +39,7 @@ class Traces:
     values: set[str] = field(default_factory=set)  #: values that join labels to the patient's images
     uids: set[str] = field(default_factory=set)  #: UIDs of the patient's studies, series and instances
     hashes: set[str] = field(default_factory=set)  #: hashes by which the patient is recognised, see `Forgotten`
+    names: set[str] = field(default_factory=set)  #: those of the names that a person may give: hash and PatientID
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,14 @@ def find_traces(
         found.uids |= {header.study_uid, header.series_uid, header.sop_uid} - {""}
         found.values |= {header.patient_id.strip(), header.accession, header.study_uid} - {""}
         found.values |= file_keys(entry.path, roots)
-        found.hashes |= {forgotten.patient(header, entry.path), forgotten.group(owner)}
+        found.hashes.add(forgotten.patient(header, entry.path))
+        found.names |= forgotten.names({owner}, header.patient_id)
     if len(found.groups) > 1:
         raise AfireError(
             f"{len(found.groups)} patients of different issuers have this PatientID; name one of them with --hash: "
             + ", ".join(sorted(found.groups))
         )
-    found.hashes |= {forgotten.value(value) for value in found.values}
+    found.hashes |= found.names | {forgotten.value(value) for value in found.values}
     found.images -= found.others  # anonymised archives may give one UID to several patients
     return found
 
@@ -111,24 +113,24 @@ def erase(state: State, identity: IdentityKey, forgotten: Forgotten, found: Trac
     """
     private, facts, options = out / PRIVATE, *_ingested(out)
     datalist = read_raw(out / outputs.DATALIST) if (out / outputs.DATALIST).exists() else {}
-    known = outputs.collect(state, identity, options).facts
+    kept = outputs.collect(state, identity, options)
     try:
         held = {
             section: sum(item["group"] in found.groups for item in datalist[section])
             for section in present_sections(datalist)
         }
-        changed = any(item["image"] not in known for section in held for item in datalist[section])
+        changed = any(item["image"] not in kept.facts for section in held for item in datalist[section])
+        changed |= not held and any(item["group"] not in found.groups for item in kept.items)
     except (KeyError, TypeError):
         changed = True
     if changed:
         raise AfireError(f"{out / outputs.DATALIST}: not the list that `afire ingest` wrote; run that command again")
-    before = datalist_hash(datalist) if any(held.values()) else ""
-    if before:
-        earlier = [sha256 for sha256 in state.fact("lists").split() if sha256 != before]
-        sections = "+".join(section for section, count in held.items() if count)
-        group = forgotten.group(next(iter(found.groups)))
-        lists = [(group, before, sections), *((group, sha256, "") for sha256 in earlier)]
-        forgotten.lists += [one for one in lists if one not in forgotten.lists]
+    current, sections = datalist_hash(datalist), "+".join(section for section, count in held.items() if count)
+    before = current if sections else ""
+    lists = [(before, sections)] if before else []
+    lists += [(sha256, "") for sha256 in state.fact("lists").split() if sha256 != current]
+    noted = {one[:2] for one in forgotten.lists}
+    forgotten.lists += [(name, *one) for name in sorted(found.names) for one in lists if (name, one[0]) not in noted]
     forgotten.hashes |= found.hashes
     forgotten.save(private)  # from here on, the same command completes an interrupted erasure
     erased = {

@@ -81,8 +81,9 @@ def forget(
         identity = _identity(private, key, state)
         forgotten = Forgotten.load(private, identity, state.fact("issuers") or Issuers().rule)
         traces = find_traces(state, identity, forgotten, patient, hash)
-        known = (hash and forgotten.group(hash) in forgotten.hashes) or (patient and forgotten.holds_value(patient))
-        if not traces.numbers and not known:
+        groups = traces.groups or ({hash} if hash else {identity.patient(str(patient))})
+        names = forgotten.names(groups, patient)
+        if not traces.numbers and not names & forgotten.hashes:
             raise AfireError(
                 f"no file of this patient is known in {out}, so nothing was erased. Spaces around a PatientID are "
                 "ignored, but case matters; for --hash take the column group of private/index.csv"
@@ -92,8 +93,7 @@ def forget(
         else:
             erased = Erased()
             state.erase_forgotten()  # after an interruption, erased values may remain in its free space
-        groups = traces.groups or ({hash} if hash else {identity.patient(str(patient))})
-        sights = models_that_saw(model, forgotten.lists_of(groups))
+        sights = models_that_saw(model, forgotten.lists_of(names))
         entry.what = f"files known: {erased.files}, pictures erased: {erased.counts.get('pictures', 0)}"
         entry.pseudonyms = sorted(groups)
         return ForgetSummary(erased, tuple(sights), already=not traces.numbers)

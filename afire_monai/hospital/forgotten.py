@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,8 +25,8 @@ class Forgotten:
     identity: IdentityKey  #: key of the hashes
     rule: str  #: rule by which issuers count, see `Issuers`
     hashes: set[str] = field(default_factory=set)  #: hashes of patients, and of their values in tables of labels
-    #: data lists that held (``section``) or may have held ("") a patient: hash of the patient, SHA-256 of the list,
-    #: section
+    #: data lists that held (``section``) or may have held ("") a patient: one of the patient's `names`, SHA-256 of the
+    #: list, section
     lists: list[tuple[str, str, str]] = field(default_factory=list)
 
     @classmethod
@@ -74,7 +74,11 @@ class Forgotten:
         """Hash of a value that joins labels to images."""
         return self.identity.forgotten("value", value)
 
-    def lists_of(self, groups: Iterable[str]) -> dict[str, str]:
+    def names(self, groups: Iterable[str], patient: str | None) -> set[str]:
+        """Hashes under which patients are noted: of their hashes, and of a PatientID."""
+        return {self.group(group) for group in groups} | ({self.value(patient)} if patient else set())
+
+    def lists_of(self, names: Collection[str]) -> dict[str, str]:
         """Return SHA-256 of the data lists that held or may have held patients, with the section ("" if not known)."""
-        wanted = {self.group(group) for group in groups}
-        return {sha256: section for first, sha256, section in self.lists if first in wanted}
+        lists = sorted(self.lists, key=lambda one: one[2])  # what is known comes after what may be
+        return {sha256: section for name, sha256, section in lists if name in names}

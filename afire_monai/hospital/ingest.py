@@ -27,7 +27,7 @@ from afire_monai.hospital.labels import LabelTable
 from afire_monai.hospital.outputs import ALLOWED, Options
 from afire_monai.hospital.scan import scan
 from afire_monai.hospital.sections import SplitRule
-from afire_monai.hospital.series_choice import NO_DATE, NO_SITE, Chooser, Runner
+from afire_monai.hospital.series_choice import Chooser, Runner
 from afire_monai.hospital.state import STATE, State
 from afire_monai.hospital.unpack import unpacked
 
@@ -167,7 +167,6 @@ def ingest(
             excluded = _excluded(state, identity, private, excluding)
             chosen = chooser.run(_runner(pool, bar, "converting"), excluded)
         state.note_verdicts(chosen.verdicts.items())
-        state.note_verdicts(_without_split(state, options.split))
         state.save()
         done = outputs.write(state, identity, options, folder, table, [str(root) for root in roots], forgotten)
         drop_forgotten(state, private)
@@ -281,15 +280,3 @@ def _same_issuers(state: State, issuers: str) -> None:
             "other hashes. Give the same as before, or another folder with --out"
         )
     state.set_fact("issuers", issuers)
-
-
-def _without_split(state: State, rule: SplitRule) -> list[tuple[int, str]]:
-    """Images that are kept but cannot be put into a section, as nothing says when or where they were made."""
-    if rule.by == "shares":
-        return []
-    reason = NO_DATE if rule.by == "date" else NO_SITE
-    return [
-        (entry.number, reason)
-        for entry in state.entries(kept_only=True)
-        if rule.missing(entry.header.date, entry.header.institution or entry.header.station)
-    ]

@@ -42,17 +42,19 @@ class JoinedLabels:
     unmatched: list[int] = field(default_factory=list)  #: lines that belong to no file
     #: lines that have the same key but different labels; none of them is used
     contradicting: list[int] = field(default_factory=list)
-    ambiguous: list[int] = field(default_factory=list)  #: lines whose file name fits several images; not used
+    #: lines whose file name fits several images, or whose other key several patients have; not used
+    ambiguous: list[int] = field(default_factory=list)
     without: int = 0  #: images that have no label
 
 
 @dataclass(frozen=True)
 class Subject:
-    """An image to find labels for: its hash ("" if it was left out), header and path."""
+    """An image to find labels for: its hash ("" if it was left out), header, path, and patient ("" if not known)."""
 
     image: str
     header: Header
     path: str
+    group: str = ""
 
 
 def join_labels(
@@ -63,7 +65,7 @@ def join_labels(
 ) -> JoinedLabels:
     """Find the labels of images.
 
-    A line may belong to several images (all images of an accession), but a file name belongs to only one.
+    A line may belong to several images of a patient (all of an accession), but a file name belongs to only one.
 
     Args:
         table: the label table.
@@ -72,6 +74,7 @@ def join_labels(
         detail: list that receives the line numbers and values that were not used; they are private.
     """
     images: dict[str, list[str]] = defaultdict(list)
+    owners: dict[str, set[str]] = defaultdict(set)
     known: set[str] = set()
     there: set[str] = set()
     kept = 0
@@ -84,6 +87,7 @@ def join_labels(
                 known.add(key)
                 if subject.image:
                     images[key].append(subject.image)
+                    owners[key].add(subject.image if table.join == "file" else subject.group)
     joined = JoinedLabels(table.names, sum(map(len, table.lines.values())))
     for key, lines in table.lines.items():
         numbers = [number for number, _ in lines]
@@ -93,7 +97,7 @@ def join_labels(
             where = joined.contradicting
         elif key not in images:
             where = joined.left_out
-        elif table.join == "file" and len(set(images[key])) > 1:
+        elif len(owners[key] - {""}) > 1:
             where = joined.ambiguous
         else:
             where = joined.matched

@@ -95,7 +95,7 @@ def write(
     if not kept.items:
         reasons = ", ".join(f"{reason}: {n}" for reason, n in left_out.items())
         raise AfireError(f"none of {seen} files is a frontal chest radiograph that can be used ({reasons})")
-    joined = _join(state, identity, table, roots, out, forgotten) if table is not None else None
+    joined = _join(state, identity, kept.issuers, table, roots, out, forgotten) if table is not None else None
     datalist = _datalist(kept, joined, options)
     save_datalist(datalist, out / DATALIST)
     write_private(state, identity, kept, out)
@@ -185,12 +185,19 @@ def _model(header: Header) -> str:
 
 
 def _join(
-    state: State, identity: IdentityKey, table: LabelTable, roots: Sequence[str], out: Path, forgotten: Forgotten
+    state: State,
+    identity: IdentityKey,
+    issuers: Issuers,
+    table: LabelTable,
+    roots: Sequence[str],
+    out: Path,
+    forgotten: Forgotten,
 ) -> JoinedLabels:
-    subjects = (
-        Subject(image_of(identity, e.header, e.path) if e.reason == KEPT else "", e.header, e.path)
-        for e in state.entries()
-    )
+    def subject(header: Header, path: str, kept: bool) -> Subject:
+        group = group_of(identity, header, path, issuers) if header.patient_id else ""
+        return Subject(image_of(identity, header, path) if kept else "", header, path, group)
+
+    subjects = (subject(entry.header, entry.path, entry.reason == KEPT) for entry in state.entries())
     detail: list[tuple[int, str]] = []
     joined = join_labels(table, subjects, roots, detail)
     rows = [(line, "" if forgotten.holds_value(value) else value) for line, value in sorted(detail)]
@@ -254,7 +261,7 @@ def note_list(state: State, datalist: dict[str, Any]) -> None:
 def _label_figures(joined: JoinedLabels) -> dict[str, Any]:
     figures: dict[str, Any] = {"lines": joined.rows, "images_without_label": joined.without}
     parts = {"matched": joined.matched, "of_images_left_out": joined.left_out, "unmatched": joined.unmatched,
-             "contradicting": joined.contradicting, "ambiguous_file_names": joined.ambiguous}  # fmt: skip
+             "contradicting": joined.contradicting, "ambiguous": joined.ambiguous}  # fmt: skip
     for name, lines in parts.items():
         figures[name] = len(lines)
         if name != "matched" and lines:

@@ -100,8 +100,12 @@ class Chooser:
             self.written = {entry.name: entry.stat().st_size for entry in os.scandir(self.folder)}
         except OSError as error:
             raise AfireError(f"{self.folder}: {error.strerror}; give a folder that can be written") from error
-        self._excluded_pixels: set[str] = set()
-        slots = choose_per_series(self._candidates(excluded))
+        candidates = list(self._candidates())
+        slots = choose_per_series(candidate for candidate in candidates if candidate.image not in excluded)
+        hidden = [candidate for candidate in candidates if candidate.image in excluded]
+        first = {candidate.image: candidate for candidate in reversed(hidden)}  # copies have one name to be written to
+        self._try([[candidate] for candidate in first.values()], runner)  # their pixels, under the settings of this run
+        self.chosen.verdicts.update((candidate.number, EXCLUDED) for candidate in hidden)
         processed = [slot for slot in slots if not slot[0].raw]
         self._try(processed, runner)
         shown = {(slot[0].study, slot[0].lateral) for slot in processed if self._kept_of(slot)}
@@ -110,30 +114,26 @@ class Chooser:
             if (slot[0].study, slot[0].lateral) in shown:
                 self.chosen.verdicts.update((candidate.number, RAW) for candidate in slot)
         self._try([slot for slot in raw if (slot[0].study, slot[0].lateral) not in shown], runner)
-        self._drop_equal_pictures(slots)
+        self._drop_equal_pictures(slots, hidden)
         self._restore([candidate for slot in slots for candidate in self._kept_of(slot)], runner)
         self._tidy(slots)
         return self.chosen
 
-    def _candidates(self, excluded: Collection[str]) -> Iterator[Candidate]:
+    def _candidates(self) -> Iterator[Candidate]:
         # in the order of paths, so that the choice does not depend on when files were found
         for place, entry in enumerate(self.state.entries()):
-            verdict = judge(entry.header, self.options.include_laterals)
-            if verdict.reason:
-                self.chosen.verdicts[entry.number] = verdict.reason
-                continue
-            image = image_of(self.identity, entry.header, entry.path)
-            if image in excluded:
-                self.chosen.verdicts[entry.number] = EXCLUDED
-                if isinstance(entry.result, Converted):
-                    self._excluded_pixels.add(entry.result.pixels)
+            header, split = entry.header, self.options.split
+            verdict = judge(header, self.options.include_laterals)
+            unsplit = split.missing(header.date, header.institution or header.station)
+            if verdict.reason or unsplit:
+                self.chosen.verdicts[entry.number] = verdict.reason or (NO_DATE if split.by == "date" else NO_SITE)
                 continue
             self.needs_look[entry.number] = verdict.needs_look
             alone = f"file {entry.path}"
             patient = entry.header.patient_id  # anonymised archives may give one UID to several patients
             yield Candidate(
                 entry.number,
-                image,
+                image_of(self.identity, entry.header, entry.path),
                 f"{entry.header.series_uid or alone} {patient}",
                 f"{entry.header.study_uid or alone} {patient}",
                 verdict.lateral,
@@ -166,6 +166,8 @@ class Chooser:
         self.chosen.converted += 1
         if isinstance(result, Converted):
             self.written[os.path.basename(job.target)] = result.size
+            self.written.pop(provisional(job.number), None)  # of other settings: `_restore` must not prefer it
+            (self.folder / provisional(job.number)).unlink(missing_ok=True)
 
     def _refuse_full_disk(self, result: Any) -> None:
         if isinstance(result, Failure) and result.kind == DISK:
@@ -202,9 +204,9 @@ class Chooser:
     def _kept_of(self, slot: Sequence[Candidate]) -> list[Candidate]:
         return [candidate for candidate in slot if self.chosen.verdicts.get(candidate.number) == KEPT]
 
-    def _drop_equal_pictures(self, slots: Sequence[Sequence[Candidate]]) -> None:
+    def _drop_equal_pictures(self, slots: Sequence[Sequence[Candidate]], hidden: Sequence[Candidate]) -> None:
         """Of images with the same pixels keep the first in the order of paths, or none if one is excluded."""
-        seen = set(self._excluded_pixels)
+        seen = {result.pixels for one in hidden if isinstance(result := self._result(one), Converted)}
         for candidate in sorted((c for slot in slots for c in self._kept_of(slot)), key=lambda c: c.place):
             result = self._result(candidate)
             if isinstance(result, Converted):

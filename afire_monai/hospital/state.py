@@ -104,6 +104,13 @@ class State:
             raise self._damaged(error) from error
         return run
 
+    def _unwritable(self, error: Exception) -> AfireError:
+        """Return the error for a data base that cannot be written."""
+        return AfireError(
+            f"{self.path}: cannot be written ({error}). Make room, then repeat the command: it continues where it "
+            "stopped"
+        )
+
     def _damaged(self, error: Exception) -> AfireError:
         """Return the error for a data base that cannot be read, or holds damaged values."""
         return AfireError(f"{self.path}: damaged ({error}). Remove it: the files are then read again")
@@ -114,7 +121,9 @@ class State:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             if isinstance(error, sqlite3.DatabaseError):
-                raise self._damaged(error) from error
+                code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the bits that tell kinds of a code apart
+                full = code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+                raise (self._unwritable(error) if full else self._damaged(error)) from error
         finally:
             self.close()
 
@@ -132,10 +141,7 @@ class State:
             self._base.execute("COMMIT")
             self._base.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:
-            raise AfireError(
-                f"{self.path}: cannot be written ({error}). Make room, then repeat the command: it continues where "
-                "it stopped"
-            ) from error
+            raise self._unwritable(error) from error
         except sqlite3.DatabaseError as error:
             raise self._damaged(error) from error
         self._waiting = 0

@@ -157,6 +157,8 @@ def test_own_table_of_indices_can_be_given(predictions, tmp_path):
         ([["name", "file"], ["a", "b"]], "index and file, or image and file, are expected"),
         ([["index", "file"], ["1", "b", "c"]], "equally long"),
         ([["index", "file"], ["-1", "b"]], "whole number"),
+        ([["index", "file"], ["1", "b"], ["01", "c"]], "row 2 names another file"),
+        ([["image", "file"], ["a", "b"], ["a", "c"]], "row 2 names another file"),
     ],
 )
 def test_table_that_is_none_is_refused(predictions, tmp_path, rows, reason):

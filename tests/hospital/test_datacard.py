@@ -47,6 +47,13 @@ def test_prevalence_is_that_of_known_labels_unless_few_patients_have_it() -> Non
         assert (label["positive"], label["prevalence"]) == (shown, None)
 
 
+def test_few_patients_without_a_finding_cannot_be_told_from_the_uncertain_ones() -> None:
+    items = [{"image": str(i), "group": str(i), "label": [1 if i < 10 else -1 if i < 19 else 0]} for i in range(20)]
+    facts: dict[str, dict[str, str]] = {str(i): {} for i in range(20)}
+    (label,) = describe({"labels": ["Edema"], "training": items}, facts, [1.0])["labels"]
+    assert (label["known"], label["positive"], label["uncertain"]) == (20, 10, WITHHELD)
+
+
 def test_page_needs_no_other_file_and_escapes(tmp_path: Path) -> None:
     facts = {f"images/{i}.png": {"manufacturer_model": "<script>alert(1)</script>"} for i in range(20)}
     card = describe(datalist(6, 16), facts, [0.25] * 4)

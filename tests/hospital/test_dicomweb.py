@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import builtins
 import contextlib
 import gzip
+import io
 import json
 import logging
 import os
@@ -452,6 +454,33 @@ def test_credentials_of_the_environment_are_sent(server, monkeypatch):
     monkeypatch.setenv("AFIRE_DICOMWEB_PASSWORD", "x")
     with pytest.raises(DicomWebError, match="unset those"):
         client(server)
+
+
+def test_file_of_a_folder_that_can_only_be_listed_is_a_failure_and_the_others_are_sent(server, tmp_path, monkeypatch):
+    write(small(1), tmp_path / "open" / "a.dcm")
+    closed = write(small(2), tmp_path / "closed" / "b.dcm")
+
+    def refusing(call):
+        def refused(path, *rest, **options):
+            if str(path) == str(closed):
+                raise PermissionError(13, "Permission denied", path)
+            return call(path, *rest, **options)
+
+        return refused
+
+    for module, name in ((os, "stat"), (os, "lstat"), (builtins, "open"), (io, "open")):
+        monkeypatch.setattr(module, name, refusing(getattr(module, name)))
+    done = send_folder(client(server), tmp_path)
+    assert (done.done, done.failed) == (1, [(str(closed), "not a readable DICOM file (PermissionError)")])
+
+
+def test_user_without_a_home_has_no_netrc_file(monkeypatch):
+    def unknown(_):
+        raise KeyError
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert not find_credentials("127.0.0.1")
 
 
 def test_credentials_of_a_netrc_file_are_sent_if_it_is_its_owners_only(server, monkeypatch, tmp_path):

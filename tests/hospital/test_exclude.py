@@ -67,6 +67,9 @@ def test_next_image_of_the_series_may_stand_in_but_no_copy_of_the_excluded_one(t
     with (tmp_path / "out" / "private" / "left_out.csv").open(newline="") as file:
         reasons = {os.path.basename(row["file"]): row["reason"] for row in csv.DictReader(file)}
     assert reasons == {"a": EXCLUDED, "c_same_pixels": DUPLICATE}
+    run(tmp_path, max_side=32)
+    assert set(index(tmp_path / "out")) == {"b"}
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 1
 
 
 def test_excluded_in_a_new_folder_under_the_same_key(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from afire_monai.hospital import erase
 from afire_monai.hospital.forget import ForgetSummary, forget
 from afire_monai.hospital.identity import IdentityKey
 from afire_monai.hospital.ingest import IngestSummary, ingest
+from afire_monai.hospital.state import State
 
 WHO = f"{PATIENT}3"
 SILENT = {"BodyPartExamined": "", "ViewPosition": ""}
@@ -236,6 +237,8 @@ def test_what_cannot_be_done_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(AfireError, match="another key"):
         forget(WHO, out, key=tmp_path / "other")
     (out / "datalist.json").rename(tmp_path / "kept.json")
+    with pytest.raises(AfireError, match="not the list that"):
+        forget(WHO, out)
     changed = json.loads((tmp_path / "kept.json").read_text())
     changed["training"][0]["image"] = "images/other.png"
     for content in (changed, {"training": [{"image": "images/a.png"}]}, {"training": 5}):
@@ -246,6 +249,24 @@ def test_what_cannot_be_done_changes_nothing(tmp_path: Path) -> None:
     after = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name not in ("audit.csv", "state.sqlite")}
     assert after == files
     assert run(tmp_path).headers_read == 0
+
+
+def test_full_disk_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive(tmp_path)
+    run(tmp_path)
+    erase_forgotten = State.erase_forgotten
+
+    def full(state: State) -> None:
+        state._base.execute("PRAGMA max_page_count=1")  # SQLite sets it to the present size
+        state.set_fact("more", "x" * 10**6)
+        erase_forgotten(state)
+
+    monkeypatch.setattr(State, "erase_forgotten", full)
+    with pytest.raises(AfireError, match=r"cannot be written \(.*full\)\. Make room"):
+        forget(WHO, tmp_path / "out")
+    monkeypatch.undo()
+    forget(WHO, tmp_path / "out")
+    assert run(tmp_path).left_out["forgotten"] == 4
 
 
 def test_models_are_told_by_the_lists_that_they_name(tmp_path: Path) -> None:
@@ -272,6 +293,34 @@ def test_models_are_told_by_the_lists_that_they_name(tmp_path: Path) -> None:
     assert "may have held" in words["perhaps"]
     assert "none that is known" in words["not"]
     assert "names no data list" in words["silent"]
+    again = forget(WHO, out, model=[tmp_path / name for name in descriptions])
+    assert again.already
+    assert again.models == done.models
+
+
+def test_models_of_a_patient_with_an_issuer_are_told_again(tmp_path: Path) -> None:
+    for seed, issuer in enumerate("ABC"):
+        write(tmp_path / "in" / str(seed), seed, PatientID=f"P{seed}", IssuerOfPatientID=issuer)
+    run(tmp_path, issuers="separate")
+    facts = {"data_sha256": datalist_hash(read_raw(tmp_path / "out" / "datalist.json"))}
+    (tmp_path / "saw").mkdir()
+    (tmp_path / "saw" / "classifier.json").write_text(json.dumps(facts))
+    first = forget("P1", tmp_path / "out", model=[tmp_path / "saw"])
+    again = forget("P1", tmp_path / "out", model=[tmp_path / "saw"])
+    assert "held the patient (" in first.models[0].words()
+    assert again.models == first.models
+
+
+def test_list_before_a_patient_was_excluded_may_have_held_them(tmp_path: Path) -> None:
+    archive(tmp_path)
+    run(tmp_path)
+    facts = {"data_sha256": datalist_hash(read_raw(tmp_path / "out" / "datalist.json"))}
+    (tmp_path / "saw").mkdir()
+    (tmp_path / "saw" / "classifier.json").write_text(json.dumps(facts))
+    (tmp_path / "unwanted").write_text("\n".join(planted(tmp_path)[1]))
+    run(tmp_path, exclude=tmp_path / "unwanted")
+    done = forget(WHO, tmp_path / "out", model=[tmp_path / "saw"])
+    assert "may have held" in done.models[0].words()
 
 
 def test_retrieved_files_are_deleted_and_those_fetched_again_too(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import warm
-from hospital_files import PLANTED, chest, write
+from hospital_files import ACCESSION, PATIENT, PLANTED, chest, write
 from PIL import Image
 from pydicom.uid import RLELossless
 
@@ -324,6 +324,17 @@ def test_another_window_is_used_when_asked_for_also_in_a_folder_that_had_the_fir
         run(tmp_path, window_index=-1)
 
 
+def test_picture_of_a_run_that_ended_early_is_not_taken_under_another_window(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a", 1, WindowCenter=[1000, 3000], WindowWidth=[500, 500])
+    (tmp_path / "unwanted").write_text("0" * 20)
+    with pytest.raises(AfireError, match="no image of this folder"):
+        run(tmp_path, exclude=tmp_path / "unwanted")
+    run(tmp_path, window_index=1)
+    (picture,) = (tmp_path / "out" / "images").iterdir()
+    expected = read_picture(tmp_path / "in" / "a", window_index=1).pixels
+    np.testing.assert_allclose(read_picture(picture).pixels, expected, atol=1 / 65535)
+
+
 def test_silent_tags_need_a_picture_with_two_fields(tmp_path: Path) -> None:
     flat = np.linspace(0, 4095, 64).astype(np.uint16)[None].repeat(64, 0)
     write(tmp_path / "in" / "a_looks_right", 1, BodyPartExamined="", ViewPosition="")
@@ -365,6 +376,20 @@ def test_labels_are_joined_and_what_was_not_is_told_by_line_number(tmp_path: Pat
     assert unmatched == "line,value\n8,ACC5550193999\n"
 
 
+@pytest.mark.parametrize(("join", "key"), [("patient", "P"), ("accession", "A")])
+def test_label_of_two_patients_is_not_used(tmp_path: Path, join: str, key: str) -> None:
+    for seed, issuer in enumerate("XYY"):
+        elements = {"PatientID": "P", "AccessionNumber": "A"} if seed < 2 else {}
+        write(tmp_path / "in" / str(seed), seed, IssuerOfPatientID=issuer, **elements)
+    other = {"patient": f"{PATIENT}2", "accession": f"{ACCESSION}2"}[join]
+    (tmp_path / "labels.csv").write_text(f"key,Edema\n{key},1\n{other},1\n")
+    options = {"labels": tmp_path / "labels.csv", "label_columns": ["Edema"], "join": join, "join_column": "key"}
+    done = run(tmp_path, issuers="separate", split=(1, 0, 0), **options)
+    assert (done.labels["matched"], done.labels["ambiguous_lines"]) == (1, [2])
+    items = load_datalist(tmp_path / "out" / "datalist.json", section="training")
+    assert sorted(str(item["label"]) for item in items) == ["[1.0]", "[nan]", "[nan]"]
+
+
 def test_labels_that_fit_nothing_are_a_user_error(tmp_path: Path) -> None:
     archive(tmp_path / "in", 2)
     with pytest.raises(AfireError, match="none of its 7 lines"):
@@ -377,11 +402,19 @@ def test_images_without_date_are_left_out_of_a_split_by_date(tmp_path: Path) -> 
     done = run(tmp_path, split_by="date:2021-06-01,2023-06-01")
     assert done.sections == {"training": 1, "validation": 1, "test": 1}
     assert done.left_out == {NO_DATE: 1}
+    assert len(list((tmp_path / "out" / "images").iterdir())) == done.kept
     done = run(tmp_path, split_by="date:2021-06-01")
     assert done.sections == {"training": 1, "test": 2}
     assert not [remark for remark in done.remarks if "no image for" in remark]  # one date makes no validation section
     done = run(tmp_path, split_by="date:2021-06-01,2021-07-01")
     assert [remark for remark in done.remarks if "no image for validation:" in remark]
+
+
+def test_dated_image_of_a_series_stands_in_for_one_without_date(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "undated", 1, chest(1, 96), SeriesInstanceUID="1.2.3", PatientID="P", StudyDate=None)
+    write(tmp_path / "in" / "dated", 2, SeriesInstanceUID="1.2.3", PatientID="P")
+    assert run(tmp_path, split_by="date:2024-01-01").kept == 1
+    assert reasons(tmp_path / "out") == {"undated": NO_DATE}
 
 
 def test_sites_are_split_without_being_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import stat
 import struct
 import subprocess
@@ -481,6 +482,16 @@ def test_two_nodes_do_not_share_a_folder(tmp_path):
         node_status(tmp_path / "x")
 
 
+def test_status_of_another_users_node_is_an_error_in_words(tmp_path, monkeypatch):
+    def forbidden(*_, **__):
+        raise sqlite3.OperationalError("unable to open database file")
+
+    Queue(tmp_path).close()
+    monkeypatch.setattr(sqlite3, "connect", forbidden)
+    with pytest.raises(AfireError, match=r"cannot be read .*as the node's user"):
+        node_status(tmp_path)
+
+
 def test_the_page_of_counts_is_on_loopback_and_for_its_own_address_alone(model, tmp_path):
     page = free_port()
     with running_node(tmp_path / "s", model, status_port=page) as port, client(port) as router:
@@ -489,6 +500,8 @@ def test_the_page_of_counts_is_on_loopback_and_for_its_own_address_alone(model, 
         with urllib.request.urlopen(f"http://127.0.0.1:{page}/", timeout=10) as answer:
             text = answer.read().decode()
             assert answer.headers["Refresh"] == "10"
+        without_port = urllib.request.Request(f"http://127.0.0.1:{page}/", headers={"Host": "localhost"})  # as for 80
+        assert urllib.request.urlopen(without_port, timeout=10).status == 200
         assert "predicted: 1 (1 kept in results/" in text
         assert not any(word in text for word in (*PLANTED, str(tmp_path)))
         for request in (

@@ -82,7 +82,7 @@ def find_credentials(host: str) -> Credentials:
     if user or token:
         return Credentials(user, password, token)
     named = os.environ.get("NETRC")
-    path = Path(named) if named else Path.home() / ".netrc"
+    path = Path(named or os.path.expanduser("~/.netrc"))  # `Path.home` fails for a user without a home
     return _from_netrc(path, host, bool(named))
 
 

@@ -264,7 +264,8 @@ def _files(folder: Path, result: Transfer) -> Iterator[Path]:
     for where, folders, names in os.walk(folder, onerror=closed):
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths = (Path(where, name) for name in names if not name.startswith("."))
-        yield from (path for path in paths if path.is_file())
+        # a file of which nothing can be known is reported when it is read
+        yield from (path for path in paths if os.path.isfile(path) or not os.path.lexists(path))
 
 
 def _has_magic_word(file: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sqlite3
 import threading
@@ -235,17 +236,15 @@ class NodeStatus:
 def node_status(state: str | Path) -> NodeStatus:
     """Read the states of received objects, while a node runs or afterwards; AfireError if no node has worked there."""
     folder = Path(state)
-    if not (folder / BASE).is_file():
-        raise AfireError("--state: no node has worked in this folder; name that of `afire node`")
-    base = open_base(folder)
+    if not os.path.isfile(folder / BASE):
+        raise AfireError("--state: no node has worked in this folder, or it is another user's; name that of a node")
     try:
-        check_version(base)
-        rows = base.execute("SELECT state, reason, COUNT(*) FROM objects GROUP BY state, reason").fetchall()
-        facts = dict(base.execute("SELECT name, value FROM facts").fetchall())
+        with closing(open_base(folder)) as base:
+            check_version(base)
+            rows = base.execute("SELECT state, reason, COUNT(*) FROM objects GROUP BY state, reason").fetchall()
+            facts = dict(base.execute("SELECT name, value FROM facts").fetchall())
     except sqlite3.DatabaseError as error:
-        raise AfireError(f"--state: {BASE} cannot be read ({error})") from None
-    finally:
-        base.close()
+        raise AfireError(f"--state: {BASE} cannot be read ({error}); give this command as the node's user") from None
     counts: Counter[str] = Counter()
     for name, _, number in rows:
         counts[name] += number

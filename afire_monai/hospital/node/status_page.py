@@ -58,7 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer with the page."""
-        if self.headers.get("Host", "").rpartition(":")[0] not in _HOSTS or self.path != "/":
+        if self.headers.get("Host", "").partition(":")[0] not in _HOSTS or self.path != "/":
             self.send_error(404)
             return
         text = "\n".join(self.lines())
