@@ -108,7 +108,7 @@ def read_findings(path: str | Path, known: Sequence[str] = ()) -> dict[str, int 
     """
     expected = 'an object such as {"Effusion": 1, "Mass": 0} is expected (1 present, 0 absent, -1 uncertain, null)'
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise AfireError(f"the findings are not JSON; {expected}") from error
     if isinstance(content, dict) and isinstance(content.get("findings"), dict):

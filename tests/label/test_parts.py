@@ -176,8 +176,9 @@ def test_findings_that_are_none_are_refused_in_words(text, words, tmp_path):
         read_findings(tmp_path / "f.json", LABELS)
 
 
-def test_findings_are_read_as_they_are(tmp_path):
-    (tmp_path / "f.json").write_text('{"findings": {"Nodule": -1, "Effusion": null}, "by": "me"}')
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_findings_are_read_as_they_are(encoding, tmp_path):
+    (tmp_path / "f.json").write_text('{"findings": {"Nodule": -1, "Effusion": null}, "by": "me"}', encoding=encoding)
     assert read_findings(tmp_path / "f.json", LABELS) == {"Nodule": -1, "Effusion": None}
 
 
