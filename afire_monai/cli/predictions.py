@@ -10,7 +10,15 @@ from typing import Any
 from afire_monai.cli.fronts import front
 from afire_monai.core.errors import AfireError, require_path
 from afire_monai.core.quiet import silence
-from afire_monai.models.shipped import DEFAULT, MODEL, POPULATIONS, require_model, shipped_names, with_shipped
+from afire_monai.models.shipped import (
+    DEFAULT,
+    MODEL,
+    POPULATIONS,
+    is_shipped,
+    require_model,
+    shipped_names,
+    with_shipped,
+)
 
 LIST = "make a data list with `afire datalist`"
 
@@ -48,8 +56,10 @@ def predict(
     folders = model_folders(model, population)
     from afire_monai.predictions.results import KEY
 
-    if included := [name for name in model or (DEFAULT,) if name in shipped_names()]:
-        print(f"model:    {included[0]}, which comes with the package: research only, not a medical device")
+    if model is None or all(map(is_shipped, model)):
+        print(
+            f"model:    {(model or (DEFAULT,))[0]}, which comes with the package: research only, not a medical device"
+        )
         normals = population or POPULATIONS[0]
         print(f"          percentiles are among normal radiographs of {normals}; --population names others")
     done = work(inputs, folders, **options)
@@ -69,10 +79,10 @@ def predict(
 def model_folders(model: Sequence[str] | None, population: str | None) -> Sequence[str]:
     """Return model folders; a name of the package's models stands for two, with its reference of a population.
 
-    Raises AfireError for an unknown population, or for one where no model of the package is named.
+    Raises AfireError for an unknown population, or for one beside a model that is not the package's.
     """
     models = model or (DEFAULT,)
-    if population is not None and not {*models} & {*shipped_names()}:
+    if population is not None and model is not None and not all(map(is_shipped, model)):
         raise AfireError(
             f"--population {population} chooses among the references of the package's models "
             f"({', '.join(shipped_names())}); {', '.join(models)} has its own, so leave one of the two out"

@@ -28,12 +28,17 @@ def shipped_folder(name: str = DEFAULT) -> Path:
     return WEIGHTS / name
 
 
+def is_shipped(model: str | Path) -> bool:
+    """Whether this is the name of a model that comes with the package; a path of that name that is there is meant."""
+    return str(model) in shipped_names() and not Path(model).exists()
+
+
 def model_folder(model: str | Path | None = None) -> Path:
     """Return the folder that the name of a model that comes with the package stands for; another path as it is.
 
     None is the model that is used unless another one is requested.
     """
-    return shipped_folder(str(model or DEFAULT)) if model is None or str(model) in shipped_names() else Path(model)
+    return shipped_folder(str(model or DEFAULT)) if model is None or is_shipped(model) else Path(model)
 
 
 def require_model(option: str, model: str | None) -> None:
@@ -44,8 +49,7 @@ def require_model(option: str, model: str | None) -> None:
 
 def with_shipped(models: Sequence[str], population: str = POPULATIONS[0]) -> list[str | Path]:
     """Return model folders; a name stands for the folder of that model, with its reference of a population."""
-    known = shipped_names()
-    named = (shipped_models(population, model) if model in known else [model] for model in models)
+    named = (shipped_models(population, model) if is_shipped(model) else [model] for model in models)
     return [folder for folders in named for folder in folders]
 
 

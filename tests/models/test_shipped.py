@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +10,17 @@ import torch
 import afire_monai
 from afire_monai.cli.main import run
 from afire_monai.cli.predictions import model_folders
-from afire_monai.core.errors import CheckpointError
+from afire_monai.core.errors import AfireError, CheckpointError
 from afire_monai.models.initial import initial_encoder, origin_of
-from afire_monai.models.shipped import DEFAULT, POPULATIONS, shipped_folder, shipped_models, shipped_names, with_shipped
+from afire_monai.models.shipped import (
+    DEFAULT,
+    POPULATIONS,
+    model_folder,
+    shipped_folder,
+    shipped_models,
+    shipped_names,
+    with_shipped,
+)
 from afire_monai.phantom.chest import write_phantom_dataset
 
 
@@ -51,10 +60,17 @@ def test_a_name_stands_for_its_folders_wherever_it_is_among_others():
     folders = shipped_models(name=DEFAULT)
     assert with_shipped((DEFAULT, "runs/a")) == [*folders, "runs/a"]
     assert with_shipped(("runs/a", DEFAULT)) == ["runs/a", *folders]
-    assert model_folders(("chest-ti16-1", "runs/a"), "children") == (
-        *map(str, shipped_models("children", "chest-ti16-1")),
-        "runs/a",
-    )
+    assert model_folders(("chest-ti16-1",), "children") == tuple(map(str, shipped_models("children", "chest-ti16-1")))
+    with pytest.raises(AfireError, match="leave one of the two out"):  # its own reference would count
+        model_folders(("runs/a", "chest-ti16-1"), "children")
+
+
+def test_a_copy_of_a_model_beside_which_one_works_is_meant_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / DEFAULT).mkdir()
+    assert model_folder(DEFAULT) == Path(DEFAULT)
+    assert model_folders((DEFAULT,), None) == (DEFAULT,)
+    assert model_folder() == shipped_folder()
 
 
 @pytest.mark.parametrize("name", shipped_names())
