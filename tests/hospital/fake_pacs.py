@@ -65,6 +65,8 @@ class FakePacs:
     """Modalities of objects that it answers C-STORE of with 0122."""
     asked: Counter[str] = field(default_factory=Counter)
     """How often it was asked to commit itself to each object."""
+    answers: list[int | None] = field(default_factory=list)
+    """Status that each of its reports was answered with; None without an answer."""
     transactions: set[str] = field(default_factory=set)
     """Of requests to commit itself; one that it knows is refused."""
 
@@ -165,7 +167,9 @@ class FakePacs:
             time.sleep(0.1)
             kind, instance = StorageCommitmentPushModel, StorageCommitmentPushModelInstance
             for one in (*self.others, report):
-                event.assoc.send_n_event_report(one, 2 if one.get("FailedSOPSequence") else 1, kind, instance)
+                told = 2 if one.get("FailedSOPSequence") else 1
+                status, _ = event.assoc.send_n_event_report(one, told, kind, instance)
+                self.answers.append(status.get("Status"))
 
         if self.commitment == "reports":
             threading.Thread(target=tell, daemon=True).start()

@@ -27,6 +27,8 @@ from hospital.certificates import make_certificates
 from hospital.fake_pacs import AET, fake_pacs
 from hospital.orthanc import free_port, running_orthanc
 from hospital.planted import SECRETS, radiograph, small, write
+from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_primitives import N_EVENT_REPORT
 
 from afire_monai.cli.main import run
 from afire_monai.core.errors import AfireError
@@ -528,6 +530,25 @@ def test_a_lost_answer_to_the_request_is_no_lost_commitment(way, requests, tmp_p
         archive.store(dataset)
         assert archive.settle() == {}
         assert len(pacs.transactions) == pacs.asked.total() == requests
+
+
+def test_a_report_is_answered_before_the_connection_ends(tmp_path, monkeypatch):
+    send = DIMSEServiceProvider.send_msg
+
+    def late(self, message, context):
+        if isinstance(message, N_EVENT_REPORT) and message.MessageIDBeingRespondedTo is not None:
+            time.sleep(0.5)
+        send(self, message, context)
+
+    monkeypatch.setattr(DIMSEServiceProvider, "send_msg", late)
+    (dataset,) = outbox(tmp_path, 1)
+    with fake_pacs() as pacs, client(pacs.address, timeout=5, reports=Reports()) as archive:
+        archive.store(dataset)
+        assert archive.settle() == {}
+        end = time.monotonic() + 10
+        while not pacs.answers and time.monotonic() < end:
+            time.sleep(0.05)
+    assert pacs.answers == [0x0000]
 
 
 def test_the_listener_for_reports_answers_when_it_is_tried():

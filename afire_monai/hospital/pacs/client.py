@@ -196,6 +196,7 @@ class Pacs:
         try:
             report = self._repeated(lambda: self._committed(reports, objects))
         finally:
+            reports.wait_for_answers(self._timeout)
             self._hang_up("commit")
         if report is None:
             raise ConnectionLostError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
 from afire_monai.hospital.pacs.association import VERIFY, PacsAddress, Tls, object_received, text_of
@@ -25,6 +27,10 @@ class Reports(Mailbox[dict[str, str]]):
     A report is, by UID, the reason why an object is not kept, or "" if it is kept.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._answering: list[threading.Thread] = []
+
     def listen(self, aet: str, port: int, pacs: PacsAddress, tls: Tls, timeout: float) -> None:
         """Let the archive report on a connection of its own, to the address that faces it, and try it by C-ECHO.
 
@@ -45,6 +51,8 @@ class Reports(Mailbox[dict[str, str]]):
     def take(self, event: Any) -> tuple[int, None]:
         """Take an N-EVENT-REPORT; one that nobody waits for, such as a late one, is answered and forgotten."""
         object_received(event)
+        with self._arrived:  # pynetdicom starts a thread for each report, and answers in it
+            self._answering = [*filter(threading.Thread.is_alive, self._answering), threading.current_thread()]
         report = event.event_information
         kept = {text_of(item, "ReferencedSOPInstanceUID"): "" for item in report.get("ReferencedSOPSequence") or ()}
         failed = {
@@ -53,6 +61,15 @@ class Reports(Mailbox[dict[str, str]]):
         }
         self.put(text_of(report, "TransactionUID"), lambda: kept | failed)
         return 0x0000, None
+
+    def wait_for_answers(self, timeout: float) -> None:
+        """Wait until the reports that were taken are answered, at most ``timeout`` seconds.
+
+        A connection must not be ended before: the answer would be lost, and both sides would wait for each other.
+        """
+        end = time.monotonic() + timeout
+        for thread in self._answering:
+            thread.join(max(end - time.monotonic(), 0))
 
 
 def report_context() -> Any:
