@@ -13,7 +13,7 @@ from afire_monai.datalists.targets import target_matrix
 from afire_monai.figures import study as parts
 from afire_monai.figures.landmarks import add_landmarks
 from afire_monai.figures.page import page_text
-from afire_monai.figures.study import Settings, Study
+from afire_monai.figures.study import DRAWN, Settings, Study
 from afire_monai.figures.views import choose_items, read_sample, views_of
 from afire_monai.methods.grid_shift import GridShift
 from afire_monai.models.folder import load_encoder, load_module_files
@@ -88,4 +88,6 @@ def _write(out: Path, study: Study) -> Path:
     for name, data in files.items():
         with whole_file(out / name) as part:
             part.write_bytes(data)
+    for name in set(DRAWN) - set(study.drawn):  # of an earlier run with other material
+        (out / f"{name}.png").unlink(missing_ok=True)
     return out / "figures.html"

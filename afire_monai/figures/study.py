@@ -33,6 +33,8 @@ from afire_monai.radiographs.masks import MaskReading
 ASKED = ((0.35, 0.3), (0.45, 0.62), (0.68, 0.3))
 """Cells of the correspondence picture, row and column in 0…1 of the canvas: upper lung, heart, lower lung."""
 MASKS_NEEDED = 8
+DRAWN = ("correspondence", "segments", "tsne_cells", "tsne_landmarks", "tsne_disease", "atlas")
+"""Names of all pictures."""
 TSNE_TOKENS = 1500
 SHOWN = 7
 

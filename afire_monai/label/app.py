@@ -104,7 +104,7 @@ class RadiographLabelApp(MONAILabelApp):
 
     def _labelling(self) -> dict[str, Trainable]:
         """Return the labels that can be saved, by the task that they train: those of the models, or those named."""
-        classes, labels = tuple(_names(self.given.get("classes", ""))), tuple(_names(self.given.get("findings", "")))
+        classes, labels = (tuple(_labels(self.given.get(key, ""), key)) for key in ("classes", "findings"))
         if self.shelf.offers("segmentation"):
             classes = tuple(class_values(self.shelf))
         if self.shelf.offers("classification"):
@@ -219,6 +219,13 @@ class RadiographLabelApp(MONAILabelApp):
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _labels(text: str, key: str) -> list[str]:
+    names = _names(text)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise AfireError(f"--conf {key}: {', '.join(twice)} is named more than once; name each once")
+    return names
 
 
 def _count(text: str, key: str, least: int = 1) -> int:

@@ -223,9 +223,23 @@ class Reply:
 
 def uses(task: str, request: Mapping[str, Any] | None = None) -> str:
     """Name the use of models (see `ModelShelf`) that a task needs."""
-    if task == "classification" and (request or {}).get("heatmap"):
+    if task == "classification" and asked_for(request or {}, "heatmap"):
         return "gradcam"
     return {"anomaly_heatmap": "anomaly", "anomaly_regions": "anomaly"}.get(task, task)
+
+
+def asked_for(request: Mapping[str, Any], key: str) -> bool:
+    """Return whether a request switches something on; false unless it is named.
+
+    Raises:
+        AfireError: for anything but true and false.
+    """
+    value = request.get(key, False)
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if not isinstance(value, bool):
+        raise AfireError(f"{key}: true or false is expected, got {str(value)[:40]!r}")
+    return value
 
 
 def numbered(names: Iterable[str]) -> dict[str, int]:
@@ -324,4 +338,4 @@ def write_reply(reply: Reply, folder: str | Path, name: str, request: Mapping[st
             rows = np.round(rows * np.iinfo(wanted).max).astype(wanted)
     elif wanted == "uint16":
         rows = rows.astype(np.uint16)
-    return write_map(Path(folder) / f"{name}{suffix}", rows, reply.grid, bool(request.get("result_compress", False)))
+    return write_map(Path(folder) / f"{name}{suffix}", rows, reply.grid, asked_for(request, "result_compress"))

@@ -36,7 +36,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from afire_monai.core.errors import AfireError
 from afire_monai.label.access import TokenRequired, token_of_environment
-from afire_monai.label.inference_service import answer, class_values
+from afire_monai.label.inference_service import answer, asked_for, class_values
 from afire_monai.label.messages import NotFoundError, problem
 from afire_monai.label.work_page import WorkPage
 
@@ -146,7 +146,7 @@ def run_inference(
         if not image:
             raise AfireError("no image: give its id, a file or a session that has not ended")
         app.datastore().get_image_uri(image)
-    if output == infer.ResultType.image and model == "classification" and not asked.get("heatmap"):
+    if output == infer.ResultType.image and model == "classification" and not asked_for(asked, "heatmap"):
         raise AfireError('classification gives a picture with {"heatmap": true} only; ask for output=json')
     with _clearing(background_tasks):
         if output == infer.ResultType.dicom_seg:

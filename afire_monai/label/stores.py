@@ -67,7 +67,10 @@ class CarefulStore(LocalDatastore):
 
     def _list_files(self, path: str, patterns: Sequence[str]) -> dict[str, str]:
         if os.path.realpath(path) == os.path.realpath(self._datastore.image_path()):
-            return {p.name: p.name for p in list_images(path) if p.parent == Path(path)}
+            files = {p.name: p.name for p in list_images(path) if p.parent == Path(path)}
+            if alike := len(files) - len({self._to_id(name)[0] for name in files}):
+                logger.warning("%d images are left out, as others differ in the suffix alone; rename them", alike)
+            return files
         names = (name for name in os.listdir(path) if name.lower().endswith((*MAP_SUFFIXES, FINDINGS_SUFFIX)))
         return {name: name for name in names}
 

@@ -289,6 +289,8 @@ def listed(tmp_path: Path) -> Path:
 
 def test_figures_are_written_with_numbers_and_name_nobody(model: Path, listed: Path, tmp_path: Path) -> None:
     places = ["--encoder", str(model), "--datalist", str(listed), "--out", str(tmp_path / "f")]
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "atlas.png").touch()  # of an earlier run with another model
     assert run(["figures", *places, "--clusters", "3"]) == 0
     files = {path.name for path in (tmp_path / "f").iterdir()}
     pictures = {"correspondence.png", "segments.png", "tsne_cells.png", "tsne_disease.png"}

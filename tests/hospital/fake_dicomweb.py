@@ -118,8 +118,9 @@ class Handler(BaseHTTPRequestHandler):
         done = {"00081155": {"vr": "UI", "Value": [uid]}}
         self.json(200, {"00081199": {"vr": "SQ", "Value": [done]}})
 
-    def refuse(self, uid: str, reason: int, status: int = 409) -> None:
-        item = {"00081155": {"vr": "UI", "Value": [uid]}, "00081197": {"vr": "US", "Value": [reason]}}
+    def refuse(self, uid: str, reason: Any, status: int = 409) -> None:
+        values = reason if isinstance(reason, list) else [reason]
+        item = {"00081155": {"vr": "UI", "Value": [uid]}, "00081197": {"vr": "US", "Value": values}}
         self.json(status, {"00081198": {"vr": "SQ", "Value": [item]}})
 
 

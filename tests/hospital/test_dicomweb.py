@@ -355,14 +355,15 @@ def test_what_the_server_refuses_is_listed_and_the_rest_is_sent(server, outbox, 
     assert stat.S_IMODE((tmp_path / "failures.csv").stat().st_mode) == 0o600
 
 
-def test_an_object_that_a_server_takes_only_in_part_of_its_answers_is_a_failure(server, outbox):
+@pytest.mark.parametrize(("reason", "told"), [(0xA700, "A700"), ([1, 2], "0000")])
+def test_an_object_that_a_server_takes_only_in_part_of_its_answers_is_a_failure(reason, told, server, outbox):
     def refuse(handler):
-        handler.refuse(str(small(0).SOPInstanceUID), 0xA700, status=202)
+        handler.refuse(str(small(0).SOPInstanceUID), reason, status=202)
         return True
 
     server.tricks = [refuse]
     done = send_folder(client(server), outbox)
-    assert (done.done, done.failed[0][1]) == (2, "refused by the server: failure (reason A700)")
+    assert (done.done, done.failed[0][1]) == (2, f"refused by the server: failure (reason {told})")
 
 
 def test_indexes_and_broken_files_are_not_sent(server, tmp_path):

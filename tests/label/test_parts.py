@@ -21,7 +21,7 @@ from afire_monai.hospital.dicomweb.credentials import DicomWebError
 from afire_monai.hospital.identity import IdentityKey
 from afire_monai.label import comparison
 from afire_monai.label.images import open_image, patient_of
-from afire_monai.label.inference_service import ModelShelf, answer, class_values, write_reply
+from afire_monai.label.inference_service import ModelShelf, answer, asked_for, class_values, write_reply
 from afire_monai.label.label_files import read_findings, read_mask, saved_labels, score_labels
 from afire_monai.label.messages import NoNames, NotFoundError, UnknownImageError, problem, without_names
 from afire_monai.label.sampling_strategies import Chooser
@@ -117,6 +117,17 @@ def test_regions_are_the_heatmap_from_the_threshold_on(shelf, pngs):
     assert reply.rows.any()
     with pytest.raises(AfireError, match="threshold"):
         answer("anomaly_regions", shelf, pngs / "spot.png", {"threshold": "much"})
+
+
+@pytest.mark.parametrize(("value", "expected"), [(True, True), ("True", True), (False, False), ("false", False)])
+def test_switches_are_read_as_they_are_written(value, expected):
+    assert asked_for({"heatmap": value}, "heatmap") is expected
+
+
+@pytest.mark.parametrize("value", ["no", 1, None, []])
+def test_switches_that_are_neither_true_nor_false_are_refused(value):
+    with pytest.raises(AfireError, match="heatmap: true or false is expected"):
+        asked_for({"heatmap": value}, "heatmap")
 
 
 def test_scores_and_outlines_are_those_of_the_scorer(shelf, models, pngs):

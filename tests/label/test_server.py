@@ -224,6 +224,8 @@ def test_bad_requests_are_answered_in_words_and_the_server_lives_on(server, tmp_
         (server.http.post(f"{server.url}infer/segmentation?image={wrong_size}&session_id=none"), 404, "id"),
         (server.infer("nonsense", chest), 404, "there are"),
         (server.infer("classification", chest, "image"), 400, "heatmap"),
+        (server.infer("classification", chest, "image", heatmap="false"), 400, "heatmap"),
+        (server.infer("classification", chest, heatmap="perhaps"), 400, "true or false"),
         (server.infer("anomaly_regions", chest, threshold=7), 400, "threshold"),
         (server.infer("anomaly_heatmap", chest, "image", result_extension=".exe"), 400, ".nii.gz"),
         (server.next("nonsense"), 404, "most_anomalous"),
@@ -260,6 +262,23 @@ def test_uploads_that_are_refused_are_not_left_behind(models, tmp_path, monkeypa
         assert server.http.post(f"{server.url}infer/segmentation", files=upload, timeout=60).status_code == 400
         assert server.infer("segmentation", "chest00", "dicom_seg").status_code == 400  # of a PNG
         assert set((tmp_path / "tmp").iterdir()) == before
+
+
+def test_images_of_one_id_are_told_and_the_first_is_used(models, tmp_path):
+    write_pngs(tmp_path / "studies", 2)
+    shutil.copy(tmp_path / "studies" / "chest01.png", tmp_path / "studies" / "chest00.PNG")
+    with running(str(tmp_path / "studies"), tmp_path / "work", models, {}) as server:
+        assert server.infer("classification", "chest00").status_code == 200
+        assert "1 images are left out, as others differ in the suffix alone" in server.log()
+
+
+def test_a_class_that_is_named_twice_is_refused(tmp_path):
+    (tmp_path / "studies").mkdir()
+    words = ["--classes", "heart,lung,heart", "--work", str(tmp_path / "work"), "--port", str(free_port())]
+    command = ["bash", str(ROOT / "scripts" / "label_server.sh"), "start", str(tmp_path / "studies"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode != 0
+    assert "--conf classes: heart is named more than once; name each once" in done.stderr + done.stdout
 
 
 def test_findings_and_mask_under_one_tag_do_not_replace_each_other(of_pngs, tmp_path):

@@ -23,7 +23,7 @@ from afire_monai.hospital.dicomweb.connection import (
     refused_list,
 )
 from afire_monai.hospital.dicomweb.credentials import DicomWebError, find_credentials
-from afire_monai.hospital.dicomweb.objects import check_object, save_object
+from afire_monai.hospital.dicomweb.objects import check_object, failure_reason, save_object
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -310,7 +310,7 @@ class DicomWeb:
         uid = str(dataset.get("SOPInstanceUID", ""))
         answer = self._ask(self._store, dataset)
         for item in answer.get("FailedSOPSequence") or ():
-            code = int(item.get("FailureReason") or 0)
+            code = failure_reason(item)
             if code == _DUPLICATE:
                 return False
             raise AnswerError(f"refused by the server: {_FAILURES.get(code, 'failure')} (reason {code:04X})")

@@ -12,8 +12,15 @@ from afire_monai.hospital.dicomweb.connection import AnswerError, not_dicomweb
 
 if TYPE_CHECKING:
     import requests
+    from pydicom.dataset import Dataset
 
 PIECE = 2**20
+
+
+def failure_reason(item: Dataset) -> int:
+    """Return the code of why an object is not kept; 0 if an archive gives none, or something that is no code."""
+    value = item.get("FailureReason")
+    return value if isinstance(value, int) else 0
 
 
 def save_object(response: requests.Response, path: Path) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from typing import Any
 
+from afire_monai.hospital.dicomweb.objects import failure_reason
 from afire_monai.hospital.pacs.association import VERIFY, PacsAddress, Tls, object_received, text_of
 from afire_monai.hospital.pacs.listener import Mailbox
 
@@ -56,7 +57,7 @@ class Reports(Mailbox[dict[str, str]]):
         report = event.event_information
         kept = {text_of(item, "ReferencedSOPInstanceUID"): "" for item in report.get("ReferencedSOPSequence") or ()}
         failed = {
-            text_of(item, "ReferencedSOPInstanceUID"): _REASONS.get(item.get("FailureReason"), "no reason is given")
+            text_of(item, "ReferencedSOPInstanceUID"): _REASONS.get(failure_reason(item), "no reason is given")
             for item in report.get("FailedSOPSequence") or ()
         }
         self.put(text_of(report, "TransactionUID"), lambda: kept | failed)
