@@ -30,6 +30,7 @@ from afire_monai.label.inference_service import (
     TASKS,
     ModelShelf,
     answer,
+    asked_for,
     class_values,
     uses,
     write_reply,
@@ -142,7 +143,7 @@ class RadiographLabelApp(MONAILabelApp):
             classes,
             labels,
             _names(self.given.get("modalities", "CR,DX")),
-            _switch(self.given.get("to_archive", "true")),
+            asked_for(self.given, "to_archive", default=True),
             self.shelf.reader(),
         )
 
@@ -232,12 +233,6 @@ def _count(text: str, key: str, least: int = 1) -> int:
     if not text.isdecimal() or int(text) < least:
         raise AfireError(f"--conf {key} {text}: a whole number of at least {least} is expected")
     return int(text)
-
-
-def _switch(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise AfireError(f"--conf to_archive {text}: true or false is expected")
-    return text.lower() == "true"
 
 
 _TYPES = {

@@ -228,13 +228,15 @@ def uses(task: str, request: Mapping[str, Any] | None = None) -> str:
     return {"anomaly_heatmap": "anomaly", "anomaly_regions": "anomaly"}.get(task, task)
 
 
-def asked_for(request: Mapping[str, Any], key: str) -> bool:
-    """Return whether a request switches something on; false unless it is named.
+def asked_for(request: Mapping[str, Any], key: str, default: bool = False) -> bool:
+    """Return whether a request switches something on; ``default`` if it does not say, or says null.
 
     Raises:
         AfireError: for anything but true and false.
     """
-    value = request.get(key, False)
+    value = request.get(key)
+    if value is None:
+        return default
     if isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
     if not isinstance(value, bool):

@@ -119,12 +119,14 @@ def test_regions_are_the_heatmap_from_the_threshold_on(shelf, pngs):
         answer("anomaly_regions", shelf, pngs / "spot.png", {"threshold": "much"})
 
 
-@pytest.mark.parametrize(("value", "expected"), [(True, True), ("True", True), (False, False), ("false", False)])
+@pytest.mark.parametrize(
+    ("value", "expected"), [(True, True), ("True", True), (False, False), ("false", False), (None, False)]
+)
 def test_switches_are_read_as_they_are_written(value, expected):
     assert asked_for({"heatmap": value}, "heatmap") is expected
 
 
-@pytest.mark.parametrize("value", ["no", 1, None, []])
+@pytest.mark.parametrize("value", ["no", 1, "", []])
 def test_switches_that_are_neither_true_nor_false_are_refused(value):
     with pytest.raises(AfireError, match="heatmap: true or false is expected"):
         asked_for({"heatmap": value}, "heatmap")
